@@ -1,0 +1,40 @@
+# make demo   the main job, from nothing: environment, real backbone, real text, a fine-tuned classifier
+# make test   environment, lint, types, tests
+# make soak   the long tests
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+RUN := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+
+.PHONY: demo test lint soak benchmark clean
+
+demo: $(VENV)/.demo-installed
+	$(RUN) $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no recipes/classify.py
+
+test: $(VENV)/.test-installed lint
+	$(RUN) $(BIN)/python -m pytest -n 2 -q
+
+lint: $(VENV)/.test-installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+soak: $(VENV)/.test-installed
+	$(RUN) $(BIN)/python -m pytest -q -m soak
+
+benchmark: $(VENV)/.test-installed
+	$(RUN) $(BIN)/python benchmarks/versus_trainer.py
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.demo-installed: $(VENV)/bin/python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet --editable '.[demo]' --constraint constraints.txt
+	touch $@
+
+$(VENV)/.test-installed: $(VENV)/bin/python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet --editable '.[test]' --constraint constraints.txt
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info

@@ -1,0 +1,187 @@
+"""The pretrained model with a head for the task, and its tokenizer."""
+
+import contextlib
+import io
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors import SafetensorError
+
+from hf_finetune.config import ModelConfig, check
+from hf_finetune.errors import InputError
+from hf_finetune.sources import local_path
+from hf_finetune.tasks import Task
+
+# What damaged or missing files make transformers, tokenizers, safetensors and json raise.
+LOADING_ERRORS = (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError, TypeError, AttributeError)
+LONGEST_DEFAULT = 512  # tokens, where neither the tokenizer nor the positions set a limit
+
+
+@dataclass(frozen=True, kw_only=True)
+class Backbone:
+    """A model with its tokenizer. `new_parameters` were not in the pretrained files: the head."""
+
+    model: Any
+    tokenizer: Any
+    source: str
+    new_parameters: frozenset[str]
+
+    @property
+    def pad_token_id(self) -> int:
+        """The id that pads."""
+        return int(self.tokenizer.pad_token_id)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """transformers' progress bars and load reports off: what matters in them we check and say ourselves."""
+    level = transformers.logging.get_verbosity()
+    bars = transformers.logging.is_progress_bar_enabled()
+    transformers.logging.set_verbosity(logging.CRITICAL)
+    transformers.logging.disable_progress_bar()
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        transformers.logging.set_verbosity(level)
+        if bars:
+            transformers.logging.enable_progress_bar()
+
+
+def load_tokenizer(config: ModelConfig) -> Any:
+    """The backbone's tokenizer, with a padding token (the end-of-sequence token where it has none of its own)."""
+    source = local_path(config.backbone, "model.backbone")
+    try:
+        with quiet():
+            tokenizer = transformers.AutoTokenizer.from_pretrained(
+                source, revision=config.revision, trust_remote_code=config.trust_remote_code
+            )
+    except LOADING_ERRORS as error:
+        raise loading_error(config.backbone, source, "tokenizer", error) from None
+    if tokenizer.pad_token_id is None:
+        if tokenizer.eos_token is None:
+            raise InputError(
+                f"model.backbone ({config.backbone}): its tokenizer has neither a padding nor an end token"
+            )
+        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.padding_side = "right"  # decoder classifiers read the last token that is no padding
+    return tokenizer
+
+
+def load(config: ModelConfig, task: Task, tokenizer: Any) -> Backbone:
+    """The model in fp32 with a head for the task's labels. The new head's weights depend on torch's seed alone."""
+    source = local_path(config.backbone, "model.backbone")
+    names = dict(enumerate(task.label_names))
+    try:
+        with quiet():
+            hf_config = transformers.AutoConfig.from_pretrained(
+                source,
+                revision=config.revision,
+                trust_remote_code=config.trust_remote_code,
+                id2label=names,
+                label2id={name: number for number, name in names.items()},
+                problem_type=f"{task.problem}_classification" if task.problem != "regression" else "regression",
+            )
+            set_dropout(hf_config, config.dropout)
+            hf_config.pad_token_id = tokenizer.pad_token_id
+            model, report = getattr(transformers, task.auto_class).from_pretrained(
+                source,
+                config=hf_config,
+                revision=config.revision,
+                trust_remote_code=config.trust_remote_code,
+                dtype=torch.float32,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+                **({"attn_implementation": config.attention} if config.attention else {}),
+            )
+    except LOADING_ERRORS as error:
+        raise loading_error(config.backbone, source, "model", error) from None
+    new = frozenset(report["missing_keys"]) | {key[0] for key in report["mismatched_keys"]}
+    check_weights(config.backbone, model, new)
+    if config.dropout is not None:
+        wrong = [
+            name
+            for name, part in model.named_modules()
+            if isinstance(part, torch.nn.Dropout) and part.p != config.dropout
+        ]
+        check(not wrong, "model.dropout", config.dropout, f"this backbone does not take it in {', '.join(wrong[:3])}")
+    return Backbone(model=model, tokenizer=tokenizer, source=config.backbone, new_parameters=new)
+
+
+def load_any(location: str) -> Any:
+    """The model in a run folder, model folder, package or Hub repository, with whatever sequence head it has or gets."""
+    inside = Path(location) / "model"
+    source = str(inside) if (inside / "config.json").is_file() else local_path(location, "MODEL")
+    try:
+        with quiet():
+            return transformers.AutoModelForSequenceClassification.from_pretrained(source)
+    except LOADING_ERRORS as error:
+        raise loading_error(location, source, "model", error, key="MODEL") from None
+
+
+def loading_error(
+    backbone: str, source: str, what: str, error: BaseException, key: str = "model.backbone"
+) -> InputError:
+    """One line that tells a missing backbone from a damaged one."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    if Path(source).is_dir():
+        return InputError(f"{key} ({backbone}): the {what} in this folder cannot be loaded: {lines[0]}")
+    return InputError(f"{key} ({backbone}): there is no such folder, and the Hub gives no such model "
+                      f"(is the name right, is there a network, is access granted?): {lines[0]}")  # fmt: skip
+
+
+def set_dropout(hf_config: Any, probability: float | None) -> None:
+    """Sets every dropout probability of a transformers config, nested ones too."""
+    if probability is None:
+        return
+    changed = 0
+    for name, value in vars(hf_config).items():
+        is_rate = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if ("drop" in name or name.endswith("pdrop")) and (is_rate or (value is None and name == "classifier_dropout")):
+            setattr(hf_config, name, probability)
+            changed += 1
+    check(changed > 0, "model.dropout", probability, f"{type(hf_config).__name__} has no dropout to set")
+
+
+def check_weights(backbone: str, model: Any, new: frozenset[str]) -> None:
+    """Raises InputError where the files lack weights of the backbone, or hold values that are not finite."""
+    prefix = f"{model.base_model_prefix}."
+    lacking = sorted(name for name in new if name.startswith(prefix) and "pooler" not in name)
+    total = sum(name.startswith(prefix) for name, _ in model.named_parameters())
+    if lacking:
+        raise InputError(f"model.backbone ({backbone}): its files lack {len(lacking)} of {total} pretrained tensors, "
+                         f"such as {lacking[0]}; are they of another model?")  # fmt: skip
+    for name, tensor in model.named_parameters():
+        if not torch.isfinite(tensor).all():
+            raise InputError(
+                f"model.backbone ({backbone}): {name} holds values that are not finite: the file is damaged"
+            )
+
+
+def longest_input(backbone: Backbone, asked: int | None) -> int:
+    """Tokens that an input may have: data.max_length, checked against the model's limit, or that limit (at most 512)."""
+    limits = [int(backbone.tokenizer.model_max_length)] if backbone.tokenizer.model_max_length < 10**9 else []
+    positions = getattr(backbone.model.config, "max_position_embeddings", None)
+    if isinstance(positions, int) and positions > 0:
+        # RoBERTa and its kin start counting positions after the padding id
+        offset = (backbone.model.config.pad_token_id or 0) + 1 if has_offset_positions(backbone.model) else 0
+        limits.append(positions - offset)
+    limit = min(limits, default=None)
+    if asked is None:
+        return min(limit or LONGEST_DEFAULT, LONGEST_DEFAULT)
+    table = positions - offset if isinstance(positions, int) and positions > 0 else None
+    check(table is None or asked <= table, "data.max_length", asked, f"this backbone takes at most {table} tokens")
+    return asked
+
+
+def has_offset_positions(model: Any) -> bool:
+    """Whether positions count from padding_idx + 1, as in RoBERTa (transformers: create_position_ids_from_input_ids)."""
+    return any(
+        name.endswith("position_embeddings") and getattr(part, "padding_idx", None) is not None
+        for name, part in model.named_modules()
+    )

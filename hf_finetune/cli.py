@@ -1,0 +1,149 @@
+"""The `hf-finetune` command: one function a subcommand, no logic of its own."""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from hf_finetune import __version__
+from hf_finetune.config import FreezeConfig
+from hf_finetune.errors import InputError
+from hf_finetune.recipe import EXIT_INPUT, report_errors, run_recipe_file
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with this package's wording of errors."""
+
+    def error(self, message: str) -> NoReturn:
+        print(f"error: {message}; see {self.prog} --help", file=sys.stderr)
+        raise SystemExit(EXIT_INPUT)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one subcommand and returns the exit code."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if len(words) >= 2 and words[0] == "train" and not words[1].startswith("-"):
+        code = 0
+
+        def train() -> None:
+            nonlocal code
+            code = run_recipe_file(words[1], words[2:])
+
+        return report_errors(train, debug="--debug" in words) or code
+    options = build_parser().parse_args(words)
+    return report_errors(lambda: options.function(options), debug=options.debug)
+
+
+def build_parser() -> Parser:
+    """The parser of all subcommands."""
+    parser = Parser(prog="hf-finetune", description="Fine-tune pretrained language models on your own text.")
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=Parser)
+
+    train = commands.add_parser(
+        "train", help="run a recipe: hf-finetune train classify [settings]; --help after the recipe lists them"
+    )
+    train.add_argument("recipe", help="such as classify")
+    train.set_defaults(function=lambda options: run_recipe_file(options.recipe, []))
+
+    inspect = commands.add_parser("inspect", help="list every tensor of a model, and what a freeze plan makes of it")
+    inspect.add_argument("model", help="run folder, model folder, package://NAME/path, or Hub id")
+    inspect.add_argument("--format", choices=("table", "json", "csv"), default="table")
+    inspect.add_argument("--freeze.embeddings", dest="embeddings", action="store_true", help="embeddings frozen")
+    inspect.add_argument("--freeze.encoder_layers", dest="encoder_layers", default="0", help="as in the config")
+    inspect.add_argument("--freeze.patterns", dest="patterns", nargs="+", default=[], help="as in the config")
+    inspect.set_defaults(function=run_inspect)
+
+    evaluate = commands.add_parser("evaluate", help="loss and metrics of a model on a labelled file")
+    predict = commands.add_parser("predict", help="labels and probabilities of texts")
+    for command in (evaluate, predict):
+        command.add_argument("model", help="run folder, model folder, or Hub id")
+        command.add_argument(
+            "--text-columns", nargs="+", help="columns of the file; those of the training if not given"
+        )
+    evaluate.add_argument("--data", required=True, help="csv, tsv, json, jsonl, parquet (.gz), or a folder of classes")
+    evaluate.add_argument("--label-column", help="that of the training if not given")
+    evaluate.add_argument("--metric", help="one more metric")
+    evaluate.add_argument("--format", choices=("table", "json"), default="table")
+    evaluate.set_defaults(function=run_evaluate)
+    group = predict.add_mutually_exclusive_group(required=True)
+    group.add_argument("--text", nargs="+", help="one text, or two for a pair")
+    group.add_argument("--data", help="csv, tsv, json, jsonl, parquet (.gz)")
+    predict.add_argument("--out", help="JSON lines; standard output if not given")
+    predict.set_defaults(function=run_predict)
+
+    push = commands.add_parser("push", help="put the model, card and results of a run on the Hub, in one commit")
+    push.add_argument("run", help="run folder")
+    push.add_argument("--repo-id", required=True, help="user/name")
+    push.add_argument("--private", action="store_true", help="make a new repository private")
+    push.add_argument("--revision", help="branch")
+    push.set_defaults(function=run_push)
+    for command in commands.choices.values():
+        command.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return parser
+
+
+def run_inspect(options: argparse.Namespace) -> None:
+    """hf-finetune inspect."""
+    layers = options.encoder_layers
+    config = FreezeConfig(
+        embeddings=options.embeddings, patterns=tuple(options.patterns),
+        encoder_layers=int(layers) if layers.lstrip("-").isdecimal() else layers,
+    )  # fmt: skip
+    from hf_finetune import backbone, freezing
+
+    model = backbone.load_any(options.model)
+    plan = freezing.apply(model, config)
+    print(freezing.format_rows(freezing.inspect_rows(model, plan), plan, options.format))
+
+
+def run_evaluate(options: argparse.Namespace) -> None:
+    """hf-finetune evaluate."""
+    from hf_finetune.predict import Classifier, evaluate_file
+
+    values = evaluate_file(
+        Classifier.from_pretrained(options.model), options.data, metric=options.metric,
+        text_columns=tuple(options.text_columns or ()), label_column=options.label_column,
+    )  # fmt: skip
+    print(
+        json.dumps(values)
+        if options.format == "json"
+        else "\n".join(f"{key:<20} {value:.4f}" for key, value in values.items())
+    )
+
+
+def run_predict(options: argparse.Namespace) -> None:
+    """hf-finetune predict."""
+    from hf_finetune.predict import Classifier, predict_file
+
+    classifier = Classifier.from_pretrained(options.model)
+    if options.data:
+        rows = predict_file(classifier, options.data, options.out, text_columns=tuple(options.text_columns or ()))
+        if options.out:
+            print(f"{len(rows)} rows written to {options.out}")
+            return
+    else:
+        asked = len(classifier.settings.get("text_columns", ("text",)))
+        if any(not text.strip() for text in options.text):
+            raise InputError("--text: is empty")
+        if len(options.text) != asked:
+            raise InputError(f"--text: takes {'one text' if asked == 1 else 'two texts'}, as the model was trained")
+        rows = list(classifier.predict([[text] for text in options.text]))
+        if options.out:
+            raise InputError("--out: goes with --data")
+    for row in rows:
+        print(json.dumps(row, ensure_ascii=False))
+
+
+def run_push(options: argparse.Namespace) -> None:
+    """hf-finetune push."""
+    from hf_finetune import hub
+
+    if not Path(options.run).is_dir():
+        raise InputError(f"{options.run}: no such run folder")
+    hub.check_access(options.repo_id, "--repo-id")
+    print(
+        f"pushed to {hub.push(Path(options.run), options.repo_id, private=options.private, revision=options.revision)}"
+    )

@@ -1,0 +1,382 @@
+"""RunConfig and its sections: frozen dataclasses that check themselves. Imports nothing heavy.
+
+The docstrings' Args sections are the help texts of `--help`.
+"""
+
+import dataclasses
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, Literal
+
+from hf_finetune.errors import InputError
+
+FILE_ENDINGS = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
+
+
+def check(holds: bool, key: str, value: object, mend: str) -> None:
+    """Raises InputError `key (value): mend` where `holds` is false."""
+    if not holds:
+        raise InputError(f"{key} ({value}): {mend}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The pretrained backbone.
+
+    Args:
+        backbone: Hub id, folder, or package://NAME/path of a folder in an installed package; a suffix
+            #sha256=HEX has the weight file checked before it is loaded.
+        revision: Branch, tag or commit of a backbone on the Hub.
+        trust_remote_code: Run the Python code that a Hub repository carries.
+        attention: Attention implementation, as transformers names them (eager, sdpa, flash_attention_2); its own
+            choice if not given.
+        dropout: One probability for every dropout of the model; the backbone's own if not given.
+    """
+
+    backbone: str = ""
+    revision: str | None = None
+    trust_remote_code: bool = False
+    attention: str | None = None
+    dropout: float | None = None
+
+    def __post_init__(self) -> None:
+        check(self.dropout is None or 0 <= self.dropout < 1, "model.dropout", self.dropout, "must be in [0, 1)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """The labelled text.
+
+    Args:
+        dataset: Data set on the Hub, or a folder that the datasets library loads.
+        subset: Configuration of that data set, where it has several.
+        train: Files (csv, tsv, json, jsonl, parquet, also .gz), globs, package://NAME/path, or a folder with one
+            sub-folder of .txt files a class. With data.dataset, the name of its split.
+        validation: The same for validation; taken from training if not given.
+        test: The same for the final test; taken from training if not given.
+        text_columns: One column, or two for sentence pairs.
+        label_column: The column of labels, of lists of labels, or of numbers.
+        validation_fraction: Share of the training rows taken for validation where there is no such split.
+        test_fraction: Share of the training rows taken for the test where there is no such split; 0 for none.
+        max_length: Longest input in tokens, longer ones are cut; the model's own limit if not given.
+        max_train_examples: Train on so many examples, drawn with the seed.
+        encoding: Text encodings, tried in order for each file.
+    """
+
+    dataset: str | None = None
+    subset: str | None = None
+    train: tuple[str, ...] = ()
+    validation: tuple[str, ...] = ()
+    test: tuple[str, ...] = ()
+    text_columns: tuple[str, ...] = ("text",)
+    label_column: str = "label"
+    validation_fraction: float = 0.1
+    test_fraction: float = 0.1
+    max_length: int | None = None
+    max_train_examples: int | None = None
+    encoding: tuple[str, ...] = ("utf-8",)
+
+    def __post_init__(self) -> None:
+        check(
+            len(self.text_columns) in (1, 2), "data.text_columns", list(self.text_columns), "takes one or two columns"
+        )
+        check(
+            len({*self.text_columns, self.label_column}) == len(self.text_columns) + 1,
+            "data.text_columns",
+            list(self.text_columns),
+            f"the columns, data.label_column ({self.label_column}) among them, must differ",
+        )
+        for key in ("validation_fraction", "test_fraction"):
+            value = getattr(self, key)
+            check(0 <= value < 1, f"data.{key}", value, "must be in [0, 1)")
+        check(
+            self.validation_fraction > 0 or bool(self.validation) or self.dataset is not None,
+            "data.validation_fraction",
+            self.validation_fraction,
+            "must be above 0 where data.validation is not given: the best checkpoint is chosen on validation",
+        )
+        check(self.validation_fraction + self.test_fraction < 1, "data.validation_fraction", self.validation_fraction,
+              f"leaves nothing to train on with data.test_fraction ({self.test_fraction})")  # fmt: skip
+        check(self.max_length is None or self.max_length >= 4, "data.max_length", self.max_length, "must be at least 4")
+        check(self.max_train_examples is None or self.max_train_examples >= 2, "data.max_train_examples",
+              self.max_train_examples, "must be at least 2")  # fmt: skip
+        check(self.subset is None or self.dataset is not None, "data.subset", self.subset, "needs data.dataset")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskConfig:
+    """What the labels mean.
+
+    Args:
+        problem: single_label, multi_label or regression; auto tells by the label column and says why.
+        label_separator: Splits a string of several labels; not needed where the column holds lists.
+    """
+
+    problem: Literal["auto", "single_label", "multi_label", "regression"] = "auto"
+    label_separator: str | None = None
+
+    def __post_init__(self) -> None:
+        check(self.label_separator != "", "task.label_separator", "''", "must not be empty")
+        check(
+            self.label_separator is None or self.problem in ("auto", "multi_label"),
+            "task.label_separator", self.label_separator, f"has no meaning with task.problem {self.problem}",
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class FreezeConfig:
+    """What stays as it was pretrained.
+
+    Args:
+        embeddings: Freeze all that feeds the first block.
+        encoder_layers: Blocks frozen from the bottom up: a count, a negative count left free at the top, a fraction
+            such as 2/3, or all.
+        patterns: Regular expressions; a parameter whose name one of them finds (re.search) is frozen.
+    """
+
+    embeddings: bool = False
+    encoder_layers: int | str = 0
+    patterns: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        value = self.encoder_layers
+        check(
+            isinstance(value, int) or value == "all" or fraction_of(value) is not None,
+            "freeze.encoder_layers", value, 'takes a count, a negative count, a fraction such as "2/3", or "all"',
+        )  # fmt: skip
+        for pattern in self.patterns:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise InputError(f"freeze.patterns ({pattern}): not a regular expression: {error}") from None
+
+
+def fraction_of(text: str) -> Fraction | None:
+    """The fraction in [0, 1] that `text` writes as "a/b", or None."""
+    if not re.fullmatch(r"\d+/[1-9]\d*", text):
+        return None
+    value = Fraction(text)
+    return value if value <= 1 else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How the free parameters are trained.
+
+    Args:
+        epochs: Passes over the training examples.
+        max_updates: Stop after so many updates, whatever train.epochs says.
+        batch_size: Examples an update, over all processes and micro-batches.
+        micro_batch_size: Examples a forward on one process; the process's whole share of the batch if not given.
+            The numbers do not depend on it.
+        learning_rate: Peak learning rate of the backbone.
+        head_learning_rate: Peak learning rate of the new head; train.learning_rate if not given.
+        layer_decay: Factor on the learning rate from each block to the one below it; 1 for none.
+        weight_decay: Decoupled weight decay of AdamW, on matrices only (not on biases and norms).
+        warmup_fraction: Share of all updates over which the learning rate rises from near 0 to its peak.
+        schedule: Course of the learning rate after the warm-up, down to 0 or constant.
+        max_grad_norm: Gradients are scaled down to this global norm; 0 for no limit.
+        label_smoothing: Share of the target spread evenly over the classes (single_label only).
+        precision: auto takes bf16 where the processor is fast at it, else fp32, and says why.
+        patience: Stop after so many evaluations in a row without a better validation metric; never if not given.
+        min_delta: What counts as better for train.patience, in units of the metric.
+    """
+
+    epochs: int = 3
+    max_updates: int | None = None
+    batch_size: int = 32
+    micro_batch_size: int | None = None
+    learning_rate: float = 5e-5
+    head_learning_rate: float | None = None
+    layer_decay: float = 1.0
+    weight_decay: float = 0.01
+    warmup_fraction: float = 0.1
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    max_grad_norm: float = 1.0
+    label_smoothing: float = 0.0
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    patience: int | None = None
+    min_delta: float = 0.0
+
+    def __post_init__(self) -> None:
+        for key in ("epochs", "max_updates", "batch_size", "micro_batch_size", "patience"):
+            value = getattr(self, key)
+            check(value is None or value >= 1, f"train.{key}", value, "must be at least 1")
+        for key in ("learning_rate", "head_learning_rate"):
+            value = getattr(self, key)
+            check(value is None or 0 < value < 10, f"train.{key}", value, "must be above 0 and below 10")
+        check(0 < self.layer_decay <= 1, "train.layer_decay", self.layer_decay, "must be in (0, 1]")
+        for key in ("weight_decay", "max_grad_norm", "min_delta"):
+            value = getattr(self, key)
+            check(0 <= value < float("inf"), f"train.{key}", value, "must be 0 or more")
+        for key in ("warmup_fraction", "label_smoothing"):
+            value = getattr(self, key)
+            check(0 <= value < 1, f"train.{key}", value, "must be in [0, 1)")
+        check((self.micro_batch_size or 1) <= self.batch_size, "train.micro_batch_size", self.micro_batch_size,
+              f"must not be above train.batch_size ({self.batch_size})")  # fmt: skip
+        check(self.min_delta == 0 or self.patience is not None, "train.min_delta", self.min_delta,
+              "has no meaning without train.patience")  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """Validation during training.
+
+    Args:
+        every: "epoch", or a number of updates. The last update is always evaluated.
+        metric: What "best" means: auto, loss, a name this package computes offline, or a metric on the Hub.
+        batch_size: Examples a forward.
+    """
+
+    every: int | Literal["epoch"] = "epoch"
+    metric: str = "auto"
+    batch_size: int = 64
+
+    def __post_init__(self) -> None:
+        check(self.every == "epoch" or self.every >= 1, "evaluation.every", self.every, "must be at least 1")
+        check(self.batch_size >= 1, "evaluation.batch_size", self.batch_size, "must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """What is saved and resumed.
+
+    Args:
+        every: "epoch", or a number of updates. The last update and every new best are always saved.
+        keep_best: Checkpoints kept for the best values of evaluation.metric.
+        keep_last: Newest checkpoints kept.
+        resume: auto goes on from the newest whole checkpoint of the run; never starts anew and moves an older run of
+            the same name aside; or the path of a checkpoint.
+    """
+
+    every: int | Literal["epoch"] = "epoch"
+    keep_best: int = 1
+    keep_last: int = 1
+    resume: str = "auto"
+
+    def __post_init__(self) -> None:
+        check(self.every == "epoch" or self.every >= 1, "checkpoint.every", self.every, "must be at least 1")
+        for key in ("keep_best", "keep_last"):
+            value = getattr(self, key)
+            check(value >= 1, f"checkpoint.{key}", value, "must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackingConfig:
+    """Where the numbers are shown.
+
+    Args:
+        trackers: Trackers of Accelerate by name (tensorboard, wandb, ...); [] for none. metrics.jsonl is always written.
+        log_every: Updates between two logged rows of training.
+    """
+
+    trackers: tuple[str, ...] = ("tensorboard",)
+    log_every: int = 10
+
+    def __post_init__(self) -> None:
+        check(self.log_every >= 1, "tracking.log_every", self.log_every, "must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class HubConfig:
+    """Sharing on the Hugging Face Hub. Nothing is uploaded unless asked for.
+
+    Args:
+        push: Push the best model when the run ends.
+        repo_id: Repository as user/name.
+        private: Make a new repository private.
+        revision: Branch to push to; the main one if not given.
+    """
+
+    push: bool = False
+    repo_id: str | None = None
+    private: bool = False
+    revision: str | None = None
+
+    def __post_init__(self) -> None:
+        check(not self.push or self.repo_id is not None, "hub.repo_id", None, "is needed with hub.push")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """The run.
+
+    Args:
+        name: Folder of the run under output_dir.
+        output_dir: Folder of all runs.
+        seed: Of the new head, the splits, the order of examples and dropout.
+        model: The pretrained backbone
+        data: The labelled text
+        task: What the labels mean
+        freeze: What stays as it was pretrained
+        train: How the rest is trained
+        evaluation: Validation during training
+        checkpoint: What is saved and resumed
+        tracking: Where the numbers are shown
+        hub: Sharing on the Hugging Face Hub
+    """
+
+    name: str = "run"
+    output_dir: str = "outputs"
+    seed: int = 0
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    task: TaskConfig = TaskConfig()
+    freeze: FreezeConfig = FreezeConfig()
+    train: TrainConfig = TrainConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    tracking: TrackingConfig = TrackingConfig()
+    hub: HubConfig = HubConfig()
+
+    def __post_init__(self) -> None:
+        check(re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", self.name) is not None, "name", self.name,
+              "takes letters, digits, and . _ - inside: it is a folder's name, not a path (see output_dir)")  # fmt: skip
+        check(0 <= self.seed < 2**31, "seed", self.seed, "must be 0 or more, and below 2147483648")
+        check(
+            self.model.backbone != "", "model.backbone", "''", "is needed: a Hub id, a folder, or package://NAME/path"
+        )
+        check(self.data.dataset is not None or bool(self.data.train), "data.train", "[]",
+              "is needed: files or a folder; or name a data set in data.dataset")  # fmt: skip
+
+    @property
+    def run_dir(self) -> Path:
+        """The folder of this run."""
+        return Path(self.output_dir) / self.name
+
+
+# Settings that may differ between a run and its resumption, because no trained number depends on them.
+FREE_ON_RESUME = ("output_dir", "train.micro_batch_size", "evaluation.batch_size", "checkpoint.every",
+                  "checkpoint.keep_best", "checkpoint.keep_last", "checkpoint.resume", "tracking.", "hub.")  # fmt: skip
+
+
+def as_dict(config: Any) -> dict[str, Any]:
+    """The config as nested plain values (tuples as lists), fit for YAML, JSON and a weights-only checkpoint."""
+    return {
+        field.name: as_dict(value)
+        if dataclasses.is_dataclass(value := getattr(config, field.name))
+        else (list(value) if isinstance(value, tuple) else value)
+        for field in fields(config)
+    }
+
+
+def flatten(nested: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Pairs of dotted key and value, in order."""
+    for key, value in nested.items():
+        if isinstance(value, Mapping):
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """`(dotted key, old value, new value)` of what differs and matters to a resumed run's numbers."""
+    before, after = dict(flatten(old)), dict(flatten(new))
+    return [
+        (key, before.get(key), after.get(key))
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key) != after.get(key) and not key.startswith(FREE_ON_RESUME)
+    ]

@@ -1,0 +1,305 @@
+"""From tables of text to encoded features and batch plans.
+
+A feature is one encoded row. All features of a split lie in flat arrays with offsets (no padding), so that a batch is
+one gather. The order of examples is a pure function of (size, seed, epoch).
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hf_finetune.config import DataConfig, check
+from hf_finetune.errors import InputError
+from hf_finetune.sources import Table, read_hub_dataset, read_table
+
+if TYPE_CHECKING:
+    import torch
+
+SPLITS = ("train", "validation", "test")
+GROUPED_BATCHES = 50  # batches in a window that is sorted by length; transformers' LengthGroupedSampler has 50 too
+
+
+# --- splits ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Splits:
+    """The tables of a run. `notes` say what was carved out of what."""
+
+    train: Table
+    validation: Table
+    test: Table | None
+    notes: tuple[str, ...] = ()
+
+
+def load_splits(config: DataConfig, seed: int) -> Splits:
+    """Reads all splits, and carves the missing ones out of training: stratified by label, seeded, equal texts together."""
+    if config.dataset is not None:
+        given = read_hub_dataset(config)
+    else:
+        given = {split: read_table(getattr(config, split), config, f"data.{split}")
+                 for split in SPLITS if getattr(config, split)}  # fmt: skip
+    train = given.pop("train")
+    fractions = {
+        split: getattr(config, f"{split}_fraction")
+        for split in ("validation", "test")
+        if split not in given and getattr(config, f"{split}_fraction") > 0
+    }
+    notes: list[str] = []
+    if fractions:
+        kept, carved = carve(train, config, fractions, seed)
+        for split, rows in carved.items():
+            check(
+                len(rows) > 0,
+                f"data.{split}_fraction",
+                fractions[split],
+                f"takes none of the {len(train)} training rows",
+            )
+            given[split] = train.take(rows)
+            notes.append(f"{split}: {len(rows)} of the {len(train)} training rows, stratified, seed {seed}")
+        train = train.take(kept)
+    check(len(train) > 0, "data.train", list(config.train), "leaves no row to train on")
+    check("validation" in given, "data.validation_fraction", config.validation_fraction, "leaves no validation split")
+    if config.max_train_examples is not None and config.max_train_examples < len(train):
+        chosen = np.random.default_rng([seed, 1]).permutation(len(train))[: config.max_train_examples]
+        train = train.take(sorted(chosen.tolist()))
+    return Splits(train=train, validation=given["validation"], test=given.get("test"), notes=tuple(notes))
+
+
+def carve(
+    table: Table, config: DataConfig, fractions: Mapping[str, float], seed: int
+) -> tuple[list[int], dict[str, list[int]]]:
+    """Rows kept, and rows of each new split.
+
+    Stratified: each label gives its share, rounded so that the totals come out; every label keeps at least one row in
+    training. Rows with the same text go the same way, so that no test text was trained on.
+    """
+    texts = list(zip(*(table.columns[name] for name in config.text_columns), strict=True))
+    groups: dict[tuple[str, ...], list[int]] = defaultdict(list)
+    for row, text in enumerate(texts):
+        groups[text].append(row)
+    by_label: dict[str, list[list[int]]] = defaultdict(list)
+    for rows in groups.values():
+        by_label[stratum(table.columns[config.label_column][rows[0]])].append(rows)
+    generator = np.random.default_rng([seed, 0])
+    carved: dict[str, list[int]] = {split: [] for split in fractions}
+    kept: list[int] = []
+    owed = dict.fromkeys(fractions, 0.0)
+    for label in sorted(by_label):
+        members = by_label[label]
+        order = [members[i] for i in generator.permutation(len(members))]
+        for split, fraction in fractions.items():
+            owed[split] += fraction * len(members)
+            share = min(int(owed[split] + 0.5), len(order) - 1)
+            owed[split] -= share
+            carved[split] += [row for rows in order[:share] for row in rows]
+            order = order[share:]
+        kept += [row for rows in order for row in rows]
+    return sorted(kept), {split: sorted(rows) for split, rows in carved.items()}
+
+
+def stratum(label: Any) -> str:
+    """What a row is stratified by: its label; for numbers with fractions, and lists, one stratum for all."""
+    if isinstance(label, (list, tuple, dict, float)):
+        return ""
+    if isinstance(label, str):
+        try:
+            float(label)
+        except ValueError:
+            return label
+        return label if label.lstrip("-").isdecimal() else ""
+    return str(label)
+
+
+# --- features -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Features:
+    """Encoded rows. N rows, T tokens in all.
+
+    inputs: what the tokenizer gives a token (input_ids, token_type_ids), each [T] int32. offsets: [N + 1] int64.
+    labels: [N] or [N, C]. num_truncated: rows that were longer than data.max_length.
+    """
+
+    inputs: dict[str, "np.ndarray[Any, Any]"]
+    offsets: "np.ndarray[Any, Any]"
+    labels: "np.ndarray[Any, Any]"
+    num_truncated: int
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def lengths(self) -> "np.ndarray[Any, Any]":
+        """Tokens of each row, [N]."""
+        return np.diff(self.offsets)
+
+    def fingerprint(self) -> str:
+        """Digest of all that training sees of these rows."""
+        digest = hashlib.sha256()
+        for array in (*self.inputs.values(), self.offsets, self.labels):
+            digest.update(np.ascontiguousarray(array).data)
+        return digest.hexdigest()[:16]
+
+
+def encode(
+    table: Table, tokenizer: Any, config: DataConfig, max_length: int, labels: "np.ndarray[Any, Any]"
+) -> Features:
+    """Tokenizes every row once; kept on disk under HF_FINETUNE_CACHE by the texts, the tokenizer and max_length."""
+    texts = [table.columns[name] for name in config.text_columns]
+    folder = cache_dir() / "encoded" / encoding_key(texts, tokenizer, max_length)
+    if not (folder / "done").exists():
+        write_encoded(folder, tokenize(texts, tokenizer, max_length))
+    inputs = {path.stem: np.load(path, mmap_mode="r") for path in sorted(folder.glob("*_ids.npy"))}
+    offsets = np.load(folder / "offsets.npy")
+    return Features(inputs=inputs, offsets=offsets, labels=labels, num_truncated=int(np.load(folder / "truncated.npy")))
+
+
+def cache_dir() -> Path:
+    """Where things that can be made again are kept: HF_FINETUNE_CACHE, else ~/.cache/hf_finetune."""
+    return Path(os.environ.get("HF_FINETUNE_CACHE") or Path.home() / ".cache" / "hf_finetune")
+
+
+def encoding_key(texts: Sequence[Sequence[str]], tokenizer: Any, max_length: int) -> str:
+    """Digest of everything the encoding depends on; the tokenizer by the bytes of its saved files."""
+    import transformers
+
+    digest = hashlib.sha256(f"1 {transformers.__version__} {max_length}".encode())
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        for path in sorted(Path(folder).rglob("*")):
+            if path.is_file():
+                digest.update(path.read_bytes())
+    for column in texts:
+        digest.update(json.dumps(column).encode())
+    return digest.hexdigest()[:32]
+
+
+def tokenize(texts: Sequence[Sequence[str]], tokenizer: Any, max_length: int) -> dict[str, "np.ndarray[Any, Any]"]:
+    """Flat token arrays, offsets, and how many rows were cut."""
+    flat: dict[str, list[Any]] = defaultdict(list)
+    lengths: list[int] = []
+    truncated = 0
+    for start in range(0, len(texts[0]), 1000):
+        chunk = [list(column[start : start + 1000]) for column in texts]
+        encoded = tokenizer(*chunk, truncation=True, max_length=max_length, return_attention_mask=False)
+        lengths += [len(ids) for ids in encoded["input_ids"]]
+        for name in ("input_ids", "token_type_ids"):
+            if name in encoded:
+                flat[name].append(np.concatenate([np.asarray(ids, dtype=np.int32) for ids in encoded[name]]))
+        truncated += count_truncated(encoded, tokenizer, chunk, max_length)
+    arrays = {name: np.concatenate(parts) for name, parts in flat.items()}
+    return {
+        **arrays,
+        "offsets": np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+        "truncated": np.array(truncated),
+    }
+
+
+def flat_features(texts: Sequence[Sequence[str]], tokenizer: Any, max_length: int) -> Features:
+    """Features without labels of columns of texts, encoded here and now."""
+    arrays = tokenize(texts, tokenizer, max_length)
+    truncated, offsets = int(arrays.pop("truncated")), arrays.pop("offsets")
+    return Features(inputs=arrays, offsets=offsets, labels=np.zeros(len(offsets) - 1), num_truncated=truncated)
+
+
+def count_truncated(encoded: Any, tokenizer: Any, texts: list[list[str]], max_length: int) -> int:
+    """How many rows lost tokens. The fast tokenizers keep what they cut; for the others, rows that fill max_length are
+    encoded once more with one token more."""
+    if encoded.encodings is not None:
+        return sum(bool(encoding.overflowing) for encoding in encoded.encodings)
+    full = [index for index, ids in enumerate(encoded["input_ids"]) if len(ids) == max_length]
+    if not full:
+        return 0
+    longer = tokenizer(
+        *[[column[index] for index in full] for column in texts], truncation=True, max_length=max_length + 1
+    )
+    return sum(len(ids) > max_length for ids in longer["input_ids"])
+
+
+def write_encoded(folder: Path, arrays: Mapping[str, "np.ndarray[Any, Any]"]) -> None:
+    """Writes the arrays beside `folder` and renames them into place; a folder is there whole or not at all."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".writing-"))
+    try:
+        for name, array in arrays.items():
+            np.save(temporary / f"{name}.npy", array)
+        (temporary / "done").touch()
+        shutil.rmtree(folder, ignore_errors=True)
+        temporary.rename(folder)
+    except OSError as error:
+        raise InputError(f"{folder.parent}: the encoded text cannot be kept there ({error.strerror}); "
+                         "set HF_FINETUNE_CACHE to a folder with room") from None  # fmt: skip
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def collate(features: Features, rows: "np.ndarray[Any, Any]", pad_token_id: int) -> dict[str, "torch.Tensor"]:
+    """A padded batch: input_ids, attention_mask (and token_type_ids) [B, T] int64, labels [B] or [B, C]."""
+    import torch
+
+    starts = features.offsets[rows]
+    lengths = features.offsets[rows + 1] - starts
+    columns = np.arange(int(lengths.max()))
+    mask = columns[None, :] < lengths[:, None]
+    positions = np.where(mask, starts[:, None] + columns[None, :], 0)
+    batch = {name: np.where(mask, flat[positions], pad_token_id if name == "input_ids" else 0).astype(np.int64)
+             for name, flat in features.inputs.items()}  # fmt: skip
+    batch |= {"attention_mask": mask.astype(np.int64), "labels": features.labels[rows]}
+    return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in batch.items()}
+
+
+# --- batch plans ----------------------------------------------------------------------------------------------------
+
+
+def plan_epoch(lengths: "np.ndarray[Any, Any]", batch_size: int, seed: int, epoch: int) -> list["np.ndarray[Any, Any]"]:
+    """The batches of an epoch, each an array of row numbers; every row once. Law 2: a pure function of its arguments.
+
+    Rows of like length meet in a batch (sorted within windows of 50 batches of a random order), the batches come in
+    random order, and the one that is not full comes last.
+    """
+    generator = np.random.default_rng([seed, 2, epoch])
+    order = generator.permutation(len(lengths))
+    num_full = len(order) // batch_size * batch_size
+    window = GROUPED_BATCHES * batch_size
+    batches: list[np.ndarray[Any, Any]] = []
+    for start in range(0, num_full, window):
+        rows = order[start : min(start + window, num_full)]
+        rows = rows[np.argsort(lengths[rows], kind="stable")]
+        batches += np.split(rows, len(rows) // batch_size)
+    batches = [batches[index] for index in generator.permutation(len(batches))]
+    return [*batches, order[num_full:]] if num_full < len(order) else batches
+
+
+def share_batch(
+    rows: "np.ndarray[Any, Any]",
+    lengths: "np.ndarray[Any, Any]",
+    micro_batch_size: int,
+    process: int,
+    num_processes: int,
+) -> list["np.ndarray[Any, Any]"]:
+    """The micro-batches of one process for one update: the same number on each, some perhaps empty.
+
+    Rows go by length, so that micro-batches pad little, and are dealt so that each process has the same work.
+    """
+    ordered = rows[np.argsort(-lengths[rows], kind="stable")]
+    pieces = [ordered[start : start + micro_batch_size] for start in range(0, len(ordered), micro_batch_size)]
+    rounds = -(-len(pieces) // num_processes)
+    pieces += [ordered[:0]] * (rounds * num_processes - len(pieces))
+    return pieces[process::num_processes]
+
+
+def evaluation_batches(lengths: "np.ndarray[Any, Any]", batch_size: int) -> list["np.ndarray[Any, Any]"]:
+    """All rows in length order, longest first, in batches that do not depend on the number of processes."""
+    order = np.argsort(-lengths, kind="stable")
+    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]

@@ -1,0 +1,72 @@
+"""Parameter groups, the optimizer, and the learning rate as a pure function of the update."""
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+
+from hf_finetune.config import TrainConfig
+from hf_finetune.freezing import FreezePlan
+
+
+def parameter_groups(
+    model: torch.nn.Module, plan: FreezePlan, config: TrainConfig, new_parameters: Iterable[str]
+) -> list[dict[str, Any]]:
+    """AdamW groups of the free parameters: by part where train.layer_decay is below 1, else backbone and head, and each
+    with and without weight decay. `name` and `peak_learning_rate` stand in the group beside AdamW's own keys.
+
+    Biases and norms (fewer than two dimensions) get no weight decay, as in BERT's own training
+    (google-research/bert, optimization.py).
+    """
+    new = set(new_parameters)
+    depth = len(plan.anatomy.blocks)
+    level_of = {name: 0 for names in plan.anatomy.rest.values() for name in names}  # powers of layer_decay
+    for number, names in enumerate(plan.anatomy.blocks):
+        level_of |= dict.fromkeys(names, depth - number)
+    level_of |= dict.fromkeys(plan.anatomy.embeddings, depth + 1)
+    parts = {name: part.replace(" ", "_") for part, names in plan.anatomy.parts().items() for name in names}
+    groups: dict[str, dict[str, Any]] = {}
+    for name, parameter in model.named_parameters():
+        if name in plan.frozen:
+            continue
+        is_head = name in new or parts[name] == "head"
+        decays = parameter.ndim >= 2
+        peak = (config.head_learning_rate or config.learning_rate) if is_head else config.learning_rate
+        level = 0 if is_head else level_of[name]
+        part = "head" if is_head else parts[name] if config.layer_decay < 1 else "backbone"
+        key = part if decays else f"{part}_no_decay"
+        group = groups.setdefault(key, {
+            "name": key, "params": [], "weight_decay": config.weight_decay if decays else 0.0,
+            "peak_learning_rate": peak * config.layer_decay**level,
+        })  # fmt: skip
+        group["params"].append((name, parameter))
+    return list(groups.values())
+
+
+def build(groups: list[dict[str, Any]], device: torch.device) -> torch.optim.AdamW:
+    """AdamW, fused where torch has it fused for the device. Built from named parameters: its state records the names."""
+    fused = device.type in ("cuda", "cpu", "mps", "xpu")
+    return torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.999), eps=1e-8, fused=fused)
+
+
+def lr_at(update: int, total_updates: int, config: TrainConfig) -> float:
+    """The factor in (0, 1] on the peak learning rate at `update`, counted from 0. Law 3: a pure function.
+
+    The warm-up rises linearly and starts above zero; the decay would reach 0 one update after the last.
+    """
+    warmup = math.ceil(config.warmup_fraction * total_updates)
+    if update < warmup:
+        return (update + 1) / (warmup + 1)
+    if config.schedule == "constant":
+        return 1.0
+    progress = (update - warmup) / max(1, total_updates - warmup)
+    return 1.0 - progress if config.schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+def set_learning_rates(optimizer: Any, update: int, total_updates: int, config: TrainConfig) -> dict[str, float]:
+    """Sets every group's rate for `update`; returns `{group: rate}`."""
+    factor = lr_at(update, total_updates, config)
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak_learning_rate"] * factor
+    return {group["name"]: group["lr"] for group in optimizer.param_groups}

@@ -1,0 +1,129 @@
+"""Using a fine-tuned model: labels and probabilities for texts, metrics for a labelled file."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+
+from hf_finetune import metrics
+from hf_finetune.backbone import LOADING_ERRORS, quiet
+from hf_finetune.config import DataConfig
+from hf_finetune.data import collate, evaluation_batches, flat_features
+from hf_finetune.errors import InputError
+from hf_finetune.sources import Table, read_table
+from hf_finetune.tasks import Task
+from hf_finetune.tasks.classification import Classification
+
+
+@dataclass(frozen=True, kw_only=True)
+class Classifier:
+    """A fine-tuned model with its tokenizer and labels, ready to answer."""
+
+    model: Any
+    tokenizer: Any
+    task: Task
+    settings: Mapping[str, Any]  # what the export recorded: text_columns, label_column, label_separator, metric
+
+    @classmethod
+    def from_pretrained(cls, location: str) -> "Classifier":
+        """Loads a run folder (its model/), a model folder, or a model on the Hub."""
+        inside = Path(location) / "model"
+        source = str(inside) if (inside / "config.json").is_file() else location
+        if Path(location).is_dir() and source == location and not (Path(location) / "config.json").is_file():
+            raise InputError(f"{location}: holds no finished run (model/config.json) and no model (config.json)")
+        try:
+            with quiet():
+                model = transformers.AutoModelForSequenceClassification.from_pretrained(source, dtype=torch.float32)
+                tokenizer = transformers.AutoTokenizer.from_pretrained(source)
+        except LOADING_ERRORS as error:
+            reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+            raise InputError(f"{location}: is no run folder, model folder or model on the Hub: {reason}") from None
+        model.eval().to(torch.accelerator.current_accelerator() or "cpu")
+        settings = getattr(model.config, "hf_finetune", None) or {}
+        problem = model.config.problem_type or (
+            "regression" if model.config.num_labels == 1 else "single_label_classification"
+        )
+        task = Classification(
+            problem=problem.removesuffix("_classification"),
+            label_names=tuple(model.config.id2label[number] for number in range(model.config.num_labels)),
+            label_column=settings.get("label_column", "label"), label_separator=settings.get("label_separator"),
+        )  # fmt: skip
+        return cls(model=model, tokenizer=tokenizer, task=task, settings=settings)
+
+    def data_config(self, path: str, **changes: Any) -> DataConfig:
+        """How a file is read: with the columns the model was trained on, unless `changes` name others."""
+        columns = tuple(self.settings.get("text_columns", ("text",)))
+        config = DataConfig(
+            train=(path,), text_columns=columns, label_column=self.settings.get("label_column", "label")
+        )
+        return replace(config, **{key: value for key, value in changes.items() if value})
+
+    def logits(self, texts: Sequence[Sequence[str]], *, batch_size: int = 64) -> "np.ndarray[Any, Any]":
+        """Logits [N, C] of columns of texts (one column, or two for pairs), in the order given."""
+        limit = min(
+            int(self.tokenizer.model_max_length), getattr(self.model.config, "max_position_embeddings", None) or 512
+        )
+        features = flat_features(texts, self.tokenizer, limit)
+        outputs = np.empty((len(features), len(self.task.label_names)), dtype=np.float32)
+        with torch.inference_mode():
+            for rows in evaluation_batches(features.lengths, batch_size):
+                batch = collate(features, rows, int(self.tokenizer.pad_token_id or 0))
+                batch.pop("labels")
+                outputs[rows] = self.model(
+                    **{name: tensor.to(self.model.device) for name, tensor in batch.items()}
+                ).logits.cpu()
+        return outputs
+
+    def predict(self, texts: Sequence[Sequence[str]], *, batch_size: int = 64) -> Iterator[dict[str, Any]]:
+        """For each text, in order: label (or labels, or score) and the probability of every label."""
+        for scores in self.task.scores(self.logits(texts, batch_size=batch_size)):
+            yield dict(self.task.describe(scores))
+
+    def evaluate(self, table: Table, texts: Sequence[Sequence[str]], *, metric: str | None = None) -> dict[str, float]:
+        """Loss and metrics on labelled rows."""
+        labels = self.task.encode_labels(table)
+        outputs = self.logits(texts)
+        total, count = self.task.loss(torch.from_numpy(outputs), torch.from_numpy(labels))
+        values = {"loss": float(total) / count}
+        recorded = metric or self.settings.get("metric") or self.task.default_metric
+        for name in dict.fromkeys((recorded, *self.task.metric_names)):
+            if name == "loss":
+                continue
+            metrics.check_fits(metrics.SHORT_NAMES.get(name, name), self.task.problem)
+            loaded = metrics.load(name)
+            predictions = (
+                self.task.scores(outputs) if loaded.name in metrics.NEEDS_SCORES else self.task.decode(outputs)
+            )
+            values |= loaded.compute(predictions=predictions, references=labels)
+        return values
+
+
+def columns_of(table: Table, config: DataConfig) -> list[list[str]]:
+    """The text columns of a table."""
+    return [table.columns[name] for name in config.text_columns]
+
+
+def predict_file(classifier: Classifier, data: str, out: str | None, **columns: Any) -> list[dict[str, Any]]:
+    """Predicts every row of a file, in order; writes JSON lines to `out` whole, or returns them where it is None."""
+    config = classifier.data_config(data, **columns)
+    table = read_table(config.train, config, "--data", needs_labels=False)
+    rows = list(classifier.predict(columns_of(table, config)))
+    if out is not None:
+        from hf_finetune.checkpoint import write_atomically
+
+        if not Path(out).parent.is_dir():
+            raise InputError(f"--out ({out}): there is no folder {Path(out).parent}")
+        write_atomically(Path(out), "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
+    return rows
+
+
+def evaluate_file(classifier: Classifier, data: str, *, metric: str | None = None, **columns: Any) -> dict[str, float]:
+    """Loss and metrics on a labelled file."""
+    config = classifier.data_config(data, **columns)
+    table = read_table(config.train, config, "--data")
+    return classifier.evaluate(table, columns_of(table, config), metric=metric)

@@ -1,0 +1,74 @@
+"""How a recipe starts, and how any command of the package reports errors."""
+
+import os
+import runpy
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hf_finetune.errors import InputError
+from hf_finetune.settings import load_config
+
+EXIT_INPUT = 2
+
+
+def run_recipe(
+    task_name: str, defaults: Mapping[str, Any], *, description: str = "", arguments: Sequence[str] | None = None
+) -> int:
+    """Reads settings (recipe defaults, --config, command line), fine-tunes, and returns the exit code."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+
+    def run() -> None:
+        config = load_config(defaults, words, prog=Path(sys.argv[0]).stem, description=description)
+        if config is not None:
+            from hf_finetune.finetune import finetune
+
+            finetune(config, task_name=task_name)
+
+    return report_errors(run, debug="--debug" in words)
+
+
+def report_errors(function: Callable[[], None], *, debug: bool = False) -> int:
+    """Runs `function`; an InputError becomes one `error:` line on standard error, of the main process, and exit code 2."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if not debug:
+        warnings.filterwarnings("ignore", category=UserWarning)
+        warnings.filterwarnings("ignore", category=FutureWarning)
+    try:
+        function()
+    except InputError as error:
+        if debug:
+            traceback.print_exc()
+        if os.environ.get("RANK", "0") == "0":
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        return EXIT_INPUT
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130
+    return 0
+
+
+def recipe_path(name: str) -> Path:
+    """The file of a recipe: in the wheel inside the package, in a checkout beside it. InputError where there is none."""
+    package = Path(__file__).parent
+    for folder in (package / "recipes", package.parent / "recipes"):
+        if (folder / f"{name}.py").is_file():
+            return folder / f"{name}.py"
+    known = sorted(
+        path.stem for folder in (package / "recipes", package.parent / "recipes") for path in folder.glob("*.py")
+    )
+    raise InputError(f"train {name}: there is no such recipe; there are {', '.join(known)}")
+
+
+def run_recipe_file(name: str, arguments: Sequence[str]) -> int:
+    """Runs the recipe's own file as a script, with these arguments; returns its exit code."""
+    path = recipe_path(name)
+    sys.argv = [str(path), *arguments]
+    try:
+        runpy.run_path(str(path), run_name="__main__")
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else 0 if end.code is None else 1
+    return 0

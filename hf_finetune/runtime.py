@@ -1,0 +1,280 @@
+"""Where a run runs: processes, device, precision, seeds, its locked folder, and the record of the environment."""
+
+import contextlib
+import fcntl
+import json
+import os
+import platform
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import yaml
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState, PartialState
+from accelerate.utils import DistributedType, broadcast_object_list
+
+from hf_finetune.checkpoint import write_atomically
+from hf_finetune.config import RunConfig, as_dict, changed_keys
+from hf_finetune.errors import InputError
+from hf_finetune.settings import to_yaml
+
+T = TypeVar("T")
+SUPPORTED = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU, DistributedType.MULTI_XPU,
+             DistributedType.MULTI_NPU, DistributedType.MULTI_MLU)  # fmt: skip
+PACKAGES = ("hf-finetune", "torch", "transformers", "accelerate", "datasets", "evaluate", "tokenizers", "safetensors",
+            "huggingface_hub", "tensorboard", "numpy", "scikit-learn", "scipy")  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Runtime:
+    """The machine side of a run."""
+
+    accelerator: Accelerator
+    run_dir: Path
+    precision: str  # fp32, bf16 or fp16
+    precision_reason: str
+    notes: tuple[str, ...] = ()
+
+    @property
+    def device(self) -> torch.device:
+        return self.accelerator.device
+
+    @property
+    def num_processes(self) -> int:
+        return int(self.accelerator.num_processes)
+
+    @property
+    def process(self) -> int:
+        return int(self.accelerator.process_index)
+
+    @property
+    def is_main(self) -> bool:
+        return bool(self.accelerator.is_main_process)
+
+    def say(self, text: str = "") -> None:
+        """Prints on the main process."""
+        if self.is_main:
+            print(text, flush=True)
+
+    def on_main(self, function: Callable[[], T]) -> T:
+        """Runs `function` on the main process; all processes get its (picklable) result, or raise its InputError."""
+        outcome: list[Any] = [None, None]
+        if self.is_main:
+            try:
+                outcome[0] = function()
+            except InputError as error:
+                outcome[1] = str(error)
+        if self.num_processes > 1:
+            broadcast_object_list(outcome)
+        if outcome[1] is not None:
+            raise InputError(outcome[1])
+        return outcome[0]
+
+    def gather(self, value: T) -> list[T]:
+        """The value of every process, in their order, on every process."""
+        if self.num_processes == 1:
+            return [value]
+        values: list[Any] = [None] * self.num_processes
+        torch.distributed.all_gather_object(values, value)
+        return values
+
+
+def choose_precision(asked: str) -> tuple[str, str]:
+    """fp32, bf16 or fp16, and why."""
+    reason = "as train.precision says"
+    launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if asked == "auto" and launched in ("bf16", "fp16"):
+        asked, reason = launched, "as accelerate's mixed_precision says"
+    if torch.cuda.is_available():
+        if asked != "auto":
+            return asked, reason
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return "bf16", "this GPU computes in bf16"
+        return "fp32", "this GPU does not compute in bf16"
+    if asked == "fp16":
+        raise InputError("train.precision (fp16): needs a GPU; a CPU takes fp32 or bf16")
+    if asked != "auto":
+        return asked, reason
+    amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
+    avx = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
+    if amx or avx:
+        return "bf16", f"this CPU has {'AMX' if amx else 'AVX512-BF16'}"
+    return "fp32", "this CPU has neither AMX nor AVX512-BF16, and bf16 would be slower"
+
+
+def make_accelerator(precision: str) -> Accelerator:
+    """An Accelerator that sees as many processes as the launcher started, on CPUs too."""
+    # `accelerate launch --multi_gpu` on a machine without a GPU would make processes that each believe to be alone,
+    # unless the Accelerator is told to use CPUs. A fresh state each run lets one process make several runs.
+    has_accelerator = torch.accelerator.is_available()
+    if PartialState._shared_state and not torch.distributed.is_initialized():
+        AcceleratorState._reset_state(reset_partial_state=True)
+        GradientState._reset_state()
+    accelerator = Accelerator(cpu=not has_accelerator, mixed_precision="no" if precision == "fp32" else precision)
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    if world_size != accelerator.num_processes:
+        raise InputError(f"the launcher started {world_size} processes, and Accelerate sees {accelerator.num_processes}; "
+                         "start them with torchrun --nproc_per_node N, or accelerate launch --multi_gpu --num_processes N")  # fmt: skip
+    if accelerator.gradient_accumulation_steps != 1:
+        raise InputError(f"accelerate's gradient_accumulation_steps ({accelerator.gradient_accumulation_steps}): leave it at 1; "
+                         "train.micro_batch_size accumulates")  # fmt: skip
+    if accelerator.distributed_type not in SUPPORTED:
+        raise InputError(f"accelerate's {accelerator.distributed_type.value} is not supported; "
+                         "choose no distributed type or multi-GPU/CPU in `accelerate config`")  # fmt: skip
+    return accelerator
+
+
+@contextlib.contextmanager
+def start(config: RunConfig) -> Iterator[Runtime]:
+    """Seeds, Accelerator, and the run folder, locked until the block ends and checked to be of this config."""
+    precision, reason = choose_precision(config.train.precision)
+    accelerator = make_accelerator(precision)
+    torch.manual_seed(config.seed)
+    runtime = Runtime(accelerator=accelerator, run_dir=config.run_dir, precision=precision, precision_reason=reason)
+    lock: list[RunLock] = []
+    runtime.on_main(lambda: lock.append(claim(config)))
+    try:
+        yield runtime
+    finally:
+        for held in lock:
+            held.release()
+        if runtime.num_processes > 1 and sys.exc_info()[0] is None:
+            accelerator.wait_for_everyone()
+
+
+def claim(config: RunConfig) -> "RunLock":
+    """Locks the run folder; checks that what is there is this run, or makes it."""
+    folder = config.run_dir
+    recorded = folder / "config.yaml"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = RunLock(folder)
+    except OSError as error:
+        raise InputError(
+            f"output_dir ({config.output_dir}): {folder} cannot be made or written: {error.strerror}"
+        ) from None
+    try:
+        if recorded.exists():
+            if config.checkpoint.resume == "never":
+                return move_aside(folder, lock)
+            check_same_run(config, recorded)
+        elif any(path.name != RunLock.NAME for path in folder.iterdir()):
+            raise InputError(f"name ({config.name}): {folder} holds files, and they are not of a run (no config.yaml); "
+                             "choose another name")  # fmt: skip
+    except InputError:
+        lock.release()
+        raise
+    return lock
+
+
+def move_aside(folder: Path, lock: "RunLock") -> "RunLock":
+    """Renames an older run to NAME.1, NAME.2, ...; nothing of it is lost. Returns the lock of the new folder."""
+    number = 1
+    while (target := folder.with_name(f"{folder.name}.{number}")).exists():
+        number += 1
+    lock.release()
+    folder.rename(target)
+    folder.mkdir()
+    print(f"checkpoint.resume never: the older run is kept in {target}")
+    return RunLock(folder)
+
+
+def check_same_run(config: RunConfig, recorded: Path) -> None:
+    """Raises InputError with the differing keys where the folder's run was made with another config."""
+    try:
+        old = yaml.safe_load(recorded.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{recorded}: cannot be read: {error}") from None
+    changed = changed_keys(old if isinstance(old, dict) else {}, as_dict(config))
+    if changed:
+        listed = ", ".join(f"{key} (was {before}, now {after})" for key, before, after in changed)
+        raise InputError(f"name ({config.name}): {recorded.parent} holds a run made with another config: {listed}; choose "
+                         "another name, or --checkpoint.resume never to start anew and keep the old run aside")  # fmt: skip
+
+
+def record(config: RunConfig, runtime: Runtime) -> None:
+    """Writes config.yaml and environment.json, once the run is sure to begin."""
+    write_atomically(config.run_dir / "config.yaml", to_yaml(config).encode())
+    path = config.run_dir / "environment.json"
+    write_atomically(path, json.dumps(environment(runtime), indent=2).encode())
+
+
+def environment(runtime: Runtime) -> dict[str, Any]:
+    """What a reader needs to know of the machine: versions, device, precision, git commit, command line."""
+    versions = {}
+    for name in PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
+    try:
+        git = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=False)
+        commit = git.stdout.strip() or None
+    except (OSError, subprocess.TimeoutExpired):
+        commit = None
+    device = (
+        torch.cuda.get_device_name() if runtime.device.type == "cuda" else platform.processor() or platform.machine()
+    )
+    return {
+        "versions": {"python": platform.python_version(), **versions},
+        "device": runtime.device.type, "device_name": device, "num_threads": torch.get_num_threads(),
+        "precision": runtime.precision, "processes": runtime.num_processes, "platform": platform.platform(),
+        "git_commit": commit, "command": without_secrets(sys.argv), "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }  # fmt: skip
+
+
+def without_secrets(words: list[str]) -> list[str]:
+    """A command line with anything that looks like a Hub token blotted out."""
+    return ["***" if "hf_" in word and len(word) > 20 and "/" not in word else word for word in words]
+
+
+class RunLock:
+    """One run a folder. A file lock that dies with its process; the file says who holds it, for runs on other machines."""
+
+    NAME = ".lock"
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / self.NAME
+        self.file = self.path.open("a+", encoding="utf-8")
+        try:
+            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            holder = self.holder()
+            self.file.close()
+            raise InputError(f"{folder}: another run is at work in this folder ({holder}); wait for it, or choose another "
+                             "name") from None  # fmt: skip
+        holder = self.holder()
+        if holder and holder.split(" process ")[0] != socket.gethostname():
+            self.file.close()
+            raise InputError(f"{folder}: a run on another machine is at work in this folder ({holder}); if it is dead, "
+                             f"remove {self.path}")  # fmt: skip
+        self.file.truncate(0)
+        self.file.write(f"{socket.gethostname()} process {os.getpid()}")
+        self.file.flush()
+
+    def holder(self) -> str:
+        """Host and process that the file names."""
+        self.file.seek(0)
+        return self.file.read().strip()
+
+    def release(self) -> None:
+        """Gives the folder free."""
+        if not self.file.closed:
+            self.path.unlink(missing_ok=True)
+            self.file.close()
+
+
+def peak_memory_mb(device: torch.device) -> float:
+    """Most memory held so far: of the GPU where there is one, else of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB on Linux, bytes on macOS
+    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10

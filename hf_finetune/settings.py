@@ -1,0 +1,192 @@
+"""From recipe defaults, a YAML file and the command line to a checked RunConfig, or one line that says what is wrong.
+
+jsonargparse does the typing, the help and --print_config. What is ours: the wording of errors (one line, dotted key,
+value, nearest right key, the same from YAML and command line) and plain values where a list is expected.
+"""
+
+import argparse
+import difflib
+import re
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import ArgumentParser
+
+from hf_finetune.config import RunConfig, as_dict, flatten
+from hf_finetune.errors import InputError
+
+
+def setting_types(section: type = RunConfig, prefix: str = "") -> dict[str, Any]:
+    """Every setting's dotted key and its annotated type."""
+    hints = typing.get_type_hints(section)
+    types: dict[str, Any] = {}
+    for field in fields(section):
+        hint = hints[field.name]
+        if isinstance(hint, type) and is_dataclass(hint):
+            types |= setting_types(hint, f"{prefix}{field.name}.")
+        else:
+            types[f"{prefix}{field.name}"] = hint
+    return types
+
+
+TYPES = setting_types()
+SECTIONS = frozenset(key.split(".")[0] for key in TYPES if "." in key)
+
+
+def check_key(key: str) -> None:
+    """Raises InputError with the nearest right key where there is no setting `key`."""
+    if key in TYPES:
+        return
+    if key in SECTIONS:
+        raise InputError(
+            f"{key}: is a section; set one of its keys, such as {next(k for k in TYPES if k.startswith(key + '.'))}"
+        )
+    tails = {k.rsplit(".", 1)[-1]: k for k in TYPES}
+    near = difflib.get_close_matches(key, TYPES, n=1) or difflib.get_close_matches(
+        key.rsplit(".", 1)[-1], tails, n=1, cutoff=0.7
+    )
+    hint = f"; did you mean {tails.get(near[0], near[0])}?" if near else "; --help lists the settings"
+    raise InputError(f"{key}: there is no such setting{hint}")
+
+
+def expected(hint: Any) -> str:
+    """What a type hint takes, in words."""
+    if typing.get_origin(hint) is tuple:
+        return "a list of strings"
+    if typing.get_origin(hint) is typing.Literal:
+        return "one of " + ", ".join(str(value) for value in typing.get_args(hint))
+    names = {int: "a whole number", float: "a number", str: "a string", bool: "true or false", type(None): "null"}
+    return names.get(hint) or " or ".join(expected(part) for part in typing.get_args(hint))
+
+
+def read_yaml(path: str) -> dict[str, Any]:
+    """The settings in a YAML file as `{dotted key: value}`, every key checked."""
+    try:
+        loaded = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"--config ({path}): {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f"{path}:{mark.line + 1}" if mark else path
+        raise InputError(f"{place}: not YAML: {getattr(error, 'problem', None) or error}") from None
+    if loaded is None:
+        return {}
+    if not isinstance(loaded, Mapping):
+        raise InputError(f"--config ({path}): must hold settings as `key: value`, not a {type(loaded).__name__}")
+    settings: dict[str, Any] = {}
+    for key, value in flatten({str(key): value for key, value in loaded.items()}):
+        if value is None and key in SECTIONS:  # `train:` with nothing under it
+            continue
+        check_key(key)
+        settings[key] = value
+    return settings
+
+
+def read_arguments(arguments: Sequence[str]) -> list[tuple[str, Any]]:
+    """`(key, value)` of `--key value`, `--key=value` and, for lists, `--key value value`, in order.
+
+    A value is the string typed, except where YAML reads it as a list or null; `config` stands among the keys.
+    """
+    pairs: list[tuple[str, Any]] = []
+    position = 0
+    while position < len(arguments):
+        word = arguments[position]
+        position += 1
+        if not word.startswith("--") or word == "--":
+            raise InputError(f"{word}: settings are written --section.key VALUE")
+        key, equals, value = word[2:].partition("=")
+        if key != "config":
+            check_key(key)
+        values = [value] if equals else []
+        while position < len(arguments) and not arguments[position].startswith("--") and not equals:
+            values.append(arguments[position])
+            position += 1
+        is_list = typing.get_origin(TYPES.get(key)) is tuple
+        if not values or (len(values) > 1 and not is_list):
+            given = " ".join(values) if values else "nothing"
+            raise InputError(f"{key} ({given}): takes one value")
+        pairs.append((key, values if len(values) > 1 else values[0]))
+    return pairs
+
+
+def typed(parser: ArgumentParser, key: str, value: Any) -> Any:
+    """`value` as the type of setting `key`, or InputError."""
+    hint = TYPES[key]
+    if typing.get_origin(hint) is tuple:
+        if isinstance(value, str) and re.match(r"\s*\[.*\]\s*$", value):
+            value = yaml.safe_load(value)
+        value = [] if value in (None, "null") else value if isinstance(value, list) else [value]
+    if hint is bool and isinstance(value, str) and value.lower() in ("true", "false"):
+        value = value.lower() == "true"
+    nested: Any = value
+    for part in reversed(key.split(".")):
+        nested = {part: nested}
+    try:
+        parsed = parser.parse_object(nested, defaults=False)
+    except (argparse.ArgumentError, TypeError, ValueError):
+        raise InputError(f"{key} ({value}): must be {expected(hint)}") from None
+    return parsed[key]
+
+
+def build_parser(prog: str, description: str) -> ArgumentParser:
+    """The parser whose help groups the settings by section."""
+    parser = ArgumentParser(
+        prog=prog, description=description, exit_on_error=False, allow_abbrev=False, default_env=False
+    )
+    parser.add_argument("--config", metavar="FILE.yaml", help="settings in YAML; the command line goes over it")
+    parser.add_argument("--print_config", action="store_true", help="print the resolved settings as YAML and stop")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    parser.add_class_arguments(RunConfig)
+    return parser
+
+
+def load_config(
+    defaults: Mapping[str, Any], arguments: Sequence[str], *, prog: str = "classify", description: str = ""
+) -> RunConfig | None:
+    """The recipe's `defaults` ({dotted key: value}), then `--config FILE.yaml`, then the other `arguments`.
+
+    Prints and returns None for `--print_config`; `--help` prints and exits with 0. Raises InputError.
+    """
+    parser = build_parser(prog, description)
+    words = [word for word in arguments if word not in ("--print_config", "--debug")]
+    parser.set_defaults(dict(defaults))
+    if "--help" in words or "-h" in words:
+        parser.print_help()
+        raise SystemExit(0)
+    pairs = read_arguments(words)
+    layers: dict[str, Any] = {}
+    for path in (value for key, value in pairs if key == "config"):
+        layers |= read_yaml(path)
+    layers |= {key: value for key, value in pairs if key != "config"}
+    config = resolve(parser, layers)
+    if "--print_config" in arguments:
+        print(to_yaml(config), end="")
+        return None
+    return config
+
+
+def resolve(parser: ArgumentParser, settings: Mapping[str, Any]) -> RunConfig:
+    """The RunConfig of the parser's defaults with `settings` ({dotted key: value}) over them."""
+    typed_settings = {key: typed(parser, key, value) for key, value in settings.items()}
+    namespace = parser.get_defaults()
+    for key, value in typed_settings.items():
+        namespace[key] = value
+    instantiated = parser.instantiate(namespace)
+    return RunConfig(**{field.name: instantiated[field.name] for field in fields(RunConfig)})
+
+
+def to_yaml(config: RunConfig) -> str:
+    """The settings as YAML that `--config` reads back to an equal RunConfig."""
+    return yaml.safe_dump(as_dict(config), sort_keys=False, allow_unicode=True)
+
+
+def config_from_dict(values: Mapping[str, Any]) -> RunConfig:
+    """The RunConfig of what `as_dict` made, checked again."""
+    settings = dict(flatten(values))
+    for key in settings:
+        check_key(key)
+    return resolve(build_parser("config", ""), settings)
