@@ -114,7 +114,7 @@ def load(config: ModelConfig, task: Task, tokenizer: Any) -> Backbone:
 
 
 def load_any(location: str) -> Any:
-    """The model in a run folder, model folder, package or Hub repository, with whatever sequence head it has or gets."""
+    """The model in a run folder, model folder, package or Hub repository, with the head it has or gets."""
     inside = Path(location) / "model"
     source = str(inside) if (inside / "config.json").is_file() else local_path(location, "MODEL")
     try:
@@ -131,8 +131,10 @@ def loading_error(
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     if Path(source).is_dir():
         return InputError(f"{key} ({backbone}): the {what} in this folder cannot be loaded: {lines[0]}")
-    return InputError(f"{key} ({backbone}): there is no such folder, and the Hub gives no such model "
-                      f"(is the name right, is there a network, is access granted?): {lines[0]}")  # fmt: skip
+    return InputError(
+        f"{key} ({backbone}): there is no such folder, and the Hub gives no such model "
+        f"(is the name right, is there a network, is access granted?): {lines[0]}"
+    )
 
 
 def set_dropout(hf_config: Any, probability: float | None) -> None:
@@ -154,8 +156,10 @@ def check_weights(backbone: str, model: Any, new: frozenset[str]) -> None:
     lacking = sorted(name for name in new if name.startswith(prefix) and "pooler" not in name)
     total = sum(name.startswith(prefix) for name, _ in model.named_parameters())
     if lacking:
-        raise InputError(f"model.backbone ({backbone}): its files lack {len(lacking)} of {total} pretrained tensors, "
-                         f"such as {lacking[0]}; are they of another model?")  # fmt: skip
+        raise InputError(
+            f"model.backbone ({backbone}): its files lack {len(lacking)} of {total} pretrained tensors, "
+            f"such as {lacking[0]}; are they of another model?"
+        )
     for name, tensor in model.named_parameters():
         if not torch.isfinite(tensor).all():
             raise InputError(
@@ -164,7 +168,7 @@ def check_weights(backbone: str, model: Any, new: frozenset[str]) -> None:
 
 
 def longest_input(backbone: Backbone, asked: int | None) -> int:
-    """Tokens that an input may have: data.max_length, checked against the model's limit, or that limit (at most 512)."""
+    """Tokens an input may have: data.max_length, checked against the model's limit, or that limit, up to 512."""
     limits = [int(backbone.tokenizer.model_max_length)] if backbone.tokenizer.model_max_length < 10**9 else []
     positions = getattr(backbone.model.config, "max_position_embeddings", None)
     if isinstance(positions, int) and positions > 0:
@@ -180,7 +184,7 @@ def longest_input(backbone: Backbone, asked: int | None) -> int:
 
 
 def has_offset_positions(model: Any) -> bool:
-    """Whether positions count from padding_idx + 1, as in RoBERTa (transformers: create_position_ids_from_input_ids)."""
+    """Whether positions count from padding_idx + 1, as in RoBERTa (its create_position_ids_from_input_ids)."""
     return any(
         name.endswith("position_embeddings") and getattr(part, "padding_idx", None) is not None
         for name, part in model.named_modules()

@@ -50,12 +50,12 @@ class Manifest:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """The file has its old content or all of the new, whatever happens. InputError where the disk is full or read-only."""
+    """The file has its old content or all of the new. InputError where the disk is full or read-only."""
     replace_with(path, lambda file: file.write(content), len(content))
 
 
 def replace_with(path: Path, write: Callable[[BinaryIO], object], num_bytes: int) -> None:
-    """Has `write` fill a temporary file, syncs it, and renames it to `path`. `num_bytes` is checked to be free before."""
+    """Has `write` fill a temporary file, syncs and renames it to `path`. `num_bytes` are checked to be free."""
     temporary = path.with_name(f".{path.name}.writing")
     try:
         if shutil.disk_usage(path.parent).free < num_bytes:
@@ -86,8 +86,10 @@ def writing_error(folder: Path, num_bytes: int, error: Exception) -> InputError:
     if isinstance(cause, OSError) and cause.errno not in FULL_DISK:
         return InputError(f"{folder}: cannot be written: {cause.strerror}")
     free = shutil.disk_usage(folder).free
-    return InputError(f"{folder}: the disk is full: {num_bytes / 1e6:.1f} MB are needed and {free / 1e6:.1f} MB are free; make "
-                      "room and run the same command again, the run goes on from its last checkpoint")  # fmt: skip
+    return InputError(
+        f"{folder}: the disk is full: {num_bytes / 1e6:.1f} MB are needed and {free / 1e6:.1f} MB are free; make "
+        "room and run the same command again, the run goes on from its last checkpoint"
+    )
 
 
 def tensor_bytes(content: Any) -> int:
@@ -112,8 +114,16 @@ def save(folder: Path, content: Mapping[str, Any], *, metric: str, value: float 
     folder.mkdir(parents=True, exist_ok=True)
     replace_with(path, lambda file: torch.save(dict(content), file), tensor_bytes(content))
     # The digest is of what the disk gives back, not of what was meant to be written
-    manifest = Manifest(file=path.name, size=path.stat().st_size, sha256=sha256_of(path), epoch=epoch, update=update, loss=loss,
-                        metric=metric, value=value)  # fmt: skip
+    manifest = Manifest(
+        file=path.name,
+        size=path.stat().st_size,
+        sha256=sha256_of(path),
+        epoch=epoch,
+        update=update,
+        loss=loss,
+        metric=metric,
+        value=value,
+    )
     write_atomically(manifest_path(path), json.dumps(asdict(manifest), indent=2).encode())
     return manifest
 
@@ -156,7 +166,7 @@ def load(path: Path) -> dict[str, Any]:
 
 def newest_whole(folder: Path) -> tuple[Path | None, list[str]]:
     """The newest checkpoint that verifies, and a line for each newer one that was passed over."""
-    skipped = []
+    skipped: list[str] = []
     for manifest in reversed(manifests(folder)):
         reason = fault(folder, manifest)
         if reason is None:

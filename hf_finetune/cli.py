@@ -89,9 +89,10 @@ def run_inspect(options: argparse.Namespace) -> None:
     """hf-finetune inspect."""
     layers = options.encoder_layers
     config = FreezeConfig(
-        embeddings=options.embeddings, patterns=tuple(options.patterns),
+        embeddings=options.embeddings,
+        patterns=tuple(options.patterns),
         encoder_layers=int(layers) if layers.lstrip("-").isdecimal() else layers,
-    )  # fmt: skip
+    )
     from hf_finetune import backbone, freezing
 
     model = backbone.load_any(options.model)
@@ -104,9 +105,12 @@ def run_evaluate(options: argparse.Namespace) -> None:
     from hf_finetune.predict import Classifier, evaluate_file
 
     values = evaluate_file(
-        Classifier.from_pretrained(options.model), options.data, metric=options.metric,
-        text_columns=tuple(options.text_columns or ()), label_column=options.label_column,
-    )  # fmt: skip
+        Classifier.from_pretrained(options.model),
+        options.data,
+        metric=options.metric,
+        text_columns=tuple(options.text_columns or ()),
+        label_column=options.label_column,
+    )
     print(
         json.dumps(values)
         if options.format == "json"

@@ -269,7 +269,7 @@ class TrackingConfig:
     """Where the numbers are shown.
 
     Args:
-        trackers: Trackers of Accelerate by name (tensorboard, wandb, ...); [] for none. metrics.jsonl is always written.
+        trackers: Trackers of Accelerate by name (tensorboard, wandb, ...); [] for none.
         log_every: Updates between two logged rows of training.
     """
 
@@ -334,7 +334,7 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         check(re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", self.name) is not None, "name", self.name,
-              "takes letters, digits, and . _ - inside: it is a folder's name, not a path (see output_dir)")  # fmt: skip
+              "takes letters, digits and . _ - inside: a folder's name, not a path (see output_dir)")  # fmt: skip
         check(0 <= self.seed < 2**31, "seed", self.seed, "must be 0 or more, and below 2147483648")
         check(
             self.model.backbone != "", "model.backbone", "''", "is needed: a Hub id, a folder, or package://NAME/path"

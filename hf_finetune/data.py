@@ -38,16 +38,29 @@ class Splits:
     train: Table
     validation: Table
     test: Table | None
+    text_columns: tuple[str, ...]
     notes: tuple[str, ...] = ()
+
+    def tables(self) -> dict[str, Table]:
+        """The splits there are."""
+        named = {"train": self.train, "validation": self.validation, "test": self.test}
+        return {split: table for split, table in named.items() if table is not None}
+
+    def texts(self, table: Table) -> list[list[str]]:
+        """The one or two columns of text of a split."""
+        return [table.columns[name] for name in self.text_columns]
 
 
 def load_splits(config: DataConfig, seed: int) -> Splits:
-    """Reads all splits, and carves the missing ones out of training: stratified by label, seeded, equal texts together."""
+    """Reads all splits, and carves the missing ones out of training: stratified, seeded, equal texts together."""
     if config.dataset is not None:
         given = read_hub_dataset(config)
     else:
-        given = {split: read_table(getattr(config, split), config, f"data.{split}")
-                 for split in SPLITS if getattr(config, split)}  # fmt: skip
+        given = {
+            split: read_table(getattr(config, split), config, f"data.{split}")
+            for split in SPLITS
+            if getattr(config, split)
+        }
     train = given.pop("train")
     fractions = {
         split: getattr(config, f"{split}_fraction")
@@ -72,7 +85,13 @@ def load_splits(config: DataConfig, seed: int) -> Splits:
     if config.max_train_examples is not None and config.max_train_examples < len(train):
         chosen = np.random.default_rng([seed, 1]).permutation(len(train))[: config.max_train_examples]
         train = train.take(sorted(chosen.tolist()))
-    return Splits(train=train, validation=given["validation"], test=given.get("test"), notes=tuple(notes))
+    return Splits(
+        train=train,
+        validation=given["validation"],
+        test=given.get("test"),
+        text_columns=config.text_columns,
+        notes=tuple(notes),
+    )
 
 
 def carve(
@@ -152,11 +171,8 @@ class Features:
         return digest.hexdigest()[:16]
 
 
-def encode(
-    table: Table, tokenizer: Any, config: DataConfig, max_length: int, labels: "np.ndarray[Any, Any]"
-) -> Features:
+def encode(texts: Sequence[Sequence[str]], tokenizer: Any, max_length: int, labels: "np.ndarray[Any, Any]") -> Features:
     """Tokenizes every row once; kept on disk under HF_FINETUNE_CACHE by the texts, the tokenizer and max_length."""
-    texts = [table.columns[name] for name in config.text_columns]
     folder = cache_dir() / "encoded" / encoding_key(texts, tokenizer, max_length)
     if not (folder / "done").exists():
         write_encoded(folder, tokenize(texts, tokenizer, max_length))
@@ -238,8 +254,10 @@ def write_encoded(folder: Path, arrays: Mapping[str, "np.ndarray[Any, Any]"]) ->
         shutil.rmtree(folder, ignore_errors=True)
         temporary.rename(folder)
     except OSError as error:
-        raise InputError(f"{folder.parent}: the encoded text cannot be kept there ({error.strerror}); "
-                         "set HF_FINETUNE_CACHE to a folder with room") from None  # fmt: skip
+        raise InputError(
+            f"{folder.parent}: the encoded text cannot be kept there ({error.strerror}); "
+            "set HF_FINETUNE_CACHE to a folder with room"
+        ) from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -253,8 +271,10 @@ def collate(features: Features, rows: "np.ndarray[Any, Any]", pad_token_id: int)
     columns = np.arange(int(lengths.max()))
     mask = columns[None, :] < lengths[:, None]
     positions = np.where(mask, starts[:, None] + columns[None, :], 0)
-    batch = {name: np.where(mask, flat[positions], pad_token_id if name == "input_ids" else 0).astype(np.int64)
-             for name, flat in features.inputs.items()}  # fmt: skip
+    batch = {
+        name: np.where(mask, flat[positions], pad_token_id if name == "input_ids" else 0).astype(np.int64)
+        for name, flat in features.inputs.items()
+    }
     batch |= {"attention_mask": mask.astype(np.int64), "labels": features.labels[rows]}
     return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in batch.items()}
 

@@ -1,6 +1,8 @@
 """The model folder: weights, tokenizer, labels and card, reloaded with plain from_pretrained and compared."""
 
 import dataclasses
+import math
+import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -10,17 +12,16 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
+from huggingface_hub import EvalResult, ModelCardData
+from safetensors import SafetensorError
 
-from hf_finetune.backbone import Backbone, quiet
+from hf_finetune.backbone import quiet
 from hf_finetune.checkpoint import sync_folder, write_atomically, writing_error
 from hf_finetune.config import RunConfig
-from hf_finetune.data import Features
 from hf_finetune.errors import InputError
-from hf_finetune.freezing import FreezePlan
+from hf_finetune.job import Job
 from hf_finetune.loop import evaluate
-from hf_finetune.runtime import Runtime
 from hf_finetune.settings import to_yaml
-from hf_finetune.tasks import Task
 
 # Largest difference between a logit of the trained model and of the reloaded one, relative to the largest logit. On a
 # CPU they are equal; GPU kernels may choose another order of sums.
@@ -28,101 +29,105 @@ RELOAD_TOLERANCE = 1e-4
 NUM_COMPARED = 64  # validation examples
 
 
-def export(
-    run_dir: Path,
-    backbone: Backbone,
-    task: Task,
-    plan: FreezePlan,
-    config: RunConfig,
-    results: Mapping[str, Any],
-    max_length: int,
-) -> Path:
+def export(job: Job, results: Mapping[str, Any]) -> Path:
     """Writes model/ whole (beside, then renamed) and returns it."""
+    run_dir = job.config.run_dir
     folder, temporary = run_dir / "model", run_dir / ".model.writing"
-    shutil.rmtree(temporary, ignore_errors=True)
-    model, tokenizer = backbone.model, backbone.tokenizer
-    model.config.hf_finetune = {
-        "task": task.name, "text_columns": list(config.data.text_columns), "label_column": config.data.label_column,
-        "label_separator": config.task.label_separator, "metric": results["metric"],
-    }  # fmt: skip
-    tokenizer.model_max_length = max_length  # so that pipelines cut where training did
+    model, tokenizer = job.backbone.model, job.backbone.tokenizer
+    model.config.hf_finetune = {  # what `hf-finetune predict` and `evaluate` need to know of the training
+        "task": job.task.name,
+        "text_columns": list(job.config.data.text_columns),
+        "label_column": job.config.data.label_column,
+        "label_separator": job.config.task.label_separator,
+        "metric": job.metric,
+    }
+    tokenizer.model_max_length = job.max_length  # so that pipelines cut where training did
     try:
+        shutil.rmtree(temporary, ignore_errors=True)
         with quiet():
             model.save_pretrained(temporary)
             tokenizer.save_pretrained(temporary)
-        write_atomically(temporary / "README.md", card(config, task, plan, results).encode())
+        write_atomically(temporary / "README.md", card(job, results).encode())
+        for path in temporary.iterdir():
+            path.chmod(0o666 & ~current_umask())  # safetensors makes its file readable by its owner only
         shutil.rmtree(folder, ignore_errors=True)
         temporary.rename(folder)
         sync_folder(run_dir)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
         raise writing_error(run_dir, size, error) from None
     return folder
 
 
-def check_reload(folder: Path, backbone: Backbone, task: Task, features: Features, runtime: Runtime) -> float:
+def current_umask() -> int:
+    """The process's umask, which can only be read by setting it."""
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask
+
+
+def check_reload(folder: Path, job: Job) -> float:
     """Loads the folder with plain from_pretrained and compares its outputs with the trained model's on validation rows.
 
-    Returns the largest difference of a logit. InputError where it is above the tolerance, or tokenizer or labels differ.
+    Returns the largest difference of a logit. InputError where it is too large, or tokenizer or labels differ.
     """
+    task, run = job.task, job.runtime
     with quiet():
-        model = getattr(transformers, task.auto_class).from_pretrained(folder, dtype=torch.float32).to(runtime.device)
+        model = getattr(transformers, task.auto_class).from_pretrained(folder, dtype=torch.float32).to(run.device)
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     labels = tuple(model.config.id2label[number] for number in range(len(task.label_names)))
     if labels != task.label_names:
         raise InputError(f"{folder}: the reloaded labels {labels} are not the trained ones {task.label_names}")
-    if tokenizer.get_vocab() != backbone.tokenizer.get_vocab():
+    if tokenizer.get_vocab() != job.backbone.tokenizer.get_vocab():
         raise InputError(f"{folder}: the reloaded tokenizer has another vocabulary")
+    features = job.features["validation"]
     rows = np.arange(len(features))[:NUM_COMPARED]
     outputs = []
-    for candidate in (backbone.model, model):
-        with runtime.accelerator.autocast():
-            outputs.append(evaluate(candidate, features, task, runtime, batch_size=32, pad_token_id=backbone.pad_token_id,
-                                    rows=rows, distributed=False).logits)  # fmt: skip
+    for candidate in (job.backbone.model, model):
+        with run.accelerator.autocast():
+            outcome = evaluate(
+                candidate,
+                features,
+                task,
+                run,
+                batch_size=32,
+                pad_token_id=job.backbone.pad_token_id,
+                rows=rows,
+                distributed=False,
+            )
+            outputs.append(outcome.logits)
     difference = float(np.abs(outputs[0] - outputs[1]).max())
     if not difference <= RELOAD_TOLERANCE * max(1.0, float(np.abs(outputs[0]).max())):
         raise InputError(f"{folder}: the reloaded model's outputs differ from the trained one's by {difference:.2g}")
     return difference
 
 
-def card(config: RunConfig, task: Task, plan: FreezePlan, results: Mapping[str, Any]) -> str:
+def card(job: Job, results: Mapping[str, Any]) -> str:
     """The model card: Hub metadata, how to use it, data, freeze plan, hyperparameters and measured metrics."""
-    from huggingface_hub import EvalResult, ModelCardData
-
-    hub_id = config.model.backbone if looks_like_hub_id(config.model.backbone) else None
-    split = "test" if results["test"] else "validation"
-    dataset = config.data.dataset or Path(config.data.train[0].split("#")[0]).stem
-    metadata = ModelCardData(
-        library_name="transformers", pipeline_tag="text-classification", tags=["hf-finetune", task.problem],
-        base_model=hub_id, datasets=[config.data.dataset] if config.data.dataset and looks_like_hub_id(config.data.dataset) else None,
-        model_name=config.name,
-        eval_results=[
-            EvalResult(task_type="text-classification", dataset_type=dataset, dataset_name=dataset, dataset_split=split,
-                       metric_type=name, metric_value=round(value, 4))
-            for name, value in results[split].items() if value == value and name != "loss"
-        ],
-    )  # fmt: skip
+    config, task, plan = job.config, job.task, job.plan
+    name = config.hub.repo_id or "model"
     measured = "\n".join(
-        f"| {split} | {name} | {value:.4f} |"
+        f"| {split} | {metric} | {value:.4f} |"
         for split in ("validation", "test")
-        for name, value in results[split].items()
+        for metric, value in results[split].items()
     )
     parts = "\n".join(f"| {part} | {size:,} | {state} |" for part, size, state in plan.table())
-    examples = results["examples"]
+    examples, best = results["examples"], results["best"]
     return f"""---
-{metadata.to_yaml()}
+{metadata(job, results).to_yaml()}
 ---
 
 # {config.name}
 
-`{config.model.backbone}` fine-tuned for {task.problem.replace("_", "-")} text classification with hf-finetune.
-{len(task.label_names)} label{"s" if len(task.label_names) > 1 else ""}: {", ".join(task.label_names)}.
+`{config.model.backbone.split("#")[0]}` fine-tuned for {task.problem.replace("_", "-")} text classification
+with hf-finetune.
+{"Label" if len(task.label_names) == 1 else f"{len(task.label_names)} labels"}: {", ".join(task.label_names)}.
 
 ```python
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-model = AutoModelForSequenceClassification.from_pretrained("{config.hub.repo_id or "model"}")
-tokenizer = AutoTokenizer.from_pretrained("{config.hub.repo_id or "model"}")
+model = AutoModelForSequenceClassification.from_pretrained("{name}")
+tokenizer = AutoTokenizer.from_pretrained("{name}")
 ```
 
 ## Measured
@@ -131,13 +136,13 @@ tokenizer = AutoTokenizer.from_pretrained("{config.hub.repo_id or "model"}")
 |---|---|---|
 {measured}
 
-The best checkpoint (epoch {results["best"]["epoch"]}, update {results["best"]["update"]}) was chosen by
-{results["metric"]} on validation; the test split was used once, after that.
+The best checkpoint (epoch {best["epoch"]}, update {best["update"]}) was chosen by {results["metric"]} on validation.
+The test split was used once, after that.
 
 ## Data
 
-{", ".join(config.data.train) or config.data.dataset}: {examples["train"]:,} examples to train on, {examples["validation"]:,} for
-validation, {examples["test"]:,} for the test.
+`{data_name(config)}`: {examples["train"]:,} examples to train on, {examples["validation"]:,} for validation,
+{examples["test"]:,} for the test. Texts are cut at {job.max_length} tokens.
 
 ## What was trained
 
@@ -150,16 +155,46 @@ validation, {examples["test"]:,} for the test.
 ## Settings
 
 ```yaml
-{to_yaml(without_places(config)).rstrip()}
+{to_yaml(dataclasses.replace(config, output_dir="outputs")).rstrip()}
 ```
 
-{results["device"]}, {results["precision"]}, {results["processes"]} process(es), {results["seconds"]["train"]:.0f} s of training.
+{results["device"]}, {results["precision"]}, processes: {results["processes"]}, {results["seconds"]["train"]:.0f} s.
 """
 
 
-def without_places(config: RunConfig) -> RunConfig:
-    """The config without the folder of this machine that runs are kept in."""
-    return dataclasses.replace(config, output_dir="outputs")
+def metadata(job: Job, results: Mapping[str, Any]) -> ModelCardData:
+    """The card's metadata for the Hub, with the metrics of the test split where there is one."""
+    config = job.config
+    split = "test" if results["test"] else "validation"
+    name = data_name(config)
+    return ModelCardData(
+        library_name="transformers",
+        pipeline_tag="text-classification",
+        tags=["hf-finetune", job.task.problem],
+        base_model=config.model.backbone if looks_like_hub_id(config.model.backbone) else None,
+        datasets=[name] if config.data.dataset and looks_like_hub_id(name) else None,
+        model_name=config.name,
+        eval_results=[
+            EvalResult(
+                task_type="text-classification",
+                dataset_type=name,
+                dataset_name=name,
+                dataset_split=split,
+                metric_type=metric,
+                metric_value=round(value, 4),
+            )
+            for metric, value in results[split].items()
+            if math.isfinite(value) and metric != "loss"
+        ],
+    )
+
+
+def data_name(config: RunConfig) -> str:
+    """The data set's name: on the Hub, of the package, or of the first file without its folders."""
+    first = config.data.dataset or config.data.train[0]
+    if first.startswith("package://"):
+        return first.removeprefix("package://").split("/")[0]
+    return first if config.data.dataset else Path(first).name
 
 
 def remote_code_note(config: RunConfig) -> str:

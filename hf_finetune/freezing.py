@@ -1,5 +1,5 @@
-"""Which tensors train. The model's own stack of blocks is found by its structure, and what feeds it by autograd's graph,
-so that no family's names are needed.
+"""Which tensors train. The model's stack of blocks is found by its structure, and what feeds it by autograd's graph, so
+that no family's names are needed.
 """
 
 import csv
@@ -153,7 +153,7 @@ class FreezePlan:
         return sum(size for name, size in self.sizes.items() if name not in self.frozen)
 
     def table(self) -> list[tuple[str, int, str]]:
-        """Rows of part, parameters, and "trains", "frozen" or how many train; like blocks that stand together in one."""
+        """Rows of part, parameters, and "trains", "frozen" or how many train; neighbours alike are one row."""
         rows: list[tuple[str, int, str, int]] = []
         for part, names in self.anatomy.parts().items():
             size = sum(self.sizes[name] for name in names)
@@ -190,8 +190,13 @@ def resolve_num_blocks(config: FreezeConfig, anatomy: Anatomy) -> int:
         count = int(fraction * depth + 0.5) if not anatomy.shared else int(fraction == 1) * depth
         check(not anatomy.shared or fraction in (0, 1), "freeze.encoder_layers", value, SHARED_BLOCK)
         return count
-    check(abs(value) <= depth, "freeze.encoder_layers", value, f"this backbone has {depth} {'block' if depth == 1 else 'blocks'}"
-          + (f"; {SHARED_BLOCK}" if anatomy.shared else ""))  # fmt: skip
+    check(
+        abs(value) <= depth,
+        "freeze.encoder_layers",
+        value,
+        f"this backbone has {depth} {'block' if depth == 1 else 'blocks'}"
+        + (f"; {SHARED_BLOCK}" if anatomy.shared else ""),
+    )
     return value if value >= 0 else depth + value
 
 
@@ -217,15 +222,17 @@ def apply(model: Any, config: FreezeConfig, anatomy: Anatomy | None = None) -> F
         )
         frozen.update(matched)
     if len(frozen) == len(sizes):
-        raise InputError("freeze: everything would be frozen, the head too, and nothing would train; "
-                         "see freeze.patterns and freeze.encoder_layers")  # fmt: skip
+        raise InputError(
+            "freeze: everything would be frozen, the head too, and nothing would train; "
+            "see freeze.patterns and freeze.encoder_layers"
+        )
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name not in frozen)
     return FreezePlan(anatomy=anatomy, frozen=frozenset(frozen), sizes=sizes, num_prefix_blocks=constant_depth(model))
 
 
 def constant_depth(model: nn.Module) -> int:
-    """Blocks whose output needs no gradient, counted from the bottom; -1 where the input of block 0 needs one already."""
+    """Blocks whose output needs no gradient, from the bottom; -1 where the input of block 0 needs one."""
     _, stack = find_stack(model)
     first_input: list[torch.Tensor] = []
 
@@ -284,9 +291,16 @@ def inspect_rows(model: Any, plan: FreezePlan) -> list[dict[str, Any]]:
     for name, tensor in model.state_dict(keep_vars=True).items():
         owner = tied.get(id(tensor))
         state = "buffer" if owner is None else "frozen" if owner in plan.frozen else "trains"
-        rows.append({"name": name, "part": part_of.get(owner or "", "buffers"), "shape": list(tensor.shape),
-                     "dtype": str(tensor.dtype).removeprefix("torch."), "bytes": tensor.numel() * tensor.element_size(),
-                     "state": state if owner in (None, name) else f"{state}, tied to {owner}"})  # fmt: skip
+        rows.append(
+            {
+                "name": name,
+                "part": part_of.get(owner or "", "buffers"),
+                "shape": list(tensor.shape),
+                "dtype": str(tensor.dtype).removeprefix("torch."),
+                "bytes": tensor.numel() * tensor.element_size(),
+                "state": state if owner in (None, name) else f"{state}, tied to {owner}",
+            }
+        )
     return rows
 
 
@@ -294,7 +308,14 @@ def format_rows(rows: list[dict[str, Any]], plan: FreezePlan, style: str) -> str
     """The rows as json, csv, or a table with totals by part."""
     if style == "json":
         totals = [{"part": part, "parameters": size, "state": state} for part, size, state in plan.table()]
-        return json.dumps({"entries": rows, "parts": totals, "parameters": {"total": plan.num_total, "trainable": plan.num_trainable}}, indent=2)  # fmt: skip
+        return json.dumps(
+            {
+                "entries": rows,
+                "parts": totals,
+                "parameters": {"total": plan.num_total, "trainable": plan.num_trainable},
+            },
+            indent=2,
+        )
     if style == "csv":
         text = io.StringIO()
         writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
@@ -303,7 +324,8 @@ def format_rows(rows: list[dict[str, Any]], plan: FreezePlan, style: str) -> str
         return text.getvalue().rstrip("\n")
     width = max(len(row["name"]) for row in rows)
     lines = [
-        f"{row['name']:<{width}}  {'x'.join(map(str, row['shape'])) or 'scalar':>14}  {row['dtype']:<8} {row['bytes']:>12,}  {row['state']}"
+        f"{row['name']:<{width}}  {'x'.join(map(str, row['shape'])) or 'scalar':>14}  "
+        f"{row['dtype']:<8} {row['bytes']:>12,}  {row['state']}"
         for row in rows
     ]
     return "\n".join(

@@ -4,9 +4,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
 from huggingface_hub import CommitOperationAdd, HfApi
-from huggingface_hub.errors import HFValidationError, HTTPError, LocalTokenNotFoundError
+from huggingface_hub.errors import HFValidationError, HTTPError, LocalTokenNotFoundError  # type: ignore[attr-defined]
+from huggingface_hub.utils._validators import validate_repo_id
 
 from hf_finetune.errors import InputError
 
@@ -19,7 +19,7 @@ def check_access(repo_id: str, key: str = "hub.repo_id") -> None:
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo_id):
         raise InputError(f"{key} ({repo_id}): must be user/name")
     try:
-        huggingface_hub.utils.validate_repo_id(repo_id)
+        validate_repo_id(repo_id)
         who: dict[str, Any] = HfApi().whoami()
     except HFValidationError as error:
         raise InputError(f"{key} ({repo_id}): {first_line(error)}") from None

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Trainee:
-    """What is trained: the bare model, the same as Accelerate prepared it, its optimizer and what stays in eval mode."""
+    """What is trained: the bare model, the prepared one, its optimizer, and what stays in eval mode."""
 
     model: Any
     prepared: Any
@@ -47,7 +47,7 @@ class Schedule:
         return max(1, -(-update // self.updates_per_epoch))
 
     def is_due(self, every: int | str, update: int) -> bool:
-        """Whether something done `every` epoch or so many updates is done after `update`; it always is after the last."""
+        """Whether what is done `every` epoch or so many updates is due after `update`; after the last it is."""
         period = self.updates_per_epoch if every == "epoch" else int(every)
         return update % period == 0 or update == self.total_updates
 
@@ -116,15 +116,26 @@ def train_steps(
             torch.nn.utils.clip_grads_with_norm_(parameters, config.train.max_grad_norm, norm)
         trainee.optimizer.step()
         yield Update(
-            number=update + 1, epoch=epoch + 1, loss=loss, gradient_norm=norm_value, learning_rates=rates, num_examples=len(rows),
-            num_tokens=int(lengths[rows].sum()), seconds=time.perf_counter() - started, skipped=overflowed,
-        )  # fmt: skip
+            number=update + 1,
+            epoch=epoch + 1,
+            loss=loss,
+            gradient_norm=norm_value,
+            learning_rates=rates,
+            num_examples=len(rows),
+            num_tokens=int(lengths[rows].sum()),
+            seconds=time.perf_counter() - started,
+            skipped=overflowed,
+        )
 
 
 def accumulate(
-    trainee: Trainee, features: Features, task: "Task", runtime: "Runtime",
-    micro_batches: Sequence["np.ndarray[Any, Any]"], rows: "np.ndarray[Any, Any]",
-) -> float:  # fmt: skip
+    trainee: Trainee,
+    features: Features,
+    task: "Task",
+    runtime: "Runtime",
+    micro_batches: Sequence["np.ndarray[Any, Any]"],
+    rows: "np.ndarray[Any, Any]",
+) -> float:
     """Leaves in .grad the gradient of the mean loss over all targets of the window, and returns that loss.
 
     Backward is through sum / examples; the targets' number is known only after the forwards, and a last factor
@@ -167,7 +178,7 @@ def to_device(batch: dict[str, torch.Tensor], device: torch.device) -> dict[str,
     return {name: tensor.pin_memory().to(device, non_blocking=True) for name, tensor in batch.items()}
 
 
-class NotFinite(InputError):
+class NotFiniteError(InputError):
     """Training met a loss or gradient norm that is not finite. `rows` are those of the batch."""
 
     def __init__(self, message: str, rows: Sequence[int]) -> None:
@@ -175,10 +186,10 @@ class NotFinite(InputError):
         self.rows = rows
 
 
-def not_finite(update: int, loss: float, norm: float, rows: "np.ndarray[Any, Any]") -> NotFinite:
+def not_finite(update: int, loss: float, norm: float, rows: "np.ndarray[Any, Any]") -> NotFiniteError:
     """Law 5's error."""
     what = f"loss ({loss})" if not math.isfinite(loss) else f"gradient norm ({norm})"
-    return NotFinite(f"update {update}: the {what} is not finite; the weights were not changed", rows.tolist())
+    return NotFiniteError(f"update {update}: the {what} is not finite; the weights were not changed", rows.tolist())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,9 +201,16 @@ class Evaluation:
 
 
 def evaluate(
-    model: Any, features: Features, task: "Task", runtime: "Runtime", *, batch_size: int, pad_token_id: int,
-    rows: "np.ndarray[Any, Any] | None" = None, distributed: bool = True,
-) -> Evaluation:  # fmt: skip
+    model: Any,
+    features: Features,
+    task: "Task",
+    runtime: "Runtime",
+    *,
+    batch_size: int,
+    pad_token_id: int,
+    rows: "np.ndarray[Any, Any] | None" = None,
+    distributed: bool = True,
+) -> Evaluation:
     """Evaluates every row (or `rows`) exactly once, on any number of processes. Law 4: changes nothing.
 
     All processes call it and get the result; without `distributed` one process does all of it alone.

@@ -5,13 +5,17 @@
 
 import difflib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from hf_finetune.errors import InputError
+
+if TYPE_CHECKING:
+    from hf_finetune.tasks import Task
 
 Values = Any  # anything numpy makes an array of
 LOWER_IS_BETTER = frozenset(
@@ -93,16 +97,25 @@ def mse(predictions: Values, references: Values) -> float:
 OFFLINE: dict[str, Callable[[Values, Values], float]] = {
     "accuracy": accuracy,
     "exact_match": exact_match,
-    **{f"{name}_{average}": averaged(name, average)
-       for name in ("f1", "precision", "recall") for average in ("macro", "micro", "weighted")},
+    **{
+        f"{name}_{average}": averaged(name, average)
+        for name in ("f1", "precision", "recall")
+        for average in ("macro", "micro", "weighted")
+    },
     "matthews_correlation": matthews_correlation,
     "roc_auc": roc_auc,
     "pearson": correlation("pearsonr"),
     "spearman": correlation("spearmanr"),
     "mse": mse,
-}  # fmt: skip
-SHORT_NAMES = {"f1": "f1_macro", "precision": "precision_macro", "recall": "recall_macro", "matthews": "matthews_correlation",
-               "pearsonr": "pearson", "spearmanr": "spearman"}  # fmt: skip
+}
+SHORT_NAMES = {
+    "f1": "f1_macro",
+    "precision": "precision_macro",
+    "recall": "recall_macro",
+    "matthews": "matthews_correlation",
+    "pearsonr": "pearson",
+    "spearmanr": "spearman",
+}
 NEEDS_SCORES = frozenset({"roc_auc"})
 FOR_NUMBERS = frozenset({"pearson", "spearman", "mse"})  # the offline ones that a regression can use, with loss
 FOR_ONE_LABEL = frozenset({"matthews_correlation"})
@@ -132,6 +145,7 @@ class HubMetric:
         return {self.name: float(values.get(self.name, next(iter(values.values()))))}
 
 
+@cache
 def load(name: str, key: str = "evaluation.metric") -> Metric | HubMetric:
     """The metric `name`; InputError, naming `key` and the nearest right name, where there is none such."""
     name = SHORT_NAMES.get(name, name)
@@ -160,3 +174,12 @@ def check_fits(name: str, problem: str) -> None:
 def greater_is_better(name: str) -> bool:
     """Whether a larger value is better."""
     return name not in LOWER_IS_BETTER
+
+
+def compute_all(names: Iterable[str], task: "Task", logits: Values, labels: Values) -> dict[str, float]:
+    """The metrics of those names, each from the predictions or, where it needs them, the probabilities."""
+    values: dict[str, float] = {}
+    for name in dict.fromkeys(SHORT_NAMES.get(name, name) for name in names if name != "loss"):
+        predictions = task.scores(logits) if name in NEEDS_SCORES else task.decode(logits)
+        values |= load(name).compute(predictions=predictions, references=labels)
+    return values

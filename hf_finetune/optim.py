@@ -36,16 +36,21 @@ def parameter_groups(
         level = 0 if is_head else level_of[name]
         part = "head" if is_head else parts[name] if config.layer_decay < 1 else "backbone"
         key = part if decays else f"{part}_no_decay"
-        group = groups.setdefault(key, {
-            "name": key, "params": [], "weight_decay": config.weight_decay if decays else 0.0,
-            "peak_learning_rate": peak * config.layer_decay**level,
-        })  # fmt: skip
+        group = groups.setdefault(
+            key,
+            {
+                "name": key,
+                "params": [],
+                "weight_decay": config.weight_decay if decays else 0.0,
+                "peak_learning_rate": peak * config.layer_decay**level,
+            },
+        )
         group["params"].append((name, parameter))
     return list(groups.values())
 
 
 def build(groups: list[dict[str, Any]], device: torch.device) -> torch.optim.AdamW:
-    """AdamW, fused where torch has it fused for the device. Built from named parameters: its state records the names."""
+    """AdamW, fused where torch has it so. Built from named parameters: its state records the names."""
     fused = device.type in ("cuda", "cpu", "mps", "xpu")
     return torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.999), eps=1e-8, fused=fused)
 

@@ -51,8 +51,9 @@ class Classifier:
         task = Classification(
             problem=problem.removesuffix("_classification"),
             label_names=tuple(model.config.id2label[number] for number in range(model.config.num_labels)),
-            label_column=settings.get("label_column", "label"), label_separator=settings.get("label_separator"),
-        )  # fmt: skip
+            label_column=settings.get("label_column", "label"),
+            label_separator=settings.get("label_separator"),
+        )
         return cls(model=model, tokenizer=tokenizer, task=task, settings=settings)
 
     def data_config(self, path: str, **changes: Any) -> DataConfig:
@@ -89,18 +90,10 @@ class Classifier:
         labels = self.task.encode_labels(table)
         outputs = self.logits(texts)
         total, count = self.task.loss(torch.from_numpy(outputs), torch.from_numpy(labels))
-        values = {"loss": float(total) / count}
-        recorded = metric or self.settings.get("metric") or self.task.default_metric
-        for name in dict.fromkeys((recorded, *self.task.metric_names)):
-            if name == "loss":
-                continue
-            metrics.check_fits(metrics.SHORT_NAMES.get(name, name), self.task.problem)
-            loaded = metrics.load(name)
-            predictions = (
-                self.task.scores(outputs) if loaded.name in metrics.NEEDS_SCORES else self.task.decode(outputs)
-            )
-            values |= loaded.compute(predictions=predictions, references=labels)
-        return values
+        names = (metric or self.settings.get("metric") or self.task.default_metric, *self.task.metric_names)
+        if metric and metric != "loss":
+            metrics.check_fits(metrics.load(metric, "--metric").name, self.task.problem)
+        return {"loss": float(total) / count, **metrics.compute_all(names, self.task, outputs, labels)}
 
 
 def columns_of(table: Table, config: DataConfig) -> list[list[str]]:

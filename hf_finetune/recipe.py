@@ -32,7 +32,7 @@ def run_recipe(
 
 
 def report_errors(function: Callable[[], None], *, debug: bool = False) -> int:
-    """Runs `function`; an InputError becomes one `error:` line on standard error, of the main process, and exit code 2."""
+    """Runs `function`; an InputError becomes one `error:` line on standard error, and exit code 2."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if not debug:
         warnings.filterwarnings("ignore", category=UserWarning)
@@ -52,7 +52,7 @@ def report_errors(function: Callable[[], None], *, debug: bool = False) -> int:
 
 
 def recipe_path(name: str) -> Path:
-    """The file of a recipe: in the wheel inside the package, in a checkout beside it. InputError where there is none."""
+    """The file of a recipe: in the wheel inside the package, in a checkout beside it."""
     package = Path(__file__).parent
     for folder in (package / "recipes", package.parent / "recipes"):
         if (folder / f"{name}.py").is_file():

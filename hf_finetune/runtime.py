@@ -27,10 +27,29 @@ from hf_finetune.errors import InputError
 from hf_finetune.settings import to_yaml
 
 T = TypeVar("T")
-SUPPORTED = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU, DistributedType.MULTI_XPU,
-             DistributedType.MULTI_NPU, DistributedType.MULTI_MLU)  # fmt: skip
-PACKAGES = ("hf-finetune", "torch", "transformers", "accelerate", "datasets", "evaluate", "tokenizers", "safetensors",
-            "huggingface_hub", "tensorboard", "numpy", "scikit-learn", "scipy")  # fmt: skip
+SUPPORTED = (
+    DistributedType.NO,
+    DistributedType.MULTI_CPU,
+    DistributedType.MULTI_GPU,
+    DistributedType.MULTI_XPU,
+    DistributedType.MULTI_NPU,
+    DistributedType.MULTI_MLU,
+)
+PACKAGES = (
+    "hf-finetune",
+    "torch",
+    "transformers",
+    "accelerate",
+    "datasets",
+    "evaluate",
+    "tokenizers",
+    "safetensors",
+    "huggingface_hub",
+    "tensorboard",
+    "numpy",
+    "scikit-learn",
+    "scipy",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,15 +140,32 @@ def make_accelerator(precision: str) -> Accelerator:
     accelerator = Accelerator(cpu=not has_accelerator, mixed_precision="no" if precision == "fp32" else precision)
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     if world_size != accelerator.num_processes:
-        raise InputError(f"the launcher started {world_size} processes, and Accelerate sees {accelerator.num_processes}; "
-                         "start them with torchrun --nproc_per_node N, or accelerate launch --multi_gpu --num_processes N")  # fmt: skip
+        raise InputError(
+            f"the launcher started {world_size} processes, and Accelerate sees {accelerator.num_processes}; "
+            "start them with torchrun --nproc_per_node N, or accelerate launch --multi_gpu --num_processes N"
+        )
     if accelerator.gradient_accumulation_steps != 1:
-        raise InputError(f"accelerate's gradient_accumulation_steps ({accelerator.gradient_accumulation_steps}): leave it at 1; "
-                         "train.micro_batch_size accumulates")  # fmt: skip
+        raise InputError(
+            f"accelerate's gradient_accumulation_steps ({accelerator.gradient_accumulation_steps}): leave it at 1; "
+            "train.micro_batch_size accumulates"
+        )
     if accelerator.distributed_type not in SUPPORTED:
-        raise InputError(f"accelerate's {accelerator.distributed_type.value} is not supported; "
-                         "choose no distributed type or multi-GPU/CPU in `accelerate config`")  # fmt: skip
+        raise InputError(
+            f"accelerate's {accelerator.distributed_type.value} is not supported; "
+            "choose no distributed type or multi-GPU/CPU in `accelerate config`"
+        )
     return accelerator
+
+
+def use_all_cores(accelerator: Accelerator) -> tuple[str, ...]:
+    """On a CPU, undoes the one thread that `accelerate launch` and torchrun set where nobody chose a number."""
+    launched = "ACCELERATE_MIXED_PRECISION" in os.environ or "TORCHELASTIC_RUN_ID" in os.environ
+    if accelerator.device.type != "cpu" or not launched or os.environ.get("OMP_NUM_THREADS") != "1":
+        return ()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    torch.set_num_threads(threads)
+    return (f"the launcher's OMP_NUM_THREADS=1 raised to {threads}: {cores} cores",) if threads > 1 else ()
 
 
 @contextlib.contextmanager
@@ -138,7 +174,13 @@ def start(config: RunConfig) -> Iterator[Runtime]:
     precision, reason = choose_precision(config.train.precision)
     accelerator = make_accelerator(precision)
     torch.manual_seed(config.seed)
-    runtime = Runtime(accelerator=accelerator, run_dir=config.run_dir, precision=precision, precision_reason=reason)
+    runtime = Runtime(
+        accelerator=accelerator,
+        run_dir=config.run_dir,
+        precision=precision,
+        precision_reason=reason,
+        notes=use_all_cores(accelerator),
+    )
     lock: list[RunLock] = []
     runtime.on_main(lambda: lock.append(claim(config)))
     try:
@@ -167,8 +209,10 @@ def claim(config: RunConfig) -> "RunLock":
                 return move_aside(folder, lock)
             check_same_run(config, recorded)
         elif any(path.name != RunLock.NAME for path in folder.iterdir()):
-            raise InputError(f"name ({config.name}): {folder} holds files, and they are not of a run (no config.yaml); "
-                             "choose another name")  # fmt: skip
+            raise InputError(
+                f"name ({config.name}): {folder} holds files, and they are not of a run (no config.yaml); "
+                "choose another name"
+            )
     except InputError:
         lock.release()
         raise
@@ -196,8 +240,10 @@ def check_same_run(config: RunConfig, recorded: Path) -> None:
     changed = changed_keys(old if isinstance(old, dict) else {}, as_dict(config))
     if changed:
         listed = ", ".join(f"{key} (was {before}, now {after})" for key, before, after in changed)
-        raise InputError(f"name ({config.name}): {recorded.parent} holds a run made with another config: {listed}; choose "
-                         "another name, or --checkpoint.resume never to start anew and keep the old run aside")  # fmt: skip
+        raise InputError(
+            f"name ({config.name}): {recorded.parent} holds a run made with another config: {listed}; choose "
+            "another name, or --checkpoint.resume never to start anew and keep the old run aside"
+        )
 
 
 def record(config: RunConfig, runtime: Runtime) -> None:
@@ -223,10 +269,16 @@ def environment(runtime: Runtime) -> dict[str, Any]:
     )
     return {
         "versions": {"python": platform.python_version(), **versions},
-        "device": runtime.device.type, "device_name": device, "num_threads": torch.get_num_threads(),
-        "precision": runtime.precision, "processes": runtime.num_processes, "platform": platform.platform(),
-        "git_commit": commit, "command": without_secrets(sys.argv), "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-    }  # fmt: skip
+        "device": runtime.device.type,
+        "device_name": device,
+        "num_threads": torch.get_num_threads(),
+        "precision": runtime.precision,
+        "processes": runtime.num_processes,
+        "platform": platform.platform(),
+        "git_commit": commit,
+        "command": without_secrets(sys.argv),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
 
 
 def without_secrets(words: list[str]) -> list[str]:
@@ -235,7 +287,7 @@ def without_secrets(words: list[str]) -> list[str]:
 
 
 class RunLock:
-    """One run a folder. A file lock that dies with its process; the file says who holds it, for runs on other machines."""
+    """One run a folder. A file lock that dies with its process; the file says who holds it."""
 
     NAME = ".lock"
 
@@ -247,13 +299,16 @@ class RunLock:
         except OSError:
             holder = self.holder()
             self.file.close()
-            raise InputError(f"{folder}: another run is at work in this folder ({holder}); wait for it, or choose another "
-                             "name") from None  # fmt: skip
+            raise InputError(
+                f"{folder}: another run is at work in this folder ({holder}); wait for it, or choose another name"
+            ) from None
         holder = self.holder()
         if holder and holder.split(" process ")[0] != socket.gethostname():
             self.file.close()
-            raise InputError(f"{folder}: a run on another machine is at work in this folder ({holder}); if it is dead, "
-                             f"remove {self.path}")  # fmt: skip
+            raise InputError(
+                f"{folder}: a run on another machine is at work in this folder ({holder}); if it is dead, "
+                f"remove {self.path}"
+            )
         self.file.truncate(0)
         self.file.write(f"{socket.gethostname()} process {os.getpid()}")
         self.file.flush()

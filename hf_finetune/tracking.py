@@ -74,13 +74,17 @@ class Tracking:
                 file.write(json.dumps(row) + "\n")
         self.runtime.accelerator.log(dict(values), step=update)
 
-    def finish(self, metrics: Mapping[str, float]) -> None:
-        """Closes the trackers, the final metrics beside the settings in TensorBoard's HParams tab."""
+    def log_split(self, split: str, values: Mapping[str, float], *, update: int, epoch: int) -> None:
+        """The metrics of a split as one row; nothing where there are none."""
+        if values:
+            self.log({f"{split}/{name}": value for name, value in values.items()}, update=update, epoch=epoch)
+
+    def finish(self, final: Mapping[str, Mapping[str, float]]) -> None:
+        """Closes the trackers, the final metrics of each split beside the settings in TensorBoard's HParams tab."""
+        metrics = {f"final/{split}/{name}": value for split, values in final.items() for name, value in values.items()}
         for tracker in self.runtime.accelerator.trackers:
-            if tracker.name == "tensorboard" and self.runtime.is_main and metrics:
-                tracker.writer.add_hparams(
-                    self.settings, {f"final/{name}": value for name, value in metrics.items()}, run_name="."
-                )
+            if tracker.name == "tensorboard" and self.runtime.is_main:
+                tracker.writer.add_hparams(self.settings, metrics, run_name=".")
         self.runtime.accelerator.end_training()
 
 
@@ -130,8 +134,13 @@ class ProgressBar:
 
     def __init__(self, total_updates: int, start_update: int, runtime: Runtime) -> None:
         self.runtime = runtime
-        self.bar = tqdm(total=total_updates, initial=start_update, unit="update", dynamic_ncols=True,
-                        disable=not (runtime.is_main and sys.stderr.isatty()))  # fmt: skip
+        self.bar = tqdm(
+            total=total_updates,
+            initial=start_update,
+            unit="update",
+            dynamic_ncols=True,
+            disable=not (runtime.is_main and sys.stderr.isatty()),
+        )
         self.total, self.started, self.first = total_updates, time.perf_counter(), start_update
 
     def advance(self, update: Update, *, log: bool) -> None:
@@ -141,8 +150,10 @@ class ProgressBar:
         if self.bar.disable and log:
             done = update.number - self.first
             left = (time.perf_counter() - self.started) / done * (self.total - update.number)
-            self.runtime.say(f"update {update.number}/{self.total}  epoch {update.epoch}  loss {update.loss:.4f}  "
-                             f"{update.num_tokens / update.seconds:,.0f} tokens/s  {left:.0f} s left")  # fmt: skip
+            self.runtime.say(
+                f"update {update.number}/{self.total}  epoch {update.epoch}  loss {update.loss:.4f}  "
+                f"{update.num_tokens / update.seconds:,.0f} tokens/s  {left:.0f} s left"
+            )
 
     def say(self, text: str) -> None:
         """A line that does not break the bar."""

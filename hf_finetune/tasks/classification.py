@@ -35,16 +35,33 @@ class Classification:
     def from_table(cls, config: RunConfig, table: Table) -> "Classification":
         """Reads the problem (where task.problem is auto) and the labels, in a fixed order, off the training rows."""
         column = config.data.label_column
-        problem, reason = config.task.problem, "as task.problem says"
+        problem: str = config.task.problem
+        reason = "as task.problem says"
         if problem == "auto":
             problem, reason = guess_problem(table, column, config.task.label_separator)
-        task = cls(problem=problem, label_names=(), label_column=column, label_separator=config.task.label_separator,
-                   label_smoothing=config.train.label_smoothing, reason=reason)  # fmt: skip
-        check(task.label_smoothing == 0 or problem == "single_label", "train.label_smoothing", task.label_smoothing,
-              f"is for single_label problems, and this one is {problem}")  # fmt: skip
+        task = cls(
+            problem=problem,
+            label_names=(),
+            label_column=column,
+            label_separator=config.task.label_separator,
+            label_smoothing=config.train.label_smoothing,
+            reason=reason,
+        )
+        check(
+            task.label_smoothing == 0 or problem == "single_label",
+            "train.label_smoothing",
+            task.label_smoothing,
+            f"is for single_label problems, and this one is {problem}",
+        )
         names = ("score",) if problem == "regression" else task.find_labels(table)
-        return cls(problem=problem, label_names=names, label_column=column, label_separator=task.label_separator,
-                   label_smoothing=task.label_smoothing, reason=reason)  # fmt: skip
+        return cls(
+            problem=problem,
+            label_names=names,
+            label_column=column,
+            label_separator=task.label_separator,
+            label_smoothing=task.label_smoothing,
+            reason=reason,
+        )
 
     def find_labels(self, table: Table) -> tuple[str, ...]:
         """The labels in the data set's own order, else numbers by value and names by alphabet. Never by first seen."""
@@ -68,8 +85,10 @@ class Classification:
                     f"{table.where(row)}: {self.label_column} is null; a row without labels has an empty list"
                 )
             else:
-                raise InputError(f"{table.where(row)}: {self.label_column} ({value}) is no list; a string of several "
-                                 "labels needs task.label_separator")  # fmt: skip
+                raise InputError(
+                    f"{table.where(row)}: {self.label_column} ({value}) is no list; a string of several "
+                    "labels needs task.label_separator"
+                )
         else:
             values = [value]
         return [self.label_name(table, row, value) for value in values]
@@ -128,7 +147,7 @@ class Classification:
         return targets
 
     def loss(self, logits: "torch.Tensor", labels: "torch.Tensor") -> "tuple[torch.Tensor, int]":
-        """Sum of cross entropy, of binary cross entropy over all B x C, or of squared errors; and the number of terms."""
+        """Sum of cross entropy, binary cross entropy over all B x C, or squared errors; and the number of terms."""
         from torch.nn import functional as F
 
         logits = logits.float()

@@ -1,0 +1,231 @@
+"""Everything a run has settled before update 0, and what is done with it: measure, save, restore."""
+
+import dataclasses
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from hf_finetune import checkpoint, metrics
+from hf_finetune.backbone import Backbone
+from hf_finetune.checkpoint import Progress
+from hf_finetune.config import RunConfig, as_dict, changed_keys
+from hf_finetune.data import Features, Splits
+from hf_finetune.errors import InputError
+from hf_finetune.freezing import FreezePlan
+from hf_finetune.loop import Schedule, Trainee, Update, evaluate
+from hf_finetune.runtime import Runtime
+from hf_finetune.tasks import Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What is to be trained, on what, where. `metric` is the one that decides what is best."""
+
+    config: RunConfig
+    runtime: Runtime
+    splits: Splits
+    task: Task
+    metric: str
+    backbone: Backbone
+    max_length: int
+    features: dict[str, Features]
+    plan: FreezePlan
+    trainee: Trainee
+    schedule: Schedule
+
+    @property
+    def checkpoint_dir(self) -> Path:
+        """Where the checkpoints are."""
+        return self.config.run_dir / "checkpoints"
+
+    def where(self, row: int) -> str:
+        """`file:line` of a training example."""
+        return self.splits.train.where(row)
+
+
+# --- measuring ------------------------------------------------------------------------------------------------------
+
+
+def measure(job: Job, split: str, rows: "np.ndarray[Any, Any] | None" = None) -> dict[str, float]:
+    """Loss and metrics of a split, or of some of its rows."""
+    features = job.features[split]
+    outcome = evaluate(
+        job.trainee.model,
+        features,
+        job.task,
+        job.runtime,
+        batch_size=job.config.evaluation.batch_size,
+        pad_token_id=job.trainee.pad_token_id,
+        rows=rows,
+    )
+    labels = features.labels if rows is None else features.labels[rows]
+    names = (job.metric, *job.task.metric_names)
+    return {"loss": outcome.loss, **metrics.compute_all(names, job.task, outcome.logits, labels)}
+
+
+def judge(job: Job, progress: Progress, value: float) -> Progress:
+    """The progress after an evaluation: the best so far, and whether patience has run out. nan is never better."""
+    sign = 1.0 if metrics.greater_is_better(job.metric) else -1.0
+    best, before, train = progress.best_value, progress.patience_value, job.config.train
+    if best is None or best != best or sign * value > sign * best:
+        epoch = job.schedule.epoch(progress.update)
+        progress = dataclasses.replace(progress, best_value=value, best_update=progress.update, best_epoch=epoch)
+    if before is None or before != before or sign * (value - before) > train.min_delta:
+        return dataclasses.replace(progress, patience_value=value, evaluations_without_gain=0)
+    without = progress.evaluations_without_gain + 1
+    stopped = train.patience is not None and without >= train.patience
+    return dataclasses.replace(progress, evaluations_without_gain=without, stopped=stopped)
+
+
+def rehearse(job: Job) -> None:
+    """Fails in seconds rather than after an epoch: evaluates two batches with all metrics, and writes as many bytes as
+    a checkpoint has, and removes them."""
+    measure(job, "validation", np.arange(min(len(job.features["validation"]), 2 * job.config.evaluation.batch_size)))
+    path = job.config.run_dir / ".rehearsal"
+
+    def write() -> None:
+        moments = torch.empty(2 * job.plan.num_trainable)  # AdamW's two, in fp32
+        content = {"model": job.trainee.model.state_dict(), "moments": moments}
+        checkpoint.replace_with(path, lambda file: torch.save(content, file), checkpoint.tensor_bytes(content))
+        path.unlink()
+
+    job.runtime.on_main(write)
+
+
+# --- checkpoints ----------------------------------------------------------------------------------------------------
+
+
+def save(job: Job, progress: Progress, update: Update, values: dict[str, float]) -> str:
+    """Writes a checkpoint, then removes those that need not be kept; returns its file name. On all processes.
+
+    `values` are the validation metrics measured at this update, if any; without them `loss` is the training loss.
+    """
+    scaler = job.runtime.accelerator.scaler
+
+    def write() -> str:
+        content = {
+            "epoch": update.epoch,
+            "update": update.number,
+            "model_state_dict": job.trainee.model.state_dict(),
+            "optimizer_state_dict": job.trainee.optimizer.optimizer.state_dict(),
+            "scheduler_state_dict": {
+                "update": update.number,
+                "total_updates": job.schedule.total_updates,
+                "learning_rates": update.learning_rates,
+            },
+            "loss": values.get("loss", update.loss),
+            "metrics": values,
+            "run": {
+                "progress": dataclasses.asdict(progress),
+                "config": as_dict(job.config),
+                "data": fingerprints(job),
+                "scaler": scaler.state_dict() if scaler is not None else None,
+            },
+        }
+        file = checkpoint.save(job.checkpoint_dir, content, metric=job.metric, value=values.get(job.metric)).file
+        checkpoint.retire(
+            job.checkpoint_dir,
+            keep_best=job.config.checkpoint.keep_best,
+            keep_last=job.config.checkpoint.keep_last,
+            greater_is_better=metrics.greater_is_better(job.metric),
+            best_update=progress.best_update,
+        )
+        return file
+
+    return job.runtime.on_main(write)
+
+
+def fingerprints(job: Job) -> dict[str, str]:
+    """What the encoded data are recognised by."""
+    return {split: features.fingerprint() for split, features in job.features.items()}
+
+
+def restore(job: Job) -> tuple[Progress, list[str]]:
+    """Loads the checkpoint that the run goes on from, if there is one, on every process; and says what it did."""
+    asked, notes = job.config.checkpoint.resume, []
+    path: Path | None = Path(asked)
+    if asked in ("auto", "never"):
+        path, skipped = job.runtime.on_main(lambda: checkpoint.newest_whole(job.checkpoint_dir))
+        notes = [f"passed over: {line}" for line in skipped]
+    elif not Path(asked).is_file():
+        raise InputError(f"checkpoint.resume ({asked}): no such file; takes auto, never, or the path of a checkpoint")
+    if path is None:
+        return Progress(), notes
+    content = checkpoint.load(path)
+    check_checkpoint(job, path, content)
+    job.trainee.model.load_state_dict(content["model_state_dict"])
+    job.trainee.optimizer.optimizer.load_state_dict(content["optimizer_state_dict"])
+    if job.runtime.accelerator.scaler is not None and content["run"]["scaler"]:
+        job.runtime.accelerator.scaler.load_state_dict(content["run"]["scaler"])
+    progress = Progress(**content["run"]["progress"])
+    return progress, [*notes, f"resuming after update {progress.update} from {path.name}"]
+
+
+def check_checkpoint(job: Job, path: Path, content: dict[str, Any]) -> None:
+    """Raises InputError where a checkpoint is not of this config and these data."""
+    state = content.get("run")
+    if not isinstance(state, dict) or not {"progress", "config", "data"} <= state.keys():
+        raise InputError(f"{path}: is a checkpoint, but not one of hf-finetune's (no key 'run')")
+    if changed := changed_keys(state["config"], as_dict(job.config)):
+        listed = ", ".join(f"{key} (was {old}, now {new})" for key, old, new in changed)
+        raise InputError(f"checkpoint.resume ({path}): was made with another config: {listed}")
+    found = fingerprints(job)
+    if changed_data := sorted(split for split in found if state["data"].get(split) != found[split]):
+        raise InputError(
+            f"checkpoint.resume ({path}): the data are not those it was made with ({', '.join(changed_data)} differ); "
+            "put them back, or choose another name"
+        )
+
+
+def load_best(job: Job, progress: Progress) -> str:
+    """Loads the weights of the best checkpoint into the model, on every process; returns its file name."""
+
+    def find() -> str:
+        for manifest in checkpoint.manifests(job.checkpoint_dir):
+            if manifest.update == progress.best_update:
+                if reason := checkpoint.fault(job.checkpoint_dir, manifest):
+                    raise InputError(f"{job.checkpoint_dir / manifest.file}: {reason}; it was the best of the run")
+                return manifest.file
+        raise InputError(f"{job.checkpoint_dir}: the best checkpoint (update {progress.best_update}) is missing")
+
+    name = job.runtime.on_main(find)
+    job.trainee.model.load_state_dict(checkpoint.load(job.checkpoint_dir / name)["model_state_dict"])
+    return name
+
+
+# --- time -----------------------------------------------------------------------------------------------------------
+
+
+class Clock:
+    """Seconds by phase: `with clock("load"):` adds to one."""
+
+    def __init__(self) -> None:
+        self.started = time.perf_counter()
+        self.seconds = dict.fromkeys(("load", "encode", "cache", "train", "evaluate", "save", "export"), 0.0)
+        self.num_tokens = 0
+
+    @contextmanager
+    def __call__(self, phase: str) -> Iterator[None]:
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[phase] += time.perf_counter() - began
+
+    def each(self, steps: Iterator[Update]) -> Iterator[Update]:
+        """The updates, their own seconds and tokens counted as training."""
+        for update in steps:
+            self.seconds["train"] += update.seconds
+            self.num_tokens += update.num_tokens
+            yield update
+
+    def report(self) -> dict[str, float]:
+        """Rounded seconds, with the total."""
+        rounded = {phase: round(value, 2) for phase, value in self.seconds.items()}
+        return rounded | {"total": round(time.perf_counter() - self.started, 2)}

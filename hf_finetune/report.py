@@ -1,0 +1,119 @@
+"""What a run says: before update 0 what was resolved and why, at the end what came out and what to type next."""
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from hf_finetune import data, metrics, runtime
+from hf_finetune.checkpoint import Progress
+from hf_finetune.freezing import SHARED_BLOCK
+from hf_finetune.job import Clock, Job
+from hf_finetune.loop import micro_batch_size
+
+
+def announce(job: Job, notes: list[str]) -> None:
+    """Prints what was resolved, and why, before update 0."""
+    config, run, schedule = job.config, job.runtime, job.schedule
+    counts = ", ".join(f"{len(rows):,} {split}" for split, rows in job.features.items())
+    size = micro_batch_size(config, run.num_processes)
+    rounds = -(-config.train.batch_size // (size * run.num_processes))
+    plural = "es" if run.num_processes > 1 else ""
+    better = "higher" if metrics.greater_is_better(job.metric) else "lower"
+    cut = job.features["train"].num_truncated
+    lines = [
+        f"run         {config.run_dir}",
+        f"backbone    {config.model.backbone.split('#')[0]}",
+        f"examples    {counts}",
+        *(f"            {note}" for note in job.splits.notes),
+        f"input       at most {job.max_length} tokens; {cut:,} training texts are longer and were cut",
+        f"labels      {describe_labels(job)}",
+        f"metric      {job.metric} on validation, {better} is better",
+        f"updates     {schedule.total_updates:,} of {config.train.batch_size} examples = {size} x {rounds} "
+        f"micro-batch{'es' if rounds > 1 else ''} x {run.num_processes} process{plural}; "
+        f"{schedule.updates_per_epoch:,} an epoch",
+        f"device      {run.device}, {torch.get_num_threads()} threads a process; "
+        f"{run.precision}: {run.precision_reason}",
+        *(f"            {note}" for note in run.notes),
+        f"freeze plan\n{job.plan.describe()}",
+        *([f"  {SHARED_BLOCK}"] if job.plan.anatomy.shared else []),
+        *(f"resume      {note}" for note in notes),
+    ]
+    run.say("\n".join(lines) + "\n")
+
+
+def describe_labels(job: Job) -> str:
+    """The problem and why; the labels and how many training examples have each, the most frequent first."""
+    task, labels = job.task, job.features["train"].labels
+    head = f"{task.problem}, {task.reason}: "
+    if task.problem == "regression":
+        return head + f"from {labels.min():g} to {labels.max():g}"
+    totals = labels.sum(0) if labels.ndim == 2 else np.bincount(labels, minlength=len(task.label_names))
+    counts = Counter({name: int(total) for name, total in zip(task.label_names, totals, strict=True)}).most_common()
+    shown = ", ".join(f"{name} {count:,}" for name, count in counts[:8])
+    return head + shown + (f", and {len(counts) - 8} more" if len(counts) > 8 else "")
+
+
+def show(values: Mapping[str, float]) -> str:
+    """Metrics on one line."""
+    return "  ".join(f"{name} {value:.4f}" for name, value in values.items())
+
+
+def make_results(job: Job, progress: Progress, final: Mapping[str, dict[str, float]], clock: Clock) -> dict[str, Any]:
+    """What results.json holds."""
+    seconds = clock.seconds["train"]
+    return {
+        "task": job.task.name,
+        "problem": job.task.problem,
+        "metric": job.metric,
+        "labels": list(job.task.label_names),
+        "best": {"epoch": progress.best_epoch, "update": progress.best_update, "value": progress.best_value},
+        "validation": final["validation"],
+        "test": final.get("test", {}),
+        "examples": {split: len(job.features[split]) if split in job.features else 0 for split in data.SPLITS},
+        "parameters": {"total": job.plan.num_total, "trainable": job.plan.num_trainable},
+        "updates": progress.update,
+        "stopped_early": progress.stopped,
+        "seconds": clock.report(),
+        "tokens_per_second": round(clock.num_tokens / seconds, 1) if seconds else None,
+        "peak_memory_mb": round(runtime.peak_memory_mb(job.runtime.device), 1),
+        "device": str(job.runtime.device),
+        "precision": job.runtime.precision,
+        "processes": job.runtime.num_processes,
+        "status": "finished",
+    }
+
+
+def summary(results: Mapping[str, Any]) -> str:
+    """The best and the test metrics in a few words."""
+    test = f"; test: {show(results['test'])}" if results["test"] else ""
+    return f"best {results['metric']} on validation {results['best']['value']:.4f}{test}"
+
+
+def closing(job: Job, results: Mapping[str, Any], best: str) -> str:
+    """The last lines: a table of metrics, where everything lies, what to type next."""
+    names = list(results["validation"])
+    rows = [("", *names)]
+    rows += [(split, *(f"{results[split][name]:.4f}" for name in names)) for split in data.SPLITS if results.get(split)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    table = "\n".join(
+        "  " + "  ".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True)) for row in rows
+    )
+    folder, seconds = job.config.run_dir, results["seconds"]
+    text = '"..."' if len(job.config.data.text_columns) == 1 else '"..." "..."'
+    return f"""
+{table}
+
+  model        {folder}/model  (from_pretrained)
+  checkpoint   {folder}/checkpoints/{best}
+  numbers      {folder}/results.json, metrics.jsonl
+  curves       tensorboard --logdir {job.config.output_dir}
+  time         {seconds["total"]:.0f} s, {seconds["train"]:.0f} s of it training; \
+peak memory {results["peak_memory_mb"]:,.0f} MB
+
+next:
+  hf-finetune predict {folder} --text {text}
+  hf-finetune evaluate {folder} --data FILE
+  hf-finetune push {folder} --repo-id USER/NAME"""
