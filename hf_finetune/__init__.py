@@ -1,4 +1,7 @@
-"""Fine-tune pretrained Hugging Face language models on your own text. Importing this loads nothing heavy."""
+"""Fine-tune pretrained Hugging Face language models on your own text. Importing this loads nothing heavy.
+
+A run from Python: `from hf_finetune.finetune import finetune`.
+"""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -8,7 +11,6 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from hf_finetune.config import RunConfig
     from hf_finetune.errors import InputError
-    from hf_finetune.finetune import RunResult, finetune
     from hf_finetune.predict import Classifier
     from hf_finetune.recipe import run_recipe
     from hf_finetune.settings import load_config
@@ -18,12 +20,10 @@ PUBLIC = {
     "Classifier": "predict",
     "InputError": "errors",
     "RunConfig": "config",
-    "RunResult": "finetune",
-    "finetune": "finetune",
     "load_config": "settings",
     "run_recipe": "recipe",
 }
-__all__ = ["Classifier", "InputError", "RunConfig", "RunResult", "__version__", "finetune", "load_config", "run_recipe"]
+__all__ = ["Classifier", "InputError", "RunConfig", "__version__", "load_config", "run_recipe"]
 
 
 def __getattr__(name: str) -> Any:

@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import tempfile
+import uuid
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -123,7 +124,33 @@ def carve(
             carved[split] += [row for rows in order[:share] for row in rows]
             order = order[share:]
         kept += [row for rows in order for row in rows]
+    bring_back_labels(table.columns[config.label_column], kept, carved, groups=groups, texts=texts)
     return sorted(kept), {split: sorted(rows) for split, rows in carved.items()}
+
+
+def bring_back_labels(
+    labels: Sequence[Any],
+    kept: list[int],
+    carved: Mapping[str, list[int]],
+    *,
+    groups: Mapping[tuple[str, ...], list[int]],
+    texts: Sequence[tuple[str, ...]],
+) -> None:
+    """Moves rows back to `kept` until it has every label: one of a list, or of equal texts with several labels, may
+    have gone whole."""
+
+    def of(row: int) -> set[str]:
+        label = labels[row]
+        return set(map(str, label)) if isinstance(label, (list, tuple)) else {stratum(label)}
+
+    known = {name for row in kept for name in of(row)}
+    for rows in carved.values():
+        for row in sorted(rows):
+            if not of(row) <= known and row in rows:
+                together = groups[texts[row]]
+                kept += together
+                known |= {name for member in together for name in of(member)}
+                rows[:] = [other for other in rows if other not in together]
 
 
 def stratum(label: Any) -> str:
@@ -190,6 +217,9 @@ def encoding_key(texts: Sequence[Sequence[str]], tokenizer: Any, max_length: int
     """Digest of everything the encoding depends on; the tokenizer by the bytes of its saved files."""
     import transformers
 
+    if tokenizer.is_fast:  # its files hold the padding and truncation of its last call, which encoding sets anew
+        tokenizer.backend_tokenizer.no_truncation()
+        tokenizer.backend_tokenizer.no_padding()
     digest = hashlib.sha256(f"1 {transformers.__version__} {max_length}".encode())
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
@@ -245,19 +275,21 @@ def count_truncated(encoded: Any, tokenizer: Any, texts: list[list[str]], max_le
 
 def write_encoded(folder: Path, arrays: Mapping[str, "np.ndarray[Any, Any]"]) -> None:
     """Writes the arrays beside `folder` and renames them into place; a folder is there whole or not at all."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".writing-"))
+    temporary = folder.with_name(f".writing-{uuid.uuid4().hex}")
     try:
+        temporary.mkdir(parents=True)
         for name, array in arrays.items():
             np.save(temporary / f"{name}.npy", array)
         (temporary / "done").touch()
-        shutil.rmtree(folder, ignore_errors=True)
-        temporary.rename(folder)
+        if not (folder / "done").exists():  # else another run was faster, and may be reading
+            shutil.rmtree(folder, ignore_errors=True)
+            temporary.rename(folder)
     except OSError as error:
-        raise InputError(
-            f"{folder.parent}: the encoded text cannot be kept there ({error.strerror}); "
-            "set HF_FINETUNE_CACHE to a folder with room"
-        ) from None
+        if not (folder / "done").exists():
+            raise InputError(
+                f"{folder.parent}: the encoded text cannot be kept there ({error.strerror or error}); "
+                "set HF_FINETUNE_CACHE to a folder with room"
+            ) from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

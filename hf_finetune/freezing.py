@@ -255,29 +255,35 @@ def constant_depth(model: nn.Module) -> int:
 
 
 def constant_modules(model: nn.Module) -> list[nn.Module]:
-    """The modules to keep in eval mode: those whose parameters are all frozen, and those without parameters (dropout)
-    that only ever see a constant input."""
-    bare = [
-        module
-        for module in model.modules()
-        if not any(True for _ in module.parameters()) and not list(module.children())
-    ]
-    _, outputs = probe(model, bare)
-    constant = [
-        module for module in bare if outputs[module] and not any(tensor.requires_grad for tensor in outputs[module])
-    ]
+    """The modules to keep in eval mode, each by itself: all in what is frozen; what has no parameters (dropout) and runs
+    below the boundary, even if above it again (T5's dropout); and, where the first block's input is constant, the
+    module that runs the stack, since some (BART's encoder) drop out by a function and their own mode."""
+    stack_name, stack = find_stack(model)
+    ran: list[nn.Module] = []
+    handles = [module.register_forward_pre_hook(lambda module, _: ran.append(module)) for module in model.modules()]
+    try:
+        depth = constant_depth(model)
+    finally:
+        for handle in handles:
+            handle.remove()
+    constant: list[nn.Module] = []
     for module in model.modules():
         parameters = list(module.parameters())
         if parameters and not any(parameter.requires_grad for parameter in parameters):
-            constant.append(module)
-    return constant
+            constant += module.modules()
+    if depth >= 0:
+        inside = set(stack[-1].modules())
+        boundary = ran.index(stack[depth]) if depth < len(stack) else max(i for i, m in enumerate(ran) if m in inside)
+        constant += [module for module in ran[:boundary] if not any(True for _ in module.parameters())]
+        constant.append(model.get_submodule(stack_name.rpartition(".")[0]))
+    return list(dict.fromkeys(constant))
 
 
 def train_mode(model: nn.Module, constant: Iterable[nn.Module]) -> None:
-    """model.train(), with what is frozen left in eval mode."""
+    """model.train(), with what is constant left in eval mode."""
     model.train()
     for module in constant:
-        module.eval()
+        module.training = False  # not eval(), which would take all inside along
 
 
 # --- hf-finetune inspect --------------------------------------------------------------------------------------------

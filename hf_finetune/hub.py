@@ -30,8 +30,8 @@ def check_access(repo_id: str, key: str = "hub.repo_id") -> None:
             f"hub.push: the Hub does not take the token, or cannot be reached: {first_line(error)}"
         ) from None
     namespace = repo_id.split("/")[0]
-    organizations = {organization["name"] for organization in who.get("orgs", ())}
-    if namespace not in {who["name"], *organizations}:
+    writable = {org["name"] for org in who.get("orgs", ()) if org.get("roleInOrg") != "read"}
+    if namespace not in {who["name"], *writable}:
         raise InputError(f"{key} ({repo_id}): the token is of {who['name']}, who cannot write to {namespace}")
     role = who.get("auth", {}).get("accessToken", {}).get("role")
     if role == "read":

@@ -125,6 +125,7 @@ def save(job: Job, progress: Progress, update: Update, values: dict[str, float])
                 "progress": dataclasses.asdict(progress),
                 "config": as_dict(job.config),
                 "data": fingerprints(job),
+                "sums": order_of_sums(job),
                 "scaler": scaler.state_dict() if scaler is not None else None,
             },
         }
@@ -146,6 +147,12 @@ def fingerprints(job: Job) -> dict[str, str]:
     return {split: features.fingerprint() for split, features in job.features.items()}
 
 
+def order_of_sums(job: Job) -> str:
+    """What the order of floating-point sums depends on, and so whether a resumed run can be equal bit for bit."""
+    run = job.runtime
+    return f"{run.num_processes} x {torch.get_num_threads()} threads of {run.device.type} in {run.precision}"
+
+
 def restore(job: Job) -> tuple[Progress, list[str]]:
     """Loads the checkpoint that the run goes on from, if there is one, on every process; and says what it did."""
     asked, notes = job.config.checkpoint.resume, []
@@ -163,6 +170,8 @@ def restore(job: Job) -> tuple[Progress, list[str]]:
     job.trainee.optimizer.optimizer.load_state_dict(content["optimizer_state_dict"])
     if job.runtime.accelerator.scaler is not None and content["run"]["scaler"]:
         job.runtime.accelerator.scaler.load_state_dict(content["run"]["scaler"])
+    if content["run"]["sums"] != order_of_sums(job):
+        notes.append(f"was on {content['run']['sums']}, now on {order_of_sums(job)}: the last bits of sums may differ")
     progress = Progress(**content["run"]["progress"])
     return progress, [*notes, f"resuming after update {progress.update} from {path.name}"]
 

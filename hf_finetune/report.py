@@ -34,7 +34,7 @@ def announce(job: Job, notes: list[str]) -> None:
         f"updates     {schedule.total_updates:,} of {config.train.batch_size} examples = {size} x {rounds} "
         f"micro-batch{'es' if rounds > 1 else ''} x {run.num_processes} process{plural}; "
         f"{schedule.updates_per_epoch:,} an epoch",
-        f"device      {run.device}, {torch.get_num_threads()} threads a process; "
+        f"device      {run.device.type}, {torch.get_num_threads()} threads a process; "
         f"{run.precision}: {run.precision_reason}",
         *(f"            {note}" for note in run.notes),
         f"freeze plan\n{job.plan.describe()}",
@@ -79,7 +79,7 @@ def make_results(job: Job, progress: Progress, final: Mapping[str, dict[str, flo
         "seconds": clock.report(),
         "tokens_per_second": round(clock.num_tokens / seconds, 1) if seconds else None,
         "peak_memory_mb": round(runtime.peak_memory_mb(job.runtime.device), 1),
-        "device": str(job.runtime.device),
+        "device": job.runtime.device.type,
         "precision": job.runtime.precision,
         "processes": job.runtime.num_processes,
         "status": "finished",

@@ -1,5 +1,6 @@
 """Where a run runs: processes, device, precision, seeds, its locked folder, and the record of the environment."""
 
+import atexit
 import contextlib
 import fcntl
 import json
@@ -50,6 +51,9 @@ PACKAGES = (
     "scikit-learn",
     "scipy",
 )
+
+
+LAUNCHER_VARIABLES = {"RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"}  # besides WORLD_SIZE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,12 +141,14 @@ def make_accelerator(precision: str) -> Accelerator:
     if PartialState._shared_state and not torch.distributed.is_initialized():
         AcceleratorState._reset_state(reset_partial_state=True)
         GradientState._reset_state()
-    accelerator = Accelerator(cpu=not has_accelerator, mixed_precision="no" if precision == "fp32" else precision)
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    if world_size != accelerator.num_processes:
+    launched = world_size == 1 or os.environ.keys() >= LAUNCHER_VARIABLES
+    mixed_precision = "no" if precision == "fp32" else precision
+    accelerator = Accelerator(cpu=not has_accelerator, mixed_precision=mixed_precision) if launched else None
+    if accelerator is None or accelerator.num_processes != world_size:
         raise InputError(
-            f"the launcher started {world_size} processes, and Accelerate sees {accelerator.num_processes}; "
-            "start them with torchrun --nproc_per_node N, or accelerate launch --multi_gpu --num_processes N"
+            f"WORLD_SIZE says {world_size} processes, and this one does not know of the others; start them with "
+            "torchrun --nproc_per_node N, or accelerate launch --multi_gpu --num_processes N"
         )
     if accelerator.gradient_accumulation_steps != 1:
         raise InputError(
@@ -154,7 +160,15 @@ def make_accelerator(precision: str) -> Accelerator:
             f"accelerate's {accelerator.distributed_type.value} is not supported; "
             "choose no distributed type or multi-GPU/CPU in `accelerate config`"
         )
+    if accelerator.num_processes > 1:
+        atexit.register(leave_process_group)
     return accelerator
+
+
+def leave_process_group() -> None:
+    """Ends the process group with the process: several runs in one process share it."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def use_all_cores(accelerator: Accelerator) -> tuple[str, ...]:

@@ -34,6 +34,9 @@ def setting_types(section: type = RunConfig, prefix: str = "") -> dict[str, Any]
 
 
 TYPES = setting_types()
+# What a broken file makes yaml raise: ValueError for dates and numbers that are none, RecursionError where aliases of
+# mappings or lists go round in circles
+NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)
 SECTIONS = frozenset(key.split(".")[0] for key in TYPES if "." in key)
 
 
@@ -67,18 +70,20 @@ def read_yaml(path: str) -> dict[str, Any]:
     """The settings in a YAML file as `{dotted key: value}`, every key checked."""
     try:
         loaded = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        flat = dict(flatten({str(key): value for key, value in loaded.items()})) if isinstance(loaded, Mapping) else {}
     except OSError as error:
         raise InputError(f"--config ({path}): {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except NOT_YAML as error:
         mark = getattr(error, "problem_mark", None)
         place = f"{path}:{mark.line + 1}" if mark else path
-        raise InputError(f"{place}: not YAML: {getattr(error, 'problem', None) or error}") from None
+        reason = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise InputError(f"{place}: not YAML: {reason}") from None
     if loaded is None:
         return {}
     if not isinstance(loaded, Mapping):
         raise InputError(f"--config ({path}): must hold settings as `key: value`, not a {type(loaded).__name__}")
     settings: dict[str, Any] = {}
-    for key, value in flatten({str(key): value for key, value in loaded.items()}):
+    for key, value in flat.items():
         if value is None and key in SECTIONS:  # `train:` with nothing under it
             continue
         check_key(key)
@@ -113,23 +118,35 @@ def read_arguments(arguments: Sequence[str]) -> list[tuple[str, Any]]:
     return pairs
 
 
+def shown(value: Any) -> str:
+    """A value as it is typed on the command line."""
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
 def typed(parser: ArgumentParser, key: str, value: Any) -> Any:
     """`value` as the type of setting `key`, or InputError."""
     hint = TYPES[key]
     if typing.get_origin(hint) is tuple:
         if isinstance(value, str) and re.match(r"\s*\[.*\]\s*$", value):
-            value = yaml.safe_load(value)
-        value = [] if value in (None, "null") else value if isinstance(value, list) else [value]
+            try:
+                value = yaml.safe_load(value)
+            except NOT_YAML:
+                raise InputError(f"{key} ({value}): must be {expected(hint)}") from None
+        value = [] if value in (None, "null") else list(value) if isinstance(value, (list, tuple)) else [value]
     if hint is bool and isinstance(value, str) and value.lower() in ("true", "false"):
         value = value.lower() == "true"
+    if hint == int | str and (isinstance(value, bool) or not isinstance(value, int)):
+        value = shown(value)  # its own check says what it takes
     nested: Any = value
     for part in reversed(key.split(".")):
         nested = {part: nested}
     try:
-        parsed = parser.parse_object(nested, defaults=False)
+        parsed = parser.parse_object(nested, defaults=False)[key]
+        if parsed is None and type(None) not in typing.get_args(hint):  # jsonargparse lets null pass for any type
+            raise TypeError
     except (argparse.ArgumentError, TypeError, ValueError):
-        raise InputError(f"{key} ({value}): must be {expected(hint)}") from None
-    return parsed[key]
+        raise InputError(f"{key} ({shown(value)}): must be {expected(hint)}") from None
+    return parsed
 
 
 def build_parser(prog: str, description: str) -> ArgumentParser:
@@ -153,12 +170,14 @@ def load_config(
     """
     parser = build_parser(prog, description)
     words = [word for word in arguments if word not in ("--print_config", "--debug")]
-    parser.set_defaults(dict(defaults))
+    for key in defaults:
+        check_key(key)
     if "--help" in words or "-h" in words:
+        parser.set_defaults(dict(defaults))
         parser.print_help()
         raise SystemExit(0)
     pairs = read_arguments(words)
-    layers: dict[str, Any] = {}
+    layers: dict[str, Any] = dict(defaults)
     for path in (value for key, value in pairs if key == "config"):
         layers |= read_yaml(path)
     layers |= {key: value for key, value in pairs if key != "config"}

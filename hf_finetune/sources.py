@@ -11,7 +11,9 @@ import importlib.metadata
 import importlib.util
 import io
 import json
+import os.path
 import re
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,7 +60,7 @@ def local_path(location: str, key: str) -> str:
     if not location.startswith("package://"):
         return location
     name, _, rest = location.removeprefix("package://").partition("/")
-    inside, _, digest = rest.partition("#sha256=")
+    inside, wants_digest, digest = rest.partition("#sha256=")
     try:
         spec = importlib.util.find_spec(name) if re.fullmatch(r"\w+", name) else None
     except ValueError:
@@ -66,9 +68,9 @@ def local_path(location: str, key: str) -> str:
     if spec is None or not spec.submodule_search_locations:
         raise InputError(f"{key} ({location}): no package {name!r} is installed; {install_hint(name)}")
     path = Path(next(iter(spec.submodule_search_locations))) / inside
-    if not glob.glob(str(path)):
+    if not path.exists() and not glob.glob(str(path)):
         raise InputError(f"{key} ({location}): the package {name} holds no {inside}")
-    if digest:
+    if wants_digest:
         weights = path / "model.safetensors" if path.is_dir() else path
         found = sha256_of(weights) if weights.is_file() else "no such file"
         if found != digest:
@@ -97,7 +99,7 @@ def find_files(locations: Sequence[str], key: str) -> list[Path]:
     paths: list[Path] = []
     for location in locations:
         path = local_path(location, key)
-        if Path(path).exists():
+        if os.path.exists(path):  # Path.exists raises where a name is too long
             paths.append(Path(path))
             continue
         matches = sorted(glob.glob(path, recursive=True))
@@ -111,16 +113,17 @@ def read_text(path: Path, encodings: Sequence[str]) -> str:
     """The decoded text of a file, gunzipped where its name says so, by the first encoding that fits."""
     try:
         raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
     failure = ""
     for encoding in encodings:
         try:
             return raw.decode("utf-8-sig" if encoding.lower() in ("utf-8", "utf8") else encoding)
         except UnicodeDecodeError as error:
-            line = raw.count(b"\n", 0, error.start) + 1
-            failure = failure or f"{path}:{line}: byte 0x{raw[error.start]:02x} is not {encoding}"
-        except LookupError:
+            given = error.object  # without the byte order mark that utf-8-sig takes off
+            line = given.count(b"\n", 0, error.start) + 1
+            failure = failure or f"{path}:{line}: byte 0x{given[error.start]:02x} is not {encoding}"
+        except (LookupError, ValueError):  # ValueError: the few codecs of Python that are not for bytes of text
             raise InputError(f"data.encoding ({encoding}): Python knows no such encoding") from None
     raise InputError(f"{failure}; name the file's encodings in data.encoding, such as [utf-8, latin-1]")
 
@@ -131,8 +134,8 @@ Rows = Iterator[tuple[int, dict[str, Any]]]  # line number from 1, and the row
 def read_delimited(path: Path, text: str, delimiter: str) -> Rows:
     """Rows of a csv or tsv with a header line."""
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    width = len(reader.fieldnames or ())
     try:
+        width = len(reader.fieldnames or ())
         for row in reader:
             if None in row or None in row.values():
                 fields = width + len(row[None]) if None in row else sum(value is not None for value in row.values())
@@ -149,24 +152,40 @@ def read_json_lines(path: Path, text: str) -> Rows:
             continue
         try:
             row = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
-            raise InputError(f"{path}:{number}: broken JSON: {error}") from None
+            check_unicode(line, row)
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{path}:{number}: broken JSON: {json_fault(error)}") from None
         if not isinstance(row, dict):
             raise InputError(f"{path}:{number}: must be a JSON object with named columns, not a {type(row).__name__}")
         yield number, row
 
 
+def check_unicode(text: str, value: Any) -> None:
+    """Raises UnicodeEncodeError where the JSON `text` of `value` writes half a surrogate pair, as in \\uD800."""
+    if "\\u" in text:
+        json.dumps(value, ensure_ascii=False).encode()
+
+
+def json_fault(error: Exception) -> str:
+    """What is wrong, without the position, which is that in the line and not in the file."""
+    if isinstance(error, UnicodeEncodeError):
+        return "half a surrogate pair"
+    return f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
+
+
 def read_json(path: Path, text: str) -> Rows:
     """Rows of a JSON array of objects; the number is the record's."""
+    if not text.strip():
+        return
     try:
         rows = json.loads(text)
-    except json.JSONDecodeError as error:
-        if error.msg == "Extra data":  # several documents: JSON lines under the ending .json
+        check_unicode(text, rows)
+    except (ValueError, RecursionError) as error:
+        if getattr(error, "msg", "") == "Extra data":  # several documents: JSON lines under the ending .json
             yield from read_json_lines(path, text)
             return
-        raise InputError(f"{path}:{error.lineno}: broken JSON: {error.msg}") from None
-    except RecursionError as error:
-        raise InputError(f"{path}: broken JSON: {error}") from None
+        place = f"{path}:{error.lineno}" if isinstance(error, json.JSONDecodeError) else str(path)
+        raise InputError(f"{place}: broken JSON: {json_fault(error)}") from None
     if not isinstance(rows, list):
         rows = [rows]
     for number, row in enumerate(rows, 1):
@@ -187,7 +206,7 @@ def read_parquet(path: Path) -> Rows:
                     number += 1
                     yield number, row
     except (pyarrow.ArrowException, OSError) as error:
-        raise InputError(f"{path}: not a whole parquet file: {error}") from None
+        raise InputError(f"{path}: not a whole parquet file: {str(error).splitlines()[0]}") from None
 
 
 def read_class_folder(folder: Path, config: DataConfig) -> Rows:
@@ -230,7 +249,7 @@ def read_table(locations: Sequence[str], config: DataConfig, key: str, *, needs_
         empty = True
         for line, row in read_rows(path, config):
             empty = False
-            file = str(row.get("", path))
+            file = str(row[""] if path.is_dir() else path)
             for name in names:
                 if name not in row and (needs_labels or name != config.label_column):
                     setting = "data.label_column" if name == config.label_column else "data.text_columns"

@@ -47,8 +47,8 @@ class Tracking:
         options: dict[str, dict[str, Any]] = {}
         for name in config.tracking.trackers:
             if name == "tensorboard":
-                purge = start_update + 1 if start_update else None
-                trackers.append(TensorBoardTracker("tensorboard", str(runtime.run_dir), purge_step=purge))
+                # also from update 1 on: a run may have been cut off before its first checkpoint
+                trackers.append(TensorBoardTracker("tensorboard", str(runtime.run_dir), purge_step=start_update + 1))
             else:
                 trackers.append(name)
         if "wandb" in config.tracking.trackers:
@@ -85,7 +85,7 @@ class Tracking:
         for tracker in self.runtime.accelerator.trackers:
             if tracker.name == "tensorboard" and self.runtime.is_main:
                 tracker.writer.add_hparams(self.settings, metrics, run_name=".")
-        self.runtime.accelerator.end_training()
+            tracker.finish()  # not end_training(), which would end the process group too
 
 
 def plain(value: Any) -> Any:

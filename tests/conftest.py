@@ -20,7 +20,7 @@ torch.set_num_threads(1)  # two workers on two cores; and one thread is the same
 def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """No test reads or writes the user's cache."""
     monkeypatch.setenv("HF_FINETUNE_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
-    yield
+    return
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,26 @@ CLASSES = {
     "food": "bread apple cheese soup rice",
     "tools": "hammer saw drill nail rope",
 }
-FILLER = "the a one some this that big small old new red blue here there now then very quite".split()
+FILLER = [
+    "the",
+    "a",
+    "one",
+    "some",
+    "this",
+    "that",
+    "big",
+    "small",
+    "old",
+    "new",
+    "red",
+    "blue",
+    "here",
+    "there",
+    "now",
+    "then",
+    "very",
+    "quite",
+]
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 VOCABULARY = [*SPECIAL, *FILLER, *(word for words in CLASSES.values() for word in words.split())]
 SIZES = {"vocab_size": len(VOCABULARY), "pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3}
@@ -35,11 +54,16 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], str]] = {
     "roberta": ("RobertaConfig", BERT_LIKE, "num_hidden_layers"),
     "xlm-roberta": ("XLMRobertaConfig", BERT_LIKE, "num_hidden_layers"),
     "camembert": ("CamembertConfig", BERT_LIKE, "num_hidden_layers"),
-    "distilbert": ("DistilBertConfig", {**SIZES, "dim": 32, "n_heads": 2, "hidden_dim": 64, "max_position_embeddings": 66}, "n_layers"),
+    "distilbert": (
+        "DistilBertConfig",
+        {**SIZES, "dim": 32, "n_heads": 2, "hidden_dim": 64, "max_position_embeddings": 66},
+        "n_layers",
+    ),
     "electra": ("ElectraConfig", {**BERT_LIKE, "embedding_size": 16}, "num_hidden_layers"),
     "deberta-v2": (
         "DebertaV2Config",
-        {**BERT_LIKE, "relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_buckets": 8, "conv_kernel_size": 3},
+        {**BERT_LIKE, "relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_buckets": 8,
+         "conv_kernel_size": 3},
         "num_hidden_layers",
     ),
     "mpnet": ("MPNetConfig", {**BERT_LIKE, "pad_token_id": 1}, "num_hidden_layers"),

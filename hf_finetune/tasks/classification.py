@@ -1,6 +1,7 @@
 """Text and sentence-pair classification: one label, several labels, or a number. B examples, C classes."""
 
 import math
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
+LARGEST_TARGET = 3.4028234663852886e38  # of float32, which the targets of a regression are
 DECISION_THRESHOLD = 0.5  # of a label's probability, multi_label
 
 
@@ -185,8 +187,8 @@ class Classification:
 
 
 def numeric_first(name: str) -> tuple[int, float, str]:
-    """Sort key: whole numbers by value, then names."""
-    return (0, float(name), "") if name.lstrip("-").isdecimal() else (1, 0.0, name)
+    """Sort key: whole numbers by value, then names. No two labels are equal."""
+    return (0, float(name), name) if re.fullmatch(r"-?\d+", name) else (1, 0.0, name)
 
 
 def number_of(table: Table, row: int, column: str) -> float:
@@ -196,13 +198,15 @@ def number_of(table: Table, row: int, column: str) -> float:
         if value is None or isinstance(value, bool):
             raise ValueError
         number = float(value)
+    except OverflowError:  # a whole number beyond every float
+        number = math.inf
     except (TypeError, ValueError):
         shown = "null" if value is None else repr(value)
         raise InputError(
             f"{table.where(row)}: {column} ({shown}) is no number, as task.problem regression needs"
         ) from None
-    if not math.isfinite(number):
-        raise InputError(f"{table.where(row)}: {column} ({value}) is not finite")
+    if not abs(number) <= LARGEST_TARGET:
+        raise InputError(f"{table.where(row)}: {column} ({number}) is not finite, or too large for float32")
     return number
 
 
@@ -225,10 +229,7 @@ def has_fractions(values: Iterable[Any]) -> bool:
         if isinstance(value, bool) or not isinstance(value, (int, float, str)):
             return False
         try:
-            some = some or not float(value).is_integer()
+            some = not float(value).is_integer() or some  # nan too: encode_labels says where it is
         except (ValueError, OverflowError):
-            if isinstance(value, float):  # nan, inf: a broken regression target, reported by encode_labels
-                some = True
-                continue
             return False
     return some

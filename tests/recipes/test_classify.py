@@ -1,0 +1,409 @@
+"""recipes/classify.py end to end on small made data: all problems, exact resume, exact files, exact reload."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+import transformers
+
+from hf_finetune.config import RunConfig
+from hf_finetune.errors import InputError
+from hf_finetune.finetune import finetune
+from hf_finetune.loop import train_steps
+
+MakeConfig = Callable[..., RunConfig]
+MODEL_FILES = {"README.md", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+
+
+def rows_of(run_dir: Path) -> list[dict[str, Any]]:
+    """metrics.jsonl without what depends on the clock."""
+    lines = (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return [
+        {key: value for key, value in json.loads(line).items() if key != "time" and not key.endswith("per_second")}
+        for line in lines
+    ]
+
+
+def weights(run_dir: Path) -> dict[str, torch.Tensor]:
+    """The exported weights."""
+    return transformers.AutoModelForSequenceClassification.from_pretrained(run_dir / "model").state_dict()
+
+
+def last_checkpoint(run_dir: Path) -> dict[str, Any]:
+    """The newest checkpoint, opened as a user would."""
+    return torch.load(
+        max((run_dir / "checkpoints").glob("*.pt"), key=lambda path: path.name.split("_")[2]), weights_only=True
+    )
+
+
+def assert_same_tensors(ours: Any, theirs: Any, place: str = "") -> None:
+    """Nested dicts and lists of equal values, tensors equal bit for bit."""
+    assert type(ours) is type(theirs), place
+    if isinstance(ours, torch.Tensor):
+        assert torch.equal(ours, theirs), place
+    elif isinstance(ours, dict):
+        assert ours.keys() == theirs.keys(), place
+        for key in ours:
+            assert_same_tensors(ours[key], theirs[key], f"{place}/{key}")
+    elif isinstance(ours, (list, tuple)):
+        assert len(ours) == len(theirs), place
+        for position, (one, other) in enumerate(zip(ours, theirs, strict=True)):
+            assert_same_tensors(one, other, f"{place}/{position}")
+    else:
+        assert ours == theirs, place
+
+
+@pytest.mark.parametrize(
+    ("problem", "pair", "metric", "least"),
+    [
+        ("single_label", False, "accuracy", 0.9),
+        ("single_label", True, "accuracy", 0.6),
+        ("multi_label", False, "f1_micro", 0.9),
+        ("regression", False, "pearson", 0.8),
+    ],
+)
+def test_every_problem_learns_and_leaves_the_promised_files(
+    make_config: MakeConfig, problem: str, pair: bool, metric: str, least: float
+) -> None:
+    config = make_config(
+        problem, pair, **{"train.epochs": 16, "train.learning_rate": 5e-3, "tracking.trackers": ["tensorboard"]}
+    )
+    result = finetune(config)
+    assert result.results["metric"] == metric
+    assert result.results["test"][metric] >= least
+    rows = rows_of(config.run_dir)
+    losses = [row["train/loss"] for row in rows if "train/loss" in row]
+    assert sum(losses[-4:]) < sum(losses[:4]) * 0.7
+    assert {path.name for path in config.run_dir.iterdir()} == {
+        "config.yaml", "environment.json", "metrics.jsonl", "tensorboard", "checkpoints", "model", "results.json",
+    }  # fmt: skip
+    assert {path.name for path in (config.run_dir / "model").iterdir()} == MODEL_FILES
+    assert result.results["reload_difference"] == 0.0
+    assert result.results["examples"] == {"train": 60, "validation": 24, "test": 24}
+
+
+@pytest.mark.parametrize(
+    "family", ["roberta", "distilbert", "deberta-v2", "modernbert", "albert", "gpt2", "llama", "t5", "bart"]
+)
+def test_families_train_frozen_and_reload_equal(
+    make_config: MakeConfig, backbones: Callable[..., Path], family: str
+) -> None:
+    layers = "all" if family == "albert" else 1
+    config = make_config(**{"model.backbone": str(backbones(family)), "freeze.embeddings": True,
+                            "freeze.encoder_layers": layers, "train.max_updates": 6})  # fmt: skip
+    result = finetune(config)
+    assert result.results["reload_difference"] <= 1e-5
+    assert 0 < result.results["parameters"]["trainable"] < result.results["parameters"]["total"]
+
+
+def test_a_checkpoint_opens_with_plain_torch(make_config: MakeConfig) -> None:
+    config = make_config(**{"freeze.embeddings": True, "freeze.encoder_layers": 1})
+    run_dir = finetune(config).run_dir
+    path = sorted((run_dir / "checkpoints").glob("*.pt"))[-1]
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(run_dir / "model")
+    frozen = ("bert.embeddings.", "bert.encoder.layer.0.")
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(not name.startswith(frozen))
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    c = torch.load(path, weights_only=True)
+    model.load_state_dict(c["model_state_dict"])
+    groups = [{"params": []} for _ in c["optimizer_state_dict"]["param_groups"]]
+    sizes = [len(group["params"]) for group in c["optimizer_state_dict"]["param_groups"]]
+    assert sum(sizes) == len(trainable)
+    for group, size in zip(groups, sizes, strict=True):
+        group["params"] = [trainable.pop(0) for _ in range(size)]
+    optimizer = torch.optim.AdamW(groups)
+    optimizer.load_state_dict(c["optimizer_state_dict"])
+    assert (c["epoch"], c["update"]) == (2, 16)
+    assert path.name.startswith(
+        f"ckpt_epoch0002_update000016_loss{c['loss']:.4f}_accuracy{c['metrics']['accuracy']:.4f}"
+    )
+    assert c["loss"] == c["metrics"]["loss"]
+
+
+class StoppedError(Exception):
+    """Thrown into a run to stop it."""
+
+
+def run_until(config: RunConfig, update: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs, and stops after that update (its checkpoint, if one is due, is written before the next begins)."""
+
+    def stopping(*arguments: Any, **options: Any) -> Any:
+        for step in train_steps(*arguments, **options):
+            yield step
+            if step.number == update:
+                raise StoppedError
+
+    with monkeypatch.context() as patch:
+        patch.setattr("hf_finetune.finetune.train_steps", stopping)
+        with pytest.raises(StoppedError):
+            finetune(config)
+
+
+@pytest.fixture
+def uninterrupted(make_config: MakeConfig) -> Callable[..., RunConfig]:
+    """A finished run named "whole" of the given settings."""
+
+    def run(**settings: Any) -> RunConfig:
+        config = make_config(**settings, name="whole")
+        finetune(config)
+        return config
+
+    return run
+
+
+@pytest.mark.parametrize("stops", [(1,), (3,), (8,), (9,), (15,), (16,), (2, 5, 8, 13)])
+def test_a_stopped_run_ends_with_the_same_bits(
+    make_config: MakeConfig,
+    uninterrupted: Callable[..., RunConfig],
+    stops: tuple[int, ...],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Dropout on, 16 updates in 2 epochs, a checkpoint at every second update, stopping points at epoch ends too."""
+    settings = {"checkpoint.every": 2, "evaluation.every": 4, "train.micro_batch_size": 3, "tracking.log_every": 3,
+                "train.patience": 10}  # fmt: skip
+    whole = uninterrupted(**settings)
+    config = make_config(**settings)
+    for stop in stops:
+        run_until(config, stop, monkeypatch)
+    finetune(config)
+    assert_same_tensors(weights(config.run_dir), weights(whole.run_dir))
+    ours, theirs = last_checkpoint(config.run_dir), last_checkpoint(whole.run_dir)
+    assert ours.pop("run")["progress"] == theirs.pop("run")["progress"]
+    assert_same_tensors(ours, theirs)
+    assert rows_of(config.run_dir) == rows_of(whole.run_dir)
+
+
+def test_early_stopping_survives_a_resume(
+    make_config: MakeConfig, uninterrupted: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"train.epochs": 30, "train.patience": 3, "train.min_delta": 0.5, "evaluation.metric": "loss"}
+    whole = uninterrupted(**settings)
+    results = json.loads((whole.run_dir / "results.json").read_text())
+    assert results["stopped_early"]
+    assert results["updates"] < 30 * 8
+    config = make_config(**settings)
+    run_until(config, results["updates"] - 9, monkeypatch)
+    finetune(config)
+    assert json.loads((config.run_dir / "results.json").read_text())["updates"] == results["updates"]
+    assert_same_tensors(weights(config.run_dir), weights(whole.run_dir))
+
+
+def test_a_finished_run_says_so_and_trains_nothing(make_config: MakeConfig, capsys: pytest.CaptureFixture[str]) -> None:
+    config = make_config()
+    first = finetune(config)
+    before = {path: path.stat().st_mtime_ns for path in config.run_dir.rglob("*")}
+    capsys.readouterr()
+    again = finetune(config)
+    assert "is finished" in capsys.readouterr().out
+    assert again.results == first.results
+    after = {path: path.stat().st_mtime_ns for path in config.run_dir.rglob("*")}
+    assert {path for path in before if path.is_file()} == {path for path in after if path.is_file()}
+    assert all(after[path] == before[path] for path in before if path.is_file())
+
+
+def test_a_half_written_checkpoint_is_passed_over(
+    make_config: MakeConfig, uninterrupted: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    settings = {"checkpoint.every": 2, "checkpoint.keep_last": 3}
+    whole = uninterrupted(**settings)
+    config = make_config(**settings)
+    run_until(config, 7, monkeypatch)
+    newest = max((config.run_dir / "checkpoints").glob("*update000006*.pt"))
+    newest.write_bytes(newest.read_bytes()[:-100])
+    finetune(config)
+    assert "passed over" in capsys.readouterr().out
+    assert_same_tensors(weights(config.run_dir), weights(whole.run_dir))
+
+
+def test_resume_from_a_path_and_never(make_config: MakeConfig, uninterrupted: Callable[..., RunConfig]) -> None:
+    settings = {"checkpoint.every": 4, "checkpoint.keep_last": 9}
+    whole = uninterrupted(**settings)
+    path = next((whole.run_dir / "checkpoints").glob("*update000004*.pt"))
+    config = make_config(**settings, **{"checkpoint.resume": str(path)})
+    with pytest.raises(InputError, match=r"made with another config: name \(was whole, now run\)"):
+        finetune(config)
+    finetune(make_config(**settings, **{"checkpoint.resume": str(path), "name": "whole"}))
+    never = finetune(make_config(**settings, **{"checkpoint.resume": "never", "name": "whole"}))
+    assert_same_tensors(weights(never.run_dir), weights(whole.run_dir.with_name("whole.1")))
+
+
+@pytest.mark.parametrize("micro_batch_size", [1, 3, 8])
+@pytest.mark.parametrize("problem", ["single_label", "multi_label", "regression"])
+def test_numbers_do_not_depend_on_the_micro_batch(make_config: MakeConfig, micro_batch_size: int, problem: str) -> None:
+    settings = {"model.dropout": 0.0, "train.max_updates": 12, "train.batch_size": 8}
+    reference = make_config(problem, **settings, name="reference")
+    finetune(reference)
+    config = make_config(problem, **settings, **{"train.micro_batch_size": micro_batch_size})
+    finetune(config)
+    for ours, theirs in zip(rows_of(config.run_dir), rows_of(reference.run_dir), strict=True):
+        # A correlation of predictions that are all but constant, as after few updates, magnifies their last bits
+        ours = {key: value for key, value in ours.items() if "pearson" not in key}
+        assert ours == pytest.approx({key: theirs[key] for key in ours}, abs=1e-5)
+
+
+def launch(
+    words: list[str], config: RunConfig, settings: dict[str, Any], cwd: Path
+) -> subprocess.CompletedProcess[str]:
+    """Runs the recipe's own file under a launcher, in a process of its own, with the config as a file."""
+    from hf_finetune.settings import to_yaml
+
+    path = cwd / f"{config.name}.yaml"
+    path.write_text(to_yaml(config), encoding="utf-8")
+    recipe = Path(__file__).parents[2] / "recipes" / "classify.py"
+    options = [f"--{key}={value}" for key, value in settings.items()]
+    return subprocess.run(
+        [*words, str(recipe), "--config", str(path), *options],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=90,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},  # as in this process: the same bits want the same threads
+    )
+
+
+BIN = Path(sys.executable).parent
+TORCHRUN = [str(BIN / "torchrun"), "--standalone", "--nproc_per_node", "2"]
+ACCELERATE = [str(BIN / "accelerate"), "launch", "--multi_gpu", "--num_processes", "2", "--main_process_port"]
+
+
+def launcher_words(launcher: str) -> list[str]:
+    """The command that starts two processes; accelerate is given a free port, so that tests can run side by side."""
+    if launcher == "torchrun":
+        return TORCHRUN
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return [*ACCELERATE, str(probe.getsockname()[1])]
+
+
+@pytest.mark.parametrize("launcher", ["torchrun", "accelerate"])
+@pytest.mark.parametrize("problem", ["single_label", "multi_label"])
+def test_two_processes_give_the_numbers_of_one(
+    make_config: MakeConfig, tmp_path: Path, launcher: str, problem: str
+) -> None:
+    """60 rows in batches of 7, the last of 4; with micro-batches of 3 one process has a shorter share."""
+    settings = {"model.dropout": 0.0, "train.batch_size": 7, "train.micro_batch_size": 3, "freeze.embeddings": True,
+                "checkpoint.every": 5}  # fmt: skip
+    alone = make_config(problem, **settings, name="alone")
+    finetune(alone)
+    together = make_config(problem, **settings, name="together")
+    done = launch(launcher_words(launcher), together, {}, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "x 2 processes" in done.stdout
+    assert done.stdout.count("freeze plan") == 1
+    assert json.loads((together.run_dir / "results.json").read_text())["processes"] == 2
+    for ours, theirs in zip(rows_of(together.run_dir), rows_of(alone.run_dir), strict=True):
+        exact = {key for key in ours if key.startswith("validation/") and key != "validation/loss"}
+        assert {key: ours[key] for key in exact} == {key: theirs[key] for key in exact}
+        assert ours == pytest.approx(theirs, abs=1e-5)
+
+
+def test_a_run_of_two_processes_goes_on_with_one(
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"model.dropout": 0.0, "checkpoint.every": 2}
+    whole = make_config(**settings, name="whole")
+    finetune(whole)
+    config = make_config(**settings)
+    run_until(config, 6, monkeypatch)
+    done = launch(TORCHRUN, config, {}, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "resuming after update 4" in done.stdout or "resuming after update 6" in done.stdout
+    ours, theirs = weights(config.run_dir), weights(whole.run_dir)
+    for name in ours:
+        torch.testing.assert_close(ours[name], theirs[name], rtol=0, atol=1e-5)
+
+
+def test_processes_that_do_not_know_of_each_other_are_refused(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setenv("WORLD_SIZE", "3")
+        with pytest.raises(InputError, match="WORLD_SIZE says 3 processes, and this one does not know"):
+            finetune(make_config())
+    finetune(make_config(**{"train.max_updates": 1}))
+
+
+def test_a_killed_run_goes_on_to_the_same_bits(make_config: MakeConfig, tmp_path: Path) -> None:
+    """A real SIGKILL from outside, in the middle of training."""
+    settings = {"train.epochs": 6, "checkpoint.every": 3}
+    whole = make_config(**settings, name="whole")
+    finetune(whole)
+    config = make_config(**settings)
+    words = [sys.executable, "-c", KILLER, sys.executable]
+    launch(words, config, {}, tmp_path)
+    assert not (config.run_dir / "results.json").exists()
+    assert list((config.run_dir / "checkpoints").glob("*.pt"))
+    done = launch([sys.executable], config, {}, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "resuming after update" in done.stdout
+    assert_same_tensors(
+        last_checkpoint(config.run_dir)["model_state_dict"], last_checkpoint(whole.run_dir)["model_state_dict"]
+    )
+
+
+# Starts the command it is given, and kills its whole process group when the third checkpoint is announced.
+KILLER = """
+import os, signal, subprocess, sys
+child = subprocess.Popen(sys.argv[1:], stdout=subprocess.PIPE, text=True, start_new_session=True)
+saved = 0
+for line in child.stdout:
+    saved += line.startswith("saved ")
+    if saved == 3:
+        os.killpg(child.pid, signal.SIGKILL)
+        break
+child.wait()
+"""
+
+
+def test_nothing_is_left_in_the_default_generator(make_config: MakeConfig) -> None:
+    """Law 4: evaluating more often changes no trained number."""
+    often = make_config(**{"evaluation.every": 1, "name": "often"})
+    finetune(often)
+    seldom = make_config(name="seldom")
+    finetune(seldom)
+    assert_same_tensors(
+        last_checkpoint(often.run_dir)["model_state_dict"], last_checkpoint(seldom.run_dir)["model_state_dict"]
+    )
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_weights_change(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from hf_finetune.tasks.classification import Classification
+
+    original, calls = Classification.loss, []
+
+    def broken(self: Classification, logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, int]:
+        total, count = original(self, logits, labels)
+        calls.append(None)
+        return (
+            (total * float("nan"), count)
+            if torch.is_grad_enabled() and logits.requires_grad and len(calls) > 20
+            else (total, count)
+        )
+
+    monkeypatch.setattr(Classification, "loss", broken)
+    config = make_config(**{"checkpoint.every": 1})
+    with pytest.raises(InputError, match=r"update \d+: the loss \(nan\) is not finite; .*train-single_label.jsonl:\d+"):
+        finetune(config)
+    assert all(torch.isfinite(tensor).all() for tensor in last_checkpoint(config.run_dir)["model_state_dict"].values())
+
+
+def test_rows_without_labels_of_the_made_data_are_learnable() -> None:
+    """The made data hold what the tests above rely on: classes in equal numbers, and no label's words in another's."""
+    rows = tiny.make_rows(60)
+    assert {row["label"] for row in rows} == set(tiny.CLASSES)
+    for row in rows:
+        others = {word for name, words in tiny.CLASSES.items() if name != row["label"] for word in words.split()}
+        assert not others & set(row["text"].split())
