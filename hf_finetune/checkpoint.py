@@ -72,7 +72,9 @@ def replace_with(path: Path, write: Callable[[BinaryIO], object], num_bytes: int
 
 
 def sync_folder(folder: Path) -> None:
-    """Makes renames and removals in a folder durable."""
+    """Makes renames and removals in a folder durable, where the system can sync a folder."""
+    if os.name == "nt":
+        return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

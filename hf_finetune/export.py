@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from hf_finetune.backbone import quiet
 from hf_finetune.checkpoint import sync_folder, write_atomically, writing_error
 from hf_finetune.config import RunConfig
+from hf_finetune.data import SPLITS
 from hf_finetune.errors import InputError
 from hf_finetune.job import Job
 from hf_finetune.loop import evaluate
@@ -104,7 +105,7 @@ def check_reload(folder: Path, job: Job) -> float:
 
 def card(job: Job, results: Mapping[str, Any]) -> str:
     """The model card: Hub metadata, how to use it, data, freeze plan, hyperparameters and measured metrics."""
-    config, task, plan = job.config, job.task, job.plan
+    config, task, plan = without_folders(job.config), job.task, job.plan
     name = config.hub.repo_id or "model"
     measured = "\n".join(
         f"| {split} | {metric} | {value:.4f} |"
@@ -155,7 +156,7 @@ The test split was used once, after that.
 ## Settings
 
 ```yaml
-{to_yaml(dataclasses.replace(config, output_dir="outputs")).rstrip()}
+{to_yaml(config).rstrip()}
 ```
 
 {results["device"]}, {results["precision"]}, processes: {results["processes"]}, {results["seconds"]["train"]:.0f} s.
@@ -172,7 +173,7 @@ def metadata(job: Job, results: Mapping[str, Any]) -> ModelCardData:
         pipeline_tag="text-classification",
         tags=["hf-finetune", job.task.problem],
         base_model=config.model.backbone if looks_like_hub_id(config.model.backbone) else None,
-        datasets=[name] if config.data.dataset and looks_like_hub_id(name) else None,
+        datasets=[name] if looks_like_hub_id(config.data.dataset or "") else None,
         model_name=config.name,
         eval_results=[
             EvalResult(
@@ -194,7 +195,23 @@ def data_name(config: RunConfig) -> str:
     first = config.data.dataset or config.data.train[0]
     if first.startswith("package://"):
         return first.removeprefix("package://").split("/")[0]
-    return first if config.data.dataset else Path(first).name
+    return first if looks_like_hub_id(config.data.dataset or "") else Path(first).name
+
+
+def without_folders(config: RunConfig) -> RunConfig:
+    """The config as others may see it: of an absolute path the last part alone."""
+
+    def last(location: str) -> str:
+        return (Path(location).name or location) if Path(location).is_absolute() else location
+
+    splits: dict[str, Any] = {split: tuple(map(last, getattr(config.data, split))) for split in SPLITS}
+    return dataclasses.replace(
+        config,
+        output_dir="outputs",
+        model=dataclasses.replace(config.model, backbone=last(config.model.backbone)),
+        data=dataclasses.replace(config.data, dataset=config.data.dataset and last(config.data.dataset), **splits),
+        checkpoint=dataclasses.replace(config.checkpoint, resume=last(config.checkpoint.resume)),
+    )
 
 
 def remote_code_note(config: RunConfig) -> str:

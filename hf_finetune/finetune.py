@@ -49,6 +49,7 @@ def finetune(config: RunConfig, *, task_name: str = "classification") -> RunResu
         finished = run.on_main(lambda: finished_results(config))
         if finished is not None:
             run.say(f"{config.run_dir} is finished, there is nothing to train; {report.summary(finished)}")
+            run.on_main(lambda: push_if_asked(config))
             return RunResult(run_dir=config.run_dir, model_dir=config.run_dir / "model", results=finished)
         check_services(config, run)
         job = set_up(config, task_name, run, clock)
@@ -70,8 +71,7 @@ def finetune(config: RunConfig, *, task_name: str = "classification") -> RunResu
         results = run.on_main(lambda: finish(job, results, clock))
         tracker.finish(final)
         run.say(report.closing(job, results, best))
-        if config.hub.push:
-            run.on_main(lambda: push_or_say(config))
+        run.on_main(lambda: push_if_asked(config))
         return RunResult(run_dir=config.run_dir, model_dir=config.run_dir / "model", results=results)
 
 
@@ -212,9 +212,11 @@ def finish(job: Job, results: dict[str, Any], clock: Clock) -> dict[str, Any]:
     return results
 
 
-def push_or_say(config: RunConfig) -> None:
-    """Pushes; a failure costs no training and is said with the command that does it later."""
+def push_if_asked(config: RunConfig) -> None:
+    """Pushes, with hub.push; a failure costs no training and is said with the command that does it later."""
     options = config.hub
+    if not options.push:
+        return
     try:
         address = hub.push(config.run_dir, str(options.repo_id), private=options.private, revision=options.revision)
         print(f"pushed to {address}")

@@ -2,7 +2,6 @@
 
 import atexit
 import contextlib
-import fcntl
 import json
 import os
 import platform
@@ -21,6 +20,7 @@ import yaml
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from accelerate.utils import DistributedType, broadcast_object_list
+from filelock import FileLock, Timeout
 
 from hf_finetune.checkpoint import write_atomically
 from hf_finetune.config import RunConfig, as_dict, changed_keys
@@ -222,7 +222,7 @@ def claim(config: RunConfig) -> "RunLock":
             if config.checkpoint.resume == "never":
                 return move_aside(folder, lock)
             check_same_run(config, recorded)
-        elif any(path.name != RunLock.NAME for path in folder.iterdir()):
+        elif any(not path.name.startswith(".") for path in folder.iterdir()):
             raise InputError(
                 f"name ({config.name}): {folder} holds files, and they are not of a run (no config.yaml); "
                 "choose another name"
@@ -301,49 +301,52 @@ def without_secrets(words: list[str]) -> list[str]:
 
 
 class RunLock:
-    """One run a folder. A file lock that dies with its process; the file says who holds it."""
+    """One run a folder: a file lock that dies with its process, beside a file that says who holds it.
 
-    NAME = ".lock"
+    A holder on this machine that is dead is taken over; one on another machine is not, because nobody here can tell.
+    """
 
     def __init__(self, folder: Path) -> None:
-        self.path = folder / self.NAME
-        self.file = self.path.open("a+", encoding="utf-8")
+        self.folder = folder
+        self.holder_path = folder / ".running"
+        self.lock = FileLock(folder / ".lock", timeout=0)
         try:
-            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            holder = self.holder()
-            self.file.close()
+            self.lock.acquire()
+        except Timeout:
             raise InputError(
-                f"{folder}: another run is at work in this folder ({holder}); wait for it, or choose another name"
+                f"{folder}: another run is at work in this folder ({self.holder()}); wait for it, or choose another name"
             ) from None
         holder = self.holder()
         if holder and holder.split(" process ")[0] != socket.gethostname():
-            self.file.close()
+            self.lock.release()
             raise InputError(
-                f"{folder}: a run on another machine is at work in this folder ({holder}); if it is dead, "
-                f"remove {self.path}"
+                f"{folder}: a run on another machine is at work in this folder ({holder}); if it is dead, remove "
+                f"{self.holder_path}"
             )
-        self.file.truncate(0)
-        self.file.write(f"{socket.gethostname()} process {os.getpid()}")
-        self.file.flush()
+        self.holder_path.write_text(f"{socket.gethostname()} process {os.getpid()}", encoding="utf-8")
 
     def holder(self) -> str:
-        """Host and process that the file names."""
-        self.file.seek(0)
-        return self.file.read().strip()
+        """Host and process of the run at work, as far as they are known."""
+        return self.holder_path.read_text(encoding="utf-8") if self.holder_path.exists() else ""
 
     def release(self) -> None:
-        """Gives the folder free."""
-        if not self.file.closed:
-            self.path.unlink(missing_ok=True)
-            self.file.close()
+        """Gives the folder free, and removes it where nothing was put into it."""
+        self.holder_path.unlink(missing_ok=True)
+        (self.folder / ".lock").unlink(missing_ok=True)
+        self.lock.release()
+        with contextlib.suppress(OSError):
+            self.folder.rmdir()
 
 
 def peak_memory_mb(device: torch.device) -> float:
     """Most memory held so far: of the GPU where there is one, else of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
-    import resource
+    try:
+        import resource
+    except ImportError:  # Windows
+        import psutil
 
+        return psutil.Process().memory_info().peak_wset / 2**20
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB on Linux, bytes on macOS
     return peak / 2**20 if sys.platform == "darwin" else peak / 2**10

@@ -59,8 +59,8 @@ def local_path(location: str, key: str) -> str:
     """
     if not location.startswith("package://"):
         return location
-    name, _, rest = location.removeprefix("package://").partition("/")
-    inside, wants_digest, digest = rest.partition("#sha256=")
+    rest, wants_digest, digest = location.removeprefix("package://").partition("#sha256=")
+    name, _, inside = rest.partition("/")
     try:
         spec = importlib.util.find_spec(name) if re.fullmatch(r"\w+", name) else None
     except ValueError:
@@ -79,12 +79,15 @@ def local_path(location: str, key: str) -> str:
 
 
 def install_hint(import_name: str) -> str:
-    """The pip command for a package: the extra of ours that carries it, else its own name."""
+    """The pip command for a package: the smallest extra of ours that carries it, else its own name."""
     distribution = import_name.replace("_", "-")
+    extras: dict[str, list[str]] = {}
     for requirement in importlib.metadata.requires("hf-finetune") or []:
-        extra = re.search(r"extra == ['\"](\w+)['\"]", requirement)
-        if extra and re.split(r"[=<>!;\[ ]", requirement)[0].lower() == distribution.lower():
-            return f"pip install 'hf-finetune[{extra[1]}]'"
+        if extra := re.search(r"extra == ['\"](\w+)['\"]", requirement):
+            extras.setdefault(extra[1], []).append(re.split(r"[=<>!;\[ ]", requirement)[0].lower())
+    carrying = [extra for extra, names in extras.items() if distribution.lower() in names]
+    if carrying:
+        return f"pip install 'hf-finetune[{min(carrying, key=lambda extra: len(extras[extra]))}]'"
     return f"pip install {distribution}"
 
 
@@ -142,7 +145,7 @@ def read_delimited(path: Path, text: str, delimiter: str) -> Rows:
                 raise InputError(f"{path}:{reader.line_num}: {fields} fields where the header has {width}")
             yield reader.line_num, row
     except csv.Error as error:
-        raise InputError(f"{path}:{reader.line_num}: broken row: {error}") from None
+        raise InputError(f"{path}:{reader.line_num + 1}: broken row: {error}") from None  # line_num: of the row before
 
 
 def read_json_lines(path: Path, text: str) -> Rows:
