@@ -6,7 +6,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 RUN := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: demo test lint soak benchmark results clean
+.PHONY: demo test lint soak benchmark results docs clean
 
 demo: $(VENV)/.demo-installed
 	$(RUN) $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no recipes/classify.py
@@ -28,6 +28,9 @@ benchmark: $(VENV)/.test-installed
 # Trains the four configs on real data in DATA=FOLDER (see benchmarks/measure.py) and rewrites docs/results.md
 results: $(VENV)/.test-installed
 	$(RUN) $(BIN)/python benchmarks/measure.py --data $(DATA)
+
+docs: $(VENV)/.test-installed
+	$(BIN)/python docs/make_settings.py
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

@@ -255,8 +255,8 @@ def constant_depth(model: nn.Module) -> int:
 
 
 def constant_modules(model: nn.Module) -> list[nn.Module]:
-    """The modules to keep in eval mode, each by itself: all in what is frozen; what has no parameters (dropout) and runs
-    below the boundary, even if above it again (T5's dropout); and, where the first block's input is constant, the
+    """The modules to keep in eval mode, each by itself: all in what is frozen; what has no parameters (dropout) and
+    runs below the boundary, even if above it again (T5's dropout); and, where the first block's input is constant, the
     module that runs the stack, since some (BART's encoder) drop out by a function and their own mode."""
     stack_name, stack = find_stack(model)
     ran: list[nn.Module] = []

@@ -162,13 +162,13 @@ def load(name: str, key: str = "evaluation.metric") -> Metric | HubMetric:
         raise InputError(f"{key} ({name}): no such metric; {hint} (evaluate.load: {reason})") from None
 
 
-def check_fits(name: str, problem: str) -> None:
-    """Raises InputError where an offline metric cannot be computed for a problem."""
+def check_fits(name: str, problem: str, key: str = "evaluation.metric") -> None:
+    """Raises InputError, naming `key`, where an offline metric cannot be computed for a problem."""
     if name not in OFFLINE:
         return
     fits = name in FOR_NUMBERS if problem == "regression" else name not in FOR_NUMBERS
     if not fits or (name in FOR_ONE_LABEL and problem == "multi_label"):
-        raise InputError(f"evaluation.metric ({name}): cannot be computed for a {problem} problem")
+        raise InputError(f"{key} ({name}): cannot be computed for a {problem} problem")
 
 
 def greater_is_better(name: str) -> bool:

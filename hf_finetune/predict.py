@@ -1,6 +1,7 @@
 """Using a fine-tuned model: labels and probabilities for texts, metrics for a labelled file."""
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,13 +12,15 @@ import torch
 import transformers
 
 from hf_finetune import metrics
-from hf_finetune.backbone import LOADING_ERRORS, quiet
+from hf_finetune.backbone import LOADING_ERRORS, LONGEST_DEFAULT, has_offset_positions, quiet
 from hf_finetune.config import DataConfig
-from hf_finetune.data import collate, evaluation_batches, flat_features
+from hf_finetune.data import Features, collate, evaluation_batches, flat_features
 from hf_finetune.errors import InputError
 from hf_finetune.sources import Table, read_table
-from hf_finetune.tasks import Task
 from hf_finetune.tasks.classification import Classification
+
+BATCH_SIZE = 64  # examples a forward, as evaluation.batch_size has it
+NO_LIMIT = 10**9  # tokens; a tokenizer that knows of no limit says 10**30
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +29,7 @@ class Classifier:
 
     model: Any
     tokenizer: Any
-    task: Task
+    task: Classification
     settings: Mapping[str, Any]  # what the export recorded: text_columns, label_column, label_separator, metric
 
     @classmethod
@@ -64,12 +67,21 @@ class Classifier:
         )
         return replace(config, **{key: value for key, value in changes.items() if value})
 
-    def logits(self, texts: Sequence[Sequence[str]], *, batch_size: int = 64) -> "np.ndarray[Any, Any]":
+    @property
+    def max_length(self) -> int:
+        """Tokens an input may have: where training cut, which the tokenizer says, and never more than the positions."""
+        limits = [min(int(self.tokenizer.model_max_length), NO_LIMIT)]
+        if positions := getattr(self.model.config, "max_position_embeddings", None):
+            offset = (self.model.config.pad_token_id or 0) + 1 if has_offset_positions(self.model) else 0
+            limits.append(positions - offset)
+        return min(limits) if limits[0] < NO_LIMIT else min(*limits, LONGEST_DEFAULT)
+
+    def logits(self, texts: Sequence[Sequence[str]], *, batch_size: int = BATCH_SIZE) -> "np.ndarray[Any, Any]":
         """Logits [N, C] of columns of texts (one column, or two for pairs), in the order given."""
-        limit = min(
-            int(self.tokenizer.model_max_length), getattr(self.model.config, "max_position_embeddings", None) or 512
-        )
-        features = flat_features(texts, self.tokenizer, limit)
+        return self.logits_of(flat_features(texts, self.tokenizer, self.max_length), batch_size)
+
+    def logits_of(self, features: Features, batch_size: int) -> "np.ndarray[Any, Any]":
+        """Logits [N, C] of encoded rows, in their order."""
         outputs = np.empty((len(features), len(self.task.label_names)), dtype=np.float32)
         with torch.inference_mode():
             for rows in evaluation_batches(features.lengths, batch_size):
@@ -80,20 +92,25 @@ class Classifier:
                 ).logits.cpu()
         return outputs
 
-    def predict(self, texts: Sequence[Sequence[str]], *, batch_size: int = 64) -> Iterator[dict[str, Any]]:
+    def predict(self, texts: Sequence[Sequence[str]], *, batch_size: int = BATCH_SIZE) -> Iterator[dict[str, Any]]:
         """For each text, in order: label (or labels, or score) and the probability of every label."""
         for scores in self.task.scores(self.logits(texts, batch_size=batch_size)):
             yield dict(self.task.describe(scores))
 
     def evaluate(self, table: Table, texts: Sequence[Sequence[str]], *, metric: str | None = None) -> dict[str, float]:
-        """Loss and metrics on labelled rows."""
-        labels = self.task.encode_labels(table)
-        outputs = self.logits(texts)
-        total, count = self.task.loss(torch.from_numpy(outputs), torch.from_numpy(labels))
-        names = (metric or self.settings.get("metric") or self.task.default_metric, *self.task.metric_names)
+        """Loss and metrics on labelled rows; the loss is summed as in loop.evaluate, to the same last bit."""
         if metric and metric != "loss":
-            metrics.check_fits(metrics.load(metric, "--metric").name, self.task.problem)
-        return {"loss": float(total) / count, **metrics.compute_all(names, self.task, outputs, labels)}
+            metrics.check_fits(metrics.load(metric, "--metric").name, self.task.problem, "--metric")
+        labels = self.task.encode_labels(table)
+        features = flat_features(texts, self.tokenizer, self.max_length)
+        outputs = self.logits_of(features, BATCH_SIZE)
+        losses = [
+            self.task.loss(torch.from_numpy(outputs[rows]), torch.from_numpy(labels[rows]))
+            for rows in evaluation_batches(features.lengths, BATCH_SIZE)
+        ]
+        loss = math.fsum(float(total) for total, _ in losses) / sum(count for _, count in losses)
+        names = (metric or self.settings.get("metric") or self.task.default_metric, *self.task.metric_names)
+        return {"loss": loss, **metrics.compute_all(names, self.task, outputs, labels)}
 
 
 def columns_of(table: Table, config: DataConfig) -> list[list[str]]:
@@ -103,14 +120,14 @@ def columns_of(table: Table, config: DataConfig) -> list[list[str]]:
 
 def predict_file(classifier: Classifier, data: str, out: str | None, **columns: Any) -> list[dict[str, Any]]:
     """Predicts every row of a file, in order; writes JSON lines to `out` whole, or returns them where it is None."""
+    if out is not None and not Path(out).parent.is_dir():
+        raise InputError(f"--out ({out}): there is no folder {Path(out).parent}")
     config = classifier.data_config(data, **columns)
     table = read_table(config.train, config, "--data", needs_labels=False)
     rows = list(classifier.predict(columns_of(table, config)))
     if out is not None:
         from hf_finetune.checkpoint import write_atomically
 
-        if not Path(out).parent.is_dir():
-            raise InputError(f"--out ({out}): there is no folder {Path(out).parent}")
         write_atomically(Path(out), "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
     return rows
 
@@ -118,5 +135,6 @@ def predict_file(classifier: Classifier, data: str, out: str | None, **columns: 
 def evaluate_file(classifier: Classifier, data: str, *, metric: str | None = None, **columns: Any) -> dict[str, float]:
     """Loss and metrics on a labelled file."""
     config = classifier.data_config(data, **columns)
+    classifier = replace(classifier, task=replace(classifier.task, label_column=config.label_column))
     table = read_table(config.train, config, "--data")
     return classifier.evaluate(table, columns_of(table, config), metric=metric)

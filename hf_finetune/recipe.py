@@ -16,13 +16,21 @@ EXIT_INPUT = 2
 
 
 def run_recipe(
-    task_name: str, defaults: Mapping[str, Any], *, description: str = "", arguments: Sequence[str] | None = None
+    task_name: str,
+    defaults: Mapping[str, Any],
+    *,
+    demo: Mapping[str, Any] | None = None,
+    description: str = "",
+    arguments: Sequence[str] | None = None,
 ) -> int:
-    """Reads settings (recipe defaults, --config, command line), fine-tunes, and returns the exit code."""
+    """Reads settings (recipe defaults, --config, command line), fine-tunes, and returns the exit code.
+
+    `demo` goes over the defaults where neither --config nor the command line names any data.
+    """
     words = list(sys.argv[1:] if arguments is None else arguments)
 
     def run() -> None:
-        config = load_config(defaults, words, prog=Path(sys.argv[0]).stem, description=description)
+        config = load_config(defaults, words, demo=demo, prog=Path(sys.argv[0]).stem, description=description)
         if config is not None:
             from hf_finetune.finetune import finetune
 

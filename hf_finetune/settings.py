@@ -61,7 +61,8 @@ def expected(hint: Any) -> str:
     if typing.get_origin(hint) is tuple:
         return "a list of strings"
     if typing.get_origin(hint) is typing.Literal:
-        return "one of " + ", ".join(str(value) for value in typing.get_args(hint))
+        values = [str(value) for value in typing.get_args(hint)]
+        return f"one of {', '.join(values)}" if len(values) > 1 else f'"{values[0]}"'
     names = {int: "a whole number", float: "a number", str: "a string", bool: "true or false", type(None): "null"}
     return names.get(hint) or " or ".join(expected(part) for part in typing.get_args(hint))
 
@@ -162,10 +163,16 @@ def build_parser(prog: str, description: str) -> ArgumentParser:
 
 
 def load_config(
-    defaults: Mapping[str, Any], arguments: Sequence[str], *, prog: str = "classify", description: str = ""
+    defaults: Mapping[str, Any],
+    arguments: Sequence[str],
+    *,
+    demo: Mapping[str, Any] | None = None,
+    prog: str = "classify",
+    description: str = "",
 ) -> RunConfig | None:
     """The recipe's `defaults` ({dotted key: value}), then `--config FILE.yaml`, then the other `arguments`.
 
+    `demo` goes over the defaults where the file and the arguments name no data (data.train, data.dataset).
     Prints and returns None for `--print_config`; `--help` prints and exits with 0. Raises InputError.
     """
     parser = build_parser(prog, description)
@@ -173,15 +180,16 @@ def load_config(
     for key in defaults:
         check_key(key)
     if "--help" in words or "-h" in words:
-        parser.set_defaults(dict(defaults))
+        parser.set_defaults({**defaults, **(demo or {})})
         parser.print_help()
         raise SystemExit(0)
     pairs = read_arguments(words)
-    layers: dict[str, Any] = dict(defaults)
+    asked: dict[str, Any] = {}
     for path in (value for key, value in pairs if key == "config"):
-        layers |= read_yaml(path)
-    layers |= {key: value for key, value in pairs if key != "config"}
-    config = resolve(parser, layers)
+        asked |= read_yaml(path)
+    asked |= {key: value for key, value in pairs if key != "config"}
+    names_data = "data.train" in asked or "data.dataset" in asked
+    config = resolve(parser, {**defaults, **({} if names_data else demo or {}), **asked})
     if "--print_config" in arguments:
         print(to_yaml(config), end="")
         return None

@@ -1,0 +1,173 @@
+"""Every command in the README runs, as a user would type it, and the pages made from code are up to date."""
+
+import importlib.util
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import tiny
+from hub_server import HubServer
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BIN = Path(sys.executable).parent
+TOKENS = {"hf_ofada": {"name": "ada", "role": "write"}, "hf_ofmicrosoft": {"name": "microsoft", "role": "write"}}
+
+# Commands that something else runs: the makefile, CI, or nobody but a person (a server that does not end).
+RUN_ELSEWHERE = ("make ", "python -m venv", "pip install", "tensorboard ")
+# What keeps a command's run small; the command itself stays as it is printed.
+SMALL = [
+    "--train.max_updates",
+    "2",
+    "--data.max_train_examples",
+    "40",
+    "--data.max_length",
+    "16",
+    "--evaluation.batch_size",
+    "512",
+]
+
+
+def commands() -> list[str]:
+    """The commands in the README's plain code blocks, continued lines joined, without comments."""
+    blocks = re.findall(r"^```\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    words = ("accelerate ", "hf-finetune ", "torchrun ", "python ", "make ", "pip ", "tensorboard ")
+    return [re.sub(r"\s+#.*| +(?= )", "", line).strip() for line in lines if line.startswith(words)]
+
+
+def python_blocks() -> list[str]:
+    """The README's Python code."""
+    return re.findall(r"^```python\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+
+
+class Desk:
+    """A folder as a user has it after the demo: recipes/, data, outputs/, a Hub on loopback, and the commands on PATH."""
+
+    def __init__(self, folder: Path, server: HubServer) -> None:
+        self.folder, self.server = folder, server
+        (folder / "recipes").symlink_to(ROOT / "recipes")
+        rows = tiny.make_rows(60)
+        lines = ["review,stars", *(f"{row['text']},{row['label']}" for row in rows)]
+        for name in ("train.csv", "test.csv"):
+            (folder / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
+        articles = [
+            {"text": f"{word} and more", "label": label} for label in ("tech", "sports") for word in ("one", "two")
+        ]
+        for name in ("new.jsonl", "labelled_by_hand.jsonl", "train.jsonl"):
+            tiny.write_jsonl(folder / name, rows if name == "train.jsonl" else articles)
+
+    def run(self, words: list[str], *, token: str = "hf_ofada") -> subprocess.CompletedProcess[str]:
+        """Runs a command to its end."""
+        environment = self.server.environment(token, self.folder / "home")
+        environment |= {
+            "PATH": f"{BIN}{os.pathsep}{environment['PATH']}",
+            "HF_FINETUNE_CACHE": str(self.folder / "cache"),
+        }
+        return subprocess.run(
+            words, cwd=self.folder, env=environment, capture_output=True, text=True, timeout=200, check=False
+        )
+
+    def python(self, code: str) -> subprocess.CompletedProcess[str]:
+        """Runs Python code."""
+        return self.run([sys.executable, "-c", code])
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
+    """A desk on which the demo's command has run, cut short, and a Hub that holds a small backbone under a known name."""
+    with HubServer(users=TOKENS) as server:
+        place = Desk(tmp_path_factory.mktemp("desk"), server)
+        backbone = tiny.make_backbone(place.folder / "deberta", "deberta-v2")
+        upload = f"import huggingface_hub as h; a = h.HfApi(); a.create_repo('microsoft/deberta-v3-small'); \
+            a.upload_folder(repo_id='microsoft/deberta-v3-small', folder_path={str(backbone)!r})"
+        assert place.run([sys.executable, "-c", upload], token="hf_ofmicrosoft").returncode == 0
+        done = place.run(["accelerate", "launch", "recipes/classify.py", *SMALL])
+        assert done.returncode == 0, done.stderr
+        assert "hf-finetune predict outputs/bbc-news" in done.stdout
+        yield place
+
+
+def runnable() -> list[str]:
+    """The commands that this file runs."""
+    return [command for command in commands() if not command.startswith(RUN_ELSEWHERE)]
+
+
+@pytest.mark.pretrained
+@pytest.mark.parametrize("command", runnable())
+def test_a_readme_command_runs(desk: Desk, command: str) -> None:
+    words = shlex.split(command.replace("USER/NAME", "ada/news"))
+    if "recipes/classify.py" in words:
+        name = f"run-{runnable().index(command)}"
+        words += [*SMALL, *([] if "--name" in words else ["--name", name])]
+    if "hub.repo_id" in command:
+        words += ["--hub.private", "false"]
+    done = desk.run(words)
+    assert done.returncode == 0, done.stderr
+    assert "error" not in done.stderr.lower() or "torchrun" in command or "multi_gpu" in command
+
+
+@pytest.mark.pretrained
+def test_the_readme_python_runs_and_the_pushed_model_loads(desk: Desk) -> None:
+    load, checkpoint, from_python = python_blocks()
+    newest = sorted((desk.folder / "outputs/bbc-news/checkpoints").glob("*.pt"))[-1].name
+    code = "import torch\n" + load + re.sub(r"ckpt_epoch\S+\.pt", newest, checkpoint)
+    done = desk.python(code + "print(c['epoch'], model.config.id2label[0])")
+    assert done.stdout.split()[-2:] == ["1", "business"], done.stderr
+    done = desk.python(from_python.replace('"FOLDER"', repr(str(desk.folder / "deberta"))))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split()[-1] in tiny.CLASSES
+    assert desk.run(["hf-finetune", "push", "outputs/bbc-news", "--repo-id", "ada/again"]).returncode == 0
+    compare = (
+        load.replace("outputs/bbc-news/model", "ada/again")
+        + "other = AutoModelForSequenceClassification.from_pretrained('outputs/bbc-news/model')\n"
+        "ids = tokenizer('a text', return_tensors='pt')\nassert (model(**ids).logits == other(**ids).logits).all()\nprint('same')"
+    )
+    assert desk.python(compare).stdout.strip().endswith("same")
+
+
+def test_every_command_is_known() -> None:
+    """The parser above finds the commands, and finds none of a kind that nobody runs."""
+    found = commands()
+    assert len(found) >= 15
+    assert sum(command.startswith("accelerate launch recipes/classify.py") for command in found) >= 4
+    assert "make demo" in " ".join(found)
+    assert not [
+        command for command in found if command.startswith("make ") and not re.match(r"make (demo|test)$", command)
+    ]
+
+
+def test_settings_page_is_up_to_date() -> None:
+    spec = importlib.util.spec_from_file_location("make_settings", ROOT / "docs" / "make_settings.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert (ROOT / "docs" / "settings.md").read_text(encoding="utf-8") == module.page(), "run `make docs`"
+
+
+def test_files_that_the_readme_names_exist() -> None:
+    names = re.findall(r"\]\(([^)#h][^)]*)\)", README) + re.findall(
+        r"^((?:hf_finetune|recipes|benchmarks|docs)/\S*)", README, flags=re.M
+    )
+    assert len(names) > 10
+    assert not [name for name in names if not (ROOT / name).exists()]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "recipes/configs").rglob("*.yaml")), ids=lambda path: path.stem)
+def test_the_shipped_configs_are_right(path: Path) -> None:
+    from hf_finetune.settings import load_config
+
+    spec = importlib.util.spec_from_file_location("recipe", ROOT / "recipes" / f"{path.parent.name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config = load_config(module.DEFAULTS, ["--config", str(path)])
+    assert config is not None
+    assert config.name == path.stem
