@@ -50,7 +50,7 @@ def build_parser() -> Parser:
 
     inspect = commands.add_parser("inspect", help="list every tensor of a model, and what a freeze plan makes of it")
     inspect.add_argument("model", help="run folder, model folder, package://NAME/path, or Hub id")
-    inspect.add_argument("--format", choices=("table", "json", "csv"), default="table")
+    inspect.add_argument("--format", choices=("table", "json", "csv"), default="table", help="of the list")
     inspect.add_argument("--freeze.embeddings", dest="embeddings", action="store_true", help="embeddings frozen")
     inspect.add_argument("--freeze.encoder_layers", dest="encoder_layers", default="0", help="as in the config")
     inspect.add_argument("--freeze.patterns", dest="patterns", nargs="+", default=[], help="as in the config")
@@ -66,7 +66,7 @@ def build_parser() -> Parser:
     evaluate.add_argument("--data", required=True, help="csv, tsv, json, jsonl, parquet (.gz), or a folder of classes")
     evaluate.add_argument("--label-column", help="that of the training if not given")
     evaluate.add_argument("--metric", help="one more metric")
-    evaluate.add_argument("--format", choices=("table", "json"), default="table")
+    evaluate.add_argument("--format", choices=("table", "json"), default="table", help="of the metrics")
     evaluate.set_defaults(function=run_evaluate)
     group = predict.add_mutually_exclusive_group(required=True)
     group.add_argument("--text", nargs="+", help="one text, or two for a pair")

@@ -142,7 +142,8 @@ def accumulate(
     examples / targets mends it. Distributed data parallel averages over processes, hence the factor num_processes.
     """
     accelerator = runtime.accelerator
-    sums = torch.zeros(2, dtype=torch.float64, device=runtime.device)  # of losses, of targets
+    precise = torch.float32 if runtime.device.type == "mps" else torch.float64  # Apple's GPUs have no float64
+    sums = torch.zeros(2, dtype=precise, device=runtime.device)  # of losses, of targets
     for position, micro_rows in enumerate(micro_batches):
         is_last = position == len(micro_batches) - 1
         # A process without rows of its own still takes part in the gradients' exchange, with weight 0
@@ -156,9 +157,7 @@ def accumulate(
             weight = runtime.num_processes / len(rows) if len(micro_rows) else 0.0
             accelerator.backward(loss * weight)
         if len(micro_rows):
-            sums += torch.stack(
-                [loss.detach().double(), torch.tensor(count, dtype=torch.float64, device=runtime.device)]
-            )
+            sums += torch.stack([loss.detach().to(precise), torch.tensor(count, dtype=precise, device=runtime.device)])
     if runtime.num_processes > 1:
         torch.distributed.all_reduce(sums)
     total, count = sums.tolist()

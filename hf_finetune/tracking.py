@@ -80,11 +80,14 @@ class Tracking:
             self.log({f"{split}/{name}": value for name, value in values.items()}, update=update, epoch=epoch)
 
     def finish(self, final: Mapping[str, Mapping[str, float]]) -> None:
-        """Closes the trackers, the final metrics of each split beside the settings in TensorBoard's HParams tab."""
-        metrics = {f"final/{split}/{name}": value for split, values in final.items() for name, value in values.items()}
+        """Closes the trackers; TensorBoard's HParams tab gets the settings, and shows the curves of `final` beside them."""
+        from torch.utils.tensorboard.summary import hparams
+
+        tags = {f"{split}/{name}": 0.0 for split, values in final.items() for name in values}
         for tracker in self.runtime.accelerator.trackers:
             if tracker.name == "tensorboard" and self.runtime.is_main:
-                tracker.writer.add_hparams(self.settings, metrics, run_name=".")
+                for summary in hparams(self.settings, tags):  # not add_hparams(), which adds curves of one point each
+                    tracker.writer.file_writer.add_summary(summary)
             tracker.finish()  # not end_training(), which would end the process group too
 
 

@@ -20,6 +20,7 @@ TOKENS = {"hf_ofada": {"name": "ada", "role": "write"}, "hf_ofmicrosoft": {"name
 
 # Commands that something else runs: the makefile, CI, or nobody but a person (a server that does not end).
 RUN_ELSEWHERE = ("make ", "python -m venv", "pip install", "tensorboard ")
+DEMO = "accelerate launch recipes/classify.py"
 # What keeps a command's run small; the command itself stays as it is printed.
 SMALL = [
     "--train.max_updates",
@@ -33,17 +34,17 @@ SMALL = [
 ]
 
 
+def blocks(language: str) -> list[str]:
+    """The README's code blocks of a language ("" for plain ones)."""
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
+    return [text for kind, text in found if kind == language]
+
+
 def commands() -> list[str]:
     """The commands in the README's plain code blocks, continued lines joined, without comments."""
-    blocks = re.findall(r"^```\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
-    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    lines = "\n".join(blocks("")).replace("\\\n", " ").splitlines()
     words = ("accelerate ", "hf-finetune ", "torchrun ", "python ", "make ", "pip ", "tensorboard ")
     return [re.sub(r"\s+#.*| +(?= )", "", line).strip() for line in lines if line.startswith(words)]
-
-
-def python_blocks() -> list[str]:
-    """The README's Python code."""
-    return re.findall(r"^```python\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
 
 
 class Desk:
@@ -87,15 +88,17 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
         upload = f"import huggingface_hub as h; a = h.HfApi(); a.create_repo('microsoft/deberta-v3-small'); \
             a.upload_folder(repo_id='microsoft/deberta-v3-small', folder_path={str(backbone)!r})"
         assert place.run([sys.executable, "-c", upload], token="hf_ofmicrosoft").returncode == 0
-        done = place.run(["accelerate", "launch", "recipes/classify.py", *SMALL])
+        done = place.run([*shlex.split(DEMO), *SMALL])
         assert done.returncode == 0, done.stderr
         assert "hf-finetune predict outputs/bbc-news" in done.stdout
         yield place
 
 
 def runnable() -> list[str]:
-    """The commands that this file runs."""
-    return [command for command in commands() if not command.startswith(RUN_ELSEWHERE)]
+    """The commands that the test below runs; the first one, the demo's, makes the desk."""
+    found = [command for command in commands() if not command.startswith(RUN_ELSEWHERE)]
+    assert found[0] == DEMO
+    return found[1:]
 
 
 @pytest.mark.pretrained
@@ -114,7 +117,7 @@ def test_a_readme_command_runs(desk: Desk, command: str) -> None:
 
 @pytest.mark.pretrained
 def test_the_readme_python_runs_and_the_pushed_model_loads(desk: Desk) -> None:
-    load, checkpoint, from_python = python_blocks()
+    load, checkpoint, from_python = blocks("python")
     newest = sorted((desk.folder / "outputs/bbc-news/checkpoints").glob("*.pt"))[-1].name
     code = "import torch\n" + load + re.sub(r"ckpt_epoch\S+\.pt", newest, checkpoint)
     done = desk.python(code + "print(c['epoch'], model.config.id2label[0])")
@@ -135,7 +138,7 @@ def test_every_command_is_known() -> None:
     """The parser above finds the commands, and finds none of a kind that nobody runs."""
     found = commands()
     assert len(found) >= 15
-    assert sum(command.startswith("accelerate launch recipes/classify.py") for command in found) >= 4
+    assert sum(command.startswith(DEMO) for command in found) >= 4
     assert "make demo" in " ".join(found)
     assert not [
         command for command in found if command.startswith("make ") and not re.match(r"make (demo|test)$", command)

@@ -275,7 +275,7 @@ def test_a_push_that_fails_costs_nothing_and_the_command_it_prints_does_it_later
 ) -> None:
     config = make_config(tmp_path, backbones("bert"))
     words = ["--output_dir", config.output_dir, "--name", config.name, "--model.backbone", config.model.backbone]
-    words += ["--hub.push", "true", "--hub.repo_id", "ada/clf", "--train.max_updates", "2", "--tracking.trackers", "[]"]
+    words += ["--hub.push", "true", "--hub.repo_id", "ada/clf", "--train.max_updates", "2", "--data.max_length", "32"]
     for split in ("train", "validation", "test"):
         words += [f"--data.{split}", str(tmp_path / f"{split}.jsonl")]
     for key, value in options.items():

@@ -253,7 +253,7 @@ def test_every_setting_that_takes_no_null_refuses_it(tmp_path: Path) -> None:
         assert error_of("--config", write(tmp_path, nested_yaml(key, "null"))).startswith(f"{key} (null): "), key
 
 
-@pytest.mark.parametrize("value", ["[{]", "[a: b: c]", "[!!int x]", "[2024-13-45]", "[[" * 2000 + "]]"])
+@pytest.mark.parametrize("value", ["[{]", "[a: b: c]", "[!!int x]", "[2024-13-45]", "[" * 600 + "]"])
 def test_a_list_that_yaml_cannot_read_is_an_error(value: str) -> None:
     assert error_of("--data.train", value).startswith("data.train ([")
 
@@ -327,7 +327,7 @@ def test_words_that_are_no_settings_are_errors(words: list[str], message: str) -
         ("seed: 2024-13-45\n", None, "not YAML"),
         ("seed: 0b_\n", None, "not YAML"),
         ("train: &a {epochs: *a}\n", None, "not YAML"),
-        ("[" * 5000, None, "not YAML"),
+        ("[" * 600, None, "not YAML"),
         ("- seed\n", None, "not a list"),
         ("5\n", None, "not a int"),
         ("just text\n", None, "not a str"),
@@ -405,7 +405,7 @@ names = st.text(st.characters(exclude_characters="\x85\u2028\u2029"), min_size=1
 )
 
 
-@settings(max_examples=50, deadline=None, derandomize=True)
+@settings(max_examples=25, deadline=None, derandomize=True)
 @given(columns=st.lists(names, min_size=2, max_size=2, unique=True), label=names, separator=names)
 @example(columns=["1", "1e5"], label="true", separator="\n")
 @example(columns=["[a]", " [b, c] "], label="null ", separator=":")
