@@ -4,6 +4,7 @@ Each case runs where there is no run yet, and where an unfinished run of the sam
 """
 
 import errno
+import functools
 import hashlib
 import json
 import os
@@ -22,7 +23,7 @@ import tiny
 import torch
 from safetensors.torch import load_file, save_file
 
-from hf_finetune import checkpoint, export, finetune, runtime
+from hf_finetune import checkpoint, export, finetune, runtime, settings
 from hf_finetune.errors import InputError
 from hf_finetune.recipe import recipe_path, run_recipe
 from hf_finetune.settings import load_config, to_yaml
@@ -52,6 +53,14 @@ def write_data(folder: Path, problem: str = "single_label") -> None:
 def run(*words: str, **changes: Any) -> int:
     """The exit code of a run in this folder."""
     return run_recipe("classification", DEFAULTS | changes, arguments=list(words))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_parser() -> Iterator[None]:
+    """Building a parser of settings takes as long as most of these runs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(settings, "build_parser", functools.cache(settings.build_parser))
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -728,8 +737,8 @@ def test_only_the_first_of_several_processes_says_it(
 
 def real_run(*words: str) -> subprocess.CompletedProcess[str]:
     """`python recipes/classify.py` in this folder, as a user starts it."""
-    settings = [f"--{key}={json.dumps(value) if isinstance(value, list) else value}" for key, value in DEFAULTS.items()]
-    command = [sys.executable, str(recipe_path("classify")), *settings, *words]
+    given = [f"--{key}={json.dumps(value) if isinstance(value, list) else value}" for key, value in DEFAULTS.items()]
+    command = [sys.executable, str(recipe_path("classify")), *given, *words]
     environment = os.environ | {"HF_HUB_OFFLINE": "1"}
     return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
 

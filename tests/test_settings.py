@@ -116,6 +116,30 @@ def test_recipe_defaults_are_checked_and_typed_like_yaml() -> None:
     assert error_of(defaults=NEEDED | {"train.epoch": 1}).endswith("did you mean train.epochs?")
 
 
+DEMO = {"name": "demo", "data.train": ["demo.csv"], "train.epochs": 11}
+
+
+def test_the_demo_holds_where_no_data_are_named(tmp_path: Path) -> None:
+    path = write(tmp_path, "train: {batch_size: 6}\n")
+    config = load_config({"model.backbone": "backbone", "train.epochs": 5}, ["--config", path, "--seed", "1"], demo=DEMO)
+    assert config is not None
+    assert (config.name, config.data.train, config.train.epochs) == ("demo", ("demo.csv",), 11)
+    assert (config.train.batch_size, config.seed) == (6, 1)
+
+
+@pytest.mark.parametrize("in_yaml", [False, True])
+@pytest.mark.parametrize("key", ["data.train", "data.dataset"])
+def test_named_data_leave_nothing_of_the_demo(tmp_path: Path, key: str, in_yaml: bool) -> None:
+    words = ["--config", write(tmp_path, nested_yaml(key, "mine"))] if in_yaml else [f"--{key}", "mine"]
+    assert load_config({"model.backbone": "b"}, words, demo=DEMO) == load_config({"model.backbone": "b", key: "mine"}, [])
+
+
+def test_the_command_line_goes_over_the_demo(tmp_path: Path) -> None:
+    config = load_config({"model.backbone": "backbone"}, ["--train.epochs", "2", "--name", "mine"], demo=DEMO)
+    assert config is not None
+    assert (config.name, config.data.train, config.train.epochs) == ("mine", ("demo.csv",), 2)
+
+
 @pytest.mark.parametrize("text", ["", "# nothing\n", "train:\n", "model: {}\ntrain:\n  # nothing\n", "---\n"])
 def test_an_empty_file_or_section_sets_nothing(tmp_path: Path, text: str) -> None:
     assert from_text(tmp_path, text) == from_words()
@@ -216,9 +240,9 @@ SAME_ERRORS = [
     ("train.schedule", "linaer", "must be one of linear, cosine, constant"),
     ("train.precision", "16", "must be one of auto, fp32, bf16, fp16"),
     ("task.problem", "regresion", "must be one of auto, single_label, multi_label, regression"),
-    ("evaluation.every", "epochs", "must be a whole number or one of epoch"),
-    ("evaluation.every", "1.5", "must be a whole number or one of epoch"),
-    ("evaluation.every", "true", "must be a whole number or one of epoch"),
+    ("evaluation.every", "epochs", 'must be a whole number or "epoch"'),
+    ("evaluation.every", "1.5", 'must be a whole number or "epoch"'),
+    ("evaluation.every", "true", 'must be a whole number or "epoch"'),
     ("checkpoint.every", "0", "must be at least 1"),
     ("freeze.encoder_layers", "some", "takes a count"),
     ("freeze.encoder_layers", "2.5", "takes a count"),
