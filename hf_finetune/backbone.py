@@ -144,7 +144,8 @@ def set_dropout(hf_config: Any, probability: float | None) -> None:
     changed = 0
     for name, value in vars(hf_config).items():
         is_rate = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if ("drop" in name or name.endswith("pdrop")) and (is_rate or (value is None and name == "classifier_dropout")):
+        is_dropout = "drop" in name and "layerdrop" not in name  # which leaves out whole blocks
+        if is_dropout and (is_rate or (value is None and name == "classifier_dropout")):
             setattr(hf_config, name, probability)
             changed += 1
     check(changed > 0, "model.dropout", probability, f"{type(hf_config).__name__} has no dropout to set")
@@ -169,23 +170,22 @@ def check_weights(backbone: str, model: Any, new: frozenset[str]) -> None:
 
 def longest_input(backbone: Backbone, asked: int | None) -> int:
     """Tokens an input may have: data.max_length, checked against the model's limit, or that limit, up to 512."""
-    limits = [int(backbone.tokenizer.model_max_length)] if backbone.tokenizer.model_max_length < 10**9 else []
-    positions = getattr(backbone.model.config, "max_position_embeddings", None)
-    if isinstance(positions, int) and positions > 0:
-        # RoBERTa and its kin start counting positions after the padding id
-        offset = (backbone.model.config.pad_token_id or 0) + 1 if has_offset_positions(backbone.model) else 0
-        limits.append(positions - offset)
-    limit = min(limits, default=None)
-    if asked is None:
-        return min(limit or LONGEST_DEFAULT, LONGEST_DEFAULT)
-    table = positions - offset if isinstance(positions, int) and positions > 0 else None
-    check(table is None or asked <= table, "data.max_length", asked, f"this backbone takes at most {table} tokens")
-    return asked
+    table = position_limit(backbone.model)
+    if asked is not None:
+        check(table is None or asked <= table, "data.max_length", asked, f"this backbone takes at most {table} tokens")
+        return asked
+    return min(limit for limit in (int(backbone.tokenizer.model_max_length), table, LONGEST_DEFAULT) if limit)
 
 
-def has_offset_positions(model: Any) -> bool:
-    """Whether positions count from padding_idx + 1, as in RoBERTa (its create_position_ids_from_input_ids)."""
-    return any(
-        name.endswith("position_embeddings") and getattr(part, "padding_idx", None) is not None
-        for name, part in model.named_modules()
-    )
+def position_limit(model: Any) -> int | None:
+    """Tokens that the model has positions for; None where it has no such limit.
+
+    RoBERTa, MPNet and their kin count positions from padding_idx + 1 (their create_position_ids_from_input_ids).
+    """
+    positions = getattr(model.config, "max_position_embeddings", None)
+    if not isinstance(positions, int) or positions <= 0:
+        return None
+    for name, part in model.named_modules():
+        if name.endswith("position_embeddings") and getattr(part, "padding_idx", None) is not None:
+            return positions - part.padding_idx - 1
+    return positions

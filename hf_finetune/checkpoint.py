@@ -8,6 +8,7 @@ import errno
 import json
 import os
 import pickle
+import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -105,7 +106,8 @@ def tensor_bytes(content: Any) -> int:
 
 def checkpoint_name(epoch: int, update: int, loss: float, metric: str, value: float | None) -> str:
     """`ckpt_epoch0002_update000434_loss0.2931_accuracy0.9128.pt`; without the metric where none was measured there."""
-    measured = f"_{metric}{value:.4f}" if value is not None and metric != "loss" else ""
+    shown = re.sub(r"[^\w.-]+", "-", metric)  # a metric of the Hub has a slash
+    measured = f"_{shown}{value:.4f}" if value is not None and metric != "loss" else ""
     return f"ckpt_epoch{epoch:04d}_update{update:06d}_loss{loss:.4f}{measured}.pt"
 
 

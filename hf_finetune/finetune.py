@@ -64,11 +64,11 @@ def finetune(config: RunConfig, *, task_name: str = "classification") -> RunResu
         best = load_best(job, progress)
         with clock("evaluate"):
             final = {split: measure(job, split) for split in job.features if split != "train"}
+        results = report.make_results(job, progress, final, clock)
+        results = run.on_main(lambda: finish(job, results, clock))
         tracker.log_split(
             "test", final.get("test", {}), update=progress.update, epoch=job.schedule.epoch(progress.update)
         )
-        results = report.make_results(job, progress, final, clock)
-        results = run.on_main(lambda: finish(job, results, clock))
         tracker.finish(final)
         run.say(report.closing(job, results, best))
         run.on_main(lambda: push_if_asked(config))

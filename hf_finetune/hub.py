@@ -55,13 +55,20 @@ def push(run_dir: Path, repo_id: str, *, private: bool = False, revision: str | 
             api.create_branch(repo_id, branch=revision, exist_ok=True)
         commit = api.create_commit(
             repo_id,
-            [CommitOperationAdd(path_in_repo=name, path_or_fileobj=path) for path, name in files],
+            [CommitOperationAdd(path_in_repo=name, path_or_fileobj=content(path, repo_id)) for path, name in files],
             commit_message=f"Fine-tuned model of run {run_dir.name}",
             revision=revision,
         )
     except PUSH_ERRORS as error:
         raise InputError(f"the push to {repo_id} failed: {first_line(error)}") from None
     return str(commit.commit_url)
+
+
+def content(path: Path, repo_id: str) -> Path | bytes:
+    """What is pushed of a file: the card says how to load the model from where it is pushed to."""
+    if path.name != "README.md":
+        return path
+    return re.sub(r'from_pretrained\("[^"]*"\)', f'from_pretrained("{repo_id}")', path.read_text("utf-8")).encode()
 
 
 def first_line(error: Exception) -> str:

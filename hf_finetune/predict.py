@@ -12,11 +12,11 @@ import torch
 import transformers
 
 from hf_finetune import metrics
-from hf_finetune.backbone import LOADING_ERRORS, LONGEST_DEFAULT, has_offset_positions, quiet
+from hf_finetune.backbone import LOADING_ERRORS, LONGEST_DEFAULT, position_limit, quiet
 from hf_finetune.config import DataConfig
 from hf_finetune.data import Features, collate, evaluation_batches, flat_features
 from hf_finetune.errors import InputError
-from hf_finetune.sources import Table, read_table
+from hf_finetune.sources import Table, local_path, read_table
 from hf_finetune.tasks.classification import Classification
 
 BATCH_SIZE = 64  # examples a forward, as evaluation.batch_size has it
@@ -36,7 +36,7 @@ class Classifier:
     def from_pretrained(cls, location: str) -> "Classifier":
         """Loads a run folder (its model/), a model folder, or a model on the Hub."""
         inside = Path(location) / "model"
-        source = str(inside) if (inside / "config.json").is_file() else location
+        source = str(inside) if (inside / "config.json").is_file() else local_path(location, "MODEL")
         if Path(location).is_dir() and source == location and not (Path(location) / "config.json").is_file():
             raise InputError(f"{location}: holds no finished run (model/config.json) and no model (config.json)")
         try:
@@ -71,9 +71,9 @@ class Classifier:
     def max_length(self) -> int:
         """Tokens an input may have: where training cut, which the tokenizer says, and never more than the positions."""
         limits = [min(int(self.tokenizer.model_max_length), NO_LIMIT)]
-        if positions := getattr(self.model.config, "max_position_embeddings", None):
-            offset = (self.model.config.pad_token_id or 0) + 1 if has_offset_positions(self.model) else 0
-            limits.append(positions - offset)
+        table = position_limit(self.model)
+        if table is not None:
+            limits.append(table)
         return min(limits) if limits[0] < NO_LIMIT else min(*limits, LONGEST_DEFAULT)
 
     def logits(self, texts: Sequence[Sequence[str]], *, batch_size: int = BATCH_SIZE) -> "np.ndarray[Any, Any]":

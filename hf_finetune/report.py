@@ -103,13 +103,15 @@ def closing(job: Job, results: Mapping[str, Any], best: str) -> str:
     )
     folder, seconds = job.config.run_dir, results["seconds"]
     text = '"..."' if len(job.config.data.text_columns) == 1 else '"..." "..."'
+    curves = f"\n  curves       tensorboard --logdir {job.config.output_dir}" * (
+        "tensorboard" in job.config.tracking.trackers
+    )
     return f"""
 {table}
 
   model        {folder}/model  (from_pretrained)
   checkpoint   {folder}/checkpoints/{best}
-  numbers      {folder}/results.json, metrics.jsonl
-  curves       tensorboard --logdir {job.config.output_dir}
+  numbers      {folder}/results.json, metrics.jsonl{curves}
   time         {seconds["total"]:.0f} s, {seconds["train"]:.0f} s of it training; \
 peak memory {results["peak_memory_mb"]:,.0f} MB
 

@@ -249,7 +249,6 @@ def test_dropout_is_the_backbones_own_unless_given(backbones: Backbones, family:
     assert rates[0] == rates[1]
 
 
-@pytest.mark.xfail(strict=True, reason="set_dropout takes LayerDrop, which leaves out whole blocks, for a dropout")
 def test_dropout_does_not_leave_out_whole_blocks(backbones: Backbones) -> None:
     config = load(backbones("bart"), dropout=0.25).model.config
     assert (config.encoder_layerdrop, config.decoder_layerdrop) == (0.0, 0.0)
@@ -333,7 +332,6 @@ def test_the_longest_input_is_the_tokenizers_limit_and_512_at_most(backbones: Ba
     assert backbone.longest_input(loaded, 2000) == 2000
 
 
-@pytest.mark.xfail(strict=True, reason="longest_input counts from the config's padding id, MPNet from its embedding's")
 def test_the_longest_input_of_mpnet_beside_a_tokenizer_that_pads_with_0(backbones: Backbones) -> None:
     loaded = load(backbones("mpnet"))
     loaded.tokenizer.model_max_length = 10**6

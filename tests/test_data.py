@@ -67,6 +67,14 @@ def test_carved_splits_are_disjoint_and_complete_and_of_the_right_size(seed: int
     assert [kept, *carved.values()] == [sorted(rows) for rows in (kept, *carved.values())]
 
 
+@pytest.mark.parametrize(("count", "sizes"), [(35, [4, 7]), (36, [4, 7]), (38, [4, 8]), (34, [3, 7])])
+@pytest.mark.parametrize("labels", [1, 3])
+def test_the_sizes_are_rounded_over_all_labels_together(count: int, sizes: list[int], labels: int) -> None:
+    for seed in SEEDS:
+        _, carved = carve(make_table([row % labels for row in range(count)]), CONFIG, BOTH, seed)
+        assert [len(carved["validation"]), len(carved["test"])] == sizes
+
+
 @pytest.mark.parametrize("seed", SEEDS)
 def test_carving_is_stratified(seed: int) -> None:
     labels = ["rare"] * 10 + ["some"] * 40 + ["most"] * 150
@@ -305,9 +313,7 @@ def test_texts_that_were_cut_are_counted(cache: Path, max_length: int) -> None:
     assert (longer > 0) == (max_length < 12)
 
 
-def test_texts_that_were_cut_are_counted_for_slow_tokenizers_too(
-    cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_texts_that_were_cut_are_counted_for_slow_tokenizers_too(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import transformers
 
     tokenizer = make_tokenizer()
@@ -375,7 +381,9 @@ def test_labels_are_no_part_of_the_cache(cache: Path, calls: list[int]) -> None:
 
 
 @pytest.mark.parametrize("failing", [1, 2, 3, 4])
-@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(28, "No space left on device"), OSError("8 of 9 written")])
+@pytest.mark.parametrize(
+    "error", [KeyboardInterrupt, OSError(28, "No space left on device"), OSError("8 of 9 written")]
+)
 def test_an_interrupted_write_leaves_no_half_entry(
     cache: Path, monkeypatch: pytest.MonkeyPatch, failing: int, error: Any
 ) -> None:
@@ -419,15 +427,17 @@ def test_two_runs_that_encode_the_same_at_once_do_not_disturb_each_other(
         with monkeypatch.context() as patch:  # the other run is done before this one writes
             patch.setattr(data, "tokenize", original)
             others.append(encode(texts, make_tokenizer(), max_length, LABELS))
+        inodes.append(next(cache.iterdir()).stat().st_ino)
         return arrays
 
     others: list[Features] = []
+    inodes: list[int] = []
     with monkeypatch.context() as patch:
         patch.setattr(data, "tokenize", slower)
         ours = encode(TEXTS, make_tokenizer(), 16, LABELS)
     assert same(ours, others[0])
+    assert [folder.stat().st_ino for folder in cache.iterdir()] == inodes  # the other may be reading it
     assert same(encode(TEXTS, make_tokenizer(), 16, LABELS), ours)
-    assert len(list(cache.iterdir())) == 1
 
 
 def test_a_cache_that_cannot_be_made_is_an_error_that_names_the_variable(
@@ -547,9 +557,9 @@ def test_rows_of_like_length_meet_so_that_little_is_padded(seed: int, size: int)
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_batches_come_in_no_order_of_length(seed: int) -> None:
-    lengths = make_lengths(3200, seed)
+    lengths = make_lengths(800, seed)
     means = [float(lengths[batch].mean()) for batch in plan_epoch(lengths, 16, seed, 0)]
-    assert abs(np.corrcoef(means, range(len(means)))[0, 1]) < 0.3
+    assert abs(np.corrcoef(means, range(len(means)))[0, 1]) < 0.5
     longest = {int(np.argmax([lengths[batch].max() for batch in plan_epoch(lengths, 16, seed, epoch)]))
                for epoch in range(5)}  # fmt: skip
     assert len(longest) > 1

@@ -121,7 +121,9 @@ DEMO = {"name": "demo", "data.train": ["demo.csv"], "train.epochs": 11}
 
 def test_the_demo_holds_where_no_data_are_named(tmp_path: Path) -> None:
     path = write(tmp_path, "train: {batch_size: 6}\n")
-    config = load_config({"model.backbone": "backbone", "train.epochs": 5}, ["--config", path, "--seed", "1"], demo=DEMO)
+    config = load_config(
+        {"model.backbone": "backbone", "train.epochs": 5}, ["--config", path, "--seed", "1"], demo=DEMO
+    )
     assert config is not None
     assert (config.name, config.data.train, config.train.epochs) == ("demo", ("demo.csv",), 11)
     assert (config.train.batch_size, config.seed) == (6, 1)
@@ -131,7 +133,9 @@ def test_the_demo_holds_where_no_data_are_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("key", ["data.train", "data.dataset"])
 def test_named_data_leave_nothing_of_the_demo(tmp_path: Path, key: str, in_yaml: bool) -> None:
     words = ["--config", write(tmp_path, nested_yaml(key, "mine"))] if in_yaml else [f"--{key}", "mine"]
-    assert load_config({"model.backbone": "b"}, words, demo=DEMO) == load_config({"model.backbone": "b", key: "mine"}, [])
+    assert load_config({"model.backbone": "b"}, words, demo=DEMO) == load_config(
+        {"model.backbone": "b", key: "mine"}, []
+    )
 
 
 def test_the_command_line_goes_over_the_demo(tmp_path: Path) -> None:
@@ -296,6 +300,7 @@ def test_a_list_that_yaml_cannot_read_is_an_error(value: str) -> None:
         ("sed", "seed"),
         ("output", "output_dir"),
         ("backbone", "model.backbone"),
+        ("some.very.long.section.patienc", "train.patience"),
     ],
 )
 def test_an_unknown_key_names_the_nearest_right_one(tmp_path: Path, wrong: str, right: str) -> None:

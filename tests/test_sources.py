@@ -1,11 +1,13 @@
 """Every reader, each row with its origin; locations in installed packages; data sets of the datasets library."""
 
 import csv
+import glob
 import gzip
 import hashlib
 import io
 import json
 import sys
+import types
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -178,7 +180,9 @@ def test_take_keeps_rows_and_origins_together(tmp_path: Path) -> None:
 # --- locations ------------------------------------------------------------------------------------------------------
 
 
-def test_globs_are_sorted_and_lists_keep_their_order(tmp_path: Path) -> None:
+def test_globs_are_sorted_and_lists_keep_their_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = glob.glob
+    monkeypatch.setattr(glob, "glob", lambda *where, **options: sorted(original(*where, **options), reverse=True))
     for name in ("b1.csv", "a2.csv", "a1.csv", "sub/a3.csv"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         write(tmp_path / name, f"text,label\n{name},x\n")
@@ -260,8 +264,11 @@ def test_a_package_that_lacks_the_file_is_named(package: Path) -> None:
         local_path("package://packed_data/none.csv", "data.train")
 
 
-@pytest.mark.parametrize("name", ["no_such_package_here", "", "json.decoder", "../x", "__main__", "math"])
-def test_a_package_that_is_not_installed_is_named_with_the_pip_command(name: str) -> None:
+@pytest.mark.parametrize("name", ["no_such_package_here", "", "json.decoder", "../x", "without_spec", "math"])
+def test_a_package_that_is_not_installed_is_named_with_the_pip_command(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "without_spec", types.ModuleType("without_spec"))  # as a script's __main__
     with pytest.raises(InputError, match=r"^data\.train \(package://.*is installed; pip install "):
         local_path(f"package://{name}", "data.train")
 
@@ -507,7 +514,9 @@ def make_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..
         folder.mkdir()
         features = None
         if names:
-            features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=list(names))})
+            features = datasets.Features(
+                {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=list(names))}
+            )
         for split, rows in splits.items():
             columns = {"text": [text for text, _ in rows], "label": [label for _, label in rows]}
             datasets.Dataset.from_dict(columns, features=features).to_parquet(folder / f"{split}.parquet")

@@ -191,18 +191,7 @@ DEATHS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
 }
 
 
-@pytest.mark.parametrize(
-    "death",
-    [
-        pytest.param(
-            name,
-            marks=pytest.mark.xfail(strict=True, reason="the test row is logged before the run is finished, and again")
-            if name == "in the export"
-            else (),
-        )
-        for name in DEATHS
-    ],
-)
+@pytest.mark.parametrize("death", DEATHS)
 def test_a_resumed_run_has_every_number_once_and_those_of_a_run_never_stopped(
     backbones: Callable[..., Path], tmp_path: Path, whole: Path, death: str
 ) -> None:
