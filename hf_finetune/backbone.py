@@ -3,6 +3,7 @@
 import contextlib
 import io
 import logging
+import pickle
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 
 from hf_finetune.config import ModelConfig, check
@@ -18,7 +20,10 @@ from hf_finetune.sources import local_path
 from hf_finetune.tasks import Task
 
 # What damaged or missing files make transformers, tokenizers, safetensors and json raise.
-LOADING_ERRORS = (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError, TypeError, AttributeError)
+LOADING_ERRORS = (
+    *(OSError, ValueError, RuntimeError, KeyError, ImportError, TypeError, AttributeError, EOFError),
+    *(SafetensorError, StrictDataclassError, pickle.UnpicklingError),
+)
 LONGEST_DEFAULT = 512  # tokens, where neither the tokenizer nor the positions set a limit
 
 
@@ -61,8 +66,12 @@ def load_tokenizer(config: ModelConfig) -> Any:
             tokenizer = transformers.AutoTokenizer.from_pretrained(
                 source, revision=config.revision, trust_remote_code=config.trust_remote_code
             )
-    except LOADING_ERRORS as error:
+    except Exception as error:  # noqa: BLE001  tokenizers raises nothing narrower for a file it cannot read
         raise loading_error(config.backbone, source, "tokenizer", error) from None
+    if not set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens):
+        raise InputError(
+            f"model.backbone ({config.backbone}): its tokenizer knows special tokens only; are the tokenizer's files missing?"
+        )
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token is None:
             raise InputError(
@@ -122,6 +131,16 @@ def load_any(location: str) -> Any:
             return transformers.AutoModelForSequenceClassification.from_pretrained(source)
     except LOADING_ERRORS as error:
         raise loading_error(location, source, "model", error, key="MODEL") from None
+
+
+def check_ids(backbone: Backbone, largest: int) -> None:
+    """Raises InputError where the tokenizer gives ids that the model has no embeddings for."""
+    rows = backbone.model.get_input_embeddings().num_embeddings
+    if largest >= rows:
+        raise InputError(
+            f"model.backbone ({backbone.source}): its tokenizer gives the id {largest}, and the model has {rows} embeddings; "
+            "are they of one model?"
+        )
 
 
 def loading_error(

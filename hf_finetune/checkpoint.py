@@ -116,7 +116,7 @@ def save(folder: Path, content: Mapping[str, Any], *, metric: str, value: float 
     epoch, update, loss = content["epoch"], content["update"], content["loss"]
     path = folder / checkpoint_name(epoch, update, loss, metric, value)
     folder.mkdir(parents=True, exist_ok=True)
-    replace_with(path, lambda file: torch.save(dict(content), file), tensor_bytes(content))
+    replace_with(path, lambda file: torch.save(on_cpu(content), file), tensor_bytes(content))
     # The digest is of what the disk gives back, not of what was meant to be written
     manifest = Manifest(
         file=path.name,
@@ -135,6 +135,23 @@ def save(folder: Path, content: Mapping[str, Any], *, metric: str, value: float 
 def manifest_path(checkpoint: Path) -> Path:
     """The manifest beside a checkpoint."""
     return checkpoint.with_suffix(".json")
+
+
+def find_whole(folder: Path, update: int) -> Path | None:
+    """The checkpoint of an update that verifies, or None."""
+    for manifest in manifests(folder):
+        if manifest.update == update and fault(folder, manifest) is None:
+            return folder / manifest.file
+    return None
+
+
+def on_cpu(content: Any) -> Any:
+    """Nested dicts and lists with every tensor on the CPU, so that a machine without a GPU opens them."""
+    if isinstance(content, torch.Tensor):
+        return content.detach().cpu()
+    if isinstance(content, Mapping):
+        return {key: on_cpu(value) for key, value in content.items()}
+    return type(content)(on_cpu(value) for value in content) if isinstance(content, (list, tuple)) else content
 
 
 def manifests(folder: Path) -> list[Manifest]:
@@ -186,9 +203,14 @@ def ranked(found: Sequence[Manifest], *, greater_is_better: bool) -> list[Manife
     return sorted(valued, key=lambda manifest: (sign * (manifest.value or 0.0), manifest.update))
 
 
-def retire(folder: Path, *, keep_best: int, keep_last: int, greater_is_better: bool, best_update: int | None) -> None:
-    """Removes all but the newest `keep_last`, the best `keep_best` and the best one of the run. Manifest first."""
-    found = manifests(folder)
+def retire(
+    folder: Path, saved: Manifest, *, keep_best: int, keep_last: int, greater_is_better: bool, best_update: int | None
+) -> None:
+    """Removes all but the newest `keep_last`, the best `keep_best` and the best one of the run. Manifest first.
+
+    Those of later updates than the one just saved, which the run has gone back behind, stay until it passes them.
+    """
+    found = [manifest for manifest in manifests(folder) if manifest.update <= saved.update]
     kept = {manifest.file for manifest in found[-keep_last:]}
     kept |= {manifest.file for manifest in ranked(found, greater_is_better=greater_is_better)[:keep_best]}
     kept |= {manifest.file for manifest in found if manifest.update == best_update}
@@ -197,9 +219,8 @@ def retire(folder: Path, *, keep_best: int, keep_last: int, greater_is_better: b
             path = folder / manifest.file
             manifest_path(path).unlink(missing_ok=True)
             path.unlink(missing_ok=True)
-    known = {manifest.file for manifest in found}
     for path in folder.glob("ckpt_*.pt"):  # of a save that was killed before its manifest
-        if path.name not in known:
+        if not manifest_path(path).exists():
             path.unlink(missing_ok=True)
     for path in folder.glob(".ckpt_*.writing"):
         path.unlink(missing_ok=True)

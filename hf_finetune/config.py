@@ -61,7 +61,7 @@ class DataConfig:
         label_column: The column of labels, of lists of labels, or of numbers.
         validation_fraction: Share of the training rows taken for validation where there is no such split.
         test_fraction: Share of the training rows taken for the test where there is no such split; 0 for none.
-        max_length: Longest input in tokens, longer ones are cut; the model's own limit if not given.
+        max_length: Longest input in tokens, longer ones are cut; the model's own limit, at most 512, if not given.
         max_train_examples: Train on so many examples, drawn with the seed.
         encoding: Text encodings, tried in order for each file.
     """
@@ -103,6 +103,9 @@ class DataConfig:
         check(self.max_length is None or self.max_length >= 4, "data.max_length", self.max_length, "must be at least 4")
         check(self.max_train_examples is None or self.max_train_examples >= 2, "data.max_train_examples",
               self.max_train_examples, "must be at least 2")  # fmt: skip
+        check(bool(self.encoding), "data.encoding", "[]", "names at least one encoding, such as utf-8")
+        check(self.dataset is None or max(map(len, (self.train, self.validation, self.test))) <= 1, "data.train",
+              list(self.train), "with data.dataset, each of train, validation and test names one split")  # fmt: skip
         check(self.subset is None or self.dataset is not None, "data.subset", self.subset, "needs data.dataset")
 
 
@@ -171,7 +174,7 @@ class TrainConfig:
         max_updates: Stop after so many updates, whatever train.epochs says.
         batch_size: Examples an update, over all processes and micro-batches.
         micro_batch_size: Examples a forward on one process; the process's whole share of the batch if not given.
-            The numbers do not depend on it.
+            Without dropout the numbers do not depend on it.
         learning_rate: Peak learning rate of the backbone.
         head_learning_rate: Peak learning rate of the new head; train.learning_rate if not given.
         layer_decay: Factor on the learning rate from each block to the one below it; 1 for none.

@@ -6,6 +6,7 @@ one gather. The order of examples is a pure function of (size, seed, epoch).
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -20,7 +21,7 @@ import numpy as np
 
 from hf_finetune.config import DataConfig, check
 from hf_finetune.errors import InputError
-from hf_finetune.sources import Table, read_hub_dataset, read_table
+from hf_finetune.sources import Table, has_fractions, read_hub_dataset, read_table
 
 if TYPE_CHECKING:
     import torch
@@ -52,7 +53,7 @@ class Splits:
         return [table.columns[name] for name in self.text_columns]
 
 
-def load_splits(config: DataConfig, seed: int) -> Splits:
+def load_splits(config: DataConfig, seed: int, *, regression: bool = False) -> Splits:
     """Reads all splits, and carves the missing ones out of training: stratified, seeded, equal texts together."""
     if config.dataset is not None:
         given = read_hub_dataset(config)
@@ -70,7 +71,7 @@ def load_splits(config: DataConfig, seed: int) -> Splits:
     }
     notes: list[str] = []
     if fractions:
-        kept, carved = carve(train, config, fractions, seed)
+        kept, carved = carve(train, config, fractions, seed, regression=regression)
         for split, rows in carved.items():
             check(
                 len(rows) > 0,
@@ -96,7 +97,7 @@ def load_splits(config: DataConfig, seed: int) -> Splits:
 
 
 def carve(
-    table: Table, config: DataConfig, fractions: Mapping[str, float], seed: int
+    table: Table, config: DataConfig, fractions: Mapping[str, float], seed: int, *, regression: bool = False
 ) -> tuple[list[int], dict[str, list[int]]]:
     """Rows kept, and rows of each new split.
 
@@ -107,9 +108,11 @@ def carve(
     groups: dict[tuple[str, ...], list[int]] = defaultdict(list)
     for row, text in enumerate(texts):
         groups[text].append(row)
+    labels = table.columns[config.label_column]
+    whole = regression or has_fractions(labels)  # numbers to predict are one stratum
     by_label: dict[str, list[list[int]]] = defaultdict(list)
     for rows in groups.values():
-        by_label[stratum(table.columns[config.label_column][rows[0]])].append(rows)
+        by_label["" if whole else stratum(labels[rows[0]])].append(rows)
     generator = np.random.default_rng([seed, 0])
     carved: dict[str, list[int]] = {split: [] for split in fractions}
     kept: list[int] = []
@@ -119,12 +122,14 @@ def carve(
         order = [members[i] for i in generator.permutation(len(members))]
         for split, fraction in fractions.items():
             owed[split] += fraction * len(members)
-            share = min(int(owed[split] + 0.5), len(order) - 1)
-            owed[split] -= share
+            fair = math.ceil(fraction * len(members))  # what labels of one row could not give is not taken from others
+            share = min(int(owed[split] + 0.5), fair, len(order) - 1)
+            owed[split] = min(owed[split] - share, 1.0)
             carved[split] += [row for rows in order[:share] for row in rows]
             order = order[share:]
         kept += [row for rows in order for row in rows]
-    bring_back_labels(table.columns[config.label_column], kept, carved, groups=groups, texts=texts)
+    if not whole:
+        bring_back_labels(labels, kept, carved, groups=groups, texts=texts)
     return sorted(kept), {split: sorted(rows) for split, rows in carved.items()}
 
 
@@ -154,16 +159,10 @@ def bring_back_labels(
 
 
 def stratum(label: Any) -> str:
-    """What a row is stratified by: its label; for numbers with fractions, and lists, one stratum for all."""
-    if isinstance(label, (list, tuple, dict, float)):
+    """What a row is stratified by: its label, as the task names it (1.0 is 1); lists are one stratum for all."""
+    if isinstance(label, (list, tuple, dict)):
         return ""
-    if isinstance(label, str):
-        try:
-            float(label)
-        except ValueError:
-            return label
-        return label if label.lstrip("-").isdecimal() else ""
-    return str(label)
+    return str(int(label)) if isinstance(label, float) and label.is_integer() else str(label)
 
 
 # --- features -------------------------------------------------------------------------------------------------------
@@ -201,11 +200,21 @@ class Features:
 def encode(texts: Sequence[Sequence[str]], tokenizer: Any, max_length: int, labels: "np.ndarray[Any, Any]") -> Features:
     """Tokenizes every row once; kept on disk under HF_FINETUNE_CACHE by the texts, the tokenizer and max_length."""
     folder = cache_dir() / "encoded" / encoding_key(texts, tokenizer, max_length)
-    if not (folder / "done").exists():
+    if (encoded := read_encoded(folder)) is None:
         write_encoded(folder, tokenize(texts, tokenizer, max_length))
-    inputs = {path.stem: np.load(path, mmap_mode="r") for path in sorted(folder.glob("*_ids.npy"))}
-    offsets = np.load(folder / "offsets.npy")
-    return Features(inputs=inputs, offsets=offsets, labels=labels, num_truncated=int(np.load(folder / "truncated.npy")))
+        encoded = read_encoded(folder)
+    assert encoded is not None  # it was just written
+    truncated, offsets = int(encoded.pop("truncated")), encoded.pop("offsets")
+    return Features(inputs=encoded, offsets=offsets, labels=labels, num_truncated=truncated)
+
+
+def read_encoded(folder: Path) -> dict[str, "np.ndarray[Any, Any]"] | None:
+    """The arrays of a cache entry, the long ones as memory maps; None where it is missing or damaged."""
+    try:
+        names = (folder / "done").read_text(encoding="utf-8").split()
+        return {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in names} or None
+    except (OSError, ValueError, EOFError):  # of a disk that lost power, or a hand in the cache
+        return None
 
 
 def cache_dir() -> Path:
@@ -280,12 +289,12 @@ def write_encoded(folder: Path, arrays: Mapping[str, "np.ndarray[Any, Any]"]) ->
         temporary.mkdir(parents=True)
         for name, array in arrays.items():
             np.save(temporary / f"{name}.npy", array)
-        (temporary / "done").touch()
-        if not (folder / "done").exists():  # else another run was faster, and may be reading
+        (temporary / "done").write_text(" ".join(arrays), encoding="utf-8")
+        if read_encoded(folder) is None:  # else another run was faster, and may be reading
             shutil.rmtree(folder, ignore_errors=True)
             temporary.rename(folder)
     except OSError as error:
-        if not (folder / "done").exists():
+        if read_encoded(folder) is None:
             raise InputError(
                 f"{folder.parent}: the encoded text cannot be kept there ({error.strerror or error}); "
                 "set HF_FINETUNE_CACHE to a folder with room"

@@ -15,7 +15,7 @@ import transformers
 from huggingface_hub import EvalResult, ModelCardData
 from safetensors import SafetensorError
 
-from hf_finetune.backbone import quiet
+from hf_finetune.backbone import LOADING_ERRORS, quiet
 from hf_finetune.checkpoint import sync_folder, write_atomically, writing_error
 from hf_finetune.config import RunConfig
 from hf_finetune.data import SPLITS
@@ -41,6 +41,7 @@ def export(job: Job, results: Mapping[str, Any]) -> Path:
         "label_column": job.config.data.label_column,
         "label_separator": job.config.task.label_separator,
         "metric": job.metric,
+        "encoding": list(job.config.data.encoding),
     }
     tokenizer.model_max_length = job.max_length  # so that pipelines cut where training did
     try:
@@ -49,7 +50,7 @@ def export(job: Job, results: Mapping[str, Any]) -> Path:
             model.save_pretrained(temporary)
             tokenizer.save_pretrained(temporary)
         write_atomically(temporary / "README.md", card(job, results).encode())
-        for path in temporary.iterdir():
+        for path in (path for path in temporary.rglob("*") if path.is_file()):
             path.chmod(0o666 & ~current_umask())  # safetensors makes its file readable by its owner only
         shutil.rmtree(folder, ignore_errors=True)
         temporary.rename(folder)
@@ -73,9 +74,17 @@ def check_reload(folder: Path, job: Job) -> float:
     Returns the largest difference of a logit. InputError where it is too large, or tokenizer or labels differ.
     """
     task, run = job.task, job.runtime
-    with quiet():
-        model = getattr(transformers, task.auto_class).from_pretrained(folder, dtype=torch.float32).to(run.device)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    options: dict[str, Any] = {"trust_remote_code": True} if job.config.model.trust_remote_code else {}
+    attention = {"attn_implementation": job.config.model.attention} if job.config.model.attention else {}
+    try:
+        with quiet():
+            model = getattr(transformers, task.auto_class).from_pretrained(
+                folder, dtype=torch.float32, **options, **attention
+            )
+            model.to(run.device)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **options)
+    except LOADING_ERRORS as error:
+        raise InputError(f"{folder}: the exported model cannot be loaded: {error}") from None
     labels = tuple(model.config.id2label[number] for number in range(len(task.label_names)))
     if labels != task.label_names:
         raise InputError(f"{folder}: the reloaded labels {labels} are not the trained ones {task.label_names}")

@@ -89,6 +89,8 @@ def train(job: Job, progress: Progress, tracker: tracking.Tracking, clock: Clock
             bar.advance(update, log=logs)
             if logs:
                 tracker.log(tracking.training_row(update), update=update.number, epoch=update.epoch)
+            if update.skipped:
+                bar.say(f"update {update.number}: gradients overflowed fp16 and the weights were not changed")
             values: dict[str, float] = {}
             saves = schedule.is_due(config.checkpoint.every, update.number)
             if schedule.is_due(config.evaluation.every, update.number):
@@ -120,13 +122,17 @@ def train(job: Job, progress: Progress, tracker: tracking.Tracking, clock: Clock
 def finished_results(config: RunConfig) -> dict[str, Any] | None:
     """results.json of a run that is finished and has its model, else None."""
     path = config.run_dir / "results.json"
-    if not path.exists() or not (config.run_dir / "model" / "config.json").exists():
+    if (
+        config.checkpoint.resume == "never"
+        or not path.exists()
+        or not (config.run_dir / "model" / "config.json").exists()
+    ):
         return None
     try:
         results: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
         return None
-    asks_for_more = config.checkpoint.resume not in ("auto", "never")
+    asks_for_more = config.checkpoint.resume != "auto"
     return results if results.get("status") == "finished" and not asks_for_more else None
 
 
@@ -140,14 +146,18 @@ def check_services(config: RunConfig, run: Runtime) -> None:
 def set_up(config: RunConfig, task_name: str, run: Runtime, clock: Clock) -> Job:
     """Data, task, model, features, freeze plan, optimizer: all that is settled before update 0."""
     with clock("load"):
-        splits = data.load_splits(config.data, config.seed)
+        splits = data.load_splits(config.data, config.seed, regression=config.task.problem == "regression")
         task = tasks.build(task_name, config, splits.train)
         metric = choose_metric(config, task)
         loaded = backbone.load(config.model, task, backbone.load_tokenizer(config.model))
         max_length = backbone.longest_input(loaded, config.data.max_length)
     with clock("encode"):
         features = encode(splits, task, loaded.tokenizer, max_length, run)
-    plan = freezing.apply(loaded.model, config.freeze)
+    backbone.check_ids(loaded, max(int(rows.inputs["input_ids"].max()) for rows in features.values()))
+    loaded.model.to(run.device)
+    with run.accelerator.autocast():  # some kinds of attention run in 16 bit on a GPU only
+        plan = freezing.apply(loaded.model, config.freeze)
+        constant = freezing.constant_modules(loaded.model)
     return Job(
         config=config,
         runtime=run,
@@ -158,7 +168,7 @@ def set_up(config: RunConfig, task_name: str, run: Runtime, clock: Clock) -> Job
         max_length=max_length,
         features=features,
         plan=plan,
-        trainee=prepare(loaded, plan, config, run),
+        trainee=prepare(loaded, plan, constant, config, run),
         schedule=schedule_of(len(features["train"]), config),
     )
 
@@ -188,14 +198,14 @@ def encode(splits: Splits, task: Task, tokenizer: Any, max_length: int, run: Run
     return encode_all()
 
 
-def prepare(loaded: backbone.Backbone, plan: freezing.FreezePlan, config: RunConfig, run: Runtime) -> Trainee:
-    """Puts the model on the device, builds the optimizer over what trains, and has Accelerate prepare both."""
-    constant = freezing.constant_modules(loaded.model)
-    model = loaded.model.to(run.device)
-    groups = optim.parameter_groups(model, plan, config.train, loaded.new_parameters)
-    prepared, optimizer = run.accelerator.prepare(model, optim.build(groups, run.device))
+def prepare(
+    loaded: backbone.Backbone, plan: freezing.FreezePlan, constant: list[Any], config: RunConfig, run: Runtime
+) -> Trainee:
+    """Builds the optimizer over what trains, and has Accelerate prepare it and the model."""
+    groups = optim.parameter_groups(loaded.model, plan, config.train, loaded.new_parameters)
+    prepared, optimizer = run.accelerator.prepare(loaded.model, optim.build(groups, run.device))
     return Trainee(
-        model=model, prepared=prepared, optimizer=optimizer, constant=constant, pad_token_id=loaded.pad_token_id
+        model=loaded.model, prepared=prepared, optimizer=optimizer, constant=constant, pad_token_id=loaded.pad_token_id
     )
 
 
@@ -208,7 +218,9 @@ def finish(job: Job, results: dict[str, Any], clock: Clock) -> dict[str, Any]:
         folder = export.export(job, results)
         difference = export.check_reload(folder, job)
     results = {**results, "reload_difference": difference, "seconds": clock.report()}
-    checkpoint.write_atomically(job.config.run_dir / "results.json", json.dumps(results, indent=2).encode())
+    checkpoint.write_atomically(
+        job.config.run_dir / "results.json", json.dumps(tracking.without_nan(results), indent=2).encode()
+    )
     return results
 
 

@@ -18,7 +18,7 @@ from hf_finetune.config import RunConfig, as_dict, changed_keys
 from hf_finetune.data import Features, Splits
 from hf_finetune.errors import InputError
 from hf_finetune.freezing import FreezePlan
-from hf_finetune.loop import Schedule, Trainee, Update, evaluate
+from hf_finetune.loop import Schedule, Trainee, Update, evaluate, micro_batch_size
 from hf_finetune.runtime import Runtime
 from hf_finetune.tasks import Task
 
@@ -129,15 +129,16 @@ def save(job: Job, progress: Progress, update: Update, values: dict[str, float])
                 "scaler": scaler.state_dict() if scaler is not None else None,
             },
         }
-        file = checkpoint.save(job.checkpoint_dir, content, metric=job.metric, value=values.get(job.metric)).file
+        saved = checkpoint.save(job.checkpoint_dir, content, metric=job.metric, value=values.get(job.metric))
         checkpoint.retire(
             job.checkpoint_dir,
+            saved,
             keep_best=job.config.checkpoint.keep_best,
             keep_last=job.config.checkpoint.keep_last,
             greater_is_better=metrics.greater_is_better(job.metric),
             best_update=progress.best_update,
         )
-        return file
+        return saved.file
 
     return job.runtime.on_main(write)
 
@@ -150,14 +151,21 @@ def fingerprints(job: Job) -> dict[str, str]:
 def order_of_sums(job: Job) -> str:
     """What the order of floating-point sums depends on, and so whether a resumed run can be equal bit for bit."""
     run = job.runtime
-    return f"{run.num_processes} x {torch.get_num_threads()} threads of {run.device.type} in {run.precision}"
+    size = micro_batch_size(job.config, run.num_processes)
+    return (
+        f"{run.num_processes} x {torch.get_num_threads()} threads of {run.device.type}, {run.precision}, "
+        f"micro-batches of {size}"
+    )
 
 
 def restore(job: Job) -> tuple[Progress, list[str]]:
     """Loads the checkpoint that the run goes on from, if there is one, on every process; and says what it did."""
-    asked, notes = job.config.checkpoint.resume, []
+    asked = job.config.checkpoint.resume
+    notes: list[str] = []
     path: Path | None = Path(asked)
-    if asked in ("auto", "never"):
+    if asked == "never":
+        return Progress(), notes
+    if asked == "auto":
         path, skipped = job.runtime.on_main(lambda: checkpoint.newest_whole(job.checkpoint_dir))
         notes = [f"passed over: {line}" for line in skipped]
     elif not Path(asked).is_file():
@@ -171,9 +179,32 @@ def restore(job: Job) -> tuple[Progress, list[str]]:
     if job.runtime.accelerator.scaler is not None and content["run"]["scaler"]:
         job.runtime.accelerator.scaler.load_state_dict(content["run"]["scaler"])
     if content["run"]["sums"] != order_of_sums(job):
-        notes.append(f"was on {content['run']['sums']}, now on {order_of_sums(job)}: the last bits of sums may differ")
-    progress = Progress(**content["run"]["progress"])
+        notes.append(f"was on {content['run']['sums']}, now on {order_of_sums(job)}: sums and dropout may differ")
+    progress = job.runtime.on_main(lambda: adopt_best(job, path, content, Progress(**content["run"]["progress"])))
+    if progress.best_update != content["run"]["progress"]["best_update"]:
+        notes.append("the best checkpoint so far is missing or damaged, and counts no more")
     return progress, [*notes, f"resuming after update {progress.update} from {path.name}"]
+
+
+def adopt_best(job: Job, path: Path, content: dict[str, Any], progress: Progress) -> Progress:
+    """The progress with its best checkpoint sure to be in this run's folder: copied from beside `path` where need be;
+    where there is none, the restored one takes its place, if it was evaluated."""
+    if progress.best_update is None or checkpoint.find_whole(job.checkpoint_dir, progress.best_update):
+        return progress
+    if best := checkpoint.find_whole(path.parent, progress.best_update):
+        job.checkpoint_dir.mkdir(parents=True, exist_ok=True)
+        for source in (best, checkpoint.manifest_path(best)):
+            checkpoint.write_atomically(job.checkpoint_dir / source.name, source.read_bytes())
+        return progress
+    value = content["metrics"].get(job.metric)
+    evaluated = value is not None and checkpoint.find_whole(job.checkpoint_dir, progress.update) is not None
+    epoch = job.schedule.epoch(progress.update)
+    return dataclasses.replace(
+        progress,
+        best_value=value if evaluated else None,
+        best_update=progress.update if evaluated else None,
+        best_epoch=epoch if evaluated else None,
+    )
 
 
 def check_checkpoint(job: Job, path: Path, content: dict[str, Any]) -> None:
@@ -181,7 +212,8 @@ def check_checkpoint(job: Job, path: Path, content: dict[str, Any]) -> None:
     state = content.get("run")
     if not isinstance(state, dict) or not {"progress", "config", "data"} <= state.keys():
         raise InputError(f"{path}: is a checkpoint, but not one of hf-finetune's (no key 'run')")
-    if changed := changed_keys(state["config"], as_dict(job.config)):
+    changed = [row for row in changed_keys(state["config"], as_dict(job.config)) if row[0] != "name"]
+    if changed:
         listed = ", ".join(f"{key} (was {old}, now {new})" for key, old, new in changed)
         raise InputError(f"checkpoint.resume ({path}): was made with another config: {listed}")
     found = fingerprints(job)
@@ -196,12 +228,13 @@ def load_best(job: Job, progress: Progress) -> str:
     """Loads the weights of the best checkpoint into the model, on every process; returns its file name."""
 
     def find() -> str:
-        for manifest in checkpoint.manifests(job.checkpoint_dir):
-            if manifest.update == progress.best_update:
-                if reason := checkpoint.fault(job.checkpoint_dir, manifest):
-                    raise InputError(f"{job.checkpoint_dir / manifest.file}: {reason}; it was the best of the run")
-                return manifest.file
-        raise InputError(f"{job.checkpoint_dir}: the best checkpoint (update {progress.best_update}) is missing")
+        path = checkpoint.find_whole(job.checkpoint_dir, progress.best_update or 0)
+        if path is None:
+            raise InputError(
+                f"{job.checkpoint_dir}: the best checkpoint (update {progress.best_update}) is missing or damaged; "
+                "--checkpoint.resume never starts anew"
+            )
+        return path.name
 
     name = job.runtime.on_main(find)
     job.trainee.model.load_state_dict(checkpoint.load(job.checkpoint_dir / name)["model_state_dict"])

@@ -109,7 +109,11 @@ def train_steps(
         accelerator.unscale_gradients()
         norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
         norm_value = float(norm)
-        overflowed = accelerator.scaler is not None and math.isfinite(loss) and not math.isfinite(norm_value)
+        scaler = accelerator.scaler
+        # A scale below 1 scales nothing up: what is not finite then is so by itself
+        overflowed = (
+            scaler is not None and math.isfinite(loss) and not math.isfinite(norm_value) and scaler.get_scale() >= 1
+        )
         if not math.isfinite(loss) or not (math.isfinite(norm_value) or overflowed):
             raise not_finite(update + 1, loss, norm_value, rows)
         if config.train.max_grad_norm and not overflowed:

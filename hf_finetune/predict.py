@@ -46,7 +46,7 @@ class Classifier:
         except LOADING_ERRORS as error:
             reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
             raise InputError(f"{location}: is no run folder, model folder or model on the Hub: {reason}") from None
-        model.eval().to(torch.accelerator.current_accelerator() or "cpu")
+        model.eval().to(torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu")
         settings = getattr(model.config, "hf_finetune", None) or {}
         problem = model.config.problem_type or (
             "regression" if model.config.num_labels == 1 else "single_label_classification"
@@ -63,7 +63,10 @@ class Classifier:
         """How a file is read: with the columns the model was trained on, unless `changes` name others."""
         columns = tuple(self.settings.get("text_columns", ("text",)))
         config = DataConfig(
-            train=(path,), text_columns=columns, label_column=self.settings.get("label_column", "label")
+            train=(path,),
+            text_columns=columns,
+            label_column=self.settings.get("label_column", "label"),
+            encoding=tuple(self.settings.get("encoding", ("utf-8",))),
         )
         return replace(config, **{key: value for key, value in changes.items() if value})
 
@@ -128,7 +131,11 @@ def predict_file(classifier: Classifier, data: str, out: str | None, **columns: 
     if out is not None:
         from hf_finetune.checkpoint import write_atomically
 
-        write_atomically(Path(out), "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
+        path, lines = Path(out).resolve(), "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        if path.exists() and not path.is_file():  # a pipe, a terminal, /dev/null: written to, not replaced
+            path.write_text(lines, encoding="utf-8")
+        else:
+            write_atomically(path, lines.encode())
     return rows
 
 

@@ -5,12 +5,14 @@ import contextlib
 import json
 import os
 import platform
+import re
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,7 +21,7 @@ import torch
 import yaml
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
-from accelerate.utils import DistributedType, broadcast_object_list
+from accelerate.utils import DistributedType, InitProcessGroupKwargs, broadcast_object_list
 from filelock import FileLock, Timeout
 
 from hf_finetune.checkpoint import write_atomically
@@ -116,7 +118,7 @@ def choose_precision(asked: str) -> tuple[str, str]:
     launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if asked == "auto" and launched in ("bf16", "fp16"):
         asked, reason = launched, "as accelerate's mixed_precision says"
-    if torch.cuda.is_available():
+    if torch.cuda.is_available() and not asked_for_cpu():
         if asked != "auto":
             return asked, reason
         if torch.cuda.is_bf16_supported(including_emulation=False):
@@ -133,18 +135,29 @@ def choose_precision(asked: str) -> tuple[str, str]:
     return "fp32", "this CPU has neither AMX nor AVX512-BF16, and bf16 would be slower"
 
 
+def asked_for_cpu() -> bool:
+    """Whether `accelerate launch --cpu` started this."""
+    return os.environ.get("ACCELERATE_USE_CPU", "false").lower() in ("1", "true", "yes")
+
+
 def make_accelerator(precision: str) -> Accelerator:
     """An Accelerator that sees as many processes as the launcher started, on CPUs too."""
     # `accelerate launch --multi_gpu` on a machine without a GPU would make processes that each believe to be alone,
     # unless the Accelerator is told to use CPUs. A fresh state each run lets one process make several runs.
-    has_accelerator = torch.accelerator.is_available()
+    has_accelerator = torch.accelerator.is_available() and not asked_for_cpu()
     if PartialState._shared_state and not torch.distributed.is_initialized():
         AcceleratorState._reset_state(reset_partial_state=True)
         GradientState._reset_state()
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     launched = world_size == 1 or os.environ.keys() >= LAUNCHER_VARIABLES
     mixed_precision = "no" if precision == "fp32" else precision
-    accelerator = Accelerator(cpu=not has_accelerator, mixed_precision=mixed_precision) if launched else None
+    # While the main process encodes, exports or pushes, the others wait for it
+    patience = InitProcessGroupKwargs(timeout=timedelta(hours=6))
+    accelerator = (
+        Accelerator(cpu=not has_accelerator, mixed_precision=mixed_precision, kwargs_handlers=[patience])
+        if launched
+        else None
+    )
     if accelerator is None or accelerator.num_processes != world_size:
         raise InputError(
             f"WORLD_SIZE says {world_size} processes, and this one does not know of the others; start them with "
@@ -219,9 +232,8 @@ def claim(config: RunConfig) -> "RunLock":
         ) from None
     try:
         if recorded.exists():
-            if config.checkpoint.resume == "never":
-                return move_aside(folder, lock)
-            check_same_run(config, recorded)
+            if config.checkpoint.resume != "never":
+                check_same_run(config, recorded)
         elif any(not path.name.startswith(".") for path in folder.iterdir()):
             raise InputError(
                 f"name ({config.name}): {folder} holds files, and they are not of a run (no config.yaml); "
@@ -233,16 +245,16 @@ def claim(config: RunConfig) -> "RunLock":
     return lock
 
 
-def move_aside(folder: Path, lock: "RunLock") -> "RunLock":
-    """Renames an older run to NAME.1, NAME.2, ...; nothing of it is lost. Returns the lock of the new folder."""
+def move_aside(folder: Path) -> None:
+    """Moves an older run's files into NAME.1, NAME.2, ...; nothing of it is lost."""
     number = 1
     while (target := folder.with_name(f"{folder.name}.{number}")).exists():
         number += 1
-    lock.release()
-    folder.rename(target)
-    folder.mkdir()
+    target.mkdir()
+    for path in sorted(folder.iterdir(), key=lambda path: path.name == "config.yaml"):  # last: what makes it a run
+        if not path.name.startswith("."):
+            path.rename(target / path.name)
     print(f"checkpoint.resume never: the older run is kept in {target}")
-    return RunLock(folder)
 
 
 def check_same_run(config: RunConfig, recorded: Path) -> None:
@@ -261,7 +273,10 @@ def check_same_run(config: RunConfig, recorded: Path) -> None:
 
 
 def record(config: RunConfig, runtime: Runtime) -> None:
-    """Writes config.yaml and environment.json, once the run is sure to begin."""
+    """Writes config.yaml and environment.json, once the run is sure to begin; with checkpoint.resume never, an older run
+    of the name is moved aside before."""
+    if config.checkpoint.resume == "never" and (config.run_dir / "config.yaml").exists():
+        move_aside(config.run_dir)
     write_atomically(config.run_dir / "config.yaml", to_yaml(config).encode())
     path = config.run_dir / "environment.json"
     write_atomically(path, json.dumps(environment(runtime), indent=2).encode())
@@ -296,8 +311,8 @@ def environment(runtime: Runtime) -> dict[str, Any]:
 
 
 def without_secrets(words: list[str]) -> list[str]:
-    """A command line with anything that looks like a Hub token blotted out."""
-    return ["***" if "hf_" in word and len(word) > 20 and "/" not in word else word for word in words]
+    """A command line with anything that looks like a Hub token, and passwords in addresses, blotted out."""
+    return [re.sub(r"hf_[A-Za-z0-9]{8,}", "hf_***", re.sub(r"://[^/@\s]+@", "://***@", word)) for word in words]
 
 
 class RunLock:
@@ -331,8 +346,10 @@ class RunLock:
 
     def release(self) -> None:
         """Gives the folder free, and removes it where nothing was put into it."""
-        self.holder_path.unlink(missing_ok=True)
-        (self.folder / ".lock").unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self.holder_path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # Windows does not remove an open file
+            (self.folder / ".lock").unlink(missing_ok=True)
         self.lock.release()
         with contextlib.suppress(OSError):
             self.folder.rmdir()

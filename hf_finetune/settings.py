@@ -40,8 +40,8 @@ NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)
 SECTIONS = frozenset(key.split(".")[0] for key in TYPES if "." in key)
 
 
-def check_key(key: str) -> None:
-    """Raises InputError with the nearest right key where there is no setting `key`."""
+def check_key(key: str, value: Any = None) -> None:
+    """Raises InputError with the nearest right key where there is no setting `key`; `value` is what it was given."""
     if key in TYPES:
         return
     if key in SECTIONS:
@@ -53,7 +53,8 @@ def check_key(key: str) -> None:
         key.rsplit(".", 1)[-1], tails, n=1, cutoff=0.7
     )
     hint = f"; did you mean {tails.get(near[0], near[0])}?" if near else "; --help lists the settings"
-    raise InputError(f"{key}: there is no such setting{hint}")
+    given = "" if value is None else f" ({shown(value)})"
+    raise InputError(f"{key}{given}: there is no such setting{hint}")
 
 
 def expected(hint: Any) -> str:
@@ -87,7 +88,7 @@ def read_yaml(path: str) -> dict[str, Any]:
     for key, value in flat.items():
         if value is None and key in SECTIONS:  # `train:` with nothing under it
             continue
-        check_key(key)
+        check_key(key, value)
         settings[key] = value
     return settings
 
@@ -105,12 +106,12 @@ def read_arguments(arguments: Sequence[str]) -> list[tuple[str, Any]]:
         if not word.startswith("--") or word == "--":
             raise InputError(f"{word}: settings are written --section.key VALUE")
         key, equals, value = word[2:].partition("=")
-        if key != "config":
-            check_key(key)
         values = [value] if equals else []
         while position < len(arguments) and not arguments[position].startswith("--") and not equals:
             values.append(arguments[position])
             position += 1
+        if key != "config":
+            check_key(key, " ".join(values) or None)
         is_list = typing.get_origin(TYPES.get(key)) is tuple
         if not values or (len(values) > 1 and not is_list):
             given = " ".join(values) if values else "nothing"
@@ -128,7 +129,7 @@ def typed(parser: ArgumentParser, key: str, value: Any) -> Any:
     """`value` as the type of setting `key`, or InputError."""
     hint = TYPES[key]
     if typing.get_origin(hint) is tuple:
-        if isinstance(value, str) and re.match(r"\s*\[.*\]\s*$", value):
+        if isinstance(value, str) and re.match(r"\s*\[.*\]\s*$", value) and key != "freeze.patterns":  # "[0-3]"
             try:
                 value = yaml.safe_load(value)
             except NOT_YAML:
@@ -138,6 +139,8 @@ def typed(parser: ArgumentParser, key: str, value: Any) -> Any:
         value = value.lower() == "true"
     if hint == int | str and (isinstance(value, bool) or not isinstance(value, int)):
         value = shown(value)  # its own check says what it takes
+    if isinstance(value, str) and set(typing.get_args(hint)) | {hint} <= {str, str | None, type(None)}:
+        return None if value == "null" and type(None) in typing.get_args(hint) else value  # as typed: "#" is no comment
     nested: Any = value
     for part in reversed(key.split(".")):
         nested = {part: nested}
@@ -162,6 +165,15 @@ def build_parser(prog: str, description: str) -> ArgumentParser:
     return parser
 
 
+def help_text(parser: ArgumentParser, description: str) -> str:
+    """The help, with the description's own lines, and without jsonargparse's options that take a section's file."""
+    text = parser.format_help().partition("\noptions:")[2]
+    for section in SECTIONS:
+        text = re.sub(rf"^  --{section} CONFIG .*\n", "", text, flags=re.MULTILINE)
+    usage = f"usage: {parser.prog} [--config FILE.yaml] [--section.key VALUE ...] [--print_config]"
+    return f"{usage}\n\n{description}\n\noptions:{text}"
+
+
 def load_config(
     defaults: Mapping[str, Any],
     arguments: Sequence[str],
@@ -181,7 +193,7 @@ def load_config(
         check_key(key)
     if "--help" in words or "-h" in words:
         parser.set_defaults({**defaults, **(demo or {})})
-        parser.print_help()
+        print(help_text(parser, description))
         raise SystemExit(0)
     pairs = read_arguments(words)
     asked: dict[str, Any] = {}

@@ -14,7 +14,7 @@ import json
 import os.path
 import re
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -266,6 +266,19 @@ def read_table(locations: Sequence[str], config: DataConfig, key: str, *, needs_
     table = Table(columns=columns, files=files, lines=lines)
     check_texts(table, config)
     return table
+
+
+def has_fractions(values: Iterable[Any]) -> bool:
+    """Whether all values are numbers (or strings of such) and some are not whole."""
+    some = False
+    for value in values:
+        if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+            return False
+        try:
+            some = not float(value).is_integer() or some  # nan too: encode_labels says where it is
+        except (ValueError, OverflowError):
+            return False
+    return some
 
 
 def check_texts(table: Table, config: DataConfig) -> None:

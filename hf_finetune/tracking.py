@@ -1,6 +1,8 @@
 """Where the numbers go: metrics.jsonl always, trackers through Accelerate, a progress bar or plain lines."""
 
 import json
+import math
+import os
 import sys
 import time
 from collections.abc import Mapping
@@ -12,7 +14,7 @@ from accelerate import tracking as accelerate_tracking
 from accelerate.tracking import GeneralTracker, TensorBoardTracker
 from tqdm import tqdm
 
-from hf_finetune.checkpoint import write_atomically
+from hf_finetune.checkpoint import write_atomically, writing_error
 from hf_finetune.config import RunConfig, as_dict, flatten
 from hf_finetune.errors import InputError
 from hf_finetune.loop import Update
@@ -30,6 +32,13 @@ def check_trackers(names: tuple[str, ...]) -> None:
             raise InputError(f"tracking.trackers ({name}): Accelerate has {', '.join(known)}")
         if find_spec(name) is None:
             raise InputError(f"tracking.trackers ({name}): is not installed; pip install '{PIP_NAMES.get(name, name)}'")
+        if name == "wandb" and os.environ.get("WANDB_MODE") not in ("offline", "disabled", "dryrun"):
+            import wandb
+
+            if not wandb.api.api_key:
+                raise InputError(
+                    "tracking.trackers (wandb): there is no key; run `wandb login`, or set WANDB_MODE=offline"
+                )
 
 
 class Tracking:
@@ -70,8 +79,11 @@ class Tracking:
         """One row: to metrics.jsonl and to every tracker, at this update."""
         if self.runtime.is_main:
             row = {"update": update, "epoch": epoch, "time": round(time.time(), 3), **values}
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
+            try:
+                with self.path.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(without_nan(row)) + "\n")
+            except OSError as error:
+                raise writing_error(self.runtime.run_dir, 1000, error) from None
         self.runtime.accelerator.log(dict(values), step=update)
 
     def log_split(self, split: str, values: Mapping[str, float], *, update: int, epoch: int) -> None:
@@ -89,6 +101,13 @@ class Tracking:
                 for summary in hparams(self.settings, tags):  # not add_hparams(), which adds curves of one point each
                     tracker.writer.file_writer.add_summary(summary)
             tracker.finish()  # not end_training(), which would end the process group too
+
+
+def without_nan(value: Any) -> Any:
+    """Nested values with null for nan and the infinities, which JSON does not have."""
+    if isinstance(value, Mapping):
+        return {key: without_nan(each) for key, each in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def plain(value: Any) -> Any:

@@ -280,7 +280,7 @@ BAD: dict[str, list[str]] = {
     "the following arguments are required: --data": ["evaluate", "RUN"],
     "the following arguments are required: --repo-id": ["push", "RUN"],
     "train.epochs (many): must be a whole number": ["train", "classify", "--train.epochs", "many"],
-    "model.bakbone: there is no such setting; did you mean model.backbone?": ["train", "classify", "--model.bakbone", "x"],
+    "model.bakbone (x): there is no such setting; did you mean model.backbone?": ["train", "classify", "--model.bakbone", "x"],
     "--text: is empty": ["predict", "RUN", "--text", "  "],
     "--text: takes one text, as the model was trained": ["predict", "RUN", "--text", "x", "y"],
     "--out: goes with --data": ["predict", "RUN", "--text", "x", "--out", "y"],

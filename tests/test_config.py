@@ -53,6 +53,11 @@ CASES: list[tuple[type, dict[str, Any], str, str]] = [
     (DataConfig, {"validation_fraction": 0.5, "test_fraction": 0.5}, "data.validation_fraction", "test_fraction (0.5)"),
     *((DataConfig, {"max_length": value}, "data.max_length", "at least 4") for value in (3, 0, -1)),
     (DataConfig, {"max_train_examples": 1}, "data.max_train_examples", "at least 2"),
+    (DataConfig, {"encoding": ()}, "data.encoding", "at least one"),
+    *(
+        (DataConfig, {"dataset": "glue", split: ("one", "two")}, "data.train", "names one split")
+        for split in ("train", "validation", "test")
+    ),
     (DataConfig, {"subset": "mrpc"}, "data.subset", "needs data.dataset"),
     (TaskConfig, {"label_separator": ""}, "task.label_separator", "not be empty"),
     (TaskConfig, {"label_separator": ",", "problem": "regression"}, "task.label_separator", "task.problem regression"),
@@ -338,8 +343,8 @@ LAYERS = (
     {"errors"},
     {"config"},
     {"settings", "sources", "freezing", "hub"},
-    {"checkpoint", "data", "optim", "tasks.classification", "recipe"},
-    {"tasks", "runtime"},
+    {"checkpoint", "optim", "tasks.classification", "recipe"},
+    {"tasks", "data", "runtime"},
     {"backbone", "metrics"},
     {"loop"},
     {"predict", "tracking", "job"},

@@ -1,7 +1,7 @@
 """Splits, encoding and its cache, padding, and batch plans that are pure functions."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from hf_finetune.data import (
 )
 from hf_finetune.errors import InputError
 from hf_finetune.sources import Table
+from hf_finetune.tasks.classification import Classification, guess_problem
 
 Array = np.ndarray[Any, Any]
 SEEDS = (0, 1, 2, 31)
@@ -97,13 +98,18 @@ def test_carving_draws_and_does_not_take_the_first_rows() -> None:
     assert carved["test"] not in (list(range(10)), list(range(90, 100)))
 
 
-label_values = st.one_of(st.sampled_from(["a", "b", "c", "d"]), st.integers(0, 3), st.floats(0, 1),
-                         st.lists(st.sampled_from(["x", "y", "z", "w"]), max_size=3))  # fmt: skip
+# Label columns of single labels, of lists, and of numbers
+label_columns = st.sampled_from([
+    st.sampled_from(["a", "b", "1", "01", "1.0", "nan", "1e0"]),
+    st.one_of(st.integers(0, 3), st.sampled_from([0.0, 1.0, 2.0])),
+    st.lists(st.sampled_from(["x", "y", "z", "w"]), max_size=3),
+    st.floats(0, 1),
+])  # fmt: skip
 
 
 @settings(max_examples=150, deadline=None, derandomize=True)
 @given(
-    rows=st.lists(st.tuples(st.integers(0, 25), label_values), min_size=1, max_size=60),
+    rows=label_columns.flatmap(lambda one: st.lists(st.tuples(st.integers(0, 25), one), min_size=1, max_size=60)),
     fractions=st.tuples(st.floats(0.01, 0.45), st.floats(0.01, 0.45)),
     seed=st.integers(0, 5),
 )
@@ -120,9 +126,14 @@ def test_equal_texts_go_together_and_every_label_keeps_a_row_in_training(
             sides.setdefault(texts[row], set()).add(side)
     assert all(len(members) == 1 for members in sides.values())
 
-    def names(row: int) -> set[str]:
-        label = labels[row]
-        return set(label) if isinstance(label, list) else {stratum(label)}
+    table = make_table(labels)
+    problem, _ = guess_problem(table, "label", None)
+    if problem == "regression":
+        return
+    task = Classification(problem=problem, label_names=(), label_column="label")
+
+    def names(row: int) -> list[str]:
+        return task.labels_of(table, row)
 
     in_training = {name for row in kept for name in names(row)}
     assert in_training == {name for row in range(len(rows)) for name in names(row)}
@@ -138,10 +149,10 @@ def test_the_first_text_of_a_pair_alone_makes_no_texts_equal() -> None:
 
 @pytest.mark.parametrize(
     ("label", "expected"),
-    [("name", "name"), ("3", "3"), ("-1", "-1"), (3, "3"), (True, "True"), (None, "None"), ("2.5", ""), ("nan", ""), (2.5, ""),
-     (["a"], ""), (("a",), ""), ("--5", "--5"), ("", "")],
+    [("name", "name"), ("3", "3"), (3, "3"), (3.0, "3"), ("3.0", "3.0"), (True, "True"), (None, "None"), (2.5, "2.5"),
+     (float("nan"), "nan"), (["a"], ""), (("a",), ""), ({"a": 1}, ""), ("", "")],
 )  # fmt: skip
-def test_numbers_with_fractions_and_lists_are_one_stratum(label: Any, expected: str) -> None:
+def test_labels_are_strata_and_lists_are_one_stratum(label: Any, expected: str) -> None:
     assert stratum(label) == expected
 
 
@@ -264,7 +275,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The number of texts in each call of any tokenizer."""
     kind, made = type(make_tokenizer()), []
     original = kind.__call__
@@ -274,7 +285,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
         return original(self, text, *rest, **options)
 
     monkeypatch.setattr(kind, "__call__", counting)
-    yield made
+    return made
 
 
 def same(ours: Features, theirs: Features) -> bool:
@@ -411,9 +422,26 @@ def test_an_interrupted_write_leaves_no_half_entry(
 def test_what_a_killed_process_left_is_not_read(cache: Path, calls: list[int]) -> None:
     whole = encode(TEXTS, make_tokenizer(), 16, LABELS)
     entry = next(cache.iterdir())
-    (entry / "done").unlink()
+    for name in ("done", "offsets.npy"):
+        (entry / name).unlink()
     np.save(entry / "offsets.npy", np.array([0, 1]))
     assert same(encode(TEXTS, make_tokenizer(), 16, LABELS), whole)
+    assert sum(calls) == 50
+
+
+@pytest.mark.parametrize("keep", [0, 0.1, 0.9, None])
+@pytest.mark.parametrize("name", ["input_ids.npy", "offsets.npy", "truncated.npy"])
+def test_an_entry_with_a_damaged_file_is_made_again(
+    cache: Path, calls: list[int], name: str, keep: float | None
+) -> None:
+    whole = encode(TEXTS, make_tokenizer(), 16, LABELS)
+    path = next(cache.iterdir()) / name
+    content = path.read_bytes()
+    path.unlink()  # not in place: `whole` may be a memory map of it
+    if keep is not None:
+        path.write_bytes(content[: int(len(content) * keep)])
+    for _ in range(2):
+        assert same(encode(TEXTS, make_tokenizer(), 16, LABELS), whole)
     assert sum(calls) == 50
 
 

@@ -260,7 +260,7 @@ def test_a_sha256_of_a_folder_without_weights_is_an_error(package: Path) -> None
 
 
 def test_a_package_that_lacks_the_file_is_named(package: Path) -> None:
-    with pytest.raises(InputError, match="the package packed_data holds no none.csv"):
+    with pytest.raises(InputError, match="the package packed_data holds no none"):
         local_path("package://packed_data/none.csv", "data.train")
 
 
@@ -451,6 +451,15 @@ def test_an_empty_file_in_a_class_folder_is_named(tmp_path: Path) -> None:
 
 # --- fuzz: only InputError may come out -----------------------------------------------------------------------------
 
+
+def outcome(path: Path) -> Table | str:
+    """The table of a file, or the text of its InputError."""
+    try:
+        return read(path)
+    except InputError as error:
+        return str(error)
+
+
 pieces = st.sampled_from(
     [b'"', b",", b"\t", b"\n", b"\r", b"\r\n", b"\0", b"\xff", b"\xef\xbb\xbf", b"text", b"label", b"text,label\n", b"{", b"}",
      b"[", b"]", b":", b'{"text": "a", "label": 1}', b"\\ud800", b"\\u", b"1e999", b"NaN", b"null", b"1" * 4500, "é".encode()]
@@ -471,14 +480,9 @@ def test_any_bytes_give_rows_or_an_input_error_that_names_the_file(tmp_path: Pat
     @example(content=b"text\tlabel\na\tb")
     def run(content: bytes) -> None:
         path.write_bytes(content)
-        try:
-            table = read(path)
-        except InputError as error:
-            outcomes["errors"] += 1
-            assert str(path) in str(error)
-        else:
-            outcomes["rows"] += 1
-            assert len(table) > 0
+        result = outcome(path)
+        outcomes["rows" if isinstance(result, Table) else "errors"] += 1
+        assert len(result) > 0 if isinstance(result, Table) else str(path) in result
 
     run()
     assert outcomes["rows"] > 0
@@ -493,10 +497,8 @@ def test_any_damage_to_a_gzip_file_gives_rows_or_an_input_error(
 ) -> None:
     path = tmp_path_factory.getbasetemp() / "fuzz.jsonl.gz"
     path.write_bytes(content)
-    try:
-        read(path)
-    except InputError as error:
-        assert str(path) in str(error)
+    result = outcome(path)
+    assert isinstance(result, Table) or str(path) in result
 
 
 # --- data sets of the datasets library ------------------------------------------------------------------------------

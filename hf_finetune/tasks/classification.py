@@ -3,13 +3,13 @@
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from hf_finetune.config import RunConfig, check
 from hf_finetune.errors import InputError
-from hf_finetune.sources import Table
+from hf_finetune.sources import Table, has_fractions
 
 if TYPE_CHECKING:
     import numpy as np
@@ -220,16 +220,3 @@ def guess_problem(table: Table, column: str, separator: str | None) -> tuple[str
     if has_fractions(values):
         return "regression", f"{column} holds numbers with fractions"
     return "single_label", f"{column} holds single labels"
-
-
-def has_fractions(values: Iterable[Any]) -> bool:
-    """Whether all values are numbers (or strings of such) and some are not whole."""
-    some = False
-    for value in values:
-        if isinstance(value, bool) or not isinstance(value, (int, float, str)):
-            return False
-        try:
-            some = not float(value).is_integer() or some  # nan too: encode_labels says where it is
-        except (ValueError, OverflowError):
-            return False
-    return some
