@@ -3,8 +3,9 @@
 import contextlib
 import io
 import logging
+import os
 import pickle
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,13 @@ from safetensors import SafetensorError
 
 from hf_finetune.config import ModelConfig, check
 from hf_finetune.errors import InputError
+from hf_finetune.freezing import find_stack
 from hf_finetune.sources import local_path
 from hf_finetune.tasks import Task
 
 # What damaged or missing files make transformers, tokenizers, safetensors and json raise.
 LOADING_ERRORS = (
-    *(OSError, ValueError, RuntimeError, KeyError, ImportError, TypeError, AttributeError, EOFError),
+    *(OSError, ValueError, RuntimeError, KeyError, ImportError, TypeError, AttributeError, EOFError, ArithmeticError),
     *(SafetensorError, StrictDataclassError, pickle.UnpicklingError),
 )
 LONGEST_DEFAULT = 512  # tokens, where neither the tokenizer nor the positions set a limit
@@ -111,7 +113,7 @@ def load(config: ModelConfig, task: Task, tokenizer: Any) -> Backbone:
     except LOADING_ERRORS as error:
         raise loading_error(config.backbone, source, "model", error) from None
     new = frozenset(report["missing_keys"]) | {key[0] for key in report["mismatched_keys"]}
-    check_weights(config.backbone, model, new)
+    check_weights(config.backbone, model, new, report["unexpected_keys"])
     if config.dropout is not None:
         wrong = [
             name
@@ -148,7 +150,7 @@ def loading_error(
 ) -> InputError:
     """One line that tells a missing backbone from a damaged one."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    if Path(source).is_dir():
+    if os.path.isdir(source):  # false for a name too long for a path, too
         return InputError(f"{key} ({backbone}): the {what} in this folder cannot be loaded: {lines[0]}")
     return InputError(
         f"{key} ({backbone}): there is no such folder, and the Hub gives no such model "
@@ -170,8 +172,8 @@ def set_dropout(hf_config: Any, probability: float | None) -> None:
     check(changed > 0, "model.dropout", probability, f"{type(hf_config).__name__} has no dropout to set")
 
 
-def check_weights(backbone: str, model: Any, new: frozenset[str]) -> None:
-    """Raises InputError where the files lack weights of the backbone, or hold values that are not finite."""
+def check_weights(backbone: str, model: Any, new: frozenset[str], unexpected: Iterable[str]) -> None:
+    """Raises InputError where the files lack weights of the backbone or have more blocks, or values are not finite."""
     prefix = f"{model.base_model_prefix}."
     lacking = sorted(name for name in new if name.startswith(prefix) and "pooler" not in name)
     total = sum(name.startswith(prefix) for name, _ in model.named_parameters())
@@ -179,6 +181,13 @@ def check_weights(backbone: str, model: Any, new: frozenset[str]) -> None:
         raise InputError(
             f"model.backbone ({backbone}): its files lack {len(lacking)} of {total} pretrained tensors, "
             f"such as {lacking[0]}; are they of another model?"
+        )
+    stack = find_stack(model)[0].removeprefix(prefix)
+    extra = sorted(name for name in unexpected if name.removeprefix(prefix).startswith(f"{stack}."))
+    if extra:
+        raise InputError(
+            f"model.backbone ({backbone}): its files have {len(extra)} tensors of blocks that its config does not, such as "
+            f"{extra[0]}; are they of another model?"
         )
     for name, tensor in model.named_parameters():
         if not torch.isfinite(tensor).all():

@@ -104,8 +104,6 @@ class DataConfig:
         check(self.max_train_examples is None or self.max_train_examples >= 2, "data.max_train_examples",
               self.max_train_examples, "must be at least 2")  # fmt: skip
         check(bool(self.encoding), "data.encoding", "[]", "names at least one encoding, such as utf-8")
-        check(self.dataset is None or max(map(len, (self.train, self.validation, self.test))) <= 1, "data.train",
-              list(self.train), "with data.dataset, each of train, validation and test names one split")  # fmt: skip
         check(self.subset is None or self.dataset is not None, "data.subset", self.subset, "needs data.dataset")
 
 

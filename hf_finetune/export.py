@@ -13,7 +13,6 @@ import numpy as np
 import torch
 import transformers
 from huggingface_hub import EvalResult, ModelCardData
-from safetensors import SafetensorError
 
 from hf_finetune.backbone import LOADING_ERRORS, quiet
 from hf_finetune.checkpoint import sync_folder, write_atomically, writing_error
@@ -55,9 +54,13 @@ def export(job: Job, results: Mapping[str, Any]) -> Path:
         shutil.rmtree(folder, ignore_errors=True)
         temporary.rename(folder)
         sync_folder(run_dir)
-    except (OSError, SafetensorError) as error:
+    except InputError:
+        raise
+    except Exception as error:  # noqa: BLE001  of a full disk, tokenizers and safetensors each raise something else
         size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
         raise writing_error(run_dir, size, error) from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
     return folder
 
 

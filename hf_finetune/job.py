@@ -174,8 +174,13 @@ def restore(job: Job) -> tuple[Progress, list[str]]:
         return Progress(), notes
     content = checkpoint.load(path)
     check_checkpoint(job, path, content)
-    job.trainee.model.load_state_dict(content["model_state_dict"])
-    job.trainee.optimizer.optimizer.load_state_dict(content["optimizer_state_dict"])
+    try:
+        job.trainee.model.load_state_dict(content["model_state_dict"])
+        job.trainee.optimizer.optimizer.load_state_dict(content["optimizer_state_dict"])
+    except (RuntimeError, ValueError) as error:
+        raise InputError(
+            f"model.backbone ({job.config.model.backbone}): is another model now than the one {path.name} is of: {error}"
+        ) from None
     if job.runtime.accelerator.scaler is not None and content["run"]["scaler"]:
         job.runtime.accelerator.scaler.load_state_dict(content["run"]["scaler"])
     if content["run"]["sums"] != order_of_sums(job):

@@ -50,8 +50,8 @@ def report_errors(function: Callable[[], None], *, debug: bool = False) -> int:
     except InputError as error:
         if debug:
             traceback.print_exc()
-        if os.environ.get("RANK", "0") == "0":
-            print(f"error: {error}", file=sys.stderr, flush=True)
+        if os.environ.get("LOCAL_RANK", "0") == "0":  # once on each machine
+            print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
         return EXIT_INPUT
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)

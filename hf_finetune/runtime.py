@@ -333,12 +333,17 @@ class RunLock:
             ) from None
         holder = self.holder()
         if holder and holder.split(" process ")[0] != socket.gethostname():
+            (folder / ".lock").unlink(missing_ok=True)
             self.lock.release()
             raise InputError(
                 f"{folder}: a run on another machine is at work in this folder ({holder}); if it is dead, remove "
                 f"{self.holder_path}"
             )
-        self.holder_path.write_text(f"{socket.gethostname()} process {os.getpid()}", encoding="utf-8")
+        try:
+            self.holder_path.write_text(f"{socket.gethostname()} process {os.getpid()}", encoding="utf-8")
+        except OSError:
+            self.release()
+            raise
 
     def holder(self) -> str:
         """Host and process of the run at work, as far as they are known."""

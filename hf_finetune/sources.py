@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hf_finetune.config import FILE_ENDINGS, DataConfig
+from hf_finetune.config import FILE_ENDINGS, DataConfig, check
 from hf_finetune.errors import InputError
 
 csv.field_size_limit(1 << 30)
@@ -309,6 +309,7 @@ def read_hub_dataset(config: DataConfig, revision: str | None = None) -> dict[st
     tables: dict[str, Table] = {}
     for split in ("train", "validation", "test"):
         wanted: tuple[str, ...] = getattr(config, split)
+        check(len(wanted) <= 1, f"data.{split}", list(wanted), "names one split of data.dataset")
         chosen = wanted[0] if wanted else split
         if chosen not in loaded:
             if wanted or split == "train":

@@ -269,7 +269,7 @@ SETTING_CASES = [
     Case(name="path as a name", words=("--name", "../elsewhere"), starts="name (../elsewhere): ", holds="not a path"),
     Case(name="absolute path as a name", words=("--name", "/tmp/x"), starts="name (/tmp/x): ", holds="output_dir"),
     Case(name="name with a line end", words=("--name", "a\nb"), starts="name (a"),
-    Case(name="unknown setting", words=("--train.epoch", "3"), starts="train.epoch: ", holds="did you mean train.epochs?"),
+    Case(name="unknown setting", words=("--train.epoch", "3"), starts="train.epoch (3): ", holds="did you mean train.epochs?"),
     Case(name="wrong type", words=("--train.epochs", "many"), starts="train.epochs (many): must be a whole number"),
     Case(name="number that is not finite", words=("--train.learning_rate", ".nan"), starts="train.learning_rate (nan): "),
     Case(name="bad combination", words=("--train.min_delta", "0.1"), starts="train.min_delta (0.1): "),
@@ -728,10 +728,10 @@ def test_debug_shows_where_an_error_comes_from(fresh: Path, capsys: pytest.Captu
     assert shown.splitlines()[-1].startswith("error: data.train (train.jsonl): ")
 
 
-def test_only_the_first_of_several_processes_says_it(
+def test_only_the_first_process_of_a_machine_says_it(
     fresh: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("LOCAL_RANK", "1")
     assert run("--train.epochs", "0") == 2
     assert capsys.readouterr().err == ""
 

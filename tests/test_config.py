@@ -54,10 +54,6 @@ CASES: list[tuple[type, dict[str, Any], str, str]] = [
     *((DataConfig, {"max_length": value}, "data.max_length", "at least 4") for value in (3, 0, -1)),
     (DataConfig, {"max_train_examples": 1}, "data.max_train_examples", "at least 2"),
     (DataConfig, {"encoding": ()}, "data.encoding", "at least one"),
-    *(
-        (DataConfig, {"dataset": "glue", split: ("one", "two")}, "data.train", "names one split")
-        for split in ("train", "validation", "test")
-    ),
     (DataConfig, {"subset": "mrpc"}, "data.subset", "needs data.dataset"),
     (TaskConfig, {"label_separator": ""}, "task.label_separator", "not be empty"),
     (TaskConfig, {"label_separator": ",", "problem": "regression"}, "task.label_separator", "task.problem regression"),
