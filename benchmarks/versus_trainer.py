@@ -11,6 +11,7 @@ and medians are compared. Rewrites benchmarks/versus_trainer.json and the table 
 import argparse
 import json
 import os
+import random
 import statistics
 import subprocess
 import sys
@@ -39,6 +40,7 @@ def write_data(folder: Path, train: Path | None, num_examples: int) -> tuple[Pat
         config = DataConfig(train=(str(train),))
     table = read_table(config.train, config, "--train")
     rows = list(zip(table.columns["text"], table.columns["label"], strict=True))
+    random.Random(0).shuffle(rows)
     step = max(1, len(rows) // (num_examples + 200))
     if train is None:  # texts of 4 to 100 words, as real collections have them
         rows = [(" ".join(text.split()[: 4 + index * 37 % 97]), label) for index, (text, label) in enumerate(rows)]

@@ -86,6 +86,16 @@ def test_carving_is_stratified(seed: int) -> None:
             assert abs(counts[label] - fraction * total) <= 1, (split, label)
 
 
+@pytest.mark.parametrize("seed", SEEDS)
+def test_what_labels_of_one_row_cannot_give_is_not_taken_from_others(seed: int) -> None:
+    labels = [f"a{number}" for number in range(50)] + ["b"] * 100 + ["c"] * 100
+    _, carved = carve(make_table(labels), CONFIG, BOTH, seed)
+    for split, most in (("validation", 10), ("test", 20)):
+        counts = Counter(labels[row] for row in carved[split])
+        assert set(counts) == {"b", "c"}
+        assert max(counts.values()) <= most
+
+
 def test_carving_is_a_function_of_the_seed() -> None:
     table = make_table(["a", "b"] * 50)
     carvings = [carve(table, CONFIG, BOTH, seed) for seed in range(5)]

@@ -148,3 +148,19 @@ def test_a_launcher_that_sets_one_thread_gets_all_cores(monkeypatch: pytest.Monk
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     assert "raised to 3" in runtime.use_all_cores(accelerator)[0]
     assert chosen == [3]
+
+
+def test_gradients_that_overflow_for_good_stop_the_run(job: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """fp16's scaler may skip updates while it lowers its scale; below 1 the gradients are not finite by themselves."""
+    from types import SimpleNamespace
+
+    made = job()
+    made.trainee.model.classifier.weight.register_hook(lambda gradient: gradient * math.inf)
+    scale = [4.0]
+    monkeypatch.setattr(made.runtime.accelerator, "scaler", SimpleNamespace(get_scale=lambda: scale[0]))
+    monkeypatch.setattr(made.runtime.accelerator, "backward", lambda loss: loss.backward())
+    monkeypatch.setattr(made.trainee.optimizer, "step", lambda: scale.__setitem__(0, scale[0] / 2))
+    steps = train_steps(made.trainee, made.features["train"], made.task, made.config, made.runtime)
+    assert [next(steps).skipped for _ in range(3)] == [True, True, True]
+    with pytest.raises(InputError, match=r"update 4: the gradient norm"):
+        next(steps)

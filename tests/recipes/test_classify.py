@@ -225,16 +225,46 @@ def test_a_half_written_checkpoint_is_passed_over(
     assert_same_tensors(weights(config.run_dir), weights(whole.run_dir))
 
 
-def test_resume_from_a_path_and_never(make_config: MakeConfig, uninterrupted: Callable[..., RunConfig]) -> None:
+def test_resume_from_a_path(make_config: MakeConfig, uninterrupted: Callable[..., RunConfig]) -> None:
+    """Of another run of the same config: under another name the best checkpoint so far comes along."""
     settings = {"checkpoint.every": 4, "checkpoint.keep_last": 9}
     whole = uninterrupted(**settings)
-    path = next((whole.run_dir / "checkpoints").glob("*update000004*.pt"))
+    path = next((whole.run_dir / "checkpoints").glob("*update000012*.pt"))
+    with pytest.raises(InputError, match=r"made with another config: train.weight_decay \(was 0.01, now 0.5\)"):
+        finetune(make_config(**settings, **{"checkpoint.resume": str(path), "train.weight_decay": 0.5}))
     config = make_config(**settings, **{"checkpoint.resume": str(path)})
-    with pytest.raises(InputError, match=r"made with another config: name \(was whole, now run\)"):
-        finetune(config)
-    finetune(make_config(**settings, **{"checkpoint.resume": str(path), "name": "whole"}))
-    never = finetune(make_config(**settings, **{"checkpoint.resume": "never", "name": "whole"}))
-    assert_same_tensors(weights(never.run_dir), weights(whole.run_dir.with_name("whole.1")))
+    finetune(config)
+    assert_same_tensors(weights(config.run_dir), weights(whole.run_dir))
+    with pytest.raises(InputError, match="no such file; takes auto, never, or the path of a checkpoint"):
+        finetune(make_config(**settings, **{"checkpoint.resume": "nowhere.pt", "name": "third"}))
+
+
+def test_resume_never_starts_anew_and_keeps_the_old_run_aside(
+    make_config: MakeConfig, uninterrupted: Callable[..., RunConfig]
+) -> None:
+    whole = uninterrupted()
+    before = {path.name: path.read_bytes() for path in (whole.run_dir / "checkpoints").iterdir()}
+    with pytest.raises(InputError, match="no such file or folder"):
+        finetune(make_config(**{"checkpoint.resume": "never", "name": "whole", "data.test": ["nowhere.csv"]}))
+    assert before.keys() == {path.name for path in (whole.run_dir / "checkpoints").iterdir()}
+    finetune(make_config(**{"checkpoint.resume": "never", "name": "whole"}))
+    aside = whole.run_dir.with_name("whole.1")
+    assert before == {path.name: path.read_bytes() for path in (aside / "checkpoints").iterdir()}
+    assert_same_tensors(weights(whole.run_dir), weights(aside))
+
+
+def test_a_best_checkpoint_that_is_damaged_counts_no_more(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is found out before training, not after; the run still ends with a model."""
+    config = make_config(**{"checkpoint.every": 2, "evaluation.every": 2, "checkpoint.keep_last": 9})
+    run_until(config, 9, monkeypatch)
+    best = last_checkpoint(config.run_dir)["run"]["progress"]["best_update"]
+    for path in (config.run_dir / "checkpoints").glob(f"*update{best:06d}*.pt"):
+        path.write_bytes(b"damaged")
+    result = finetune(config)
+    assert "counts no more" in capsys.readouterr().out or best == 8
+    assert (result.model_dir / "model.safetensors").exists()
 
 
 @pytest.mark.parametrize("micro_batch_size", [1, 3, 8])
