@@ -24,7 +24,7 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 from accelerate.utils import DistributedType, InitProcessGroupKwargs, broadcast_object_list
 from filelock import FileLock, Timeout
 
-from hf_finetune.checkpoint import write_atomically
+from hf_finetune.checkpoint import manifests, write_atomically
 from hf_finetune.config import RunConfig, as_dict, changed_keys
 from hf_finetune.errors import InputError
 from hf_finetune.settings import to_yaml
@@ -232,7 +232,8 @@ def claim(config: RunConfig) -> "RunLock":
         ) from None
     try:
         if recorded.exists():
-            if config.checkpoint.resume != "never":
+            # A run that saved nothing has nothing to go on from, and may be begun again with other settings
+            if config.checkpoint.resume != "never" and manifests(folder / "checkpoints"):
                 check_same_run(config, recorded)
         elif any(not path.name.startswith(".") for path in folder.iterdir()):
             raise InputError(

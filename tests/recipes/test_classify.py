@@ -430,6 +430,17 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_change(
     assert all(torch.isfinite(tensor).all() for tensor in last_checkpoint(config.run_dir)["model_state_dict"].values())
 
 
+def test_a_run_that_saved_nothing_may_be_begun_again_with_other_settings(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after a loss that was not finite at update 1, when the message says to lower the learning rate."""
+    run_until(make_config(), 1, monkeypatch)
+    lower = finetune(make_config(**{"train.learning_rate": 1e-4}))
+    assert rows_of(lower.run_dir)[0]["update"] == 1
+    with pytest.raises(InputError, match=r"another config: train.learning_rate \(was 0.0001, now 0.002\)"):
+        finetune(make_config())
+
+
 def test_rows_without_labels_of_the_made_data_are_learnable() -> None:
     """The made data hold what the tests above rely on: classes in equal numbers, and no label's words in another's."""
     rows = tiny.make_rows(60)
