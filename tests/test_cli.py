@@ -353,20 +353,6 @@ def test_an_interrupted_command_says_how_to_go_on(capsys: pytest.CaptureFixture[
     assert capsys.readouterr() == ("", "interrupted; the same command goes on from the last checkpoint\n")
 
 
-def test_only_the_first_process_says_an_error(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def fail() -> None:
-        raise InputError("train.epochs (0): must be at least 1")
-
-    monkeypatch.setenv("RANK", "1")
-    assert recipe.report_errors(fail) == 2
-    assert capsys.readouterr() == ("", "")
-    monkeypatch.setenv("RANK", "0")
-    assert recipe.report_errors(fail) == 2
-    assert capsys.readouterr().err == "error: train.epochs (0): must be at least 1\n"
-
-
 # --- the public names -----------------------------------------------------------------------------------------------
 
 
