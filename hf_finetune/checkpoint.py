@@ -34,6 +34,7 @@ class Progress:
     patience_value: float | None = None  # the last value that counted as better, by train.min_delta
     evaluations_without_gain: int = 0
     stopped: bool = False  # early stopping has ended the training
+    cached: bool | None = None  # whether the frozen prefix is; not known before the first update
 
 
 @dataclass(frozen=True, kw_only=True)

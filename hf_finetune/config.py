@@ -164,6 +164,24 @@ def fraction_of(text: str) -> Fraction | None:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PrefixConfig:
+    """What is frozen is computed once and kept on disk, for all epochs and runs.
+
+    Args:
+        cache: on, off, or auto: on where it saves time on this machine, which is measured, printed and kept to on resume.
+        dir: Folder of the cache, shared by all runs; prefix/ under HF_FINETUNE_CACHE if not given.
+        precision: What hidden states are kept in: 16-bit (fp16; bf16 where values are too large for it) or fp32.
+    """
+
+    cache: Literal["auto", "on", "off"] = "auto"
+    dir: str | None = None
+    precision: Literal["16-bit", "fp32"] = "16-bit"
+
+    def __post_init__(self) -> None:
+        check(self.dir != "", "prefix.dir", "''", "must not be empty")
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """How the free parameters are trained.
 
@@ -172,7 +190,8 @@ class TrainConfig:
         max_updates: Stop after so many updates, whatever train.epochs says.
         batch_size: Examples an update, over all processes and micro-batches.
         micro_batch_size: Examples a forward on one process; the process's whole share of the batch if not given.
-            Without dropout the numbers do not depend on it.
+            The numbers do not depend on it.
+        micro_batch_tokens: Tokens a forward on one process, padding included, instead of a number of examples.
         learning_rate: Peak learning rate of the backbone.
         head_learning_rate: Peak learning rate of the new head; train.learning_rate if not given.
         layer_decay: Factor on the learning rate from each block to the one below it; 1 for none.
@@ -182,6 +201,8 @@ class TrainConfig:
         max_grad_norm: Gradients are scaled down to this global norm; 0 for no limit.
         label_smoothing: Share of the target spread evenly over the classes (single_label only).
         precision: auto takes bf16 where the processor is fast at it, else fp32, and says why.
+        dropout_masks: stateless draws them from a hash of seed, update, example and position, so that the numbers do not
+            depend on how examples are grouped; torch from a generator. auto takes stateless on a CPU, where it is faster.
         patience: Stop after so many evaluations in a row without a better validation metric; never if not given.
         min_delta: What counts as better for train.patience, in units of the metric.
     """
@@ -190,6 +211,7 @@ class TrainConfig:
     max_updates: int | None = None
     batch_size: int = 32
     micro_batch_size: int | None = None
+    micro_batch_tokens: int | None = None
     learning_rate: float = 5e-5
     head_learning_rate: float | None = None
     layer_decay: float = 1.0
@@ -199,11 +221,12 @@ class TrainConfig:
     max_grad_norm: float = 1.0
     label_smoothing: float = 0.0
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    dropout_masks: Literal["auto", "stateless", "torch"] = "auto"
     patience: int | None = None
     min_delta: float = 0.0
 
     def __post_init__(self) -> None:
-        for key in ("epochs", "max_updates", "batch_size", "micro_batch_size", "patience"):
+        for key in ("epochs", "max_updates", "batch_size", "micro_batch_size", "micro_batch_tokens", "patience"):
             value = getattr(self, key)
             check(value is None or value >= 1, f"train.{key}", value, "must be at least 1")
         for key in ("learning_rate", "head_learning_rate"):
@@ -218,6 +241,8 @@ class TrainConfig:
             check(0 <= value < 1, f"train.{key}", value, "must be in [0, 1)")
         check((self.micro_batch_size or 1) <= self.batch_size, "train.micro_batch_size", self.micro_batch_size,
               f"must not be above train.batch_size ({self.batch_size})")  # fmt: skip
+        check(self.micro_batch_size is None or self.micro_batch_tokens is None, "train.micro_batch_tokens",
+              self.micro_batch_tokens, "is instead of train.micro_batch_size; give one of them")  # fmt: skip
         check(self.min_delta == 0 or self.patience is not None, "train.min_delta", self.min_delta,
               "has no meaning without train.patience")  # fmt: skip
 
@@ -313,6 +338,7 @@ class RunConfig:
         data: The labelled text
         task: What the labels mean
         freeze: What stays as it was pretrained
+        prefix: What is frozen is computed once
         train: How the rest is trained
         evaluation: Validation during training
         checkpoint: What is saved and resumed
@@ -327,6 +353,7 @@ class RunConfig:
     data: DataConfig = DataConfig()
     task: TaskConfig = TaskConfig()
     freeze: FreezeConfig = FreezeConfig()
+    prefix: PrefixConfig = PrefixConfig()
     train: TrainConfig = TrainConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
@@ -350,7 +377,8 @@ class RunConfig:
 
 
 # Settings that may differ between a run and its resumption, because no trained number depends on them.
-FREE_ON_RESUME = ("output_dir", "train.micro_batch_size", "evaluation.batch_size", "checkpoint.every",
+FREE_ON_RESUME = ("output_dir", "prefix.", "train.micro_batch_size", "train.micro_batch_tokens", "evaluation.batch_size",
+                  "checkpoint.every",
                   "checkpoint.keep_best", "checkpoint.keep_last", "checkpoint.resume", "tracking.", "hub.")  # fmt: skip
 
 

@@ -15,7 +15,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -168,18 +168,27 @@ def stratum(label: Any) -> str:
 # --- features -------------------------------------------------------------------------------------------------------
 
 
+class StoredStates(Protocol):
+    """What gives the hidden states of rows."""
+
+    def gather(self, rows: "np.ndarray[Any, Any]", mask: "np.ndarray[Any, Any]") -> "torch.Tensor":
+        """[B, T, H] states of the rows, of any value where the mask [B, T] is false."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Features:
     """Encoded rows. N rows, T tokens in all.
 
     inputs: what the tokenizer gives a token (input_ids, token_type_ids), each [T] int32. offsets: [N + 1] int64.
-    labels: [N] or [N, C]. num_truncated: rows that were longer than data.max_length.
+    labels: [N] or [N, C]. num_truncated: rows that were longer than data.max_length. states: hidden states at the
+    boundary of the frozen prefix, where they are stored.
     """
 
     inputs: dict[str, "np.ndarray[Any, Any]"]
     offsets: "np.ndarray[Any, Any]"
     labels: "np.ndarray[Any, Any]"
     num_truncated: int
+    states: StoredStates | None = None
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -304,7 +313,8 @@ def write_encoded(folder: Path, arrays: Mapping[str, "np.ndarray[Any, Any]"]) ->
 
 
 def collate(features: Features, rows: "np.ndarray[Any, Any]", pad_token_id: int) -> dict[str, "torch.Tensor"]:
-    """A padded batch: input_ids, attention_mask (and token_type_ids) [B, T] int64, labels [B] or [B, C]."""
+    """A padded batch: input_ids, attention_mask (and token_type_ids) [B, T] int64, labels [B] or [B, C]; where the features
+    have stored states, those too, [B, T, H]."""
     import torch
 
     starts = features.offsets[rows]
@@ -317,7 +327,8 @@ def collate(features: Features, rows: "np.ndarray[Any, Any]", pad_token_id: int)
         for name, flat in features.inputs.items()
     }
     batch |= {"attention_mask": mask.astype(np.int64), "labels": features.labels[rows]}
-    return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in batch.items()}
+    tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in batch.items()}
+    return tensors if features.states is None else {**tensors, "states": features.states.gather(rows, mask)}
 
 
 # --- batch plans ----------------------------------------------------------------------------------------------------
@@ -342,10 +353,29 @@ def plan_epoch(lengths: "np.ndarray[Any, Any]", batch_size: int, seed: int, epoc
     return [*batches, order[num_full:]] if num_full < len(order) else batches
 
 
+@dataclass(frozen=True, kw_only=True)
+class MicroBatchLimit:
+    """The most that one forward on one process takes. tokens: counted with padding; one row always fits."""
+
+    rows: int
+    tokens: int | None = None
+
+    def split(self, ordered: "np.ndarray[Any, Any]", lengths: "np.ndarray[Any, Any]") -> list["np.ndarray[Any, Any]"]:
+        """Pieces of rows that go longest first."""
+        pieces, begin = [], 0
+        while begin < len(ordered):
+            count = self.rows
+            if self.tokens is not None:
+                count = min(count, max(1, self.tokens // max(1, int(lengths[ordered[begin]]))))
+            pieces.append(ordered[begin : begin + count])
+            begin += count
+        return pieces
+
+
 def share_batch(
     rows: "np.ndarray[Any, Any]",
     lengths: "np.ndarray[Any, Any]",
-    micro_batch_size: int,
+    limit: MicroBatchLimit,
     process: int,
     num_processes: int,
 ) -> list["np.ndarray[Any, Any]"]:
@@ -354,7 +384,7 @@ def share_batch(
     Rows go by length, so that micro-batches pad little, and are dealt so that each process has the same work.
     """
     ordered = rows[np.argsort(-lengths[rows], kind="stable")]
-    pieces = [ordered[start : start + micro_batch_size] for start in range(0, len(ordered), micro_batch_size)]
+    pieces = limit.split(ordered, lengths)
     rounds = -(-len(pieces) // num_processes)
     pieces += [ordered[:0]] * (rounds * num_processes - len(pieces))
     return pieces[process::num_processes]

@@ -10,11 +10,14 @@ from hf_finetune import (
     backbone,
     checkpoint,
     data,
+    dropout,
     export,
     freezing,
     hub,
     metrics,
     optim,
+    prefix,
+    replay,
     report,
     runtime,
     tasks,
@@ -54,7 +57,11 @@ def finetune(config: RunConfig, *, task_name: str = "classification") -> RunResu
         check_services(config, run)
         job = set_up(config, task_name, run, clock)
         progress, notes = restore(job)
-        report.announce(job, notes)
+        with clock("cache"):
+            choice = prefix.choose(job, progress)
+            report.announce(job, notes, choice)
+            job = prefix.attach(job, choice)
+        progress = dataclasses.replace(progress, cached=choice.is_on)
         rehearse(job)
         run.on_main(lambda: runtime.record(config, run))
         tracker = tracking.Tracking(config, run, start_update=progress.update)
@@ -63,7 +70,7 @@ def finetune(config: RunConfig, *, task_name: str = "classification") -> RunResu
 
         best = load_best(job, progress)
         with clock("evaluate"):
-            final = {split: measure(job, split) for split in job.features if split != "train"}
+            final = {split: measure(job, split, whole=True) for split in job.features if split != "train"}
         results = report.make_results(job, progress, final, clock)
         results = run.on_main(lambda: finish(job, results, clock))
         tracker.log_split(
@@ -158,6 +165,8 @@ def set_up(config: RunConfig, task_name: str, run: Runtime, clock: Clock) -> Job
     with run.accelerator.autocast():  # some kinds of attention run in 16 bit on a GPU only
         plan = freezing.apply(loaded.model, config.freeze)
         constant = freezing.constant_modules(loaded.model)
+        masks = dropout.choose_masks(config.train.dropout_masks, config.seed, loaded.model, constant)
+    shortcuts, no_replay = find_shortcuts(loaded.model, plan)
     return Job(
         config=config,
         runtime=run,
@@ -168,8 +177,9 @@ def set_up(config: RunConfig, task_name: str, run: Runtime, clock: Clock) -> Job
         max_length=max_length,
         features=features,
         plan=plan,
-        trainee=prepare(loaded, plan, constant, config, run),
+        trainee=prepare(loaded, plan, config, run, constant=constant, masks=masks, shortcuts=shortcuts),
         schedule=schedule_of(len(features["train"]), config),
+        no_replay=no_replay,
     )
 
 
@@ -198,14 +208,23 @@ def encode(splits: Splits, task: Task, tokenizer: Any, max_length: int, run: Run
     return encode_all()
 
 
+def find_shortcuts(model: Any, plan: freezing.FreezePlan) -> tuple[replay.Shortcuts, str]:
+    """What a forward of this model need not compute, each proven on a probe; and why its prefix cannot be replayed."""
+    first_token = replay.find_first_token_cuts(model, plan)
+    try:
+        return replay.Shortcuts(replay=replay.find_replay(model, plan), first_token=first_token), ""
+    except replay.CannotReplayError as error:
+        return replay.Shortcuts(first_token=first_token), str(error)
+
+
 def prepare(
-    loaded: backbone.Backbone, plan: freezing.FreezePlan, constant: list[Any], config: RunConfig, run: Runtime
+    loaded: backbone.Backbone, plan: freezing.FreezePlan, config: RunConfig, run: Runtime, **behaviour: Any
 ) -> Trainee:
     """Builds the optimizer over what trains, and has Accelerate prepare it and the model."""
     groups = optim.parameter_groups(loaded.model, plan, config.train, loaded.new_parameters)
     prepared, optimizer = run.accelerator.prepare(loaded.model, optim.build(groups, run.device))
     return Trainee(
-        model=loaded.model, prepared=prepared, optimizer=optimizer, constant=constant, pad_token_id=loaded.pad_token_id
+        model=loaded.model, prepared=prepared, optimizer=optimizer, pad_token_id=loaded.pad_token_id, **behaviour
     )
 
 

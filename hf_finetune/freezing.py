@@ -59,12 +59,18 @@ def find_stack(model: nn.Module) -> tuple[str, nn.ModuleList]:
     return best[1], best[2]
 
 
-def probe(model: nn.Module, watched: Iterable[nn.Module]) -> tuple[Any, dict[nn.Module, list[torch.Tensor]]]:
-    """Runs one short input with autograd on. Returns the logits and every output of the watched modules."""
+def probe_batch(model: nn.Module, length: int) -> dict[str, torch.Tensor]:
+    """Two short inputs that every family takes, [2, length] for an odd length: as many end tokens in each, no padding."""
     config: Any = model.config
     end = config.eos_token_id if isinstance(config.eos_token_id, int) else config.pad_token_id or 0
-    ids = torch.tensor([[3 % config.vocab_size, 4 % config.vocab_size, min(end, config.vocab_size - 1)]])
+    words = [[3 + (position + row) % 2 for position in range(length - 1)] for row in (0, 1)]
+    ids = torch.tensor([[word % config.vocab_size for word in row] + [min(end, config.vocab_size - 1)] for row in words])
     ids = ids.to(next(model.parameters()).device)
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+
+def probe(model: nn.Module, watched: Iterable[nn.Module]) -> tuple[Any, dict[nn.Module, list[torch.Tensor]]]:
+    """Runs one short input with autograd on. Returns the logits and every output of the watched modules."""
     outputs: dict[nn.Module, list[torch.Tensor]] = {module: [] for module in watched}
 
     def keep(module: nn.Module, _: Any, output: Any) -> None:
@@ -76,8 +82,8 @@ def probe(model: nn.Module, watched: Iterable[nn.Module]) -> tuple[Any, dict[nn.
     training = model.training
     try:
         model.eval()
-        with torch.enable_grad():
-            logits = model(input_ids=ids, attention_mask=torch.ones_like(ids))[0]
+        with torch.enable_grad():  # one input: a decoder may have no padding token to tell the ends of two
+            logits = model(**{name: tensor[:1] for name, tensor in probe_batch(model, 3).items()})[0]
     finally:
         model.train(training)
         for handle in handles:

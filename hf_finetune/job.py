@@ -18,14 +18,16 @@ from hf_finetune.config import RunConfig, as_dict, changed_keys
 from hf_finetune.data import Features, Splits
 from hf_finetune.errors import InputError
 from hf_finetune.freezing import FreezePlan
-from hf_finetune.loop import Schedule, Trainee, Update, evaluate, micro_batch_size
+from hf_finetune.loop import Schedule, Trainee, Update, evaluate, micro_batch_limit
+from hf_finetune.replay import Shortcuts
 from hf_finetune.runtime import Runtime
 from hf_finetune.tasks import Task
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What is to be trained, on what, where. `metric` is the one that decides what is best."""
+    """What is to be trained, on what, where. `metric` is the one that decides what is best; `no_replay` says why the frozen
+    prefix cannot be cached, where it cannot."""
 
     config: RunConfig
     runtime: Runtime
@@ -38,6 +40,7 @@ class Job:
     plan: FreezePlan
     trainee: Trainee
     schedule: Schedule
+    no_replay: str = ""
 
     @property
     def checkpoint_dir(self) -> Path:
@@ -52,17 +55,21 @@ class Job:
 # --- measuring ------------------------------------------------------------------------------------------------------
 
 
-def measure(job: Job, split: str, rows: "np.ndarray[Any, Any] | None" = None) -> dict[str, float]:
-    """Loss and metrics of a split, or of some of its rows."""
+def measure(
+    job: Job, split: str, rows: "np.ndarray[Any, Any] | None" = None, *, whole: bool = False
+) -> dict[str, float]:
+    """Loss and metrics of a split, or of some of its rows; by the `whole` model where the numbers are to be exactly those of
+    what is exported, not of a replay of stored states."""
     features = job.features[split]
     outcome = evaluate(
         job.trainee.model,
-        features,
+        dataclasses.replace(features, states=None) if whole else features,
         job.task,
         job.runtime,
         batch_size=job.config.evaluation.batch_size,
         pad_token_id=job.trainee.pad_token_id,
         rows=rows,
+        shortcuts=Shortcuts() if whole else job.trainee.shortcuts,
     )
     labels = features.labels if rows is None else features.labels[rows]
     names = (job.metric, *job.task.metric_names)
@@ -151,10 +158,11 @@ def fingerprints(job: Job) -> dict[str, str]:
 def order_of_sums(job: Job) -> str:
     """What the order of floating-point sums depends on, and so whether a resumed run can be equal bit for bit."""
     run = job.runtime
-    size = micro_batch_size(job.config, run.num_processes)
+    limit, states = micro_batch_limit(job.config, run.num_processes), job.features["train"].states
     return (
         f"{run.num_processes} x {torch.get_num_threads()} threads of {run.device.type}, {run.precision}, "
-        f"micro-batches of {size}"
+        f"micro-batches of {limit.rows}{f' and {limit.tokens} tokens' if limit.tokens else ''}, "
+        f"{'no cached prefix' if states is None else 'cached prefix'}"
     )
 
 

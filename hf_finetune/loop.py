@@ -14,10 +14,12 @@ import numpy as np
 import torch
 
 from hf_finetune.config import RunConfig
-from hf_finetune.data import Features, collate, evaluation_batches, plan_epoch, share_batch
+from hf_finetune.data import Features, MicroBatchLimit, collate, evaluation_batches, plan_epoch, share_batch
+from hf_finetune.dropout import Masks
 from hf_finetune.errors import InputError
 from hf_finetune.freezing import train_mode
 from hf_finetune.optim import set_learning_rates
+from hf_finetune.replay import Shortcuts
 
 if TYPE_CHECKING:
     from hf_finetune.runtime import Runtime
@@ -26,13 +28,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Trainee:
-    """What is trained: the bare model, the prepared one, its optimizer, and what stays in eval mode."""
+    """What is trained: the bare model, the prepared one, its optimizer, what stays in eval mode, where dropout's masks come
+    from, and what a forward need not compute."""
 
     model: Any
     prepared: Any
     optimizer: Any
     constant: Sequence[torch.nn.Module]
     pad_token_id: int
+    masks: Masks
+    shortcuts: Shortcuts = Shortcuts()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,10 +79,12 @@ class Update:
     skipped: bool  # by fp16's loss scaler
 
 
-def micro_batch_size(config: RunConfig, num_processes: int) -> int:
-    """Examples a forward on one process; never so many that a process is left without work in a full batch."""
+def micro_batch_limit(config: RunConfig, num_processes: int) -> MicroBatchLimit:
+    """What a forward on one process takes; never so much that a process is left without work in a full batch."""
     share = -(-config.train.batch_size // num_processes)
-    return min(config.train.micro_batch_size or share, share)
+    return MicroBatchLimit(
+        rows=min(config.train.micro_batch_size or share, share), tokens=config.train.micro_batch_tokens
+    )
 
 
 def train_steps(
@@ -90,7 +97,7 @@ def train_steps(
     """
     schedule = schedule_of(len(features), config)
     accelerator, lengths = runtime.accelerator, features.lengths
-    size = micro_batch_size(config, runtime.num_processes)
+    limit = micro_batch_limit(config, runtime.num_processes)
     planned_epoch, batches = -1, []
     for update in range(start_update, schedule.total_updates):
         started = time.perf_counter()
@@ -98,12 +105,13 @@ def train_steps(
         if epoch != planned_epoch:
             planned_epoch, batches = epoch, plan_epoch(lengths, config.train.batch_size, config.seed, epoch)
         rows = batches[index]
-        # Dropout's masks: a pure function of (seed, update, process), so that resume needs no random state
+        # What a model draws from torch's generator: a pure function of (seed, update, process), so that resume needs no
+        # random state. Stateless dropout masks draw nothing.
         torch.manual_seed(int(np.random.SeedSequence([config.seed, update, runtime.process]).generate_state(1)[0]))
         train_mode(trainee.model, trainee.constant)
         trainee.optimizer.zero_grad()
-        micro_batches = share_batch(rows, lengths, size, runtime.process, runtime.num_processes)
-        loss = accumulate(trainee, features, task, runtime, micro_batches, rows)
+        micro_batches = share_batch(rows, lengths, limit, runtime.process, runtime.num_processes)
+        loss = accumulate(trainee, features, task, runtime, micro_batches, rows, update)
         rates = set_learning_rates(trainee.optimizer, update, schedule.total_updates, config.train)
         parameters = [parameter for group in trainee.optimizer.param_groups for parameter in group["params"]]
         accelerator.unscale_gradients()
@@ -139,6 +147,7 @@ def accumulate(
     runtime: "Runtime",
     micro_batches: Sequence["np.ndarray[Any, Any]"],
     rows: "np.ndarray[Any, Any]",
+    update: int = 0,
 ) -> float:
     """Leaves in .grad the gradient of the mean loss over all targets of the window, and returns that loss.
 
@@ -151,12 +160,12 @@ def accumulate(
     for position, micro_rows in enumerate(micro_batches):
         is_last = position == len(micro_batches) - 1
         # A process without rows of its own still takes part in the gradients' exchange, with weight 0
-        batch = to_device(
-            collate(features, micro_rows if len(micro_rows) else rows[:1], trainee.pad_token_id), runtime.device
-        )
-        labels = batch.pop("labels")
+        taken = micro_rows if len(micro_rows) else rows[:1]
+        batch = to_device(collate(features, taken, trainee.pad_token_id), runtime.device)
+        labels, states = batch.pop("labels"), batch.pop("states", None)
         with contextlib.nullcontext() if is_last else accelerator.no_sync(trainee.prepared):
-            logits = trainee.prepared(**batch).logits
+            with trainee.shortcuts(states), trainee.masks(update, taken, runtime.device):
+                logits = trainee.prepared(**batch).logits
             loss, count = task.loss(logits, labels)
             weight = runtime.num_processes / len(rows) if len(micro_rows) else 0.0
             accelerator.backward(loss * weight)
@@ -213,6 +222,7 @@ def evaluate(
     pad_token_id: int,
     rows: "np.ndarray[Any, Any] | None" = None,
     distributed: bool = True,
+    shortcuts: Shortcuts = Shortcuts(),
 ) -> Evaluation:
     """Evaluates every row (or `rows`) exactly once, on any number of processes. Law 4: changes nothing.
 
@@ -230,8 +240,9 @@ def evaluate(
         with torch.inference_mode():
             for number in range(process, len(batches), num_processes):
                 batch = to_device(collate(features, batches[number], pad_token_id), runtime.device)
-                labels = batch.pop("labels")
-                logits = model(**batch).logits
+                labels, states = batch.pop("labels"), batch.pop("states", None)
+                with shortcuts(states):
+                    logits = model(**batch).logits
                 loss, count = task.loss(logits, labels)
                 results.append((number, float(loss), count, logits.float().cpu().numpy()))
     finally:

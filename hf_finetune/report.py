@@ -11,15 +11,14 @@ from hf_finetune import data, metrics, runtime
 from hf_finetune.checkpoint import Progress
 from hf_finetune.freezing import SHARED_BLOCK
 from hf_finetune.job import Clock, Job
-from hf_finetune.loop import micro_batch_size
+from hf_finetune.loop import micro_batch_limit
+from hf_finetune.prefix import Choice
 
 
-def announce(job: Job, notes: list[str]) -> None:
+def announce(job: Job, notes: list[str], choice: Choice) -> None:
     """Prints what was resolved, and why, before update 0."""
     config, run, schedule = job.config, job.runtime, job.schedule
     counts = ", ".join(f"{len(rows):,} {split}" for split, rows in job.features.items())
-    size = micro_batch_size(config, run.num_processes)
-    rounds = -(-config.train.batch_size // (size * run.num_processes))
     plural = "es" if run.num_processes > 1 else ""
     better = "higher" if metrics.greater_is_better(job.metric) else "lower"
     cut = job.features["train"].num_truncated
@@ -31,17 +30,31 @@ def announce(job: Job, notes: list[str]) -> None:
         f"input       at most {job.max_length} tokens; {cut:,} training texts are longer and were cut",
         f"labels      {describe_labels(job)}",
         f"metric      {job.metric} on validation, {better} is better",
-        f"updates     {schedule.total_updates:,} of {config.train.batch_size} examples = {size} x {rounds} "
-        f"micro-batch{'es' if rounds > 1 else ''} x {run.num_processes} process{plural}; "
-        f"{schedule.updates_per_epoch:,} an epoch",
+        f"updates     {schedule.total_updates:,} of {config.train.batch_size} examples = {describe_micro_batches(job)} x "
+        f"{run.num_processes} process{plural}; {schedule.updates_per_epoch:,} an epoch",
         f"device      {run.device.type}, {torch.get_num_threads()} threads a process; "
         f"{run.precision}: {run.precision_reason}",
         *(f"            {note}" for note in run.notes),
         f"freeze plan\n{job.plan.describe()}",
         *([f"  {SHARED_BLOCK}"] if job.plan.anatomy.shared else []),
+        f"dropout     masks {job.trainee.masks.reason}",
+        *([f"last block  {SHORTCUT}"] if job.trainee.shortcuts.first_token else []),
+        *(f"{'prefix' if number == 0 else '':<12}{line}" for number, line in enumerate(choice.lines)),
         *(f"resume      {note}" for note in notes),
     ]
     run.say("\n".join(lines) + "\n")
+
+
+SHORTCUT = "behind its attention computed for the first token alone: nothing else feeds the head"
+
+
+def describe_micro_batches(job: Job) -> str:
+    """How a process takes its share of a batch."""
+    config, limit = job.config, micro_batch_limit(job.config, job.runtime.num_processes)
+    if limit.tokens is not None:
+        return f"micro-batches of at most {limit.tokens:,} tokens"
+    rounds = -(-config.train.batch_size // (limit.rows * job.runtime.num_processes))
+    return f"{limit.rows} x {rounds} micro-batch{'es' if rounds > 1 else ''}"
 
 
 def describe_labels(job: Job) -> str:

@@ -1,0 +1,397 @@
+"""The frozen prefix of a run: whether to cache it, what its states depend on, capturing them, proving the replay.
+
+Frozen embeddings and blocks in eval mode map an input to the same hidden states in every epoch and run. replay.py runs a
+model up to and from that boundary, states.py keeps the states on disk; here they meet the run.
+
+B examples, T tokens, H hidden.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from tqdm import tqdm
+
+from hf_finetune import states
+from hf_finetune.checkpoint import Progress
+from hf_finetune.data import Features, collate
+from hf_finetune.errors import InputError
+from hf_finetune.freezing import train_mode
+from hf_finetune.job import Job
+from hf_finetune.loop import micro_batch_limit
+from hf_finetune.replay import CannotReplayError, Replay
+from hf_finetune.states import Entry, Layout, States
+
+FORMAT = 1  # of the key's description; raise it when capture computes something else
+EPSILON = {"float16": 2.0**-11, "bfloat16": 2.0**-8, "float32": 2.0**-24, "bf16": 2.0**-8, "fp16": 2.0**-11, "fp32": 2.0**-24}
+# Replayed logits may differ from the whole model's by this many roundings of the largest: those of the stored states, and
+# those of the computation, whose sums have another order in another batch.
+TOLERANCE_ROUNDINGS = 16
+NUM_CHECKED, CHECKED_BATCH = 12, 4
+LEAST_GAIN_SECONDS, LEAST_GAIN_SHARE = 2.0, 0.05  # below, auto does not fill a disk
+# Settings of a transformers config that say nothing about the frozen part's forward.
+FREE_CONFIG = ("_", "id2label", "label2id", "num_labels", "problem_type", "architectures", "transformers_version", "dtype",
+               "torch_dtype", "hf_finetune", "classifier", "summary_", "use_cache", "output_", "return_dict", "initializer")  # fmt: skip
+
+
+class TooLargeError(Exception):
+    """States that fp16 cannot hold."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """Whether the prefix is cached, and the lines that say why. `entry` and `dtype` (of the states in the computation)
+    where it is."""
+
+    lines: tuple[str, ...]
+    entry: Entry | None = None
+    dtype: torch.dtype = torch.float32
+
+    @property
+    def is_on(self) -> bool:
+        """Whether the prefix is cached."""
+        return self.entry is not None
+
+
+# --- whether --------------------------------------------------------------------------------------------------------
+
+
+def choose(job: Job, progress: Progress) -> Choice:
+    """Decides by prefix.cache, what the model allows, the self-check, the disk and the measured speed. The same on all
+    processes, and the same after a resume as before it. Raises InputError where `on` cannot be done."""
+    config = job.config.prefix
+    replay = job.trainee.shortcuts.replay
+    if config.cache == "off":
+        return Choice(lines=("cache off: as prefix.cache says",))
+    if replay is None:
+        return refuse(job, job.no_replay)
+    if config.cache == "auto" and progress.cached is False:
+        return Choice(lines=("cache off: as this run was begun",))
+    if progress.stopped or progress.update >= job.schedule.total_updates:
+        return Choice(lines=("cache off: nothing is left to train",))
+    if config.cache == "auto" and job.plan.num_prefix_blocks == 0:
+        return Choice(lines=("cache off: only the embeddings are constant, and they cost little",))
+    layout = states.make_layout(job.features)
+    with measuring(job):
+        sample = replay.states(batch_of(job, np.array([0]))[0])
+        entry = make_entry(job, layout, sample.shape[-1])
+        difference, tolerance = self_check(job, replay, entry.kind)
+        if not difference <= tolerance:
+            return refuse(job, f"the replayed logits differ from the model's by {difference:.1e}, above {tolerance:.1e}")
+        checked = f"replayed logits differ from the whole model's by at most {difference:.1e} (tolerance {tolerance:.1e})"
+        lines = (where_line(entry), checked)
+        if config.cache == "auto" and progress.cached:
+            return Choice(lines=("cache on: as this run was begun", *lines), entry=entry, dtype=sample.dtype)
+        gain = estimate(job, replay, entry, progress)
+    full = disk_fault(entry)
+    decided = job.runtime.on_main(lambda: (gain, full))  # one clock and one disk decide for all
+    saved, total = decided[0]
+    if decided[1]:
+        return refuse(job, decided[1])
+    if config.cache == "on":
+        return Choice(lines=(f"cache on: {gain_text(saved, total)}", *lines), entry=entry, dtype=sample.dtype)
+    if saved < max(LEAST_GAIN_SECONDS, LEAST_GAIN_SHARE * total):
+        return Choice(lines=(f"cache off: {gain_text(saved, total)}",))
+    return Choice(lines=(f"cache on: {gain_text(saved, total)}", *lines), entry=entry, dtype=sample.dtype)
+
+
+def refuse(job: Job, reason: str) -> Choice:
+    """No cache, with the reason; where one is asked for, that is an error."""
+    if job.config.prefix.cache == "on":
+        raise InputError(f"prefix.cache (on): {reason}; auto or off trains without")
+    return Choice(lines=(f"cache off: {reason}",))
+
+
+def gain_text(saved: float, total: float) -> str:
+    """What the cache is expected to save."""
+    if saved <= 0:
+        return f"would cost about {-saved:.1f} s more than the {total:.1f} s without"
+    return f"saves about {saved:.1f} s of {total:.1f} s"
+
+
+def where_line(entry: Entry) -> str:
+    """Size, place and state of the entry."""
+    state = "warm" if entry.is_whole() else "to be captured"
+    return f"{entry.num_bytes / 1e6:,.0f} MB in {entry.kind} at {entry.folder} ({state})"
+
+
+def disk_fault(entry: Entry) -> str | None:
+    """Why the entry does not fit on its disk, or None. A partial entry has its room already."""
+    if entry.is_whole() or entry.partial.exists():
+        return None
+    parent = entry.root
+    while not parent.exists():
+        parent = parent.parent
+    free = shutil.disk_usage(parent).free
+    if entry.num_bytes <= free // 2:
+        return None
+    return f"{entry.num_bytes / 1e6:,.0f} MB are needed at {entry.root} and {free / 1e6:,.0f} MB are free; half must stay so"
+
+
+@contextlib.contextmanager
+def measuring(job: Job) -> Iterator[None]:
+    """Within the block the model may be run in any way; modes and gradients are as before after it."""
+    model = job.trainee.model
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+        model.zero_grad(set_to_none=True)
+
+
+def batch_of(job: Job, rows: "np.ndarray[Any, Any]") -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    """Model inputs and labels of training rows, on the device, without stored states."""
+    features = dataclasses.replace(job.features["train"], states=None)
+    batch = collate(features, rows, job.trainee.pad_token_id)
+    batch = {name: tensor.to(job.runtime.device) for name, tensor in batch.items()}
+    return batch, batch.pop("labels")
+
+
+def self_check(job: Job, replay: Replay, kind: str) -> tuple[float, float]:
+    """The largest difference of a replayed logit from the whole model's on training examples of all lengths, and the
+    tolerance. States are captured from each example alone and rounded as they are stored, then replayed in padded batches.
+    """
+    order = np.argsort(job.features["train"].lengths, kind="stable")
+    picked = order[np.linspace(0, len(order) - 1, NUM_CHECKED).astype(int)]
+    largest, difference = 1.0, 0.0
+    for start in range(CHECKED_BATCH):  # a short, a long and two middle ones in each
+        rows = np.unique(picked[start::CHECKED_BATCH])
+        batch, _ = batch_of(job, rows)
+        alone = [replay.states(batch_of(job, rows[index : index + 1])[0])[0] for index in range(len(rows))]
+        padded = torch.nn.utils.rnn.pad_sequence([each.to(getattr(torch, kind)) for each in alone], batch_first=True)
+        expected = job.trainee.model(**batch).logits.float()
+        with job.trainee.shortcuts(padded.to(alone[0].dtype)):
+            found = job.trainee.model(**batch).logits.float()
+        largest = max(largest, float(expected.abs().max()))
+        difference = max(difference, float((found - expected).abs().max()))
+        if not bool(torch.isfinite(found).all()):
+            difference = float("inf")
+    epsilon = max(EPSILON[kind], EPSILON[job.runtime.precision])
+    return difference, TOLERANCE_ROUNDINGS * epsilon * largest
+
+
+def estimate(job: Job, replay: Replay, entry: Entry, progress: Progress) -> tuple[float, float]:
+    """Seconds that the cache saves, and seconds of training and validation without it: measured on one micro-batch of
+    middling length, and multiplied by the tokens to come."""
+    train, schedule = job.features["train"], job.schedule
+    size = micro_batch_limit(job.config, job.runtime.num_processes).rows
+    order = np.argsort(train.lengths, kind="stable")
+    middle = max(0, (len(order) - size) // 2)
+    rows = order[middle : middle + size]
+    batch, labels = batch_of(job, rows)
+    num_tokens = int(train.lengths[rows].sum())
+    captured = replay.states(batch)
+    prefix = seconds(lambda: replay.states(batch)) / num_tokens
+    whole = seconds(lambda: forward_backward(job, batch, labels, None)) / num_tokens
+    replayed = seconds(lambda: forward_backward(job, batch, labels, captured)) / num_tokens
+    updates = schedule.total_updates - progress.update
+    train_tokens = int(train.lengths.sum()) * updates / schedule.updates_per_epoch
+    every = job.config.evaluation.every
+    evaluations = -(-updates // (schedule.updates_per_epoch if every == "epoch" else every))
+    validation_tokens = int(job.features["validation"].lengths.sum()) * evaluations
+    missing = 0 if entry.is_whole() else entry.layout.num_tokens
+    saved = train_tokens * (whole - replayed) + (validation_tokens - missing) * prefix
+    total = train_tokens * whole + validation_tokens * (prefix + replayed / 3)  # a backward costs two forwards
+    return saved / job.runtime.num_processes, total / job.runtime.num_processes
+
+
+def seconds(function: Callable[[], object]) -> float:
+    """The faster of two runs, after one that warms up."""
+    times = []
+    for _ in range(3):
+        began = time.perf_counter()
+        function()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - began)
+    return min(times[1:])
+
+
+def forward_backward(
+    job: Job, batch: dict[str, torch.Tensor], labels: torch.Tensor, captured: torch.Tensor | None
+) -> None:
+    """One micro-batch as training computes it, its gradients thrown away."""
+    trainee = job.trainee
+    train_mode(trainee.model, trainee.constant)
+    with torch.enable_grad(), trainee.shortcuts(captured), trainee.masks(0, np.arange(len(labels))):
+        logits = trainee.model(**batch).logits
+        loss, _ = job.task.loss(logits, labels)
+        loss.backward()
+    trainee.model.zero_grad(set_to_none=True)
+    trainee.model.eval()
+
+
+# --- what the states depend on --------------------------------------------------------------------------------------
+
+
+def make_entry(job: Job, layout: Layout, hidden: int) -> Entry:
+    """The entry of this run's prefix and features: the fp32 one, or the 16-bit one that is there, fp16 first."""
+    root = Path(job.config.prefix.dir) if job.config.prefix.dir else states.default_root()
+    description = job.runtime.on_main(lambda: describe(job))
+
+    def of(kind: str) -> Entry:
+        return Entry(root=root, description=description, layout=layout, kind=kind, hidden=hidden)
+
+    if job.config.prefix.precision == "fp32":
+        return of("float32")
+    return of("bfloat16") if of("bfloat16").is_whole() and not of("float16").is_whole() else of("float16")
+
+
+def describe(job: Job) -> dict[str, Any]:
+    """All that the states depend on besides the features: the frozen weights, the boundary, the config as far as the
+    forward goes, attention, precision, versions. Nothing else: another head, label set or seed finds the same entry."""
+    model, plan = job.trainee.model, job.plan
+    base = getattr(model, model.base_model_prefix, model)
+    config = {
+        key: value
+        for key, value in model.config.to_dict().items()
+        if not key.startswith(FREE_CONFIG) and "drop" not in key  # frozen modules are in eval mode
+    }
+    return {
+        "format": FORMAT,
+        "weights": weights_digest(job),
+        "blocks": plan.num_prefix_blocks,
+        "architecture": type(base).__name__,
+        "config": json.loads(json.dumps(config, default=str)),
+        "attention": str(model.config._attn_implementation),
+        "precision": job.runtime.precision,
+        "torch": torch.__version__.split("+")[0],
+        "transformers": transformers.__version__,
+    }
+
+
+def weights_digest(job: Job) -> str:
+    """Digest of the name, type, shape and bytes of every frozen tensor of the prefix."""
+    plan, digest = job.plan, hashlib.sha256()
+    parameters = dict(job.trainee.model.named_parameters())
+    blocks = [name for names in plan.anatomy.blocks[: plan.num_prefix_blocks] for name in names]
+    for name in sorted({*plan.anatomy.embeddings, *blocks} & plan.frozen):
+        tensor = parameters[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+# --- capture --------------------------------------------------------------------------------------------------------
+
+
+def attach(job: Job, choice: Choice) -> Job:
+    """The job with the states of all its features, captured where the cache does not hold them; without a cache, the job
+    with no replay. On all processes."""
+    shortcuts = job.trainee.shortcuts
+    if choice.entry is None or shortcuts.replay is None:
+        trainee = dataclasses.replace(job.trainee, shortcuts=dataclasses.replace(shortcuts, replay=None))
+        return dataclasses.replace(job, trainee=trainee)
+    entry = choice.entry
+    try:
+        ensure(job, shortcuts.replay, entry)
+    except TooLargeError:
+        job.runtime.say("cache       values are too large for fp16: kept in bf16")
+        job.runtime.on_main(lambda: shutil.rmtree(entry.partial, ignore_errors=True))
+        entry = dataclasses.replace(entry, kind="bfloat16")
+        ensure(job, shortcuts.replay, entry)
+    features = {
+        split: dataclasses.replace(
+            rows,
+            states=States(
+                path=entry.folder / states.STATES, kind=entry.kind, hidden=entry.hidden, starts=entry.layout.starts[split]
+            ),
+        )
+        for split, rows in job.features.items()
+    }
+    replay = dataclasses.replace(shortcuts.replay, dtype=choice.dtype)
+    trainee = dataclasses.replace(job.trainee, shortcuts=dataclasses.replace(shortcuts, replay=replay))
+    return dataclasses.replace(job, features=features, trainee=trainee)
+
+
+def ensure(job: Job, replay: Replay, entry: Entry) -> None:
+    """Makes the entry whole, each process computing its share of what is missing. One run at a time does it."""
+    run = job.runtime
+    with contextlib.ExitStack() as held:
+        run.on_main(lambda: held.enter_context(states.locked(entry.root, entry.key, run.say)))
+        missing, notes = run.on_main(lambda: states.missing_chunks(entry))
+        for note in notes:
+            run.say(f"cache       {note}")
+        if not missing:
+            return
+        began = time.perf_counter()
+        outcomes = run.gather(fill_share(job, replay, entry, missing))
+        if "too large" in outcomes:
+            raise TooLargeError
+        if faults := [outcome for outcome in outcomes if outcome]:
+            raise InputError(faults[0])
+        run.on_main(lambda: states.finish(entry))
+        num_tokens, took = entry.layout.num_tokens, time.perf_counter() - began
+        run.say(f"cache       {num_tokens:,} tokens captured in {took:.1f} s\n")
+
+
+def fill_share(job: Job, replay: Replay, entry: Entry, missing: list[int]) -> str:
+    """Computes this process's share of the missing chunks; what went wrong, or nothing, for all processes to hear."""
+    run = job.runtime
+    chunks = entry.layout.chunks()
+    share = missing[run.process :: run.num_processes]
+    shows = run.is_main and sys.stderr.isatty()
+    with tqdm(total=len(share), desc="capturing the prefix", unit="chunk", disable=not shows, leave=False) as bar:
+
+        def compute(number: int) -> bytes:
+            content = capture(job, replay, entry, *chunks[number])
+            bar.update(1)
+            return content
+
+        try:
+            with measuring(job):
+                states.fill(entry, share, run.process, compute)
+        except InputError as error:
+            return str(error)
+        except TooLargeError:
+            return "too large"
+    return ""
+
+
+def capture(job: Job, replay: Replay, entry: Entry, begin: int, end: int) -> bytes:
+    """The states of features `begin` to `end` of the layout, as the file holds them."""
+    sources = entry.layout.source[begin:end]
+    batch, mask = pad(job.features, sources, job.trainee.pad_token_id)
+    values = replay.states({name: tensor.to(job.runtime.device) for name, tensor in batch.items()})
+    stored = values[mask.to(values.device)].to(getattr(torch, entry.kind))
+    if not bool(torch.isfinite(stored).all()):
+        if entry.kind == "float16" and bool(torch.isfinite(values).all()):
+            raise TooLargeError
+        split, row = sources[0]
+        raise InputError(
+            f"prefix.cache: the frozen blocks give values that are not finite near row {row} of {split}; "
+            "--prefix.cache off trains without"
+        )
+    return stored.cpu().contiguous().view(torch.uint8).numpy().tobytes()
+
+
+def pad(
+    features: dict[str, Features], sources: list[tuple[str, int]], pad_token_id: int
+) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    """A padded batch of rows of any splits, and its mask [B, T]."""
+    spans = [features[split].offsets[row : row + 2] for split, row in sources]
+    longest = max(int(end - begin) for begin, end in spans)
+    mask = np.zeros((len(sources), longest), dtype=np.int64)
+    names = features[sources[0][0]].inputs.keys()
+    batch = {name: np.full(mask.shape, pad_token_id if name == "input_ids" else 0, dtype=np.int64) for name in names}
+    for index, ((split, _), (begin, end)) in enumerate(zip(sources, spans, strict=True)):
+        mask[index, : end - begin] = 1
+        for name in names:
+            batch[name][index, : end - begin] = features[split].inputs[name][begin:end]
+    tensors = {name: torch.from_numpy(array) for name, array in {**batch, "attention_mask": mask}.items()}
+    return tensors, torch.from_numpy(mask.astype(bool))

@@ -1,0 +1,383 @@
+"""The model side of the frozen prefix: run a model up to the boundary, and run what is above from stored states.
+
+Nothing is taken out of the model: for the time of a forward, some modules' `forward` is another function. Names,
+state_dict, optimizer and the distributed wrapper see the model they know. Which modules, is found by running a probe and
+looking at shapes: no family's names are needed, and what cannot be proven equal is refused with the reason.
+
+B examples, T tokens, H hidden.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from hf_finetune.freezing import FreezePlan, find_stack, probe_batch
+
+PROBE_TOKENS = 5  # a length that no other dimension of the probe has
+# Largest difference on the probe, in fp32, relative to the largest logit, or to the largest gradient of its parameter:
+# what sums in another order make. The replay does the same sums; the cut to one token does not.
+SAME_SUMS, OTHER_SUMS = 1e-6, 1e-5
+
+
+class CannotReplayError(Exception):
+    """Why a model's prefix cannot be replayed."""
+
+
+class _BoundaryReachedError(Exception):
+    """Ends a forward at the boundary, with its states."""
+
+    def __init__(self, states: torch.Tensor) -> None:
+        super().__init__()
+        self.states = states
+
+
+@contextlib.contextmanager
+def forwards(replaced: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
+    """Within the block each module's forward is the given function."""
+    before = {module: vars(module).get("forward") for module in replaced}
+    for module, function in replaced.items():
+        module.forward = function
+    try:
+        yield
+    finally:
+        for module, function in before.items():
+            if function is None:
+                del module.forward
+            else:
+                module.forward = function
+
+
+@dataclass(frozen=True, kw_only=True)
+class StandIn:
+    """What is returned instead of a module's output: zeros [B, T, width], beside them None for each extra output."""
+
+    width: int
+    num_extras: int | None  # None: a bare tensor
+
+    def output(self, tensor: torch.Tensor) -> Any:
+        """The tensor in the form of the module's output."""
+        return tensor if self.num_extras is None else (tensor, *[None] * self.num_extras)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Replay:
+    """How to run a model up to and from its boundary: the input of the lowest block that is not constant, or the output
+    of the last one where all are. `stand_ins` are the constant modules below, each topmost of its kind; `dtype` is that of
+    the states in the computation."""
+
+    model: nn.Module
+    boundary: nn.Module
+    is_output: bool
+    stand_ins: Mapping[nn.Module, StandIn]
+    dtype: torch.dtype = torch.float32
+
+    def states(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Hidden states [B, T, H] at the boundary; nothing above is run."""
+        original = self.boundary.forward
+
+        def stop(*arguments: Any, **keywords: Any) -> None:
+            if self.is_output:
+                raise _BoundaryReachedError(first(original(*arguments, **keywords)))
+            raise _BoundaryReachedError(arguments[0] if arguments else keywords["hidden_states"])
+
+        try:
+            with forwards({self.boundary: stop}):
+                self.model(**batch)
+        except _BoundaryReachedError as reached:
+            return reached.states
+        raise CannotReplayError("the model does not run its blocks")
+
+    @contextlib.contextmanager
+    def replaying(self, states: torch.Tensor) -> Iterator[None]:
+        """Within the block the model takes these states at the boundary, and computes nothing below it."""
+        original = self.boundary.forward
+        zero = states.new_zeros(1)
+
+        def stand_in_for(form: StandIn) -> Callable[..., Any]:
+            return lambda *_, **__: form.output(zero.expand(*states.shape[:2], form.width))
+
+        def inject(*arguments: Any, **keywords: Any) -> Any:
+            if arguments:
+                return original(states, *arguments[1:], **keywords)
+            return original(**{**keywords, "hidden_states": states})
+
+        replaced = {module: stand_in_for(form) for module, form in self.stand_ins.items()}
+        if self.is_output:
+            form = self.stand_ins[self.boundary]
+            replaced[self.boundary] = lambda *_, **__: form.output(states)
+        else:
+            replaced[self.boundary] = inject
+        with forwards(replaced):
+            yield
+
+
+def first(output: Any) -> Any:
+    """The hidden states of a block's output."""
+    return output[0] if isinstance(output, (tuple, list)) else output
+
+
+def is_states(value: Any) -> bool:
+    """Whether a value has the form of hidden states."""
+    return isinstance(value, torch.Tensor) and value.ndim == 3
+
+
+@dataclass(kw_only=True)
+class Call:
+    """One call of a module on the probe: when it began and ended, whether it was given states [B, T, H], and its output."""
+
+    module: nn.Module
+    began: int
+    takes_states: bool
+    ended: int = 0
+    output: Any = None
+
+
+def trace(model: nn.Module, batch: Mapping[str, torch.Tensor]) -> list[Call]:
+    """Every call of every module in one forward, in the order in which they began."""
+    calls: list[Call] = []
+    waiting: list[Call] = []
+    clock = 0
+
+    shape = batch["input_ids"].shape
+
+    def begin(module: nn.Module, arguments: Any, keywords: Any) -> None:
+        nonlocal clock
+        clock += 1
+        takes_states = any(is_states(value) and value.shape[:2] == shape for value in (*arguments, *keywords.values()))
+        calls.append(Call(module=module, began=clock, takes_states=takes_states))
+        waiting.append(calls[-1])
+
+    def end(_: nn.Module, __: Any, output: Any) -> None:
+        nonlocal clock
+        clock += 1
+        call = waiting.pop()
+        call.ended, call.output = clock, output
+
+    handles = [module.register_forward_pre_hook(begin, with_kwargs=True) for module in model.modules()]
+    handles += [module.register_forward_hook(end) for module in model.modules()]
+    try:
+        model(**batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return calls
+
+
+def find_replay(model: nn.Module, plan: FreezePlan) -> Replay:
+    """The replay of a model under a freeze plan, proven on a probe. Raises CannotReplayError with the reason.
+
+    The model must be in fp32 and not yet prepared.
+    """
+    depth = plan.num_prefix_blocks
+    if depth < 0:
+        raise CannotReplayError("the embeddings train, so nothing is constant (see freeze.embeddings)")
+    if plan.anatomy.shared:
+        raise CannotReplayError("this backbone runs one shared block many times")
+    _, stack = find_stack(model)
+    is_output = depth == len(stack)
+    boundary = stack[depth - 1] if is_output else stack[depth]
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        with torch.no_grad():
+            calls = trace(model, probe_batch(model, PROBE_TOKENS))
+        (at,) = [call for call in calls if call.module is boundary] or [None]
+        if at is None:
+            raise CannotReplayError("the model does not run its blocks")
+        replay = Replay(
+            model=model,
+            boundary=boundary,
+            is_output=is_output,
+            stand_ins=find_stand_ins(model, plan, calls, at.ended if is_output else at.began, is_output=is_output),
+        )
+        prove(replay)
+    finally:
+        for module, training in modes.items():
+            module.training = training
+    return replay
+
+
+def find_stand_ins(
+    model: nn.Module, plan: FreezePlan, calls: list[Call], end: int, *, is_output: bool
+) -> dict[nn.Module, StandIn]:
+    """The topmost modules of frozen parameters only, run below the boundary only, that give [B, T, width]."""
+    frozen = {id(parameter) for name, parameter in model.named_parameters() if name in plan.frozen}
+    found: dict[nn.Module, StandIn] = {}
+    covered: set[nn.Module] = set()
+    for module in model.modules():  # a parent comes before its children
+        own = [call for call in calls if call.module is module]
+        parameters = list(module.parameters())
+        if module in covered or not own or not parameters or any(id(each) not in frozen for each in parameters):
+            continue
+        output = own[0].output
+        states = first(output)
+        if any(call.ended > end for call in own) or not isinstance(states, torch.Tensor):
+            continue
+        if states.ndim != 3 or states.shape[:2] != (2, PROBE_TOKENS):
+            continue
+        extras = output[1:] if isinstance(output, (tuple, list)) else None
+        if extras and any(extra is not None for extra in extras) and not is_output:
+            # DeBERTa's blocks return their attention's weights, which nobody reads: the proof tells
+            extras = [None] * len(extras)
+        found[module] = StandIn(width=states.shape[-1], num_extras=None if extras is None else len(extras))
+        covered.update(module.modules())
+    return found
+
+
+def prove(replay: Replay) -> None:
+    """Raises CannotReplayError where the replay's logits on the probe are not the model's."""
+    for length in (PROBE_TOKENS, PROBE_TOKENS + 4):
+        batch = probe_batch(replay.model, length)
+        with torch.no_grad():
+            expected = replay.model(**batch)[0]
+            states = replay.states(batch)
+            try:
+                with replay.replaying(states):
+                    found = replay.model(**batch)[0]
+            except (RuntimeError, TypeError, ValueError, AttributeError, IndexError) as error:
+                reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+                raise CannotReplayError(
+                    f"its upper blocks need more of the lower ones than hidden states ({reason})"
+                ) from None
+        if not close(found, expected, SAME_SUMS):
+            raise CannotReplayError("its upper blocks need more of the lower ones than hidden states")
+
+
+def close(found: torch.Tensor, expected: torch.Tensor, tolerance: float, floor: float = 0.0) -> bool:
+    """Whether two tensors differ by no more than a share of the largest value, and `floor`."""
+    return float((found - expected).abs().max()) <= tolerance * float(expected.abs().max()) + floor
+
+
+# --- the last block for the first token alone -----------------------------------------------------------------------
+
+
+def first_tokens(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, with every [B, T, ...] argument cut to its first token."""
+
+    def head(value: Any) -> Any:
+        return value[:, :1] if is_states(value) else value
+
+    return lambda *arguments, **keywords: function(
+        *map(head, arguments), **{name: head(value) for name, value in keywords.items()}
+    )
+
+
+def find_first_token_cuts(model: nn.Module, plan: FreezePlan) -> tuple[nn.Module, ...]:
+    """The modules of the last block that may be given the first token alone, where only that feeds the head.
+
+    What comes after them (BERT's output projection and feed-forward: two thirds of the block) is then computed for one
+    token. Each is taken only where logits and gradients on the probe stay the same in fp32. None where the last block
+    does not train, or another token is read.
+    """
+    if getattr(model.config, "is_encoder_decoder", False) or plan.anatomy.shared:
+        return ()
+    _, stack = find_stack(model)
+    if plan.num_prefix_blocks == len(stack) or not reads_first_token_only(model, stack[-1]):
+        return ()
+    inside = {module for module in stack[-1].modules() if any(True for _ in module.parameters())} - {stack[-1]}
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        batches = [probe_batch(model, length) for length in (PROBE_TOKENS, PROBE_TOKENS + 4)]
+        with torch.no_grad():
+            expected = [model(**batch)[0] for batch in batches]
+        cuts: tuple[nn.Module, ...] = ()
+        tried: set[nn.Module] = set()
+        while module := next((each for each in whole_calls(model, cuts, batches[0]) if each in inside - tried), None):
+            tried.add(module)
+            if cut_changes_nothing(model, (*cuts, module), batches, expected):
+                cuts += (module,)
+    finally:
+        for module, training in modes.items():
+            module.training = training
+    return cuts
+
+
+def whole_calls(model: nn.Module, cuts: tuple[nn.Module, ...], batch: Mapping[str, torch.Tensor]) -> list[nn.Module]:
+    """The modules that are given the states of all tokens while others are cut, in the order of their calls."""
+    with torch.no_grad(), cut(cuts):
+        return [call.module for call in trace(model, batch) if call.takes_states]
+
+
+def cut(modules: Iterable[nn.Module]) -> contextlib.AbstractContextManager[None]:
+    """Within the block these modules are given the first token alone."""
+    return forwards({module: first_tokens(module.forward) for module in modules})
+
+
+def cut_changes_nothing(
+    model: nn.Module,
+    cuts: tuple[nn.Module, ...],
+    batches: list[dict[str, torch.Tensor]],
+    expected: list[torch.Tensor],
+) -> bool:
+    """Whether logits and gradients are the same with these cuts."""
+    try:
+        with torch.no_grad(), cut(cuts):
+            found = [model(**batch)[0] for batch in batches]
+    except (RuntimeError, TypeError, ValueError, IndexError, AttributeError):
+        return False
+    same = all(close(one, other, OTHER_SUMS) for one, other in zip(found, expected, strict=True))
+    return same and same_gradients(model, cuts, batches)
+
+
+def reads_first_token_only(model: nn.Module, block: nn.Module) -> bool:
+    """Whether the logits depend on the block's output at the first token and nowhere else."""
+    outputs: list[torch.Tensor] = []
+
+    def keep(_: nn.Module, __: Any, output: Any) -> None:
+        outputs.append(first(output))
+        outputs[-1].retain_grad()
+
+    handle = block.register_forward_hook(keep)
+    try:
+        with torch.enable_grad():
+            logits = model(**probe_batch(model, PROBE_TOKENS))[0]
+            (gradient,) = torch.autograd.grad(logits.square().sum(), outputs[-1])
+    except RuntimeError:  # the block's output needs no gradient, or does not reach the logits
+        return False
+    finally:
+        handle.remove()
+    return bool(gradient[:, 0].any()) and not bool(gradient[:, 1:].any())
+
+
+def same_gradients(model: nn.Module, cuts: tuple[nn.Module, ...], batches: list[dict[str, torch.Tensor]]) -> bool:
+    """Whether all gradients are the same with and without the cuts."""
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+    def gradients() -> list[torch.Tensor | None]:
+        with torch.enable_grad():
+            loss = sum(model(**batch)[0].square().sum() for batch in batches)
+            return list(torch.autograd.grad(loss, parameters, allow_unused=True))  # type: ignore[arg-type]
+
+    expected = gradients()
+    with cut(cuts):
+        found = gradients()
+    # The gradient of a key's bias is zero but for rounding: hence the floor
+    floor = 1e-2 * OTHER_SUMS * max(float(gradient.abs().max()) for gradient in expected if gradient is not None)
+    for one, other in zip(found, expected, strict=True):
+        if (one is None) != (other is None):
+            return False
+        if one is not None and other is not None and not close(one, other, OTHER_SUMS, floor):
+            return False
+    return True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shortcuts:
+    """What a forward need not compute. `first_token` are the modules to give the first token alone."""
+
+    replay: Replay | None = None
+    first_token: tuple[nn.Module, ...] = ()
+
+    @contextlib.contextmanager
+    def __call__(self, states: torch.Tensor | None) -> Iterator[None]:
+        """Within the block the model takes the shortcuts; from `states` [B, T, H] where they are given."""
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(cut(self.first_token))
+            if states is not None and self.replay is not None:
+                stack.enter_context(self.replay.replaying(states.to(self.replay.dtype)))
+            yield
