@@ -120,7 +120,7 @@ class StatelessDropout(TorchFunctionMode):
         self.shapes.append(input.shape)
         keys = self.update_key if place in self.shared else self.example_keys
         keys = mix(keys ^ mix(torch.tensor([place + 1], device=keys.device) * GOLDEN))
-        return Masked.apply(input, lanes(keys, input.shape), p)  # type: ignore[no-untyped-call]
+        return Masked.apply(input, lanes(keys, input.shape), p)
 
     def attention(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attn_mask: torch.Tensor | None = None,
@@ -161,7 +161,9 @@ class Masks:
         """Within the block, the masks of an update for a batch of these rows of the training features."""
         if not self.is_stateless:
             return contextlib.nullcontext()
-        return StatelessDropout(self.seed, update, torch.from_numpy(np.asarray(rows, dtype=np.int64)).to(device), self.shared)
+        return StatelessDropout(
+            self.seed, update, torch.from_numpy(np.asarray(rows, dtype=np.int64)).to(device), self.shared
+        )
 
 
 def choose_masks(asked: str, seed: int, model: torch.nn.Module, constant: Iterable[torch.nn.Module]) -> Masks:

@@ -12,6 +12,7 @@ from hf_finetune import (
     data,
     dropout,
     export,
+    first_token,
     freezing,
     hub,
     metrics,
@@ -208,13 +209,13 @@ def encode(splits: Splits, task: Task, tokenizer: Any, max_length: int, run: Run
     return encode_all()
 
 
-def find_shortcuts(model: Any, plan: freezing.FreezePlan) -> tuple[replay.Shortcuts, str]:
+def find_shortcuts(model: Any, plan: freezing.FreezePlan) -> tuple[first_token.Shortcuts, str]:
     """What a forward of this model need not compute, each proven on a probe; and why its prefix cannot be replayed."""
-    first_token = replay.find_first_token_cuts(model, plan)
+    cuts = first_token.find_first_token_cuts(model, plan)
     try:
-        return replay.Shortcuts(replay=replay.find_replay(model, plan), first_token=first_token), ""
+        return first_token.Shortcuts(replay=replay.find_replay(model, plan), first_token=cuts), ""
     except replay.CannotReplayError as error:
-        return replay.Shortcuts(first_token=first_token), str(error)
+        return first_token.Shortcuts(first_token=cuts), str(error)
 
 
 def prepare(

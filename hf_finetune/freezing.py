@@ -64,7 +64,9 @@ def probe_batch(model: nn.Module, length: int) -> dict[str, torch.Tensor]:
     config: Any = model.config
     end = config.eos_token_id if isinstance(config.eos_token_id, int) else config.pad_token_id or 0
     words = [[3 + (position + row) % 2 for position in range(length - 1)] for row in (0, 1)]
-    ids = torch.tensor([[word % config.vocab_size for word in row] + [min(end, config.vocab_size - 1)] for row in words])
+    ids = torch.tensor(
+        [[word % config.vocab_size for word in row] + [min(end, config.vocab_size - 1)] for row in words]
+    )
     ids = ids.to(next(model.parameters()).device)
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 

@@ -17,9 +17,9 @@ from hf_finetune.checkpoint import Progress
 from hf_finetune.config import RunConfig, as_dict, changed_keys
 from hf_finetune.data import Features, Splits
 from hf_finetune.errors import InputError
+from hf_finetune.first_token import NO_SHORTCUTS
 from hf_finetune.freezing import FreezePlan
 from hf_finetune.loop import Schedule, Trainee, Update, evaluate, micro_batch_limit
-from hf_finetune.replay import Shortcuts
 from hf_finetune.runtime import Runtime
 from hf_finetune.tasks import Task
 
@@ -69,7 +69,7 @@ def measure(
         batch_size=job.config.evaluation.batch_size,
         pad_token_id=job.trainee.pad_token_id,
         rows=rows,
-        shortcuts=Shortcuts() if whole else job.trainee.shortcuts,
+        shortcuts=NO_SHORTCUTS if whole else job.trainee.shortcuts,
     )
     labels = features.labels if rows is None else features.labels[rows]
     names = (job.metric, *job.task.metric_names)

@@ -17,9 +17,9 @@ from hf_finetune.config import RunConfig
 from hf_finetune.data import Features, MicroBatchLimit, collate, evaluation_batches, plan_epoch, share_batch
 from hf_finetune.dropout import Masks
 from hf_finetune.errors import InputError
+from hf_finetune.first_token import NO_SHORTCUTS, Shortcuts
 from hf_finetune.freezing import train_mode
 from hf_finetune.optim import set_learning_rates
-from hf_finetune.replay import Shortcuts
 
 if TYPE_CHECKING:
     from hf_finetune.runtime import Runtime
@@ -37,7 +37,7 @@ class Trainee:
     constant: Sequence[torch.nn.Module]
     pad_token_id: int
     masks: Masks
-    shortcuts: Shortcuts = Shortcuts()
+    shortcuts: Shortcuts = NO_SHORTCUTS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,7 +222,7 @@ def evaluate(
     pad_token_id: int,
     rows: "np.ndarray[Any, Any] | None" = None,
     distributed: bool = True,
-    shortcuts: Shortcuts = Shortcuts(),
+    shortcuts: Shortcuts = NO_SHORTCUTS,
 ) -> Evaluation:
     """Evaluates every row (or `rows`) exactly once, on any number of processes. Law 4: changes nothing.
 

@@ -30,11 +30,18 @@ from hf_finetune.errors import InputError
 from hf_finetune.freezing import train_mode
 from hf_finetune.job import Job
 from hf_finetune.loop import micro_batch_limit
-from hf_finetune.replay import CannotReplayError, Replay
+from hf_finetune.replay import Replay
 from hf_finetune.states import Entry, Layout, States
 
 FORMAT = 1  # of the key's description; raise it when capture computes something else
-EPSILON = {"float16": 2.0**-11, "bfloat16": 2.0**-8, "float32": 2.0**-24, "bf16": 2.0**-8, "fp16": 2.0**-11, "fp32": 2.0**-24}
+EPSILON = {
+    "float16": 2.0**-11,
+    "bfloat16": 2.0**-8,
+    "float32": 2.0**-24,
+    "bf16": 2.0**-8,
+    "fp16": 2.0**-11,
+    "fp32": 2.0**-24,
+}
 # Replayed logits may differ from the whole model's by this many roundings of the largest: those of the stored states, and
 # those of the computation, whose sums have another order in another batch.
 TOLERANCE_ROUNDINGS = 16
@@ -42,7 +49,8 @@ NUM_CHECKED, CHECKED_BATCH = 12, 4
 LEAST_GAIN_SECONDS, LEAST_GAIN_SHARE = 2.0, 0.05  # below, auto does not fill a disk
 # Settings of a transformers config that say nothing about the frozen part's forward.
 FREE_CONFIG = ("_", "id2label", "label2id", "num_labels", "problem_type", "architectures", "transformers_version", "dtype",
-               "torch_dtype", "hf_finetune", "classifier", "summary_", "use_cache", "output_", "return_dict", "initializer")  # fmt: skip
+               "torch_dtype",
+               "hf_finetune", "classifier", "summary_", "use_cache", "output_", "return_dict", "initializer")  # fmt: skip
 
 
 class TooLargeError(Exception):
@@ -88,8 +96,12 @@ def choose(job: Job, progress: Progress) -> Choice:
         entry = make_entry(job, layout, sample.shape[-1])
         difference, tolerance = self_check(job, replay, entry.kind)
         if not difference <= tolerance:
-            return refuse(job, f"the replayed logits differ from the model's by {difference:.1e}, above {tolerance:.1e}")
-        checked = f"replayed logits differ from the whole model's by at most {difference:.1e} (tolerance {tolerance:.1e})"
+            return refuse(
+                job, f"the replayed logits differ from the model's by {difference:.1e}, above {tolerance:.1e}"
+            )
+        checked = (
+            f"replayed logits differ from the whole model's by at most {difference:.1e} (tolerance {tolerance:.1e})"
+        )
         lines = (where_line(entry), checked)
         if config.cache == "auto" and progress.cached:
             return Choice(lines=("cache on: as this run was begun", *lines), entry=entry, dtype=sample.dtype)
@@ -309,7 +321,10 @@ def attach(job: Job, choice: Choice) -> Job:
         split: dataclasses.replace(
             rows,
             states=States(
-                path=entry.folder / states.STATES, kind=entry.kind, hidden=entry.hidden, starts=entry.layout.starts[split]
+                path=entry.folder / states.STATES,
+                kind=entry.kind,
+                hidden=entry.hidden,
+                starts=entry.layout.starts[split],
             ),
         )
         for split, rows in job.features.items()

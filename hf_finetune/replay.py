@@ -8,7 +8,7 @@ B examples, T tokens, H hidden.
 """
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,9 +18,7 @@ from torch import nn
 from hf_finetune.freezing import FreezePlan, find_stack, probe_batch
 
 PROBE_TOKENS = 5  # a length that no other dimension of the probe has
-# Largest difference on the probe, in fp32, relative to the largest logit, or to the largest gradient of its parameter:
-# what sums in another order make. The replay does the same sums; the cut to one token does not.
-SAME_SUMS, OTHER_SUMS = 1e-6, 1e-5
+SAME_SUMS = 1e-6  # largest difference of a logit on the probe, in fp32, relative to the largest logit
 
 
 class CannotReplayError(Exception):
@@ -44,11 +42,11 @@ def forwards(replaced: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]
     try:
         yield
     finally:
-        for module, function in before.items():
-            if function is None:
+        for module, earlier in before.items():
+            if earlier is None:
                 del module.forward
             else:
-                module.forward = function
+                module.forward = earlier
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,7 +183,7 @@ def find_replay(model: nn.Module, plan: FreezePlan) -> Replay:
     try:
         with torch.no_grad():
             calls = trace(model, probe_batch(model, PROBE_TOKENS))
-        (at,) = [call for call in calls if call.module is boundary] or [None]
+        at = next((call for call in calls if call.module is boundary), None)
         if at is None:
             raise CannotReplayError("the model does not run its blocks")
         replay = Replay(
@@ -250,134 +248,3 @@ def prove(replay: Replay) -> None:
 def close(found: torch.Tensor, expected: torch.Tensor, tolerance: float, floor: float = 0.0) -> bool:
     """Whether two tensors differ by no more than a share of the largest value, and `floor`."""
     return float((found - expected).abs().max()) <= tolerance * float(expected.abs().max()) + floor
-
-
-# --- the last block for the first token alone -----------------------------------------------------------------------
-
-
-def first_tokens(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function, with every [B, T, ...] argument cut to its first token."""
-
-    def head(value: Any) -> Any:
-        return value[:, :1] if is_states(value) else value
-
-    return lambda *arguments, **keywords: function(
-        *map(head, arguments), **{name: head(value) for name, value in keywords.items()}
-    )
-
-
-def find_first_token_cuts(model: nn.Module, plan: FreezePlan) -> tuple[nn.Module, ...]:
-    """The modules of the last block that may be given the first token alone, where only that feeds the head.
-
-    What comes after them (BERT's output projection and feed-forward: two thirds of the block) is then computed for one
-    token. Each is taken only where logits and gradients on the probe stay the same in fp32. None where the last block
-    does not train, or another token is read.
-    """
-    if getattr(model.config, "is_encoder_decoder", False) or plan.anatomy.shared:
-        return ()
-    _, stack = find_stack(model)
-    if plan.num_prefix_blocks == len(stack) or not reads_first_token_only(model, stack[-1]):
-        return ()
-    inside = {module for module in stack[-1].modules() if any(True for _ in module.parameters())} - {stack[-1]}
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        batches = [probe_batch(model, length) for length in (PROBE_TOKENS, PROBE_TOKENS + 4)]
-        with torch.no_grad():
-            expected = [model(**batch)[0] for batch in batches]
-        cuts: tuple[nn.Module, ...] = ()
-        tried: set[nn.Module] = set()
-        while module := next((each for each in whole_calls(model, cuts, batches[0]) if each in inside - tried), None):
-            tried.add(module)
-            if cut_changes_nothing(model, (*cuts, module), batches, expected):
-                cuts += (module,)
-    finally:
-        for module, training in modes.items():
-            module.training = training
-    return cuts
-
-
-def whole_calls(model: nn.Module, cuts: tuple[nn.Module, ...], batch: Mapping[str, torch.Tensor]) -> list[nn.Module]:
-    """The modules that are given the states of all tokens while others are cut, in the order of their calls."""
-    with torch.no_grad(), cut(cuts):
-        return [call.module for call in trace(model, batch) if call.takes_states]
-
-
-def cut(modules: Iterable[nn.Module]) -> contextlib.AbstractContextManager[None]:
-    """Within the block these modules are given the first token alone."""
-    return forwards({module: first_tokens(module.forward) for module in modules})
-
-
-def cut_changes_nothing(
-    model: nn.Module,
-    cuts: tuple[nn.Module, ...],
-    batches: list[dict[str, torch.Tensor]],
-    expected: list[torch.Tensor],
-) -> bool:
-    """Whether logits and gradients are the same with these cuts."""
-    try:
-        with torch.no_grad(), cut(cuts):
-            found = [model(**batch)[0] for batch in batches]
-    except (RuntimeError, TypeError, ValueError, IndexError, AttributeError):
-        return False
-    same = all(close(one, other, OTHER_SUMS) for one, other in zip(found, expected, strict=True))
-    return same and same_gradients(model, cuts, batches)
-
-
-def reads_first_token_only(model: nn.Module, block: nn.Module) -> bool:
-    """Whether the logits depend on the block's output at the first token and nowhere else."""
-    outputs: list[torch.Tensor] = []
-
-    def keep(_: nn.Module, __: Any, output: Any) -> None:
-        outputs.append(first(output))
-        outputs[-1].retain_grad()
-
-    handle = block.register_forward_hook(keep)
-    try:
-        with torch.enable_grad():
-            logits = model(**probe_batch(model, PROBE_TOKENS))[0]
-            (gradient,) = torch.autograd.grad(logits.square().sum(), outputs[-1])
-    except RuntimeError:  # the block's output needs no gradient, or does not reach the logits
-        return False
-    finally:
-        handle.remove()
-    return bool(gradient[:, 0].any()) and not bool(gradient[:, 1:].any())
-
-
-def same_gradients(model: nn.Module, cuts: tuple[nn.Module, ...], batches: list[dict[str, torch.Tensor]]) -> bool:
-    """Whether all gradients are the same with and without the cuts."""
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-
-    def gradients() -> list[torch.Tensor | None]:
-        with torch.enable_grad():
-            loss = sum(model(**batch)[0].square().sum() for batch in batches)
-            return list(torch.autograd.grad(loss, parameters, allow_unused=True))  # type: ignore[arg-type]
-
-    expected = gradients()
-    with cut(cuts):
-        found = gradients()
-    # The gradient of a key's bias is zero but for rounding: hence the floor
-    floor = 1e-2 * OTHER_SUMS * max(float(gradient.abs().max()) for gradient in expected if gradient is not None)
-    for one, other in zip(found, expected, strict=True):
-        if (one is None) != (other is None):
-            return False
-        if one is not None and other is not None and not close(one, other, OTHER_SUMS, floor):
-            return False
-    return True
-
-
-@dataclass(frozen=True, kw_only=True)
-class Shortcuts:
-    """What a forward need not compute. `first_token` are the modules to give the first token alone."""
-
-    replay: Replay | None = None
-    first_token: tuple[nn.Module, ...] = ()
-
-    @contextlib.contextmanager
-    def __call__(self, states: torch.Tensor | None) -> Iterator[None]:
-        """Within the block the model takes the shortcuts; from `states` [B, T, H] where they are given."""
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(cut(self.first_token))
-            if states is not None and self.replay is not None:
-                stack.enter_context(self.replay.replaying(states.to(self.replay.dtype)))
-            yield

@@ -212,14 +212,17 @@ def missing_chunks(entry: Entry) -> tuple[list[int], list[str]]:
     Of a whole entry whose bytes are all good: none. Otherwise KEY.partial is there when this returns, with a file of the
     right size and a journal of the good chunks.
     """
-    spans, notes = entry.spans(), []
+    spans = entry.spans()
+    notes: list[str] = []
     if entry.folder.exists():
         digests = read_digests(entry.folder)
         good = good_chunks(entry.folder / STATES, spans, digests)
         if len(good) == len(spans) and (entry.folder / STATES).stat().st_size == entry.num_bytes:
             os.utime(entry.folder / MANIFEST)  # `cache prune` removes what was not used for longest
             return [], notes
-        notes.append(f"{entry.folder} is damaged in {len(spans) - len(good)} of {len(spans)} chunks; they are computed anew")
+        notes.append(
+            f"{entry.folder} is damaged in {len(spans) - len(good)} of {len(spans)} chunks; they are computed anew"
+        )
         shutil.rmtree(entry.partial, ignore_errors=True)
         entry.folder.rename(entry.partial)
         (entry.partial / MANIFEST).unlink(missing_ok=True)

@@ -1,0 +1,56 @@
+"""Where the time of an update goes, with the prefix cached: torch's profiler over one epoch's updates.
+
+    python benchmarks/profile_update.py [settings as for the classify recipe]
+
+Prints the operators that take most, as a table that docs/performance.md keeps.
+"""
+
+import sys
+import tempfile
+import time
+
+import torch
+
+from hf_finetune import checkpoint, finetune, prefix, report, runtime
+from hf_finetune.job import Clock
+from hf_finetune.loop import train_steps
+from hf_finetune.recipe import recipe_path
+from hf_finetune.settings import load_config
+
+
+def main() -> None:
+    """Sets a run up, warms up, and profiles."""
+    names: dict[str, object] = {}
+    exec(compile(recipe_path("classify").read_text(), "classify.py", "exec"), {"__name__": "recipe"}, names)
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = [*sys.argv[1:], "--output_dir", folder, "--tracking.trackers", "[]"]
+        config = load_config(names["DEFAULTS"], arguments, demo=names["DEMO"])  # type: ignore[arg-type]
+        assert config is not None
+        with runtime.start(config) as run:
+            job = finetune.set_up(config, "classification", run, Clock())
+            progress = checkpoint.Progress()
+            choice = prefix.choose(job, progress)
+            report.announce(job, [], choice)
+            job = prefix.attach(job, choice)
+            steps = train_steps(job.trainee, job.features["train"], job.task, config, run)
+            for _ in range(10):
+                next(steps)
+            measured = [next(steps) for _ in range(min(40, job.schedule.total_updates - 20))]
+            tokens = sum(update.num_tokens for update in measured)
+            seconds = sum(update.seconds for update in measured)
+            with torch.profiler.profile() as profile:
+                began = time.perf_counter()
+                num_profiled = sum(1 for _ in zip(steps, range(10), strict=False))
+                elapsed = time.perf_counter() - began
+    print(f"{len(measured)} updates: {1e3 * seconds / len(measured):.1f} ms each, {tokens / seconds:,.0f} tokens/s")
+    rows = sorted(profile.key_averages(), key=lambda row: -row.self_cpu_time_total)
+    total = sum(row.self_cpu_time_total for row in rows)
+    print(f"{num_profiled} updates under the profiler: {1e3 * elapsed / num_profiled:.1f} ms each\n")
+    print("| operator | share of the time | ms an update | calls an update |\n|---|---|---|---|")
+    for row in rows[:16]:
+        milliseconds = row.self_cpu_time_total / 1e3 / num_profiled
+        print(f"| `{row.key}` | {row.self_cpu_time_total / total:.1%} | {milliseconds:.2f} | {row.count / num_profiled:.0f} |")
+
+
+if __name__ == "__main__":
+    main()
