@@ -49,7 +49,9 @@ def main() -> None:
     print("| operator | share of the time | ms an update | calls an update |\n|---|---|---|---|")
     for row in rows[:16]:
         milliseconds = row.self_cpu_time_total / 1e3 / num_profiled
-        print(f"| `{row.key}` | {row.self_cpu_time_total / total:.1%} | {milliseconds:.2f} | {row.count / num_profiled:.0f} |")
+        print(
+            f"| `{row.key}` | {row.self_cpu_time_total / total:.1%} | {milliseconds:.2f} | {row.count / num_profiled:.0f} |"
+        )
 
 
 if __name__ == "__main__":

@@ -2,15 +2,20 @@
 
 import argparse
 import json
+import re
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from hf_finetune import __version__
 from hf_finetune.config import FreezeConfig
 from hf_finetune.errors import InputError
 from hf_finetune.recipe import EXIT_INPUT, report_errors, run_recipe_file
+
+if TYPE_CHECKING:
+    from hf_finetune import states
 
 
 class Parser(argparse.ArgumentParser):
@@ -80,9 +85,42 @@ def build_parser() -> Parser:
     push.add_argument("--private", action="store_true", help="make a new repository private")
     push.add_argument("--revision", help="branch")
     push.set_defaults(function=run_push)
+    add_cache_commands(commands.add_parser("cache", help="what is kept of frozen prefixes: list, verify, prune"))
     for command in commands.choices.values():
         command.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
+
+
+def add_cache_commands(cache: argparse.ArgumentParser) -> None:
+    """The parsers of hf-finetune cache."""
+    commands = cache.add_subparsers(required=True, metavar="COMMAND", parser_class=Parser)
+    listed = commands.add_parser("list", help="the entries, the most recently used last, and their size")
+    verified = commands.add_parser("verify", help="read every entry and compare with its digests")
+    pruned = commands.add_parser("prune", help="remove entries not used for long, and the oldest until the rest fits")
+    pruned.add_argument("--max-size", type=size_in_bytes, help="such as 20GB: what may stay")
+    pruned.add_argument("--older-than", type=age_in_seconds, help="such as 30d or 12h: not used for so long")
+    for command, function in ((listed, run_cache_list), (verified, run_cache_verify), (pruned, run_cache_prune)):
+        command.add_argument("--dir", help="as prefix.dir; its default if not given")
+        command.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        command.set_defaults(function=function)
+
+
+def size_in_bytes(text: str) -> int:
+    """Bytes of "20GB", "500MB" or a plain number; 1 GB is 10**9 bytes."""
+    return int(quantity(text, {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}))
+
+
+def age_in_seconds(text: str) -> float:
+    """Seconds of "30d", "12h", "90m" or "45s"."""
+    return quantity(text, {"s": 1, "m": 60, "h": 3600, "d": 86400})
+
+
+def quantity(text: str, units: dict[str, int]) -> float:
+    """A number with one of these units; argparse turns the error into its own."""
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
+    if found is None or found[2] not in units:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number with one of {', '.join(filter(None, units))}")
+    return float(found[1]) * units[found[2]]
 
 
 def run_inspect(options: argparse.Namespace) -> None:
@@ -151,3 +189,58 @@ def run_push(options: argparse.Namespace) -> None:
     print(
         f"pushed to {hub.push(Path(options.run), options.repo_id, private=options.private, revision=options.revision)}"
     )
+
+
+def run_cache_list(options: argparse.Namespace) -> None:
+    """hf-finetune cache list."""
+    from hf_finetune import states
+
+    root = cache_root(options)
+    found = states.found_entries(root)
+    for entry in found:
+        print(describe_entry(entry))
+    print(f"{len(found)} entries, {sum(entry.size for entry in found) / 1e6:,.1f} MB in {root}")
+
+
+def run_cache_verify(options: argparse.Namespace) -> None:
+    """hf-finetune cache verify."""
+    from hf_finetune import states
+
+    root, num_damaged = cache_root(options), 0
+    for entry in states.found_entries(root):
+        fault = states.fault(entry)
+        num_damaged += fault is not None and not entry.is_partial
+        print(f"{entry.folder.name}  {fault or 'is whole'}", flush=True)
+    if num_damaged:
+        raise InputError(
+            f"{root}: {num_damaged} entries are damaged; the next run that needs one computes again what is missing"
+        )
+
+
+def run_cache_prune(options: argparse.Namespace) -> None:
+    """hf-finetune cache prune."""
+    from hf_finetune import states
+
+    if options.max_size is None and options.older_than is None:
+        raise InputError("cache prune: say what to remove: --max-size 20GB, --older-than 30d, or both")
+    removed = states.prune(cache_root(options), max_bytes=options.max_size, older_than_seconds=options.older_than)
+    for entry in removed:
+        print(f"removed {describe_entry(entry)}")
+    print(f"{sum(entry.size for entry in removed) / 1e6:,.1f} MB freed")
+
+
+def cache_root(options: argparse.Namespace) -> Path:
+    """The folder of the cache."""
+    from hf_finetune import states
+
+    return Path(options.dir) if options.dir else states.default_root()
+
+
+def describe_entry(entry: "states.Found") -> str:
+    """One line: key, size, last use, and what the states are of."""
+    of, used = entry.manifest, time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.used))
+    told = "not finished" if entry.is_partial else "no manifest that can be read"
+    if of and "description" in of:
+        made = of["description"]
+        told = f"{made.get('architecture')}, {made.get('blocks')} blocks, {of.get('num_tokens', 0):,} tokens, {of.get('kind')}"
+    return f"{entry.folder.name}  {entry.size / 1e6:>10,.1f} MB  used {used}  {told}"

@@ -46,7 +46,7 @@ def update_key(seed: int, update: int) -> torch.Tensor:
 
 
 def lanes(keys: torch.Tensor, shape: torch.Size) -> torch.Tensor:
-    """Uniform int16 numbers of `shape`, from the keys [B] of its first dimension (or [1] for a tensor all examples share).
+    """Uniform int16 numbers of `shape`, from the keys of its first dimension.
 
     Each index but the last is mixed into the key in turn, so that a number does not depend on the sizes of the dimensions:
     padding changes nothing. The last index costs one multiplication for four numbers: key x constant of the column,
@@ -118,9 +118,12 @@ class StatelessDropout(TorchFunctionMode):
             return input
         place = len(self.shapes)
         self.shapes.append(input.shape)
-        keys = self.update_key if place in self.shared else self.example_keys
-        keys = mix(keys ^ mix(torch.tensor([place + 1], device=keys.device) * GOLDEN))
-        return Masked.apply(input, lanes(keys, input.shape), p)
+        salt = mix(torch.tensor([place + 1], device=self.update_key.device) * GOLDEN)
+        if place in self.shared or input.shape[0] != len(self.example_keys):
+            drawn = lanes(mix(self.update_key ^ salt), torch.Size([1, *input.shape]))[0]
+        else:
+            drawn = lanes(mix(self.example_keys ^ salt), input.shape)
+        return Masked.apply(input, drawn, p)
 
     def attention(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attn_mask: torch.Tensor | None = None,
@@ -172,21 +175,31 @@ def choose_masks(asked: str, seed: int, model: torch.nn.Module, constant: Iterab
     if asked == "torch" or (asked == "auto" and device.type != "cpu"):
         reason = "as train.dropout_masks says" if asked == "torch" else f"the faster ones on {device.type}"
         return Masks(seed=seed, is_stateless=False, reason=f"from a generator: {reason}")
+    shapes = [probed_shapes(model, constant, seed, num_examples) for num_examples in (1, 2)]
+    for one, two in zip(*shapes, strict=True):
+        if one != two and one != torch.Size([1, *two[1:]]):
+            reason = f"this backbone drops out a tensor {tuple(two)} whose first dimension is not the examples"
+            check(asked == "auto", "train.dropout_masks", asked, reason)
+            return Masks(seed=seed, is_stateless=False, reason=f"from a generator: {reason}")
+    if not shapes[0]:
+        return Masks(seed=seed, is_stateless=True, reason="none: every probability is 0, or what drops out is frozen")
+    shared = frozenset(place for place, (one, two) in enumerate(zip(*shapes, strict=True)) if one == two)
+    reason = "a function of seed, update, example and position, however examples are grouped"
+    return Masks(seed=seed, is_stateless=True, reason=reason, shared=shared)
+
+
+def probed_shapes(
+    model: torch.nn.Module, constant: Iterable[torch.nn.Module], seed: int, num_examples: int
+) -> list[torch.Size]:
+    """The shapes of all tensors that are dropped out in a forward of so many examples."""
+    batch = {name: tensor[:num_examples] for name, tensor in probe_batch(model, 5).items()}
     modes = {module: module.training for module in model.modules()}
-    mode = StatelessDropout(seed, 0, torch.arange(2, device=device))
+    mode = StatelessDropout(seed, 0, torch.arange(num_examples, device=batch["input_ids"].device))
     try:
         train_mode(model, constant)
         with torch.no_grad(), mode:
-            model(**probe_batch(model, 5))
+            model(**batch)
     finally:
         for module, training in modes.items():
             module.training = training
-    if odd := [tuple(shape) for shape in mode.shapes if shape[0] not in (1, 2)]:
-        reason = f"this backbone drops out a tensor {odd[0]} whose first dimension is not the examples"
-        check(asked == "auto", "train.dropout_masks", asked, reason)
-        return Masks(seed=seed, is_stateless=False, reason=f"from a generator: {reason}")
-    if not mode.shapes:
-        return Masks(seed=seed, is_stateless=True, reason="none: every probability is 0, or what drops out is frozen")
-    shared = frozenset(place for place, shape in enumerate(mode.shapes) if shape[0] == 1)
-    reason = "a function of seed, update, example and position, however examples are grouped"
-    return Masks(seed=seed, is_stateless=True, reason=reason, shared=shared)
+    return mode.shapes

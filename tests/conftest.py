@@ -60,6 +60,7 @@ def make_config(tmp_path: Path, backbones: Callable[..., Path]) -> Callable[...,
             "train.learning_rate": 2e-3,
             "tracking.trackers": [],
             "tracking.log_every": 1,
+            "train.precision": "fp32",  # whatever this processor is fast at
         }
         config = load_config(defaults | settings, [])
         assert config is not None

@@ -20,6 +20,7 @@ from hf_finetune.config import (
     FreezeConfig,
     HubConfig,
     ModelConfig,
+    PrefixConfig,
     RunConfig,
     TaskConfig,
     TrackingConfig,
@@ -65,7 +66,7 @@ CASES: list[tuple[type, dict[str, Any], str, str]] = [
     (FreezeConfig, {"patterns": ("ok", "(")}, "freeze.patterns", "not a regular expression"),
     *(
         (TrainConfig, {key: 0}, f"train.{key}", "at least 1")
-        for key in ("epochs", "max_updates", "batch_size", "micro_batch_size", "patience")
+        for key in ("epochs", "max_updates", "batch_size", "micro_batch_size", "micro_batch_tokens", "patience")
     ),
     *(
         (TrainConfig, {key: value}, f"train.{key}", "above 0 and below 10")
@@ -84,6 +85,8 @@ CASES: list[tuple[type, dict[str, Any], str, str]] = [
         for value in (-0.1, 1.0, NAN)
     ),
     (TrainConfig, {"batch_size": 8, "micro_batch_size": 9}, "train.micro_batch_size", "train.batch_size (8)"),
+    (TrainConfig, {"micro_batch_size": 2, "micro_batch_tokens": 9}, "train.micro_batch_tokens", "give one of them"),
+    (PrefixConfig, {"dir": ""}, "prefix.dir", "must not be empty"),
     (TrainConfig, {"min_delta": 0.1}, "train.min_delta", "train.patience"),
     *((EvaluationConfig, {"every": value}, "evaluation.every", "at least 1") for value in (0, -3)),
     (EvaluationConfig, {"batch_size": 0}, "evaluation.batch_size", "at least 1"),
@@ -339,12 +342,13 @@ LAYERS = (
     {"errors"},
     {"config"},
     {"settings", "sources", "freezing", "hub"},
-    {"checkpoint", "optim", "tasks.classification", "recipe"},
-    {"tasks", "data", "runtime"},
-    {"backbone", "metrics"},
+    {"checkpoint", "optim", "tasks.classification", "recipe", "replay", "dropout"},
+    {"tasks", "data", "runtime", "first_token"},
+    {"backbone", "metrics", "states"},
     {"loop"},
     {"predict", "tracking", "job"},
-    {"export", "report"},
+    {"export", "prefix"},
+    {"report"},
     {"finetune"},
     {""},
     {"cli"},

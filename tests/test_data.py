@@ -16,6 +16,7 @@ from hf_finetune import data
 from hf_finetune.config import DataConfig
 from hf_finetune.data import (
     Features,
+    MicroBatchLimit,
     carve,
     collate,
     encode,
@@ -617,19 +618,26 @@ def test_who_meets_whom_changes_from_epoch_to_epoch(seed: int) -> None:
 @given(
     count=st.integers(1, 70),
     micro_batch_size=st.integers(1, 20),
+    tokens=st.none() | st.integers(1, 400),
     num_processes=st.integers(1, 4),
     seed=st.integers(0, 3),
 )
 def test_a_batch_is_shared_row_by_row_exactly_once_in_as_many_micro_batches_on_each_process(
-    count: int, micro_batch_size: int, num_processes: int, seed: int
+    count: int, micro_batch_size: int, tokens: int | None, num_processes: int, seed: int
 ) -> None:
     lengths = make_lengths(100, seed)
     rows = np.random.default_rng(seed).permutation(100)[:count]
-    shares = [share_batch(rows, lengths, micro_batch_size, process, num_processes) for process in range(num_processes)]
+    limit = MicroBatchLimit(rows=micro_batch_size, tokens=tokens)
+    shares = [share_batch(rows, lengths, limit, process, num_processes) for process in range(num_processes)]
     assert sorted(int(row) for share in shares for piece in share for row in piece) == sorted(rows.tolist())
     assert len({len(share) for share in shares}) == 1
-    assert len(shares[0]) == -(-count // (micro_batch_size * num_processes))
-    assert all(len(piece) <= micro_batch_size for share in shares for piece in share)
+    if tokens is None:
+        assert len(shares[0]) == -(-count // (micro_batch_size * num_processes))
+    pieces = [piece for share in shares for piece in share if len(piece)]
+    assert all(len(piece) <= micro_batch_size for piece in pieces)
+    if tokens is not None:
+        assert all(len(piece) == 1 or len(piece) * int(lengths[piece].max()) <= tokens for piece in pieces)
+        assert len(pieces) <= count  # and no piece could have taken a row of the next: longest first, each is full
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -637,7 +645,10 @@ def test_a_batch_is_shared_row_by_row_exactly_once_in_as_many_micro_batches_on_e
 def test_the_processes_have_like_work(seed: int, num_processes: int) -> None:
     lengths = make_lengths(96, seed)
     tokens = [
-        sum(int(lengths[piece].max()) * len(piece) for piece in share_batch(np.arange(96), lengths, 4, process, num_processes))
+        sum(
+            int(lengths[piece].max()) * len(piece)
+            for piece in share_batch(np.arange(96), lengths, MicroBatchLimit(rows=4), process, num_processes)
+        )
         for process in range(num_processes)
     ]  # fmt: skip
     assert max(tokens) - min(tokens) <= 4 * int(lengths.max())

@@ -11,10 +11,11 @@ import torch
 
 from hf_finetune import runtime
 from hf_finetune.config import RunConfig
+from hf_finetune.data import MicroBatchLimit
 from hf_finetune.errors import InputError
 from hf_finetune.finetune import finetune, set_up
 from hf_finetune.job import Clock, Job
-from hf_finetune.loop import Schedule, accumulate, evaluate, micro_batch_size, schedule_of, train_steps
+from hf_finetune.loop import Schedule, accumulate, evaluate, micro_batch_limit, schedule_of, train_steps
 
 MakeConfig = Callable[..., RunConfig]
 
@@ -32,10 +33,11 @@ def test_schedule_covers_every_example(make_config: MakeConfig, size: int, limit
 
 
 def test_micro_batches_leave_no_process_without_work(make_config: MakeConfig) -> None:
-    assert micro_batch_size(make_config(), 1) == 8
-    assert micro_batch_size(make_config(), 3) == 3
-    assert micro_batch_size(make_config(**{"train.micro_batch_size": 8}), 2) == 4
-    assert micro_batch_size(make_config(**{"train.micro_batch_size": 2}), 2) == 2
+    assert micro_batch_limit(make_config(), 1).rows == 8
+    assert micro_batch_limit(make_config(), 3).rows == 3
+    assert micro_batch_limit(make_config(**{"train.micro_batch_size": 8}), 2).rows == 4
+    assert micro_batch_limit(make_config(**{"train.micro_batch_size": 2}), 2).rows == 2
+    assert micro_batch_limit(make_config(**{"train.micro_batch_tokens": 50}), 2) == MicroBatchLimit(rows=4, tokens=50)
 
 
 @pytest.fixture

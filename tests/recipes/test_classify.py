@@ -74,7 +74,9 @@ def test_every_problem_learns_and_leaves_the_promised_files(
     make_config: MakeConfig, problem: str, pair: bool, metric: str, least: float
 ) -> None:
     config = make_config(
-        problem, pair, **{"train.epochs": 16, "train.learning_rate": 5e-3, "tracking.trackers": ["tensorboard"]}
+        problem,
+        pair,
+        **{"train.epochs": 24, "model.dropout": 0.0, "tracking.trackers": ["tensorboard"]},
     )
     result = finetune(config)
     assert result.results["metric"] == metric
@@ -267,13 +269,19 @@ def test_a_best_checkpoint_that_is_damaged_counts_no_more(
     assert (result.model_dir / "model.safetensors").exists()
 
 
-@pytest.mark.parametrize("micro_batch_size", [1, 3, 8])
+@pytest.mark.parametrize("limit", [{"size": 1}, {"size": 3}, {"size": 8}, {"tokens": 25}, {"tokens": 1}])
 @pytest.mark.parametrize("problem", ["single_label", "multi_label", "regression"])
-def test_numbers_do_not_depend_on_the_micro_batch(make_config: MakeConfig, micro_batch_size: int, problem: str) -> None:
-    settings = {"model.dropout": 0.0, "train.max_updates": 12, "train.batch_size": 8}
+def test_numbers_do_not_depend_on_the_micro_batch(make_config: MakeConfig, limit: dict[str, int], problem: str) -> None:
+    """Dropout on: masks belong to examples, not to places in a batch."""
+    settings = {
+        "model.dropout": 0.1,
+        "train.max_updates": 12,
+        "train.batch_size": 8,
+        "train.dropout_masks": "stateless",
+    }
     reference = make_config(problem, **settings, name="reference")
     finetune(reference)
-    config = make_config(problem, **settings, **{"train.micro_batch_size": micro_batch_size})
+    config = make_config(problem, **settings, **{f"train.micro_batch_{key}": value for key, value in limit.items()})
     finetune(config)
     for ours, theirs in zip(rows_of(config.run_dir), rows_of(reference.run_dir), strict=True):
         # A correlation of predictions that are all but constant, as after few updates, magnifies their last bits
@@ -322,8 +330,8 @@ def test_two_processes_give_the_numbers_of_one(
     make_config: MakeConfig, tmp_path: Path, launcher: str, problem: str
 ) -> None:
     """60 rows in batches of 7, the last of 4; with micro-batches of 3 one process has a shorter share."""
-    settings = {"model.dropout": 0.0, "train.batch_size": 7, "train.micro_batch_size": 3, "freeze.embeddings": True,
-                "checkpoint.every": 5}  # fmt: skip
+    settings = {"model.dropout": 0.1, "train.dropout_masks": "stateless", "train.batch_size": 7, "checkpoint.every": 5,
+                "train.micro_batch_size": 3, "freeze.embeddings": True}  # fmt: skip
     alone = make_config(problem, **settings, name="alone")
     finetune(alone)
     together = make_config(problem, **settings, name="together")
@@ -341,7 +349,7 @@ def test_two_processes_give_the_numbers_of_one(
 def test_a_run_of_two_processes_goes_on_with_one(
     make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = {"model.dropout": 0.0, "checkpoint.every": 2}
+    settings = {"model.dropout": 0.1, "train.dropout_masks": "stateless", "checkpoint.every": 2}
     whole = make_config(**settings, name="whole")
     finetune(whole)
     config = make_config(**settings)
