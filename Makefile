@@ -6,7 +6,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 RUN := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: demo test lint soak benchmark results docs clean
+.PHONY: demo test lint soak benchmark scaling profile results docs clean
 
 demo: $(VENV)/.demo-installed
 	$(RUN) $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no recipes/classify.py
@@ -23,7 +23,13 @@ soak: $(VENV)/.test-installed
 	$(RUN) $(BIN)/python -m pytest -q -m soak
 
 benchmark: $(VENV)/.test-installed
-	$(RUN) $(BIN)/python benchmarks/versus_trainer.py
+	$(RUN) $(BIN)/python benchmarks/against_trainer.py
+
+scaling: $(VENV)/.test-installed
+	$(RUN) $(BIN)/python benchmarks/scaling.py
+
+profile: $(VENV)/.test-installed
+	$(RUN) $(BIN)/python benchmarks/profile_update.py
 
 # Trains the four configs on real data in DATA=FOLDER (see benchmarks/measure.py) and rewrites docs/results.md
 results: $(VENV)/.test-installed

@@ -25,7 +25,7 @@ GOLDEN = -7046029254386353131  # 2**64 / golden ratio as int64, the increment of
 MULTIPLIERS = (-4658895280553007687, -7723592293110705685)  # of SplitMix64's finalizer
 # Up to here a bf16 attention with its own matrix products beats the CPU's flash kernel, whose backward is slow at short
 # lengths; above, the kernel that keeps no [T, T] matrix wins (docs/performance.md)
-LONGEST_EAGER = 256
+LONGEST_EAGER = 128
 
 
 def shift_right(values: torch.Tensor, bits: int) -> torch.Tensor:
@@ -41,8 +41,8 @@ def mix(values: torch.Tensor) -> torch.Tensor:
 
 
 def update_key(seed: int, update: int) -> torch.Tensor:
-    """One int64 key [1] for an update of a run."""
-    return mix(mix(torch.tensor([seed]) * GOLDEN) + torch.tensor([update]) * GOLDEN)
+    """One int64 key [1] for an update of a run. Seed 0 and update 0 are mixed as others: mix(0) alone would be 0."""
+    return mix(mix(torch.tensor([seed + 2**32]) * GOLDEN) + torch.tensor([update + 1]) * GOLDEN)
 
 
 def lanes(keys: torch.Tensor, shape: torch.Size) -> torch.Tensor:
@@ -52,6 +52,8 @@ def lanes(keys: torch.Tensor, shape: torch.Size) -> torch.Tensor:
     padding changes nothing. The last index costs one multiplication for four numbers: key x constant of the column,
     with its high half added to its low one.
     """
+    if len(shape) == 1:
+        return lanes(keys, torch.Size([*shape, 1]))[:, 0]
     device = keys.device
     for size in shape[1:-1]:
         keys = mix(keys[..., None] + torch.arange(1, size + 1, device=device) * GOLDEN)
@@ -90,7 +92,8 @@ class StatelessDropout(TorchFunctionMode):
     """While it is active, every dropout of a model in training takes its mask from the hash, attention's too.
 
     Works on any model: torch hands every functional.dropout and scaled_dot_product_attention to an active mode, and
-    nn.Dropout calls the former. The place of a mask is how many were drawn before it in this forward.
+    nn.Dropout calls the former. The place of a mask is how many were drawn before it in this forward. What draws random
+    numbers in another way (nn.MultiheadAttention, an LSTM) is not caught; `choose_masks` finds that out.
 
     rows: [B] numbers of the examples in the training features, in the order of the batch. shared: places whose tensor
     belongs to no example (DeBERTa's relative positions), as `choose_masks` finds them.
@@ -142,11 +145,13 @@ class StatelessDropout(TorchFunctionMode):
         scores = torch.matmul(query * (scale or query.shape[-1] ** -0.5), key.transpose(-2, -1))
         if is_causal:
             attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
-        if attn_mask is not None:
-            allowed = attn_mask.dtype == torch.bool
-            scores = scores.masked_fill(~attn_mask, torch.finfo(scores.dtype).min) if allowed else scores + attn_mask
+        least = torch.finfo(scores.dtype).min  # not -inf: a softmax over nothing else is nan, and so is its gradient
+        if attn_mask is not None and attn_mask.dtype == torch.bool:
+            scores = scores.masked_fill(~attn_mask, least)
+        elif attn_mask is not None:
+            scores = scores + attn_mask.clamp_min(least)
         weights = torch.softmax(scores, -1)
-        return torch.matmul(self.dropout(weights, dropout_p), value)
+        return torch.matmul(self.dropout(weights, dropout_p).to(value.dtype), value)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,7 +180,12 @@ def choose_masks(asked: str, seed: int, model: torch.nn.Module, constant: Iterab
     if asked == "torch" or (asked == "auto" and device.type != "cpu"):
         reason = "as train.dropout_masks says" if asked == "torch" else f"the faster ones on {device.type}"
         return Masks(seed=seed, is_stateless=False, reason=f"from a generator: {reason}")
+    random_state = torch.get_rng_state()
     shapes = [probed_shapes(model, constant, seed, num_examples) for num_examples in (1, 2)]
+    if not torch.equal(random_state, torch.get_rng_state()):
+        reason = "this backbone draws random numbers in another way than functional.dropout"
+        check(asked == "auto", "train.dropout_masks", asked, reason)
+        return Masks(seed=seed, is_stateless=False, reason=f"from a generator: {reason}")
     for one, two in zip(*shapes, strict=True):
         if one != two and one != torch.Size([1, *two[1:]]):
             reason = f"this backbone drops out a tensor {tuple(two)} whose first dimension is not the examples"
