@@ -42,6 +42,18 @@ def first_tokens(module: nn.Module) -> Forward:
     )
 
 
+def in_fp32(module: nn.Module) -> Forward:
+    """A linear layer's forward in fp32 under autocast, too: for one token, casting the weights and their gradients to 16 bit
+    and back costs more than the products."""
+    function = module.forward
+
+    def forward(states: torch.Tensor) -> Any:
+        with torch.autocast(states.device.type, enabled=False):
+            return function(states.float())
+
+    return forward
+
+
 def first_query(module: nn.Module) -> Forward:
     """Self-attention's forward for the first token's query alone: [B, 1, H], and None for the weights."""
     names = next(each for each in PLAIN_ATTENTION if hasattr(module, each[0]))
@@ -73,6 +85,25 @@ def first_query(module: nn.Module) -> Forward:
         return (context if output is None else output(context)), None
 
     return forward
+
+
+def one_token_layers(model: nn.Module, cuts: Cuts, batch: Mapping[str, torch.Tensor]) -> set[nn.Module]:
+    """The linear layers that are given [B, 1, H] while others are cut."""
+    found: set[nn.Module] = set()
+
+    def look(module: nn.Module, arguments: Any) -> None:
+        if is_states(arguments[0]) and arguments[0].shape[1] == 1:
+            found.add(module)
+
+    linear = [module for module in model.modules() if isinstance(module, nn.Linear) and module not in cuts]
+    handles = [module.register_forward_pre_hook(look) for module in linear]
+    try:
+        with torch.no_grad(), cut(cuts):
+            model(**batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
 
 
 def cut(cuts: Cuts) -> contextlib.AbstractContextManager[None]:
@@ -108,6 +139,8 @@ def find_first_token_cuts(model: nn.Module, plan: FreezePlan) -> Cuts:
             tried.add(waiting[0])
             if cut_changes_nothing(model, {**cuts, waiting[0]: first_tokens}, batches, expected):
                 cuts[waiting[0]] = first_tokens
+        for module in one_token_layers(model, cuts, batches[0]) & inside:
+            cuts[module] = in_fp32
     finally:
         for module, training in modes.items():
             module.training = training
