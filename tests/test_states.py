@@ -367,7 +367,7 @@ class Spoken(list[int]):
 
 
 def start(root: Path, pause: float) -> "subprocess.Popen[str]":
-    """A worker that has begun, or waits for the lock."""
+    """A second process; it says when it has the lock, and what it computes."""
     command = [sys.executable, "-c", WORKER, str(root), str(pause)]
     return subprocess.Popen(command, cwd=Path(__file__).parent, stdout=subprocess.PIPE, text=True)
 
@@ -375,19 +375,19 @@ def start(root: Path, pause: float) -> "subprocess.Popen[str]":
 def test_a_killed_capture_goes_on_where_it_was(tmp_path: Path) -> None:
     entry = make_entry(tmp_path)
     num_computed = 0
-    for moment in (0.0, 0.1, 0.23, 0.17):
+    for moment in (0.0, 0.15, 0.3, 0.2):
         before = journaled(entry)
-        with start(tmp_path, 0.02) as worker:
+        with start(tmp_path, 0.04) as worker:
             assert worker.stdout is not None
             assert worker.stdout.readline() == "began\n"
             time.sleep(moment)
             worker.kill()
             computed = {int(line.split()[1]) for line in worker.stdout if line.endswith("\n")}
-        assert worker.returncode == -9
+        assert worker.returncode != 0
         assert not entry.is_whole()
         assert not computed & before
         num_computed += len(computed)
-    assert len(journaled(entry)) >= 5
+    assert (before := journaled(entry))
     assert not {*(last := build(entry))} & before
     assert len(entry.spans()) <= num_computed + len(last) <= len(entry.spans()) + 4  # one was under way at each kill
     assert_good(entry)
@@ -395,14 +395,12 @@ def test_a_killed_capture_goes_on_where_it_was(tmp_path: Path) -> None:
 
 def test_two_processes_that_want_an_entry_build_it_once(tmp_path: Path) -> None:
     entry = make_entry(tmp_path)
-    with start(tmp_path, 0.05) as first:
-        assert first.stdout is not None
-        assert first.stdout.readline() == "began\n"
-        with start(tmp_path, 0.05) as second:
-            told, _ = second.communicate(timeout=30)
-        done, _ = first.communicate(timeout=30)
-    assert done.split() == [word for number in range(len(entry.spans())) for word in ("computed", str(number))]
-    assert told.splitlines() == [f"waiting for another run that fills {entry.folder}", "began"]
+    with start(tmp_path, 0.06) as one, start(tmp_path, 0.06) as two:
+        told = [worker.communicate(timeout=60)[0].splitlines() for worker in (one, two)]
+    assert sorted(told, key=len) == [
+        [f"waiting for another run that fills {entry.folder}", "began"],
+        ["began", *(f"computed {number}" for number in range(len(entry.spans())))],
+    ]
     assert_good(entry)
 
 
