@@ -92,7 +92,7 @@ def ours(job: dict[str, Any], output_dir: str) -> dict[str, Any]:
         made = prefix.attach(made, choice)
         rehearse(made)
         tracker = tracking.Tracking(config, run, start_update=0)
-        progress = finetune.train(made, dataclasses.replace(progress, cached=choice.is_on), tracker, clock)
+        progress = finetune.train(made, dataclasses.replace(progress, cached=made.is_cached), tracker, clock)
         seconds = time.perf_counter() - began
         rows = [json.loads(line) for line in (config.run_dir / "metrics.jsonl").read_text().splitlines()]
         values = [row["validation/accuracy"] for row in rows if "validation/accuracy" in row]

@@ -240,7 +240,9 @@ def describe_entry(entry: "states.Found") -> str:
     """One line: key, size, last use, and what the states are of."""
     of, used = entry.manifest, time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.used))
     told = "not finished" if entry.is_partial else "no manifest that can be read"
-    if of and "description" in of:
+    if of:
         made = of["description"]
-        told = f"{made.get('architecture')}, {made.get('blocks')} blocks, {of.get('num_tokens', 0):,} tokens, {of.get('kind')}"
+        told = (
+            f"{made.get('architecture')}, {made.get('blocks')} blocks, {of.get('num_tokens')} tokens, {of.get('kind')}"
+        )
     return f"{entry.folder.name}  {entry.size / 1e6:>10,.1f} MB  used {used}  {told}"

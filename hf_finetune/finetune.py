@@ -62,7 +62,7 @@ def finetune(config: RunConfig, *, task_name: str = "classification") -> RunResu
             choice = prefix.choose(job, progress)
             report.announce(job, notes, choice)
             job = prefix.attach(job, choice)
-        progress = dataclasses.replace(progress, cached=choice.is_on)
+        progress = dataclasses.replace(progress, cached=job.is_cached)
         rehearse(job)
         run.on_main(lambda: runtime.record(config, run))
         tracker = tracking.Tracking(config, run, start_update=progress.update)

@@ -43,6 +43,11 @@ class Job:
     no_replay: str = ""
 
     @property
+    def is_cached(self) -> bool:
+        """Whether training goes from stored states of the frozen prefix."""
+        return self.features["train"].states is not None
+
+    @property
     def checkpoint_dir(self) -> Path:
         """Where the checkpoints are."""
         return self.config.run_dir / "checkpoints"
@@ -158,11 +163,11 @@ def fingerprints(job: Job) -> dict[str, str]:
 def order_of_sums(job: Job) -> str:
     """What the order of floating-point sums depends on, and so whether a resumed run can be equal bit for bit."""
     run = job.runtime
-    limit, states = micro_batch_limit(job.config, run.num_processes), job.features["train"].states
+    limit = micro_batch_limit(job.config, run.num_processes)
     return (
         f"{run.num_processes} x {torch.get_num_threads()} threads of {run.device.type}, {run.precision}, "
         f"micro-batches of {limit.rows}{f' and {limit.tokens} tokens' if limit.tokens else ''}, "
-        f"{'no cached prefix' if states is None else 'cached prefix'}"
+        f"{'cached prefix' if job.is_cached else 'no cached prefix'}"
     )
 
 

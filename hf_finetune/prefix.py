@@ -94,7 +94,8 @@ def choose(job: Job, progress: Progress) -> Choice:
     with measuring(job):
         sample = replay.states(batch_of(job, np.array([0]))[0])
         entry = make_entry(job, layout, sample.shape[-1])
-        difference, tolerance = self_check(job, replay, entry.kind)
+        checks = job.runtime.gather(self_check(job, replay, entry.kind))
+        difference, tolerance = max(each[0] for each in checks), max(each[1] for each in checks)
         if not difference <= tolerance:
             return refuse(
                 job, f"the replayed logits differ from the model's by {difference:.1e}, above {tolerance:.1e}"
@@ -107,10 +108,9 @@ def choose(job: Job, progress: Progress) -> Choice:
             return Choice(lines=("cache on: as this run was begun", *lines), entry=entry, dtype=sample.dtype)
         gain = estimate(job, replay, entry, progress)
     full = disk_fault(entry)
-    decided = job.runtime.on_main(lambda: (gain, full))  # one clock and one disk decide for all
-    saved, total = decided[0]
-    if decided[1]:
-        return refuse(job, decided[1])
+    (saved, total), full = job.runtime.on_main(lambda: (gain, full))  # one clock and one disk decide for all
+    if full:
+        return refuse(job, full)
     if config.cache == "on":
         return Choice(lines=(f"cache on: {gain_text(saved, total)}", *lines), entry=entry, dtype=sample.dtype)
     if saved < max(LEAST_GAIN_SECONDS, LEAST_GAIN_SHARE * total):
@@ -139,14 +139,16 @@ def where_line(entry: Entry) -> str:
 
 
 def disk_fault(entry: Entry) -> str | None:
-    """Why the entry does not fit on its disk, or None. A partial entry has its room already."""
-    if entry.is_whole() or entry.partial.exists():
+    """Why the entry does not fit on its disk, or None. A partial entry has its room already, or part of it."""
+    if entry.is_whole():
         return None
+    begun = entry.partial / states.STATES
+    held = getattr(begun.stat(), "st_blocks", 0) * 512 if begun.exists() else 0
     parent = entry.root
     while not parent.exists():
         parent = parent.parent
     free = shutil.disk_usage(parent).free
-    if entry.num_bytes <= free // 2:
+    if entry.num_bytes - held <= free // 2:
         return None
     return f"{entry.num_bytes / 1e6:,.0f} MB are needed at {entry.root} and {free / 1e6:,.0f} MB are free; half must stay so"
 
@@ -201,10 +203,9 @@ def estimate(job: Job, replay: Replay, entry: Entry, progress: Progress) -> tupl
     """Seconds that the cache saves, and seconds of training and validation without it: measured on one micro-batch of
     middling length, and multiplied by the tokens to come."""
     train, schedule = job.features["train"], job.schedule
-    size = micro_batch_limit(job.config, job.runtime.num_processes).rows
-    order = np.argsort(train.lengths, kind="stable")
-    middle = max(0, (len(order) - size) // 2)
-    rows = order[middle : middle + size]
+    limit = micro_batch_limit(job.config, job.runtime.num_processes)
+    order = np.argsort(-train.lengths, kind="stable")
+    rows = limit.split(order[max(0, (len(order) - limit.rows) // 2) :], train.lengths)[0]
     batch, labels = batch_of(job, rows)
     num_tokens = int(train.lengths[rows].sum())
     captured = replay.states(batch)
@@ -261,7 +262,8 @@ def make_entry(job: Job, layout: Layout, hidden: int) -> Entry:
 
     if job.config.prefix.precision == "fp32":
         return of("float32")
-    return of("bfloat16") if of("bfloat16").is_whole() and not of("float16").is_whole() else of("float16")
+    only_bfloat16 = job.runtime.on_main(lambda: of("bfloat16").is_whole() and not of("float16").is_whole())
+    return of("bfloat16" if only_bfloat16 else "float16")
 
 
 def describe(job: Job) -> dict[str, Any]:
@@ -303,20 +305,20 @@ def weights_digest(job: Job) -> str:
 
 
 def attach(job: Job, choice: Choice) -> Job:
-    """The job with the states of all its features, captured where the cache does not hold them; without a cache, the job
-    with no replay. On all processes."""
-    shortcuts = job.trainee.shortcuts
-    if choice.entry is None or shortcuts.replay is None:
+    """The job with the states of all its features, captured where the cache does not hold them. Without a cache, and with
+    auto where the cache's folder cannot be written, the job with no replay. On all processes."""
+    shortcuts, entry = job.trainee.shortcuts, choice.entry
+    try:
+        if entry is not None and shortcuts.replay is not None:
+            entry = ensure(job, shortcuts.replay, entry)
+    except InputError as error:
+        if job.config.prefix.cache == "on":
+            raise
+        job.runtime.say(f"cache       off after all: {error}\n")
+        entry = None
+    if entry is None or shortcuts.replay is None:
         trainee = dataclasses.replace(job.trainee, shortcuts=dataclasses.replace(shortcuts, replay=None))
         return dataclasses.replace(job, trainee=trainee)
-    entry = choice.entry
-    try:
-        ensure(job, shortcuts.replay, entry)
-    except TooLargeError:
-        job.runtime.say("cache       values are too large for fp16: kept in bf16")
-        job.runtime.on_main(lambda: shutil.rmtree(entry.partial, ignore_errors=True))
-        entry = dataclasses.replace(entry, kind="bfloat16")
-        ensure(job, shortcuts.replay, entry)
     features = {
         split: dataclasses.replace(
             rows,
@@ -334,18 +336,31 @@ def attach(job: Job, choice: Choice) -> Job:
     return dataclasses.replace(job, features=features, trainee=trainee)
 
 
-def ensure(job: Job, replay: Replay, entry: Entry) -> None:
-    """Makes the entry whole, each process computing its share of what is missing. One run at a time does it."""
+def ensure(job: Job, replay: Replay, entry: Entry) -> Entry:
+    """Makes the entry whole, or the one in bf16 where values are too large for fp16; returns the one that is."""
+    try:
+        fill(job, replay, entry)
+        return entry
+    except TooLargeError:
+        job.runtime.say("cache       values are too large for fp16: kept in bf16")
+        job.runtime.on_main(lambda: shutil.rmtree(entry.partial, ignore_errors=True))
+        entry = dataclasses.replace(entry, kind="bfloat16")
+        fill(job, replay, entry)
+        return entry
+
+
+def fill(job: Job, replay: Replay, entry: Entry) -> None:
+    """Each process computes its share of what is missing. One run at a time does it."""
     run = job.runtime
     with contextlib.ExitStack() as held:
         run.on_main(lambda: held.enter_context(states.locked(entry.root, entry.key, run.say)))
         missing, notes = run.on_main(lambda: states.missing_chunks(entry))
         for note in notes:
             run.say(f"cache       {note}")
-        if not missing:
+        if not missing and run.on_main(entry.is_whole):
             return
         began = time.perf_counter()
-        outcomes = run.gather(fill_share(job, replay, entry, missing))
+        outcomes = run.gather(fill_share(job, replay, entry, missing)) if missing else []
         if "too large" in outcomes:
             raise TooLargeError
         if faults := [outcome for outcome in outcomes if outcome]:

@@ -13,8 +13,10 @@ import hashlib
 import json
 import mmap
 import os
+import re
 import shutil
 import time
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
 STATES, MANIFEST = "states.bin", "manifest.json"
 ITEM_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
 CHUNK_TOKENS = 4096  # padded tokens of a forward of the capture: enough for full speed, little memory
+# What a damaged JSON file can raise, here or where its values are used
+MALFORMED = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError, MemoryError)
 RESIDENT_BYTES = 64 * 2**20  # gathered between two times that the mapped pages are given back
 
 
@@ -209,43 +213,76 @@ def locked(root: Path, key: str, waiting: Callable[[str], object] = lambda _: No
 def missing_chunks(entry: Entry) -> tuple[list[int], list[str]]:
     """The chunks that have to be computed, and what was found damaged. Under the lock.
 
-    Of a whole entry whose bytes are all good: none. Otherwise KEY.partial is there when this returns, with a file of the
-    right size and a journal of the good chunks.
+    Where the entry is whole, bytes and manifest: none. Otherwise KEY.partial is there when this returns, with a file of the
+    right size and a journal of the good chunks (perhaps of all, and only `finish` is to do).
     """
     spans = entry.spans()
     notes: list[str] = []
-    if entry.folder.exists():
-        digests = read_digests(entry.folder)
-        good = good_chunks(entry.folder / STATES, spans, digests)
-        if len(good) == len(spans) and (entry.folder / STATES).stat().st_size == entry.num_bytes:
-            os.utime(entry.folder / MANIFEST)  # `cache prune` removes what was not used for longest
-            return [], notes
-        notes.append(
-            f"{entry.folder} is damaged in {len(spans) - len(good)} of {len(spans)} chunks; they are computed anew"
-        )
-        shutil.rmtree(entry.partial, ignore_errors=True)
-        entry.folder.rename(entry.partial)
-        (entry.partial / MANIFEST).unlink(missing_ok=True)
-    else:
-        good = good_chunks(entry.partial / STATES, spans, read_journals(entry.partial))
     try:
+        if entry.folder.exists():
+            digests = read_digests(entry.folder)
+            good = good_chunks(entry.folder / STATES, spans, digests or read_journals(entry.folder))
+            if is_sound(entry, good):
+                os.utime(entry.folder / MANIFEST)  # `cache prune` removes what was not used for longest
+                remove_journals(entry.folder)
+                return [], notes
+            notes.append(damage_note(entry, len(spans) - len(good), len(spans)))
+            write_journal(entry.folder, good)
+            (entry.folder / MANIFEST).unlink(missing_ok=True)
+            shutil.rmtree(entry.partial, ignore_errors=True)
+            entry.folder.rename(entry.partial)
+        else:
+            good = good_chunks(entry.partial / STATES, spans, read_journals(entry.partial))
         make_partial(entry, good)
     except OSError as error:
         raise writing_error(entry.root, entry.num_bytes, error) from None
     return [number for number in range(len(spans)) if number not in good], notes
 
 
+def is_sound(entry: Entry, good: Mapping[int, str]) -> bool:
+    """Whether every byte of an entry's two files is as it was written."""
+    if len(good) < len(entry.spans()) or (entry.folder / STATES).stat().st_size != entry.num_bytes:
+        return False
+    try:
+        return (entry.folder / MANIFEST).read_bytes() == manifest_bytes(entry, good)
+    except OSError:
+        return False
+
+
+def damage_note(entry: Entry, num_damaged: int, num_chunks: int) -> str:
+    """What a run says of a damaged entry."""
+    if num_damaged:
+        return f"{entry.folder} is damaged in {num_damaged} of {num_chunks} chunks; they are computed anew"
+    return f"{entry.folder} has a file of the wrong size or a damaged manifest; it is written anew"
+
+
 def make_partial(entry: Entry, good: Mapping[int, str]) -> None:
     """The folder of an entry that is being filled: the file in its full size, one journal of what is good."""
     entry.partial.mkdir(parents=True, exist_ok=True)
-    for path in entry.partial.glob("journal-*"):
-        path.unlink()
-    with (entry.partial / STATES).open("ab") as file:
-        file.truncate(entry.num_bytes)
-        if hasattr(os, "posix_fallocate") and entry.num_bytes:  # a full disk is met now, not halfway
-            os.posix_fallocate(file.fileno(), 0, entry.num_bytes)
+    try:
+        with (entry.partial / STATES).open("ab") as file:
+            file.truncate(entry.num_bytes)
+            if hasattr(os, "posix_fallocate") and entry.num_bytes:  # a full disk is met now, not halfway
+                os.posix_fallocate(file.fileno(), 0, entry.num_bytes)
+    except OSError:
+        if not good:
+            shutil.rmtree(entry.partial, ignore_errors=True)
+        raise
+    write_journal(entry.partial, good)
+
+
+def write_journal(folder: Path, good: Mapping[int, str]) -> None:
+    """One journal of what is good instead of all there are."""
     lines = "".join(json.dumps([number, digest]) + "\n" for number, digest in sorted(good.items()))
-    (entry.partial / "journal-0").write_text(lines, encoding="utf-8")
+    write_atomically(folder / "journal-0", lines.encode())
+    remove_journals(folder, kept="journal-0")
+
+
+def remove_journals(folder: Path, kept: str = "") -> None:
+    """Removes the journals of a folder, but for one."""
+    for path in folder.glob("journal-*"):
+        if path.name != kept:
+            path.unlink()
 
 
 def fill(entry: Entry, numbers: Iterable[int], process: int, compute: Callable[[int], bytes]) -> None:
@@ -275,6 +312,17 @@ def finish(entry: Entry) -> None:
             f"{entry.partial}: {len(spans) - len(good)} chunks do not read back as they were written; is the disk sound? "
             "--prefix.cache off trains without"
         )
+    write_atomically(entry.partial / MANIFEST, manifest_bytes(entry, good))
+    try:
+        entry.partial.rename(entry.folder)
+        remove_journals(entry.folder)
+        sync_folder(entry.root)
+    except OSError as error:
+        raise writing_error(entry.root, entry.num_bytes, error) from None
+
+
+def manifest_bytes(entry: Entry, digests: Mapping[int, str]) -> bytes:
+    """The manifest of a whole entry, a function of the entry and its digests: a damaged one is told by comparing."""
     manifest = {
         "description": dict(entry.description),
         "features": entry.layout.digest,
@@ -283,18 +331,10 @@ def finish(entry: Entry) -> None:
         "num_features": len(entry.layout.source),
         "num_tokens": entry.layout.num_tokens,
         "size": entry.num_bytes,
-        "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "spans": spans,
-        "digests": [good[number] for number in range(len(spans))],
+        "spans": entry.spans(),
+        "digests": [digest for _, digest in sorted(digests.items())],
     }
-    write_atomically(entry.partial / MANIFEST, json.dumps(manifest).encode())
-    try:
-        for path in entry.partial.glob("journal-*"):
-            path.unlink()
-        entry.partial.rename(entry.folder)
-        sync_folder(entry.root)
-    except OSError as error:
-        raise writing_error(entry.root, entry.num_bytes, error) from None
+    return json.dumps(manifest, default=str).encode()
 
 
 def good_chunks(path: Path, spans: list[tuple[int, int]], digests: Mapping[int, str]) -> dict[int, str]:
@@ -313,7 +353,7 @@ def read_digests(folder: Path) -> dict[int, str]:
     """The digests in a manifest, by chunk; none where it cannot be read."""
     try:
         return dict(enumerate(map(str, json.loads((folder / MANIFEST).read_bytes())["digests"])))
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, *MALFORMED):
         return {}
 
 
@@ -322,7 +362,7 @@ def read_journals(folder: Path) -> dict[int, str]:
     digests: dict[int, str] = {}
     for path in sorted(folder.glob("journal-*")):
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-            with contextlib.suppress(ValueError, TypeError):
+            with contextlib.suppress(*MALFORMED):
                 number, digest = json.loads(line)
                 digests[int(number)] = str(digest)
     return digests
@@ -351,18 +391,25 @@ def default_root() -> Path:
     return cache_dir() / "prefix"
 
 
+def read_manifest(folder: Path) -> Mapping[str, Any]:
+    """The manifest of an entry; empty where it cannot be read."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_bytes())
+        return manifest if isinstance(manifest["description"], dict) else {}
+    except (OSError, *MALFORMED):
+        return {}
+
+
 def found_entries(root: Path) -> list[Found]:
     """All entries, the least recently used first."""
     found = []
     for folder in root.iterdir() if root.is_dir() else ():
-        if folder.is_dir() and not folder.name.startswith("."):
-            files = [path.stat() for path in folder.iterdir() if path.is_file()]
-            try:
-                manifest = json.loads((folder / MANIFEST).read_bytes())
-            except (OSError, ValueError):
-                manifest = {}
-            used = max((status.st_mtime for status in files), default=folder.stat().st_mtime)
-            found.append(Found(folder=folder, size=sum(each.st_size for each in files), used=used, manifest=manifest))
+        if re.fullmatch(r"[0-9a-f]{32}(\.partial)?", folder.name) and folder.is_dir():
+            with contextlib.suppress(FileNotFoundError):  # finished or removed while we look
+                files = [path.stat() for path in folder.iterdir()]
+                used = max((status.st_mtime for status in files), default=folder.stat().st_mtime)
+                size = sum(status.st_size for status in files)
+                found.append(Found(folder=folder, size=size, used=used, manifest=read_manifest(folder)))
     return sorted(found, key=lambda entry: entry.used)
 
 
@@ -374,12 +421,14 @@ def fault(found: Found) -> str | None:
         spans = [(int(begin), int(end)) for begin, end in found.manifest["spans"]]
         digests = dict(enumerate(found.manifest["digests"]))
         size = int(found.manifest["size"])
-    except (KeyError, TypeError, ValueError):
+        if [0, *(end for _, end in spans)] != [*(begin for begin, _ in spans), size] or len(digests) != len(spans):
+            raise ValueError
+        states = found.folder / STATES
+        if not states.is_file() or states.stat().st_size != size:
+            return f"has {states.stat().st_size if states.is_file() else 0} bytes of states instead of {size}"
+        damaged = len(spans) - len(good_chunks(states, spans, digests))
+    except MALFORMED:
         return "has no manifest that can be read"
-    states = found.folder / STATES
-    if not states.is_file() or states.stat().st_size != size:
-        return f"has {states.stat().st_size if states.is_file() else 0} bytes of states instead of {size}"
-    damaged = len(spans) - len(good_chunks(states, spans, digests))
     return f"is damaged in {damaged} of {len(spans)} chunks" if damaged else None
 
 
@@ -398,11 +447,11 @@ def prune(root: Path, *, max_bytes: int | None, older_than_seconds: float | None
         if not is_old and (max_bytes is None or total <= max_bytes):
             continue
         lock_path = root / f"{entry.folder.name.removesuffix('.partial')}.lock"
-        with contextlib.suppress(Timeout), FileLock(lock_path, timeout=0):
+        with contextlib.suppress(Timeout, FileNotFoundError), FileLock(lock_path, timeout=0):
             # Out of sight first: a removal that is interrupted must not look like an entry
-            doomed = entry.folder.with_name(f".removing-{entry.folder.name}")
+            doomed = entry.folder.with_name(f".removing-{uuid.uuid4().hex}")
             entry.folder.rename(doomed)
-            shutil.rmtree(doomed)
+            shutil.rmtree(doomed, ignore_errors=True)
             total -= entry.size
             removed.append(entry)
     return removed
