@@ -62,6 +62,8 @@ def finetune(config: RunConfig, *, task_name: str = "classification") -> RunResu
             choice = prefix.choose(job, progress)
             report.announce(job, notes, choice)
             job = prefix.attach(job, choice)
+            if progress.cached not in (None, job.is_cached):
+                run.say(f"The run was begun {'with' if progress.cached else 'without'} a cached prefix: sums differ\n")
         progress = dataclasses.replace(progress, cached=job.is_cached)
         rehearse(job)
         run.on_main(lambda: runtime.record(config, run))

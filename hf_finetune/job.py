@@ -166,8 +166,7 @@ def order_of_sums(job: Job) -> str:
     limit = micro_batch_limit(job.config, run.num_processes)
     return (
         f"{run.num_processes} x {torch.get_num_threads()} threads of {run.device.type}, {run.precision}, "
-        f"micro-batches of {limit.rows}{f' and {limit.tokens} tokens' if limit.tokens else ''}, "
-        f"{'cached prefix' if job.is_cached else 'no cached prefix'}"
+        f"micro-batches of {limit.rows}{f' and {limit.tokens} tokens' if limit.tokens else ''}"
     )
 
 

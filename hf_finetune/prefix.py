@@ -59,12 +59,11 @@ class TooLargeError(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """Whether the prefix is cached, and the lines that say why. `entry` and `dtype` (of the states in the computation)
-    where it is."""
+    """Whether the prefix is cached, and the lines that say why; where it is, the entry and the replay."""
 
     lines: tuple[str, ...]
     entry: Entry | None = None
-    dtype: torch.dtype = torch.float32
+    replay: Replay | None = None
 
     @property
     def is_on(self) -> bool:
@@ -93,6 +92,8 @@ def choose(job: Job, progress: Progress) -> Choice:
     layout = states.make_layout(job.features)
     with measuring(job):
         sample = replay.states(batch_of(job, np.array([0]))[0])
+        replay = dataclasses.replace(replay, dtype=sample.dtype)
+        job = with_replay(job, replay)
         entry = make_entry(job, layout, sample.shape[-1])
         checks = job.runtime.gather(self_check(job, replay, entry.kind))
         difference, tolerance = max(each[0] for each in checks), max(each[1] for each in checks)
@@ -105,17 +106,17 @@ def choose(job: Job, progress: Progress) -> Choice:
         )
         lines = (where_line(entry), checked)
         if config.cache == "auto" and progress.cached:
-            return Choice(lines=("cache on: as this run was begun", *lines), entry=entry, dtype=sample.dtype)
+            return Choice(lines=("cache on: as this run was begun", *lines), entry=entry, replay=replay)
         gain = estimate(job, replay, entry, progress)
     full = disk_fault(entry)
     (saved, total), full = job.runtime.on_main(lambda: (gain, full))  # one clock and one disk decide for all
     if full:
         return refuse(job, full)
     if config.cache == "on":
-        return Choice(lines=(f"cache on: {gain_text(saved, total)}", *lines), entry=entry, dtype=sample.dtype)
+        return Choice(lines=(f"cache on: {gain_text(saved, total)}", *lines), entry=entry, replay=replay)
     if saved < max(LEAST_GAIN_SECONDS, LEAST_GAIN_SHARE * total):
         return Choice(lines=(f"cache off: {gain_text(saved, total)}",))
-    return Choice(lines=(f"cache on: {gain_text(saved, total)}", *lines), entry=entry, dtype=sample.dtype)
+    return Choice(lines=(f"cache on: {gain_text(saved, total)}", *lines), entry=entry, replay=replay)
 
 
 def refuse(job: Job, reason: str) -> Choice:
@@ -307,18 +308,17 @@ def weights_digest(job: Job) -> str:
 def attach(job: Job, choice: Choice) -> Job:
     """The job with the states of all its features, captured where the cache does not hold them. Without a cache, and with
     auto where the cache's folder cannot be written, the job with no replay. On all processes."""
-    shortcuts, entry = job.trainee.shortcuts, choice.entry
+    entry, replay = choice.entry, choice.replay
     try:
-        if entry is not None and shortcuts.replay is not None:
-            entry = ensure(job, shortcuts.replay, entry)
+        if entry is not None and replay is not None:
+            entry = ensure(job, replay, entry)
     except InputError as error:
         if job.config.prefix.cache == "on":
             raise
         job.runtime.say(f"cache       off after all: {error}\n")
         entry = None
-    if entry is None or shortcuts.replay is None:
-        trainee = dataclasses.replace(job.trainee, shortcuts=dataclasses.replace(shortcuts, replay=None))
-        return dataclasses.replace(job, trainee=trainee)
+    if entry is None:
+        return with_replay(job, None)
     features = {
         split: dataclasses.replace(
             rows,
@@ -331,9 +331,13 @@ def attach(job: Job, choice: Choice) -> Job:
         )
         for split, rows in job.features.items()
     }
-    replay = dataclasses.replace(shortcuts.replay, dtype=choice.dtype)
-    trainee = dataclasses.replace(job.trainee, shortcuts=dataclasses.replace(shortcuts, replay=replay))
-    return dataclasses.replace(job, features=features, trainee=trainee)
+    return dataclasses.replace(with_replay(job, replay), features=features)
+
+
+def with_replay(job: Job, replay: Replay | None) -> Job:
+    """The job with this replay, or none."""
+    shortcuts = dataclasses.replace(job.trainee.shortcuts, replay=replay)
+    return dataclasses.replace(job, trainee=dataclasses.replace(job.trainee, shortcuts=shortcuts))
 
 
 def ensure(job: Job, replay: Replay, entry: Entry) -> Entry:
