@@ -282,7 +282,7 @@ NAMES = {
 def write_tables() -> None:
     """The tables in README.md and docs/performance.md, from all results there are."""
     results = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json")) if "medians" in path.read_text()]
-    text = table(results)
+    text = table(sorted(results, key=lambda result: (result["data"], result["job"]["epochs"])))
     print(text)
     for page in (ROOT / "README.md", ROOT / "docs" / "performance.md"):
         if "<!-- benchmark -->" in page.read_text(encoding="utf-8"):

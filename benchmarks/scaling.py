@@ -9,6 +9,7 @@ files. Writes benchmarks/results/scaling.json and the table in docs/performance.
 
 import argparse
 import json
+import random
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,9 @@ FACTORS = (1, 4, 16)
 
 
 def multiplied(path: Path, target: Path, count: int, factor: int) -> Path:
-    """The first `count` rows `factor` times over, every copy different."""
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()[:count]]
+    """`count` rows, drawn with a fixed seed, `factor` times over, every copy different."""
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    rows = random.Random(0).sample(rows, min(count, len(rows)))
     with target.open("w", encoding="utf-8") as file:
         for copy in range(factor):
             for row in rows:
