@@ -37,7 +37,9 @@ ITEM_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
 CHUNK_TOKENS = 4096  # padded tokens of a forward of the capture: enough for full speed, little memory
 # What a damaged JSON file can raise, here or where its values are used
 MALFORMED = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError, MemoryError)
-RESIDENT_BYTES = 64 * 2**20  # gathered between two times that the mapped pages are given back
+# Gathered between two times that the mapped pages are given back. A kernel with large pages maps far more than is read:
+# with 64 MB here, all of a 390 MB file came to count as this process's memory; giving back costs nothing measurable.
+RESIDENT_BYTES = 2**20
 
 
 # --- where a feature's states lie -----------------------------------------------------------------------------------
