@@ -41,7 +41,13 @@ def make_config(folder: Path, backbone: Path, problem: str = "single_label", **s
         path = folder / f"{split}-{problem}.jsonl"
         files[f"data.{split}"] = [str(tiny.write_jsonl(path, tiny.make_rows(count, seed=seed, problem=problem)))]
     defaults = {"name": f"a-{problem}", "output_dir": str(folder / "outputs"), "model.backbone": str(backbone)}
-    defaults |= {"train.epochs": 8, "train.batch_size": 8, "train.learning_rate": 1e-2, "train.precision": "fp32"}
+    defaults |= {
+        "train.epochs": 12,
+        "train.batch_size": 8,
+        "train.learning_rate": 2e-3,
+        "train.precision": "fp32",
+        "model.dropout": 0.0,
+    }
     defaults |= {"freeze.embeddings": True, "data.max_length": MAX_LENGTH, "tracking.trackers": []}
     config = load_config(defaults | files | settings, [])
     assert config is not None
