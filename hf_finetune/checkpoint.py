@@ -1,26 +1,24 @@
 """Checkpoints: one dict of tensors and plain values that plain torch.load reads, written whole or not at all.
 
-Order of a save: temporary file, sync, rename, manifest (temporary, sync, rename), sync of the folder, and only then
-are older ones removed. A checkpoint counts when its manifest is there and its size and digest agree.
+Order of a save: temporary file, sync, rename, manifest (temporary, sync, rename), both read back, references to the best
+and the last, and only then are older ones removed. A checkpoint counts when its manifest is there and its size and digest
+agree.
 """
 
-import errno
 import json
-import os
 import pickle
 import re
-import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 
 from hf_finetune.errors import InputError
-from hf_finetune.sources import sha256_of
+from hf_finetune.files import remove_quietly, replace_with, sha256_of, write_atomically, writing_error
 
-FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+REFERENCES = "references.json"  # in the checkpoints' folder: file names of the best and the last
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +32,22 @@ class Progress:
     patience_value: float | None = None  # the last value that counted as better, by train.min_delta
     evaluations_without_gain: int = 0
     stopped: bool = False  # early stopping has ended the training
-    cached: bool | None = None  # whether the frozen prefix is; not known before the first update
+    cached: bool | None = None  # whether the frozen prefix is; not known before the first update of a stage
+    pending: bool = False  # stopped by a signal before what is due after `update` (evaluation, checkpoint) was done
+    train_loss: float | None = None  # of the last update
+    skipped_updates: int = 0  # by fp16's loss scaler
+    history: tuple[dict[str, Any], ...] = ()  # a row for every evaluation: update, epoch, and the metrics
+
+    @property
+    def settled(self) -> int:
+        """Updates after which all that was due is done."""
+        return self.update - 1 if self.pending else self.update
+
+
+def progress_from(saved: Mapping[str, Any]) -> Progress:
+    """The progress of a checkpoint's plain values."""
+    known = {field: saved[field] for field in Progress.__dataclass_fields__ if field in saved}
+    return Progress(**known | {"history": tuple(saved.get("history", ()))})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,51 +62,6 @@ class Manifest:
     loss: float
     metric: str
     value: float | None
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """The file has its old content or all of the new. InputError where the disk is full or read-only."""
-    replace_with(path, lambda file: file.write(content), len(content))
-
-
-def replace_with(path: Path, write: Callable[[BinaryIO], object], num_bytes: int) -> None:
-    """Has `write` fill a temporary file, syncs and renames it to `path`. `num_bytes` are checked to be free."""
-    temporary = path.with_name(f".{path.name}.writing")
-    try:
-        if shutil.disk_usage(path.parent).free < num_bytes:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        with temporary.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        sync_folder(path.parent)
-    except (OSError, RuntimeError) as error:  # torch.save turns a failed write into a RuntimeError
-        temporary.unlink(missing_ok=True)
-        raise writing_error(path.parent, num_bytes, error) from None
-
-
-def sync_folder(folder: Path) -> None:
-    """Makes renames and removals in a folder durable, where the system can sync a folder."""
-    if os.name == "nt":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def writing_error(folder: Path, num_bytes: int, error: Exception) -> InputError:
-    """What a failed write means to the user."""
-    cause = error if isinstance(error, OSError) else error.__context__
-    if isinstance(cause, OSError) and cause.errno not in FULL_DISK:
-        return InputError(f"{folder}: cannot be written: {cause.strerror}")
-    free = shutil.disk_usage(folder).free
-    return InputError(
-        f"{folder}: the disk is full: {num_bytes / 1e6:.1f} MB are needed and {free / 1e6:.1f} MB are free; make "
-        "room and run the same command again, the run goes on from its last checkpoint"
-    )
 
 
 def tensor_bytes(content: Any) -> int:
@@ -112,25 +80,45 @@ def checkpoint_name(epoch: int, update: int, loss: float, metric: str, value: fl
     return f"ckpt_epoch{epoch:04d}_update{update:06d}_loss{loss:.4f}{measured}.pt"
 
 
-def save(folder: Path, content: Mapping[str, Any], *, metric: str, value: float | None) -> Manifest:
-    """Writes a checkpoint and its manifest. `content` has epoch, update and loss among its keys."""
+def save(
+    folder: Path, content: Mapping[str, Any], *, metric: str, value: float | None, best_update: int | None = None
+) -> Manifest:
+    """Writes a checkpoint, its manifest and the references to the best and the last, and reads them back: when this
+    returns, the disk has it. `content` has epoch, update and loss among its keys."""
     epoch, update, loss = content["epoch"], content["update"], content["loss"]
     path = folder / checkpoint_name(epoch, update, loss, metric, value)
-    folder.mkdir(parents=True, exist_ok=True)
-    replace_with(path, lambda file: torch.save(on_cpu(content), file), tensor_bytes(content))
-    # The digest is of what the disk gives back, not of what was meant to be written
-    manifest = Manifest(
-        file=path.name,
-        size=path.stat().st_size,
-        sha256=sha256_of(path),
-        epoch=epoch,
-        update=update,
-        loss=loss,
-        metric=metric,
-        value=value,
-    )
-    write_atomically(manifest_path(path), json.dumps(asdict(manifest), indent=2).encode())
+    num_bytes = tensor_bytes(content)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        written = replace_with(path, lambda file: torch.save(on_cpu(content), file), num_bytes)
+        manifest = Manifest(
+            file=path.name,
+            size=path.stat().st_size,
+            sha256=written,
+            epoch=epoch,
+            update=update,
+            loss=loss,
+            metric=metric,
+            value=value,
+        )
+        write_atomically(manifest_path(path), json.dumps(asdict(manifest), indent=2).encode())
+        if (reason := fault(folder, manifest)) or manifest not in manifests(folder):
+            raise InputError(f"{path}: {reason or 'has no manifest'} when it is read back; is the disk sound?")
+        best = next((each.file for each in manifests(folder) if each.update == best_update), None)
+        references = {"best": best, "last": manifest.file}
+        write_atomically(folder / REFERENCES, json.dumps(references, indent=2).encode())
+    except OSError as error:
+        raise writing_error(folder, num_bytes, error) from None
     return manifest
+
+
+def references(folder: Path) -> dict[str, str | None]:
+    """File names of the `best` and the `last` checkpoint as they were noted; empty where they cannot be read."""
+    try:
+        noted = json.loads((folder / REFERENCES).read_bytes())
+        return {key: noted[key] for key in ("best", "last")}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
 
 
 def manifest_path(checkpoint: Path) -> Path:
@@ -138,9 +126,14 @@ def manifest_path(checkpoint: Path) -> Path:
     return checkpoint.with_suffix(".json")
 
 
+def last_of(folder: Path) -> str | None:
+    """The file name of the newest checkpoint, unread."""
+    return next((manifest.file for manifest in reversed(manifests(folder))), None)
+
+
 def find_whole(folder: Path, update: int) -> Path | None:
     """The checkpoint of an update that verifies, or None."""
-    for manifest in manifests(folder):
+    for manifest in reversed(manifests(folder)):
         if manifest.update == update and fault(folder, manifest) is None:
             return folder / manifest.file
     return None
@@ -163,7 +156,8 @@ def manifests(folder: Path) -> list[Manifest]:
             found.append(Manifest(**json.loads(path.read_bytes())))
         except (OSError, ValueError, TypeError):
             continue
-    return sorted(found, key=lambda manifest: manifest.update)
+    # A run that was stopped before an evaluation has two of one update: the one with the value is the later
+    return sorted(found, key=lambda manifest: (manifest.update, manifest.value is not None))
 
 
 def fault(folder: Path, manifest: Manifest) -> str | None:
@@ -174,6 +168,47 @@ def fault(folder: Path, manifest: Manifest) -> str | None:
     if path.stat().st_size != manifest.size:
         return f"has {path.stat().st_size} bytes instead of {manifest.size}"
     return None if sha256_of(path) == manifest.sha256 else "does not have the digest its manifest says"
+
+
+def fault_of(path: Path) -> str | None:
+    """Why the checkpoint in a file is not whole by the manifest beside it, or None where it is."""
+    manifest = next((each for each in manifests(path.parent) if each.file == path.name), None)
+    return fault(path.parent, manifest) if manifest else "has no manifest that can be read"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listed:
+    """A checkpoint as a folder shows it. state: what is wrong, "whole", or "not read" where only its size was looked at."""
+
+    file: str
+    size: int
+    state: str
+    manifest: Manifest | None
+    is_best: bool
+    is_last: bool
+
+
+def listed(folder: Path, *, verify: bool) -> list[Listed]:
+    """All checkpoints of a folder, oldest first; read and compared with their digests if `verify`."""
+    noted, found = references(folder), {manifest.file: manifest for manifest in manifests(folder)}
+    names = [*found, *sorted({path.name for path in folder.glob("ckpt_*.pt")} - found.keys())]
+    rows = []
+    for name in names:
+        path, manifest = folder / name, found.get(name)
+        size = path.stat().st_size if path.is_file() else 0
+        unread = manifest is not None and not verify and size == manifest.size
+        state = "not read" if unread else fault_of(path) or "whole"
+        rows.append(
+            Listed(
+                file=name,
+                size=size,
+                state=state,
+                manifest=manifest,
+                is_best=noted.get("best") == name,
+                is_last=noted.get("last") == name,
+            )
+        )
+    return rows
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -212,16 +247,16 @@ def retire(
     Those of later updates than the one just saved, which the run has gone back behind, stay until it passes them.
     """
     found = [manifest for manifest in manifests(folder) if manifest.update <= saved.update]
-    kept = {manifest.file for manifest in found[-keep_last:]}
+    others = [manifest for manifest in found if manifest.update != saved.update]
+    kept = {saved.file} | {manifest.file for manifest in others[max(0, len(others) - keep_last + 1) :]}
     kept |= {manifest.file for manifest in ranked(found, greater_is_better=greater_is_better)[:keep_best]}
-    kept |= {manifest.file for manifest in found if manifest.update == best_update}
+    kept |= {manifest.file for manifest in others if manifest.update == best_update}
     for manifest in found:
         if manifest.file not in kept:
-            path = folder / manifest.file
-            manifest_path(path).unlink(missing_ok=True)
-            path.unlink(missing_ok=True)
+            remove_quietly(manifest_path(folder / manifest.file))
+            remove_quietly(folder / manifest.file)
     for path in folder.glob("ckpt_*.pt"):  # of a save that was killed before its manifest
         if not manifest_path(path).exists():
-            path.unlink(missing_ok=True)
-    for path in folder.glob(".ckpt_*.writing"):
-        path.unlink(missing_ok=True)
+            remove_quietly(path)
+    for path in folder.glob(".*.writing"):
+        remove_quietly(path)

@@ -37,6 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             code = run_recipe_file(words[1], words[2:])
 
         return report_errors(train, debug="--debug" in words) or code
+    if words[:1] == ["verify-resume"] and len(words) >= 2 and not words[1].startswith("-"):
+        return run_verify_resume(words[1], words[2:])
     options = build_parser().parse_args(words)
     return report_errors(lambda: options.function(options), debug=options.debug)
 
@@ -52,6 +54,14 @@ def build_parser() -> Parser:
     )
     train.add_argument("recipe", help="such as classify")
     train.set_defaults(function=lambda options: run_recipe_file(options.recipe, []))
+
+    verify = commands.add_parser(
+        "verify-resume",
+        help="prove on this machine that a killed run ends as one that is not: hf-finetune verify-resume classify [settings]",
+    )
+    verify.add_argument("recipe", help="such as classify; its settings follow")
+    add_verify_options(verify)
+    verify.set_defaults(function=lambda options: run_verify_resume(options.recipe, []))
 
     inspect = commands.add_parser("inspect", help="list every tensor of a model, and what a freeze plan makes of it")
     inspect.add_argument("model", help="run folder, model folder, package://NAME/path, or Hub id")
@@ -79,6 +89,17 @@ def build_parser() -> Parser:
     predict.add_argument("--out", help="JSON lines; standard output if not given")
     predict.set_defaults(function=run_predict)
 
+    checkpoints = commands.add_parser("checkpoints", help="list the checkpoints of a run")
+    checkpoints.add_argument("run", help="run folder")
+    checkpoints.add_argument("--verify", action="store_true", help="read them all and compare with their digests")
+    checkpoints.set_defaults(function=run_checkpoints)
+    materialize = commands.add_parser(
+        "materialize", help="make a whole model of a checkpoint, as from_pretrained loads it"
+    )
+    materialize.add_argument("checkpoint", help="file of a checkpoint")
+    materialize.add_argument("--out", required=True, help="folder to write, which must not exist")
+    materialize.set_defaults(function=run_materialize)
+
     push = commands.add_parser("push", help="put the model, card and results of a run on the Hub, in one commit")
     push.add_argument("run", help="run folder")
     push.add_argument("--repo-id", required=True, help="user/name")
@@ -89,6 +110,14 @@ def build_parser() -> Parser:
     for command in commands.choices.values():
         command.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
+
+
+def add_verify_options(parser: argparse.ArgumentParser) -> None:
+    """The options of verify-resume, beside the recipe's settings."""
+    parser.add_argument("--updates", type=int, default=12, help="updates to train")
+    parser.add_argument("--kills", type=int, default=3, help="times to kill the second run")
+    parser.add_argument("--processes", type=int, default=1, help="processes, under torchrun")
+    parser.add_argument("--kill-seed", type=int, default=0, help="of the moments of the kills")
 
 
 def add_cache_commands(cache: argparse.ArgumentParser) -> None:
@@ -121,6 +150,34 @@ def quantity(text: str, units: dict[str, int]) -> float:
     if found is None or found[2] not in units:
         raise argparse.ArgumentTypeError(f"{text!r} is no number with one of {', '.join(filter(None, units))}")
     return float(found[1]) * units[found[2]]
+
+
+def run_verify_resume(recipe: str, words: Sequence[str]) -> int:
+    """hf-finetune verify-resume. Exit code 1 where the runs differ."""
+    parser = Parser(
+        allow_abbrev=False,
+        prog=f"hf-finetune verify-resume {recipe}",
+        description="Other options are the recipe's settings.",
+    )
+    add_verify_options(parser)
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    options, settings = parser.parse_known_args(words)
+    is_equal = False
+
+    def verify() -> None:
+        nonlocal is_equal
+        from hf_finetune.verify import verify_resume
+
+        is_equal = verify_resume(
+            recipe,
+            settings,
+            updates=options.updates,
+            kills=options.kills,
+            processes=options.processes,
+            seed=options.kill_seed,
+        )
+
+    return report_errors(verify, debug=options.debug) or (0 if is_equal else 1)
 
 
 def run_inspect(options: argparse.Namespace) -> None:
@@ -177,6 +234,35 @@ def run_predict(options: argparse.Namespace) -> None:
             raise InputError("--out: goes with --data")
     for row in rows:
         print(json.dumps(row, ensure_ascii=False))
+
+
+def run_checkpoints(options: argparse.Namespace) -> None:
+    """hf-finetune checkpoints."""
+    from hf_finetune import checkpoint
+
+    folder = Path(options.run) / "checkpoints"
+    if not folder.is_dir():
+        raise InputError(f"{options.run}: is no run folder with checkpoints")
+    rows = checkpoint.listed(folder, verify=options.verify)
+    for row in rows:
+        marks = " ".join(mark for mark, holds in (("best", row.is_best), ("last", row.is_last)) if holds)
+        told = ""
+        if (manifest := row.manifest) is not None:
+            value = "" if manifest.value is None else f"{manifest.metric} {manifest.value:.4f}"
+            told = f"epoch {manifest.epoch:>3}  update {manifest.update:>6}  loss {manifest.loss:.4f}  {value:<18}"
+        print(f"{told}  {row.size / 1e6:>9,.1f} MB  {row.state}  {marks:<9}  {row.file}".strip())
+    print(f"{len(rows)} checkpoints, {sum(row.size for row in rows) / 1e6:,.1f} MB in {folder}")
+    if damaged := [row.file for row in rows if row.state not in ("whole", "not read")]:
+        raise InputError(
+            f"{folder}: not whole: {', '.join(damaged)}; a run that goes on passes them over, and removes them in time"
+        )
+
+
+def run_materialize(options: argparse.Namespace) -> None:
+    """hf-finetune materialize."""
+    from hf_finetune.materialize import materialize
+
+    print(f"{materialize(Path(options.checkpoint), Path(options.out))}  (from_pretrained)")
 
 
 def run_push(options: argparse.Namespace) -> None:

@@ -136,23 +136,43 @@ class FreezeConfig:
         encoder_layers: Blocks frozen from the bottom up: a count, a negative count left free at the top, a fraction
             such as 2/3, or all.
         patterns: Regular expressions; a parameter whose name one of them finds (re.search) is frozen.
+        unfreeze: Gradual unfreezing, such as [{epoch: 2, encoder_layers: 2}, {epoch: 3, encoder_layers: 0}]: from the start of
+            that epoch, counted from 1, so many blocks are frozen.
     """
 
     embeddings: bool = False
     encoder_layers: int | str = 0
     patterns: tuple[str, ...] = ()
+    unfreeze: tuple[dict[str, int | str], ...] = ()
 
     def __post_init__(self) -> None:
-        value = self.encoder_layers
-        check(
-            isinstance(value, int) or value == "all" or fraction_of(value) is not None,
-            "freeze.encoder_layers", value, 'takes a count, a negative count, a fraction such as "2/3", or "all"',
-        )  # fmt: skip
+        check_layers("freeze.encoder_layers", self.encoder_layers)
+        before = 1
+        for stage in self.unfreeze:
+            check(stage.keys() == {"epoch", "encoder_layers"}, "freeze.unfreeze", stage,
+                  "takes epoch and encoder_layers, both and no more")  # fmt: skip
+            epoch = stage["epoch"]
+            check(isinstance(epoch, int) and epoch > before, "freeze.unfreeze", stage,
+                  "epochs must be whole numbers, rise, and be above 1")  # fmt: skip
+            check_layers("freeze.unfreeze", stage["encoder_layers"])
+            before = int(epoch)
         for pattern in self.patterns:
             try:
                 re.compile(pattern)
             except re.error as error:
                 raise InputError(f"freeze.patterns ({pattern}): not a regular expression: {error}") from None
+
+    def at(self, epoch: int) -> "FreezeConfig":
+        """What is frozen in an epoch, counted from 1."""
+        layers = [stage["encoder_layers"] for stage in self.unfreeze if int(stage["epoch"]) <= epoch]
+        return dataclasses.replace(self, encoder_layers=[self.encoder_layers, *layers][-1], unfreeze=())
+
+
+def check_layers(key: str, value: Any) -> None:
+    """Raises InputError where a value does not say how many blocks are frozen."""
+    takes = 'takes a count, a negative count, a fraction such as "2/3", or "all"'
+    is_count = isinstance(value, int) and not isinstance(value, bool)
+    check(is_count or value == "all" or (isinstance(value, str) and fraction_of(value) is not None), key, value, takes)
 
 
 def fraction_of(text: str) -> Fraction | None:
@@ -272,6 +292,9 @@ class CheckpointConfig:
 
     Args:
         every: "epoch", or a number of updates. The last update and every new best are always saved.
+        every_minutes: Save also when so many minutes have passed since the last save.
+        content: full, or trainable: only what trains and the optimizer, with the digest of the rest; `hf-finetune materialize`
+            makes a whole model of it.
         keep_best: Checkpoints kept for the best values of evaluation.metric.
         keep_last: Newest checkpoints kept.
         resume: auto goes on from the newest whole checkpoint of the run; never starts anew and moves an older run of
@@ -279,12 +302,16 @@ class CheckpointConfig:
     """
 
     every: int | Literal["epoch"] = "epoch"
+    every_minutes: float | None = None
+    content: Literal["full", "trainable"] = "full"
     keep_best: int = 1
     keep_last: int = 1
     resume: str = "auto"
 
     def __post_init__(self) -> None:
         check(self.every == "epoch" or self.every >= 1, "checkpoint.every", self.every, "must be at least 1")
+        check(self.every_minutes is None or 0 < self.every_minutes < float("inf"), "checkpoint.every_minutes",
+              self.every_minutes, "must be above 0")  # fmt: skip
         for key in ("keep_best", "keep_last"):
             value = getattr(self, key)
             check(value >= 1, f"checkpoint.{key}", value, "must be at least 1")
@@ -376,10 +403,10 @@ class RunConfig:
         return Path(self.output_dir) / self.name
 
 
-# Settings that may differ between a run and its resumption, because no trained number depends on them.
+# Settings that may differ between a run and its resumption: no trained number depends on them; or, with data, what
+# they stand for is recognised by its digest; or, with freeze, what changes is carried over name by name and reported.
 FREE_ON_RESUME = ("output_dir", "prefix.", "train.micro_batch_size", "train.micro_batch_tokens", "evaluation.batch_size",
-                  "checkpoint.every",
-                  "checkpoint.keep_best", "checkpoint.keep_last", "checkpoint.resume", "tracking.", "hub.")  # fmt: skip
+                  "checkpoint.", "tracking.", "hub.", "data.", "freeze.")  # fmt: skip
 
 
 def as_dict(config: Any) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The one exception a user can cause."""
+"""The exceptions that mean something to a user."""
 
 
 class InputError(Exception):
@@ -6,3 +6,7 @@ class InputError(Exception):
 
     The command line prints it as one `error:` line on standard error and exits with code 2.
     """
+
+
+class StoppedError(Exception):
+    """A signal asked the run to stop, and what there was to save is saved; the command line exits with code 75."""

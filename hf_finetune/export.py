@@ -14,11 +14,11 @@ import torch
 import transformers
 from huggingface_hub import EvalResult, ModelCardData
 
-from hf_finetune.backbone import LOADING_ERRORS, quiet
-from hf_finetune.checkpoint import sync_folder, write_atomically, writing_error
+from hf_finetune.backbone import LOADING_ERRORS, Backbone, quiet
 from hf_finetune.config import RunConfig
 from hf_finetune.data import SPLITS
 from hf_finetune.errors import InputError
+from hf_finetune.files import sync_folder, write_atomically, writing_error
 from hf_finetune.job import Job
 from hf_finetune.loop import evaluate
 from hf_finetune.settings import to_yaml
@@ -31,24 +31,33 @@ NUM_COMPARED = 64  # validation examples
 
 def export(job: Job, results: Mapping[str, Any]) -> Path:
     """Writes model/ whole (beside, then renamed) and returns it."""
-    run_dir = job.config.run_dir
-    folder, temporary = run_dir / "model", run_dir / ".model.writing"
-    model, tokenizer = job.backbone.model, job.backbone.tokenizer
-    model.config.hf_finetune = {  # what `hf-finetune predict` and `evaluate` need to know of the training
-        "task": job.task.name,
-        "text_columns": list(job.config.data.text_columns),
-        "label_column": job.config.data.label_column,
-        "label_separator": job.config.task.label_separator,
-        "metric": job.metric,
-        "encoding": list(job.config.data.encoding),
+    describe_use(job.backbone, job.config, task_name=job.task.name, metric=job.metric, max_length=job.max_length)
+    return write_model(job.backbone, job.config.run_dir / "model", card(job, results))
+
+
+def describe_use(loaded: Backbone, config: RunConfig, *, task_name: str, metric: str, max_length: int) -> None:
+    """Notes in a model and its tokenizer what `hf-finetune predict` and `evaluate` need to know of the training."""
+    loaded.model.config.hf_finetune = {
+        "task": task_name,
+        "text_columns": list(config.data.text_columns),
+        "label_column": config.data.label_column,
+        "label_separator": config.task.label_separator,
+        "metric": metric,
+        "encoding": list(config.data.encoding),
     }
-    tokenizer.model_max_length = job.max_length  # so that pipelines cut where training did
+    loaded.tokenizer.model_max_length = max_length  # so that pipelines cut where training did
+
+
+def write_model(loaded: Backbone, folder: Path, readme: str) -> Path:
+    """Writes a model folder beside, then renames it; returns it. An older one is replaced."""
+    model, tokenizer = loaded.model, loaded.tokenizer
+    run_dir, temporary = folder.parent, folder.with_name(f".{folder.name}.writing")
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         with quiet():
             model.save_pretrained(temporary)
             tokenizer.save_pretrained(temporary)
-        write_atomically(temporary / "README.md", card(job, results).encode())
+        write_atomically(temporary / "README.md", readme.encode())
         for path in (path for path in temporary.rglob("*") if path.is_file()):
             path.chmod(0o666 & ~current_umask())  # safetensors makes its file readable by its owner only
         shutil.rmtree(folder, ignore_errors=True)

@@ -1,10 +1,13 @@
 """A run, in the order of time. READ THIS FIRST."""
 
 import dataclasses
+import gc
 import json
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from hf_finetune import (
     backbone,
@@ -20,16 +23,18 @@ from hf_finetune import (
     prefix,
     replay,
     report,
+    resume,
     runtime,
     tasks,
     tracking,
 )
 from hf_finetune.checkpoint import Progress
-from hf_finetune.config import RunConfig
+from hf_finetune.config import FreezeConfig, RunConfig
 from hf_finetune.data import Features, Splits
-from hf_finetune.errors import InputError
-from hf_finetune.job import Clock, Job, judge, load_best, measure, rehearse, restore, save
-from hf_finetune.loop import NotFiniteError, Trainee, schedule_of, train_steps
+from hf_finetune.errors import InputError, StoppedError
+from hf_finetune.files import write_atomically
+from hf_finetune.job import Clock, Job, judge, measure, rehearse
+from hf_finetune.loop import NotFiniteError, Schedule, Trainee, schedule_of, train_steps
 from hf_finetune.runtime import Runtime
 from hf_finetune.tasks import Task
 
@@ -46,7 +51,7 @@ class RunResult:
 def finetune(config: RunConfig, *, task_name: str = "classification") -> RunResult:
     """Fine-tunes as the config says, goes on where an earlier run of it stopped, and exports the best model.
 
-    Raises InputError for anything the user can mend.
+    Raises InputError for anything the user can mend, StoppedError where a signal ended the run for now.
     """
     clock = Clock()
     with runtime.start(config) as run:
@@ -56,22 +61,23 @@ def finetune(config: RunConfig, *, task_name: str = "classification") -> RunResu
             run.on_main(lambda: push_if_asked(config))
             return RunResult(run_dir=config.run_dir, model_dir=config.run_dir / "model", results=finished)
         check_services(config, run)
-        job = set_up(config, task_name, run, clock)
-        progress, notes = restore(job)
-        with clock("cache"):
-            choice = prefix.choose(job, progress)
-            report.announce(job, notes, choice)
-            job = prefix.attach(job, choice)
-            if progress.cached not in (None, job.is_cached):
-                run.say(f"The run was begun {'with' if progress.cached else 'without'} a cached prefix: sums differ\n")
-        progress = dataclasses.replace(progress, cached=job.is_cached)
+        saved, notes = resume.find(config, run)
+        progress = saved.progress if saved else Progress()
+        job = set_up(config, task_name, run, clock, progress)
+        if saved:
+            progress, found = resume.restore(job, saved)
+            notes, saved = (*notes, *found), None
+        job, progress = cache_prefix(job, progress, clock, lambda choice: report.announce(job, notes, choice))
         rehearse(job)
         run.on_main(lambda: runtime.record(config, run))
         tracker = tracking.Tracking(config, run, start_update=progress.update)
 
-        progress = train(job, progress, tracker, clock)
+        job, progress = train(job, progress, tracker, clock)
+        while not job.is_over(progress):
+            job, progress = begin_stage(job, progress, clock)
+            job, progress = train(job, progress, tracker, clock)
 
-        best = load_best(job, progress)
+        best = resume.load_best(job, progress)
         with clock("evaluate"):
             final = {split: measure(job, split, whole=True) for split in job.features if split != "train"}
         results = report.make_results(job, progress, final, clock)
@@ -81,49 +87,98 @@ def finetune(config: RunConfig, *, task_name: str = "classification") -> RunResu
         )
         tracker.finish(final)
         run.say(report.closing(job, results, best))
+        run.signals.ends_at_once = True
         run.on_main(lambda: push_if_asked(config))
         return RunResult(run_dir=config.run_dir, model_dir=config.run_dir / "model", results=results)
 
 
-def train(job: Job, progress: Progress, tracker: tracking.Tracking, clock: Clock) -> Progress:
-    """Trains to the end or to early stopping; returns where it ended. What others do in callbacks are ifs here."""
-    if progress.stopped or progress.update >= job.schedule.total_updates:
-        return progress
-    config, schedule = job.config, job.schedule
-    bar = tracking.ProgressBar(schedule.total_updates, progress.update, job.runtime)
-    steps = train_steps(job.trainee, job.features["train"], job.task, config, job.runtime, start_update=progress.update)
+def train(job: Job, progress: Progress, tracker: tracking.Tracking, clock: Clock) -> tuple[Job, Progress]:
+    """Trains to the end of the stage or to early stopping; what others do in callbacks are ifs here. Where a signal asks for
+    it, saves and raises StoppedError."""
+    config, schedule, run = job.config, job.schedule, job.runtime
+    end = job.stage_end(progress.settled)
+    bar = tracking.ProgressBar(schedule.total_updates, progress.update, run)
+    steps = clock.each(
+        train_steps(job.trainee, job.features["train"], job.task, config, run, start_update=progress.update)
+    )
+    last_save = time.monotonic()
     try:
-        for update in clock.each(steps):
-            progress = dataclasses.replace(progress, update=update.number)
+        if progress.pending:  # what a signal left undone after the last update
+            progress = after_update(job, progress, tracker, clock, bar)
+        while progress.update < end and not progress.stopped:
+            update = next(steps)
+            progress = dataclasses.replace(
+                progress,
+                update=update.number,
+                train_loss=update.loss,
+                skipped_updates=progress.skipped_updates + update.skipped,
+            )
             logs = schedule.is_due(config.tracking.log_every, update.number) or update.number == 1
             bar.advance(update, log=logs)
             if logs:
                 tracker.log(tracking.training_row(update), update=update.number, epoch=update.epoch)
             if update.skipped:
                 bar.say(f"update {update.number}: gradients overflowed fp16 and the weights were not changed")
-            values: dict[str, float] = {}
-            saves = schedule.is_due(config.checkpoint.every, update.number)
-            if schedule.is_due(config.evaluation.every, update.number):
-                with clock("evaluate"):
-                    values = measure(job, "validation")
-                tracker.log_split("validation", values, update=update.number, epoch=update.epoch)
-                progress = judge(job, progress, values[job.metric])
-                is_best = progress.best_update == update.number
-                bar.say(f"epoch {update.epoch}  validation  {report.show(values)}{'  best' if is_best else ''}")
-                saves = saves or is_best or progress.stopped
-            if saves:
-                with clock("save"):
-                    file = save(job, progress, update, values)
-                bar.say(f"saved {file}")
-            if progress.stopped and update.number < schedule.total_updates:
-                bar.say(f"no better {job.metric} in {progress.evaluations_without_gain} evaluations: stopping early")
-                break
+            minutes = config.checkpoint.every_minutes
+            is_time = minutes is not None and time.monotonic() - last_save >= 60 * minutes
+            stops, saves = run.agree(run.is_asked_to_stop(), is_time)
+            if stops:
+                save_and_stop(job, progress, clock, bar)
+            progress = after_update(job, progress, tracker, clock, bar, saves=saves)
+            last_save = time.monotonic() if saves else last_save
     except NotFiniteError as error:
         origins = ", ".join(job.where(row) for row in error.rows[:8]) + (", ..." if len(error.rows) > 8 else "")
-        raise InputError(f"{error}; look at its examples ({origins}), or lower train.learning_rate") from None
+        kept = checkpoint.last_of(job.checkpoint_dir)
+        raise InputError(
+            f"{error}; look at its examples (rows {', '.join(map(str, error.rows[:8]))}: {origins}), or lower "
+            f"train.learning_rate; the last good checkpoint is {kept or 'none yet'}"
+        ) from None
     finally:
+        steps.close()
         bar.close()
+    return job, progress
+
+
+def after_update(
+    job: Job,
+    progress: Progress,
+    tracker: tracking.Tracking,
+    clock: Clock,
+    bar: tracking.ProgressBar,
+    *,
+    saves: bool = False,
+) -> Progress:
+    """Evaluates and saves where that is due after an update, or `saves` says so."""
+    config, schedule, number = job.config, job.schedule, progress.update
+    epoch = schedule.epoch(number)
+    saves = saves or schedule.is_due(config.checkpoint.every, number)
+    if schedule.is_due(config.evaluation.every, number):
+        try:
+            with clock("evaluate"):
+                values = measure(job, "validation")
+        except StoppedError:
+            save_and_stop(job, progress, clock, bar)
+        tracker.log_split("validation", values, update=number, epoch=epoch)
+        progress = judge(job, progress, values)
+        is_best = progress.best_update == number
+        bar.say(f"epoch {epoch}  validation  {report.show(values)}{'  best' if is_best else ''}")
+        saves = saves or is_best or progress.stopped
+    progress = dataclasses.replace(progress, pending=False)
+    if saves:
+        with clock("save"):
+            file = resume.save(job, progress)
+        bar.say(f"saved {file}")
+    if progress.stopped and number < schedule.total_updates:
+        bar.say(f"no better {job.metric} in {progress.evaluations_without_gain} evaluations: stopping early")
     return progress
+
+
+def save_and_stop(job: Job, progress: Progress, clock: Clock, bar: tracking.ProgressBar) -> NoReturn:
+    """Saves at an update whose evaluation is still to come, and raises StoppedError. On all processes."""
+    with clock("save"):
+        file = resume.save(job, dataclasses.replace(progress, pending=True))
+    bar.say(f"saved {file}")
+    raise job.runtime.stop()
 
 
 # --- before training ------------------------------------------------------------------------------------------------
@@ -153,8 +208,9 @@ def check_services(config: RunConfig, run: Runtime) -> None:
         run.on_main(lambda: hub.check_access(str(config.hub.repo_id)))
 
 
-def set_up(config: RunConfig, task_name: str, run: Runtime, clock: Clock) -> Job:
-    """Data, task, model, features, freeze plan, optimizer: all that is settled before update 0."""
+def set_up(config: RunConfig, task_name: str, run: Runtime, clock: Clock, progress: Progress) -> Job:
+    """Data, task, model, features, freeze plan, optimizer: all that is settled before the first update, which follows
+    `progress`."""
     with clock("load"):
         splits = data.load_splits(config.data, config.seed, regression=config.task.problem == "regression")
         task = tasks.build(task_name, config, splits.train)
@@ -165,11 +221,12 @@ def set_up(config: RunConfig, task_name: str, run: Runtime, clock: Clock) -> Job
         features = encode(splits, task, loaded.tokenizer, max_length, run)
     backbone.check_ids(loaded, max(int(rows.inputs["input_ids"].max()) for rows in features.values()))
     loaded.model.to(run.device)
-    with run.accelerator.autocast():  # some kinds of attention run in 16 bit on a GPU only
-        plan = freezing.apply(loaded.model, config.freeze)
-        constant = freezing.constant_modules(loaded.model)
-        masks = dropout.choose_masks(config.train.dropout_masks, config.seed, loaded.model, constant)
-    shortcuts, no_replay = find_shortcuts(loaded.model, plan)
+    schedule = schedule_of(len(features["train"]), config)
+    anatomy = freezing.dissect(loaded.model)
+    free_at_last = freezing.apply(loaded.model, config.freeze.at(config.train.epochs), anatomy).free
+    stage = settle_stage(loaded, anatomy, config.freeze.at(next_epoch(schedule, progress)), config, run)
+    if hidden := stage["plan"].free - free_at_last:
+        raise InputError(f"freeze.unfreeze: would freeze again what trains before, such as {min(hidden)}")
     return Job(
         config=config,
         runtime=run,
@@ -179,11 +236,60 @@ def set_up(config: RunConfig, task_name: str, run: Runtime, clock: Clock) -> Job
         backbone=loaded,
         max_length=max_length,
         features=features,
-        plan=plan,
-        trainee=prepare(loaded, plan, config, run, constant=constant, masks=masks, shortcuts=shortcuts),
-        schedule=schedule_of(len(features["train"]), config),
-        no_replay=no_replay,
+        schedule=schedule,
+        free_at_last=free_at_last,
+        **stage,
     )
+
+
+def next_epoch(schedule: Schedule, progress: Progress) -> int:
+    """The epoch, counted from 1, of the update that follows; of the last one where none does."""
+    return schedule.epoch(progress.update if progress.stopped else min(progress.settled + 1, schedule.total_updates))
+
+
+def settle_stage(
+    loaded: backbone.Backbone, anatomy: freezing.Anatomy, freeze: FreezeConfig, config: RunConfig, run: Runtime
+) -> dict[str, Any]:
+    """What follows from a freeze config: plan, trainee, and why its prefix cannot be replayed, if so."""
+    with run.accelerator.autocast():  # some kinds of attention run in 16 bit on a GPU only
+        plan = freezing.apply(loaded.model, freeze, anatomy)
+        constant = freezing.constant_modules(loaded.model)
+        masks = dropout.choose_masks(config.train.dropout_masks, config.seed, loaded.model, constant)
+    shortcuts, no_replay = find_shortcuts(loaded.model, plan)
+    trainee = prepare(loaded, plan, config, run, constant=constant, masks=masks, shortcuts=shortcuts)
+    return {"plan": plan, "trainee": trainee, "no_replay": no_replay}
+
+
+def begin_stage(job: Job, progress: Progress, clock: Clock) -> tuple[Job, Progress]:
+    """The job of the next stage of freeze.unfreeze: more trains, what trained keeps its optimizer state, and the cached prefix
+    ends at the new boundary."""
+    run, old = job.runtime, job.trainee.optimizer.optimizer.state_dict()
+    freeze = job.config.freeze.at(next_epoch(job.schedule, progress))
+    anatomy, features = job.plan.anatomy, {
+        split: dataclasses.replace(rows, states=None) for split, rows in job.features.items()
+    }  # fmt: skip
+    run.accelerator.free_memory()  # it keeps the optimizers it has prepared
+    stage = settle_stage(job.backbone, anatomy, freeze, job.config, run)
+    job = dataclasses.replace(job, features=features, **stage)
+    gc.collect()  # the wrapper of the stage before exchanges gradients as long as it lives
+    optim.restore(job.trainee.optimizer.optimizer, old)
+    progress = dataclasses.replace(progress, cached=None)
+    return cache_prefix(job, progress, clock, lambda choice: report.announce_stage(job, progress, choice))
+
+
+def cache_prefix(
+    job: Job, progress: Progress, clock: Clock, announce: Callable[[prefix.Choice], None]
+) -> tuple[Job, Progress]:
+    """The job with its frozen prefix cached, where that is chosen and possible."""
+    job.runtime.signals.ends_at_once = False
+    with clock("cache"):
+        choice = prefix.choose(job, progress)
+        announce(choice)
+        job = prefix.attach(job, choice)
+    if progress.cached not in (None, job.is_cached):
+        begun = "with" if progress.cached else "without"
+        job.runtime.say(f"The run was begun {begun} a cached prefix: sums differ\n")
+    return job, dataclasses.replace(progress, cached=job.is_cached)
 
 
 def choose_metric(config: RunConfig, task: Task) -> str:
@@ -240,9 +346,7 @@ def finish(job: Job, results: dict[str, Any], clock: Clock) -> dict[str, Any]:
         folder = export.export(job, results)
         difference = export.check_reload(folder, job)
     results = {**results, "reload_difference": difference, "seconds": clock.report()}
-    checkpoint.write_atomically(
-        job.config.run_dir / "results.json", json.dumps(tracking.without_nan(results), indent=2).encode()
-    )
+    write_atomically(job.config.run_dir / "results.json", json.dumps(tracking.without_nan(results), indent=2).encode())
     return results
 
 

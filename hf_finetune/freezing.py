@@ -151,6 +151,11 @@ class FreezePlan:
     num_prefix_blocks: int
 
     @property
+    def free(self) -> frozenset[str]:
+        """Names of the parameters that train."""
+        return frozenset(self.sizes) - self.frozen
+
+    @property
     def num_total(self) -> int:
         """Parameters in all."""
         return sum(self.sizes.values())

@@ -6,7 +6,7 @@ B examples, C outputs of the head.
 import contextlib
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -89,7 +89,7 @@ def micro_batch_limit(config: RunConfig, num_processes: int) -> MicroBatchLimit:
 
 def train_steps(
     trainee: Trainee, features: Features, task: "Task", config: RunConfig, runtime: "Runtime", *, start_update: int = 0
-) -> Iterator[Update]:
+) -> Generator[Update]:
     """Trains from `start_update` to the end, yielding after every update.
 
     Law 1: gradients are summed over all micro-batches and processes and divided once by the number of targets. Law 5: a
@@ -226,7 +226,8 @@ def evaluate(
 ) -> Evaluation:
     """Evaluates every row (or `rows`) exactly once, on any number of processes. Law 4: changes nothing.
 
-    All processes call it and get the result; without `distributed` one process does all of it alone.
+    All processes call it and get the result; without `distributed` one process does all of it alone. StoppedError where a
+    signal asked the run to stop.
 
     Batches are the same on any number of processes, and their sums are added in the same order: so are the numbers.
     """
@@ -236,9 +237,12 @@ def evaluate(
     modes = {module: module.training for module in model.modules()}
     model.eval()
     results = []
+    stops = False
     try:
         with torch.inference_mode():
             for number in range(process, len(batches), num_processes):
+                if stops := distributed and runtime.is_asked_to_stop():
+                    break
                 batch = to_device(collate(features, batches[number], pad_token_id), runtime.device)
                 labels, states = batch.pop("labels"), batch.pop("states", None)
                 with shortcuts(states):
@@ -248,6 +252,8 @@ def evaluate(
     finally:
         for module, training in modes.items():
             module.training = training
+    if distributed and any(runtime.agree(stops)):
+        raise runtime.stop()
     gathered = sorted(
         (result for part in (runtime.gather(results) if distributed else [results]) for result in part),
         key=lambda result: result[0],

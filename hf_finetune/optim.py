@@ -55,6 +55,28 @@ def build(groups: list[dict[str, Any]], device: torch.device) -> torch.optim.Ada
     return torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.999), eps=1e-8, fused=fused)
 
 
+def restore(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> tuple[list[str], list[str]]:
+    """Takes over the state of every parameter that has one, by name: the groups may be others. Returns the names that have
+    none and start fresh, and those whose state is dropped. Rates and decay stay those of the optimizer's own groups."""
+    named = {
+        name: saved["state"][number]
+        for group in saved["param_groups"]
+        for name, number in zip(group["param_names"], group["params"], strict=True)
+        if number in saved["state"]
+    }
+    own = optimizer.state_dict()
+    numbers = {
+        name: number
+        for group in own["param_groups"]
+        for name, number in zip(group["param_names"], group["params"], strict=True)
+    }
+    own["state"] = {number: named[name] for name, number in numbers.items() if name in named}
+    optimizer.load_state_dict(own)
+    if not named:
+        return [], []
+    return sorted(numbers.keys() - named.keys()), sorted(named.keys() - numbers.keys())
+
+
 def lr_at(update: int, total_updates: int, config: TrainConfig) -> float:
     """The factor in (0, 1] on the peak learning rate at `update`, counted from 0. Law 3: a pure function.
 

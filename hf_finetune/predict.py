@@ -129,7 +129,7 @@ def predict_file(classifier: Classifier, data: str, out: str | None, **columns: 
     table = read_table(config.train, config, "--data", needs_labels=False)
     rows = list(classifier.predict(columns_of(table, config)))
     if out is not None:
-        from hf_finetune.checkpoint import write_atomically
+        from hf_finetune.files import write_atomically
 
         path, lines = Path(out).resolve(), "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         if path.exists() and not path.is_file():  # a pipe, a terminal, /dev/null: written to, not replaced

@@ -8,7 +8,6 @@ B examples, T tokens, H hidden.
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 import shutil
 import sys
@@ -26,11 +25,12 @@ from tqdm import tqdm
 from hf_finetune import states
 from hf_finetune.checkpoint import Progress
 from hf_finetune.data import Features, collate
-from hf_finetune.errors import InputError
+from hf_finetune.errors import InputError, StoppedError
 from hf_finetune.freezing import train_mode
 from hf_finetune.job import Job
 from hf_finetune.loop import micro_batch_limit
 from hf_finetune.replay import Replay
+from hf_finetune.resume import digest_of
 from hf_finetune.states import Entry, Layout, States
 
 FORMAT = 1  # of the key's description; raise it when capture computes something else
@@ -85,7 +85,7 @@ def choose(job: Job, progress: Progress) -> Choice:
         return refuse(job, job.no_replay)
     if config.cache == "auto" and progress.cached is False:
         return Choice(lines=("cache off: as this run was begun",))
-    if progress.stopped or progress.update >= job.schedule.total_updates:
+    if job.is_over(progress):
         return Choice(lines=("cache off: nothing is left to train",))
     if config.cache == "auto" and job.plan.num_prefix_blocks == 0:
         return Choice(lines=("cache off: only the embeddings are constant, and they cost little",))
@@ -213,7 +213,7 @@ def estimate(job: Job, replay: Replay, entry: Entry, progress: Progress) -> tupl
     prefix = seconds(lambda: replay.states(batch)) / num_tokens
     whole = seconds(lambda: forward_backward(job, batch, labels, None)) / num_tokens
     replayed = seconds(lambda: forward_backward(job, batch, labels, captured)) / num_tokens
-    updates = schedule.total_updates - progress.update
+    updates = job.stage_end(progress.settled) - progress.update
     train_tokens = int(train.lengths.sum()) * updates / schedule.updates_per_epoch
     every = job.config.evaluation.every
     evaluations = -(-updates // (schedule.updates_per_epoch if every == "epoch" else every))
@@ -292,14 +292,10 @@ def describe(job: Job) -> dict[str, Any]:
 
 def weights_digest(job: Job) -> str:
     """Digest of the name, type, shape and bytes of every frozen tensor of the prefix."""
-    plan, digest = job.plan, hashlib.sha256()
-    parameters = dict(job.trainee.model.named_parameters())
+    plan = job.plan
     blocks = [name for names in plan.anatomy.blocks[: plan.num_prefix_blocks] for name in names]
-    for name in sorted({*plan.anatomy.embeddings, *blocks} & plan.frozen):
-        tensor = parameters[name].detach().cpu().contiguous()
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+    names = sorted({*plan.anatomy.embeddings, *blocks} & plan.frozen)
+    return digest_of(dict(job.trainee.model.named_parameters()), names)
 
 
 # --- capture --------------------------------------------------------------------------------------------------------
@@ -365,6 +361,8 @@ def fill(job: Job, replay: Replay, entry: Entry) -> None:
             return
         began = time.perf_counter()
         outcomes = run.gather(fill_share(job, replay, entry, missing)) if missing else []
+        if "stopped" in outcomes:
+            raise run.stop()
         if "too large" in outcomes:
             raise TooLargeError
         if faults := [outcome for outcome in outcomes if outcome]:
@@ -383,6 +381,8 @@ def fill_share(job: Job, replay: Replay, entry: Entry, missing: list[int]) -> st
     with tqdm(total=len(share), desc="capturing the prefix", unit="chunk", disable=not shows, leave=False) as bar:
 
         def compute(number: int) -> bytes:
+            if run.is_asked_to_stop():
+                raise StoppedError
             content = capture(job, replay, entry, *chunks[number])
             bar.update(1)
             return content
@@ -394,6 +394,8 @@ def fill_share(job: Job, replay: Replay, entry: Entry, missing: list[int]) -> st
             return str(error)
         except TooLargeError:
             return "too large"
+        except StoppedError:
+            return "stopped"
     return ""
 
 

@@ -9,8 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hf_finetune.errors import InputError
+from hf_finetune.errors import InputError, StoppedError
 from hf_finetune.settings import load_config
+from hf_finetune.signals import EXIT_TRY_AGAIN
 
 EXIT_INPUT = 2
 
@@ -36,11 +37,26 @@ def run_recipe(
 
             finetune(config, task_name=task_name)
 
-    return report_errors(run, debug="--debug" in words)
+    return leave(report_errors(run, debug="--debug" in words))
+
+
+def leave(code: int) -> int:
+    """The exit code; where several processes ran, ends this one with it here and now.
+
+    Distributed data parallel never gives its process group free, so gloo's threads outlive the interpreter, and one that
+    lets go of a tensor while it is torn down aborts the process ("terminate called without an active exception").
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and "hf_finetune.runtime" in sys.modules:
+        sys.modules["hf_finetune.runtime"].leave_process_group()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
 
 
 def report_errors(function: Callable[[], None], *, debug: bool = False) -> int:
-    """Runs `function`; an InputError becomes one `error:` line on standard error, and exit code 2."""
+    """Runs `function`; an InputError becomes one `error:` line on standard error and exit code 2, a signal that stopped a
+    run exit code 75."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if not debug:
         warnings.filterwarnings("ignore", category=UserWarning)
@@ -53,6 +69,10 @@ def report_errors(function: Callable[[], None], *, debug: bool = False) -> int:
         if os.environ.get("LOCAL_RANK", "0") == "0":  # once on each machine
             print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
         return EXIT_INPUT
+    except StoppedError as error:
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            print(f"stopped ({error}); the same command goes on from the last checkpoint", file=sys.stderr, flush=True)
+        return EXIT_TRY_AGAIN
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
         return 130

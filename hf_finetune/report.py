@@ -1,7 +1,7 @@
 """What a run says: before update 0 what was resolved and why, at the end what came out and what to type next."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from hf_finetune.loop import micro_batch_limit
 from hf_finetune.prefix import Choice
 
 
-def announce(job: Job, notes: list[str], choice: Choice) -> None:
+def announce(job: Job, notes: Sequence[str], choice: Choice) -> None:
     """Prints what was resolved, and why, before update 0."""
     config, run, schedule = job.config, job.runtime, job.schedule
     counts = ", ".join(f"{len(rows):,} {split}" for split, rows in job.features.items())
@@ -43,6 +43,14 @@ def announce(job: Job, notes: list[str], choice: Choice) -> None:
         *(f"resume      {note}" for note in notes),
     ]
     run.say("\n".join(lines) + "\n")
+
+
+def announce_stage(job: Job, progress: Progress, choice: Choice) -> None:
+    """Prints what changes where freeze.unfreeze lets more train."""
+    epoch = job.schedule.epoch(progress.update + 1)
+    lines = [f"\nunfreezing from epoch {epoch} on", job.plan.describe()]
+    lines += [f"{'prefix' if number == 0 else '':<12}{line}" for number, line in enumerate(choice.lines)]
+    job.runtime.say("\n".join(lines) + "\n")
 
 
 SHORTCUT = "behind its attention computed for the first token alone: nothing else feeds the head"
@@ -89,6 +97,8 @@ def make_results(job: Job, progress: Progress, final: Mapping[str, dict[str, flo
         "parameters": {"total": job.plan.num_total, "trainable": job.plan.num_trainable},
         "updates": progress.update,
         "stopped_early": progress.stopped,
+        "skipped_updates": progress.skipped_updates,
+        "history": list(progress.history),
         "seconds": clock.report(),
         "tokens_per_second": round(clock.num_tokens / seconds, 1) if seconds else None,
         "peak_memory_mb": round(runtime.peak_memory_mb(job.runtime.device), 1),

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from importlib import metadata
 from pathlib import Path
@@ -24,10 +24,12 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 from accelerate.utils import DistributedType, InitProcessGroupKwargs, broadcast_object_list
 from filelock import FileLock, Timeout
 
-from hf_finetune.checkpoint import manifests, write_atomically
+from hf_finetune.checkpoint import manifests
 from hf_finetune.config import RunConfig, as_dict, changed_keys
-from hf_finetune.errors import InputError
+from hf_finetune.errors import InputError, StoppedError
+from hf_finetune.files import write_atomically
 from hf_finetune.settings import to_yaml
+from hf_finetune.signals import StopSignals
 
 T = TypeVar("T")
 SUPPORTED = (
@@ -67,6 +69,7 @@ class Runtime:
     precision: str  # fp32, bf16 or fp16
     precision_reason: str
     notes: tuple[str, ...] = ()
+    signals: StopSignals = field(default_factory=StopSignals)
 
     @property
     def device(self) -> torch.device:
@@ -90,18 +93,42 @@ class Runtime:
             print(text, flush=True)
 
     def on_main(self, function: Callable[[], T]) -> T:
-        """Runs `function` on the main process; all processes get its (picklable) result, or raise its InputError."""
+        """Runs `function` on the main process; all processes get its (picklable) result, or raise its InputError or
+        StoppedError."""
         outcome: list[Any] = [None, None]
         if self.is_main:
             try:
                 outcome[0] = function()
-            except InputError as error:
-                outcome[1] = str(error)
+            except (InputError, StoppedError) as error:
+                outcome[1] = (type(error), str(error))
         if self.num_processes > 1:
             broadcast_object_list(outcome)
         if outcome[1] is not None:
-            raise InputError(outcome[1])
+            kind, message = outcome[1]
+            raise kind(message)
         return outcome[0]
+
+    def is_asked_to_stop(self) -> bool:
+        """Whether a signal has reached this process, or another that has come by here. Not yet agreed on."""
+        if self.num_processes == 1:
+            return bool(self.signals.received)
+        store = torch.distributed.distributed_c10d._get_default_store()  # looked at between collectives
+        key = f"hf_finetune/stop/{self.run_dir}"
+        if self.signals.received:
+            store.set(key, self.signals.received)
+        return bool(self.signals.received) or bool(store.check([key]))
+
+    def agree(self, *flags: bool) -> tuple[bool, ...]:
+        """For each flag, whether any process has it set. On all processes."""
+        if self.num_processes == 1:
+            return flags
+        values = torch.tensor([int(flag) for flag in flags], device=self.device)
+        torch.distributed.all_reduce(values, op=torch.distributed.ReduceOp.MAX)
+        return tuple(bool(value) for value in values.tolist())
+
+    def stop(self) -> StoppedError:
+        """The error to raise where all have agreed to stop."""
+        return StoppedError(self.signals.received or "another process's signal")
 
     def gather(self, value: T) -> list[T]:
         """The value of every process, in their order, on every process."""
@@ -209,14 +236,15 @@ def start(config: RunConfig) -> Iterator[Runtime]:
         notes=use_all_cores(accelerator),
     )
     lock: list[RunLock] = []
-    runtime.on_main(lambda: lock.append(claim(config)))
-    try:
-        yield runtime
-    finally:
-        for held in lock:
-            held.release()
-        if runtime.num_processes > 1 and sys.exc_info()[0] is None:
-            accelerator.wait_for_everyone()
+    with runtime.signals.installed():
+        runtime.on_main(lambda: lock.append(claim(config)))
+        try:
+            yield runtime
+        finally:
+            for held in lock:
+                held.release()
+            if runtime.num_processes > 1 and sys.exc_info()[0] is None:
+                accelerator.wait_for_everyone()
 
 
 def claim(config: RunConfig) -> "RunLock":

@@ -6,7 +6,6 @@ Readers are plain standard library (pyarrow for parquet), so that an error can n
 import csv
 import glob
 import gzip
-import hashlib
 import importlib.metadata
 import importlib.util
 import io
@@ -21,6 +20,7 @@ from typing import Any
 
 from hf_finetune.config import FILE_ENDINGS, DataConfig, check
 from hf_finetune.errors import InputError
+from hf_finetune.files import sha256_of
 
 csv.field_size_limit(1 << 30)
 
@@ -89,12 +89,6 @@ def install_hint(import_name: str) -> str:
     if carrying:
         return f"pip install 'hf-finetune[{min(carrying, key=lambda extra: len(extras[extra]))}]'"
     return f"pip install {distribution}"
-
-
-def sha256_of(path: Path) -> str:
-    """Hex digest of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def find_files(locations: Sequence[str], key: str) -> list[Path]:

@@ -25,9 +25,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from filelock import FileLock, Timeout
 
-from hf_finetune.checkpoint import sync_folder, write_atomically, writing_error
 from hf_finetune.data import Features, cache_dir
 from hf_finetune.errors import InputError
+from hf_finetune.files import sync_folder, write_atomically, writing_error
 
 if TYPE_CHECKING:
     import torch

@@ -14,9 +14,9 @@ from accelerate import tracking as accelerate_tracking
 from accelerate.tracking import GeneralTracker, TensorBoardTracker
 from tqdm import tqdm
 
-from hf_finetune.checkpoint import write_atomically, writing_error
 from hf_finetune.config import RunConfig, as_dict, flatten
 from hf_finetune.errors import InputError
+from hf_finetune.files import write_atomically, writing_error
 from hf_finetune.loop import Update
 from hf_finetune.runtime import Runtime
 

@@ -105,17 +105,3 @@ def test_tensors_are_brought_to_the_cpu_in_every_corner() -> None:
     moved = checkpoint.on_cpu({"b": (1, {"c": "text"}), "d": content["d"]})
     assert moved["b"] == (1, {"c": "text"})
     assert not moved["d"].requires_grad
-
-
-def test_a_write_that_fails_leaves_the_old_content(tmp_path: Path) -> None:
-    path = tmp_path / "results.json"
-    checkpoint.write_atomically(path, b"old")
-
-    def fail(file: Any) -> None:
-        file.write(b"half of the n")
-        raise OSError(28, "No space left on device")
-
-    with pytest.raises(InputError, match="the disk is full"):
-        checkpoint.replace_with(path, fail, 10)
-    assert path.read_bytes() == b"old"
-    assert [entry.name for entry in tmp_path.iterdir()] == ["results.json"]

@@ -23,7 +23,7 @@ def test_a_checkpoint_of_another_package_is_refused(make_config: MakeConfig, tmp
 def test_other_data_under_the_same_name_are_refused(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     config = make_config(**{"checkpoint.every": 2})
     with monkeypatch.context() as patch:
-        patch.setattr("hf_finetune.finetune.load_best", lambda *_: pytest.fail("stopped before the export"))
+        patch.setattr("hf_finetune.resume.load_best", lambda *_: pytest.fail("stopped before the export"))
         with pytest.raises(pytest.fail.Exception):
             finetune(config)
     path = Path(config.data.validation[0])

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from hf_finetune.config import DataConfig
 from hf_finetune.errors import InputError
+from hf_finetune.files import sha256_of
 from hf_finetune.sources import (
     Table,
     find_files,
@@ -28,7 +29,6 @@ from hf_finetune.sources import (
     read_hub_dataset,
     read_table,
     read_text,
-    sha256_of,
 )
 
 ROWS = [

@@ -16,8 +16,7 @@ import transformers
 
 from hf_finetune.config import RunConfig
 from hf_finetune.errors import InputError
-from hf_finetune.finetune import finetune
-from hf_finetune.loop import train_steps
+from hf_finetune.finetune import after_update, finetune
 
 MakeConfig = Callable[..., RunConfig]
 MODEL_FILES = {"README.md", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
@@ -131,7 +130,7 @@ def test_a_checkpoint_opens_with_plain_torch(make_config: MakeConfig) -> None:
     assert c["loss"] == c["metrics"]["loss"]
 
 
-class StoppedError(Exception):
+class CutOffError(Exception):
     """Thrown into a run to stop it."""
 
 
@@ -139,14 +138,14 @@ def run_until(config: RunConfig, update: int, monkeypatch: pytest.MonkeyPatch) -
     """Runs, and stops after that update (its checkpoint, if one is due, is written before the next begins)."""
 
     def stopping(*arguments: Any, **options: Any) -> Any:
-        for step in train_steps(*arguments, **options):
-            yield step
-            if step.number == update:
-                raise StoppedError
+        progress = after_update(*arguments, **options)
+        if progress.update == update:
+            raise CutOffError
+        return progress
 
     with monkeypatch.context() as patch:
-        patch.setattr("hf_finetune.finetune.train_steps", stopping)
-        with pytest.raises(StoppedError):
+        patch.setattr("hf_finetune.finetune.after_update", stopping)
+        with pytest.raises(CutOffError):
             finetune(config)
 
 

@@ -1,0 +1,93 @@
+"""Files that are there whole or not at all, whatever stops the process or the disk."""
+
+import contextlib
+import errno
+import hashlib
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+from hf_finetune.errors import InputError
+
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class Hashing:
+    """A file that is written to, and the digest of what was: what the disk gives back is compared with it."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file = file
+        self.digest = hashlib.sha256()
+
+    def write(self, content: Any) -> int:
+        """Writes all of it."""
+        self.digest.update(content)
+        return self.file.write(content)
+
+    def flush(self) -> None:
+        """Gives to the system what is still held back."""
+        self.file.flush()
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """The file has its old content or all of the new. InputError where the disk is full or read-only."""
+    replace_with(path, lambda file: file.write(content), len(content))
+
+
+def replace_with(path: Path, write: Callable[[BinaryIO], object], num_bytes: int) -> str:
+    """Has `write` fill a temporary file, syncs it, renames it to `path` and syncs the folder; returns the sha256 of what
+    was written. `num_bytes` are checked to be free. InputError where that cannot be done; `path` is as it was then."""
+    temporary = path.with_name(f".{path.name}.writing")
+    try:
+        if shutil.disk_usage(path.parent).free < num_bytes:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        with temporary.open("wb") as file:
+            hashing = Hashing(file)
+            write(cast(BinaryIO, hashing))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        if temporary.exists():
+            raise OSError(errno.EIO, "a file system that says it renamed, and did not")
+        sync_folder(path.parent)
+    except (OSError, RuntimeError) as error:  # torch.save turns a failed write into a RuntimeError
+        remove_quietly(temporary)
+        raise writing_error(path.parent, num_bytes, error) from None
+    return hashing.digest.hexdigest()
+
+
+def remove_quietly(path: Path) -> None:
+    """Removes a file that no one needs, if the disk lets us; what stays behind is removed by a later save."""
+    with contextlib.suppress(OSError):
+        path.unlink(missing_ok=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes renames and removals in a folder durable, where the system can sync a folder."""
+    if os.name == "nt":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sha256_of(path: Path) -> str:
+    """Digest of a file's bytes, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def writing_error(folder: Path, num_bytes: int, error: Exception) -> InputError:
+    """What a failed write means to the user."""
+    cause = error if isinstance(error, OSError) else error.__context__
+    if isinstance(cause, OSError) and cause.errno not in FULL_DISK:
+        return InputError(f"{folder}: cannot be written: {cause.strerror}")
+    free = shutil.disk_usage(folder).free
+    return InputError(
+        f"{folder}: the disk is full: {num_bytes / 1e6:.1f} MB are needed and {free / 1e6:.1f} MB are free; make "
+        "room and run the same command again, the run goes on from its last checkpoint"
+    )

@@ -1,0 +1,56 @@
+"""A whole model from a checkpoint, also from one that holds only what trained."""
+
+from pathlib import Path
+
+import torch
+
+from hf_finetune import backbone, checkpoint, resume
+from hf_finetune.errors import InputError
+from hf_finetune.export import describe_use, remote_code_note, write_model
+from hf_finetune.settings import config_from_dict
+from hf_finetune.tasks import TASKS
+
+
+def materialize(path: Path, out: Path) -> Path:
+    """Writes the model of a checkpoint to the folder `out` as from_pretrained loads it, and returns the folder.
+
+    What the checkpoint left out comes from the backbone that the run's config names. InputError where the checkpoint is
+    damaged, the backbone is another one now, or `out` exists.
+    """
+    if out.exists():
+        raise InputError(f"--out ({out}): exists; name a folder that does not")
+    if not out.absolute().parent.is_dir():
+        raise InputError(f"--out ({out}): there is no folder {out.absolute().parent}")
+    if not path.is_file():
+        raise InputError(f"{path}: no such checkpoint; `hf-finetune checkpoints RUN` lists those of a run")
+    if fault := checkpoint.fault_of(path):
+        raise InputError(f"{path}: {fault}")
+    content = checkpoint.load(path)
+    resume.check_is_ours(path, content)
+    state = content["run"]
+    config = config_from_dict(state["config"])
+    torch.manual_seed(config.seed)
+    task = TASKS[state["task"]](
+        problem=state["problem"],
+        label_names=tuple(state["labels"]),
+        label_column=config.data.label_column,
+        label_separator=config.task.label_separator,
+    )
+    loaded = backbone.load(config.model, task, backbone.load_tokenizer(config.model))
+    resume.fill_in(loaded.model, content, path.name, config.model.backbone)
+    describe_use(loaded, config, task_name=task.name, metric=state["metric"], max_length=state["max_length"])
+    values = "".join(f"| {name} | {value:.4f} |\n" for name, value in content["metrics"].items())
+    readme = f"""---
+library_name: transformers
+pipeline_tag: text-classification
+tags: [hf-finetune]
+---
+
+# {config.name}, epoch {content["epoch"]}, update {content["update"]}
+
+Made from the checkpoint `{path.name}` of hf-finetune. Labels: {", ".join(state["labels"])}.
+
+| metric on validation | value |
+|---|---|
+{values}{remote_code_note(config)}"""
+    return write_model(loaded, out, readme)
