@@ -48,6 +48,9 @@ class RunResult:
     results: dict[str, Any]
 
 
+FRESH = Progress()
+
+
 def finetune(config: RunConfig, *, task_name: str = "classification") -> RunResult:
     """Fine-tunes as the config says, goes on where an earlier run of it stopped, and exports the best model.
 
@@ -62,7 +65,7 @@ def finetune(config: RunConfig, *, task_name: str = "classification") -> RunResu
             return RunResult(run_dir=config.run_dir, model_dir=config.run_dir / "model", results=finished)
         check_services(config, run)
         saved, notes = resume.find(config, run)
-        progress = saved.progress if saved else Progress()
+        progress = saved.progress if saved else FRESH
         job = set_up(config, task_name, run, clock, progress)
         if saved:
             progress, found = resume.restore(job, saved)
@@ -131,7 +134,7 @@ def train(job: Job, progress: Progress, tracker: tracking.Tracking, clock: Clock
         kept = checkpoint.last_of(job.checkpoint_dir)
         raise InputError(
             f"{error}; look at its examples (rows {', '.join(map(str, error.rows[:8]))}: {origins}), or lower "
-            f"train.learning_rate; the last good checkpoint is {kept or 'none yet'}"
+            f"train.learning_rate; {f'the last good checkpoint is {kept}' if kept else 'nothing has been saved yet'}"
         ) from None
     finally:
         steps.close()
@@ -208,7 +211,7 @@ def check_services(config: RunConfig, run: Runtime) -> None:
         run.on_main(lambda: hub.check_access(str(config.hub.repo_id)))
 
 
-def set_up(config: RunConfig, task_name: str, run: Runtime, clock: Clock, progress: Progress) -> Job:
+def set_up(config: RunConfig, task_name: str, run: Runtime, clock: Clock, progress: Progress = FRESH) -> Job:
     """Data, task, model, features, freeze plan, optimizer: all that is settled before the first update, which follows
     `progress`."""
     with clock("load"):
@@ -223,10 +226,9 @@ def set_up(config: RunConfig, task_name: str, run: Runtime, clock: Clock, progre
     loaded.model.to(run.device)
     schedule = schedule_of(len(features["train"]), config)
     anatomy = freezing.dissect(loaded.model)
+    freezing.check_stages(config.freeze, anatomy)
     free_at_last = freezing.apply(loaded.model, config.freeze.at(config.train.epochs), anatomy).free
     stage = settle_stage(loaded, anatomy, config.freeze.at(next_epoch(schedule, progress)), config, run)
-    if hidden := stage["plan"].free - free_at_last:
-        raise InputError(f"freeze.unfreeze: would freeze again what trains before, such as {min(hidden)}")
     return Job(
         config=config,
         runtime=run,

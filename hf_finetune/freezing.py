@@ -213,6 +213,20 @@ def resolve_num_blocks(config: FreezeConfig, anatomy: Anatomy) -> int:
     return value if value >= 0 else depth + value
 
 
+def check_stages(config: FreezeConfig, anatomy: Anatomy) -> None:
+    """Raises InputError where a stage of freeze.unfreeze freezes what trained before."""
+    before = resolve_num_blocks(config, anatomy)
+    for stage in config.unfreeze:
+        count = resolve_num_blocks(config.at(int(stage["epoch"])), anatomy)
+        check(
+            count <= before,
+            "freeze.unfreeze",
+            stage,
+            f"would freeze again what trains: {before} blocks are frozen before",
+        )
+        before = count
+
+
 SHARED_BLOCK = 'this backbone runs one shared block many times: it is frozen whole ("all") or not at all (0)'
 
 

@@ -142,8 +142,7 @@ class Saved:
 
 
 def find(config: RunConfig, run: Runtime) -> tuple[Saved | None, tuple[str, ...]]:
-    """The checkpoint that checkpoint.resume means, read and checked to be of this config, or None; and what was passed
-    over. On all processes."""
+    """The checkpoint that checkpoint.resume means, or None; and what was passed over. On all processes."""
     asked = config.checkpoint.resume
     if asked == "never":
         return None, ()
@@ -157,13 +156,12 @@ def find(config: RunConfig, run: Runtime) -> tuple[Saved | None, tuple[str, ...]
     else:
         raise InputError(f"checkpoint.resume ({asked}): no such file; takes auto, never, or the path of a checkpoint")
     content = checkpoint.load(path)
-    check_config(config, path, content)
+    check_is_ours(path, content)
     return Saved(path=path, content=content), notes
 
 
 def check_config(config: RunConfig, path: Path, content: Mapping[str, Any]) -> None:
     """Raises InputError where a checkpoint is not of this config."""
-    check_is_ours(path, content)
     changed = [row for row in changed_keys(content["run"]["config"], as_dict(config)) if row[0] != "name"]
     if changed:
         listed = ", ".join(f"{key} (was {old}, now {new})" for key, old, new in changed)
@@ -180,6 +178,7 @@ def check_is_ours(path: Path, content: Mapping[str, Any]) -> None:
 def restore(job: Job, saved: Saved) -> tuple[Progress, list[str]]:
     """Loads weights, optimizer and scaler into the job, on every process; returns where it stands and what there is to say."""
     path, content, progress = saved.path, saved.content, saved.progress
+    check_config(job.config, path, content)
     check_data(job, path, content["run"])
     load_weights(job, content, path.name)
     try:

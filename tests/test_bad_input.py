@@ -713,7 +713,9 @@ def test_a_loss_that_is_not_finite_names_the_update_and_its_examples(
     weights(lambda tensors: tensors["embeddings.LayerNorm.weight"].fill_(1e38))(fresh)
     message = refusal(capsys)
     assert message.startswith("update 1: the loss (nan) is not finite; the weights were not changed")
-    assert "(train.jsonl:" in message
+    assert ": train.jsonl:" in message
+    assert "(rows " in message
+    assert message.endswith("nothing has been saved yet")
     assert not list((fresh / "outputs").rglob("*.pt"))
 
 

@@ -43,7 +43,7 @@ def test_the_best_and_the_last_are_kept(tmp_path: Path) -> None:
     assert updates(tmp_path) == [2, 4]
     retire(tmp_path, save(tmp_path, 5, 0.5), keep_best=2, keep_last=2)
     assert updates(tmp_path) == [2, 4, 5]
-    assert len(list(tmp_path.iterdir())) == 6
+    assert len(list(tmp_path.iterdir())) == 7  # three with their manifests, and the references
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "missing"])
@@ -77,7 +77,7 @@ def test_what_a_killed_save_left_is_removed(tmp_path: Path) -> None:
     (tmp_path / ".ckpt_epoch0001_update000002_loss0.5000.pt.writing").write_bytes(b"half")
     saved = save(tmp_path, 3)
     retire(tmp_path, saved)
-    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".json", ".pt"]
+    assert {path.name for path in tmp_path.iterdir()} == {saved.file, f"{saved.file[:-3]}.json", "references.json"}
 
 
 def test_a_malicious_pickle_is_refused(tmp_path: Path) -> None:

@@ -83,7 +83,12 @@ def test_train_leaves_a_run_with_the_recipes_settings_under_those_typed(run_dir:
     import yaml
 
     config = yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8"))
-    assert config["freeze"] == {"embeddings": False, "encoder_layers": "2/3", "patterns": []}  # 2/3 is the recipe's
+    assert config["freeze"] == {
+        "embeddings": False,
+        "encoder_layers": "2/3",
+        "patterns": [],
+        "unfreeze": [],
+    }  # 2/3 is the recipe's
     assert config["train"]["learning_rate"] == 1e-2
     assert json.loads((run_dir / "results.json").read_text(encoding="utf-8"))["status"] == "finished"
 

@@ -63,6 +63,10 @@ CASES: list[tuple[type, dict[str, Any], str, str]] = [
         (FreezeConfig, {"encoder_layers": value}, "freeze.encoder_layers", "a count, a negative count, a fraction")
         for value in ("some", "", "4/3", "1/0", "-1/2", "1 / 2", "0.5")
     ),
+    (FreezeConfig, {"unfreeze": ({"epoch": 2},)}, "freeze.unfreeze", "both and no more"),
+    (FreezeConfig, {"unfreeze": ({"epoch": 1, "encoder_layers": 0},)}, "freeze.unfreeze", "rise, and be above 1"),
+    (FreezeConfig, {"unfreeze": ({"epoch": 2, "encoder_layers": "x"},)}, "freeze.unfreeze", "takes a count"),
+    (CheckpointConfig, {"every_minutes": 0.0}, "checkpoint.every_minutes", "must be above 0"),
     (FreezeConfig, {"patterns": ("ok", "(")}, "freeze.patterns", "not a regular expression"),
     *(
         (TrainConfig, {key: 0}, f"train.{key}", "at least 1")

@@ -1,0 +1,196 @@
+"""Gradual unfreezing, and going on under another freeze plan: what trained keeps its optimizer state, what joins starts
+fresh, the cached prefix moves its boundary."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from recipes.test_classify import (
+    TORCHRUN,
+    assert_same_tensors,
+    last_checkpoint,
+    launch,
+    rows_of,
+    run_until,
+    weights,
+)
+
+from hf_finetune import optim, states
+from hf_finetune.config import FreezeConfig, RunConfig
+from hf_finetune.errors import InputError
+from hf_finetune.finetune import finetune
+
+MakeConfig = Callable[..., RunConfig]
+STAGES: list[dict[str, Any]] = [{"epoch": 2, "encoder_layers": 1}, {"epoch": 3, "encoder_layers": 0}]
+
+
+@pytest.fixture
+def settings(backbones: Callable[..., Path], tmp_path: Path) -> dict[str, Any]:
+    """Three epochs of 8 updates: two blocks of three frozen, then one, then none (the embeddings always)."""
+    return {
+        "model.backbone": str(backbones("bert", layers=3)),
+        "model.dropout": 0.1,
+        "train.dropout_masks": "stateless",
+        "train.epochs": 3,
+        "freeze.embeddings": True,
+        "freeze.encoder_layers": 2,
+        "freeze.unfreeze": STAGES,
+        "prefix.dir": str(tmp_path / "prefix"),
+        "evaluation.every": 4,
+    }
+
+
+def steps_of(run_dir: Path) -> dict[str, int]:
+    """How many updates each parameter has had."""
+    saved = last_checkpoint(run_dir)["optimizer_state_dict"]
+    return {
+        name: int(saved["state"][number]["step"])
+        for group in saved["param_groups"]
+        for name, number in zip(group["param_names"], group["params"], strict=True)
+    }
+
+
+def test_stages_train_more_and_more_and_keep_what_they_have(
+    make_config: MakeConfig, settings: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = make_config(**settings)
+    finetune(config)
+    steps = steps_of(config.run_dir)
+    assert {count for name, count in steps.items() if "layer.2." in name or "classifier" in name} == {24}
+    assert {count for name, count in steps.items() if "layer.1." in name} == {16}
+    assert {count for name, count in steps.items() if "layer.0." in name} == {8}
+    assert not [name for name in steps if "embeddings" in name]
+    assert capsys.readouterr().out.count("unfreezing from epoch") == 2
+
+
+@pytest.mark.parametrize("stops", [(4,), (8,), (9,), (16,), (3, 8, 16, 21)])
+@pytest.mark.parametrize("extra", [{}, {"prefix.cache": "on", "checkpoint.content": "trainable"}])
+def test_a_staged_run_that_was_stopped_ends_with_the_same_bits(
+    make_config: MakeConfig,
+    settings: dict[str, Any],
+    stops: tuple[int, ...],
+    extra: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    settings = {**settings, **extra, "checkpoint.every": 4}
+    whole = make_config(**settings, name="whole")
+    finetune(whole)
+    config = make_config(**settings)
+    for stop in stops:
+        run_until(config, stop, monkeypatch)
+    finetune(config)
+    assert_same_tensors(weights(config.run_dir), weights(whole.run_dir))
+    ours, theirs = last_checkpoint(config.run_dir), last_checkpoint(whole.run_dir)
+    assert ours.pop("run")["progress"] == theirs.pop("run")["progress"]
+    assert_same_tensors(ours, theirs)
+    assert rows_of(config.run_dir) == rows_of(whole.run_dir)
+
+
+def test_the_cached_prefix_moves_with_the_boundary(
+    make_config: MakeConfig, settings: dict[str, Any], tmp_path: Path
+) -> None:
+    plain = make_config(**settings, **{"prefix.cache": "off"}, name="plain")
+    finetune(plain)
+    cached = make_config(**settings, **{"prefix.cache": "on", "prefix.precision": "fp32"}, name="cached")
+    finetune(cached)
+    for ours, theirs in zip(rows_of(cached.run_dir), rows_of(plain.run_dir), strict=True):
+        assert ours == pytest.approx(theirs, abs=1e-5)
+    blocks = sorted(entry.manifest["description"]["blocks"] for entry in states.found_entries(tmp_path / "prefix"))
+    assert blocks == [0, 1, 2]
+
+
+def test_stages_on_two_processes(make_config: MakeConfig, settings: dict[str, Any], tmp_path: Path) -> None:
+    alone = make_config(**settings, name="alone")
+    finetune(alone)
+    together = make_config(**settings, name="together")
+    done = launch(TORCHRUN, together, {}, tmp_path)
+    assert done.returncode == 0, done.stdout[-1500:] + done.stderr
+    for ours, theirs in zip(rows_of(together.run_dir), rows_of(alone.run_dir), strict=True):
+        assert ours == pytest.approx(theirs, abs=1e-5)
+
+
+def test_the_best_of_an_early_stage_comes_back_whole(
+    make_config: MakeConfig, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first evaluation is the best; at the end all that trained later must be as it was then."""
+    from hf_finetune import job
+
+    measured, count = job.evaluate, []
+
+    def worse_and_worse(*arguments: Any, **options: Any) -> Any:
+        import dataclasses
+
+        count.append(1)
+        return dataclasses.replace(measured(*arguments, **options), loss=float(len(count)))
+
+    monkeypatch.setattr(job, "evaluate", worse_and_worse)
+    found = []
+    for content in ("full", "trainable"):
+        count.clear()
+        config = make_config(**settings, **{"checkpoint.content": content, "evaluation.metric": "loss"}, name=content)
+        finetune(config)
+        found.append(weights(config.run_dir))
+        best = next((config.run_dir / "checkpoints").glob("ckpt_*_update000004_*.pt"))
+        saved = torch.load(best, weights_only=True)["model_state_dict"]
+        assert all(torch.equal(found[-1][name], tensor) for name, tensor in saved.items() if name in found[-1])
+    assert_same_tensors(found[0], found[1])
+
+
+def test_what_would_be_frozen_again_is_refused(make_config: MakeConfig, settings: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=r"freeze\.unfreeze .*would freeze again what trains: 0 blocks"):
+        finetune(make_config(**settings | {"freeze.encoder_layers": 0}))
+
+
+def test_an_epoch_s_freeze_plan() -> None:
+    config = FreezeConfig(
+        encoder_layers=4, unfreeze=({"epoch": 2, "encoder_layers": "1/2"}, {"epoch": 4, "encoder_layers": 0})
+    )
+    assert [config.at(epoch).encoder_layers for epoch in range(1, 6)] == [4, "1/2", "1/2", 0, 0]
+
+
+@pytest.mark.parametrize("layers", [0, 2])
+@pytest.mark.parametrize("content", ["full", "trainable"])
+def test_going_on_under_another_freeze_plan(
+    make_config: MakeConfig,
+    settings: dict[str, Any],
+    layers: int,
+    content: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    settings = {**settings, "freeze.unfreeze": [], "freeze.encoder_layers": 1, "checkpoint.content": content}
+    run_until(make_config(**settings), 8, monkeypatch)
+    capsys.readouterr()
+    config = make_config(**settings | {"freeze.encoder_layers": layers})
+    finetune(config)
+    output = capsys.readouterr().out
+    assert "the freeze plan is another one" in output
+    steps = steps_of(config.run_dir)
+    assert {count for name, count in steps.items() if "layer.2." in name or "classifier" in name} == {24}
+    assert {count for name, count in steps.items() if "layer.1." in name} == ({24} if layers == 0 else set())
+    assert {count for name, count in steps.items() if "layer.0." in name} == ({16} if layers == 0 else set())
+
+
+def test_moments_are_carried_over_by_name() -> None:
+    def model() -> torch.nn.ModuleDict:
+        torch.manual_seed(0)
+        return torch.nn.ModuleDict({name: torch.nn.Linear(2, 2) for name in "abc"})
+
+    def optimizer(names: str) -> torch.optim.AdamW:
+        made = model()
+        parameters = [(name, value) for name, value in made.named_parameters() if name[0] in names]
+        built = optim.build([{"name": "all", "params": parameters, "peak_learning_rate": 1.0}], torch.device("cpu"))
+        for _, value in parameters:
+            value.grad = torch.ones_like(value)
+        return built
+
+    first = optimizer("ab")
+    first.step()
+    second = optimizer("bc")
+    assert optim.restore(second, first.state_dict()) == (["c.bias", "c.weight"], ["a.bias", "a.weight"])
+    kept = second.state_dict()
+    assert len(kept["state"]) == 2
+    assert torch.equal(kept["state"][0]["exp_avg"], first.state_dict()["state"][2]["exp_avg"])
+    second.step()
