@@ -48,14 +48,19 @@ def replace_with(path: Path, write: Callable[[BinaryIO], object], num_bytes: int
             write(cast(BinaryIO, hashing))
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
-        if temporary.exists():
-            raise OSError(errno.EIO, "a file system that says it renamed, and did not")
+        rename(temporary, path)
         sync_folder(path.parent)
     except (OSError, RuntimeError) as error:  # torch.save turns a failed write into a RuntimeError
         remove_quietly(temporary)
         raise writing_error(path.parent, num_bytes, error) from None
     return hashing.digest.hexdigest()
+
+
+def rename(source: Path, target: Path) -> None:
+    """os.replace, which a file system may say it did and not have done."""
+    os.replace(source, target)
+    if source.exists():
+        raise OSError(errno.EIO, f"{source.name} is still there after it was renamed")
 
 
 def remove_quietly(path: Path) -> None:
@@ -86,7 +91,8 @@ def writing_error(folder: Path, num_bytes: int, error: Exception) -> InputError:
     cause = error if isinstance(error, OSError) else error.__context__
     if isinstance(cause, OSError) and cause.errno not in FULL_DISK:
         return InputError(f"{folder}: cannot be written: {cause.strerror}")
-    free = shutil.disk_usage(folder).free
+    there = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    free = shutil.disk_usage(there).free
     return InputError(
         f"{folder}: the disk is full: {num_bytes / 1e6:.1f} MB are needed and {free / 1e6:.1f} MB are free; make "
         "room and run the same command again, the run goes on from its last checkpoint"

@@ -27,7 +27,7 @@ from filelock import FileLock, Timeout
 
 from hf_finetune.data import Features, cache_dir
 from hf_finetune.errors import InputError
-from hf_finetune.files import sync_folder, write_atomically, writing_error
+from hf_finetune.files import rename, sync_folder, write_atomically, writing_error
 
 if TYPE_CHECKING:
     import torch
@@ -232,7 +232,7 @@ def missing_chunks(entry: Entry) -> tuple[list[int], list[str]]:
             write_journal(entry.folder, good)
             (entry.folder / MANIFEST).unlink(missing_ok=True)
             shutil.rmtree(entry.partial, ignore_errors=True)
-            entry.folder.rename(entry.partial)
+            rename(entry.folder, entry.partial)
         else:
             good = good_chunks(entry.partial / STATES, spans, read_journals(entry.partial))
         make_partial(entry, good)
@@ -316,7 +316,7 @@ def finish(entry: Entry) -> None:
         )
     write_atomically(entry.partial / MANIFEST, manifest_bytes(entry, good))
     try:
-        entry.partial.rename(entry.folder)
+        rename(entry.partial, entry.folder)
         remove_journals(entry.folder)
         sync_folder(entry.root)
     except OSError as error:
@@ -452,7 +452,12 @@ def prune(root: Path, *, max_bytes: int | None, older_than_seconds: float | None
         with contextlib.suppress(Timeout, FileNotFoundError), FileLock(lock_path, timeout=0):
             # Out of sight first: a removal that is interrupted must not look like an entry
             doomed = entry.folder.with_name(f".removing-{uuid.uuid4().hex}")
-            entry.folder.rename(doomed)
+            try:
+                rename(entry.folder, doomed)
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                raise writing_error(root, 0, error) from None
             shutil.rmtree(doomed, ignore_errors=True)
             total -= entry.size
             removed.append(entry)

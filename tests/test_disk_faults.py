@@ -1,0 +1,314 @@
+"""A fault at every call that changes the disk, one after the other: what is there is the old or the new, never neither.
+
+The calls are counted in a run without faults, so a call that is added to the code is tested too.
+"""
+
+import builtins
+import errno
+import io
+import json
+import os
+import pickle
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import test_states
+import torch
+
+from hf_finetune import checkpoint, files, states
+from hf_finetune.errors import InputError
+
+CALLS = ("fsync", "replace", "rename", "unlink", "rmdir", "mkdir", "truncate", "posix_fallocate", "utime")
+FAULTS = ("ENOSPC", "EIO", "short", "lost", "death")
+
+
+class DeathError(BaseException):
+    """The end of the process: no handler may change the disk after it."""
+
+
+class Disk:
+    """Counts the calls that change files below a folder; the one of number `fails_at` fails by `fault`."""
+
+    def __init__(self, folder: Path, fails_at: int = -1, fault: str = "") -> None:
+        self.folder, self.fails_at, self.fault = str(folder), fails_at, fault
+        self.calls: list[str] = []
+        self.is_dead = False
+
+    def call(self, name: str, effect: Callable[[], Any], half: Callable[[], Any] | None = None) -> Any:
+        """One call: its effect, or the fault. Returns None where the effect is lost."""
+        if self.is_dead:
+            raise DeathError
+        self.calls.append(name)
+        if len(self.calls) - 1 != self.fails_at:
+            return effect()
+        if self.fault == "death":
+            self.is_dead = True
+            raise DeathError
+        if self.fault == "lost" and name in ("replace", "rename"):
+            return None
+        if self.fault == "short" and half is not None:
+            half()
+        code = errno.EIO if self.fault == "EIO" else errno.ENOSPC
+        raise OSError(code, os.strerror(code))
+
+    def concerns(self, target: Any, options: dict[str, Any]) -> bool:
+        """Whether a call's target lies below the folder; removals by descriptor come from shutil.rmtree."""
+        return isinstance(target, int) or bool(options.get("dir_fd")) or str(target).startswith(self.folder)
+
+    def wrapped(self, name: str) -> Callable[..., Any]:
+        """A function of os that counts and fails."""
+        real = getattr(os, name)
+
+        def function(target: Any, *arguments: Any, **options: Any) -> Any:
+            if not self.concerns(target, options):
+                return real(target, *arguments, **options)
+            return self.call(name, lambda: real(target, *arguments, **options))
+
+        return function
+
+    def open(self, target: Any, mode: str = "r", *arguments: Any, **options: Any) -> Any:
+        """open() whose files count and fail where they are written to."""
+        changes = set(mode) & set("wax+") and str(target).startswith(self.folder)
+        if not changes:
+            return OPEN(target, mode, *arguments, **options)
+        return Written(self.call("open", lambda: OPEN(target, mode, *arguments, **options)), self)
+
+    @contextmanager
+    def at_work(self) -> Iterator["Disk"]:
+        """Within the block the calls go through this disk."""
+        with pytest.MonkeyPatch.context() as patch:
+            for name in CALLS:
+                patch.setattr(os, name, self.wrapped(name))
+            patch.setattr(io, "open", self.open)
+            patch.setattr(builtins, "open", self.open)
+            yield self
+
+
+OPEN = io.open
+
+
+class Written:
+    """A file whose writes count and fail."""
+
+    def __init__(self, file: Any, disk: Disk) -> None:
+        self.file, self.disk = file, disk
+
+    def write(self, content: Any) -> Any:
+        return self.disk.call(
+            "write", lambda: self.file.write(content), lambda: self.file.write(content[: len(content) // 2])
+        )
+
+    def truncate(self, *arguments: Any) -> Any:
+        return self.disk.call("truncate", lambda: self.file.truncate(*arguments))
+
+    def flush(self) -> Any:
+        return self.disk.call("flush", self.file.flush)
+
+    def __enter__(self) -> "Written":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.file.close()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.file, name)
+
+
+def each_fault(
+    folder: Path,
+    prepare: Callable[[Path], object],
+    operate: Callable[[Path], object],
+    *,
+    errors: tuple[type[BaseException], ...] = (InputError, DeathError),  # anything else is a bug
+) -> Iterator[tuple[Path, str, BaseException | None]]:
+    """For every call of the operation and every fault: a folder where it happened, what it was, and what was raised."""
+    counting = folder / "counting"
+    counting.mkdir()
+    prepare(counting)
+    with Disk(counting).at_work() as disk:
+        operate(counting)
+    assert len(disk.calls) >= 3, disk.calls
+    for number, name in enumerate(disk.calls):
+        for fault in FAULTS:
+            if (fault == "short" and name != "write") or (fault == "lost" and name not in ("replace", "rename")):
+                continue
+            place = folder / f"{number}-{fault}"
+            place.mkdir()
+            prepare(place)
+            raised: BaseException | None = None
+            with Disk(place, number, fault).at_work() as failing:
+                try:
+                    operate(place)
+                except errors as error:
+                    raised = error
+            assert len(failing.calls) > number, "the operation made other calls than the counted ones"
+            yield place, f"{fault} at {name} ({number} of {len(disk.calls)})", raised
+            shutil.rmtree(place)
+
+
+# --- checkpoints ----------------------------------------------------------------------------------------------------
+
+
+def save(folder: Path, update: int, value: float) -> None:
+    """A checkpoint, and what is no longer needed removed; the second is the best."""
+    content: dict[str, Any] = {"epoch": 1, "update": update, "loss": 0.5, "model": torch.full((5,), float(update))}
+    saved = checkpoint.save(folder, content, metric="accuracy", value=value, best_update=2)
+    checkpoint.retire(folder, saved, keep_best=1, keep_last=1, greater_is_better=True, best_update=2)
+
+
+def three(folder: Path) -> None:
+    """Three saves, of which the best and the last are left."""
+    for update, value in ((1, 0.5), (2, 0.9), (3, 0.6)):
+        save(folder, update, value)
+
+
+def test_a_save_leaves_the_old_or_the_new_whatever_fails(tmp_path: Path) -> None:
+    count = 0
+    for folder, what, raised in each_fault(tmp_path, three, lambda folder: save(folder, 4, 0.7)):
+        count += 1
+        newest, _ = checkpoint.newest_whole(folder)
+        assert newest is not None, what
+        content = checkpoint.load(newest)
+        assert content["update"] in (3, 4), what
+        assert torch.equal(content["model"], torch.full((5,), float(content["update"]))), what
+        assert raised is not None or content["update"] == 4, what
+        assert checkpoint.find_whole(folder, 2) is not None, what
+        assert set(checkpoint.references(folder).values()) <= {path.name for path in folder.iterdir()} or raised, what
+        save(folder, 5, 0.8)
+        assert {each.update for each in checkpoint.manifests(folder)} == {2, 5}, what
+        assert len(list(folder.iterdir())) == 5, (what, sorted(path.name for path in folder.iterdir()))
+    assert count > 40
+
+
+def test_a_writer_that_is_not_atomic_is_caught(tmp_path: Path) -> None:
+    """The guard fails where it should."""
+
+    def careless(folder: Path) -> None:
+        with (folder / "file").open("wb") as file:
+            for _ in range(10):
+                file.write(b"new")
+            file.flush()
+
+    found = set()
+    errors = (OSError, DeathError)
+    for folder, _, _ in each_fault(
+        tmp_path, lambda folder: (folder / "file").write_bytes(b"old"), careless, errors=errors
+    ):
+        found.add((folder / "file").read_bytes())
+    assert found - {b"old", b"new" * 10}
+
+
+@pytest.mark.parametrize("damage", ["flipped", "cut", "removed"])
+@pytest.mark.parametrize("suffix", [".pt", ".json"])
+def test_every_damage_of_every_file_is_found(tmp_path: Path, damage: str, suffix: str) -> None:
+    three(tmp_path)
+    whole = next(path for path in tmp_path.glob(f"ckpt_*update000003*{suffix}"))
+    content = whole.read_bytes()
+    places = sorted({*range(0, len(content), max(1, len(content) // 60)), len(content) - 1})
+    for place in places if damage == "flipped" else places[::7] if damage == "cut" else [0]:
+        spoiled = bytearray(content)
+        if damage == "flipped":
+            spoiled[place] ^= 4
+            whole.write_bytes(spoiled)
+        elif damage == "cut":
+            whole.write_bytes(content[:place])
+        else:
+            whole.unlink()
+        path = whole.with_suffix(".pt")
+        if is_harmless(suffix, damage, bytes(spoiled), content):
+            continue
+        assert checkpoint.fault_of(path) is not None, place
+        newest, _ = checkpoint.newest_whole(tmp_path)
+        assert newest is not None
+        assert checkpoint.load(newest)["update"] == 2, place
+        assert checkpoint.find_whole(tmp_path, 3) is None
+        states_of = {row.file: row.state for row in checkpoint.listed(tmp_path, verify=True)}
+        assert states_of[path.name] != "whole" if path.exists() else True
+
+
+def is_harmless(suffix: str, damage: str, spoiled: bytes, content: bytes) -> bool:
+    """Whether a changed manifest still names this file, size and digest: what else it says decides nothing of its bytes."""
+    if suffix != ".json" or damage != "flipped":
+        return False
+    try:
+        before, now = json.loads(content), json.loads(spoiled)
+        return bool(before.keys() == now.keys() and all(before[key] == now[key] for key in ("file", "size", "sha256")))
+    except ValueError:
+        return False
+
+
+def test_loading_executes_nothing(tmp_path: Path) -> None:
+    marker = tmp_path / "executed"
+
+    class Malicious:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return os.mkdir, (str(marker),)
+
+    three(tmp_path)
+    path = next(tmp_path.glob("ckpt_*update000003*.pt"))
+    for make in (
+        lambda: path.write_bytes(pickle.dumps({"run": Malicious()})),
+        lambda: torch.save({"model": torch.ones(1), "run": Malicious()}, path),
+    ):
+        make()
+        manifest = json.loads(path.with_suffix(".json").read_bytes())
+        manifest |= {"size": path.stat().st_size, "sha256": files.sha256_of(path)}
+        path.with_suffix(".json").write_text(json.dumps(manifest))
+        assert checkpoint.fault_of(path) is None  # whoever wrote it could write its digest too
+        with pytest.raises(InputError, match="no whole checkpoint"):
+            checkpoint.load(path)
+        assert not marker.exists()
+
+
+# --- the cache ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(autouse=True)
+def few_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(states, "CHUNK_TOKENS", 128)
+
+
+def entry_in(folder: Path) -> states.Entry:
+    """An entry of made-up rows under a root of its own."""
+    return test_states.make_entry(folder / "root")
+
+
+def damaged(folder: Path) -> None:
+    """A whole entry with a byte flipped."""
+    entry = entry_in(folder)
+    test_states.build(entry)
+    path = entry.folder / states.STATES
+    content = bytearray(path.read_bytes())
+    content[7] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("prepare", [lambda folder: None, damaged], ids=["anew", "repair"])
+def test_an_entry_is_whole_and_right_or_not_there(tmp_path: Path, prepare: Callable[[Path], None]) -> None:
+    count = 0
+    for folder, what, raised in each_fault(tmp_path, prepare, lambda folder: test_states.build(entry_in(folder))):
+        count += 1
+        entry = entry_in(folder)
+        if raised is None:
+            assert entry.is_whole(), what
+        test_states.build(entry)
+        test_states.assert_good(entry)
+    assert count > 40
+
+
+def test_pruning_removes_an_entry_or_leaves_it(tmp_path: Path) -> None:
+    def prepare(folder: Path) -> None:
+        test_states.build(entry_in(folder))
+
+    def prune(folder: Path) -> None:
+        states.prune(folder / "root", max_bytes=0, older_than_seconds=None)
+
+    for folder, what, _ in each_fault(tmp_path, prepare, prune):
+        entry = entry_in(folder)
+        assert not entry.is_whole() or states.fault(test_states.found_in(entry.root)) is None, what
+        test_states.build(entry)
+        test_states.assert_good(entry)
