@@ -1,12 +1,12 @@
 # make demo   the main job, from nothing: environment, real backbone, real text, a fine-tuned classifier
 # make test   environment, lint, types, tests
-# make soak   the long tests
+# make soak   the long tests: the crash test of docs/reliability.md
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 RUN := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: demo test lint soak benchmark scaling profile results docs clean
+.PHONY: demo test lint soak reliability benchmark scaling profile results docs clean
 
 demo: $(VENV)/.demo-installed
 	$(RUN) $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no recipes/classify.py
@@ -19,8 +19,11 @@ lint: $(VENV)/.test-installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-soak: $(VENV)/.test-installed
-	$(RUN) $(BIN)/python -m pytest -q -m soak
+soak: reliability
+
+# Kills a run 100 times at random moments, and writes what came of it into docs/reliability.md
+reliability: $(VENV)/.test-installed
+	$(RUN) $(BIN)/python benchmarks/reliability.py
 
 benchmark: $(VENV)/.test-installed
 	$(RUN) $(BIN)/python benchmarks/against_trainer.py

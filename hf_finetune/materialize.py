@@ -1,5 +1,6 @@
 """A whole model from a checkpoint, also from one that holds only what trained."""
 
+import os.path
 from pathlib import Path
 
 import torch
@@ -17,11 +18,11 @@ def materialize(path: Path, out: Path) -> Path:
     What the checkpoint left out comes from the backbone that the run's config names. InputError where the checkpoint is
     damaged, the backbone is another one now, or `out` exists.
     """
-    if out.exists():
+    if os.path.lexists(out):  # Path.exists raises where a name is too long; a link to nowhere is there too
         raise InputError(f"--out ({out}): exists; name a folder that does not")
-    if not out.absolute().parent.is_dir():
+    if not os.path.isdir(out.absolute().parent):
         raise InputError(f"--out ({out}): there is no folder {out.absolute().parent}")
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise InputError(f"{path}: no such checkpoint; `hf-finetune checkpoints RUN` lists those of a run")
     if fault := checkpoint.fault_of(path):
         raise InputError(f"{path}: {fault}")

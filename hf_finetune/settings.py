@@ -37,6 +37,7 @@ TYPES = setting_types()
 # What a broken file makes yaml raise: ValueError for dates and numbers that are none, RecursionError where aliases of
 # mappings or lists go round in circles
 NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)
+MOST_VALUES = 100_000  # in one file; what an alias stands for counts each time
 SECTIONS = frozenset(key.split(".")[0] for key in TYPES if "." in key)
 
 
@@ -69,10 +70,25 @@ def expected(hint: Any) -> str:
     return names.get(hint) or " or ".join(expected(part) for part in typing.get_args(hint))
 
 
+def load_yaml(text: str) -> Any:
+    """The plain values that YAML writes. Raises one of NOT_YAML, also where aliases of aliases stand for so many values that
+    writing them out would never end."""
+    loaded = yaml.safe_load(text)
+    left, count = [loaded], 1
+    while left:
+        value = left.pop()
+        inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, (list, tuple)) else ()
+        count += len(inner)
+        if count > MOST_VALUES:
+            raise ValueError(f"its aliases stand for more than {MOST_VALUES:,} values")
+        left.extend(inner)
+    return loaded
+
+
 def read_yaml(path: str) -> dict[str, Any]:
     """The settings in a YAML file as `{dotted key: value}`, every key checked."""
     try:
-        loaded = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        loaded = load_yaml(Path(path).read_text(encoding="utf-8"))
         flat = dict(flatten({str(key): value for key, value in loaded.items()})) if isinstance(loaded, Mapping) else {}
     except OSError as error:
         raise InputError(f"--config ({path}): {error.strerror}") from None
@@ -132,7 +148,7 @@ def typed(parser: ArgumentParser, key: str, value: Any) -> Any:
     if typing.get_origin(hint) is tuple:
         if isinstance(value, str) and re.match(r"\s*\[.*\]\s*$", value) and key != "freeze.patterns":  # "[0-3]"
             try:
-                value = yaml.safe_load(value)
+                value = load_yaml(value)
             except NOT_YAML:
                 raise InputError(f"{key} ({value}): must be {expected(hint)}") from None
         value = [] if value in (None, "null") else list(value) if isinstance(value, (list, tuple)) else [value]

@@ -204,6 +204,8 @@ def read_parquet(path: Path) -> Rows:
                     yield number, row
     except (pyarrow.ArrowException, OSError) as error:
         raise InputError(f"{path}: not a whole parquet file: {str(error).splitlines()[0]}") from None
+    except (ValueError, OverflowError) as error:  # bytes that are no UTF-8; dates beyond those of Python
+        raise InputError(f"{path}: holds a value that cannot be read: {error}") from None
 
 
 def read_class_folder(folder: Path, config: DataConfig) -> Rows:

@@ -116,6 +116,22 @@ def test_a_readme_command_runs(desk: Desk, command: str) -> None:
 
 
 @pytest.mark.pretrained
+def test_the_commands_of_the_page_on_reliability_run(desk: Desk) -> None:
+    page = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
+    found = [line for text in re.findall(r"^```\n(.*?)^```$", page, flags=re.M | re.S) for line in text.splitlines()]
+    assert len(found) == 5
+    newest = sorted((desk.folder / "outputs/bbc-news/checkpoints").glob("*.pt"))[-1]
+    for line in found:
+        words = shlex.split(line.replace("CHECKPOINT", str(newest)).replace("FOLDER", str(desk.folder / "whole")))
+        if "recipes/classify.py" in words:
+            words += [*SMALL, "--train.epochs", "3", "--name", "staged"]
+        if "verify-resume" in words:
+            words += SMALL[2:]
+        done = desk.run(words)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.pretrained
 def test_the_readme_python_runs_and_the_pushed_model_loads(desk: Desk) -> None:
     load, checkpoint, from_python = blocks("python")
     newest = sorted((desk.folder / "outputs/bbc-news/checkpoints").glob("*.pt"))[-1].name

@@ -1,0 +1,418 @@
+"""Arbitrary settings, files and paths through whole functions: a good result or an InputError, in time, and nothing written.
+
+test_settings.py and test_sources.py fuzz one setting and one reader at a time; here file and command line come together,
+files are good ones with damage, and what is in the folder afterwards is looked at.
+"""
+
+import functools
+import gzip
+import io
+import json
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+import tiny
+import yaml
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from hf_finetune import settings as settings_module
+from hf_finetune.config import DataConfig, RunConfig, as_dict
+from hf_finetune.errors import InputError
+from hf_finetune.materialize import materialize
+from hf_finetune.predict import Classifier, predict_file
+from hf_finetune.settings import SECTIONS, TYPES, build_parser, config_from_dict, load_config, to_yaml
+from hf_finetune.sources import Table, read_table
+
+NEEDED = {"model.backbone": "backbone", "data.train": ["train.csv"]}
+fuzz = functools.partial(settings, deadline=None, derandomize=True, database=None)
+pytestmark = pytest.mark.timeout(120)  # a hang is a failure, not a wait
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_parser() -> Iterator[None]:
+    """Building a parser takes 40 ms and parsing none."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(settings_module, "build_parser", functools.cache(build_parser))
+        yield
+
+
+def files_in(folder: Path) -> dict[str, bytes]:
+    """Every file under a folder, hidden ones too, with its bytes."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+# --- settings -------------------------------------------------------------------------------------------------------
+
+
+def config_of(*words: str) -> RunConfig | str:
+    """The config of a command line, or the text of its InputError. A config survives both ways that it is stored in."""
+    try:
+        config = load_config(NEEDED, words)
+    except InputError as error:
+        return str(error)
+    assert config is not None
+    assert config_from_dict(as_dict(config)) == config
+    assert config_from_dict(yaml.safe_load(to_yaml(config))) == config
+    return config
+
+
+# Line ends that PyYAML does not read back as it wrote them are left out; so is what no UTF-8 file can hold
+characters = st.characters(exclude_characters="\x85\u2028\u2029", exclude_categories=("Cs",))
+plain = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False), st.dates(), st.datetimes(),
+                  st.text(characters, max_size=6), st.binary(max_size=6))  # fmt: skip
+keys = st.one_of(st.sampled_from(sorted({*TYPES, *SECTIONS, "epoch", "encoder_layers"})), st.text(characters, max_size=4),
+                 st.integers(), st.none(), st.booleans())  # fmt: skip
+nested = st.recursive(
+    plain,
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(keys, inner, max_size=3)),
+    max_leaves=8,
+)
+words_over = st.lists(
+    st.one_of(
+        st.sampled_from([f"--{key}" for key in (*TYPES, *SECTIONS)] + ["--debug", "--train.epochs=2"]),
+        st.text(characters, max_size=8).filter(lambda word: word not in ("--help", "-h")),
+    ),
+    max_size=4,
+)
+
+
+@fuzz(max_examples=200)
+@given(key=st.sampled_from(sorted({*TYPES, *SECTIONS})), value=nested, words=words_over)
+def test_any_file_with_any_words_over_it_gives_a_config_or_an_input_error(
+    tmp_path_factory: pytest.TempPathFactory, key: str, value: Any, words: list[str]
+) -> None:
+    folder = tmp_path_factory.getbasetemp() / "settings"
+    folder.mkdir(exist_ok=True)
+    path = folder / "config.yaml"
+    for content in (value, {key: value}):
+        path.write_text(yaml.safe_dump(content, allow_unicode=True), encoding="utf-8")
+        before = files_in(folder)
+        config_of("--config", str(path), *words)
+        assert files_in(folder) == before
+
+
+GOOD_FILE = to_yaml(
+    config_from_dict(
+        NEEDED | {"freeze.unfreeze": [{"epoch": 2, "encoder_layers": "1/2"}], "data.text_columns": ["a", "ü"]}
+    )
+).encode()
+
+
+def test_a_whole_file_with_any_bytes_in_it_gives_a_config_or_an_input_error(tmp_path: Path) -> None:
+    path, outcomes = tmp_path / "config.yaml", {RunConfig: 0, str: 0}
+
+    @fuzz(max_examples=250)
+    @given(place=st.integers(0, len(GOOD_FILE)), removed=st.integers(0, 9), added=st.binary(max_size=6))
+    @example(place=0, removed=0, added=b"\xef\xbb\xbf")
+    @example(place=0, removed=0, added=b"\0")
+    def run(place: int, removed: int, added: bytes) -> None:
+        path.write_bytes(GOOD_FILE[:place] + added + GOOD_FILE[place + removed :])
+        outcomes[type(config_of("--config", str(path)))] += 1
+
+    run()
+    assert min(outcomes.values()) > 20, outcomes
+    assert set(files_in(tmp_path)) == {"config.yaml"}
+
+
+stages = st.one_of(
+    nested,
+    st.fixed_dictionaries(
+        {
+            "epoch": st.one_of(st.integers(-1, 9), plain),
+            "encoder_layers": st.one_of(st.integers(-3, 9), st.sampled_from(["all", "2/3", "1/0", "3/2"]), plain),
+        },
+        optional={"more": plain},
+    ),
+)
+good_stages = st.dictionaries(st.integers(2, 9), st.sampled_from([3, 0, -1, "all", "1/2"]), max_size=3).map(
+    lambda found: [{"epoch": epoch, "encoder_layers": found[epoch]} for epoch in sorted(found)]
+)
+
+
+def test_any_unfreezing_gives_rising_stages_or_an_input_error(tmp_path: Path) -> None:
+    path, taken = tmp_path / "config.yaml", []
+
+    @fuzz(max_examples=200)
+    @given(value=st.one_of(stages, st.lists(stages, max_size=3), good_stages))
+    @example(value=[{"epoch": True, "encoder_layers": 1}])
+    @example(value=[{"epoch": 2, "encoder_layers": True}])
+    @example(value=[{"epoch": 2, "encoder_layers": [1]}])
+    def run(value: Any) -> None:
+        path.write_text(yaml.safe_dump({"freeze": {"unfreeze": value}}), encoding="utf-8")
+        typed = yaml.safe_dump(value, default_flow_style=True, width=10**9).removesuffix("...\n").strip()
+        for config in (config_of("--config", str(path)), config_of(f"--freeze.unfreeze={typed}")):
+            if isinstance(config, str):
+                continue
+            epochs = [stage["epoch"] for stage in config.freeze.unfreeze]
+            assert epochs == sorted(set(epochs))
+            for epoch in range(12):
+                assert config.freeze.at(epoch).unfreeze == ()
+            taken.append(len(epochs))
+
+    run()
+    assert {1, 2} <= set(taken)
+
+
+def alias_bomb(depth: int) -> str:
+    """A list of a few hundred characters that stands for 10**depth numbers."""
+    lists = [f"&a{level} [{','.join([f'*a{level - 1}'] * 10)}]" for level in range(1, depth)]
+    return f"[&a0 [1,1,1,1,1,1,1,1,1,1], {', '.join(lists)}]"
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("key", ["seed", "data.train", "freeze.unfreeze", "freeze.patterns", "nope"])
+def test_aliases_of_aliases_are_refused_before_they_are_written_out(tmp_path: Path, key: str) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(f"{key}: {alias_bomb(12)}")
+    assert config_of("--config", str(path)) == f"{path}: not YAML: its aliases stand for more than 100,000 values"
+    if key in ("data.train", "freeze.unfreeze"):
+        assert "must be a list" in str(config_of(f"--{key}={alias_bomb(12)}"))
+
+
+@pytest.mark.timeout(20)
+def test_mappings_of_aliases_are_refused_too(tmp_path: Path) -> None:
+    lines = [
+        "train:",
+        "  k0: &a0 {a: 1, b: 1}",
+        *(f"  k{i}: &a{i} {{a: *a{i - 1}, b: *a{i - 1}}}" for i in range(1, 60)),
+    ]
+    (tmp_path / "config.yaml").write_text("\n".join(lines))
+    assert "aliases stand for more than" in str(config_of("--config", str(tmp_path / "config.yaml")))
+
+
+def test_an_alias_that_means_something_is_still_read(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("data: {train: &files [a.csv, b.csv], test: *files}")
+    config = config_of("--config", str(tmp_path / "config.yaml"))
+    assert isinstance(config, RunConfig)
+    assert config.data.test == ("a.csv", "b.csv")
+
+
+# --- data -----------------------------------------------------------------------------------------------------------
+
+CONFIG = DataConfig(train=("unused",))
+
+
+def parquet(**columns: Any) -> bytes:
+    """A parquet file of these columns."""
+    file = io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.table(columns), file)
+    return file.getvalue()
+
+
+GOOD: dict[str, bytes] = {
+    ".csv": b'text,label\na cat,x\n"a ""big""\n dog",y\n',
+    ".tsv": b"text\tlabel\na cat\tx\na dog\ty\n",
+    ".json": b'[{"text": "a cat", "label": 1},\n {"text": "\\u00fc", "label": [1, null]}]',
+    ".jsonl": b'{"text": "a cat", "label": 1}\n\n{"text": "dog", "label": {"a": 1.5}}\n',
+    ".parquet": parquet(text=["a cat", "a dog", "über"] * 5, label=["x", "y", None] * 5),
+}
+ENCODINGS = ["utf-8", "latin-1", "utf-16", "utf-32-be", "utf-7", "idna", "punycode", "unicode_escape", "undefined", "rot13",
+             "base64", "zlib", "cp037", "hz", "mbcs", "", "\0", "a b", "é", "x" * 5000]  # fmt: skip
+edits = st.lists(  # where (as a share of the file), how many bytes go, which come
+    st.tuples(st.floats(0, 1), st.integers(0, 12), st.binary(max_size=5)), max_size=4
+)
+
+
+def edited(raw: bytes, changes: list[tuple[float, int, bytes]]) -> bytes:
+    """The bytes with these changes made one after the other."""
+    for share, removed, added in changes:
+        place = int(share * len(raw))
+        raw = raw[:place] + added + raw[place + removed :]
+    return raw
+
+
+@pytest.mark.parametrize("zipped", ["", "before", "after"])
+@pytest.mark.parametrize("ending", GOOD)
+def test_a_damaged_file_gives_rows_or_an_input_error(tmp_path: Path, ending: str, zipped: str) -> None:
+    """Damaged before it is gzipped, or after."""
+    if zipped and ending == ".parquet":
+        return  # which is refused by its name
+    path, outcomes = tmp_path / f"rows{ending}{'.gz' if zipped else ''}", {"rows": 0, "errors": 0}
+
+    @fuzz(max_examples=200 if ending == ".parquet" else 120)
+    @given(changes=edits, encodings=st.lists(st.sampled_from(ENCODINGS), min_size=1, max_size=2), labels=st.booleans())
+    @example(changes=[], encodings=["utf-8"], labels=True)
+    def run(changes: list[tuple[float, int, bytes]], encodings: list[str], labels: bool) -> None:
+        raw = edited(GOOD[ending], changes if zipped != "after" else [])
+        raw = gzip.compress(raw, mtime=0) if zipped else raw
+        raw = edited(raw, changes) if zipped == "after" else raw
+        path.write_bytes(raw)
+        try:
+            table = read_table(
+                [str(path)], replace(CONFIG, encoding=tuple(encodings)), "data.train", needs_labels=labels
+            )
+        except InputError as error:
+            table, message = None, str(error)
+        if table is None:
+            outcomes["errors"] += 1
+            assert str(path) in message or "data.encoding" in message
+        else:
+            outcomes["rows"] += 1
+            assert_usable(table, path)
+        assert files_in(tmp_path) == {path.name: raw}
+
+    run()
+    assert min(outcomes.values()) > 0, outcomes
+
+
+def assert_usable(table: Table, path: Path) -> None:
+    """Every row has a text that a tokenizer takes and a place that can be named."""
+    assert len(table) > 0
+    assert {len(values) for values in table.columns.values()} == {len(table)}
+    for row, text in enumerate(table.columns["text"]):
+        assert text.encode()
+        assert table.where(row).startswith(str(path))
+
+
+NOT_UTF_8 = pyarrow.Array.from_buffers(
+    pyarrow.string(), 2, [None, pyarrow.py_buffer(b"\0\0\0\0\1\0\0\0\2\0\0\0"), pyarrow.py_buffer(b"\xff\xfe")]
+)
+ODD_COLUMNS: dict[str, Any] = {
+    "not UTF-8": NOT_UTF_8,
+    "date of Python's no year": pyarrow.array([2**30, 1], pyarrow.date32()),
+    "time of no year": pyarrow.array([2**62, 1], pyarrow.timestamp("us")),
+    "duration too long": pyarrow.array([2**62, 1], pyarrow.duration("s")),
+    "no such time zone": pyarrow.array([1, 2], pyarrow.timestamp("us", tz="Mars/Olympus")),
+    "date": pyarrow.array([date(2024, 1, 1), None]),
+    "nested": pyarrow.array([{"a": [1]}, None]),
+    "map": pyarrow.array([[("a", 1)], []], pyarrow.map_(pyarrow.string(), pyarrow.int32())),
+    "bytes": pyarrow.array([b"\xff", b"a"]),
+    "dictionary": pyarrow.array(["a", "b"]).dictionary_encode(),
+}
+UNREADABLE = list(ODD_COLUMNS)[:4]
+
+
+@pytest.mark.parametrize("kind", ODD_COLUMNS)
+@pytest.mark.parametrize("column", ["text", "label", "other"])
+def test_a_parquet_column_of_any_type_gives_rows_or_an_input_error(tmp_path: Path, kind: str, column: str) -> None:
+    path = tmp_path / "rows.parquet"
+    path.write_bytes(parquet(**({"text": ["a", "b"], "label": ["x", "y"]} | {column: ODD_COLUMNS[kind]})))
+    try:
+        assert_usable(read_table([str(path)], CONFIG, "data.train"), path)
+    except InputError as error:
+        message = str(error)
+        assert message.startswith(str(path))
+    else:
+        message = ""
+    assert message.startswith(f"{path}: holds a value that cannot be read: ") == (kind in UNREADABLE)
+
+
+@fuzz(max_examples=80)
+@given(content=st.binary(max_size=30), label=st.text(st.characters(codec="utf-8", exclude_characters="/\0"), max_size=8),
+       encoding=st.sampled_from(ENCODINGS))  # fmt: skip
+def test_a_class_folder_of_any_bytes_gives_rows_or_an_input_error(
+    tmp_path_factory: pytest.TempPathFactory, content: bytes, label: str, encoding: str
+) -> None:
+    folder = tmp_path_factory.mktemp("classes")
+    inside = folder / f"x{label}"
+    inside.mkdir()
+    (inside / "1.txt").write_bytes(content)
+    try:
+        table = read_table([str(folder)], replace(CONFIG, encoding=(encoding,)), "data.train")
+    except InputError as error:
+        table, message = None, str(error)
+    if table is None:
+        assert str(folder) in message or "data.encoding" in message
+    else:
+        assert table.columns["label"] == [inside.name]
+        assert_usable(table, folder)
+    assert list(files_in(folder).values()) == [content]
+
+
+LOCATIONS = ["", ".", "/", "~", "\0", "a" * 5000, "package://", "package://os", "package://json/x", "package:///",
+             "package://a.b/c", "package://json/#sha256=", "[", "**", "http://127.0.0.1/x.csv", "s3://b/x.parquet", "-", "|id",
+             "/proc/self/mem.csv"]  # fmt: skip
+
+
+@fuzz(max_examples=120)
+@given(location=st.one_of(st.text(max_size=12), st.sampled_from(LOCATIONS)))
+def test_any_location_gives_an_input_error(tmp_path_factory: pytest.TempPathFactory, location: str) -> None:
+    folder = tmp_path_factory.getbasetemp() / "empty"
+    folder.mkdir(exist_ok=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        with pytest.raises(InputError):
+            read_table([location], CONFIG, "data.train")
+    assert files_in(folder) == {}
+
+
+# --- what is written ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory: pytest.TempPathFactory) -> Classifier:
+    """A random model that answers."""
+    folder = tmp_path_factory.mktemp("model")
+    tiny.make_model(layers=1).save_pretrained(folder)
+    tiny.make_tokenizer().save_pretrained(folder)
+    return Classifier.from_pretrained(str(folder))
+
+
+@pytest.mark.parametrize("ending", GOOD)
+@pytest.mark.parametrize("older", [None, "an older answer\n"])
+def test_predictions_are_written_whole_or_not_at_all(
+    classifier: Classifier, tmp_path: Path, ending: str, older: str | None
+) -> None:
+    path, out, outcomes = tmp_path / f"rows{ending}", tmp_path / "answers.jsonl", {"rows": 0, "errors": 0}
+
+    @fuzz(max_examples=40)
+    @given(changes=edits)
+    @example(changes=[])
+    @example(changes=[(0.9, 9999, b"")])
+    def run(changes: list[tuple[float, int, bytes]]) -> None:
+        path.write_bytes(edited(GOOD[ending], changes))
+        out.unlink(missing_ok=True)
+        if older is not None:
+            out.write_text(older)
+        before = files_in(tmp_path)
+        try:
+            rows = predict_file(classifier, str(path), str(out))
+        except InputError:
+            outcomes["errors"] += 1
+            assert files_in(tmp_path) == before
+        else:
+            outcomes["rows"] += 1
+            assert [json.loads(line) for line in out.read_text().splitlines()] == rows
+            assert set(files_in(tmp_path)) == {path.name, out.name}
+
+    run()
+    assert min(outcomes.values()) > 0, outcomes
+
+
+def odd_paths(folder: Path) -> dict[str, Path]:
+    """Paths that no folder can be made at, or where one must not be."""
+    (folder / "file").write_text("mine")
+    (folder / "link").symlink_to(folder / "nowhere")
+    return {
+        "too long": folder / ("a" * 5000),
+        "in too long": folder / ("a" * 5000) / "out",
+        "in a file": folder / "file" / "out",
+        "file": folder / "file",
+        "link to nowhere": folder / "link",
+        "here": Path(),
+        "nul": folder / "a\0b" / "out",
+    }
+
+
+@pytest.mark.parametrize("kind", ["too long", "in too long", "in a file", "file", "link to nowhere", "here", "nul"])
+@pytest.mark.parametrize("given_as", ["checkpoint", "out"])
+def test_any_path_given_to_materialize_is_an_input_error(tmp_path: Path, kind: str, given_as: str) -> None:
+    path = odd_paths(tmp_path)[kind]
+    before = files_in(tmp_path)
+    words: dict[str, Callable[[], object]] = {
+        "checkpoint": lambda: materialize(path, tmp_path / "out"),
+        "out": lambda: materialize(tmp_path / "none.pt", path),
+    }
+    with pytest.raises(InputError):
+        words[given_as]()
+    assert files_in(tmp_path) == before
+    assert os.path.islink(tmp_path / "link")
+    assert not (tmp_path / "nowhere").exists()

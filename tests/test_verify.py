@@ -1,0 +1,92 @@
+"""hf-finetune verify-resume: it finds runs equal that are, and runs different that are not."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from recipes.test_classify import run_until
+
+from hf_finetune import checkpoint, cli, verify
+from hf_finetune.config import RunConfig
+from hf_finetune.errors import InputError
+from hf_finetune.finetune import finetune
+from hf_finetune.settings import to_yaml
+from hf_finetune.verify import Life, announced, compare, live, lost_updates, verify_resume
+
+MakeConfig = Callable[..., RunConfig]
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_killed_run_ends_as_one_that_is_not(
+    make_config: MakeConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str], processes: int
+) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(to_yaml(make_config(**{"model.dropout": 0.1, "freeze.embeddings": True})), encoding="utf-8")
+    words = ["--updates", "10", "--kills", "2", "--processes", str(processes), "--config", str(path)]
+    assert cli.main(["verify-resume", "classify", *words]) == 0
+    shown = capsys.readouterr().out
+    assert "2 kills, " in shown
+    assert "0 saved updates lost" in shown
+    assert " 0 differ" in shown
+    assert shown.endswith("the killed run ended as the other\n")
+
+
+def test_runs_that_differ_are_found(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, theirs = make_config(name="ours"), make_config(name="theirs", seed=1)
+    for config in (ours, theirs):
+        finetune(config)
+    found = compare(ours.run_dir, theirs.run_dir)
+    assert found.num_different > 10
+    assert found.largest > 1e-3
+    same = compare(ours.run_dir, ours.run_dir)
+    assert (same.num_different, same.largest) == (0, 0.0)
+    assert same.num_tensors > 60
+
+
+def test_a_difference_is_exit_code_1(monkeypatch: pytest.MonkeyPatch, make_config: MakeConfig, tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(to_yaml(make_config()), encoding="utf-8")
+    different = verify.Comparison(num_tensors=5, num_different=1, largest=1e-6)
+    monkeypatch.setattr(verify, "compare", lambda *_: different)
+    assert cli.main(["verify-resume", "classify", "--updates", "2", "--kills", "1", "--config", str(path)]) == 1
+
+
+def test_a_saved_update_that_is_gone_is_counted(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = make_config()
+    run_until(config, 8, monkeypatch)
+    name = checkpoint.references(config.run_dir / "checkpoints")["last"]
+    life = Life(lines=("run x", f"saved {name}", "saved by the bell"), returncode=-9, was_killed=True)
+    assert announced(life) == [name]
+    assert lost_updates(config.run_dir, life) == 0
+    (config.run_dir / "checkpoints" / str(name)).write_bytes(b"")
+    assert lost_updates(config.run_dir, life) == 8
+
+
+def test_a_process_group_is_killed_whole(tmp_path: Path) -> None:
+    code = "import subprocess, sys, time; c = subprocess.Popen(['sleep', '60'])"
+    code += "; print('child', c.pid, flush=True); time.sleep(60)"
+    life = live([sys.executable, "-c", code], lambda line: 0.1 if line.startswith("child") else None)
+    assert life.was_killed
+    assert life.returncode == -9
+    pid = int(life.lines[0].split()[1])
+    state = subprocess.run(
+        ["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False
+    ).stdout.strip()
+    assert state in ("", "Z") or state.startswith("Z")
+    assert os.getpid() != pid
+
+
+def test_settings_that_fail_are_told(make_config: MakeConfig) -> None:
+    with pytest.raises(InputError, match="verify-resume: the run failed with exit code 2: error: "):
+        verify_resume("classify", ["--train.epochs", "0"], updates=4, kills=1, processes=1, seed=0)
+    with pytest.raises(InputError, match="must be above 0 and below --updates"):
+        verify_resume("classify", [], updates=4, kills=4, processes=1, seed=0)
+
+
+def test_tensors_are_found_in_every_corner() -> None:
+    content = {"a": [torch.ones(1), {"b": torch.zeros(2)}], "c": 3}
+    assert set(verify.tensors_of(content)) == {"/a/0", "/a/1/b"}
