@@ -8,6 +8,7 @@ agree.
 import json
 import pickle
 import re
+import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,6 +19,9 @@ import torch
 from hf_finetune.errors import InputError
 from hf_finetune.files import remove_quietly, replace_with, sha256_of, write_atomically, writing_error
 
+# What torch.load and json raise for damaged bytes
+DAMAGED = (*(OSError, RuntimeError, EOFError, ValueError, LookupError, AssertionError, TypeError, AttributeError),
+           *(pickle.UnpicklingError, struct.error, MemoryError, RecursionError))  # fmt: skip
 REFERENCES = "references.json"  # in the checkpoints' folder: file names of the best and the last
 
 
@@ -117,7 +121,7 @@ def references(folder: Path) -> dict[str, str | None]:
     try:
         noted = json.loads((folder / REFERENCES).read_bytes())
         return {key: noted[key] for key in ("best", "last")}
-    except (OSError, ValueError, KeyError, TypeError):
+    except DAMAGED:
         return {}
 
 
@@ -153,8 +157,11 @@ def manifests(folder: Path) -> list[Manifest]:
     found = []
     for path in folder.glob("ckpt_*.json"):
         try:
-            found.append(Manifest(**json.loads(path.read_bytes())))
-        except (OSError, ValueError, TypeError):
+            manifest = Manifest(**json.loads(path.read_bytes()))
+            checkpoint_name(manifest.epoch, manifest.update, manifest.loss, manifest.metric, manifest.value)
+            if isinstance(manifest.file, str) and Path(manifest.file).name == manifest.file:
+                found.append(manifest)
+        except DAMAGED:
             continue
     # A run that was stopped before an evaluation has two of one update: the one with the value is the later
     return sorted(found, key=lambda manifest: (manifest.update, manifest.value is not None))
@@ -215,7 +222,7 @@ def load(path: Path) -> dict[str, Any]:
     """The dict in a checkpoint, its tensors in memory. Never runs code: weights_only."""
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, ValueError, KeyError) as error:
+    except DAMAGED as error:
         raise InputError(
             f"{path}: is no whole checkpoint: {str(error).splitlines()[0] if str(error) else error!r}"
         ) from None

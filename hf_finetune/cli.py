@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import re
 import sys
 import time
@@ -186,7 +187,7 @@ def run_inspect(options: argparse.Namespace) -> None:
     config = FreezeConfig(
         embeddings=options.embeddings,
         patterns=tuple(options.patterns),
-        encoder_layers=int(layers) if layers.lstrip("-").isdecimal() else layers,
+        encoder_layers=int(layers) if re.fullmatch(r"-?\d{1,9}", layers) else layers,
     )
     from hf_finetune import backbone, freezing
 
@@ -241,7 +242,7 @@ def run_checkpoints(options: argparse.Namespace) -> None:
     from hf_finetune import checkpoint
 
     folder = Path(options.run) / "checkpoints"
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # false for a name too long for a path, too
         raise InputError(f"{options.run}: is no run folder with checkpoints")
     rows = checkpoint.listed(folder, verify=options.verify)
     for row in rows:

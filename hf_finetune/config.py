@@ -11,7 +11,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
 
-from hf_finetune.errors import InputError
+from hf_finetune.errors import InputError, blot
 
 FILE_ENDINGS = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
 
@@ -159,7 +159,7 @@ class FreezeConfig:
         for pattern in self.patterns:
             try:
                 re.compile(pattern)
-            except re.error as error:
+            except (re.error, OverflowError, RecursionError) as error:
                 raise InputError(f"freeze.patterns ({pattern}): not a regular expression: {error}") from None
 
     def at(self, epoch: int) -> "FreezeConfig":
@@ -177,7 +177,7 @@ def check_layers(key: str, value: Any) -> None:
 
 def fraction_of(text: str) -> Fraction | None:
     """The fraction in [0, 1] that `text` writes as "a/b", or None."""
-    if not re.fullmatch(r"\d+/[1-9]\d*", text):
+    if not re.fullmatch(r"\d{1,9}/[1-9]\d{0,8}", text):
         return None
     value = Fraction(text)
     return value if value <= 1 else None
@@ -396,6 +396,12 @@ class RunConfig:
         )
         check(self.data.dataset is not None or bool(self.data.train), "data.train", "[]",
               "is needed: files or a folder; or name a data set in data.dataset")  # fmt: skip
+        for key, value in flatten(as_dict(self)):
+            if blot(str(value)) != str(value):
+                raise InputError(
+                    f"{key} (***): holds a token or a password, which would be written into the run's files; give tokens in "
+                    "HF_TOKEN or by `hf auth login`"
+                )
 
     @property
     def run_dir(self) -> Path:

@@ -8,7 +8,7 @@ from huggingface_hub import CommitOperationAdd, HfApi
 from huggingface_hub.errors import HFValidationError, HTTPError, LocalTokenNotFoundError  # type: ignore[attr-defined]
 from huggingface_hub.utils._validators import validate_repo_id
 
-from hf_finetune.errors import InputError
+from hf_finetune.errors import InputError, blot
 
 # What a push can fail with: the Hub's answer or the transport, a file upload, a card the Hub refuses.
 PUSH_ERRORS = (HTTPError, OSError, RuntimeError, ValueError)
@@ -74,4 +74,4 @@ def content(path: Path, repo_id: str) -> Path | bytes:
 def first_line(error: Exception) -> str:
     """The first line that says something; tokens blotted out."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return re.sub(r"hf_\w{8,}", "hf_***", lines[0]) if lines else type(error).__name__
+    return blot(lines[0]) if lines else type(error).__name__

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hf_finetune.errors import InputError, StoppedError
+from hf_finetune.errors import InputError, StoppedError, blot
 from hf_finetune.settings import load_config
 from hf_finetune.signals import EXIT_TRY_AGAIN
 
@@ -67,7 +67,7 @@ def report_errors(function: Callable[[], None], *, debug: bool = False) -> int:
         if debug:
             traceback.print_exc()
         if os.environ.get("LOCAL_RANK", "0") == "0":  # once on each machine
-            print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+            print(f"error: {blot(' '.join(str(error).split()))}", file=sys.stderr, flush=True)
         return EXIT_INPUT
     except StoppedError as error:
         if os.environ.get("LOCAL_RANK", "0") == "0":

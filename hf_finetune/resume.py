@@ -170,8 +170,12 @@ def check_config(config: RunConfig, path: Path, content: Mapping[str, Any]) -> N
 
 def check_is_ours(path: Path, content: Mapping[str, Any]) -> None:
     """Raises InputError where a checkpoint is another program's."""
-    state = content.get("run")
-    if not isinstance(state, dict) or not {"progress", "config", "data", "labels", "omitted"} <= state.keys():
+    state = content.get("run") if isinstance(content, dict) else None
+    if (
+        not isinstance(state, dict)
+        or not isinstance(state.get("progress"), dict)
+        or not {"progress", "config", "data", "labels", "omitted"} <= state.keys()
+    ):
         raise InputError(f"{path}: is a checkpoint, but not one of hf-finetune's (no key 'run')")
 
 

@@ -5,7 +5,6 @@ import contextlib
 import json
 import os
 import platform
-import re
 import socket
 import subprocess
 import sys
@@ -26,7 +25,7 @@ from filelock import FileLock, Timeout
 
 from hf_finetune.checkpoint import manifests
 from hf_finetune.config import RunConfig, as_dict, changed_keys
-from hf_finetune.errors import InputError, StoppedError
+from hf_finetune.errors import InputError, StoppedError, blot
 from hf_finetune.files import write_atomically
 from hf_finetune.settings import to_yaml
 from hf_finetune.signals import StopSignals
@@ -334,14 +333,9 @@ def environment(runtime: Runtime) -> dict[str, Any]:
         "processes": runtime.num_processes,
         "platform": platform.platform(),
         "git_commit": commit,
-        "command": without_secrets(sys.argv),
+        "command": [blot(word) for word in sys.argv],
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
-
-
-def without_secrets(words: list[str]) -> list[str]:
-    """A command line with anything that looks like a Hub token, and passwords in addresses, blotted out."""
-    return [re.sub(r"hf_[A-Za-z0-9]{8,}", "hf_***", re.sub(r"://[^/@\s]+@", "://***@", word)) for word in words]
 
 
 class RunLock:

@@ -1,5 +1,9 @@
 """Checkpoints on their own: what is kept, what is found whole, and what a damaged one does."""
 
+import contextlib
+import json
+import pickle
+import random
 from pathlib import Path
 from typing import Any
 
@@ -105,3 +109,38 @@ def test_tensors_are_brought_to_the_cpu_in_every_corner() -> None:
     moved = checkpoint.on_cpu({"b": (1, {"c": "text"}), "d": content["d"]})
     assert moved["b"] == (1, {"c": "text"})
     assert not moved["d"].requires_grad
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"update": None},
+        {"file": 3},
+        {"file": "../x.pt"},
+        {"loss": None},
+        {"epoch": "one"},
+        {"value": "high"},
+        {"metric": 1},
+    ],
+)
+def test_a_manifest_that_makes_no_sense_is_left_out(tmp_path: Path, change: dict[str, Any]) -> None:
+    saved = save(tmp_path, 1, 0.5)
+    path = checkpoint.manifest_path(tmp_path / saved.file)
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    assert checkpoint.manifests(tmp_path) == []
+    assert [row.state for row in checkpoint.listed(tmp_path, verify=True)] == ["has no manifest that can be read"]
+
+
+def test_damaged_bytes_give_an_input_error(tmp_path: Path) -> None:
+    """Bytes changed at random, in whole checkpoints and in bare pickles."""
+    generator = random.Random(0)
+    path = tmp_path / "x.pt"
+    torch.save({"model": torch.ones(3), "run": {"a": [1, 2.5, "x"]}}, path)
+    for content in (path.read_bytes(), pickle.dumps({"a": 1}, protocol=2)):
+        for _ in range(300):
+            spoiled = bytearray(content)
+            for _ in range(generator.randint(1, 4)):
+                spoiled[generator.randrange(len(spoiled))] = generator.randrange(256)
+            path.write_bytes(spoiled)
+            with contextlib.suppress(InputError):
+                checkpoint.load(path)

@@ -11,6 +11,7 @@ from recipes.test_classify import launch
 
 from hf_finetune import cli
 from hf_finetune.config import RunConfig
+from hf_finetune.errors import InputError, blot
 from hf_finetune.finetune import finetune
 from hf_finetune.settings import to_yaml
 
@@ -48,11 +49,43 @@ def test_no_secret_in_anything_a_run_leaves(
         assert_clean(str(path), path.read_bytes())
 
 
-@pytest.mark.parametrize("words", [["--hub.repo_id", f"http://ada:{PASSWORD}@host/x"], ["--nme", SECRETS["HF_TOKEN"]]])
-def test_no_secret_of_the_command_line_in_environment_json(words: list[str]) -> None:
-    from hf_finetune.runtime import without_secrets
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"http://ada:{PASSWORD}@host/x",
+        f"https://ada:p@{PASSWORD}/@host/x y",
+        f"https://host/x?a=1&token={PASSWORD}&b=2",
+        f"no such model {SECRETS['HF_TOKEN']}.",
+        "hf_oauth_" + SECRETS["AWS_SECRET_ACCESS_KEY"],
+        "api_org_" + SECRETS["AWS_SECRET_ACCESS_KEY"],
+    ],
+)
+def test_what_looks_like_a_secret_is_blotted_out(text: str) -> None:
+    shown = blot(text)
+    assert_clean("text", shown.encode())
+    assert "***" in shown
 
-    assert_clean("command", " ".join(without_secrets(words)).encode())
+
+def test_what_does_not_is_left() -> None:
+    for text in (
+        "/home/ada/hf_finetune/outputs/run",
+        "hf_finetune_results",
+        "https://host/x?b=2",
+        "ada@host",
+        "a/b@main",
+    ):
+        assert blot(text) == text
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("hub.repo_id", f"https://ada:{PASSWORD}@host/x"), ("model.revision", SECRETS["HF_TOKEN"])],
+)
+def test_a_secret_in_a_setting_is_refused_and_not_shown(make_config: MakeConfig, key: str, value: str) -> None:
+    with pytest.raises(InputError, match="holds a token or a password") as raised:
+        make_config(**{key: value})
+    assert str(raised.value).startswith(f"{key} (***)")
+    assert_clean("error", str(raised.value).encode())
 
 
 def test_a_push_that_fails_does_not_show_the_token(make_config: MakeConfig, tmp_path: Path) -> None:
