@@ -480,7 +480,7 @@ def build_on_full_disk(entry: Entry, context: pytest.MonkeyPatch, place: str) ->
     if place == "manifest":
         context.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=5))
     if place == "rename":
-        context.setattr(Path, "rename", fail)
+        context.setattr(states, "rename", fail)
     states.finish(entry)
 
 
