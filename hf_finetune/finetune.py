@@ -75,10 +75,10 @@ def finetune(config: RunConfig, *, task_name: str = "classification") -> RunResu
         run.on_main(lambda: runtime.record(config, run))
         tracker = tracking.Tracking(config, run, start_update=progress.update)
 
-        job, progress = train(job, progress, tracker, clock)
+        progress = train(job, progress, tracker, clock)
         while not job.is_over(progress):
             job, progress = begin_stage(job, progress, clock)
-            job, progress = train(job, progress, tracker, clock)
+            progress = train(job, progress, tracker, clock)
 
         best = resume.load_best(job, progress)
         with clock("evaluate"):
@@ -95,7 +95,7 @@ def finetune(config: RunConfig, *, task_name: str = "classification") -> RunResu
         return RunResult(run_dir=config.run_dir, model_dir=config.run_dir / "model", results=results)
 
 
-def train(job: Job, progress: Progress, tracker: tracking.Tracking, clock: Clock) -> tuple[Job, Progress]:
+def train(job: Job, progress: Progress, tracker: tracking.Tracking, clock: Clock) -> Progress:
     """Trains to the end of the stage or to early stopping; what others do in callbacks are ifs here. Where a signal asks for
     it, saves and raises StoppedError."""
     config, schedule, run = job.config, job.schedule, job.runtime
@@ -139,7 +139,7 @@ def train(job: Job, progress: Progress, tracker: tracking.Tracking, clock: Clock
     finally:
         steps.close()
         bar.close()
-    return job, progress
+    return progress
 
 
 def after_update(
