@@ -11,19 +11,19 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from hf_finetune.config import RunConfig
     from hf_finetune.errors import InputError
-    from hf_finetune.predict import Classifier
+    from hf_finetune.predict import Predictor
     from hf_finetune.recipe import run_recipe
     from hf_finetune.settings import load_config
 
 # Public name -> module; loaded when first used, because torch takes seconds.
 PUBLIC = {
-    "Classifier": "predict",
     "InputError": "errors",
+    "Predictor": "predict",
     "RunConfig": "config",
     "load_config": "settings",
     "run_recipe": "recipe",
 }
-__all__ = ["Classifier", "InputError", "RunConfig", "__version__", "load_config", "run_recipe"]
+__all__ = ["InputError", "Predictor", "RunConfig", "__version__", "load_config", "run_recipe"]
 
 
 def __getattr__(name: str) -> Any:

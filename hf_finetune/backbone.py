@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from hf_finetune.config import ModelConfig, check
 from hf_finetune.errors import InputError
 from hf_finetune.freezing import find_stack
+from hf_finetune.heads import backbone_prefix
 from hf_finetune.sources import local_path
 from hf_finetune.tasks import Task
 
@@ -87,16 +88,13 @@ def load_tokenizer(config: ModelConfig) -> Any:
 def load(config: ModelConfig, task: Task, tokenizer: Any) -> Backbone:
     """The model in fp32 with a head for the task's labels. The new head's weights depend on torch's seed alone."""
     source = local_path(config.backbone, "model.backbone")
-    names = dict(enumerate(task.label_names))
     try:
         with quiet():
             hf_config = transformers.AutoConfig.from_pretrained(
                 source,
                 revision=config.revision,
                 trust_remote_code=config.trust_remote_code,
-                id2label=names,
-                label2id={name: number for number, name in names.items()},
-                problem_type=f"{task.problem}_classification" if task.problem != "regression" else "regression",
+                **task.model_settings(),
             )
             set_dropout(hf_config, config.dropout)
             hf_config.pad_token_id = tokenizer.pad_token_id
@@ -106,7 +104,7 @@ def load(config: ModelConfig, task: Task, tokenizer: Any) -> Backbone:
                 revision=config.revision,
                 trust_remote_code=config.trust_remote_code,
                 dtype=torch.float32,
-                ignore_mismatched_sizes=True,
+                ignore_mismatched_sizes=bool(task.label_names),  # a head for other labels is made anew
                 output_loading_info=True,
                 **({"attn_implementation": config.attention} if config.attention else {}),
             )
@@ -124,15 +122,36 @@ def load(config: ModelConfig, task: Task, tokenizer: Any) -> Backbone:
     return Backbone(model=model, tokenizer=tokenizer, source=config.backbone, new_parameters=new)
 
 
+def model_source(location: str, key: str = "MODEL") -> str:
+    """Where the model of a run folder (its model/), model folder, package or Hub repository is."""
+    inside = Path(location) / "model"
+    return str(inside) if (inside / "config.json").is_file() else local_path(location, key)
+
+
 def load_any(location: str) -> Any:
     """The model in a run folder, model folder, package or Hub repository, with the head it has or gets."""
-    inside = Path(location) / "model"
-    source = str(inside) if (inside / "config.json").is_file() else local_path(location, "MODEL")
+    source = model_source(location)
     try:
         with quiet():
-            return transformers.AutoModelForSequenceClassification.from_pretrained(source)
+            config = transformers.AutoConfig.from_pretrained(source)
+            return auto_class_of(config).from_pretrained(source)
     except LOADING_ERRORS as error:
         raise loading_error(location, source, "model", error, key="MODEL") from None
+
+
+def auto_class_of(hf_config: Any) -> Any:
+    """The class of transformers that loads the head which a model's config names; that of a classifier where it names none."""
+    heads = {
+        **{kind: f"AutoModelFor{kind}" for kind in ("TokenClassification", "QuestionAnswering", "MultipleChoice")},
+        **{kind: f"AutoModelFor{kind}" for kind in ("CausalLM", "MaskedLM")},
+        "LMHeadModel": "AutoModelForCausalLM",
+        "ConditionalGeneration": "AutoModelForSeq2SeqLM",
+    }
+    named = (getattr(hf_config, "architectures", None) or [""])[0]
+    return getattr(
+        transformers,
+        next((auto for ending, auto in heads.items() if named.endswith(ending)), "AutoModelForSequenceClassification"),
+    )
 
 
 def check_ids(backbone: Backbone, largest: int) -> None:
@@ -174,8 +193,14 @@ def set_dropout(hf_config: Any, probability: float | None) -> None:
 
 def check_weights(backbone: str, model: Any, new: frozenset[str], unexpected: Iterable[str]) -> None:
     """Raises InputError where the files lack weights of the backbone or have more blocks, or values are not finite."""
-    prefix = f"{model.base_model_prefix}."
-    lacking = sorted(name for name in new if name.startswith(prefix) and "pooler" not in name)
+    prefix = backbone_prefix(model)
+    output = model.get_output_embeddings()
+    heads = {name for name, part in model.named_modules() if part is output and output is not None}
+    lacking = sorted(
+        name
+        for name in new
+        if name.startswith(prefix) and "pooler" not in name and name.rpartition(".")[0] not in heads
+    )
     total = sum(name.startswith(prefix) for name, _ in model.named_parameters())
     if lacking:
         raise InputError(

@@ -17,6 +17,7 @@ from hf_finetune.recipe import EXIT_INPUT, report_errors, run_recipe_file
 
 if TYPE_CHECKING:
     from hf_finetune import states
+    from hf_finetune.predict import Predictor
 
 
 class Parser(argparse.ArgumentParser):
@@ -73,11 +74,14 @@ def build_parser() -> Parser:
     inspect.set_defaults(function=run_inspect)
 
     evaluate = commands.add_parser("evaluate", help="loss and metrics of a model on a labelled file")
-    predict = commands.add_parser("predict", help="labels and probabilities of texts")
+    predict = commands.add_parser("predict", help="what a model says of texts: labels, tags, answers, text, vectors")
     for command in (evaluate, predict):
         command.add_argument("model", help="run folder, model folder, or Hub id")
         command.add_argument(
-            "--text-columns", nargs="+", help="columns of the file; those of the training if not given"
+            "--text-columns", nargs="+", default=(), help="columns of the file; those of the training if not given"
+        )
+        command.add_argument(
+            "--choice-columns", nargs="+", default=(), help="the same for the choices, of multiple choice"
         )
     evaluate.add_argument("--data", required=True, help="csv, tsv, json, jsonl, parquet (.gz), or a folder of classes")
     evaluate.add_argument("--label-column", help="that of the training if not given")
@@ -85,7 +89,9 @@ def build_parser() -> Parser:
     evaluate.add_argument("--format", choices=("table", "json"), default="table", help="of the metrics")
     evaluate.set_defaults(function=run_evaluate)
     group = predict.add_mutually_exclusive_group(required=True)
-    group.add_argument("--text", nargs="+", help="one text, or two for a pair")
+    group.add_argument(
+        "--text", nargs="+", help="the texts of one example, as the model was trained: one, two for a pair, ..."
+    )
     group.add_argument("--data", help="csv, tsv, json, jsonl, parquet (.gz)")
     predict.add_argument("--out", help="JSON lines; standard output if not given")
     predict.set_defaults(function=run_predict)
@@ -198,15 +204,9 @@ def run_inspect(options: argparse.Namespace) -> None:
 
 def run_evaluate(options: argparse.Namespace) -> None:
     """hf-finetune evaluate."""
-    from hf_finetune.predict import Classifier, evaluate_file
+    from hf_finetune.predict import evaluate_file
 
-    values = evaluate_file(
-        Classifier.from_pretrained(options.model),
-        options.data,
-        metric=options.metric,
-        text_columns=tuple(options.text_columns or ()),
-        label_column=options.label_column,
-    )
+    values = evaluate_file(load_predictor(options), options.data, metric=options.metric)
     print(
         json.dumps(values)
         if options.format == "json"
@@ -216,25 +216,32 @@ def run_evaluate(options: argparse.Namespace) -> None:
 
 def run_predict(options: argparse.Namespace) -> None:
     """hf-finetune predict."""
-    from hf_finetune.predict import Classifier, predict_file
+    from hf_finetune.predict import predict_file, predict_texts
 
-    classifier = Classifier.from_pretrained(options.model)
-    if options.data:
-        rows = predict_file(classifier, options.data, options.out, text_columns=tuple(options.text_columns or ()))
+    if options.out and not options.data:
+        raise InputError("--out: goes with --data")
+    predictor = load_predictor(options)
+    if not options.data:
+        rows = [predict_texts(predictor, options.text)]
+    else:
+        rows = predict_file(predictor, options.data, options.out)
         if options.out:
             print(f"{len(rows)} rows written to {options.out}")
             return
-    else:
-        asked = len(classifier.settings.get("text_columns", ("text",)))
-        if any(not text.strip() for text in options.text):
-            raise InputError("--text: is empty")
-        if len(options.text) != asked:
-            raise InputError(f"--text: takes {'one text' if asked == 1 else 'two texts'}, as the model was trained")
-        rows = list(classifier.predict([[text] for text in options.text]))
-        if options.out:
-            raise InputError("--out: goes with --data")
     for row in rows:
         print(json.dumps(row, ensure_ascii=False))
+
+
+def load_predictor(options: argparse.Namespace) -> "Predictor":
+    """The model, with the columns that the options name."""
+    from hf_finetune.predict import Predictor
+
+    return Predictor.from_pretrained(
+        options.model,
+        text_columns=tuple(options.text_columns),
+        choice_columns=tuple(options.choice_columns),
+        label_column=getattr(options, "label_column", None),
+    )
 
 
 def run_checkpoints(options: argparse.Namespace) -> None:

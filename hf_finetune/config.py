@@ -53,12 +53,13 @@ class DataConfig:
     Args:
         dataset: Data set on the Hub, or a folder that the datasets library loads.
         subset: Configuration of that data set, where it has several.
-        train: Files (csv, tsv, json, jsonl, parquet, also .gz), globs, package://NAME/path, or a folder with one
-            sub-folder of .txt files a class. With data.dataset, the name of its split.
+        train: Files (csv, tsv, json, jsonl, parquet, also .gz), globs, package://NAME/path, or what the recipe takes besides (a
+            folder with one sub-folder of .txt files a class, CoNLL files, text files). With data.dataset, the name of its split.
         validation: The same for validation; taken from training if not given.
         test: The same for the final test; taken from training if not given.
-        text_columns: One column, or two for sentence pairs.
-        label_column: The column of labels, of lists of labels, or of numbers.
+        text_columns: The columns that are read, in the order the recipe says: one text, or two for sentence pairs.
+        label_column: The column of what is to be predicted: labels, lists of labels, numbers, tags, answers, texts.
+        choice_columns: Of multiple choice, one column of lists, or one column a choice.
         validation_fraction: Share of the training rows taken for validation where there is no such split.
         test_fraction: Share of the training rows taken for the test where there is no such split; 0 for none.
         max_length: Longest input in tokens, longer ones are cut; the model's own limit, at most 512, if not given.
@@ -72,7 +73,8 @@ class DataConfig:
     validation: tuple[str, ...] = ()
     test: tuple[str, ...] = ()
     text_columns: tuple[str, ...] = ("text",)
-    label_column: str = "label"
+    label_column: str | None = "label"
+    choice_columns: tuple[str, ...] = ()
     validation_fraction: float = 0.1
     test_fraction: float = 0.1
     max_length: int | None = None
@@ -80,11 +82,10 @@ class DataConfig:
     encoding: tuple[str, ...] = ("utf-8",)
 
     def __post_init__(self) -> None:
+        check(bool(self.text_columns), "data.text_columns", "[]", "names at least one column")
+        named = [*self.text_columns, *self.choice_columns, self.label_column]
         check(
-            len(self.text_columns) in (1, 2), "data.text_columns", list(self.text_columns), "takes one or two columns"
-        )
-        check(
-            len({*self.text_columns, self.label_column}) == len(self.text_columns) + 1,
+            len(set(named)) == len(named),
             "data.text_columns",
             list(self.text_columns),
             f"the columns, data.label_column ({self.label_column}) among them, must differ",
@@ -109,15 +110,59 @@ class DataConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TaskConfig:
-    """What the labels mean.
+    """What the columns mean. Each task reads some of these; another task's is an error.
 
     Args:
-        problem: single_label, multi_label or regression; auto tells by the label column and says why.
-        label_separator: Splits a string of several labels; not needed where the column holds lists.
+        problem: Of classification: single_label, multi_label or regression; auto tells by the label column and says why.
+        label_separator: Of classification: splits a string of several labels; not needed where the column holds lists.
+        class_weights: Of classification and tagging: balanced, or label=weight for some labels, the others weighing 1.
+        focal_gamma: Of classification and tagging: the focal loss's exponent; 0 is plain cross entropy.
+        label_all_pieces: Of tagging: all pieces of a word are trained on, not the first alone.
+        tag_scheme: Of tagging: how entities are written; auto tells by the tags, none takes each tag for itself.
+        tag_faults: Of tagging: what to do with tags that break the scheme (an I-x behind an O): error or repair.
+        window_overlap: Of tagging and question answering: tokens that neighbouring windows of a long text share.
+        longest_answer: Of question answering: most tokens of an answer.
+        num_best: Of question answering: start and end positions of each window that are tried.
+        null_threshold: Of question answering: no answer is given where its score is above the best one's by more than this.
+        objective: Of language modelling: causal or masked; auto tells by the backbone.
+        packing: Of language modelling: blocks of data.max_length tokens across texts, or each text, or line, by itself.
+        mask_fraction: Of masked language modelling: share of the tokens to be predicted.
+        whole_word_masks: Of masked language modelling: all pieces of a word are masked together.
+        input_prefix: Of text to text: put before every input, such as "summarize: ".
+        max_target_length: Of text to text: longest target in tokens, and most tokens that are written.
+        generate_examples: Of text to text: validation examples that text is written for at each evaluation.
+        num_beams: Of text to text: beams of the search; 1 is greedy.
+        length_penalty: Of text to text: exponent on the length that beams' scores are divided by.
+        chat_template: Of instruction tuning: a file with a Jinja chat template; the tokenizer's own if not given.
+        pooling: Of embeddings: the mean over all tokens, or the first token (cls).
+        normalize: Of embeddings: vectors have length 1.
+        similarity_scale: Of embeddings: the cosine similarities are multiplied by this before the softmax.
     """
 
     problem: Literal["auto", "single_label", "multi_label", "regression"] = "auto"
     label_separator: str | None = None
+    class_weights: tuple[str, ...] = ()
+    focal_gamma: float = 0.0
+    label_all_pieces: bool = False
+    tag_scheme: Literal["auto", "IOB1", "IOB2", "BIOES", "none"] = "auto"
+    tag_faults: Literal["error", "repair"] = "error"
+    window_overlap: int | None = None
+    longest_answer: int = 30
+    num_best: int = 20
+    null_threshold: float = 0.0
+    objective: Literal["auto", "causal", "masked"] = "auto"
+    packing: Literal["blocks", "none"] = "blocks"
+    mask_fraction: float = 0.15
+    whole_word_masks: bool = False
+    input_prefix: str = ""
+    max_target_length: int = 128
+    generate_examples: int = 200
+    num_beams: int = 4
+    length_penalty: float = 1.0
+    chat_template: str | None = None
+    pooling: Literal["mean", "cls"] = "mean"
+    normalize: bool = True
+    similarity_scale: float = 20.0
 
     def __post_init__(self) -> None:
         check(self.label_separator != "", "task.label_separator", "''", "must not be empty")
@@ -125,6 +170,16 @@ class TaskConfig:
             self.label_separator is None or self.problem in ("auto", "multi_label"),
             "task.label_separator", self.label_separator, f"has no meaning with task.problem {self.problem}",
         )  # fmt: skip
+        for key in ("longest_answer", "num_best", "max_target_length", "num_beams"):
+            check(getattr(self, key) >= 1, f"task.{key}", getattr(self, key), "must be at least 1")
+        for key in ("window_overlap", "generate_examples", "focal_gamma"):
+            value = getattr(self, key)
+            check(value is None or 0 <= value < float("inf"), f"task.{key}", value, "must be 0 or more")
+        check(0 < self.mask_fraction < 1, "task.mask_fraction", self.mask_fraction, "must be in (0, 1)")
+        for key in ("null_threshold", "length_penalty", "similarity_scale"):
+            value = getattr(self, key)
+            check(abs(value) < float("inf"), f"task.{key}", value, "must be finite")
+        check(self.similarity_scale > 0, "task.similarity_scale", self.similarity_scale, "must be above 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,7 +274,7 @@ class TrainConfig:
         warmup_fraction: Share of all updates over which the learning rate rises from near 0 to its peak.
         schedule: Course of the learning rate after the warm-up, down to 0 or constant.
         max_grad_norm: Gradients are scaled down to this global norm; 0 for no limit.
-        label_smoothing: Share of the target spread evenly over the classes (single_label only).
+        label_smoothing: Share of the target spread evenly over all classes, tags or tokens, where the loss is a cross entropy.
         precision: auto takes bf16 where the processor is fast at it, else fp32, and says why.
         dropout_masks: stateless draws them from a hash of seed, update, example and position, so that the numbers do not
             depend on how examples are grouped; torch from a generator. auto takes stateless on a CPU, where it is faster.

@@ -1,7 +1,10 @@
-"""From tables of text to encoded features and batch plans.
+"""From tables to splits, features, batches and batch plans.
 
-A feature is one encoded row. All features of a split lie in flat arrays with offsets (no padding), so that a batch is
-one gather. The order of examples is a pure function of (size, seed, epoch).
+A feature is one encoded row: one sequence of tokens, or several (the choices of a question). A long document gives several
+features. All features of a split lie in flat arrays with offsets (no padding), so that a batch is one gather. The order of
+features is a pure function of (size, seed, epoch).
+
+N features, S sequences, T tokens.
 """
 
 import hashlib
@@ -13,7 +16,7 @@ import tempfile
 import uuid
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -21,12 +24,16 @@ import numpy as np
 
 from hf_finetune.config import DataConfig, check
 from hf_finetune.errors import InputError
-from hf_finetune.sources import Table, has_fractions, read_hub_dataset, read_table
+from hf_finetune.sources import Table, TableForm, has_fractions, labelled_texts, read_hub_dataset, read_table
 
 if TYPE_CHECKING:
     import torch
 
+    from hf_finetune.tasks import Task
+
 SPLITS = ("train", "validation", "test")
+IGNORED = -100  # a label that no loss counts, as torch's cross_entropy has it
+MODEL_INPUTS = ("input_ids", "token_type_ids")
 GROUPED_BATCHES = 50  # batches in a window that is sorted by length; transformers' LengthGroupedSampler has 50 too
 
 
@@ -40,7 +47,6 @@ class Splits:
     train: Table
     validation: Table
     test: Table | None
-    text_columns: tuple[str, ...]
     notes: tuple[str, ...] = ()
 
     def tables(self) -> dict[str, Table]:
@@ -48,18 +54,16 @@ class Splits:
         named = {"train": self.train, "validation": self.validation, "test": self.test}
         return {split: table for split, table in named.items() if table is not None}
 
-    def texts(self, table: Table) -> list[list[str]]:
-        """The one or two columns of text of a split."""
-        return [table.columns[name] for name in self.text_columns]
 
-
-def load_splits(config: DataConfig, seed: int, *, regression: bool = False) -> Splits:
-    """Reads all splits, and carves the missing ones out of training: stratified, seeded, equal texts together."""
+def load_splits(config: DataConfig, seed: int, form: TableForm | None = None) -> Splits:
+    """Reads all splits, and carves the missing ones out of training: stratified, seeded, equal texts together; or, where the
+    form says so, in order from the end."""
+    form = form or labelled_texts(config)
     if config.dataset is not None:
-        given = read_hub_dataset(config)
+        given = read_hub_dataset(config, form)
     else:
         given = {
-            split: read_table(getattr(config, split), config, f"data.{split}")
+            split: read_table(getattr(config, split), config, f"data.{split}", form)
             for split in SPLITS
             if getattr(config, split)
         }
@@ -71,7 +75,7 @@ def load_splits(config: DataConfig, seed: int, *, regression: bool = False) -> S
     }
     notes: list[str] = []
     if fractions:
-        kept, carved = carve(train, config, fractions, seed, regression=regression)
+        kept, carved = carve(train, form, fractions, seed)
         for split, rows in carved.items():
             check(
                 len(rows) > 0,
@@ -80,7 +84,8 @@ def load_splits(config: DataConfig, seed: int, *, regression: bool = False) -> S
                 f"takes none of the {len(train)} training rows",
             )
             given[split] = train.take(rows)
-            notes.append(f"{split}: {len(rows)} of the {len(train)} training rows, stratified, seed {seed}")
+            how = "from the end" if form.in_order else f"stratified, seed {seed}" if form.strata else f"seed {seed}"
+            notes.append(f"{split}: {len(rows)} of the {len(train)} training rows, {how}")
         train = train.take(kept)
     check(len(train) > 0, "data.train", list(config.train), "leaves no row to train on")
     check("validation" in given, "data.validation_fraction", config.validation_fraction, "leaves no validation split")
@@ -91,25 +96,24 @@ def load_splits(config: DataConfig, seed: int, *, regression: bool = False) -> S
         train=train,
         validation=given["validation"],
         test=given.get("test"),
-        text_columns=config.text_columns,
         notes=tuple(notes),
     )
 
 
 def carve(
-    table: Table, config: DataConfig, fractions: Mapping[str, float], seed: int, *, regression: bool = False
+    table: Table, form: TableForm, fractions: Mapping[str, float], seed: int
 ) -> tuple[list[int], dict[str, list[int]]]:
     """Rows kept, and rows of each new split.
 
     Stratified: each label gives its share, rounded so that the totals come out; every label keeps at least one row in
-    training. Rows with the same text go the same way, so that no test text was trained on.
+    training. Rows with the same text go the same way, so that no test text was trained on. In order: each file gives its end.
     """
-    texts = list(zip(*(table.columns[name] for name in config.text_columns), strict=True))
+    texts = [group_key(table, form, row) for row in range(len(table))]
     groups: dict[tuple[str, ...], list[int]] = defaultdict(list)
     for row, text in enumerate(texts):
         groups[text].append(row)
-    labels = table.columns[config.label_column]
-    whole = regression or has_fractions(labels)  # numbers to predict are one stratum
+    labels: Sequence[Any] = table.columns[form.strata] if form.strata else table.files if form.in_order else []
+    whole = not labels or has_fractions(labels)  # numbers to predict are one stratum
     by_label: dict[str, list[list[int]]] = defaultdict(list)
     for rows in groups.values():
         by_label["" if whole else stratum(labels[rows[0]])].append(rows)
@@ -119,7 +123,7 @@ def carve(
     owed = dict.fromkeys(fractions, 0.0)
     for label in sorted(by_label):
         members = by_label[label]
-        order = [members[i] for i in generator.permutation(len(members))]
+        order = members[::-1] if form.in_order else [members[i] for i in generator.permutation(len(members))]
         for split, fraction in fractions.items():
             owed[split] += fraction * len(members)
             fair = math.ceil(fraction * len(members))  # what labels of one row could not give is not taken from others
@@ -131,6 +135,14 @@ def carve(
     if not whole:
         bring_back_labels(labels, kept, carved, groups=groups, texts=texts)
     return sorted(kept), {split: sorted(rows) for split, rows in carved.items()}
+
+
+def group_key(table: Table, form: TableForm, row: int) -> tuple[str, ...]:
+    """What rows that stay in one split have in common."""
+    if not form.together:
+        return (str(row),)
+    values = (table.columns[name][row] for name in form.together)
+    return tuple(value if isinstance(value, str) else json.dumps(value, default=str) for value in values)
 
 
 def bring_back_labels(
@@ -176,45 +188,128 @@ class StoredStates(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Features:
-    """Encoded rows. N rows, T tokens in all.
+class Ragged:
+    """Rows of different lengths, one after the other. values: [sum of lengths]. offsets: [N + 1]."""
 
-    inputs: what the tokenizer gives a token (input_ids, token_type_ids), each [T] int32. offsets: [N + 1] int64.
-    labels: [N] or [N, C]. num_truncated: rows that were longer than data.max_length. states: hidden states at the
-    boundary of the frozen prefix, where they are stored.
-    """
-
-    inputs: dict[str, "np.ndarray[Any, Any]"]
+    values: "np.ndarray[Any, Any]"
     offsets: "np.ndarray[Any, Any]"
-    labels: "np.ndarray[Any, Any]"
-    num_truncated: int
-    states: StoredStates | None = None
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
+    def row(self, number: int) -> "np.ndarray[Any, Any]":
+        """One of them."""
+        return self.values[self.offsets[number] : self.offsets[number + 1]]
+
+    def padded(self, rows: "np.ndarray[Any, Any]", fill: int, width: int | None = None) -> "np.ndarray[Any, Any]":
+        """[B, longest, or `width`] of these rows, `fill` behind their ends."""
+        starts = self.offsets[rows]
+        lengths = self.offsets[rows + 1] - starts
+        columns = np.arange(int(lengths.max()) if width is None else width)
+        mask = columns[None, :] < lengths[:, None]
+        return np.where(mask, self.values[np.where(mask, starts[:, None] + columns[None, :], 0)], fill)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Features:
+    """Encoded rows.
+
+    inputs: what the tokenizer gives a token (input_ids, token_type_ids), each [T] int32. offsets: [S + 1] tokens of the
+    sequences. labels: [N, ...], Ragged [N], or None where nothing is known to be right. num_truncated: rows that were longer
+    than data.max_length and lost something. rows: [N + 1] sequences of the features; None where each has one. examples: [N]
+    rows of the table; None where each row gave one. extras: what else the task's tokenize() returned. states: hidden states
+    at the boundary of the frozen prefix, where they are stored, by sequence.
+    """
+
+    inputs: dict[str, "np.ndarray[Any, Any]"]
+    offsets: "np.ndarray[Any, Any]"
+    labels: "np.ndarray[Any, Any] | Ragged | None"
+    num_truncated: int
+    rows: "np.ndarray[Any, Any] | None" = None
+    examples: "np.ndarray[Any, Any] | None" = None
+    extras: Mapping[str, "np.ndarray[Any, Any]"] = field(default_factory=dict)
+    states: StoredStates | None = None
+
+    def __len__(self) -> int:
+        return self.num_sequences if self.rows is None else len(self.rows) - 1
+
+    @property
+    def num_sequences(self) -> int:
+        """S."""
+        return len(self.offsets) - 1
+
+    @property
+    def sequence_lengths(self) -> "np.ndarray[Any, Any]":
+        """Tokens of each sequence, [S]."""
+        return np.diff(self.offsets)
+
     @property
     def lengths(self) -> "np.ndarray[Any, Any]":
-        """Tokens of each row, [N]."""
-        return np.diff(self.offsets)
+        """Tokens of each feature's longest sequence, [N]."""
+        longest = self.sequence_lengths
+        return longest if self.rows is None else np.maximum.reduceat(longest, self.rows[:-1])
+
+    @property
+    def num_tokens(self) -> "np.ndarray[Any, Any]":
+        """Tokens of each feature, [N]."""
+        return self.sequence_lengths if self.rows is None else np.diff(self.offsets[self.rows])
+
+    def sequences(self, rows: "np.ndarray[Any, Any]") -> "np.ndarray[Any, Any]":
+        """Numbers of the sequences of these features, in their order."""
+        if self.rows is None:
+            return rows
+        return np.concatenate([np.arange(self.rows[row], self.rows[row + 1]) for row in rows])
+
+    def counts(self, rows: "np.ndarray[Any, Any]") -> "np.ndarray[Any, Any]":
+        """Sequences of each of these features, [B]."""
+        return np.ones(len(rows), dtype=np.int64) if self.rows is None else np.diff(self.rows)[rows]
+
+    def labels_of(self, rows: "np.ndarray[Any, Any]") -> "np.ndarray[Any, Any] | None":
+        """Labels [B, ...] of these features, padded with IGNORED where they are ragged."""
+        if self.labels is None:
+            return None
+        return self.labels.padded(rows, IGNORED) if isinstance(self.labels, Ragged) else self.labels[rows]
+
+    def example_of(self, row: int) -> int:
+        """The row of the table that a feature was made of."""
+        return row if self.examples is None else int(self.examples[row])
 
     def fingerprint(self) -> str:
         """Digest of all that training sees of these rows."""
         digest = hashlib.sha256()
-        for array in (*self.inputs.values(), self.offsets, self.labels):
-            digest.update(np.ascontiguousarray(array).data)
+        ragged = (self.labels.values, self.labels.offsets) if isinstance(self.labels, Ragged) else (self.labels,)
+        for array in (*self.inputs.values(), self.offsets, *ragged, self.rows):
+            if array is not None:
+                digest.update(np.ascontiguousarray(array).data)
         return digest.hexdigest()[:16]
 
 
-def encode(texts: Sequence[Sequence[str]], tokenizer: Any, max_length: int, labels: "np.ndarray[Any, Any]") -> Features:
-    """Tokenizes every row once; kept on disk under HF_FINETUNE_CACHE by the texts, the tokenizer and max_length."""
-    folder = cache_dir() / "encoded" / encoding_key(texts, tokenizer, max_length)
+def make_features(
+    arrays: Mapping[str, "np.ndarray[Any, Any]"], labels: "np.ndarray[Any, Any] | Ragged | None"
+) -> Features:
+    """Features of what a task's tokenize() returned: input_ids (and token_type_ids), offsets, truncated; where they are not
+    one each, rows and examples; all else are extras."""
+    known = (*MODEL_INPUTS, "offsets", "truncated", "rows", "examples")
+    return Features(
+        inputs={name: arrays[name] for name in MODEL_INPUTS if name in arrays},
+        offsets=arrays["offsets"],
+        labels=labels,
+        num_truncated=int(arrays["truncated"]),
+        rows=arrays.get("rows"),
+        examples=arrays.get("examples"),
+        extras={name: array for name, array in arrays.items() if name not in known},
+    )
+
+
+def encode(task: "Task", table: Table, tokenizer: Any, max_length: int, *, has_labels: bool = True) -> Features:
+    """Features of a table. What the task's tokenize() returns is kept on disk under HF_FINETUNE_CACHE, by the columns that it
+    reads, its settings, the tokenizer and max_length."""
+    folder = cache_dir() / "encoded" / encoding_key(task, table, tokenizer, max_length)
     if (encoded := read_encoded(folder)) is None:
-        write_encoded(folder, tokenize(texts, tokenizer, max_length))
+        write_encoded(folder, task.tokenize(table, tokenizer, max_length))
         encoded = read_encoded(folder)
     assert encoded is not None  # it was just written
-    truncated, offsets = int(encoded.pop("truncated")), encoded.pop("offsets")
-    return Features(inputs=encoded, offsets=offsets, labels=labels, num_truncated=truncated)
+    return make_features(encoded, task.labels(table, encoded) if has_labels else None)
 
 
 def read_encoded(folder: Path) -> dict[str, "np.ndarray[Any, Any]"] | None:
@@ -231,21 +326,22 @@ def cache_dir() -> Path:
     return Path(os.environ.get("HF_FINETUNE_CACHE") or Path.home() / ".cache" / "hf_finetune")
 
 
-def encoding_key(texts: Sequence[Sequence[str]], tokenizer: Any, max_length: int) -> str:
+def encoding_key(task: "Task", table: Table, tokenizer: Any, max_length: int) -> str:
     """Digest of everything the encoding depends on; the tokenizer by the bytes of its saved files."""
     import transformers
 
     if tokenizer.is_fast:  # its files hold the padding and truncation of its last call, which encoding sets anew
         tokenizer.backend_tokenizer.no_truncation()
         tokenizer.backend_tokenizer.no_padding()
-    digest = hashlib.sha256(f"1 {transformers.__version__} {max_length}".encode())
+    digest = hashlib.sha256(f"2 {task.name} {transformers.__version__} {max_length}".encode())
+    digest.update(json.dumps(task.encoding_settings()).encode())
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
         for path in sorted(Path(folder).rglob("*")):
             if path.is_file():
                 digest.update(path.read_bytes())
-    for column in texts:
-        digest.update(json.dumps(column).encode())
+    for column in task.encoded_columns():
+        digest.update(json.dumps(table.columns[column], default=str).encode())
     return digest.hexdigest()[:32]
 
 
@@ -268,13 +364,6 @@ def tokenize(texts: Sequence[Sequence[str]], tokenizer: Any, max_length: int) ->
         "offsets": np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
         "truncated": np.array(truncated),
     }
-
-
-def flat_features(texts: Sequence[Sequence[str]], tokenizer: Any, max_length: int) -> Features:
-    """Features without labels of columns of texts, encoded here and now."""
-    arrays = tokenize(texts, tokenizer, max_length)
-    truncated, offsets = int(arrays.pop("truncated")), arrays.pop("offsets")
-    return Features(inputs=arrays, offsets=offsets, labels=np.zeros(len(offsets) - 1), num_truncated=truncated)
 
 
 def count_truncated(encoded: Any, tokenizer: Any, texts: list[list[str]], max_length: int) -> int:
@@ -312,23 +401,57 @@ def write_encoded(folder: Path, arrays: Mapping[str, "np.ndarray[Any, Any]"]) ->
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def collate(features: Features, rows: "np.ndarray[Any, Any]", pad_token_id: int) -> dict[str, "torch.Tensor"]:
-    """A padded batch: input_ids, attention_mask (and token_type_ids) [B, T] int64, labels [B] or [B, C]; where the features
-    have stored states, those too, [B, T, H]."""
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """What one forward takes. B features, S sequences of T tokens with padding.
+
+    rows: [B] numbers of the features. sequences: [S] numbers of their sequences. counts: [B] sequences of each feature.
+    inputs: what the model is called with, input_ids and attention_mask (and token_type_ids) [S, T] int64. labels: [B, ...] or
+    None. states: [S, T, H], where the features have stored ones.
+    """
+
+    rows: "np.ndarray[Any, Any]"
+    sequences: "np.ndarray[Any, Any]"
+    counts: "np.ndarray[Any, Any]"
+    inputs: dict[str, "torch.Tensor"]
+    labels: "torch.Tensor | None"
+    states: "torch.Tensor | None" = None
+
+    def to(self, device: "torch.device") -> "Batch":
+        """The batch on the device; copied beside the computation where that is a GPU."""
+
+        def move(tensor: "torch.Tensor | None") -> "torch.Tensor | None":
+            if tensor is None or device.type != "cuda":
+                return tensor if tensor is None else tensor.to(device)
+            return tensor.pin_memory().to(device, non_blocking=True)
+
+        moved: dict[str, Any] = {name: move(tensor) for name, tensor in self.inputs.items()}
+        return replace(self, inputs=moved, labels=move(self.labels), states=move(self.states))
+
+
+def collate(features: Features, rows: "np.ndarray[Any, Any]", pad_token_id: int) -> Batch:
+    """The padded batch of these features."""
     import torch
 
-    starts = features.offsets[rows]
-    lengths = features.offsets[rows + 1] - starts
+    sequences = features.sequences(rows)
+    starts = features.offsets[sequences]
+    lengths = features.offsets[sequences + 1] - starts
     columns = np.arange(int(lengths.max()))
     mask = columns[None, :] < lengths[:, None]
     positions = np.where(mask, starts[:, None] + columns[None, :], 0)
-    batch = {
+    arrays = {
         name: np.where(mask, flat[positions], pad_token_id if name == "input_ids" else 0).astype(np.int64)
         for name, flat in features.inputs.items()
-    }
-    batch |= {"attention_mask": mask.astype(np.int64), "labels": features.labels[rows]}
-    tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in batch.items()}
-    return tensors if features.states is None else {**tensors, "states": features.states.gather(rows, mask)}
+    } | {"attention_mask": mask.astype(np.int64)}
+    labels = features.labels_of(rows)
+    return Batch(
+        rows=rows,
+        sequences=sequences,
+        counts=features.counts(rows),
+        inputs={name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()},
+        labels=None if labels is None else torch.from_numpy(np.ascontiguousarray(labels)),
+        states=None if features.states is None else features.states.gather(sequences, mask),
+    )
 
 
 # --- batch plans ----------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ import torch
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from hf_finetune import heads
 from hf_finetune.config import check
 from hf_finetune.freezing import probe_batch, train_mode
 
@@ -208,7 +209,7 @@ def probed_shapes(
     try:
         train_mode(model, constant)
         with torch.no_grad(), mode:
-            model(**batch)
+            heads.run(model, batch)
     finally:
         for module, training in modes.items():
             module.training = training

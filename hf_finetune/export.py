@@ -15,13 +15,14 @@ import transformers
 from huggingface_hub import EvalResult, ModelCardData
 
 from hf_finetune.backbone import LOADING_ERRORS, Backbone, quiet
-from hf_finetune.config import RunConfig
+from hf_finetune.config import RunConfig, as_dict
 from hf_finetune.data import SPLITS
 from hf_finetune.errors import InputError
 from hf_finetune.files import sync_folder, write_atomically, writing_error
 from hf_finetune.job import Job
 from hf_finetune.loop import evaluate
 from hf_finetune.settings import to_yaml
+from hf_finetune.tasks import Task
 
 # Largest difference between a logit of the trained model and of the reloaded one, relative to the largest logit. On a
 # CPU they are equal; GPU kernels may choose another order of sums.
@@ -31,24 +32,27 @@ NUM_COMPARED = 64  # validation examples
 
 def export(job: Job, results: Mapping[str, Any]) -> Path:
     """Writes model/ whole (beside, then renamed) and returns it."""
-    describe_use(job.backbone, job.config, task_name=job.task.name, metric=job.metric, max_length=job.max_length)
-    return write_model(job.backbone, job.config.run_dir / "model", card(job, results))
+    describe_use(job.backbone, job.config, job.task, metric=job.metric, max_length=job.max_length)
+    return write_model(job.backbone, job.task, job.config.run_dir / "model", card(job, results))
 
 
-def describe_use(loaded: Backbone, config: RunConfig, *, task_name: str, metric: str, max_length: int) -> None:
+def describe_use(loaded: Backbone, config: RunConfig, task: Task, *, metric: str, max_length: int) -> None:
     """Notes in a model and its tokenizer what `hf-finetune predict` and `evaluate` need to know of the training."""
     loaded.model.config.hf_finetune = {
-        "task": task_name,
+        "task": task.name,
+        "facts": task.facts(),
+        "settings": {name: as_dict(config.task)[name] for name in sorted(task.settings)},
         "text_columns": list(config.data.text_columns),
         "label_column": config.data.label_column,
-        "label_separator": config.task.label_separator,
+        "choice_columns": list(config.data.choice_columns),
+        "label_smoothing": config.train.label_smoothing,
         "metric": metric,
         "encoding": list(config.data.encoding),
     }
     loaded.tokenizer.model_max_length = max_length  # so that pipelines cut where training did
 
 
-def write_model(loaded: Backbone, folder: Path, readme: str) -> Path:
+def write_model(loaded: Backbone, task: Task, folder: Path, readme: str) -> Path:
     """Writes a model folder beside, then renames it; returns it. An older one is replaced."""
     model, tokenizer = loaded.model, loaded.tokenizer
     run_dir, temporary = folder.parent, folder.with_name(f".{folder.name}.writing")
@@ -57,6 +61,7 @@ def write_model(loaded: Backbone, folder: Path, readme: str) -> Path:
         with quiet():
             model.save_pretrained(temporary)
             tokenizer.save_pretrained(temporary)
+        task.write_extras(temporary, model, int(tokenizer.model_max_length))
         write_atomically(temporary / "README.md", readme.encode())
         for path in (path for path in temporary.rglob("*") if path.is_file()):
             path.chmod(0o666 & ~current_umask())  # safetensors makes its file readable by its owner only
@@ -83,7 +88,8 @@ def current_umask() -> int:
 def check_reload(folder: Path, job: Job) -> float:
     """Loads the folder with plain from_pretrained and compares its outputs with the trained model's on validation rows.
 
-    Returns the largest difference of a logit. InputError where it is too large, or tokenizer or labels differ.
+    Returns the largest difference of what the task keeps of a row, and of the loss. InputError where it is too large, or
+    tokenizer or labels differ.
     """
     task, run = job.task, job.runtime
     options: dict[str, Any] = {"trust_remote_code": True} if job.config.model.trust_remote_code else {}
@@ -97,14 +103,14 @@ def check_reload(folder: Path, job: Job) -> float:
             tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **options)
     except LOADING_ERRORS as error:
         raise InputError(f"{folder}: the exported model cannot be loaded: {error}") from None
-    labels = tuple(model.config.id2label[number] for number in range(len(task.label_names)))
+    labels = tuple(model.config.id2label[number] for number, _ in enumerate(task.label_names))
     if labels != task.label_names:
         raise InputError(f"{folder}: the reloaded labels {labels} are not the trained ones {task.label_names}")
     if tokenizer.get_vocab() != job.backbone.tokenizer.get_vocab():
         raise InputError(f"{folder}: the reloaded tokenizer has another vocabulary")
     features = job.features["validation"]
     rows = np.arange(len(features))[:NUM_COMPARED]
-    outputs = []
+    outputs, losses = [], []
     for candidate in (job.backbone.model, model):
         with run.accelerator.autocast():
             outcome = evaluate(
@@ -117,9 +123,11 @@ def check_reload(folder: Path, job: Job) -> float:
                 rows=rows,
                 distributed=False,
             )
-            outputs.append(outcome.logits)
-    difference = float(np.abs(outputs[0] - outputs[1]).max())
-    if not difference <= RELOAD_TOLERANCE * max(1.0, float(np.abs(outputs[0]).max())):
+            outputs.append(np.concatenate([np.asarray(array, dtype=np.float64).reshape(-1) for array in outcome.kept]))
+            losses.append(outcome.loss)
+    trained = np.append(outputs[0], np.nan_to_num(losses[0]))
+    difference = float(np.abs(trained - np.append(outputs[1], np.nan_to_num(losses[1]))).max())
+    if not difference <= RELOAD_TOLERANCE * max(1.0, float(np.abs(trained).max())):
         raise InputError(f"{folder}: the reloaded model's outputs differ from the trained one's by {difference:.2g}")
     return difference
 
@@ -141,14 +149,12 @@ def card(job: Job, results: Mapping[str, Any]) -> str:
 
 # {config.name}
 
-`{config.model.backbone.split("#")[0]}` fine-tuned for {task.problem.replace("_", "-")} text classification
-with hf-finetune.
-{"Label" if len(task.label_names) == 1 else f"{len(task.label_names)} labels"}: {", ".join(task.label_names)}.
+`{config.model.backbone.split("#")[0]}` fine-tuned with hf-finetune for {task.card()}
 
 ```python
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import {task.auto_class}, AutoTokenizer
 
-model = AutoModelForSequenceClassification.from_pretrained("{name}")
+model = {task.auto_class}.from_pretrained("{name}")
 tokenizer = AutoTokenizer.from_pretrained("{name}")
 ```
 
@@ -191,14 +197,14 @@ def metadata(job: Job, results: Mapping[str, Any]) -> ModelCardData:
     name = data_name(config)
     return ModelCardData(
         library_name="transformers",
-        pipeline_tag="text-classification",
+        pipeline_tag=job.task.pipeline_tag,
         tags=["hf-finetune", job.task.problem],
         base_model=config.model.backbone if looks_like_hub_id(config.model.backbone) else None,
         datasets=[name] if looks_like_hub_id(config.data.dataset or "") else None,
         model_name=config.name,
         eval_results=[
             EvalResult(
-                task_type="text-classification",
+                task_type=job.task.pipeline_tag,
                 dataset_type=name,
                 dataset_name=name,
                 dataset_split=split,

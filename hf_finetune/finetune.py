@@ -18,7 +18,6 @@ from hf_finetune import (
     first_token,
     freezing,
     hub,
-    metrics,
     optim,
     prefix,
     replay,
@@ -215,10 +214,11 @@ def set_up(config: RunConfig, task_name: str, run: Runtime, clock: Clock, progre
     """Data, task, model, features, freeze plan, optimizer: all that is settled before the first update, which follows
     `progress`."""
     with clock("load"):
-        splits = data.load_splits(config.data, config.seed, regression=config.task.problem == "regression")
+        splits = data.load_splits(config.data, config.seed, tasks.form_of(task_name, config))
         task = tasks.build(task_name, config, splits.train)
         metric = choose_metric(config, task)
         loaded = backbone.load(config.model, task, backbone.load_tokenizer(config.model))
+        task.prepare_model(loaded.model, loaded.tokenizer)
         max_length = backbone.longest_input(loaded, config.data.max_length)
     with clock("encode"):
         features = encode(splits, task, loaded.tokenizer, max_length, run)
@@ -297,23 +297,14 @@ def cache_prefix(
 def choose_metric(config: RunConfig, task: Task) -> str:
     """The name of the metric that decides what is best, checked to exist and to fit, before anything is trained."""
     name = config.evaluation.metric
-    name = task.default_metric if name == "auto" else metrics.SHORT_NAMES.get(name, name)
-    if name != "loss":
-        metrics.load(name)
-        metrics.check_fits(name, task.problem)
-    return name
+    return task.check_metric(task.default_metric if name == "auto" else name)
 
 
 def encode(splits: Splits, task: Task, tokenizer: Any, max_length: int, run: Runtime) -> dict[str, Features]:
     """The features of every split; the main process encodes what the cache does not hold, the others read it."""
-    tables = splits.tables()
-    labels = {split: task.encode_labels(table) for split, table in tables.items()}
 
     def encode_all() -> dict[str, Features]:
-        return {
-            split: data.encode(splits.texts(table), tokenizer, max_length, labels[split])
-            for split, table in tables.items()
-        }
+        return {split: data.encode(task, table, tokenizer, max_length) for split, table in splits.tables().items()}
 
     run.on_main(lambda: encode_all() and None)
     return encode_all()

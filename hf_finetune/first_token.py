@@ -17,6 +17,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from hf_finetune import heads
 from hf_finetune.freezing import FreezePlan, find_stack, probe_batch
 from hf_finetune.replay import PROBE_TOKENS, Replay, close, first, forwards, is_states, trace
 
@@ -99,7 +100,7 @@ def one_token_layers(model: nn.Module, cuts: Cuts, batch: Mapping[str, torch.Ten
     handles = [module.register_forward_pre_hook(look) for module in linear]
     try:
         with torch.no_grad(), cut(cuts):
-            model(**batch)
+            heads.run(model, batch)
     finally:
         for handle in handles:
             handle.remove()
@@ -129,7 +130,7 @@ def find_first_token_cuts(model: nn.Module, plan: FreezePlan) -> Cuts:
         batches = [probe_batch(model, length) for length in (PROBE_TOKENS, PROBE_TOKENS + 4)]
         batches[1]["attention_mask"][0, PROBE_TOKENS:] = 0  # padding
         with torch.no_grad():
-            expected = [model(**batch)[0] for batch in batches]
+            expected = [heads.run(model, batch) for batch in batches]
         cuts: dict[nn.Module, Callable[[nn.Module], Forward]] = {}
         for module in inside:
             if is_plain_attention(module) and cut_changes_nothing(model, {module: first_query}, batches, expected):
@@ -172,7 +173,7 @@ def cut_changes_nothing(
     """Whether logits and gradients are the same with these cuts."""
     try:
         with torch.no_grad(), cut(cuts):
-            found = [model(**batch)[0] for batch in batches]
+            found = [heads.run(model, batch) for batch in batches]
     except (RuntimeError, TypeError, ValueError, IndexError, AttributeError):
         return False
     same = all(close(one, other, OTHER_SUMS) for one, other in zip(found, expected, strict=True))
@@ -190,7 +191,7 @@ def reads_first_token_only(model: nn.Module, block: nn.Module) -> bool:
     handle = block.register_forward_hook(keep)
     try:
         with torch.enable_grad():
-            logits = model(**probe_batch(model, PROBE_TOKENS))[0]
+            logits = heads.run(model, probe_batch(model, PROBE_TOKENS))
             (gradient,) = torch.autograd.grad(logits.square().sum(), outputs[-1])
     except RuntimeError:  # the block's output needs no gradient, or does not reach the logits
         return False
@@ -205,7 +206,7 @@ def same_gradients(model: nn.Module, cuts: Cuts, batches: list[dict[str, torch.T
 
     def gradients() -> list[torch.Tensor | None]:
         with torch.enable_grad():
-            loss = sum(model(**batch)[0].square().sum() for batch in batches)
+            loss = torch.stack([heads.run(model, batch).square().sum() for batch in batches]).sum()
             return list(torch.autograd.grad(loss, parameters, allow_unused=True))
 
     expected = gradients()

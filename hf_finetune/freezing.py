@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from hf_finetune import heads
 from hf_finetune.config import FreezeConfig, check, fraction_of
 from hf_finetune.errors import InputError
 
@@ -68,7 +69,8 @@ def probe_batch(model: nn.Module, length: int) -> dict[str, torch.Tensor]:
         [[word % config.vocab_size for word in row] + [min(end, config.vocab_size - 1)] for row in words]
     )
     ids = ids.to(next(model.parameters()).device)
-    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    return batch | ({"decoder_input_ids": heads.decoder_inputs(model, ids)} if heads.writes(model) else {})
 
 
 def probe(model: nn.Module, watched: Iterable[nn.Module]) -> tuple[Any, dict[nn.Module, list[torch.Tensor]]]:
@@ -85,7 +87,7 @@ def probe(model: nn.Module, watched: Iterable[nn.Module]) -> tuple[Any, dict[nn.
     try:
         model.eval()
         with torch.enable_grad():  # one input: a decoder may have no padding token to tell the ends of two
-            logits = model(**{name: tensor[:1] for name, tensor in probe_batch(model, 3).items()})[0]
+            logits = heads.run(model, {name: tensor[:1] for name, tensor in probe_batch(model, 3).items()})
     finally:
         model.train(training)
         for handle in handles:
@@ -122,7 +124,7 @@ def dissect(model: nn.Module) -> Anatomy:
         raise InputError(f"freeze: {type(model).__name__} does not run its stack {stack_name}")
     below = {names[key] for tensor in last for key in leaves(tensor) if key in names}
     reached = below | {names[key] for key in leaves(logits) if key in names}
-    prefix = f"{getattr(model, 'base_model_prefix', '')}."
+    prefix = heads.backbone_prefix(model)
     rest: dict[str, list[str]] = {}
     for name in names.values():
         if name not in in_blocks and name not in below and name in reached:

@@ -19,7 +19,7 @@ from hf_finetune.data import Features, Splits
 from hf_finetune.files import replace_with
 from hf_finetune.first_token import NO_SHORTCUTS
 from hf_finetune.freezing import FreezePlan
-from hf_finetune.loop import Schedule, Trainee, Update, evaluate
+from hf_finetune.loop import Evaluation, Schedule, Trainee, Update, evaluate
 from hf_finetune.runtime import Runtime
 from hf_finetune.tasks import Task
 
@@ -64,8 +64,11 @@ class Job:
         return progress.stopped or progress.settled >= self.schedule.total_updates
 
     def where(self, row: int) -> str:
-        """`file:line` of a training example."""
-        return self.splits.train.where(row)
+        """`file:line` of the example that a training feature was made of."""
+        return self.splits.train.where(self.features["train"].example_of(row))
+
+
+NUM_REHEARSED = 2  # texts that a rehearsal has the model write
 
 
 # --- measuring ------------------------------------------------------------------------------------------------------
@@ -76,20 +79,30 @@ def measure(
 ) -> dict[str, float]:
     """Loss and metrics of a split, or of some of its rows; by the `whole` model where the numbers are to be exactly those of
     what is exported, not of a replay of stored states."""
-    features = job.features[split]
-    outcome = evaluate(
-        job.trainee.model,
-        dataclasses.replace(features, states=None) if whole else features,
-        job.task,
-        job.runtime,
-        batch_size=job.config.evaluation.batch_size,
-        pad_token_id=job.trainee.pad_token_id,
-        rows=rows,
-        shortcuts=NO_SHORTCUTS if whole else job.trainee.shortcuts,
-    )
-    labels = features.labels if rows is None else features.labels[rows]
-    names = (job.metric, *job.task.metric_names)
-    return {"loss": outcome.loss, **metrics.compute_all(names, job.task, outcome.logits, labels)}
+    features, task, table = job.features[split], job.task, job.splits.tables()[split]
+    chosen = np.arange(len(features)) if rows is None else rows
+
+    def of(some: "np.ndarray[Any, Any]", *, generates: bool = False) -> Evaluation:
+        return evaluate(
+            job.trainee.model,
+            dataclasses.replace(features, states=None) if whole else features,
+            task,
+            job.runtime,
+            batch_size=job.config.evaluation.batch_size,
+            pad_token_id=job.trainee.pad_token_id,
+            rows=some,
+            generates=generates,
+            shortcuts=NO_SHORTCUTS if whole else job.trainee.shortcuts,
+        )
+
+    outcome = of(chosen)
+    values = {"loss": outcome.loss, **task.metrics(job.metric, outcome.kept, features, table, chosen)}
+    written = task.generated_rows(features)
+    if written is None:
+        return values
+    if rows is not None:  # a rehearsal
+        written = np.intersect1d(written, rows)[:NUM_REHEARSED]
+    return values | task.generated_metrics(of(written, generates=True).kept, features, table, written)
 
 
 def judge(job: Job, progress: Progress, values: dict[str, float]) -> Progress:

@@ -1,20 +1,21 @@
 """The loop: train_steps() yields after every update, evaluate() changes nothing. No task, data set or tracker in here.
 
-B examples, C outputs of the head.
+B features of a batch, S sequences, D numbers that represent one.
 """
 
 import contextlib
 import math
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
+from hf_finetune import heads
 from hf_finetune.config import RunConfig
-from hf_finetune.data import Features, MicroBatchLimit, collate, evaluation_batches, plan_epoch, share_batch
+from hf_finetune.data import Batch, Features, MicroBatchLimit, collate, evaluation_batches, plan_epoch, share_batch
 from hf_finetune.dropout import Masks
 from hf_finetune.errors import InputError
 from hf_finetune.first_token import NO_SHORTCUTS, Shortcuts
@@ -24,6 +25,9 @@ from hf_finetune.optim import set_learning_rates
 if TYPE_CHECKING:
     from hf_finetune.runtime import Runtime
     from hf_finetune.tasks import Task
+
+
+COUPLED_ROWS = 64  # of a batch of an evaluation whose rows are coupled; fixed, so that losses can be compared
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +100,7 @@ def train_steps(
     loss or gradient norm that is not finite raises InputError before the weights change.
     """
     schedule = schedule_of(len(features), config)
-    accelerator, lengths = runtime.accelerator, features.lengths
+    accelerator, lengths, num_tokens = runtime.accelerator, features.lengths, features.num_tokens
     limit = micro_batch_limit(config, runtime.num_processes)
     planned_epoch, batches = -1, []
     for update in range(start_update, schedule.total_updates):
@@ -111,7 +115,8 @@ def train_steps(
         train_mode(trainee.model, trainee.constant)
         trainee.optimizer.zero_grad()
         micro_batches = share_batch(rows, lengths, limit, runtime.process, runtime.num_processes)
-        loss = accumulate(trainee, features, task, runtime, micro_batches, rows, update)
+        window = Window(number=update, epoch=epoch + 1, rows=rows, micro_batches=micro_batches)
+        loss = accumulate(trainee, features, task, runtime, window)
         rates = set_learning_rates(trainee.optimizer, update, schedule.total_updates, config.train)
         parameters = [parameter for group in trainee.optimizer.param_groups for parameter in group["params"]]
         accelerator.unscale_gradients()
@@ -134,60 +139,121 @@ def train_steps(
             gradient_norm=norm_value,
             learning_rates=rates,
             num_examples=len(rows),
-            num_tokens=int(lengths[rows].sum()),
+            num_tokens=int(num_tokens[rows].sum()),
             seconds=time.perf_counter() - started,
             skipped=overflowed,
         )
 
 
-def accumulate(
-    trainee: Trainee,
-    features: Features,
-    task: "Task",
-    runtime: "Runtime",
-    micro_batches: Sequence["np.ndarray[Any, Any]"],
-    rows: "np.ndarray[Any, Any]",
-    update: int = 0,
-) -> float:
+@dataclass(frozen=True, kw_only=True)
+class Window:
+    """What one update takes: its number, counted from 0, and epoch, counted from 1, its rows, and this process's micro-batches
+    of them."""
+
+    number: int
+    epoch: int
+    rows: "np.ndarray[Any, Any]"
+    micro_batches: Sequence["np.ndarray[Any, Any]"]
+
+
+def accumulate(trainee: Trainee, features: Features, task: "Task", runtime: "Runtime", window: Window) -> float:
     """Leaves in .grad the gradient of the mean loss over all targets of the window, and returns that loss.
 
-    Backward is through sum / examples; the targets' number is known only after the forwards, and a last factor
-    examples / targets mends it. Distributed data parallel averages over processes, hence the factor num_processes.
+    Backward is through sum / features; the targets' number is known only after the forwards, and a last factor
+    features / targets mends it. Distributed data parallel averages over processes, hence the factor num_processes.
     """
-    accelerator = runtime.accelerator
+    accelerator, rows = runtime.accelerator, window.rows
     precise = torch.float32 if runtime.device.type == "mps" else torch.float64  # Apple's GPUs have no float64
     sums = torch.zeros(2, dtype=precise, device=runtime.device)  # of losses, of targets
-    for position, micro_rows in enumerate(micro_batches):
-        is_last = position == len(micro_batches) - 1
+    pull: Pull | None = None
+    if task.couples_rows:
+        pull = pull_of(trainee, features, task, runtime, window)
+        sums += torch.tensor([pull.loss, pull.count], dtype=precise, device=runtime.device) / runtime.num_processes
+    for position, micro_rows in enumerate(window.micro_batches):
+        is_last = position == len(window.micro_batches) - 1
         # A process without rows of its own still takes part in the gradients' exchange, with weight 0
         taken = micro_rows if len(micro_rows) else rows[:1]
-        batch = to_device(collate(features, taken, trainee.pad_token_id), runtime.device)
-        labels, states = batch.pop("labels"), batch.pop("states", None)
         with contextlib.nullcontext() if is_last else accelerator.no_sync(trainee.prepared):
-            with trainee.shortcuts(states), trainee.masks(update, taken, runtime.device):
-                logits = trainee.prepared(**batch).logits
-            loss, count = task.loss(logits, labels)
+            outputs, batch = forward(trainee, features, task, runtime, taken, window, through=trainee.prepared)
+            if pull is None:
+                loss, count = task.loss(outputs, batch)
+            else:
+                loss, count = (task.represent(outputs, batch) * pull.on(batch.sequences)).sum(), 0.0
             weight = runtime.num_processes / len(rows) if len(micro_rows) else 0.0
             accelerator.backward(loss * weight)
-        if len(micro_rows):
+        if len(micro_rows) and pull is None:
             sums += torch.stack([loss.detach().to(precise), torch.tensor(count, dtype=precise, device=runtime.device)])
     if runtime.num_processes > 1:
         torch.distributed.all_reduce(sums)
     total, count = sums.tolist()
-    factor = len(rows) / count
+    factor = len(rows) / count if count else 0.0  # a window without a target teaches nothing
     if factor != 1.0:
         for group in trainee.optimizer.param_groups:
             gradients = [parameter.grad for parameter in group["params"] if parameter.grad is not None]
             if gradients:
                 torch._foreach_mul_(gradients, factor)
-    return float(total / count)
+    return float(total / count) if count else 0.0
 
 
-def to_device(batch: dict[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
-    """The batch on the device; copied beside the computation where that is a GPU."""
-    if device.type != "cuda":
-        return {name: tensor.to(device) for name, tensor in batch.items()}
-    return {name: tensor.pin_memory().to(device, non_blocking=True) for name, tensor in batch.items()}
+def forward(
+    trainee: Trainee,
+    features: Features,
+    task: "Task",
+    runtime: "Runtime",
+    rows: "np.ndarray[Any, Any]",
+    window: Window,
+    through: Callable[..., Any] | None = None,
+) -> tuple[torch.Tensor, Batch]:
+    """What the head says of these rows in training, and their batch on the device."""
+    batch = collate(features, rows, trainee.pad_token_id).to(runtime.device)
+    batch = task.prepare(batch, features, trainee.model, window.epoch)
+    with trainee.shortcuts(batch.states), trainee.masks(window.number, batch.sequences, runtime.device):
+        return heads.run(trainee.model, batch.inputs, through), batch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pull:
+    """Of a batch whose rows are coupled: the summed loss, its targets, and its gradient [S, D] by each sequence's
+    representation. place: where each sequence of the batch stands in it."""
+
+    loss: float
+    count: float
+    gradient: torch.Tensor
+    place: dict[int, int]
+
+    def on(self, sequences: "np.ndarray[Any, Any]") -> torch.Tensor:
+        """The gradient by these sequences' representations."""
+        return self.gradient[[self.place[int(sequence)] for sequence in sequences]]
+
+
+def pull_of(trainee: Trainee, features: Features, task: "Task", runtime: "Runtime", window: Window) -> Pull:
+    """The pull of the whole batch on every representation, the same on all processes.
+
+    Representations are computed twice, first without gradients for the loss of the whole batch, then by accumulate() for the
+    backward (GradCache, Gao et al. 2021, arXiv:2101.06983): so memory is that of a micro-batch, and the numbers those of one
+    batch on one process. Dropout's masks are the same both times: stateless ones by themselves, torch's from the same state.
+    """
+    sequences = features.sequences(window.rows)
+    place = {int(sequence): position for position, sequence in enumerate(sequences)}
+    found: torch.Tensor | None = None
+    random_state = torch.get_rng_state()
+    with torch.no_grad():
+        for micro_rows in window.micro_batches:
+            taken = micro_rows if len(micro_rows) else window.rows[:1]
+            outputs, batch = forward(trainee, features, task, runtime, taken, window)
+            vectors = task.represent(outputs, batch).float()
+            found = vectors.new_zeros(len(sequences), vectors.shape[-1]) if found is None else found
+            if len(micro_rows):
+                found[[place[int(sequence)] for sequence in batch.sequences]] = vectors
+    torch.set_rng_state(random_state)
+    assert found is not None  # a window has rows
+    if runtime.num_processes > 1:
+        torch.distributed.all_reduce(found)  # each process's part, and zeros
+    with torch.enable_grad():
+        leaf = found.requires_grad_()
+        loss, count = task.coupled_loss(leaf, features.counts(window.rows), features, window.rows)
+        (gradient,) = torch.autograd.grad(loss, leaf)
+    return Pull(loss=float(loss.detach()), count=count, gradient=gradient, place=place)
 
 
 class NotFiniteError(InputError):
@@ -206,14 +272,14 @@ def not_finite(update: int, loss: float, norm: float, rows: "np.ndarray[Any, Any
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """Loss (mean over all targets) and logits [N, C] of a split, in the order of the data set."""
+    """Loss (mean over all targets; nan where there are none) and what the task kept of each row, in the order of the rows."""
 
     loss: float
-    logits: "np.ndarray[Any, Any]"
+    kept: list["np.ndarray[Any, Any]"]
 
 
 def evaluate(
-    model: Any,
+    model: torch.nn.Module,
     features: Features,
     task: "Task",
     runtime: "Runtime",
@@ -222,12 +288,13 @@ def evaluate(
     pad_token_id: int,
     rows: "np.ndarray[Any, Any] | None" = None,
     distributed: bool = True,
+    generates: bool = False,
     shortcuts: Shortcuts = NO_SHORTCUTS,
 ) -> Evaluation:
     """Evaluates every row (or `rows`) exactly once, on any number of processes. Law 4: changes nothing.
 
     All processes call it and get the result; without `distributed` one process does all of it alone. StoppedError where a
-    signal asked the run to stop.
+    signal asked the run to stop. With `generates` the model writes text, and there is no loss.
 
     Batches are the same on any number of processes, and their sums are added in the same order: so are the numbers.
     """
@@ -243,12 +310,9 @@ def evaluate(
             for number in range(process, len(batches), num_processes):
                 if stops := distributed and runtime.is_asked_to_stop():
                     break
-                batch = to_device(collate(features, batches[number], pad_token_id), runtime.device)
-                labels, states = batch.pop("labels"), batch.pop("states", None)
-                with shortcuts(states):
-                    logits = model(**batch).logits
-                loss, count = task.loss(logits, labels)
-                results.append((number, float(loss), count, logits.float().cpu().numpy()))
+                batch = collate(features, batches[number], pad_token_id).to(runtime.device)
+                batch = task.prepare(batch, features, model, 0)
+                results.append((number, *outcome_of(model, task, batch, shortcuts, generates=generates)))
     finally:
         for module, training in modes.items():
             module.training = training
@@ -258,9 +322,41 @@ def evaluate(
         (result for part in (runtime.gather(results) if distributed else [results]) for result in part),
         key=lambda result: result[0],
     )
-    logits_by_row = np.empty((len(chosen), gathered[0][3].shape[-1]), dtype=np.float32)
     place = {int(row): position for position, row in enumerate(chosen)}
-    for number, _, _, logits in gathered:
-        logits_by_row[[place[int(row)] for row in batches[number]]] = logits
-    loss_sum = math.fsum(result[1] for result in gathered)
-    return Evaluation(loss=loss_sum / sum(result[2] for result in gathered), logits=logits_by_row)
+    kept: list[Any] = [None] * len(chosen)
+    for number, _, _, of_rows in gathered:
+        for row, array in zip(batches[number], of_rows, strict=True):
+            kept[place[int(row)]] = array
+    if task.couples_rows:
+        return Evaluation(loss=coupled_mean(task, kept, features, chosen), kept=kept)
+    count = math.fsum(result[2] for result in gathered)
+    return Evaluation(loss=math.fsum(result[1] for result in gathered) / count if count else math.nan, kept=kept)
+
+
+def outcome_of(
+    model: torch.nn.Module, task: "Task", batch: Batch, shortcuts: Shortcuts, *, generates: bool
+) -> tuple[float, float, list["np.ndarray[Any, Any]"]]:
+    """Sum of the loss, number of targets, and what is kept of each row."""
+    if generates:
+        return 0.0, 0.0, task.generate(model, batch)
+    with shortcuts(batch.states):
+        outputs = heads.run(model, batch.inputs)
+    has_loss = batch.labels is not None and not task.couples_rows
+    loss, count = task.loss(outputs, batch) if has_loss else (0.0, 0.0)
+    return float(loss), count, task.keep(outputs, batch)
+
+
+def coupled_mean(
+    task: "Task", kept: Sequence["np.ndarray[Any, Any]"], features: Features, rows: "np.ndarray[Any, Any]"
+) -> float:
+    """The mean loss of batches of COUPLED_ROWS rows in their order, from the representations [sequences, D] of each row; nan
+    where nothing is known to be right."""
+    if features.labels is None:
+        return math.nan
+    sums = []
+    for start in range(0, len(rows), COUPLED_ROWS):
+        part, of = kept[start : start + COUPLED_ROWS], rows[start : start + COUPLED_ROWS]
+        vectors = torch.from_numpy(np.concatenate(part))
+        loss, count = task.coupled_loss(vectors, np.array([len(array) for array in part]), features, of)
+        sums.append((float(loss), count))
+    return math.fsum(loss for loss, _ in sums) / (math.fsum(count for _, count in sums) or math.nan)

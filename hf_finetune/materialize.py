@@ -31,27 +31,23 @@ def materialize(path: Path, out: Path) -> Path:
     state = content["run"]
     config = config_from_dict(state["config"])
     torch.manual_seed(config.seed)
-    task = TASKS[state["task"]](
-        problem=state["problem"],
-        label_names=tuple(state["labels"]),
-        label_column=config.data.label_column,
-        label_separator=config.task.label_separator,
-    )
+    task = TASKS[state["task"]].from_facts(config, state["facts"])
     loaded = backbone.load(config.model, task, backbone.load_tokenizer(config.model))
+    task.prepare_model(loaded.model, loaded.tokenizer)
     resume.fill_in(loaded.model, content, path.name, config.model.backbone)
-    describe_use(loaded, config, task_name=task.name, metric=state["metric"], max_length=state["max_length"])
+    describe_use(loaded, config, task, metric=state["metric"], max_length=state["max_length"])
     values = "".join(f"| {name} | {value:.4f} |\n" for name, value in content["metrics"].items())
     readme = f"""---
 library_name: transformers
-pipeline_tag: text-classification
+pipeline_tag: {task.pipeline_tag}
 tags: [hf-finetune]
 ---
 
 # {config.name}, epoch {content["epoch"]}, update {content["update"]}
 
-Made from the checkpoint `{path.name}` of hf-finetune. Labels: {", ".join(state["labels"])}.
+Made from the checkpoint `{path.name}` of hf-finetune, for {task.card()}
 
 | metric on validation | value |
 |---|---|
 {values}{remote_code_note(config)}"""
-    return write_model(loaded, out, readme)
+    return write_model(loaded, task, out, readme)

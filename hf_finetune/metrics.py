@@ -8,14 +8,11 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from hf_finetune.errors import InputError
-
-if TYPE_CHECKING:
-    from hf_finetune.tasks import Task
 
 Values = Any  # anything numpy makes an array of
 LOWER_IS_BETTER = frozenset(
@@ -176,10 +173,10 @@ def greater_is_better(name: str) -> bool:
     return name not in LOWER_IS_BETTER
 
 
-def compute_all(names: Iterable[str], task: "Task", logits: Values, labels: Values) -> dict[str, float]:
+def compute_all(names: Iterable[str], *, predictions: Values, scores: Values, references: Values) -> dict[str, float]:
     """The metrics of those names, each from the predictions or, where it needs them, the probabilities."""
     values: dict[str, float] = {}
     for name in dict.fromkeys(SHORT_NAMES.get(name, name) for name in names if name != "loss"):
-        predictions = task.scores(logits) if name in NEEDS_SCORES else task.decode(logits)
-        values |= load(name).compute(predictions=predictions, references=labels)
+        given = scores if name in NEEDS_SCORES else predictions
+        values |= load(name).compute(predictions=given, references=references)
     return values

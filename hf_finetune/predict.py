@@ -1,74 +1,60 @@
-"""Using a fine-tuned model: labels and probabilities for texts, metrics for a labelled file."""
+"""Using a fine-tuned model: what it says of texts, metrics for a labelled file. The same for every task."""
 
 import json
-import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
 import transformers
 
-from hf_finetune import metrics
-from hf_finetune.backbone import LOADING_ERRORS, LONGEST_DEFAULT, position_limit, quiet
-from hf_finetune.config import DataConfig
-from hf_finetune.data import Features, collate, evaluation_batches, flat_features
+from hf_finetune.backbone import LOADING_ERRORS, LONGEST_DEFAULT, model_source, position_limit, quiet
+from hf_finetune.config import DataConfig, ModelConfig, RunConfig, TaskConfig, TrainConfig
+from hf_finetune.data import Features, make_features
 from hf_finetune.errors import InputError
-from hf_finetune.sources import Table, local_path, read_table
-from hf_finetune.tasks.classification import Classification
+from hf_finetune.loop import Evaluation, evaluate
+from hf_finetune.sources import Table, read_table
+from hf_finetune.tasks import TASKS, Task
 
 BATCH_SIZE = 64  # examples a forward, as evaluation.batch_size has it
 NO_LIMIT = 10**9  # tokens; a tokenizer that knows of no limit says 10**30
 
 
 @dataclass(frozen=True, kw_only=True)
-class Classifier:
-    """A fine-tuned model with its tokenizer and labels, ready to answer."""
+class Predictor:
+    """A fine-tuned model with its tokenizer and task, ready to answer."""
 
     model: Any
     tokenizer: Any
-    task: Classification
-    settings: Mapping[str, Any]  # what the export recorded: text_columns, label_column, label_separator, metric
+    task: Task
+    config: RunConfig  # as far as the export recorded it: columns, encodings, task settings
+    metric: str  # what decided which checkpoint is best
 
     @classmethod
-    def from_pretrained(cls, location: str) -> "Classifier":
-        """Loads a run folder (its model/), a model folder, or a model on the Hub."""
-        inside = Path(location) / "model"
-        source = str(inside) if (inside / "config.json").is_file() else local_path(location, "MODEL")
+    def from_pretrained(cls, location: str, **columns: Any) -> "Predictor":
+        """Loads a run folder (its model/), a model folder, or a model on the Hub. `columns`: text_columns, label_column and
+        choice_columns where they are called otherwise than in training."""
+        source = model_source(location)
         if Path(location).is_dir() and source == location and not (Path(location) / "config.json").is_file():
             raise InputError(f"{location}: holds no finished run (model/config.json) and no model (config.json)")
         try:
             with quiet():
-                model = transformers.AutoModelForSequenceClassification.from_pretrained(source, dtype=torch.float32)
+                hf_config = transformers.AutoConfig.from_pretrained(source)
+                noted = getattr(hf_config, "hf_finetune", None) or {}
+                kind = task_of(location, hf_config, noted)
+                model = getattr(transformers, kind.auto_class).from_pretrained(source, dtype=torch.float32)
                 tokenizer = transformers.AutoTokenizer.from_pretrained(source)
         except LOADING_ERRORS as error:
             reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
             raise InputError(f"{location}: is no run folder, model folder or model on the Hub: {reason}") from None
         model.eval().to(torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu")
-        settings = getattr(model.config, "hf_finetune", None) or {}
-        problem = model.config.problem_type or (
-            "regression" if model.config.num_labels == 1 else "single_label_classification"
-        )
-        task = Classification(
-            problem=problem.removesuffix("_classification"),
-            label_names=tuple(model.config.id2label[number] for number in range(model.config.num_labels)),
-            label_column=settings.get("label_column", "label"),
-            label_separator=settings.get("label_separator"),
-        )
-        return cls(model=model, tokenizer=tokenizer, task=task, settings=settings)
-
-    def data_config(self, path: str, **changes: Any) -> DataConfig:
-        """How a file is read: with the columns the model was trained on, unless `changes` name others."""
-        columns = tuple(self.settings.get("text_columns", ("text",)))
-        config = DataConfig(
-            train=(path,),
-            text_columns=columns,
-            label_column=self.settings.get("label_column", "label"),
-            encoding=tuple(self.settings.get("encoding", ("utf-8",))),
-        )
-        return replace(config, **{key: value for key, value in changes.items() if value})
+        config = recorded_config(noted, columns)
+        task = kind.from_facts(config, noted.get("facts") or kind.facts_of_model(model.config))
+        metric = noted.get("metric") or task.default_metric
+        return cls(model=model, tokenizer=tokenizer, task=task, config=config, metric=metric)
 
     @property
     def max_length(self) -> int:
@@ -79,55 +65,97 @@ class Classifier:
             limits.append(table)
         return min(limits) if limits[0] < NO_LIMIT else min(*limits, LONGEST_DEFAULT)
 
-    def logits(self, texts: Sequence[Sequence[str]], *, batch_size: int = BATCH_SIZE) -> "np.ndarray[Any, Any]":
-        """Logits [N, C] of columns of texts (one column, or two for pairs), in the order given."""
-        return self.logits_of(flat_features(texts, self.tokenizer, self.max_length), batch_size)
+    def features(self, table: Table, *, has_labels: bool) -> Features:
+        """The features of a table, encoded here and now."""
+        arrays = self.task.tokenize(table, self.tokenizer, self.max_length)
+        return make_features(arrays, self.task.labels(table, arrays) if has_labels else None)
 
-    def logits_of(self, features: Features, batch_size: int) -> "np.ndarray[Any, Any]":
-        """Logits [N, C] of encoded rows, in their order."""
-        outputs = np.empty((len(features), len(self.task.label_names)), dtype=np.float32)
-        with torch.inference_mode():
-            for rows in evaluation_batches(features.lengths, batch_size):
-                batch = collate(features, rows, int(self.tokenizer.pad_token_id or 0))
-                batch.pop("labels")
-                outputs[rows] = self.model(
-                    **{name: tensor.to(self.model.device) for name, tensor in batch.items()}
-                ).logits.cpu()
-        return outputs
+    def run(self, features: Features, rows: "np.ndarray[Any, Any] | None" = None, **options: Any) -> Evaluation:
+        """What the model says of the features, batch by batch as an evaluation of a run does it."""
+        machine: Any = SimpleNamespace(device=self.model.device, process=0, num_processes=1)
+        pad_token_id = int(self.tokenizer.pad_token_id or 0)
+        return evaluate(self.model, features, self.task, machine, batch_size=options.pop("batch_size", BATCH_SIZE),
+                        pad_token_id=pad_token_id, rows=rows, distributed=False, **options)  # fmt: skip
 
-    def predict(self, texts: Sequence[Sequence[str]], *, batch_size: int = BATCH_SIZE) -> Iterator[dict[str, Any]]:
-        """For each text, in order: label (or labels, or score) and the probability of every label."""
-        for scores in self.task.scores(self.logits(texts, batch_size=batch_size)):
-            yield dict(self.task.describe(scores))
+    def predict(
+        self, rows: Table | Iterable[Mapping[str, Any]], *, batch_size: int = BATCH_SIZE
+    ) -> Iterator[dict[str, Any]]:
+        """For each row, in order, what the task answers: a label and probabilities, tags, an answer, a text, a vector. Rows
+        have the columns of the training data."""
+        table = rows if isinstance(rows, Table) else self.table_of(rows)
+        if not len(table):
+            return iter(())
+        features = self.features(table, has_labels=False)
+        generates = self.task.predicts_by_generating
+        return self.task.predictions(
+            self.run(features, batch_size=batch_size, generates=generates).kept, features, table
+        )
 
-    def evaluate(self, table: Table, texts: Sequence[Sequence[str]], *, metric: str | None = None) -> dict[str, float]:
-        """Loss and metrics on labelled rows; the loss is summed as in loop.evaluate, to the same last bit."""
-        if metric and metric != "loss":
-            metrics.check_fits(metrics.load(metric, "--metric").name, self.task.problem, "--metric")
-        labels = self.task.encode_labels(table)
-        features = flat_features(texts, self.tokenizer, self.max_length)
-        outputs = self.logits_of(features, BATCH_SIZE)
-        losses = [
-            self.task.loss(torch.from_numpy(outputs[rows]), torch.from_numpy(labels[rows]))
-            for rows in evaluation_batches(features.lengths, BATCH_SIZE)
-        ]
-        loss = math.fsum(float(total) for total, _ in losses) / sum(count for _, count in losses)
-        names = (metric or self.settings.get("metric") or self.task.default_metric, *self.task.metric_names)
-        return {"loss": loss, **metrics.compute_all(names, self.task, outputs, labels)}
+    def table_of(self, rows: Iterable[Mapping[str, Any]]) -> Table:
+        """Rows as a table; "row 1" stands for the line in errors."""
+        form, given = TASKS[self.task.name].form(self.config), list(rows)
+        for number, row in enumerate(given, 1):
+            if lacking := [name for name in form.inputs if name not in row]:
+                raise InputError(f"row {number}: has no {lacking[0]!r} (it has {', '.join(map(str, row))})")
+        columns = {name: [row.get(name) for row in given] for name in form.columns}
+        return Table(
+            columns=columns, files=[f"row {number}" for number in range(1, len(given) + 1)], lines=[0] * len(given)
+        )
+
+    def read(self, path: str, *, needs_labels: bool) -> Table:
+        """The rows of a file."""
+        form = TASKS[self.task.name].form(self.config)
+        return read_table((path,), self.config.data, "--data", form, needs_labels=needs_labels)
+
+    def evaluate(self, table: Table, *, metric: str | None = None) -> dict[str, float]:
+        """Loss and metrics on labelled rows; to the last bit those of a run's own evaluation on as many threads."""
+        name = self.task.check_metric(metric, "--metric") if metric else self.metric
+        features = self.features(table, has_labels=True)
+        outcome, rows = self.run(features), np.arange(len(features))
+        values = {"loss": outcome.loss, **self.task.metrics(name, outcome.kept, features, table, rows)}
+        written = self.task.generated_rows(features)
+        if written is not None:
+            values |= self.task.generated_metrics(
+                self.run(features, written, generates=True).kept, features, table, written
+            )
+        return values
 
 
-def columns_of(table: Table, config: DataConfig) -> list[list[str]]:
-    """The text columns of a table."""
-    return [table.columns[name] for name in config.text_columns]
+def task_of(location: str, hf_config: Any, noted: Mapping[str, Any]) -> type[Task]:
+    """The task that a model was fine-tuned for: as the export noted it, else by the kind of its head."""
+    if name := noted.get("task"):
+        return TASKS[name]
+    architecture = (getattr(hf_config, "architectures", None) or [""])[0]
+    for task in TASKS.values():
+        if architecture.endswith(task.auto_class.removeprefix("AutoModel")) and task.auto_class != "AutoModel":
+            return task
+    raise InputError(f"{location}: its head ({architecture or 'none'}) is of no task of hf-finetune's")
 
 
-def predict_file(classifier: Classifier, data: str, out: str | None, **columns: Any) -> list[dict[str, Any]]:
+def recorded_config(noted: Mapping[str, Any], columns: Mapping[str, Any]) -> RunConfig:
+    """The settings that the export recorded, with other columns where they are named."""
+    given = {key: value for key, value in columns.items() if value}
+    found: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value
+        for key in ("text_columns", "label_column", "choice_columns", "encoding")
+        if (value := given.get(key, noted.get(key))) is not None or key in noted
+    }
+    settings: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in noted.get("settings", {}).items()
+    }
+    return RunConfig(
+        model=ModelConfig(backbone="-"),
+        data=DataConfig(train=("-",), **found),
+        task=TaskConfig(**settings),
+        train=TrainConfig(label_smoothing=noted.get("label_smoothing", 0.0)),
+    )
+
+
+def predict_file(predictor: Predictor, data: str, out: str | None) -> list[dict[str, Any]]:
     """Predicts every row of a file, in order; writes JSON lines to `out` whole, or returns them where it is None."""
     if out is not None and not Path(out).parent.is_dir():
         raise InputError(f"--out ({out}): there is no folder {Path(out).parent}")
-    config = classifier.data_config(data, **columns)
-    table = read_table(config.train, config, "--data", needs_labels=False)
-    rows = list(classifier.predict(columns_of(table, config)))
+    rows = list(predictor.predict(predictor.read(data, needs_labels=False)))
     if out is not None:
         from hf_finetune.files import write_atomically
 
@@ -139,9 +167,13 @@ def predict_file(classifier: Classifier, data: str, out: str | None, **columns: 
     return rows
 
 
-def evaluate_file(classifier: Classifier, data: str, *, metric: str | None = None, **columns: Any) -> dict[str, float]:
+def evaluate_file(predictor: Predictor, data: str, *, metric: str | None = None) -> dict[str, float]:
     """Loss and metrics on a labelled file."""
-    config = classifier.data_config(data, **columns)
-    classifier = replace(classifier, task=replace(classifier.task, label_column=config.label_column))
-    table = read_table(config.train, config, "--data")
-    return classifier.evaluate(table, columns_of(table, config), metric=metric)
+    return predictor.evaluate(predictor.read(data, needs_labels=True), metric=metric)
+
+
+def predict_texts(predictor: Predictor, texts: Sequence[str]) -> dict[str, Any]:
+    """What the model says of the texts of one example."""
+    if any(not text.strip() for text in texts):
+        raise InputError("--text: is empty")
+    return next(iter(predictor.predict([predictor.task.row_of_texts(texts)])))

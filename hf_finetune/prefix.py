@@ -22,9 +22,9 @@ import torch
 import transformers
 from tqdm import tqdm
 
-from hf_finetune import states
+from hf_finetune import heads, states
 from hf_finetune.checkpoint import Progress
-from hf_finetune.data import Features, collate
+from hf_finetune.data import Batch, Features, collate
 from hf_finetune.errors import InputError, StoppedError
 from hf_finetune.freezing import train_mode
 from hf_finetune.job import Job
@@ -87,11 +87,13 @@ def choose(job: Job, progress: Progress) -> Choice:
         return Choice(lines=("cache off: as this run was begun",))
     if job.is_over(progress):
         return Choice(lines=("cache off: nothing is left to train",))
+    if job.task.changing_inputs:
+        return refuse(job, job.task.changing_inputs)
     if config.cache == "auto" and job.plan.num_prefix_blocks == 0:
         return Choice(lines=("cache off: only the embeddings are constant, and they cost little",))
     layout = states.make_layout(job.features)
     with measuring(job):
-        sample = replay.states(batch_of(job, np.array([0]))[0])
+        sample, _ = states_of(job, replay, [("train", 0)])
         replay = dataclasses.replace(replay, dtype=sample.dtype)
         job = with_replay(job, replay)
         entry = make_entry(job, layout, sample.shape[-1])
@@ -169,12 +171,18 @@ def measuring(job: Job) -> Iterator[None]:
         model.zero_grad(set_to_none=True)
 
 
-def batch_of(job: Job, rows: "np.ndarray[Any, Any]") -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-    """Model inputs and labels of training rows, on the device, without stored states."""
+def batch_of(job: Job, rows: "np.ndarray[Any, Any]") -> Batch:
+    """A batch of training features as evaluation takes it, on the device, without stored states."""
     features = dataclasses.replace(job.features["train"], states=None)
-    batch = collate(features, rows, job.trainee.pad_token_id)
-    batch = {name: tensor.to(job.runtime.device) for name, tensor in batch.items()}
-    return batch, batch.pop("labels")
+    batch = collate(features, rows, job.trainee.pad_token_id).to(job.runtime.device)
+    return job.task.prepare(batch, features, job.trainee.model, 0)
+
+
+def states_of(job: Job, replay: Replay, sources: list[tuple[str, int]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """States [S, T, H] of sequences of any splits at the boundary, and the mask [S, T] of their tokens."""
+    inputs, mask = pad(job.features, sources, job.trainee.pad_token_id)
+    states = replay.states({name: tensor.to(job.runtime.device) for name, tensor in inputs.items()})
+    return states, mask.to(states.device)
 
 
 def self_check(job: Job, replay: Replay, kind: str) -> tuple[float, float]:
@@ -186,18 +194,26 @@ def self_check(job: Job, replay: Replay, kind: str) -> tuple[float, float]:
     largest, difference = 1.0, 0.0
     for start in range(CHECKED_BATCH):  # a short, a long and two middle ones in each
         rows = np.unique(picked[start::CHECKED_BATCH])
-        batch, _ = batch_of(job, rows)
-        alone = [replay.states(batch_of(job, rows[index : index + 1])[0])[0] for index in range(len(rows))]
+        batch = batch_of(job, rows)
+        alone = [states_of(job, replay, [("train", int(sequence))])[0][0] for sequence in batch.sequences]
         padded = torch.nn.utils.rnn.pad_sequence([each.to(getattr(torch, kind)) for each in alone], batch_first=True)
-        expected = job.trainee.model(**batch).logits.float()
+        expected = seen(job, heads.run(job.trainee.model, batch.inputs), batch)
         with job.trainee.shortcuts(padded.to(alone[0].dtype)):
-            found = job.trainee.model(**batch).logits.float()
+            found = seen(job, heads.run(job.trainee.model, batch.inputs), batch)
         largest = max(largest, float(expected.abs().max()))
         difference = max(difference, float((found - expected).abs().max()))
         if not bool(torch.isfinite(found).all()):
             difference = float("inf")
     epsilon = max(EPSILON[kind], EPSILON[job.runtime.precision])
     return difference, TOLERANCE_ROUNDINGS * epsilon * largest
+
+
+def seen(job: Job, outputs: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """The outputs, those of padding set to zero where each token has its own: nobody reads them."""
+    mask, values = batch.inputs["attention_mask"].bool(), outputs.float()
+    if values.shape[:2] != mask.shape or values.ndim < 3:
+        return values
+    return values.masked_fill(~mask[..., *[None] * (values.ndim - 2)], 0.0)
 
 
 def estimate(job: Job, replay: Replay, entry: Entry, progress: Progress) -> tuple[float, float]:
@@ -207,17 +223,17 @@ def estimate(job: Job, replay: Replay, entry: Entry, progress: Progress) -> tupl
     limit = micro_batch_limit(job.config, job.runtime.num_processes)
     order = np.argsort(-train.lengths, kind="stable")
     rows = limit.split(order[max(0, (len(order) - limit.rows) // 2) :], train.lengths)[0]
-    batch, labels = batch_of(job, rows)
-    num_tokens = int(train.lengths[rows].sum())
-    captured = replay.states(batch)
-    prefix = seconds(lambda: replay.states(batch)) / num_tokens
-    whole = seconds(lambda: forward_backward(job, batch, labels, None)) / num_tokens
-    replayed = seconds(lambda: forward_backward(job, batch, labels, captured)) / num_tokens
+    batch = batch_of(job, rows)
+    num_tokens = int(train.num_tokens[rows].sum())
+    captured = replay.states(batch.inputs)
+    prefix = seconds(lambda: replay.states(batch.inputs)) / num_tokens
+    whole = seconds(lambda: forward_backward(job, batch, None)) / num_tokens
+    replayed = seconds(lambda: forward_backward(job, batch, captured)) / num_tokens
     updates = job.stage_end(progress.settled) - progress.update
-    train_tokens = int(train.lengths.sum()) * updates / schedule.updates_per_epoch
+    train_tokens = int(train.num_tokens.sum()) * updates / schedule.updates_per_epoch
     every = job.config.evaluation.every
     evaluations = -(-updates // (schedule.updates_per_epoch if every == "epoch" else every))
-    validation_tokens = int(job.features["validation"].lengths.sum()) * evaluations
+    validation_tokens = int(job.features["validation"].num_tokens.sum()) * evaluations
     missing = 0 if entry.is_whole() else entry.layout.num_tokens
     saved = train_tokens * (whole - replayed) + (validation_tokens - missing) * prefix
     total = train_tokens * whole + validation_tokens * (prefix + replayed / 3)  # a backward costs two forwards
@@ -236,15 +252,13 @@ def seconds(function: Callable[[], object]) -> float:
     return min(times[1:])
 
 
-def forward_backward(
-    job: Job, batch: dict[str, torch.Tensor], labels: torch.Tensor, captured: torch.Tensor | None
-) -> None:
-    """One micro-batch as training computes it, its gradients thrown away."""
-    trainee = job.trainee
+def forward_backward(job: Job, batch: Batch, captured: torch.Tensor | None) -> None:
+    """One micro-batch as training computes it, its gradients thrown away. The head's cost stands for the loss's."""
+    trainee, task = job.trainee, job.task
     train_mode(trainee.model, trainee.constant)
-    with torch.enable_grad(), trainee.shortcuts(captured), trainee.masks(0, np.arange(len(labels))):
-        logits = trainee.model(**batch).logits
-        loss, _ = job.task.loss(logits, labels)
+    with torch.enable_grad(), trainee.shortcuts(captured), trainee.masks(0, batch.sequences):
+        outputs = heads.run(trainee.model, batch.inputs)
+        loss = task.represent(outputs, batch).sum() if task.couples_rows else task.loss(outputs, batch)[0]
         loss.backward()
     trainee.model.zero_grad(set_to_none=True)
     trainee.model.eval()
@@ -402,15 +416,14 @@ def fill_share(job: Job, replay: Replay, entry: Entry, missing: list[int]) -> st
 def capture(job: Job, replay: Replay, entry: Entry, begin: int, end: int) -> bytes:
     """The states of features `begin` to `end` of the layout, as the file holds them."""
     sources = entry.layout.source[begin:end]
-    batch, mask = pad(job.features, sources, job.trainee.pad_token_id)
-    values = replay.states({name: tensor.to(job.runtime.device) for name, tensor in batch.items()})
-    stored = values[mask.to(values.device)].to(getattr(torch, entry.kind))
+    values, mask = states_of(job, replay, sources)
+    stored = values[mask].to(getattr(torch, entry.kind))
     if not bool(torch.isfinite(stored).all()):
         if entry.kind == "float16" and bool(torch.isfinite(values).all()):
             raise TooLargeError
-        split, row = sources[0]
+        split, number = sources[0]
         raise InputError(
-            f"prefix.cache: the frozen blocks give values that are not finite near row {row} of {split}; "
+            f"prefix.cache: the frozen blocks give values that are not finite near sequence {number} of {split}; "
             "--prefix.cache off trains without"
         )
     return stored.cpu().contiguous().view(torch.uint8).numpy().tobytes()
@@ -419,8 +432,8 @@ def capture(job: Job, replay: Replay, entry: Entry, begin: int, end: int) -> byt
 def pad(
     features: dict[str, Features], sources: list[tuple[str, int]], pad_token_id: int
 ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-    """A padded batch of rows of any splits, and its mask [B, T]."""
-    spans = [features[split].offsets[row : row + 2] for split, row in sources]
+    """Padded inputs of sequences of any splits, and their mask [S, T]."""
+    spans = [features[split].offsets[number : number + 2] for split, number in sources]
     longest = max(int(end - begin) for begin, end in spans)
     mask = np.zeros((len(sources), longest), dtype=np.int64)
     names = features[sources[0][0]].inputs.keys()

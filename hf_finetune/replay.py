@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from hf_finetune import heads
 from hf_finetune.freezing import FreezePlan, find_stack, probe_batch
 
 PROBE_TOKENS = 5  # a length that no other dimension of the probe has
@@ -84,7 +85,7 @@ class Replay:
 
         try:
             with forwards({self.boundary: stop}):
-                self.model(**batch)
+                heads.run(self.model, batch)
         except _BoundaryReachedError as reached:
             return reached.states
         raise CannotReplayError("the model does not run its blocks")
@@ -158,7 +159,7 @@ def trace(model: nn.Module, batch: Mapping[str, torch.Tensor]) -> list[Call]:
     handles = [module.register_forward_pre_hook(begin, with_kwargs=True) for module in model.modules()]
     handles += [module.register_forward_hook(end) for module in model.modules()]
     try:
-        model(**batch)
+        heads.run(model, batch)
     finally:
         for handle in handles:
             handle.remove()
@@ -231,11 +232,11 @@ def prove(replay: Replay) -> None:
     for length in (PROBE_TOKENS, PROBE_TOKENS + 4):
         batch = probe_batch(replay.model, length)
         with torch.no_grad():
-            expected = replay.model(**batch)[0]
+            expected = heads.run(replay.model, batch)
             states = replay.states(batch)
             try:
                 with replay.replaying(states):
-                    found = replay.model(**batch)[0]
+                    found = heads.run(replay.model, batch)
             except (RuntimeError, TypeError, ValueError, AttributeError, IndexError) as error:
                 reason = str(error).splitlines()[0] if str(error) else type(error).__name__
                 raise CannotReplayError(

@@ -1,10 +1,8 @@
 """What a run says: before update 0 what was resolved and why, at the end what came out and what to type next."""
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 
 from hf_finetune import data, metrics, runtime
@@ -20,15 +18,14 @@ def announce(job: Job, notes: Sequence[str], choice: Choice) -> None:
     config, run, schedule = job.config, job.runtime, job.schedule
     counts = ", ".join(f"{len(rows):,} {split}" for split, rows in job.features.items())
     plural = "es" if run.num_processes > 1 else ""
+    described = job.task.describe(job.features["train"], job.splits.train, job.max_length)
     better = "higher" if metrics.greater_is_better(job.metric) else "lower"
-    cut = job.features["train"].num_truncated
     lines = [
         f"run         {config.run_dir}",
         f"backbone    {config.model.backbone.split('#')[0]}",
         f"examples    {counts}",
         *(f"            {note}" for note in job.splits.notes),
-        f"input       at most {job.max_length} tokens; {cut:,} training texts are longer and were cut",
-        f"labels      {describe_labels(job)}",
+        *(f"{name:<12}{line}" for name, line in described),
         f"metric      {job.metric} on validation, {better} is better",
         f"updates     {schedule.total_updates:,} of {config.train.batch_size} examples = {describe_micro_batches(job)} x "
         f"{run.num_processes} process{plural}; {schedule.updates_per_epoch:,} an epoch",
@@ -63,18 +60,6 @@ def describe_micro_batches(job: Job) -> str:
         return f"micro-batches of at most {limit.tokens:,} tokens"
     rounds = -(-config.train.batch_size // (limit.rows * job.runtime.num_processes))
     return f"{limit.rows} x {rounds} micro-batch{'es' if rounds > 1 else ''}"
-
-
-def describe_labels(job: Job) -> str:
-    """The problem and why; the labels and how many training examples have each, the most frequent first."""
-    task, labels = job.task, job.features["train"].labels
-    head = f"{task.problem}, {task.reason}: "
-    if task.problem == "regression":
-        return head + f"from {labels.min():g} to {labels.max():g}"
-    totals = labels.sum(0) if labels.ndim == 2 else np.bincount(labels, minlength=len(task.label_names))
-    counts = Counter({name: int(total) for name, total in zip(task.label_names, totals, strict=True)}).most_common()
-    shown = ", ".join(f"{name} {count:,}" for name, count in counts[:8])
-    return head + shown + (f", and {len(counts) - 8} more" if len(counts) > 8 else "")
 
 
 def show(values: Mapping[str, float]) -> str:
@@ -125,7 +110,7 @@ def closing(job: Job, results: Mapping[str, Any], best: str) -> str:
         "  " + "  ".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True)) for row in rows
     )
     folder, seconds = job.config.run_dir, results["seconds"]
-    text = '"..."' if len(job.config.data.text_columns) == 1 else '"..." "..."'
+    text = " ".join(['"..."'] * len(job.config.data.text_columns))
     curves = f"\n  curves       tensorboard --logdir {job.config.output_dir}" * (
         "tensorboard" in job.config.tracking.trackers
     )

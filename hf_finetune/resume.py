@@ -73,9 +73,8 @@ def content_of(job: Job, progress: Progress) -> dict[str, Any]:
             "progress": dataclasses.asdict(progress),
             "config": as_dict(job.config),
             "data": fingerprints(job),
-            "labels": list(job.task.label_names),
-            "problem": job.task.problem,
             "task": job.task.name,
+            "facts": job.task.facts(),
             "max_length": job.max_length,
             "metric": job.metric,
             "frozen": sorted(job.plan.frozen),
@@ -174,7 +173,7 @@ def check_is_ours(path: Path, content: Mapping[str, Any]) -> None:
     if (
         not isinstance(state, dict)
         or not isinstance(state.get("progress"), dict)
-        or not {"progress", "config", "data", "labels", "omitted"} <= state.keys()
+        or not {"progress", "config", "data", "task", "facts", "omitted"} <= state.keys()
     ):
         raise InputError(f"{path}: is a checkpoint, but not one of hf-finetune's (no key 'run')")
 
@@ -209,11 +208,18 @@ def restore(job: Job, saved: Saved) -> tuple[Progress, list[str]]:
 
 def check_data(job: Job, path: Path, state: Mapping[str, Any]) -> None:
     """Raises InputError where the data or the labels are not those of a checkpoint, however they are named."""
-    if list(job.task.label_names) != state["labels"] or job.task.problem != state["problem"]:
+    if job.task.name != state["task"]:
+        raise InputError(f"checkpoint.resume ({path}): was made by the task {state['task']}; choose another name")
+    ours, theirs = job.task.facts(), state["facts"]
+    if ours != theirs:
+        changed = "; ".join(
+            f"{key}: now {told(ours.get(key))}, and had {told(theirs.get(key))}"
+            for key in sorted(ours.keys() | theirs.keys())
+            if ours.get(key) != theirs.get(key)
+        )
         raise InputError(
-            f"checkpoint.resume ({path}): was made with other labels: data.label_column has now "
-            f"{', '.join(job.task.label_names)} ({job.task.problem}), and had {', '.join(state['labels'])} "
-            f"({state['problem']}); put the data back, or choose another name"
+            f"checkpoint.resume ({path}): was made with other labels in data.label_column ({changed}); put the data back, or "
+            "choose another name"
         )
     found = fingerprints(job)
     if different := sorted(
@@ -226,6 +232,11 @@ def check_data(job: Job, path: Path, state: Mapping[str, Any]) -> None:
             f"checkpoint.resume ({path}): the data are not those it was made with ({', '.join(different)} differ"
             f"{f'; changed: {changed}' if changed else ''}); put them back, or choose another name"
         )
+
+
+def told(value: Any) -> str:
+    """A fact in an error."""
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def load_weights(job: Job, content: Mapping[str, Any], name: str) -> None:

@@ -47,10 +47,10 @@ RESIDENT_BYTES = 2**20
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """The order of all features' states in the file: longest first, equal features once, whatever their split.
+    """The order of all sequences' states in the file: longest first, equal ones once, whatever their split.
 
-    U different features. offsets: [U + 1] tokens. source: split and row of each. starts: first token of each split's
-    rows [N]. digest: of all inputs; does not depend on how they were split.
+    U different sequences. offsets: [U + 1] tokens. source: split and number of each. starts: first token of each split's
+    sequences [S]. digest: of all inputs; does not depend on how they were split.
     """
 
     offsets: "np.ndarray[Any, Any]"
@@ -86,7 +86,7 @@ def make_layout(features: Mapping[str, Features]) -> Layout:
             digests.append(digest.digest())
             places.append((split, row))
     words = np.frombuffer(b"".join(digests), dtype=np.uint64).reshape(-1, 2)
-    lengths = np.concatenate([rows.lengths for rows in features.values()])
+    lengths = np.concatenate([rows.sequence_lengths for rows in features.values()])
     order = np.lexsort((words[:, 1], words[:, 0], -lengths))
     is_new = np.ones(len(order), dtype=bool)
     is_new[1:] = (words[order][1:] != words[order][:-1]).any(1)
@@ -94,7 +94,7 @@ def make_layout(features: Mapping[str, Features]) -> Layout:
     offsets = np.concatenate([[0], np.cumsum(lengths[first])]).astype(np.int64)
     starts = np.empty(len(order), dtype=np.int64)
     starts[order] = offsets[:-1][np.cumsum(is_new) - 1]
-    ends = np.cumsum([len(rows) for rows in features.values()])
+    ends = np.cumsum([rows.num_sequences for rows in features.values()])
     names = sorted({name for rows in features.values() for name in rows.inputs})
     whole = hashlib.sha256(json.dumps(names).encode() + words[first].tobytes() + lengths[first].tobytes())
     return Layout(
@@ -107,9 +107,9 @@ def make_layout(features: Mapping[str, Features]) -> Layout:
 
 @dataclass(kw_only=True)
 class States:
-    """The stored states of one split's rows, as a memory map of the whole entry.
+    """The stored states of one split's sequences, as a memory map of the whole entry.
 
-    starts: [N] first token of each row. gathered: bytes read since the mapped pages were given back.
+    starts: [S] first token of each sequence. gathered: bytes read since the mapped pages were given back.
     """
 
     path: Path

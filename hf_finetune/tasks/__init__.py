@@ -1,67 +1,34 @@
 """What the columns mean, one file a task. TASKS is the whole list."""
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
 
-from hf_finetune.config import RunConfig
-from hf_finetune.sources import Table
+from hf_finetune.config import RunConfig, TaskConfig
+from hf_finetune.errors import InputError
+from hf_finetune.sources import Table, TableForm
 from hf_finetune.tasks.classification import Classification
+from hf_finetune.tasks.task import Kept, Task
 
-if TYPE_CHECKING:
-    import numpy as np
-    import torch
+__all__ = ["TASKS", "Kept", "Task", "build", "form_of"]
+
+TASKS: Mapping[str, Any] = {  # of classes; mypy takes type[Protocol] for concrete ones only
+    "classification": Classification,
+}
 
 
-class Task(Protocol):
-    """What varies between tasks. B examples, C outputs of the head."""
-
-    @property
-    def name(self) -> str:
-        """Its key in TASKS."""
-
-    @property
-    def auto_class(self) -> str:
-        """The class of transformers that loads its models."""
-
-    @property
-    def label_names(self) -> tuple[str, ...]:
-        """Of the C outputs."""
-
-    @property
-    def problem(self) -> str:
-        """The kind of problem."""
-
-    @property
-    def reason(self) -> str:
-        """Why it is this problem."""
-
-    @property
-    def default_metric(self) -> str:
-        """What evaluation.metric auto means."""
-
-    @property
-    def metric_names(self) -> tuple[str, ...]:
-        """The metrics reported besides the chosen one."""
-
-    def encode_labels(self, table: Table) -> "np.ndarray[Any, Any]":
-        """Targets of the rows, [B] or [B, C]; InputError with file and line where one cannot be used."""
-
-    def loss(self, logits: "torch.Tensor", labels: "torch.Tensor") -> "tuple[torch.Tensor, int]":
-        """Sum of the loss over all targets, and their number. Law 1: nobody else counts targets."""
-
-    def decode(self, logits: "np.ndarray[Any, Any]") -> "np.ndarray[Any, Any]":
-        """Predictions in the form of the targets."""
-
-    def scores(self, logits: "np.ndarray[Any, Any]") -> "np.ndarray[Any, Any]":
-        """Probabilities [B, C], or the numbers themselves for regression."""
-
-    def describe(self, scores: Sequence[float]) -> Mapping[str, Any]:
-        """One row of `hf-finetune predict`, from the scores of one example."""
+def form_of(name: str, config: RunConfig) -> TableForm:
+    """The columns that the task `name` reads. InputError for a setting of task.* that it does not."""
+    task = TASKS[name]
+    for field in fields(TaskConfig):
+        value = getattr(config.task, field.name)
+        if value != field.default and field.name not in task.settings:
+            own = f"it has task.{', task.'.join(sorted(task.settings))}" if task.settings else "it has none"
+            shown = list(value) if isinstance(value, tuple) else value
+            raise InputError(f"task.{field.name} ({shown}): {name.replace('_', ' ')} has no such setting; {own}")
+    return task.form(config)
 
 
 def build(name: str, config: RunConfig, train: Table) -> Task:
     """The task `name` with what the training table says about labels."""
     return TASKS[name].from_table(config, train)
-
-
-TASKS = {"classification": Classification}
