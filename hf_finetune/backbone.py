@@ -177,6 +177,12 @@ def loading_error(
     )
 
 
+def texts_of(tokenizer: Any, written: Iterable[Any]) -> list[str]:
+    """The texts that arrays of token ids stand for, special tokens left out."""
+    decoded = tokenizer.batch_decode([ids.tolist() for ids in written], skip_special_tokens=True)
+    return [text.strip() for text in decoded]
+
+
 def set_dropout(hf_config: Any, probability: float | None) -> None:
     """Sets every dropout probability of a transformers config, nested ones too."""
     if probability is None:

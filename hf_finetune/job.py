@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from hf_finetune import checkpoint, metrics
-from hf_finetune.backbone import Backbone
+from hf_finetune.backbone import Backbone, texts_of
 from hf_finetune.checkpoint import Progress
 from hf_finetune.config import RunConfig
 from hf_finetune.data import Features, Splits
@@ -102,7 +102,9 @@ def measure(
         return values
     if rows is not None:  # a rehearsal
         written = np.intersect1d(written, rows)[:NUM_REHEARSED]
-    return values | task.generated_metrics(of(written, generates=True).kept, features, table, written)
+    with job.runtime.accelerator.autocast():  # generate() calls the encoder by itself, past the model's own
+        texts = texts_of(job.backbone.tokenizer, of(written, generates=True).kept)
+    return values | task.generated_metrics(texts, features, table, written)
 
 
 def judge(job: Job, progress: Progress, values: dict[str, float]) -> Progress:

@@ -11,13 +11,13 @@ import numpy as np
 import torch
 import transformers
 
-from hf_finetune.backbone import LOADING_ERRORS, LONGEST_DEFAULT, model_source, position_limit, quiet
+from hf_finetune.backbone import LOADING_ERRORS, LONGEST_DEFAULT, model_source, position_limit, quiet, texts_of
 from hf_finetune.config import DataConfig, ModelConfig, RunConfig, TaskConfig, TrainConfig
 from hf_finetune.data import Features, make_features
 from hf_finetune.errors import InputError
 from hf_finetune.loop import Evaluation, evaluate
 from hf_finetune.sources import Table, read_table
-from hf_finetune.tasks import TASKS, Task
+from hf_finetune.tasks import TASKS, Kept, Task
 
 BATCH_SIZE = 64  # examples a forward, as evaluation.batch_size has it
 NO_LIMIT = 10**9  # tokens; a tokenizer that knows of no limit says 10**30
@@ -87,9 +87,8 @@ class Predictor:
             return iter(())
         features = self.features(table, has_labels=False)
         generates = self.task.predicts_by_generating
-        return self.task.predictions(
-            self.run(features, batch_size=batch_size, generates=generates).kept, features, table
-        )
+        kept: Kept = self.run(features, batch_size=batch_size, generates=generates).kept
+        return self.task.predictions(texts_of(self.tokenizer, kept) if generates else kept, features, table)
 
     def table_of(self, rows: Iterable[Mapping[str, Any]]) -> Table:
         """Rows as a table; "row 1" stands for the line in errors."""
@@ -115,9 +114,8 @@ class Predictor:
         values = {"loss": outcome.loss, **self.task.metrics(name, outcome.kept, features, table, rows)}
         written = self.task.generated_rows(features)
         if written is not None:
-            values |= self.task.generated_metrics(
-                self.run(features, written, generates=True).kept, features, table, written
-            )
+            texts = texts_of(self.tokenizer, self.run(features, written, generates=True).kept)
+            values |= self.task.generated_metrics(texts, features, table, written)
         return values
 
 
@@ -127,7 +125,8 @@ def task_of(location: str, hf_config: Any, noted: Mapping[str, Any]) -> type[Tas
         return TASKS[name]
     architecture = (getattr(hf_config, "architectures", None) or [""])[0]
     for task in TASKS.values():
-        if architecture.endswith(task.auto_class.removeprefix("AutoModel")) and task.auto_class != "AutoModel":
+        head = task.auto_class.removeprefix("AutoModel").replace("Seq2SeqLM", "ConditionalGeneration")
+        if head and architecture.endswith(head):
             return task
     raise InputError(f"{location}: its head ({architecture or 'none'}) is of no task of hf-finetune's")
 

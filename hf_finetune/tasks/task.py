@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
-# What a forward leaves of each feature: an array of any shape, [N] of them
-Kept = Sequence["np.ndarray[Any, Any]"]
+# What a forward leaves of each feature: an array of any shape, [N] of them; or the texts that were written
+Kept = Sequence[Any]
 
 
 class Task(Protocol):
@@ -91,9 +91,9 @@ class Task(Protocol):
         return None
 
     def generated_metrics(
-        self, kept: Kept, features: Features, table: Table, rows: "np.ndarray[Any, Any]"
+        self, texts: Sequence[str], features: Features, table: Table, rows: "np.ndarray[Any, Any]"
     ) -> dict[str, float]:
-        """The metrics of what generate() left of these rows."""
+        """The metrics of the texts that generate() wrote for these rows."""
         return {}
 
     # --- model
@@ -167,8 +167,8 @@ class Task(Protocol):
     # --- use
 
     def predictions(self, kept: Kept, features: Features, table: Table) -> Iterator[dict[str, Any]]:
-        """One row of `hf-finetune predict` for each row of the table, in its order. `kept`: of all features; what generate()
-        left where predicts_by_generating."""
+        """One row of `hf-finetune predict` for each row of the table, in its order. `kept`: of all features; where
+        predicts_by_generating, the texts (str) that generate() wrote for them."""
 
     @property
     def predicts_by_generating(self) -> bool:
