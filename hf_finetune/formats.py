@@ -8,7 +8,7 @@ import gzip
 import io
 import json
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -152,7 +152,8 @@ def read_class_folder(folder: Path, config: DataConfig) -> Rows:
 
 
 def read_squad(path: Path, articles: list[Any]) -> Iterator[dict[str, Any]]:
-    """Questions of a SQuAD 1.1 or 2.0 file, one row each: id, title, context, question, answers {text, answer_start}."""
+    """Questions of a SQuAD 1.1 or 2.0 file, one row each: id, title, context, question, answers {text, answer_start},
+    is_impossible."""
     for article_number, article in enumerate(articles, 1):
         try:
             for paragraph in article["paragraphs"]:
@@ -160,7 +161,8 @@ def read_squad(path: Path, articles: list[Any]) -> Iterator[dict[str, Any]]:
                     given = asked.get("answers", [])
                     answers = {key: [answer[key] for answer in given] for key in ("text", "answer_start")}
                     yield {"id": str(asked["id"]), "title": article.get("title", ""), "context": paragraph["context"],
-                           "question": asked["question"], "answers": answers}  # fmt: skip
+                           "question": asked["question"], "answers": answers,
+                           "is_impossible": asked.get("is_impossible", False)}  # fmt: skip
         except (KeyError, TypeError, AttributeError) as error:
             lacks = f"lacks {error}" if isinstance(error, KeyError) else "is not of SQuAD's form"
             raise InputError(
@@ -230,7 +232,10 @@ def tag_column(config: DataConfig, width: int, *, is_conllu: bool) -> int:
 
 
 def read_parallel(source: Path, target: Path, config: DataConfig) -> Rows:
-    """The lines of two text files that belong together, as {text column, label column}; lines empty in both are passed over."""
+    """The lines of two text files that belong together, as {text column, label column}; lines empty in both are passed over.
+
+    InputError where one has more lines, or a line is empty in one of them.
+    """
     sides = [read_text(path, config.encoding).split("\n") for path in (source, target)]
     sides = [lines[:-1] if lines[-1] == "" else lines for lines in sides]
     if len(sides[0]) != len(sides[1]):
@@ -238,8 +243,21 @@ def read_parallel(source: Path, target: Path, config: DataConfig) -> Rows:
             f"{target}: has {len(sides[1]):,} lines and {source} {len(sides[0]):,}; line by line they must belong together"
         )
     for number, (one, other) in enumerate(zip(*sides, strict=True), 1):
-        if one.strip() or other.strip():
+        if bool(one.strip()) != bool(other.strip()):
+            empty, full = (target, source) if one.strip() else (source, target)
+            raise InputError(f"{empty}:{number}: is empty, and line {number} of {full} is not")
+        if one.strip():
             yield number, {config.text_columns[0]: one.strip(), str(config.label_column): other.strip()}
+
+
+def value_of(row: Mapping[str, Any], column: str) -> Any:
+    """What a row has in a column; "a.b" is the entry b of the objects in column a. KeyError where there is none."""
+    if column in row or "." not in column:
+        return row[column]
+    outer, _, inner = column.partition(".")
+    if not isinstance(row[outer], Mapping):
+        raise KeyError(column)
+    return value_of(row[outer], inner)
 
 
 def is_table(path: Path) -> bool:

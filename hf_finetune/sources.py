@@ -13,7 +13,7 @@ from typing import Any
 from hf_finetune.config import DataConfig, check
 from hf_finetune.errors import InputError
 from hf_finetune.files import sha256_of
-from hf_finetune.formats import TextFiles, is_table, read_parallel, read_rows
+from hf_finetune.formats import TextFiles, is_table, read_lines, read_parallel, read_rows, read_text, value_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,21 +150,25 @@ def read_table(
     files: list[str] = []
     lines: list[int] = []
     word_lines: list[list[int]] = []
-    for path, rows in files_of(locations, config, key, form):
+    for path, rows in files_of(locations, config, key, form, needs_labels=needs_labels):
         empty = True
         for line, row in rows:
             empty = False
-            file = str(row.get("", path))
+            file = str(row[""] if path.is_dir() else path)
             for name in columns:
-                if name not in row and name in needed:
-                    found = ", ".join(str(column) for column in row if column not in ("", "#lines")) or "none"
-                    raise InputError(
-                        f"{file}:{line}: no column {name!r} (columns: {found}); see {setting_of(name, config)}"
-                    )
-                columns[name].append(row.get(name))
+                try:
+                    value = value_of(row, name)
+                except KeyError:
+                    value = None
+                    if name in needed:
+                        found = ", ".join(str(column) for column in row if column != "#lines") or "none"
+                        raise InputError(
+                            f"{file}:{line}: no column {name!r} (columns: {found}); see {setting_of(name, config)}"
+                        ) from None
+                columns[name].append(value)
             files.append(file)
             lines.append(line)
-            word_lines.append(row.get("#lines", []))
+            word_lines.append([] if is_table(path) else row.get("#lines", []))
         if empty:
             raise InputError(f"{path}: is empty")
     table = Table(columns=columns, files=files, lines=lines, word_lines=word_lines if any(word_lines) else None)
@@ -173,12 +177,16 @@ def read_table(
 
 
 def files_of(
-    locations: Sequence[str], config: DataConfig, key: str, form: TableForm
+    locations: Sequence[str], config: DataConfig, key: str, form: TableForm, *, needs_labels: bool = True
 ) -> Iterator[tuple[Path, Iterable[tuple[int, dict[str, Any]]]]]:
-    """Each file and its rows. Of parallel text files the second of two is named."""
+    """Each file and its rows. Of parallel text files the second of two is named; without `needs_labels` one may be alone, and
+    holds sources."""
     paths = find_files(locations, key)
     plain = [path for path in paths if not is_table(path) and path.is_file()]
     if form.text_files == "parallel" and plain:
+        if len(paths) == 1 and not needs_labels:
+            yield plain[0], read_lines(plain[0], read_text(plain[0], config.encoding), config)
+            return
         if len(plain) != len(paths) or len(plain) % 2:
             named = ", ".join(map(str, paths))
             raise InputError(f"{key} ({named}): text files come in twos, first the source and then its target")
@@ -238,6 +246,8 @@ def read_hub_dataset(config: DataConfig, form: TableForm | None = None) -> dict[
                 raise InputError(f"data.{split} ({chosen}): {name} has the splits {', '.join(loaded)}")
             continue
         rows = loaded[chosen]
+        if any("." in column and column not in rows.column_names for column in form.columns):
+            rows = rows.flatten()  # {"translation": {"de": ...}} has the column translation.de then
         for column in (*form.inputs, *form.labels):
             if column not in rows.column_names:
                 setting, found = setting_of(column, config), ", ".join(rows.column_names)
