@@ -10,6 +10,7 @@ import torch
 from scipy.special import expit, log_softmax
 
 from hf_finetune.config import DataConfig, ModelConfig, RunConfig, TaskConfig, TrainConfig
+from hf_finetune.data import Batch
 from hf_finetune.errors import InputError
 from hf_finetune.sources import Table
 from hf_finetune.tasks import TASKS, Task, build
@@ -43,6 +44,12 @@ def make_task(labels: Sequence[Any], class_names: tuple[str, ...] | None = None,
 def task_of(problem: str, names: Sequence[str] = ("a", "b", "c"), smoothing: float = 0.0) -> Classification:
     """A task without a table."""
     return Classification(problem=problem, label_names=tuple(names), label_column="label", label_smoothing=smoothing)
+
+
+def batch_of(labels: torch.Tensor) -> Batch:
+    """A batch as far as a loss reads it."""
+    rows = np.arange(len(labels))
+    return Batch(rows=rows, sequences=rows, counts=np.ones(len(rows), dtype=np.int64), inputs={}, labels=labels)
 
 
 def error_of(function: Callable[..., Any], *arguments: Any, **options: Any) -> str:
@@ -140,27 +147,27 @@ def test_class_names_of_the_data_set_keep_their_order_and_their_numbers() -> Non
     table = make_table([2, 0, 2], ("zebra", "ant", "mole"))
     task = Classification.from_table(make_run_config(), table)
     assert task.label_names == ("zebra", "ant", "mole")
-    assert task.encode_labels(table).tolist() == [2, 0, 2]
-    assert task.encode_labels(make_table(["mole", "zebra"])).tolist() == [2, 0]
+    assert task.labels(table, {}).tolist() == [2, 0, 2]
+    assert task.labels(make_table(["mole", "zebra"]), {}).tolist() == [2, 0]
 
 
 def test_class_names_of_a_list_column_are_used_too() -> None:
     table = make_table([[0, 2], [], [1]], ("zebra", "ant", "mole"))
     task = Classification.from_table(make_run_config(), table)
     assert (task.problem, task.label_names) == ("multi_label", ("zebra", "ant", "mole"))
-    assert task.encode_labels(table).tolist() == [[1, 0, 1], [0, 0, 0], [0, 1, 0]]
+    assert task.labels(table, {}).tolist() == [[1, 0, 1], [0, 0, 0], [0, 1, 0]]
 
 
 def test_single_labels_become_class_numbers() -> None:
     labels = ["b", "a", "c", "a"]
-    encoded = make_task(labels).encode_labels(make_table(labels))
+    encoded = make_task(labels).labels(make_table(labels), {})
     assert encoded.tolist() == [1, 0, 2, 0]
     assert encoded.dtype == np.int64
 
 
 def test_numbers_mean_the_same_class_as_whole_number_floats_and_strings() -> None:
     task = make_task([0, 1, 2])
-    assert task.encode_labels(make_table([2.0, 1, "0"])).tolist() == [2, 1, 0]
+    assert task.labels(make_table([2.0, 1, "0"]), {}).tolist() == [2, 1, 0]
 
 
 @pytest.mark.parametrize(
@@ -171,14 +178,14 @@ def test_numbers_mean_the_same_class_as_whole_number_floats_and_strings() -> Non
 def test_several_labels_become_0_and_1(labels: list[Any], separator: str | None) -> None:
     table = make_table(labels)
     task = Classification.from_table(make_run_config(separator=separator), table)
-    encoded = task.encode_labels(table)
+    encoded = task.labels(table, {})
     assert task.label_names == ("a", "b", "c")
     assert encoded.tolist() == [[1, 1, 0], [0, 0, 1], [0, 0, 0], [1, 0, 0]]
     assert encoded.dtype == np.float32
 
 
 def test_numbers_become_numbers() -> None:
-    encoded = make_task([0.5, 2]).encode_labels(make_table(["0.5", -1, 2.25, " 3e2 "]))
+    encoded = make_task([0.5, 2]).labels(make_table(["0.5", -1, 2.25, " 3e2 "]), {})
     assert encoded.tolist() == [0.5, -1.0, 2.25, 300.0]
     assert encoded.dtype == np.float32
 
@@ -236,7 +243,7 @@ def test_training_labels_that_cannot_be_used_are_named(
 def test_labels_of_other_splits_that_training_lacks_are_named(
     training: list[Any], labels: list[Any], message: str
 ) -> None:
-    assert error_of(make_task(training).encode_labels, make_table(labels)).startswith(message)
+    assert error_of(make_task(training).labels, make_table(labels), {}).startswith(message)
 
 
 @pytest.mark.parametrize(
@@ -258,12 +265,12 @@ def test_labels_of_other_splits_that_training_lacks_are_named(
 )
 def test_numbers_that_are_none_are_named(value: Any, message: str) -> None:
     task = make_task([0.5, 1.5], problem="regression")
-    assert error_of(task.encode_labels, make_table([0.5, 1, value])).startswith(f"made.csv:3: {message}")
+    assert error_of(task.labels, make_table([0.5, 1, value]), {}).startswith(f"made.csv:3: {message}")
 
 
 def test_the_largest_numbers_that_float32_holds_are_taken() -> None:
     largest = float(np.finfo(np.float32).max)
-    encoded = make_task([0.5, 1.5]).encode_labels(make_table([largest, -largest, 1e-50]))
+    encoded = make_task([0.5, 1.5]).labels(make_table([largest, -largest, 1e-50]), {})
     assert np.isfinite(encoded).all()
 
 
@@ -275,7 +282,7 @@ def test_the_largest_numbers_that_float32_holds_are_taken() -> None:
 def test_the_single_label_loss_is_the_sum_of_cross_entropy(seed: int, smoothing: float) -> None:
     generator = torch.Generator().manual_seed(seed)
     logits, labels = torch.randn(7, 3, generator=generator), torch.randint(0, 3, (7,), generator=generator)
-    total, count = task_of("single_label", smoothing=smoothing).loss(logits, labels)
+    total, count = task_of("single_label", smoothing=smoothing).loss(logits, batch_of(labels))
     assert count == 7
     theirs = torch.nn.CrossEntropyLoss(label_smoothing=smoothing)(logits, labels)
     torch.testing.assert_close(total / count, theirs)
@@ -288,7 +295,7 @@ def test_the_single_label_loss_is_the_sum_of_cross_entropy(seed: int, smoothing:
 def test_the_multi_label_loss_is_the_sum_of_binary_cross_entropy_over_all_decisions(seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     logits, labels = torch.randn(7, 3, generator=generator), torch.randint(0, 2, (7, 3), generator=generator).float()
-    total, count = task_of("multi_label").loss(logits, labels)
+    total, count = task_of("multi_label").loss(logits, batch_of(labels))
     assert count == 21
     torch.testing.assert_close(total / count, torch.nn.BCEWithLogitsLoss()(logits, labels))
     chance, truth = expit(logits.numpy()), labels.numpy()
@@ -299,7 +306,7 @@ def test_the_multi_label_loss_is_the_sum_of_binary_cross_entropy_over_all_decisi
 def test_the_regression_loss_is_the_sum_of_squares(seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     logits, labels = torch.randn(7, 1, generator=generator), torch.randn(7, generator=generator)
-    total, count = task_of("regression", ["score"]).loss(logits, labels)
+    total, count = task_of("regression", ["score"]).loss(logits, batch_of(labels))
     assert count == 7
     torch.testing.assert_close(total / count, torch.nn.MSELoss()(logits[:, 0], labels))
     assert float(total) == pytest.approx(float(((logits[:, 0] - labels) ** 2).sum()), rel=1e-5)
@@ -312,7 +319,7 @@ def test_the_regression_loss_is_the_sum_of_squares(seed: int) -> None:
 def test_a_loss_is_summed_in_fp32_and_has_a_gradient(problem: str, labels: torch.Tensor) -> None:
     columns = 1 if problem == "regression" else 3
     logits = torch.randn(2, columns, dtype=torch.bfloat16, requires_grad=True)
-    total, _ = task_of(problem).loss(logits, labels)
+    total, _ = task_of(problem).loss(logits, batch_of(labels))
     assert total.dtype == torch.float32
     total.backward()
     assert logits.grad is not None
@@ -324,8 +331,8 @@ def test_losses_of_parts_add_up_to_the_loss_of_the_whole() -> None:
                             ("regression", torch.arange(5.0))):  # fmt: skip
         task, logits = task_of(problem, smoothing=0.1 if problem == "single_label" else 0.0), torch.randn(5, 3)
         logits = logits[:, :1] if problem == "regression" else logits
-        whole, count = task.loss(logits, labels)
-        parts = [task.loss(logits[part], labels[part]) for part in (slice(0, 2), slice(2, 5))]
+        whole, count = task.loss(logits, batch_of(labels))
+        parts = [task.loss(logits[part], batch_of(labels[part])) for part in (slice(0, 2), slice(2, 5))]
         assert sum(part[1] for part in parts) == count
         torch.testing.assert_close(parts[0][0] + parts[1][0], whole)
 
@@ -340,7 +347,7 @@ def test_single_label_decides_for_the_largest() -> None:
     assert task.decode(LOGITS).tolist() == [0, 1, 2]
     scores = task.scores(LOGITS)
     np.testing.assert_allclose(scores, torch.softmax(torch.from_numpy(LOGITS), -1).numpy(), rtol=1e-5)
-    described = task.describe(scores[1])
+    described = task.describe_scores(scores[1])
     assert described["label"] == "b"
     assert list(described["probabilities"]) == ["a", "b", "c"]
     assert sum(described["probabilities"].values()) == pytest.approx(1.0)
@@ -351,8 +358,10 @@ def test_multi_label_decides_for_all_above_one_half() -> None:
     assert task.decode(LOGITS).tolist() == [[1, 0, 1], [0, 0, 0], [1, 1, 1]]
     scores = task.scores(LOGITS)
     np.testing.assert_allclose(scores, torch.sigmoid(torch.from_numpy(LOGITS)).numpy(), rtol=1e-5)
-    assert [task.describe(row)["labels"] for row in scores] == [["a", "c"], [], ["a", "b", "c"]]
-    assert task.describe(scores[0])["probabilities"] == pytest.approx({"a": 0.8808, "b": 0.2689, "c": 0.6225}, abs=1e-4)
+    assert [task.describe_scores(row)["labels"] for row in scores] == [["a", "c"], [], ["a", "b", "c"]]
+    assert task.describe_scores(scores[0])["probabilities"] == pytest.approx(
+        {"a": 0.8808, "b": 0.2689, "c": 0.6225}, abs=1e-4
+    )
     assert task.decode(np.zeros((1, 3), dtype=np.float32)).tolist() == [[0, 0, 0]]
 
 
@@ -360,21 +369,21 @@ def test_regression_gives_the_number_itself() -> None:
     task, outputs = task_of("regression", ["score"]), np.array([[0.25], [-7.5]], dtype=np.float32)
     assert task.decode(outputs).tolist() == [0.25, -7.5]
     assert task.scores(outputs).tolist() == [[0.25], [-7.5]]
-    assert task.describe(task.scores(outputs)[1]) == {"score": -7.5}
+    assert task.describe_scores(task.scores(outputs)[1]) == {"score": -7.5}
 
 
 def test_what_is_described_is_what_is_decoded() -> None:
     for seed in SEEDS:
         logits = np.random.default_rng(seed).normal(size=(20, 3)).astype(np.float32)
         single, several = task_of("single_label"), task_of("multi_label")
-        names = [single.describe(row)["label"] for row in single.scores(logits)]
+        names = [single.describe_scores(row)["label"] for row in single.scores(logits)]
         assert [single.label_names[number] for number in single.decode(logits)] == names
-        sets = [several.describe(row)["labels"] for row in several.scores(logits)]
+        sets = [several.describe_scores(row)["labels"] for row in several.scores(logits)]
         assert [[name for name, on in zip("abc", row, strict=True) if on] for row in several.decode(logits)] == sets
 
 
 def test_plain_values_come_out_of_describe() -> None:
-    described = task_of("multi_label").describe(np.array([0.9, 0.1, 0.6], dtype=np.float32))  # type: ignore[arg-type]
+    described = task_of("multi_label").describe_scores(np.array([0.9, 0.1, 0.6], dtype=np.float32))  # type: ignore[arg-type]
     assert all(type(score) is float for score in described["probabilities"].values())
 
 

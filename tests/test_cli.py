@@ -20,7 +20,8 @@ import tiny
 import hf_finetune
 from hf_finetune import cli, recipe
 from hf_finetune.errors import InputError
-from hf_finetune.predict import Classifier
+from hf_finetune.predict import Predictor
+from hf_finetune.tasks.classification import Classification
 
 ROOT = Path(__file__).parent.parent
 COMMANDS = ("train", "inspect", "evaluate", "predict", "push")
@@ -155,7 +156,7 @@ def test_predict_prints_a_line_of_json_for_a_text(run_dir: Path, capsys: pytest.
     output = capsys.readouterr()
     row = json.loads(output.out)
     assert output.err == ""
-    assert row == next(Classifier.from_pretrained(str(run_dir)).predict([["the old cat"]]))
+    assert row == next(Predictor.from_pretrained(str(run_dir)).predict([{"text": "the old cat"}]))
     assert set(row["probabilities"]) == {"animals", "food", "tools"}
 
 
@@ -164,7 +165,7 @@ def test_predict_writes_a_files_answers_in_order_or_prints_them(
 ) -> None:
     texts = [row["text"] for row in tiny.make_rows(30, seed=8)]
     data = tiny.write_jsonl(tmp_path / "rows.jsonl", [{"text": text} for text in texts])
-    expected = list(Classifier.from_pretrained(str(run_dir)).predict([texts]))
+    expected = list(Predictor.from_pretrained(str(run_dir)).predict([{"text": text} for text in texts]))
     out = tmp_path / "answers.jsonl"
     assert call("predict", str(run_dir), "--data", str(data), "--out", str(out)) == 0
     assert capsys.readouterr() == (f"30 rows written to {out}\n", "")
@@ -323,20 +324,23 @@ def test_one_text_for_a_model_of_pairs_is_an_error(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     class Pairs:
-        settings: dict[str, Any] = {"text_columns": ["text", "other"]}  # noqa: RUF012
+        task = Classification(
+            problem="single_label", label_names=("a", "b"), text_columns=("text", "other"), label_column="label"
+        )
 
         @classmethod
-        def from_pretrained(cls, _: str) -> "Pairs":
+        def from_pretrained(cls, _: str, **columns: Any) -> "Pairs":
+            assert not any(columns.values())
             return cls()
 
-        def predict(self, columns: list[list[str]]) -> list[dict[str, Any]]:
-            return [{"label": columns}]
+        def predict(self, rows: list[dict[str, str]]) -> list[dict[str, Any]]:
+            return [{"label": row} for row in rows]
 
-    monkeypatch.setattr("hf_finetune.predict.Classifier", Pairs)
+    monkeypatch.setattr("hf_finetune.predict.Predictor", Pairs)
     assert call("predict", "somewhere", "--text", "x") == 2
     assert capsys.readouterr().err == "error: --text: takes two texts, as the model was trained\n"
     assert call("predict", "somewhere", "--text", "x", "y") == 0
-    assert json.loads(capsys.readouterr().out) == {"label": [["x"], ["y"]]}
+    assert json.loads(capsys.readouterr().out) == {"label": {"text": "x", "other": "y"}}
 
 
 def test_debug_shows_the_traceback_and_the_exit_code_is_the_same(

@@ -44,8 +44,8 @@ DATA = DataConfig(train=("train.csv",))
 # (section, what is given, dotted key that the message starts with, fragment of the message)
 CASES: list[tuple[type, dict[str, Any], str, str]] = [
     *((ModelConfig, {"dropout": value}, "model.dropout", "in [0, 1)") for value in (-0.1, 1.0, 7, NAN)),
-    (DataConfig, {"text_columns": ()}, "data.text_columns", "one or two columns"),
-    (DataConfig, {"text_columns": ("a", "b", "c")}, "data.text_columns", "one or two columns"),
+    (DataConfig, {"text_columns": ()}, "data.text_columns", "at least one column"),
+    (DataConfig, {"choice_columns": ("a", "a")}, "data.text_columns", "must differ"),
     (DataConfig, {"text_columns": ("a", "a")}, "data.text_columns", "must differ"),
     (DataConfig, {"text_columns": ("label",)}, "data.text_columns", "data.label_column (label)"),
     *((DataConfig, {"validation_fraction": value}, "data.validation_fraction", "[0, 1)") for value in (-0.1, 1.0, NAN)),
@@ -56,6 +56,21 @@ CASES: list[tuple[type, dict[str, Any], str, str]] = [
     (DataConfig, {"max_train_examples": 1}, "data.max_train_examples", "at least 2"),
     (DataConfig, {"encoding": ()}, "data.encoding", "at least one"),
     (DataConfig, {"subset": "mrpc"}, "data.subset", "needs data.dataset"),
+    *(
+        (TaskConfig, {key: 0}, f"task.{key}", "at least 1")
+        for key in ("longest_answer", "num_best", "max_target_length", "num_beams")
+    ),
+    *(
+        (TaskConfig, {key: -1}, f"task.{key}", "0 or more")
+        for key in ("window_overlap", "generate_examples", "focal_gamma")
+    ),
+    *((TaskConfig, {"mask_fraction": value}, "task.mask_fraction", "in (0, 1)") for value in (0.0, 1.0, NAN)),
+    *(
+        (TaskConfig, {key: value}, f"task.{key}", "finite")
+        for key in ("null_threshold", "length_penalty", "similarity_scale")
+        for value in (NAN, INFINITY)
+    ),
+    (TaskConfig, {"similarity_scale": 0.0}, "task.similarity_scale", "above 0"),
     (TaskConfig, {"label_separator": ""}, "task.label_separator", "not be empty"),
     (TaskConfig, {"label_separator": ",", "problem": "regression"}, "task.label_separator", "task.problem regression"),
     (TaskConfig, {"label_separator": ",", "problem": "single_label"}, "task.label_separator", "problem single_label"),
@@ -344,12 +359,14 @@ def test_the_guard_finds_a_setting_that_no_code_reads(invented: str) -> None:
 # From the bottom up; a module imports only from rows above its own in this list (so from lower layers).
 LAYERS = (
     {"errors"},
-    {"config", "files", "signals"},
-    {"settings", "sources", "freezing", "hub"},
-    {"checkpoint", "optim", "tasks.classification", "recipe", "replay", "dropout"},
-    {"tasks", "data", "runtime", "first_token"},
-    {"backbone", "metrics", "states"},
-    {"loop"},
+    {"config", "files", "signals", "heads"},
+    {"settings", "formats", "freezing", "hub"},
+    {"checkpoint", "optim", "sources", "recipe", "replay", "dropout"},
+    {"data", "metrics", "runtime", "first_token"},
+    {"tasks.losses", "tasks.task", "states"},
+    {"tasks.classification"},
+    {"tasks", "loop"},
+    {"backbone"},
     {"predict", "tracking", "job", "verify"},
     {"export", "resume"},
     {"prefix", "materialize"},

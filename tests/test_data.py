@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,24 +18,25 @@ from hf_finetune.config import DataConfig
 from hf_finetune.data import (
     Features,
     MicroBatchLimit,
+    Ragged,
     carve,
     collate,
-    encode,
     evaluation_batches,
-    flat_features,
     load_splits,
+    make_features,
     plan_epoch,
     share_batch,
     stratum,
+    tokenize,
 )
 from hf_finetune.errors import InputError
-from hf_finetune.sources import Table
+from hf_finetune.sources import Table, labelled_texts
 from hf_finetune.tasks.classification import Classification, guess_problem
 
 Array = np.ndarray[Any, Any]
 SEEDS = (0, 1, 2, 31)
 BOTH = {"validation": 0.1, "test": 0.2}
-CONFIG = DataConfig(train=("unused",))
+FORM = labelled_texts(DataConfig(train=("unused",)))
 
 
 def make_table(labels: Sequence[Any], texts: Sequence[str] | None = None) -> Table:
@@ -63,7 +65,7 @@ def make_lengths(count: int, seed: int) -> Array:
 @pytest.mark.parametrize("seed", SEEDS)
 def test_carved_splits_are_disjoint_and_complete_and_of_the_right_size(seed: int) -> None:
     labels = np.random.default_rng(seed).choice(["a", "b", "c"], 200, p=[0.6, 0.3, 0.1]).tolist()
-    kept, carved = carve(make_table(labels), CONFIG, BOTH, seed)
+    kept, carved = carve(make_table(labels), FORM, BOTH, seed)
     assert sorted([*kept, *carved["validation"], *carved["test"]]) == list(range(200))
     assert (len(carved["validation"]), len(carved["test"])) == (20, 40)
     assert [kept, *carved.values()] == [sorted(rows) for rows in (kept, *carved.values())]
@@ -73,14 +75,14 @@ def test_carved_splits_are_disjoint_and_complete_and_of_the_right_size(seed: int
 @pytest.mark.parametrize("labels", [1, 3])
 def test_the_sizes_are_rounded_over_all_labels_together(count: int, sizes: list[int], labels: int) -> None:
     for seed in SEEDS:
-        _, carved = carve(make_table([row % labels for row in range(count)]), CONFIG, BOTH, seed)
+        _, carved = carve(make_table([row % labels for row in range(count)]), FORM, BOTH, seed)
         assert [len(carved["validation"]), len(carved["test"])] == sizes
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_carving_is_stratified(seed: int) -> None:
     labels = ["rare"] * 10 + ["some"] * 40 + ["most"] * 150
-    _, carved = carve(make_table(labels), CONFIG, BOTH, seed)
+    _, carved = carve(make_table(labels), FORM, BOTH, seed)
     for split, fraction in BOTH.items():
         counts = Counter(labels[row] for row in carved[split])
         for label, total in Counter(labels).items():
@@ -90,7 +92,7 @@ def test_carving_is_stratified(seed: int) -> None:
 @pytest.mark.parametrize("seed", SEEDS)
 def test_what_labels_of_one_row_cannot_give_is_not_taken_from_others(seed: int) -> None:
     labels = [f"a{number}" for number in range(50)] + ["b"] * 100 + ["c"] * 100
-    _, carved = carve(make_table(labels), CONFIG, BOTH, seed)
+    _, carved = carve(make_table(labels), FORM, BOTH, seed)
     for split, most in (("validation", 10), ("test", 20)):
         counts = Counter(labels[row] for row in carved[split])
         assert set(counts) == {"b", "c"}
@@ -99,13 +101,13 @@ def test_what_labels_of_one_row_cannot_give_is_not_taken_from_others(seed: int) 
 
 def test_carving_is_a_function_of_the_seed() -> None:
     table = make_table(["a", "b"] * 50)
-    carvings = [carve(table, CONFIG, BOTH, seed) for seed in range(5)]
-    assert carvings == [carve(table, CONFIG, BOTH, seed) for seed in range(5)]
+    carvings = [carve(table, FORM, BOTH, seed) for seed in range(5)]
+    assert carvings == [carve(table, FORM, BOTH, seed) for seed in range(5)]
     assert len({str(carving) for carving in carvings}) == 5
 
 
 def test_carving_draws_and_does_not_take_the_first_rows() -> None:
-    _, carved = carve(make_table(["a"] * 100), CONFIG, {"test": 0.1}, 0)
+    _, carved = carve(make_table(["a"] * 100), FORM, {"test": 0.1}, 0)
     assert carved["test"] not in (list(range(10)), list(range(90, 100)))
 
 
@@ -129,7 +131,7 @@ def test_equal_texts_go_together_and_every_label_keeps_a_row_in_training(
 ) -> None:
     texts, labels = [str(text) for text, _ in rows], [label for _, label in rows]
     given_fractions = dict(zip(("validation", "test"), fractions, strict=True))
-    kept, carved = carve(make_table(labels, texts), CONFIG, given_fractions, seed)
+    kept, carved = carve(make_table(labels, texts), FORM, given_fractions, seed)
     assert sorted([*kept, *carved["validation"], *carved["test"]]) == list(range(len(rows)))
     sides: dict[str, set[str]] = {}
     for side, members in {"train": kept, **carved}.items():
@@ -154,8 +156,8 @@ def test_the_first_text_of_a_pair_alone_makes_no_texts_equal() -> None:
     config = DataConfig(train=("x",), text_columns=("text", "other"))
     table = make_table(["a", "b"] * 20, ["same"] * 40)
     table.columns["other"] = [str(row) for row in range(40)]
-    assert len(carve(table, config, {"test": 0.25}, 0)[1]["test"]) == 10
-    assert carve(table, CONFIG, {"test": 0.25}, 0)[1]["test"] == []
+    assert len(carve(table, labelled_texts(config), {"test": 0.25}, 0)[1]["test"]) == 10
+    assert carve(table, FORM, {"test": 0.25}, 0)[1]["test"] == []
 
 
 @pytest.mark.parametrize(
@@ -184,7 +186,6 @@ def test_given_splits_are_read_and_nothing_is_carved(tmp_path: Path) -> None:
     splits = load_splits(DataConfig(**files), 0)
     assert {split: len(table) for split, table in splits.tables().items()} == {"train": 9, "validation": 5, "test": 4}
     assert splits.notes == ()
-    assert splits.texts(splits.validation) == [splits.validation.columns["text"]]
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -266,12 +267,40 @@ def test_a_data_set_without_validation_needs_a_fraction(dataset_folder: Path) ->
 
 def test_a_data_set_without_training_rows_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     empty, full = make_table([]), make_table(["a", "b"])
-    monkeypatch.setattr(data, "read_hub_dataset", lambda config: {"train": empty, "validation": full, "test": full})
+    monkeypatch.setattr(
+        data, "read_hub_dataset", lambda config, form: {"train": empty, "validation": full, "test": full}
+    )
     with pytest.raises(InputError, match=r"^data\.train \(\[\]\): leaves no row to train on"):
         load_splits(DataConfig(dataset="empty"), 0)
 
 
 # --- encoding and its cache -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Labelled(Classification):
+    """A task whose labels are given."""
+
+    given: Any = None
+
+    def labels(self, table: Table, arrays: Any) -> Any:
+        return self.given
+
+
+def encode(texts: Sequence[Sequence[str]], tokenizer: Any, max_length: int, labels: Any) -> Features:
+    """Features of columns of texts, through the cache."""
+    columns = {f"text{number}": list(column) for number, column in enumerate(texts)}
+    task = Labelled(
+        problem="single_label", label_names=("a", "b"), label_column="label", text_columns=tuple(columns), given=labels
+    )
+    table = Table(columns=columns, files=["made.csv"] * len(texts[0]), lines=list(range(1, len(texts[0]) + 1)))
+    return data.encode(task, table, tokenizer, max_length)
+
+
+def flat_features(texts: Sequence[Sequence[str]], tokenizer: Any, max_length: int) -> Features:
+    """Features of columns of texts, without the cache."""
+    return make_features(tokenize(texts, tokenizer, max_length), np.zeros(len(texts[0])))
+
 
 TEXTS = [[row["text"] for row in tiny.make_rows(25, seed=3)]]
 PAIRS = [TEXTS[0], [row["text"] for row in tiny.make_rows(25, seed=4)]]
@@ -459,12 +488,13 @@ def test_an_entry_with_a_damaged_file_is_made_again(
 def test_two_runs_that_encode_the_same_at_once_do_not_disturb_each_other(
     cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = data.tokenize
+    original = Labelled.tokenize
 
-    def slower(texts: Any, tokenizer: Any, max_length: int) -> Any:
-        arrays = original(texts, tokenizer, max_length)
+    def slower(self: Labelled, table: Table, tokenizer: Any, max_length: int) -> Any:
+        arrays = original(self, table, tokenizer, max_length)
+        texts = [table.columns[name] for name in self.text_columns]
         with monkeypatch.context() as patch:  # the other run is done before this one writes
-            patch.setattr(data, "tokenize", original)
+            patch.setattr(Labelled, "tokenize", original)
             others.append(encode(texts, make_tokenizer(), max_length, LABELS))
         inodes.append(next(cache.iterdir()).stat().st_ino)
         return arrays
@@ -472,7 +502,7 @@ def test_two_runs_that_encode_the_same_at_once_do_not_disturb_each_other(
     others: list[Features] = []
     inodes: list[int] = []
     with monkeypatch.context() as patch:
-        patch.setattr(data, "tokenize", slower)
+        patch.setattr(Labelled, "tokenize", slower)
         ours = encode(TEXTS, make_tokenizer(), 16, LABELS)
     assert same(ours, others[0])
     assert [folder.stat().st_ino for folder in cache.iterdir()] == inodes  # the other may be reading it
@@ -520,20 +550,46 @@ def test_a_batch_equals_the_tokenizers_own_padding(
         rows = np.random.default_rng(seed).permutation(25)[: seed % 7 + 1]
         columns = [[column[row] for row in rows] for column in texts]
         theirs = tokenizer(*columns, truncation=True, max_length=16, padding=True, return_tensors="pt")
-        ours = collate(features, rows, tokenizer.pad_token_id)
-        labels = ours.pop("labels")
+        batch = collate(features, rows, tokenizer.pad_token_id)
+        ours = batch.inputs
         assert set(ours) == set(theirs) == {*tokenizer.model_input_names}
         assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
         assert {tensor.dtype for tensor in ours.values()} == {torch.int64}
-        assert len(labels) == len(rows)
+        assert batch.labels is not None
+        assert len(batch.labels) == len(rows)
+        assert batch.counts.tolist() == [1] * len(rows)
 
 
 @pytest.mark.parametrize("labels", [np.arange(25), np.arange(25, dtype=np.float32), np.eye(25, 3, dtype=np.float32)])
 def test_a_batch_has_the_labels_of_its_rows(labels: Array) -> None:
     features = Features(**vars(flat_features(TEXTS, make_tokenizer(), 16)) | {"labels": labels})
     batch = collate(features, np.array([7, 0, 24]), 0)
-    assert np.array_equal(batch["labels"].numpy(), labels[[7, 0, 24]])
-    assert batch["labels"].dtype == torch.from_numpy(labels).dtype
+    assert batch.labels is not None
+    assert np.array_equal(batch.labels.numpy(), labels[[7, 0, 24]])
+    assert batch.labels.dtype == torch.from_numpy(labels).dtype
+
+
+def test_a_batch_of_ragged_labels_is_padded_with_what_no_loss_counts() -> None:
+    values = Ragged(values=np.arange(60), offsets=np.concatenate([[0], np.cumsum(np.arange(25) % 5)]))
+    features = Features(**vars(flat_features(TEXTS, make_tokenizer(), 16)) | {"labels": values})
+    batch = collate(features, np.array([3, 0, 7]), 0)
+    assert batch.labels is not None
+    assert batch.labels.tolist() == [[3, 4, 5], [-100, -100, -100], [11, 12, -100]]
+    assert len(features.fingerprint()) == 16
+
+
+def test_a_batch_of_features_with_several_sequences_has_them_all_in_order() -> None:
+    whole = flat_features(TEXTS, make_tokenizer(), 16)
+    several = Features(**vars(whole) | {"rows": np.array([0, 2, 3, 7, 25]), "labels": np.arange(4)})
+    assert len(several) == 4
+    assert several.num_sequences == 25
+    assert several.lengths.tolist() == [int(whole.lengths[a:b].max()) for a, b in ((0, 2), (2, 3), (3, 7), (7, 25))]
+    assert several.num_tokens.tolist() == [int(whole.lengths[a:b].sum()) for a, b in ((0, 2), (2, 3), (3, 7), (7, 25))]
+    batch, alone = collate(several, np.array([2, 0]), 0), collate(whole, np.array([3, 4, 5, 6, 0, 1]), 0)
+    assert batch.sequences.tolist() == [3, 4, 5, 6, 0, 1]
+    assert batch.counts.tolist() == [4, 2]
+    assert all(torch.equal(batch.inputs[name], alone.inputs[name]) for name in alone.inputs)
+    assert several.fingerprint() != Features(**vars(whole) | {"labels": np.arange(4)}).fingerprint()
 
 
 # --- the order of an epoch ------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from hf_finetune import export
 from hf_finetune.config import CheckpointConfig, DataConfig, HubConfig, ModelConfig, RunConfig, as_dict
 from hf_finetune.errors import InputError
 from hf_finetune.finetune import RunResult, finetune
-from hf_finetune.predict import Classifier
+from hf_finetune.predict import Predictor
 from hf_finetune.settings import load_config
 
 FILES = {"README.md", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
@@ -146,7 +146,7 @@ def test_on_a_cpu_the_reloaded_model_differs_by_nothing(runs: Any) -> None:
 def test_a_pipeline_on_the_folder_answers_as_the_classifier_does(runs: Any, problem: str) -> None:
     _, result = runs(problem)
     texts = [row["text"] for row in tiny.make_rows(9, seed=7, problem=problem)] + ["cat dog " * 40]
-    ours = list(Classifier.from_pretrained(str(result.run_dir)).predict([texts]))
+    ours = list(Predictor.from_pretrained(str(result.run_dir)).predict([{"text": text} for text in texts]))
     pipe = transformers.pipeline("text-classification", model=str(result.model_dir), device="cpu")
     theirs = pipe(texts, top_k=None, truncation=True)
     for row, answer in zip(ours, theirs, strict=True):

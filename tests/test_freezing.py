@@ -331,7 +331,7 @@ def test_evaluate_gives_every_module_its_own_mode_back() -> None:
     options: dict[str, Any] = {"batch_size": 2, "pad_token_id": 0, "distributed": False}
     first = evaluate(model, features, task, machine, **options)
     assert {name: module.training for name, module in model.named_modules()} == before
-    assert np.array_equal(first.logits, evaluate(model, features, task, machine, **options).logits)
+    assert np.array_equal(first.kept, evaluate(model, features, task, machine, **options).kept)
 
     broken = Classification(
         problem="single_label", label_names=("a", "b", "c"), label_column="label", label_smoothing=9

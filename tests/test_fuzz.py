@@ -27,7 +27,7 @@ from hf_finetune import settings as settings_module
 from hf_finetune.config import DataConfig, RunConfig, as_dict
 from hf_finetune.errors import InputError
 from hf_finetune.materialize import materialize
-from hf_finetune.predict import Classifier, predict_file
+from hf_finetune.predict import Predictor, predict_file
 from hf_finetune.settings import SECTIONS, TYPES, build_parser, config_from_dict, load_config, to_yaml
 from hf_finetune.sources import Table, read_table
 
@@ -348,18 +348,18 @@ def test_any_location_gives_an_input_error(tmp_path_factory: pytest.TempPathFact
 
 
 @pytest.fixture(scope="module")
-def classifier(tmp_path_factory: pytest.TempPathFactory) -> Classifier:
+def classifier(tmp_path_factory: pytest.TempPathFactory) -> Predictor:
     """A random model that answers."""
     folder = tmp_path_factory.mktemp("model")
     tiny.make_model(layers=1).save_pretrained(folder)
     tiny.make_tokenizer().save_pretrained(folder)
-    return Classifier.from_pretrained(str(folder))
+    return Predictor.from_pretrained(str(folder))
 
 
 @pytest.mark.parametrize("ending", GOOD)
 @pytest.mark.parametrize("older", [None, "an older answer\n"])
 def test_predictions_are_written_whole_or_not_at_all(
-    classifier: Classifier, tmp_path: Path, ending: str, older: str | None
+    classifier: Predictor, tmp_path: Path, ending: str, older: str | None
 ) -> None:
     path, out, outcomes = tmp_path / f"rows{ending}", tmp_path / "answers.jsonl", {"rows": 0, "errors": 0}
 

@@ -18,7 +18,7 @@ from hf_finetune import cli, hub
 from hf_finetune.config import RunConfig
 from hf_finetune.errors import InputError
 from hf_finetune.finetune import finetune
-from hf_finetune.predict import Classifier
+from hf_finetune.predict import Predictor
 from hf_finetune.settings import load_config
 
 TOKEN = "hf_adaWritesEverything"
@@ -288,7 +288,7 @@ def test_a_push_that_fails_costs_nothing_and_the_command_it_prints_does_it_later
 
     results = json.loads((config.run_dir / "results.json").read_text(encoding="utf-8"))
     assert results["status"] == "finished"
-    Classifier.from_pretrained(str(config.run_dir))
+    Predictor.from_pretrained(str(config.run_dir))
     warning, _, command = capsys.readouterr().out.partition("warning: the push to ada/clf failed: ")[2].partition("\n")
     assert warning
     (line,) = [line for line in command.splitlines() if line.startswith("  hf-finetune push")]
@@ -337,8 +337,8 @@ model = AutoModelForSequenceClassification.from_pretrained("ada/clf")
 tokenizer = AutoTokenizer.from_pretrained("ada/clf")
 with torch.inference_mode():
     logits = model(**tokenizer(texts, padding=True, return_tensors="pt")).logits.tolist()
-from hf_finetune import Classifier
-rows = list(Classifier.from_pretrained("ada/clf").predict([texts]))
+from hf_finetune import Predictor
+rows = list(Predictor.from_pretrained("ada/clf").predict([{"text": text} for text in texts]))
 print(json.dumps({"logits": logits, "labels": model.config.id2label, "rows": rows}))
 """
 
@@ -352,13 +352,14 @@ def test_from_pretrained_by_name_gives_the_logits_of_the_run(server: HubServer, 
     assert done.returncode == 0, done.stderr
     loaded = json.loads(done.stdout.splitlines()[-1])
 
-    classifier = Classifier.from_pretrained(str(run_dir))
-    expected = classifier.logits([texts]).tolist()
+    classifier = Predictor.from_pretrained(str(run_dir))
+    features = classifier.features(classifier.table_of([{"text": text} for text in texts]), has_labels=False)
+    expected = [logits.tolist() for logits in classifier.run(features).kept]
     assert [value for row in loaded["logits"] for value in row] == pytest.approx(
         [value for row in expected for value in row], abs=1e-6
     )
     assert loaded["labels"] == {"0": "animals", "1": "food", "2": "tools"}
-    rows = list(classifier.predict([texts]))
+    rows = list(classifier.predict([{"text": text} for text in texts]))
     assert [row["label"] for row in loaded["rows"]] == [row["label"] for row in rows]
     for ours, theirs in zip(loaded["rows"], rows, strict=True):
         assert ours["probabilities"] == pytest.approx(theirs["probabilities"], abs=1e-6)

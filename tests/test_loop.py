@@ -15,7 +15,7 @@ from hf_finetune.data import MicroBatchLimit
 from hf_finetune.errors import InputError
 from hf_finetune.finetune import finetune, set_up
 from hf_finetune.job import Clock, Job
-from hf_finetune.loop import Schedule, accumulate, evaluate, micro_batch_limit, schedule_of, train_steps
+from hf_finetune.loop import Schedule, Window, accumulate, evaluate, micro_batch_limit, schedule_of, train_steps
 
 MakeConfig = Callable[..., RunConfig]
 
@@ -60,13 +60,14 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(job: Any, problem: s
     rows = np.arange(7)
     pieces = [rows[start : start + size] for start in range(0, 7, size)]
     made.trainee.model.train()
-    loss = accumulate(made.trainee, made.features["train"], made.task, made.runtime, pieces, rows)
+    window = Window(number=0, epoch=1, rows=rows, micro_batches=pieces)
+    loss = accumulate(made.trainee, made.features["train"], made.task, made.runtime, window)
     ours = {name: parameter.grad.clone() for name, parameter in made.trainee.model.named_parameters()}
     made.trainee.model.zero_grad()
     from hf_finetune.data import collate
 
     batch = collate(made.features["train"], rows, made.trainee.pad_token_id)
-    theirs = made.trainee.model(**batch).loss
+    theirs = made.trainee.model(**batch.inputs, labels=batch.labels).loss
     theirs.backward()
     assert loss == pytest.approx(float(theirs), abs=1e-6)
     for name, parameter in made.trainee.model.named_parameters():
@@ -89,13 +90,15 @@ def test_evaluation_keeps_the_order_of_the_data_and_counts_every_row_once(job: A
     features = made.features["validation"]
     small = evaluate(made.trainee.model, features, made.task, made.runtime, batch_size=5, pad_token_id=0)
     whole = evaluate(made.trainee.model, features, made.task, made.runtime, batch_size=100, pad_token_id=0)
-    np.testing.assert_allclose(small.logits, whole.logits, atol=1e-5)
-    by_hand = torch.nn.functional.cross_entropy(torch.from_numpy(whole.logits), torch.from_numpy(features.labels))
+    np.testing.assert_allclose(small.kept, whole.kept, atol=1e-5)
+    by_hand = torch.nn.functional.cross_entropy(
+        torch.from_numpy(np.stack(whole.kept)), torch.from_numpy(features.labels)
+    )
     assert small.loss == pytest.approx(float(by_hand), abs=1e-5)
     some = evaluate(
         made.trainee.model, features, made.task, made.runtime, batch_size=3, pad_token_id=0, rows=np.array([7, 2, 11])
     )
-    np.testing.assert_allclose(some.logits, whole.logits[[7, 2, 11]], atol=1e-5)
+    np.testing.assert_allclose(some.kept, np.stack(whole.kept)[[7, 2, 11]], atol=1e-5)
 
 
 def test_a_gradient_that_is_not_finite_stops_before_the_weights_change(job: Any) -> None:

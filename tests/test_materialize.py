@@ -11,7 +11,7 @@ import transformers
 from recipes.test_classify import assert_same_tensors, last_checkpoint, run_until
 from safetensors.torch import load_file, save_file
 
-from hf_finetune import Classifier, checkpoint, cli
+from hf_finetune import Predictor, checkpoint, cli
 from hf_finetune.config import RunConfig
 from hf_finetune.errors import InputError
 from hf_finetune.finetune import finetune
@@ -48,7 +48,7 @@ def test_a_small_checkpoint_gives_the_whole_model_back(
     model = transformers.AutoModelForSequenceClassification.from_pretrained(out)
     assert model.config.id2label == dict(enumerate(content["run"]["labels"]))
     ours, theirs = (
-        list(Classifier.from_pretrained(str(each)).predict([["a red cat"]])) for each in (out, config.run_dir)
+        list(Predictor.from_pretrained(str(each)).predict([{"text": "a red cat"}])) for each in (out, config.run_dir)
     )
     assert ours == theirs
 

@@ -181,6 +181,11 @@ def test_whether_larger_is_better() -> None:
     assert not metrics.greater_is_better("wer")
 
 
+def compute_all(names: list[str], task: Classification, logits: Any, labels: Any) -> dict[str, float]:
+    """The metrics of a task's decisions and probabilities."""
+    return metrics.compute_all(names, predictions=task.decode(logits), scores=task.scores(logits), references=labels)
+
+
 @pytest.mark.parametrize("problem", ["single_label", "multi_label", "regression"])
 def test_only_metrics_that_can_be_computed_fit_a_problem(problem: str) -> None:
     """Which of them fit is tried out, by computing each on predictions of that problem."""
@@ -200,7 +205,7 @@ def test_only_metrics_that_can_be_computed_fit_a_problem(problem: str) -> None:
         except InputError:
             continue
         fitting.add(name)
-        computed = metrics.compute_all([name], task, logits, labels)
+        computed = compute_all([name], task, logits, labels)
         assert list(computed) == [name]
         assert math.isfinite(computed[name])
     numbers = {"pearson", "spearman", "mse"}
@@ -220,7 +225,7 @@ def test_a_metric_that_does_not_fit_is_an_error_that_names_both() -> None:
 def test_compute_all_gives_each_metric_once_from_predictions_or_probabilities() -> None:
     task = Classification(problem="single_label", label_names=("a", "b"), label_column="label")
     logits, labels = np.array([[2.0, 1.0], [0.0, 3.0], [1.0, 0.5]], dtype=np.float32), np.array([0, 1, 1])
-    computed = metrics.compute_all(["loss", "f1", "accuracy", "f1_macro", "roc_auc", "accuracy"], task, logits, labels)
+    computed = compute_all(["loss", "f1", "accuracy", "f1_macro", "roc_auc", "accuracy"], task, logits, labels)
     assert list(computed) == ["f1_macro", "accuracy", "roc_auc"]
     assert computed["accuracy"] == pytest.approx(2 / 3)
     assert computed["roc_auc"] == sklearn.metrics.roc_auc_score(labels, softmax(logits, axis=1)[:, 1])

@@ -16,7 +16,7 @@ import transformers
 from hf_finetune.config import RunConfig
 from hf_finetune.errors import InputError
 from hf_finetune.finetune import RunResult, finetune
-from hf_finetune.predict import Classifier, evaluate_file, predict_file
+from hf_finetune.predict import Predictor, evaluate_file, predict_file
 from hf_finetune.settings import load_config
 
 LABELS = ["animals", "food", "tools"]
@@ -58,9 +58,20 @@ def runs(tmp_path_factory: pytest.TempPathFactory, backbones: Callable[..., Path
 
 
 @pytest.fixture(scope="module")
-def classifier(runs: Runs) -> Classifier:
+def classifier(runs: Runs) -> Predictor:
     """The one-label, one-text model."""
-    return Classifier.from_pretrained(str(runs()[1].run_dir))
+    return Predictor.from_pretrained(str(runs()[1].run_dir))
+
+
+def rows_of(*columns: list[str]) -> list[dict[str, str]]:
+    """Rows with these texts, of one column or two."""
+    return [dict(zip(("text", "other"), texts, strict=False)) for texts in zip(*columns, strict=True)]
+
+
+def logits_of(predictor: Predictor, *columns: list[str], batch_size: int = 64) -> Any:
+    """Logits [N, C] of texts, or of pairs."""
+    features = predictor.features(predictor.table_of(rows_of(*columns)), has_labels=False)
+    return np.stack(predictor.run(features, batch_size=batch_size).kept)
 
 
 def texts_of(count: int, *, seed: int = 5) -> list[str]:
@@ -70,8 +81,8 @@ def texts_of(count: int, *, seed: int = 5) -> list[str]:
 # --- texts ----------------------------------------------------------------------------------------------------------
 
 
-def test_every_text_gets_its_label_and_a_probability_for_every_label(classifier: Classifier) -> None:
-    rows = list(classifier.predict([["the old cat", "a bread", "hammer and nail there"]]))
+def test_every_text_gets_its_label_and_a_probability_for_every_label(classifier: Predictor) -> None:
+    rows = list(classifier.predict(rows_of(["the old cat", "a bread", "hammer and nail there"])))
     assert [row["label"] for row in rows] == LABELS
     for row in rows:
         assert list(row) == ["label", "probabilities"]
@@ -81,29 +92,29 @@ def test_every_text_gets_its_label_and_a_probability_for_every_label(classifier:
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 64])
-def test_answers_come_in_the_order_of_the_texts_whatever_their_lengths(classifier: Classifier, batch_size: int) -> None:
+def test_answers_come_in_the_order_of_the_texts_whatever_their_lengths(classifier: Predictor, batch_size: int) -> None:
     texts = texts_of(20)
     assert len({len(text.split()) for text in texts}) > 4
-    together = classifier.logits([texts], batch_size=batch_size)
-    alone = np.concatenate([classifier.logits([[text]]) for text in texts])
+    together = logits_of(classifier, texts, batch_size=batch_size)
+    alone = np.concatenate([logits_of(classifier, [text]) for text in texts])
     assert np.allclose(together, alone, atol=1e-5)
     assert len(np.unique(alone.round(4), axis=0)) == 20  # an answer in another's place would show
 
 
-def test_answers_are_those_of_plain_transformers(classifier: Classifier, runs: Runs) -> None:
+def test_answers_are_those_of_plain_transformers(classifier: Predictor, runs: Runs) -> None:
     folder = runs()[1].model_dir
     model = transformers.AutoModelForSequenceClassification.from_pretrained(folder).eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     texts = texts_of(7)
     with torch.inference_mode():
         logits = model(**tokenizer(texts, padding=True, return_tensors="pt")).logits.numpy()
-    assert np.allclose(classifier.logits([texts]), logits, atol=1e-5)
+    assert np.allclose(logits_of(classifier, texts), logits, atol=1e-5)
 
 
 @pytest.mark.parametrize(("problem", "keys"), [("multi_label", ["labels", "probabilities"]), ("regression", ["score"])])
 def test_several_labels_and_numbers_have_their_own_form(runs: Runs, problem: str, keys: list[str]) -> None:
-    classifier = Classifier.from_pretrained(str(runs(problem)[1].run_dir))
-    rows = list(classifier.predict([texts_of(9)]))
+    classifier = Predictor.from_pretrained(str(runs(problem)[1].run_dir))
+    rows = list(classifier.predict(rows_of(texts_of(9))))
     assert all(list(row) == keys for row in rows)
     if problem == "regression":
         assert all(isinstance(row["score"], float) for row in rows)
@@ -114,44 +125,45 @@ def test_several_labels_and_numbers_have_their_own_form(runs: Runs, problem: str
 
 
 def test_of_a_pair_both_texts_count(runs: Runs) -> None:
-    classifier = Classifier.from_pretrained(str(runs(pair=True)[1].run_dir))
-    logits = classifier.logits([["cat", "cat", "bread"], ["dog", "saw", "dog"]])
+    classifier = Predictor.from_pretrained(str(runs(pair=True)[1].run_dir))
+    logits = logits_of(classifier, ["cat", "cat", "bread"], ["dog", "saw", "dog"])
     assert not np.allclose(logits[0], logits[1], atol=1e-6)
     assert not np.allclose(logits[0], logits[2], atol=1e-6)
 
 
 @pytest.mark.parametrize("family", ["gpt2", "roberta", "t5"])
 def test_padding_changes_no_answer_of_other_families(runs: Runs, family: str) -> None:
-    classifier = Classifier.from_pretrained(str(runs(family=family)[1].run_dir))
+    classifier = Predictor.from_pretrained(str(runs(family=family)[1].run_dir))
     texts = texts_of(8)
-    alone = np.concatenate([classifier.logits([[text]]) for text in texts])
-    assert np.allclose(classifier.logits([texts]), alone, atol=1e-5)
+    alone = np.concatenate([logits_of(classifier, [text]) for text in texts])
+    assert np.allclose(logits_of(classifier, texts), alone, atol=1e-5)
     assert len(np.unique(alone.round(5), axis=0)) > 1
 
 
 # --- where models come from -----------------------------------------------------------------------------------------
 
 
-def test_a_run_folder_and_its_model_folder_are_the_same_model(classifier: Classifier, runs: Runs) -> None:
-    other = Classifier.from_pretrained(str(runs()[1].model_dir))
-    assert np.array_equal(other.logits([texts_of(5)]), classifier.logits([texts_of(5)]))
-    assert other.settings == classifier.settings
-    assert classifier.settings["text_columns"] == ["text"]
+def test_a_run_folder_and_its_model_folder_are_the_same_model(classifier: Predictor, runs: Runs) -> None:
+    other = Predictor.from_pretrained(str(runs()[1].model_dir))
+    assert np.array_equal(logits_of(other, texts_of(5)), logits_of(classifier, texts_of(5)))
+    assert other.config == classifier.config
+    assert classifier.config.data.text_columns == ("text",)
+    assert other.task == classifier.task
     assert not classifier.model.training
 
 
 def test_a_model_that_this_package_did_not_make_can_answer_too(backbones: Callable[..., Path], tmp_path: Path) -> None:
     tiny.make_model("bert", num_labels=2).save_pretrained(tmp_path)
     tiny.make_tokenizer().save_pretrained(tmp_path)
-    classifier = Classifier.from_pretrained(str(tmp_path))
-    (row,) = classifier.predict([["a cat"]])
+    classifier = Predictor.from_pretrained(str(tmp_path))
+    (row,) = classifier.predict([{"text": "a cat"}])
     assert set(row["probabilities"]) == {"LABEL_0", "LABEL_1"}
     data = tiny.write_jsonl(tmp_path / "rows.jsonl", [{"text": "a cat", "label": "LABEL_1"}])
     assert set(evaluate_file(classifier, str(data))) == {"loss", "accuracy", "f1_macro"}
 
     tiny.make_model("bert", num_labels=1).save_pretrained(tmp_path / "number")
     tiny.make_tokenizer().save_pretrained(tmp_path / "number")
-    (row,) = Classifier.from_pretrained(str(tmp_path / "number")).predict([["a cat"]])
+    (row,) = Predictor.from_pretrained(str(tmp_path / "number")).predict([{"text": "a cat"}])
     assert list(row) == ["score"]
 
 
@@ -163,10 +175,10 @@ def test_a_text_longer_than_the_positions_is_cut_also_where_the_tokenizer_knows_
     tokenizer = tiny.make_tokenizer()
     tokenizer.model_max_length = 10**30
     tokenizer.save_pretrained(tmp_path)
-    classifier = Classifier.from_pretrained(str(tmp_path))
+    classifier = Predictor.from_pretrained(str(tmp_path))
     assert classifier.max_length == limit
     words = ["cat"] * (limit - 2)
-    logits = classifier.logits([[" ".join(words), " ".join(words + ["dog"] * 200)]])
+    logits = logits_of(classifier, [" ".join(words), " ".join(words + ["dog"] * 200)])
     assert np.allclose(logits[0], logits[1], atol=1e-7)
 
 
@@ -176,7 +188,7 @@ def test_a_model_without_positions_takes_what_training_took_and_else_512(tmp_pat
         tokenizer = tiny.make_tokenizer(ends_only=True)
         tokenizer.model_max_length = saved
         tokenizer.save_pretrained(tmp_path)
-        assert Classifier.from_pretrained(str(tmp_path)).max_length == limit
+        assert Predictor.from_pretrained(str(tmp_path)).max_length == limit
 
 
 def test_what_is_no_model_is_an_error_that_names_it(
@@ -185,9 +197,9 @@ def test_what_is_no_model_is_an_error_that_names_it(
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match=r"empty: holds no finished run \(model/config\.json\) and no model"):
-        Classifier.from_pretrained(str(tmp_path / "empty"))
+        Predictor.from_pretrained(str(tmp_path / "empty"))
     with pytest.raises(InputError, match=r"^nobody/nothing: is no run folder, model folder or model on the Hub: ."):
-        Classifier.from_pretrained("nobody/nothing")
+        Predictor.from_pretrained("nobody/nothing")
     broken = tmp_path / "run" / "model"
     broken.mkdir(parents=True)
     for path in runs()[1].model_dir.iterdir():
@@ -195,19 +207,19 @@ def test_what_is_no_model_is_an_error_that_names_it(
             path.read_bytes()[:-300] if path.suffix == ".safetensors" else path.read_bytes()
         )
     with pytest.raises(InputError, match=r"run: is no run folder, model folder or model on the Hub: .") as caught:
-        Classifier.from_pretrained(str(tmp_path / "run"))
+        Predictor.from_pretrained(str(tmp_path / "run"))
     assert "\n" not in str(caught.value)
 
 
 # --- files ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_files_rows_are_answered_in_their_order(classifier: Classifier, tmp_path: Path) -> None:
+def test_a_files_rows_are_answered_in_their_order(classifier: Predictor, tmp_path: Path) -> None:
     data = tiny.write_jsonl(tmp_path / "rows.jsonl", tiny.make_rows(NUM_TEST, seed=5))
     out = tmp_path / "answers.jsonl"
     out.write_text("old", encoding="utf-8")
     rows = predict_file(classifier, str(data), str(out))
-    assert rows == list(classifier.predict([texts_of(NUM_TEST)]))
+    assert rows == list(classifier.predict(rows_of(texts_of(NUM_TEST))))
     assert [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()] == rows
     assert {path.name for path in tmp_path.iterdir()} == {"rows.jsonl", "answers.jsonl"}
     assert predict_file(classifier, str(data), None) == rows
@@ -215,9 +227,9 @@ def test_a_files_rows_are_answered_in_their_order(classifier: Classifier, tmp_pa
     assert sum(right) > 0.8 * NUM_TEST
 
 
-def test_a_file_without_labels_or_with_unknown_ones_is_answered(classifier: Classifier, tmp_path: Path) -> None:
+def test_a_file_without_labels_or_with_unknown_ones_is_answered(classifier: Predictor, tmp_path: Path) -> None:
     texts = texts_of(5)
-    expected = list(classifier.predict([texts]))
+    expected = list(classifier.predict(rows_of(texts)))
     with (tmp_path / "plain.csv").open("w", encoding="utf-8", newline="") as file:
         csv.writer(file).writerows([["text"], *([text] for text in texts)])
     with gzip.open(tmp_path / "more.jsonl.gz", "wt", encoding="utf-8") as file:
@@ -227,22 +239,23 @@ def test_a_file_without_labels_or_with_unknown_ones_is_answered(classifier: Clas
         assert predict_file(classifier, str(path), None) == expected
 
 
-def test_other_columns_can_be_named(classifier: Classifier, runs: Runs, tmp_path: Path) -> None:
+def test_other_columns_can_be_named(classifier: Predictor, runs: Runs, tmp_path: Path) -> None:
     rows = tiny.make_rows(6, seed=5)
     data = tiny.write_jsonl(tmp_path / "rows.jsonl", [{"body": row["text"], "kind": row["label"]} for row in rows])
-    assert predict_file(classifier, str(data), None, text_columns=("body",)) == list(classifier.predict([texts_of(6)]))
-    values = evaluate_file(classifier, str(data), text_columns=("body",), label_column="kind")
+    named = Predictor.from_pretrained(str(runs()[1].run_dir), text_columns=("body",), label_column="kind")
+    assert predict_file(named, str(data), None) == list(classifier.predict(rows_of(texts_of(6))))
+    values = evaluate_file(named, str(data))
     assert values["accuracy"] > 0.5
     with pytest.raises(InputError, match=r"rows\.jsonl:1: no column 'text' \(columns: body, kind\)"):
         predict_file(classifier, str(data), None)
 
-    pair = Classifier.from_pretrained(str(runs(pair=True)[1].run_dir))
+    pair = Predictor.from_pretrained(str(runs(pair=True)[1].run_dir))
     two = tiny.write_jsonl(tmp_path / "two.jsonl", [{"text": "cat", "other": "dog"}, {"text": "saw", "other": "cat"}])
-    assert predict_file(pair, str(two), None) == list(pair.predict([["cat", "saw"], ["dog", "cat"]]))
+    assert predict_file(pair, str(two), None) == list(pair.predict(rows_of(["cat", "saw"], ["dog", "cat"])))
 
 
 def test_an_out_file_in_a_folder_that_is_not_there_is_an_error_before_any_work(
-    classifier: Classifier, tmp_path: Path
+    classifier: Predictor, tmp_path: Path
 ) -> None:
     with pytest.raises(InputError, match=r"^--out \(.*answers\.jsonl\): there is no folder .*nowhere$"):
         predict_file(classifier, str(tmp_path / "no-such-data.csv"), str(tmp_path / "nowhere" / "answers.jsonl"))
@@ -257,7 +270,7 @@ def test_an_out_file_in_a_folder_that_is_not_there_is_an_error_before_any_work(
     ],
 )
 def test_a_row_without_a_text_is_an_error_and_an_older_answer_stays(
-    classifier: Classifier, tmp_path: Path, row: dict[str, Any], message: str
+    classifier: Predictor, tmp_path: Path, row: dict[str, Any], message: str
 ) -> None:
     data = tiny.write_jsonl(tmp_path / "rows.jsonl", [{"text": "cat"}, row])
     out = tmp_path / "answers.jsonl"
@@ -276,12 +289,12 @@ def test_a_row_without_a_text_is_an_error_and_an_older_answer_stays(
 )
 def test_evaluate_gives_exactly_the_test_metrics_of_the_run(runs: Runs, problem: str, pair: bool) -> None:
     config, result = runs(problem, pair=pair)
-    values = evaluate_file(Classifier.from_pretrained(str(result.run_dir)), config.data.test[0])
+    values = evaluate_file(Predictor.from_pretrained(str(result.run_dir)), config.data.test[0])
     assert values == result.results["test"]
     assert result.results["examples"]["test"] == NUM_TEST
 
 
-def test_one_more_metric_can_be_asked_for(classifier: Classifier, runs: Runs) -> None:
+def test_one_more_metric_can_be_asked_for(classifier: Predictor, runs: Runs) -> None:
     config, result = runs()
     values = evaluate_file(classifier, config.data.test[0], metric="roc_auc")
     assert set(values) == {*result.results["test"], "roc_auc"}
@@ -291,12 +304,12 @@ def test_one_more_metric_can_be_asked_for(classifier: Classifier, runs: Runs) ->
 
 
 def test_a_metric_that_does_not_fit_is_an_error_before_any_work(
-    classifier: Classifier, runs: Runs, monkeypatch: pytest.MonkeyPatch
+    classifier: Predictor, runs: Runs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def work(*_: object) -> None:
         raise AssertionError("the model was run")
 
-    monkeypatch.setattr(Classifier, "logits_of", work)
+    monkeypatch.setattr(Predictor, "run", work)
     with pytest.raises(InputError, match=r"^--metric \(mse\): cannot be computed for a single_label problem$"):
         evaluate_file(classifier, runs()[0].data.test[0], metric="mse")
 
@@ -310,7 +323,7 @@ def test_a_metric_that_does_not_fit_is_an_error_before_any_work(
     ],
 )
 def test_a_label_that_cannot_be_used_is_an_error_that_names_the_line(
-    classifier: Classifier, tmp_path: Path, row: dict[str, Any], message: str
+    classifier: Predictor, tmp_path: Path, row: dict[str, Any], message: str
 ) -> None:
     data = tiny.write_jsonl(tmp_path / "rows.jsonl", [{"text": "cat", "label": "animals"}, row])
     with pytest.raises(InputError, match=message):

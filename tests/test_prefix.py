@@ -435,9 +435,9 @@ def test_states_that_are_not_finite_are_an_error(chosen: Any) -> None:
 def test_the_results_are_those_of_the_exported_model(
     make_config: MakeConfig, cache: dict[str, str], tmp_path: Path
 ) -> None:
-    from hf_finetune.predict import Classifier, evaluate_file
+    from hf_finetune.predict import Predictor, evaluate_file
 
     result = finetune(make_config(**CACHED, **cache))
-    values = evaluate_file(Classifier.from_pretrained(str(result.run_dir)), str(tmp_path / "test-single_label.jsonl"))
+    values = evaluate_file(Predictor.from_pretrained(str(result.run_dir)), str(tmp_path / "test-single_label.jsonl"))
     assert values == json.loads((result.run_dir / "results.json").read_text())["test"]
     assert checkpoint.newest_whole(result.run_dir / "checkpoints")[0] is not None

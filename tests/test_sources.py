@@ -21,15 +21,8 @@ from hypothesis import strategies as st
 from hf_finetune.config import DataConfig
 from hf_finetune.errors import InputError
 from hf_finetune.files import sha256_of
-from hf_finetune.sources import (
-    Table,
-    find_files,
-    install_hint,
-    local_path,
-    read_hub_dataset,
-    read_table,
-    read_text,
-)
+from hf_finetune.formats import read_text
+from hf_finetune.sources import Table, find_files, install_hint, local_path, read_hub_dataset, read_table
 
 ROWS = [
     {"text": "a cat, small", "label": "animals"},

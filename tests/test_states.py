@@ -191,7 +191,8 @@ def test_batches_get_the_states_of_their_rows(
         features = dataclasses.replace(make_features(rows), states=stored)
         for picked in (np.arange(len(rows)), np.array([len(rows) - 1, 0, 0]), np.array([3])):
             batch = collate(features, picked, pad_token_id=9)
-            found, mask = batch["states"], batch["attention_mask"].bool()
+            found, mask = batch.states, batch.inputs["attention_mask"].bool()
+            assert found is not None
             assert found.dtype == getattr(torch, kind)
             assert found.shape == (*mask.shape, HIDDEN)
             expected = np.concatenate([made_up(rows[row]) for row in picked])
@@ -599,7 +600,8 @@ def test_what_a_run_reads_stays_readable(three: list[Entry]) -> None:
     states.prune(entry.root, max_bytes=0, older_than_seconds=None)
     assert not entry.folder.exists()
     batch = collate(dataclasses.replace(make_features(ROWS["train"]), states=stored), np.array([7]), 0)
-    assert batch["states"][0].tolist() == made_up(ROWS["train"][7]).tolist()
+    assert batch.states is not None
+    assert batch.states[0].tolist() == made_up(ROWS["train"][7]).tolist()
 
 
 def test_prune_removes_nothing_but_entries(three: list[Entry]) -> None:
