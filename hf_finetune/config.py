@@ -239,6 +239,43 @@ def fraction_of(text: str) -> Fraction | None:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AdapterConfig:
+    """Small matrices that are trained instead of the weights beside them. An optional extra: pip install 'hf-finetune[lora]'.
+
+    Args:
+        kind: lora trains LoRA matrices (Hu et al. 2021, arXiv:2106.09685) in the blocks above freeze.encoder_layers, and the new
+            head; every pretrained weight stays frozen. Wants a higher train.learning_rate than training the weights: 3e-4 to
+            1e-3.
+        rank: Columns of the matrices.
+        alpha: What the matrices add is multiplied by alpha / rank.
+        dropout: Dropout probability of what goes into the matrices.
+        targets: Names of the linear layers that get them, such as query and value, or the ends of names with dots; all linear
+            layers of the blocks if not given.
+        merge: model/ holds a whole model with the matrices added to the weights, which loads without peft, not the adapter alone.
+    """
+
+    # Rank and alpha are those of the paper's own RoBERTa scripts (github.com/microsoft/LoRA, NLU/roberta_*.sh, with learning
+    # rates of 2e-4 to 5e-4). All linear layers, and some ten times the learning rate of full fine-tuning: Schulman et al. 2025,
+    # "LoRA Without Regret"
+    kind: Literal["none", "lora"] = "none"
+    rank: int = 8
+    alpha: int = 16
+    dropout: float = 0.0
+    targets: tuple[str, ...] = ()
+    merge: bool = False
+
+    def __post_init__(self) -> None:
+        for key in ("rank", "alpha"):
+            check(getattr(self, key) >= 1, f"adapter.{key}", getattr(self, key), "must be at least 1")
+        check(0 <= self.dropout < 1, "adapter.dropout", self.dropout, "must be in [0, 1)")
+        check(all(self.targets), "adapter.targets", list(self.targets), "a name is empty")
+        for field in fields(self) if self.kind == "none" else ():
+            value = getattr(self, field.name)
+            check(value == field.default, f"adapter.{field.name}", list(value) if isinstance(value, tuple) else value,
+                  "has no meaning without adapter.kind lora")  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
 class PrefixConfig:
     """What is frozen is computed once and kept on disk, for all epochs and runs.
 
@@ -420,6 +457,7 @@ class RunConfig:
         data: The labelled text
         task: What the labels mean
         freeze: What stays as it was pretrained
+        adapter: What is trained beside it
         prefix: What is frozen is computed once
         train: How the rest is trained
         evaluation: Validation during training
@@ -435,6 +473,7 @@ class RunConfig:
     data: DataConfig = DataConfig()
     task: TaskConfig = TaskConfig()
     freeze: FreezeConfig = FreezeConfig()
+    adapter: AdapterConfig = AdapterConfig()
     prefix: PrefixConfig = PrefixConfig()
     train: TrainConfig = TrainConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
@@ -451,6 +490,8 @@ class RunConfig:
         )
         check(self.data.dataset is not None or bool(self.data.train), "data.train", "[]",
               "is needed: files or a folder; or name a data set in data.dataset")  # fmt: skip
+        check(self.adapter.kind == "none" or not self.freeze.unfreeze, "freeze.unfreeze", list(self.freeze.unfreeze),
+              f"has no meaning with adapter.kind {self.adapter.kind}: pretrained weights stay frozen")  # fmt: skip
         for key, value in flatten(as_dict(self)):
             if blot(str(value)) != str(value):
                 raise InputError(
@@ -467,7 +508,7 @@ class RunConfig:
 # Settings that may differ between a run and its resumption: no trained number depends on them; or, with data, what
 # they stand for is recognised by its digest; or, with freeze, what changes is carried over name by name and reported.
 FREE_ON_RESUME = ("output_dir", "prefix.", "train.micro_batch_size", "train.micro_batch_tokens", "evaluation.batch_size",
-                  "checkpoint.", "tracking.", "hub.", "data.", "freeze.")  # fmt: skip
+                  "checkpoint.", "tracking.", "hub.", "data.", "freeze.", "adapter.merge")  # fmt: skip
 
 
 def as_dict(config: Any) -> dict[str, Any]:
