@@ -1,9 +1,9 @@
-"""Trains every recipes/configs/classify/*.yaml on real data and rewrites the table in docs/results.md.
+"""Trains the recipes' configs on real data and rewrites the table in docs/results.md.
 
     make results DATA=FOLDER          or: python benchmarks/measure.py --data FOLDER [--only sst2 trec]
 
-FOLDER holds what the configs name under data/: sst2_small, trec, go_emotions, stsb, each with its .jsonl files. The
-demo's job is measured too. What was measured is kept in benchmarks/results.json; a run that is not repeated stays.
+FOLDER holds what the configs under recipes/configs/ name under data/. The demo's job is measured too. What was measured is kept
+in benchmarks/results.json; a run that is not repeated stays.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results.json"
 PAGE = ROOT / "docs" / "results.md"
-CONFIGS = {"bbc-news": None} | {path.stem: path for path in sorted((ROOT / "recipes/configs/classify").glob("*.yaml"))}
+CONFIGS = {"bbc-news": None} | {path.stem: path for path in sorted((ROOT / "recipes/configs").glob("*/*.yaml"))}
 
 
 def run(name: str, data: Path | None) -> dict[str, Any]:
@@ -27,16 +27,18 @@ def run(name: str, data: Path | None) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         if data is not None:
             (Path(folder) / "data").symlink_to(data.resolve())
-        words = [sys.executable, str(ROOT / "recipes/classify.py")]
-        if (config := CONFIGS[name]) is not None:
+        config = CONFIGS[name]
+        recipe = config.parent.name if config else "classify"
+        words = [sys.executable, str(ROOT / f"recipes/{recipe}.py")]
+        if config is not None:
             words += ["--config", str(config)]
         subprocess.run(words, cwd=folder, check=True, env={**os.environ, "TOKENIZERS_PARALLELISM": "false"})
         run_dir = Path(folder) / "outputs" / name
         results = json.loads((run_dir / "results.json").read_text())
         environment = json.loads((run_dir / "environment.json").read_text())
-    config_option = f" --config recipes/configs/classify/{name}.yaml" if config else ""
+    config_option = f" --config {config.relative_to(ROOT)}" if config else ""
     return {
-        "command": f"python recipes/classify.py{config_option}",
+        "command": f"python recipes/{recipe}.py{config_option}",
         "date": time.strftime("%Y-%m-%d"),
         **{key: results[key] for key in ("metric", "validation", "test", "examples", "parameters", "best", "seconds")},
         "threads": environment["num_threads"],
@@ -55,11 +57,16 @@ def table(measured: dict[str, dict[str, Any]]) -> str:
         share = row["parameters"]["trainable"] / row["parameters"]["total"]
         metric = row["metric"]
         lines.append(
-            f"| {name} | `{row['command']}` | {metric} | {row['validation'][metric]:.4f} | {row['test'][metric]:.4f} "
+            f"| {name} | `{row['command']}` | {metric} | {row['validation'][metric]:.4f} | {shown(row['test'], metric)} "
             f"| {row['parameters']['trainable']:,} ({share:.0%}) | {row['seconds']['train']:.0f} "
             f"| {row['seconds']['total']:.0f} | {row['date']}, {row['threads']} threads, {row['precision']} |"
         )
     return "\n".join(lines)
+
+
+def shown(values: dict[str, float], metric: str) -> str:
+    """A metric of a split; - where there is no such split."""
+    return f"{values[metric]:.4f}" if metric in values else "-"
 
 
 def rewrite(page: Path, text: str, marker: str) -> None:

@@ -19,6 +19,8 @@ def run(
     if is_multiple_choice(model):
         inputs = {name: tensor.unsqueeze(1) for name, tensor in inputs.items()}
     output = (through or model)(**inputs)
+    if isinstance(output, tuple):  # of a config with return_dict off
+        return output[0]
     if getattr(output, "start_logits", None) is not None:
         return torch.stack((output.start_logits, output.end_logits), -1)
     logits = getattr(output, "logits", None)

@@ -261,7 +261,7 @@ class Classification(Task):
 
     def card(self) -> str:
         labels = "Label" if len(self.label_names) == 1 else f"{len(self.label_names)} labels"
-        return f"{self.problem.replace('_', '-')} text classification.\n{labels}: {', '.join(self.label_names)}"
+        return f"{self.problem.replace('_', '-')} text classification.\n{labels}: {', '.join(self.label_names)}."
 
     def decode(self, logits: "np.ndarray[Any, Any]") -> "np.ndarray[Any, Any]":
         """Class numbers [B], 0/1 [B, C] by a probability above 0.5, or numbers [B]."""
@@ -333,8 +333,8 @@ def numeric_first(name: str) -> tuple[int, float, str]:
     return (0, float(name), name) if re.fullmatch(r"-?\d+", name) else (1, 0.0, name)
 
 
-def number_of(table: Table, row: int, column: str) -> float:
-    """A finite regression target, or InputError with file and line."""
+def number_of(table: Table, row: int, column: str, needed: str = "as task.problem regression needs") -> float:
+    """A finite number to be predicted, or InputError with file and line."""
     value = table.columns[column][row]
     try:
         if value is None or isinstance(value, bool):
@@ -344,9 +344,7 @@ def number_of(table: Table, row: int, column: str) -> float:
         number = math.inf
     except (TypeError, ValueError):
         shown = "null" if value is None else repr(value)
-        raise InputError(
-            f"{table.where(row)}: {column} ({shown}) is no number, as task.problem regression needs"
-        ) from None
+        raise InputError(f"{table.where(row)}: {column} ({shown}) is no number, {needed}") from None
     if not abs(number) <= LARGEST_TARGET:
         raise InputError(f"{table.where(row)}: {column} ({number}) is not finite, or too large for float32")
     return number
