@@ -174,11 +174,12 @@ def accumulate(trainee: Trainee, features: Features, task: "Task", runtime: "Run
         # A process without rows of its own still takes part in the gradients' exchange, with weight 0
         taken = micro_rows if len(micro_rows) else rows[:1]
         with contextlib.nullcontext() if is_last else accelerator.no_sync(trainee.prepared):
-            outputs, batch = forward(trainee, features, task, runtime, taken, window, through=trainee.prepared)
             if pull is None:
+                outputs, batch = forward(trainee, features, task, runtime, taken, window, through=trainee.prepared)
                 loss, count = task.loss(outputs, batch)
             else:
-                loss, count = (task.represent(outputs, batch) * pull.on(batch.sequences)).sum(), 0.0
+                vectors, places = pull.alone or represent(trainee, features, task, runtime, taken, window)
+                loss, count = (vectors * pull.gradient[places]).sum(), 0.0
             weight = runtime.num_processes / len(rows) if len(micro_rows) else 0.0
             accelerator.backward(loss * weight)
         if len(micro_rows) and pull is None:
@@ -214,46 +215,54 @@ def forward(
 @dataclass(frozen=True, kw_only=True)
 class Pull:
     """Of a batch whose rows are coupled: the summed loss, its targets, and its gradient [S, D] by each sequence's
-    representation. place: where each sequence of the batch stands in it."""
+    representation. alone: of a process with one micro-batch its representations, with their graph, and their places."""
 
     loss: float
     count: float
     gradient: torch.Tensor
-    place: dict[int, int]
-
-    def on(self, sequences: "np.ndarray[Any, Any]") -> torch.Tensor:
-        """The gradient by these sequences' representations."""
-        return self.gradient[[self.place[int(sequence)] for sequence in sequences]]
+    alone: tuple[torch.Tensor, list[int]] | None
 
 
 def pull_of(trainee: Trainee, features: Features, task: "Task", runtime: "Runtime", window: Window) -> Pull:
     """The pull of the whole batch on every representation, the same on all processes.
 
-    Representations are computed twice, first without gradients for the loss of the whole batch, then by accumulate() for the
-    backward (GradCache, Gao et al. 2021, arXiv:2101.06983): so memory is that of a micro-batch, and the numbers those of one
-    batch on one process. Dropout's masks are the same both times: stateless ones by themselves, torch's from the same state.
+    Where there are several micro-batches, representations are computed twice, first without gradients for the loss of the
+    whole batch, then by accumulate() for the backward (GradCache, Gao et al. 2021, arXiv:2101.06983): so memory is that of
+    a micro-batch, and the numbers those of one batch on one process. Dropout's masks are the same both times: stateless
+    ones by themselves, torch's from the same seed.
     """
-    sequences = features.sequences(window.rows)
-    place = {int(sequence): position for position, sequence in enumerate(sequences)}
+    is_alone = len(window.micro_batches) == 1  # as on every process
     found: torch.Tensor | None = None
-    random_state = torch.get_rng_state()
-    with torch.no_grad():
+    alone: tuple[torch.Tensor, list[int]] | None = None
+    torch.manual_seed(torch.initial_seed())  # of every device
+    with torch.set_grad_enabled(is_alone):
         for micro_rows in window.micro_batches:
             taken = micro_rows if len(micro_rows) else window.rows[:1]
-            outputs, batch = forward(trainee, features, task, runtime, taken, window)
-            vectors = task.represent(outputs, batch).float()
-            found = vectors.new_zeros(len(sequences), vectors.shape[-1]) if found is None else found
+            vectors, places = represent(trainee, features, task, runtime, taken, window)
+            if found is None:
+                found = vectors.new_zeros(int(features.counts(window.rows).sum()), vectors.shape[-1])
             if len(micro_rows):
-                found[[place[int(sequence)] for sequence in batch.sequences]] = vectors
-    torch.set_rng_state(random_state)
+                found[places] = vectors.detach()
+            if is_alone:
+                alone = vectors, places
+    torch.manual_seed(torch.initial_seed())
     assert found is not None  # a window has rows
     if runtime.num_processes > 1:
         torch.distributed.all_reduce(found)  # each process's part, and zeros
-    with torch.enable_grad():
-        leaf = found.requires_grad_()
-        loss, count = task.coupled_loss(leaf, features.counts(window.rows), features, window.rows)
-        (gradient,) = torch.autograd.grad(loss, leaf)
-    return Pull(loss=float(loss.detach()), count=count, gradient=gradient, place=place)
+    leaf = found.requires_grad_()
+    loss, count = task.coupled_loss(leaf, features.counts(window.rows), features, window.rows)
+    (gradient,) = torch.autograd.grad(loss, leaf)
+    return Pull(loss=float(loss.detach()), count=count, gradient=gradient, alone=alone)
+
+
+def represent(
+    trainee: Trainee, features: Features, task: "Task", runtime: "Runtime", rows: "np.ndarray[Any, Any]", window: Window
+) -> tuple[torch.Tensor, list[int]]:
+    """What represents the sequences of these rows, [S, D], and their places among all of the window's."""
+    place = {int(sequence): number for number, sequence in enumerate(features.sequences(window.rows))}
+    through = trainee.prepared if torch.is_grad_enabled() else None  # the distributed wrapper expects a backward
+    outputs, batch = forward(trainee, features, task, runtime, rows, window, through=through)
+    return task.represent(outputs, batch).float(), [place[int(sequence)] for sequence in batch.sequences]
 
 
 class NotFiniteError(InputError):
