@@ -68,7 +68,8 @@ def content(path: Path, repo_id: str) -> Path | bytes:
     """What is pushed of a file: the card says how to load the model from where it is pushed to."""
     if path.name != "README.md":
         return path
-    return re.sub(r'from_pretrained\("[^"]*"\)', f'from_pretrained("{repo_id}")', path.read_text("utf-8")).encode()
+    named = re.compile(r'(from_pretrained|SentenceTransformer)\("[^"]*"\)')
+    return named.sub(rf'\1("{repo_id}")', path.read_text("utf-8")).encode()
 
 
 def first_line(error: Exception) -> str:
