@@ -15,11 +15,11 @@ import transformers
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 
-from hf_finetune.config import ModelConfig, check
+from hf_finetune.config import AdapterConfig, ModelConfig, check
 from hf_finetune.errors import InputError
 from hf_finetune.freezing import find_stack
 from hf_finetune.heads import backbone_prefix
-from hf_finetune.sources import local_path
+from hf_finetune.sources import local_path, model_files
 from hf_finetune.tasks import Task
 
 # What damaged or missing files make transformers, tokenizers, safetensors and json raise.
@@ -32,12 +32,22 @@ LONGEST_DEFAULT = 512  # tokens, where neither the tokenizer nor the positions s
 
 @dataclass(frozen=True, kw_only=True)
 class Backbone:
-    """A model with its tokenizer. `new_parameters` were not in the pretrained files: the head."""
+    """A model with its tokenizer. `new_parameters` were not in the pretrained files: the head; `replaces_head` where these hold
+    one for other labels. `adapter_parameters` are those of adapters in the model, which are as `adapter` says."""
 
     model: Any
     tokenizer: Any
     source: str
     new_parameters: frozenset[str]
+    revision: str | None = None
+    replaces_head: bool = False
+    adapter: AdapterConfig | None = None
+    adapter_parameters: frozenset[str] = frozenset()
+
+    @property
+    def is_exported_as_adapter(self) -> bool:
+        """Whether what is saved of it is an adapter, which needs the pretrained model beside it."""
+        return self.adapter is not None and not self.adapter.merge
 
     @property
     def pad_token_id(self) -> int:
@@ -63,11 +73,11 @@ def quiet() -> Iterator[None]:
 
 def load_tokenizer(config: ModelConfig) -> Any:
     """The backbone's tokenizer, with a padding token (the end-of-sequence token where it has none of its own)."""
-    source = local_path(config.backbone, "model.backbone")
+    source, file = model_files(config.backbone, "model.backbone")
     try:
         with quiet():
             tokenizer = transformers.AutoTokenizer.from_pretrained(
-                source, revision=config.revision, trust_remote_code=config.trust_remote_code
+                source, revision=config.revision, trust_remote_code=config.trust_remote_code, **file
             )
     except Exception as error:  # noqa: BLE001  tokenizers raises nothing narrower for a file it cannot read
         raise loading_error(config.backbone, source, "tokenizer", error) from None
@@ -87,7 +97,7 @@ def load_tokenizer(config: ModelConfig) -> Any:
 
 def load(config: ModelConfig, task: Task, tokenizer: Any) -> Backbone:
     """The model in fp32 with a head for the task's labels. The new head's weights depend on torch's seed alone."""
-    source = local_path(config.backbone, "model.backbone")
+    source, file = model_files(config.backbone, "model.backbone")
     try:
         with quiet():
             hf_config = transformers.AutoConfig.from_pretrained(
@@ -95,6 +105,7 @@ def load(config: ModelConfig, task: Task, tokenizer: Any) -> Backbone:
                 revision=config.revision,
                 trust_remote_code=config.trust_remote_code,
                 **task.model_settings(),
+                **file,
             )
             set_dropout(hf_config, config.dropout)
             hf_config.pad_token_id = tokenizer.pad_token_id
@@ -107,6 +118,7 @@ def load(config: ModelConfig, task: Task, tokenizer: Any) -> Backbone:
                 ignore_mismatched_sizes=bool(task.label_names),  # a head for other labels is made anew
                 output_loading_info=True,
                 **({"attn_implementation": config.attention} if config.attention else {}),
+                **file,
             )
     except LOADING_ERRORS as error:
         raise loading_error(config.backbone, source, "model", error) from None
@@ -119,24 +131,38 @@ def load(config: ModelConfig, task: Task, tokenizer: Any) -> Backbone:
             if isinstance(part, torch.nn.Dropout) and part.p != config.dropout
         ]
         check(not wrong, "model.dropout", config.dropout, f"this backbone does not take it in {', '.join(wrong[:3])}")
-    return Backbone(model=model, tokenizer=tokenizer, source=config.backbone, new_parameters=new)
+    return Backbone(
+        model=model,
+        tokenizer=tokenizer,
+        source=config.backbone,
+        new_parameters=new,
+        revision=config.revision,
+        replaces_head=bool(report["mismatched_keys"]),
+    )
 
 
 def model_source(location: str, key: str = "MODEL") -> str:
     """Where the model of a run folder (its model/), model folder, package or Hub repository is."""
     inside = Path(location) / "model"
-    return str(inside) if (inside / "config.json").is_file() else local_path(location, key)
+    return str(inside) if holds_model(inside) else local_path(location, key)
 
 
-def load_any(location: str) -> Any:
-    """The model in a run folder, model folder, package or Hub repository, with the head it has or gets."""
-    source = model_source(location)
+def holds_model(folder: Path) -> bool:
+    """Whether a folder holds a model, or an adapter of one."""
+    return (folder / "config.json").is_file() or (folder / "adapter_config.json").is_file()
+
+
+def load_any(location: str) -> Backbone:
+    """The model in a run folder, model folder, package or Hub repository, with the head it has or gets, without tokenizer."""
+    source, file = model_files(model_source(location), "MODEL")
     try:
         with quiet():
-            config = transformers.AutoConfig.from_pretrained(source)
-            return auto_class_of(config).from_pretrained(source)
+            config = transformers.AutoConfig.from_pretrained(source, **file)
+            kind: Any = transformers.AutoModelForCausalLM if file else auto_class_of(config)
+            model, report = kind.from_pretrained(source, output_loading_info=True, **file)
     except LOADING_ERRORS as error:
         raise loading_error(location, source, "model", error, key="MODEL") from None
+    return Backbone(model=model, tokenizer=None, source=location, new_parameters=frozenset(report["missing_keys"]))
 
 
 def auto_class_of(hf_config: Any) -> Any:

@@ -17,6 +17,7 @@ import uuid
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -24,6 +25,7 @@ import numpy as np
 
 from hf_finetune.config import DataConfig, check
 from hf_finetune.errors import InputError
+from hf_finetune.formats import is_table
 from hf_finetune.sources import Table, TableForm, has_fractions, labelled_texts, read_hub_dataset, read_table
 
 if TYPE_CHECKING:
@@ -90,8 +92,8 @@ def load_splits(config: DataConfig, seed: int, form: TableForm | None = None) ->
     check(len(train) > 0, "data.train", list(config.train), "leaves no row to train on")
     check("validation" in given, "data.validation_fraction", config.validation_fraction, "leaves no validation split")
     if config.max_train_examples is not None and config.max_train_examples < len(train):
-        chosen = np.random.default_rng([seed, 1]).permutation(len(train))[: config.max_train_examples]
-        train = train.take(sorted(chosen.tolist()))
+        order = np.arange(len(train)) if form.in_order else np.random.default_rng([seed, 1]).permutation(len(train))
+        train = train.take(sorted(order[: config.max_train_examples].tolist()))
     return Splits(
         train=train,
         validation=given["validation"],
@@ -342,6 +344,8 @@ def encoding_key(task: "Task", table: Table, tokenizer: Any, max_length: int) ->
                 digest.update(path.read_bytes())
     for column in task.encoded_columns():
         digest.update(json.dumps(table.columns[column], default=str).encode())
+    for file, rows in groupby(table.files):  # some tasks join the lines of a text file
+        digest.update(f"{sum(1 for _ in rows)} {is_table(Path(file))} ".encode())
     return digest.hexdigest()[:32]
 
 

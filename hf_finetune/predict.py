@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -85,10 +85,11 @@ class Predictor:
         table = rows if isinstance(rows, Table) else self.table_of(rows)
         if not len(table):
             return iter(())
-        features = self.features(table, has_labels=False)
-        generates = self.task.predicts_by_generating
-        kept: Kept = self.run(features, batch_size=batch_size, generates=generates).kept
-        return self.task.predictions(texts_of(self.tokenizer, kept) if generates else kept, features, table)
+        asked = replace(self, task=self.task.for_predictions(self.tokenizer))
+        features = asked.features(table, has_labels=False)
+        generates = asked.task.predicts_by_generating
+        kept: Kept = asked.run(features, batch_size=batch_size, generates=generates).kept
+        return asked.task.predictions(texts_of(self.tokenizer, kept) if generates else kept, features, table)
 
     def table_of(self, rows: Iterable[Mapping[str, Any]]) -> Table:
         """Rows as a table; "row 1" stands for the line in errors."""
@@ -123,7 +124,7 @@ def task_of(location: str, hf_config: Any, noted: Mapping[str, Any]) -> type[Tas
     """The task that a model was fine-tuned for: as the export noted it, else by the kind of its head."""
     if name := noted.get("task"):
         return TASKS[name]
-    architecture = (getattr(hf_config, "architectures", None) or [""])[0]
+    architecture = (getattr(hf_config, "architectures", None) or [""])[0].replace("LMHeadModel", "ForCausalLM")
     for task in TASKS.values():
         head = task.auto_class.removeprefix("AutoModel").replace("Seq2SeqLM", "ConditionalGeneration")
         if head and architecture.endswith(head):
@@ -151,14 +152,17 @@ def recorded_config(noted: Mapping[str, Any], columns: Mapping[str, Any]) -> Run
 
 
 def predict_file(predictor: Predictor, data: str, out: str | None) -> list[dict[str, Any]]:
-    """Predicts every row of a file, in order; writes JSON lines to `out` whole, or returns them where it is None."""
+    """Predicts every row of a file, in order; returns them, and writes them to `out` whole where it is given: JSON lines, or
+    to a .json file the task's one document."""
     if out is not None and not Path(out).parent.is_dir():
         raise InputError(f"--out ({out}): there is no folder {Path(out).parent}")
     rows = list(predictor.predict(predictor.read(data, needs_labels=False)))
     if out is not None:
         from hf_finetune.files import write_atomically
 
-        path, lines = Path(out).resolve(), "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        path = Path(out).resolve()
+        written = [predictor.task.document(rows)] if path.suffix == ".json" else rows
+        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in written)
         if path.exists() and not path.is_file():  # a pipe, a terminal, /dev/null: written to, not replaced
             path.write_text(lines, encoding="utf-8")
         else:

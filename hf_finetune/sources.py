@@ -109,6 +109,20 @@ def local_path(location: str, key: str) -> str:
     return str(path)
 
 
+def model_files(location: str, key: str) -> tuple[str, dict[str, str]]:
+    """What from_pretrained takes for a model's location: a folder or Hub id, and of a .gguf file its name beside them.
+
+    Tensors of such a file are converted to floating point as they are loaded. InputError where the package gguf is missing.
+    """
+    source = local_path(location, key)
+    if not source.lower().endswith(".gguf") or os.path.isdir(source):
+        return source, {}
+    if importlib.util.find_spec("gguf") is None:
+        raise InputError(f"{key} ({location}): a GGUF file is read by the package gguf: {install_hint('gguf')}")
+    folder, name = os.path.split(source)
+    return folder or ".", {"gguf_file": name}
+
+
 def install_hint(import_name: str) -> str:
     """The pip command for a package: the smallest extra of ours that carries it, else its own name."""
     distribution = import_name.replace("_", "-")

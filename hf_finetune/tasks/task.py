@@ -25,10 +25,10 @@ class Task(Protocol):
     """What the columns mean. A frozen dataclass that subclasses this, built by from_table() or from_facts().
 
     name: its key in TASKS. problem: which of the task's problems it is. label_names: of the head's outputs, where they have
-    names. auto_class: the class of transformers that loads its models. pipeline_tag: the Hub's name of the
-    task. settings: the fields of TaskConfig that it reads. couples_rows: the loss of a batch is no sum over its features
-    (in-batch negatives); then represent() and coupled_loss() are used, and loss() is not. changing_inputs: why inputs differ
-    from epoch to epoch, where they do: nothing of them can be cached then.
+    names. auto_class: the class of transformers that loads its models. pipeline_tag: the Hub's name of the task.
+    library_name: what the Hub says loads the model. settings: the fields of TaskConfig that it reads. couples_rows: the loss
+    of a batch is no sum over its features (in-batch negatives); then represent() and coupled_loss() are used, and loss() is
+    not. changing_inputs: why inputs differ from epoch to epoch, where they do: nothing of them can be cached then.
     """
 
     name: str
@@ -36,6 +36,7 @@ class Task(Protocol):
     label_names: tuple[str, ...] = ()
     auto_class: str
     pipeline_tag: str
+    library_name: str = "transformers"
     settings: frozenset[str] = frozenset()
     couples_rows: bool = False
     changing_inputs: str = ""
@@ -166,9 +167,18 @@ class Task(Protocol):
 
     # --- use
 
+    def for_predictions(self, tokenizer: Any) -> Self:
+        """The task as predictions take it, where what is asked differs from what is trained on (a prompt without its answer),
+        or the tokenizer is needed."""
+        return self
+
     def predictions(self, kept: Kept, features: Features, table: Table) -> Iterator[dict[str, Any]]:
         """One row of `hf-finetune predict` for each row of the table, in its order. `kept`: of all features; where
         predicts_by_generating, the texts (str) that generate() wrote for them."""
+
+    def document(self, predictions: Sequence[Mapping[str, Any]]) -> Any:
+        """What `hf-finetune predict --out FILE.json` writes of all predictions."""
+        return list(predictions)
 
     @property
     def predicts_by_generating(self) -> bool:
