@@ -14,6 +14,7 @@ import torch
 import transformers
 from huggingface_hub import EvalResult, ModelCardData
 
+from hf_finetune import adapter
 from hf_finetune.backbone import LOADING_ERRORS, Backbone, quiet
 from hf_finetune.config import RunConfig, as_dict
 from hf_finetune.data import SPLITS
@@ -22,6 +23,7 @@ from hf_finetune.files import sync_folder, write_atomically, writing_error
 from hf_finetune.job import Job
 from hf_finetune.loop import evaluate
 from hf_finetune.settings import to_yaml
+from hf_finetune.sources import model_files
 from hf_finetune.tasks import Task
 
 # Largest difference between a logit of the trained model and of the reloaded one, relative to the largest logit. On a
@@ -41,7 +43,7 @@ def describe_use(loaded: Backbone, config: RunConfig, task: Task, *, metric: str
     loaded.model.config.hf_finetune = {
         "task": task.name,
         "facts": task.facts(),
-        "settings": {name: as_dict(config.task)[name] for name in sorted(task.settings)},
+        "settings": {name: as_dict(without_folders(config).task)[name] for name in sorted(task.settings)},
         "text_columns": list(config.data.text_columns),
         "label_column": config.data.label_column,
         "choice_columns": list(config.data.choice_columns),
@@ -59,7 +61,7 @@ def write_model(loaded: Backbone, task: Task, folder: Path, readme: str) -> Path
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         with quiet():
-            model.save_pretrained(temporary)
+            adapter.save_model(loaded, task.auto_class, temporary)
             tokenizer.save_pretrained(temporary)
         task.write_extras(temporary, model, int(tokenizer.model_max_length))
         write_atomically(temporary / "README.md", readme.encode())
@@ -85,6 +87,22 @@ def current_umask() -> int:
     return mask
 
 
+def load_as_users_do(folder: Path, loaded: Backbone, auto_class: str, **options: Any) -> Any:
+    """The model of an exported folder, loaded as the card says."""
+    kind = getattr(transformers, auto_class)
+    if not loaded.is_exported_as_adapter:
+        return kind.from_pretrained(folder, dtype=torch.float32, **options)
+    base, file = model_files(loaded.source, "model.backbone")
+    trusts = {"trust_remote_code": True} if "trust_remote_code" in options else {}
+    config = transformers.AutoConfig.from_pretrained(folder, subfolder=adapter.MODEL_CONFIG, **trusts)
+    model = kind.from_pretrained(
+        base, config=config, revision=loaded.revision, dtype=torch.float32,
+        ignore_mismatched_sizes=loaded.replaces_head, **options, **file,
+    )  # fmt: skip
+    model.load_adapter(str(folder))
+    return model
+
+
 def check_reload(folder: Path, job: Job) -> float:
     """Loads the folder with plain from_pretrained and compares its outputs with the trained model's on validation rows.
 
@@ -96,9 +114,7 @@ def check_reload(folder: Path, job: Job) -> float:
     attention = {"attn_implementation": job.config.model.attention} if job.config.model.attention else {}
     try:
         with quiet():
-            model = getattr(transformers, task.auto_class).from_pretrained(
-                folder, dtype=torch.float32, **options, **attention
-            )
+            model = load_as_users_do(folder, job.backbone, task.auto_class, **options, **attention)
             model.to(run.device)
             tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **options)
     except LOADING_ERRORS as error:
@@ -152,10 +168,7 @@ def card(job: Job, results: Mapping[str, Any]) -> str:
 `{config.model.backbone.split("#")[0]}` fine-tuned with hf-finetune for {task.card()}
 
 ```python
-from transformers import {task.auto_class}, AutoTokenizer
-
-model = {task.auto_class}.from_pretrained("{name}")
-tokenizer = AutoTokenizer.from_pretrained("{name}")
+{usage(job.backbone, task, name)}
 ```
 
 ## Measured
@@ -190,15 +203,49 @@ The test split was used once, after that.
 """
 
 
+def usage(loaded: Backbone, task: Task, name: str) -> str:
+    """Python that loads what is exported."""
+    kind = task.auto_class
+    tokenizer = f'tokenizer = AutoTokenizer.from_pretrained("{name}")'
+    if not loaded.is_exported_as_adapter:
+        return f"""from transformers import {kind}, AutoTokenizer
+
+model = {kind}.from_pretrained("{name}")
+{tokenizer}"""
+    source, gguf_file = last_part(loaded.source.partition("#sha256=")[0]), ""
+    if source.lower().endswith(".gguf"):
+        source, _, gguf_file = source.rpartition("/")
+    base, others = f'"{source or "."}"', ""
+    if source.startswith("package://"):
+        package, _, inside = source.removeprefix("package://").partition("/")
+        base, others = f'files("{package}") / "{inside}"', "from importlib.resources import files\n\n"
+    options = f', gguf_file="{gguf_file}"' * bool(gguf_file) + f', revision="{loaded.revision}"' * bool(loaded.revision)
+    options += ", ignore_mismatched_sizes=True" * loaded.replaces_head
+    generates = loaded.model.can_generate()
+    generation = f'model.generation_config = GenerationConfig.from_pretrained("{name}")\n' * generates
+    return f"""{others}from transformers import AutoConfig, {kind}, AutoTokenizer{", GenerationConfig" * generates}
+
+base = {base}  # an adapter needs the model it was trained on, and the package peft
+config = AutoConfig.from_pretrained("{name}", subfolder="{adapter.MODEL_CONFIG}")
+model = {kind}.from_pretrained(base, config=config{options})
+model.load_adapter("{name}")
+{generation}{tokenizer}"""
+
+
+def library_name(loaded: Backbone, task: Task) -> str:
+    """What the Hub says loads what is exported."""
+    return "peft" if loaded.is_exported_as_adapter and task.library_name == "transformers" else task.library_name
+
+
 def metadata(job: Job, results: Mapping[str, Any]) -> ModelCardData:
     """The card's metadata for the Hub, with the metrics of the test split where there is one."""
     config = job.config
     split = "test" if results["test"] else "validation"
     name = data_name(config)
     return ModelCardData(
-        library_name="transformers",
+        library_name=library_name(job.backbone, job.task),
         pipeline_tag=job.task.pipeline_tag,
-        tags=["hf-finetune", job.task.problem],
+        tags=["hf-finetune", job.task.problem, *(["lora"] if job.backbone.adapter else [])],
         base_model=config.model.backbone if looks_like_hub_id(config.model.backbone) else None,
         datasets=[name] if looks_like_hub_id(config.data.dataset or "") else None,
         model_name=config.name,
@@ -212,7 +259,7 @@ def metadata(job: Job, results: Mapping[str, Any]) -> ModelCardData:
                 metric_value=round(value, 4),
             )
             for metric, value in results[split].items()
-            if math.isfinite(value) and metric != "loss"
+            if math.isfinite(value) and metric != "loss" and "/" not in metric
         ],
     )
 
@@ -225,17 +272,22 @@ def data_name(config: RunConfig) -> str:
     return first if looks_like_hub_id(config.data.dataset or "") else Path(first).name
 
 
+def last_part(location: str) -> str:
+    """Of an absolute path the last part alone; any other location unchanged."""
+    return (Path(location).name or location) if Path(location).is_absolute() else location
+
+
 def without_folders(config: RunConfig) -> RunConfig:
     """The config as others may see it: of an absolute path the last part alone."""
-
-    def last(location: str) -> str:
-        return (Path(location).name or location) if Path(location).is_absolute() else location
-
+    last = last_part
     splits: dict[str, Any] = {split: tuple(map(last, getattr(config.data, split))) for split in SPLITS}
     return dataclasses.replace(
         config,
         output_dir="outputs",
         model=dataclasses.replace(config.model, backbone=last(config.model.backbone)),
+        task=dataclasses.replace(
+            config.task, chat_template=config.task.chat_template and last(config.task.chat_template)
+        ),
         data=dataclasses.replace(config.data, dataset=config.data.dataset and last(config.data.dataset), **splits),
         checkpoint=dataclasses.replace(config.checkpoint, resume=last(config.checkpoint.resume)),
     )

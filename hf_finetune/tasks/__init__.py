@@ -7,13 +7,30 @@ from typing import Any
 from hf_finetune.config import RunConfig, TaskConfig
 from hf_finetune.errors import InputError
 from hf_finetune.sources import Table, TableForm
+from hf_finetune.tasks.answering import Answering
+from hf_finetune.tasks.choice import Choice
 from hf_finetune.tasks.classification import Classification
+from hf_finetune.tasks.embedding import Embedding
+from hf_finetune.tasks.instruction import Instruction
+from hf_finetune.tasks.language_modelling import CausalLanguageModel, LanguageModelling, MaskedLanguageModel
+from hf_finetune.tasks.sequence_to_sequence import Summarization, Translation
+from hf_finetune.tasks.tagging import Tagging
 from hf_finetune.tasks.task import Kept, Task
 
 __all__ = ["TASKS", "Kept", "Task", "build", "form_of"]
 
 TASKS: Mapping[str, Any] = {  # of classes; mypy takes type[Protocol] for concrete ones only
+    "answering": Answering,
+    "choice": Choice,
     "classification": Classification,
+    "embedding": Embedding,
+    "language_modelling": LanguageModelling,  # one of the next two, as backbone and settings say
+    "causal_language_modelling": CausalLanguageModel,
+    "masked_language_modelling": MaskedLanguageModel,
+    "instruction": Instruction,  # behind what a causal model of unknown origin is
+    "summarization": Summarization,
+    "tagging": Tagging,
+    "translation": Translation,
 }
 
 
@@ -31,4 +48,6 @@ def form_of(name: str, config: RunConfig) -> TableForm:
 
 def build(name: str, config: RunConfig, train: Table) -> Task:
     """The task `name` with what the training table says about labels."""
-    return TASKS[name].from_table(config, train)
+    task: Task = TASKS[name].from_table(config, train)
+    form_of(task.name, config)  # which reads fewer settings where it is one of several
+    return task

@@ -1,0 +1,32 @@
+"""Fine-tunes a causal language model on conversations, or on prompts with answers. The loss is on the answers alone.
+
+    accelerate launch recipes/instruct.py --model.backbone HuggingFaceTB/SmolLM2-135M-Instruct --data.train chats.jsonl
+    accelerate launch recipes/instruct.py --config FILE.yaml
+    hf-finetune train instruct ...                                the same after pip install, from any folder
+
+Data: {"messages": [{"role": "user", "content": ...}, {"role": "assistant", "content": ...}, ...]} a line, a system message
+before them if there is one; or two columns, --data.text_columns prompt completion. They become text by the tokenizer's chat
+template, or that in the file task.chat_template. Metrics: perplexity and token accuracy of the answers.
+"""
+
+import sys
+
+from hf_finetune import run_recipe
+
+DEFAULTS = {
+    "data.text_columns": ["messages"],
+    "data.label_column": None,
+    # Learning rate, schedule and warm-up as Stanford Alpaca (github.com/tatsu-lab/stanford_alpaca, train command in its
+    # README): 2e-5, cosine, 3 %, 3 epochs, 512 tokens. Its batch is 128; a smaller one suits the smaller data of most users.
+    "data.max_length": 512,
+    "train.learning_rate": 2e-5,
+    "train.schedule": "cosine",
+    "train.warmup_fraction": 0.03,
+    "train.weight_decay": 0.0,
+    "train.batch_size": 32,
+    "train.micro_batch_tokens": 4096,
+    "evaluation.batch_size": 8,  # logits over a vocabulary are large: 8 x 512 x 50,000 in fp32 are 0.8 GB
+}
+
+if __name__ == "__main__":
+    sys.exit(run_recipe("instruction", DEFAULTS, description=__doc__))
