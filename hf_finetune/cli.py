@@ -83,7 +83,9 @@ def build_parser() -> Parser:
         command.add_argument(
             "--choice-columns", nargs="+", default=(), help="the same for the choices, of multiple choice"
         )
-    evaluate.add_argument("--data", required=True, help="csv, tsv, json, jsonl, parquet (.gz), or a folder of classes")
+    evaluate.add_argument(
+        "--data", required=True, nargs="+", help="csv, tsv, json, jsonl, parquet (.gz), or what else the recipe takes"
+    )
     evaluate.add_argument("--label-column", help="that of the training if not given")
     evaluate.add_argument("--metric", help="one more metric")
     evaluate.add_argument("--format", choices=("table", "json"), default="table", help="of the metrics")

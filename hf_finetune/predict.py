@@ -102,10 +102,11 @@ class Predictor:
             columns=columns, files=[f"row {number}" for number in range(1, len(given) + 1)], lines=[0] * len(given)
         )
 
-    def read(self, path: str, *, needs_labels: bool) -> Table:
-        """The rows of a file."""
+    def read(self, path: str | Sequence[str], *, needs_labels: bool) -> Table:
+        """The rows of a file, or of several."""
         form = TASKS[self.task.name].form(self.config)
-        return read_table((path,), self.config.data, "--data", form, needs_labels=needs_labels)
+        paths = (path,) if isinstance(path, str) else path
+        return read_table(paths, self.config.data, "--data", form, needs_labels=needs_labels)
 
     def evaluate(self, table: Table, *, metric: str | None = None) -> dict[str, float]:
         """Loss and metrics on labelled rows; to the last bit those of a run's own evaluation on as many threads."""
@@ -170,8 +171,8 @@ def predict_file(predictor: Predictor, data: str, out: str | None) -> list[dict[
     return rows
 
 
-def evaluate_file(predictor: Predictor, data: str, *, metric: str | None = None) -> dict[str, float]:
-    """Loss and metrics on a labelled file."""
+def evaluate_file(predictor: Predictor, data: str | Sequence[str], *, metric: str | None = None) -> dict[str, float]:
+    """Loss and metrics on a labelled file, or on several."""
     return predictor.evaluate(predictor.read(data, needs_labels=True), metric=metric)
 
 

@@ -209,9 +209,10 @@ def self_check(job: Job, replay: Replay, kind: str) -> tuple[float, float]:
 
 
 def seen(job: Job, outputs: torch.Tensor, batch: Batch) -> torch.Tensor:
-    """The outputs, those of padding set to zero where each token has its own: nobody reads them."""
+    """The outputs, those of padding set to zero where each token has its own: nobody reads them. A decoder's tokens are not
+    those of the input."""
     mask, values = batch.inputs["attention_mask"].bool(), outputs.float()
-    if values.shape[:2] != mask.shape or values.ndim < 3:
+    if values.shape[:2] != mask.shape or values.ndim < 3 or heads.writes(job.trainee.model):
         return values
     return values.masked_fill(~mask[..., *[None] * (values.ndim - 2)], 0.0)
 

@@ -1,57 +1,20 @@
-"""Summarization (the words of a class are the summary) and translation (word by word), as recipes' tests run them."""
+"""Summarization and translation, each by T5 and BART."""
 
-import random
-from pathlib import Path
-from typing import Any
-
-import tiny
 from recipe_case import Case
+from text_pairs import SETTINGS, make_summaries, make_translations
 
-COUNTS = {"train": 48, "validation": 16, "test": 16}
-DICTIONARY = dict(zip(("the", "a", "one", "some", "this"), ("big", "small", "old", "new", "red"), strict=True))
-
-
-def make_summaries(folder: Path) -> dict[str, Any]:
-    """A few filler words and one that tells, which is the summary; every third row has a second reference."""
-    settings: dict[str, Any] = {}
-    for seed, (split, count) in enumerate(COUNTS.items()):
-        generator = random.Random(seed)
-        rows = []
-        for number in range(count):
-            word = generator.choice(["cat", "bread", "saw"])
-            words = [*generator.choices(tiny.FILLER, k=generator.randint(2, 9)), word]
-            generator.shuffle(words)
-            summary = f"{word} here"
-            rows.append({"document": " ".join(words), "summary": [summary, word] if number % 3 == 0 else summary})
-        settings[f"data.{split}"] = [str(tiny.write_jsonl(folder / f"{split}.jsonl", rows))]
-    return settings
-
-
-def make_translations(folder: Path) -> dict[str, Any]:
-    """Parallel text files: each word has one translation."""
-    settings: dict[str, Any] = {}
-    for seed, (split, count) in enumerate(COUNTS.items()):
-        generator = random.Random(seed)
-        sources = [generator.choices(list(DICTIONARY), k=generator.randint(1, 6)) for _ in range(count)]
-        sides = {"en": sources, "xx": [[DICTIONARY[word] for word in words] for words in sources]}
-        for language, lines in sides.items():
-            (folder / f"{split}.{language}").write_text("".join(" ".join(words) + "\n" for words in lines))
-        settings[f"data.{split}"] = [str(folder / f"{split}.{language}") for language in sides]
-    return settings
-
-
-SETTINGS = {
-    "train.learning_rate": 3e-3,
-    "task.input_prefix": "",
-    "task.max_target_length": 10,
-    "task.num_beams": 2,
-    "task.generate_examples": 8,
-    "data.max_length": 32,
-}
 CASES = [
-    Case(task=task, recipe=recipe, family=family, make_data=make_data, settings=SETTINGS,
-         tiny_options={"layers": 1} if family == "t5" else {})  # T5 replays a whole encoder only
-    for task, recipe, make_data in (("summarization", "summarize", make_summaries),
-                                    ("translation", "translate", make_translations))
+    Case(
+        task=task,
+        recipe=recipe,
+        family=family,
+        make_data=make_data,
+        settings=SETTINGS,
+        tiny_options={"layers": 1} if family == "t5" else {},  # a T5 is replayed from its whole encoder only
+    )
+    for task, recipe, make_data in (
+        ("summarization", "summarize", make_summaries),
+        ("translation", "translate", make_translations),
+    )
     for family in ("t5", "bart")
-]  # fmt: skip
+]
