@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from hf_finetune import data, metrics, runtime
+from hf_finetune import adapter, data, metrics, runtime
 from hf_finetune.checkpoint import Progress
 from hf_finetune.freezing import SHARED_BLOCK
 from hf_finetune.job import Clock, Job
@@ -33,6 +33,7 @@ def announce(job: Job, notes: Sequence[str], choice: Choice) -> None:
         f"{run.precision}: {run.precision_reason}",
         *(f"            {note}" for note in run.notes),
         f"freeze plan\n{job.plan.describe()}",
+        *(f"adapters    {line}" for line in adapter.describe(job.backbone)),
         *([f"  {SHARED_BLOCK}"] if job.plan.anatomy.shared else []),
         f"dropout     masks {job.trainee.masks.reason}",
         *([f"last block  {SHORTCUT}"] if job.trainee.shortcuts.first_token else []),
@@ -63,8 +64,8 @@ def describe_micro_batches(job: Job) -> str:
 
 
 def show(values: Mapping[str, float]) -> str:
-    """Metrics on one line."""
-    return "  ".join(f"{name} {value:.4f}" for name, value in values.items())
+    """Metrics on one line, without those of one type alone (f1/person)."""
+    return "  ".join(f"{name} {value:.4f}" for name, value in values.items() if "/" not in name)
 
 
 def make_results(job: Job, progress: Progress, final: Mapping[str, dict[str, float]], clock: Clock) -> dict[str, Any]:
@@ -100,16 +101,34 @@ def summary(results: Mapping[str, Any]) -> str:
     return f"best {results['metric']} on validation {results['best']['value']:.4f}{test}"
 
 
-def closing(job: Job, results: Mapping[str, Any], best: str) -> str:
-    """The last lines: a table of metrics, where everything lies, what to type next."""
-    names = list(results["validation"])
-    rows = [("", *names)]
-    rows += [(split, *(f"{results[split][name]:.4f}" for name in names)) for split in data.SPLITS if results.get(split)]
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of a table as lines."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    table = "\n".join(
+    return "\n".join(
         "  " + "  ".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True)) for row in rows
     )
+
+
+def rows_by_type(values: Mapping[str, float]) -> list[tuple[str, ...]]:
+    """A table of the metrics called metric/type, a row each type; [] where there are none."""
+    split = [name.split("/", 1) for name in values if "/" in name]
+    names, kinds = (list(dict.fromkeys(part[place] for part in split)) for place in (0, 1))
+    rows = [(kind, *(f"{values[f'{name}/{kind}']:.4f}" for name in names)) for kind in kinds]
+    return [("", *names), *rows] if rows else []
+
+
+def closing(job: Job, results: Mapping[str, Any], best: str) -> str:
+    """The last lines: a table of metrics, where everything lies, what to type next."""
+    names = [name for name in results["validation"] if "/" not in name]
+    rows = [("", *names)]
+    rows += [(split, *(f"{results[split][name]:.4f}" for name in names)) for split in data.SPLITS if results.get(split)]
+    table = aligned(rows)
+    if by_type := rows_by_type(results["test"] or results["validation"]):
+        table += f"\n\n  {'test' if results['test'] else 'validation'}, by type\n{aligned(by_type)}"
     folder, seconds = job.config.run_dir, results["seconds"]
+    loads = (
+        "an adapter; README.md in it says how it loads" if job.backbone.is_exported_as_adapter else "from_pretrained"
+    )
     text = " ".join(['"..."'] * len(job.config.data.text_columns))
     curves = f"\n  curves       tensorboard --logdir {job.config.output_dir}" * (
         "tensorboard" in job.config.tracking.trackers
@@ -117,7 +136,7 @@ def closing(job: Job, results: Mapping[str, Any], best: str) -> str:
     return f"""
 {table}
 
-  model        {folder}/model  (from_pretrained)
+  model        {folder}/model  ({loads})
   checkpoint   {folder}/checkpoints/{best}
   numbers      {folder}/results.json, metrics.jsonl{curves}
   time         {seconds["total"]:.0f} s, {seconds["train"]:.0f} s of it training; \
