@@ -57,6 +57,8 @@ class Embedding(Task):
     def form(cls, config: RunConfig) -> TableForm:
         first, *others = config.data.text_columns
         label = config.data.label_column
+        check(label is None or len(others) < 2, "data.text_columns", list(config.data.text_columns),
+              f"takes two columns where there are scores (data.label_column: {label})")  # fmt: skip
         return TableForm(
             inputs=(first,), labels=(*others, *((label,) if label else ())), texts=(first,), together=(first,)
         )
@@ -65,10 +67,8 @@ class Embedding(Task):
     def from_table(cls, config: RunConfig, table: Table) -> "Embedding":
         """Pairs, triplets, or scored pairs, by the columns that are named."""
         columns, label = config.data.text_columns, config.data.label_column
-        key, shown = "data.text_columns", list(columns)
-        check(len(columns) >= 2, key, shown, "takes two columns that belong together, such as [anchor, positive]")
-        check(label is None or len(columns) == 2, key, shown,
-              f"takes two columns where there are scores (data.label_column: {label})")  # fmt: skip
+        check(len(columns) >= 2, "data.text_columns", list(columns),
+              "takes two columns that belong together, such as [anchor, positive]")  # fmt: skip
         problem = "scored_pairs" if label else "pairs" if len(columns) == 2 else "triplets"
         task = cls.from_facts(config, {"problem": problem})
         if label:
