@@ -11,7 +11,7 @@ COUNTS = {"train": 48, "validation": 16, "test": 16}
 # Words of the tiny vocabulary only; an answer ends with the end token
 TEMPLATE = (
     "{% for message in messages %}"
-    "{{ '[CLS] ' if message.role == 'user' else '' }}{{ message.content }}{{ ' [SEP] ' if message.role == 'assistant' else ' [CLS] ' }}"
+    "{% if message.role == 'assistant' %}{{ message.content }} [SEP] {% else %}[CLS] {{ message.content }} [CLS] {% endif %}"
     "{% endfor %}"
 )
 
