@@ -133,7 +133,7 @@ def encode(
     shared = capacity // 4 if overlap is None else overlap
     check(shared < capacity, "task.window_overlap", overlap, f"must be below the {capacity} tokens that a window holds")
     pieces = pieces_of((word for row in rows for word in row), tokenizer)
-    nothing = [] if len(specials) else [int(tokenizer.pad_token_id)]  # a sequence has at least one token
+    nothing = [] if len(specials) else [int(tokenizer.pad_token_id or 0)]  # a sequence has at least one token
     ids: list[int] = []
     numbers: list[int] = []
     types: list[int] = []
