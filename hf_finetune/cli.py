@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from hf_finetune import __version__
-from hf_finetune.config import FreezeConfig
+from hf_finetune.config import AdapterConfig, FreezeConfig
 from hf_finetune.errors import InputError
 from hf_finetune.recipe import EXIT_INPUT, report_errors, run_recipe_file
 
@@ -71,6 +71,11 @@ def build_parser() -> Parser:
     inspect.add_argument("--freeze.embeddings", dest="embeddings", action="store_true", help="embeddings frozen")
     inspect.add_argument("--freeze.encoder_layers", dest="encoder_layers", default="0", help="as in the config")
     inspect.add_argument("--freeze.patterns", dest="patterns", nargs="+", default=[], help="as in the config")
+    inspect.add_argument(
+        "--adapter.kind", dest="kind", choices=("none", "lora"), default="none", help="as in the config"
+    )
+    inspect.add_argument("--adapter.rank", dest="rank", type=int, default=AdapterConfig().rank, help="as in the config")
+    inspect.add_argument("--adapter.targets", dest="targets", nargs="+", default=[], help="as in the config")
     inspect.set_defaults(function=run_inspect)
 
     evaluate = commands.add_parser("evaluate", help="loss and metrics of a model on a labelled file")
@@ -95,7 +100,7 @@ def build_parser() -> Parser:
         "--text", nargs="+", help="the texts of one example, as the model was trained: one, two for a pair, ..."
     )
     group.add_argument("--data", help="csv, tsv, json, jsonl, parquet (.gz)")
-    predict.add_argument("--out", help="JSON lines; standard output if not given")
+    predict.add_argument("--out", help="JSON lines, or of a .json file one document; standard output if not given")
     predict.set_defaults(function=run_predict)
 
     checkpoints = commands.add_parser("checkpoints", help="list the checkpoints of a run")
@@ -197,10 +202,15 @@ def run_inspect(options: argparse.Namespace) -> None:
         patterns=tuple(options.patterns),
         encoder_layers=int(layers) if re.fullmatch(r"-?\d{1,9}", layers) else layers,
     )
-    from hf_finetune import backbone, freezing
+    wanted = AdapterConfig(kind=options.kind, rank=options.rank, targets=tuple(options.targets))
+    from hf_finetune import adapter, freezing
 
-    model = backbone.load_any(options.model)
-    plan = freezing.apply(model, config)
+    loaded = adapter.load_any(options.model)
+    if wanted.kind != "none" and loaded.adapter is not None:
+        raise InputError(f"--adapter.kind ({wanted.kind}): {options.model} has an adapter already")
+    loaded = adapter.attach(loaded, wanted, config, seed=0)
+    model = loaded.model
+    plan = freezing.apply(model, config, adapters=loaded.adapter_parameters, new=loaded.new_parameters)
     print(freezing.format_rows(freezing.inspect_rows(model, plan), plan, options.format))
 
 

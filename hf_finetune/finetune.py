@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from hf_finetune import (
+    adapter,
     backbone,
     checkpoint,
     data,
@@ -189,11 +190,7 @@ def save_and_stop(job: Job, progress: Progress, clock: Clock, bar: tracking.Prog
 def finished_results(config: RunConfig) -> dict[str, Any] | None:
     """results.json of a run that is finished and has its model, else None."""
     path = config.run_dir / "results.json"
-    if (
-        config.checkpoint.resume == "never"
-        or not path.exists()
-        or not (config.run_dir / "model" / "config.json").exists()
-    ):
+    if config.checkpoint.resume == "never" or not path.exists() or not backbone.holds_model(config.run_dir / "model"):
         return None
     try:
         results: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -220,6 +217,7 @@ def set_up(config: RunConfig, task_name: str, run: Runtime, clock: Clock, progre
         loaded = backbone.load(config.model, task, backbone.load_tokenizer(config.model))
         task.prepare_model(loaded.model, loaded.tokenizer)
         max_length = backbone.longest_input(loaded, config.data.max_length)
+        loaded = adapter.attach(loaded, config.adapter, config.freeze, config.seed)
     with clock("encode"):
         features = encode(splits, task, loaded.tokenizer, max_length, run)
     backbone.check_ids(loaded, max(int(rows.inputs["input_ids"].max()) for rows in features.values()))
@@ -227,7 +225,7 @@ def set_up(config: RunConfig, task_name: str, run: Runtime, clock: Clock, progre
     schedule = schedule_of(len(features["train"]), config)
     anatomy = freezing.dissect(loaded.model)
     freezing.check_stages(config.freeze, anatomy)
-    free_at_last = freezing.apply(loaded.model, config.freeze.at(config.train.epochs), anatomy).free
+    free_at_last = plan_of(loaded, config.freeze.at(config.train.epochs), anatomy).free
     stage = settle_stage(loaded, anatomy, config.freeze.at(next_epoch(schedule, progress)), config, run)
     return Job(
         config=config,
@@ -249,15 +247,21 @@ def next_epoch(schedule: Schedule, progress: Progress) -> int:
     return schedule.epoch(progress.update if progress.stopped else min(progress.settled + 1, schedule.total_updates))
 
 
+def plan_of(loaded: backbone.Backbone, freeze: FreezeConfig, anatomy: freezing.Anatomy) -> freezing.FreezePlan:
+    """What a freeze config makes of the backbone, its adapters and its new head."""
+    return freezing.apply(loaded.model, freeze, anatomy, adapters=loaded.adapter_parameters, new=loaded.new_parameters)
+
+
 def settle_stage(
     loaded: backbone.Backbone, anatomy: freezing.Anatomy, freeze: FreezeConfig, config: RunConfig, run: Runtime
 ) -> dict[str, Any]:
     """What follows from a freeze config: plan, trainee, and why its prefix cannot be replayed, if so."""
     with run.accelerator.autocast():  # some kinds of attention run in 16 bit on a GPU only
-        plan = freezing.apply(loaded.model, freeze, anatomy)
-        constant = freezing.constant_modules(loaded.model)
+        plan = plan_of(loaded, freeze, anatomy)
+        constant = freezing.constant_modules(loaded.model, has_adapters=loaded.adapter is not None)
         masks = dropout.choose_masks(config.train.dropout_masks, config.seed, loaded.model, constant)
-    shortcuts, no_replay = find_shortcuts(loaded.model, plan)
+    with adapter.awake(loaded):
+        shortcuts, no_replay = find_shortcuts(loaded.model, plan)
     trainee = prepare(loaded, plan, config, run, constant=constant, masks=masks, shortcuts=shortcuts)
     return {"plan": plan, "trainee": trainee, "no_replay": no_replay}
 

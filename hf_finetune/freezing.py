@@ -41,10 +41,11 @@ class Anatomy:
         return {"embeddings": self.embeddings, **blocks, **self.rest, **unused}
 
 
-def find_stack(model: nn.Module) -> tuple[str, nn.ModuleList]:
-    """The name and the modules of the block stack: the heaviest ModuleList of like modules (of the encoder, if any)."""
-    root: Any = model
-    if getattr(model.config, "is_encoder_decoder", False):
+def find_stack(model: nn.Module, part: nn.Module | None = None) -> tuple[str, nn.ModuleList]:
+    """The name and the modules of the block stack: the heaviest ModuleList of like modules in `part`, which is the encoder
+    where there is one, if not given."""
+    root: Any = model if part is None else part
+    if part is None and getattr(model.config, "is_encoder_decoder", False):
         root = model.get_encoder()  # type: ignore[operator]
     best: tuple[int, str, nn.ModuleList] | None = None
     for name, module in model.named_modules():
@@ -145,12 +146,13 @@ def dissect(model: nn.Module) -> Anatomy:
 @dataclass(frozen=True, kw_only=True)
 class FreezePlan:
     """Which parameters are frozen. `num_prefix_blocks` blocks above frozen embeddings have a constant output (-1: none
-    has, not even the embeddings)."""
+    has, not even the embeddings). `adapters` are the parameters of adapters."""
 
     anatomy: Anatomy
     frozen: frozenset[str]
     sizes: dict[str, int]
     num_prefix_blocks: int
+    adapters: frozenset[str] = frozenset()
 
     @property
     def free(self) -> frozenset[str]:
@@ -169,22 +171,21 @@ class FreezePlan:
 
     def table(self) -> list[tuple[str, int, str]]:
         """Rows of part, parameters, and "trains", "frozen" or how many train; neighbours alike are one row."""
-        rows: list[tuple[str, int, str, int]] = []
+        rows: list[tuple[str, int, int, str, tuple[int, int]]] = []
         for part, names in self.anatomy.parts().items():
+            kind = " of adapters" * bool(self.adapters.intersection(names))
             size = sum(self.sizes[name] for name in names)
             free = sum(self.sizes[name] for name in names if name not in self.frozen)
-            state = "trains" if free == size else "frozen" if free == 0 else f"{free:,} train"
-            if (
-                rows
-                and part.startswith("block ")
-                and rows[-1][0].startswith("block")
-                and rows[-1][1:3] == (size, state)
-            ):
-                first = rows[-1][0].split()[1].split("-")[0]
-                rows[-1] = (f"blocks {first}-{part.split()[1]}", size, state, rows[-1][3] + size)
+            is_block, last = part.startswith("block "), rows[-1] if rows else None
+            if last and is_block and last[0].startswith("block") and last[4] == (size, free):
+                first = last[0].split()[1].split("-")[0]
+                rows[-1] = (f"blocks {first}-{part.split()[1]}", last[1] + size, last[2] + free, kind, last[4])
             elif names:
-                rows.append((part, size, state, size))
-        return [(part, total, state) for part, _, state, total in rows]
+                rows.append((part, size, free, kind, (size, free)))
+        return [
+            (part, size, "trains" if free == size else "frozen" if free == 0 else f"{free:,}{kind} train")
+            for part, size, free, kind, _ in rows
+        ]
 
     def describe(self) -> str:
         """The table as text."""
@@ -232,8 +233,16 @@ def check_stages(config: FreezeConfig, anatomy: Anatomy) -> None:
 SHARED_BLOCK = 'this backbone runs one shared block many times: it is frozen whole ("all") or not at all (0)'
 
 
-def apply(model: Any, config: FreezeConfig, anatomy: Anatomy | None = None) -> FreezePlan:
-    """Sets requires_grad as the config says, and returns the plan.
+def apply(
+    model: Any,
+    config: FreezeConfig,
+    anatomy: Anatomy | None = None,
+    *,
+    adapters: frozenset[str] = frozenset(),
+    new: frozenset[str] = frozenset(),
+) -> FreezePlan:
+    """Sets requires_grad as the config says, and returns the plan. In a model with adapters nothing trains but their
+    parameters and the `new` ones.
 
     Raises InputError where a pattern matches nothing, or nothing would train.
     """
@@ -250,6 +259,8 @@ def apply(model: Any, config: FreezeConfig, anatomy: Anatomy | None = None) -> F
             bool(matched), "freeze.patterns", pattern, f"matches no parameter (they are named like {next(iter(sizes))})"
         )
         frozen.update(matched)
+    if adapters:
+        frozen.update(sizes.keys() - adapters - new)
     if len(frozen) == len(sizes):
         raise InputError(
             "freeze: everything would be frozen, the head too, and nothing would train; "
@@ -257,7 +268,13 @@ def apply(model: Any, config: FreezeConfig, anatomy: Anatomy | None = None) -> F
         )
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name not in frozen)
-    return FreezePlan(anatomy=anatomy, frozen=frozenset(frozen), sizes=sizes, num_prefix_blocks=constant_depth(model))
+    return FreezePlan(
+        anatomy=anatomy,
+        frozen=frozenset(frozen),
+        sizes=sizes,
+        num_prefix_blocks=constant_depth(model),
+        adapters=adapters,
+    )
 
 
 def constant_depth(model: nn.Module) -> int:
@@ -283,8 +300,9 @@ def constant_depth(model: nn.Module) -> int:
     return depth
 
 
-def constant_modules(model: nn.Module) -> list[nn.Module]:
-    """The modules to keep in eval mode, each by itself: all in what is frozen; what has no parameters (dropout) and
+def constant_modules(model: nn.Module, *, has_adapters: bool = False) -> list[nn.Module]:
+    """The modules to keep in eval mode, each by itself: all in what is frozen (of a model with adapters, where everything is but
+    them, below the boundary alone: dropout belongs to training the blocks above); what has no parameters (dropout) and
     runs below the boundary, even if above it again (T5's dropout); and, where the first block's input is constant, the
     module that runs the stack, since some (BART's encoder) drop out by a function and their own mode."""
     stack_name, stack = find_stack(model)
@@ -295,14 +313,17 @@ def constant_modules(model: nn.Module) -> list[nn.Module]:
     finally:
         for handle in handles:
             handle.remove()
-    constant: list[nn.Module] = []
+    inside, boundary = set(stack[-1].modules()), 0
+    if depth >= 0:
+        boundary = ran.index(stack[depth]) if depth < len(stack) else max(i for i, m in enumerate(ran) if m in inside)
+    below, constant = set(ran[:boundary]), list[nn.Module]()
     for module in model.modules():
         parameters = list(module.parameters())
+        if has_adapters and module not in below:
+            continue
         if parameters and not any(parameter.requires_grad for parameter in parameters):
             constant += module.modules()
     if depth >= 0:
-        inside = set(stack[-1].modules())
-        boundary = ran.index(stack[depth]) if depth < len(stack) else max(i for i, m in enumerate(ran) if m in inside)
         constant += [module for module in ran[:boundary] if not any(True for _ in module.parameters())]
         constant.append(model.get_submodule(stack_name.rpartition(".")[0]))
     return list(dict.fromkeys(constant))

@@ -1,5 +1,6 @@
 """Sharing a run on the Hub: checked before training, one commit, and nothing lost where it fails."""
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,7 @@ def push(run_dir: Path, repo_id: str, *, private: bool = False, revision: str | 
     Pushing the same again makes no commit. Raises InputError with what failed; the run folder is not touched.
     """
     model_dir = run_dir / "model"
-    if not (model_dir / "config.json").is_file():
+    if not any((model_dir / name).is_file() for name in ("config.json", "adapter_config.json")):
         raise InputError(f"{run_dir}: has no finished model to push (no model/config.json)")
     files = [(path, str(path.relative_to(model_dir))) for path in sorted(model_dir.rglob("*")) if path.is_file()]
     files += [(run_dir / name, name) for name in ("results.json",) if (run_dir / name).is_file()]
@@ -65,11 +66,17 @@ def push(run_dir: Path, repo_id: str, *, private: bool = False, revision: str | 
 
 
 def content(path: Path, repo_id: str) -> Path | bytes:
-    """What is pushed of a file: the card says how to load the model from where it is pushed to."""
+    """What is pushed of a file: the card says how to load the model from where it is pushed to, and an adapter names of a
+    pretrained model in a folder of this machine the last part alone."""
+    if path.name == "adapter_config.json":
+        settings = json.loads(path.read_text("utf-8"))
+        base = Path(settings["base_model_name_or_path"])
+        settings["base_model_name_or_path"] = base.name if base.is_absolute() else str(base)
+        return json.dumps(settings, indent=2).encode()
     if path.name != "README.md":
         return path
-    named = re.compile(r'(from_pretrained|SentenceTransformer)\("[^"]*"\)')
-    return named.sub(rf'\1("{repo_id}")', path.read_text("utf-8")).encode()
+    named = re.compile(r'(from_pretrained|load_adapter|SentenceTransformer)\("[^"]*"(?=[),])')
+    return named.sub(rf'\1("{repo_id}"', path.read_text("utf-8")).encode()
 
 
 def first_line(error: Exception) -> str:

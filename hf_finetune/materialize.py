@@ -5,9 +5,9 @@ from pathlib import Path
 
 import torch
 
-from hf_finetune import backbone, checkpoint, resume
+from hf_finetune import adapter, backbone, checkpoint, resume
 from hf_finetune.errors import InputError
-from hf_finetune.export import describe_use, remote_code_note, write_model
+from hf_finetune.export import describe_use, library_name, remote_code_note, write_model
 from hf_finetune.settings import config_from_dict
 from hf_finetune.tasks import TASKS
 
@@ -34,11 +34,12 @@ def materialize(path: Path, out: Path) -> Path:
     task = TASKS[state["task"]].from_facts(config, state["facts"])
     loaded = backbone.load(config.model, task, backbone.load_tokenizer(config.model))
     task.prepare_model(loaded.model, loaded.tokenizer)
+    loaded = adapter.attach(loaded, config.adapter, config.freeze, config.seed)
     resume.fill_in(loaded.model, content, path.name, config.model.backbone)
     describe_use(loaded, config, task, metric=state["metric"], max_length=state["max_length"])
     values = "".join(f"| {name} | {value:.4f} |\n" for name, value in content["metrics"].items())
     readme = f"""---
-library_name: transformers
+library_name: {library_name(loaded, task)}
 pipeline_tag: {task.pipeline_tag}
 tags: [hf-finetune]
 ---

@@ -11,12 +11,21 @@ import numpy as np
 import torch
 import transformers
 
-from hf_finetune.backbone import LOADING_ERRORS, LONGEST_DEFAULT, model_source, position_limit, quiet, texts_of
+from hf_finetune import adapter
+from hf_finetune.backbone import (
+    LOADING_ERRORS,
+    LONGEST_DEFAULT,
+    holds_model,
+    model_source,
+    position_limit,
+    quiet,
+    texts_of,
+)
 from hf_finetune.config import DataConfig, ModelConfig, RunConfig, TaskConfig, TrainConfig
 from hf_finetune.data import Features, make_features
 from hf_finetune.errors import InputError
 from hf_finetune.loop import Evaluation, evaluate
-from hf_finetune.sources import Table, read_table
+from hf_finetune.sources import Table, check_texts, read_table
 from hf_finetune.tasks import TASKS, Kept, Task
 
 BATCH_SIZE = 64  # examples a forward, as evaluation.batch_size has it
@@ -38,14 +47,14 @@ class Predictor:
         """Loads a run folder (its model/), a model folder, or a model on the Hub. `columns`: text_columns, label_column and
         choice_columns where they are called otherwise than in training."""
         source = model_source(location)
-        if Path(location).is_dir() and source == location and not (Path(location) / "config.json").is_file():
+        if Path(location).is_dir() and source == location and not holds_model(Path(location)):
             raise InputError(f"{location}: holds no finished run (model/config.json) and no model (config.json)")
         try:
             with quiet():
-                hf_config = transformers.AutoConfig.from_pretrained(source)
+                hf_config = adapter.load_config(source)
                 noted = getattr(hf_config, "hf_finetune", None) or {}
                 kind = task_of(location, hf_config, noted)
-                model = getattr(transformers, kind.auto_class).from_pretrained(source, dtype=torch.float32)
+                model = adapter.load_model(source, kind.auto_class, hf_config)
                 tokenizer = transformers.AutoTokenizer.from_pretrained(source)
         except LOADING_ERRORS as error:
             reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
@@ -98,9 +107,11 @@ class Predictor:
             if lacking := [name for name in form.inputs if name not in row]:
                 raise InputError(f"row {number}: has no {lacking[0]!r} (it has {', '.join(map(str, row))})")
         columns = {name: [row.get(name) for row in given] for name in form.columns}
-        return Table(
+        table = Table(
             columns=columns, files=[f"row {number}" for number in range(1, len(given) + 1)], lines=[0] * len(given)
         )
+        check_texts(table, form)
+        return table
 
     def read(self, path: str | Sequence[str], *, needs_labels: bool) -> Table:
         """The rows of a file, or of several."""

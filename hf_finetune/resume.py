@@ -11,7 +11,7 @@ import torch
 
 from hf_finetune import backbone, checkpoint, metrics, optim
 from hf_finetune.checkpoint import Progress, progress_from
-from hf_finetune.config import RunConfig, as_dict, changed_keys, flatten
+from hf_finetune.config import RunConfig, as_dict, changed_keys, check, flatten
 from hf_finetune.errors import InputError
 from hf_finetune.files import write_atomically
 from hf_finetune.job import Job
@@ -165,6 +165,9 @@ def check_config(config: RunConfig, path: Path, content: Mapping[str, Any]) -> N
     if changed:
         listed = ", ".join(f"{key} (was {old}, now {new})" for key, old, new in changed)
         raise InputError(f"checkpoint.resume ({path}): was made with another config: {listed}")
+    layers = dict(flatten(content["run"]["config"])).get("freeze.encoder_layers")
+    check(config.adapter.kind == "none" or layers == config.freeze.encoder_layers, "freeze.encoder_layers",
+          config.freeze.encoder_layers, f"{path.name} has its adapters above {layers}; choose another name")  # fmt: skip
 
 
 def check_is_ours(path: Path, content: Mapping[str, Any]) -> None:

@@ -113,7 +113,9 @@ def compare(ours: Path, theirs: Path) -> Comparison:
     for run_dir in (ours, theirs):
         content = last_checkpoint(run_dir)
         content.pop("run")
-        found.append(tensors_of(content) | tensors_of(load_file(run_dir / "model" / "model.safetensors"), "model"))
+        found.append(
+            tensors_of(content) | tensors_of(load_file(next((run_dir / "model").glob("*model.safetensors"))), "model")
+        )
     first, second = found
     if first.keys() != second.keys():
         return Comparison(num_tensors=len(first), num_different=len(first.keys() ^ second.keys()), largest=float("inf"))

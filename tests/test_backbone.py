@@ -158,7 +158,7 @@ def test_load_any_takes_a_run_folder_a_model_folder_and_a_package(
     copy_backbone(backbones("bert"), run / "model")
     make_package(tmp_path, backbones("bert"), monkeypatch)
     locations = [str(run), str(run / "model"), "package://carried_backbone/weights/bert"]
-    models = [backbone.load_any(location) for location in locations]
+    models = [backbone.load_any(location).model for location in locations]
     embeddings = [model.bert.embeddings.word_embeddings.weight for model in models]
     assert torch.equal(embeddings[0], embeddings[1])
     assert torch.equal(embeddings[0], embeddings[2])
