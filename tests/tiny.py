@@ -154,6 +154,36 @@ def make_rows(count: int, *, seed: int = 0, problem: str = "single_label", pair:
     return rows
 
 
+def make_questions(count: int, *, seed: int = 0) -> list[dict[str, Any]]:
+    """Rows as of SQuAD 2.0: the answer is the context's one word of a class; every fourth has none; some contexts are long."""
+    generator = random.Random(seed)
+    answers = [word for words in CLASSES.values() for word in words.split()]
+    rows = []
+    for number in range(count):
+        words = generator.choices(FILLER, k=generator.choice([4, 8, 30]))
+        given: dict[str, list[Any]] = {"text": [], "answer_start": []}
+        if number % 4:
+            place, answer = generator.randint(0, len(words)), generator.choice(answers)
+            words.insert(place, answer)
+            given = {"text": [answer], "answer_start": [len(" ".join([*words[:place], ""]))]}
+        rows.append({"id": f"q{number}", "question": generator.choice(["this one", "that one here"]),
+                     "context": " ".join(words), "answers": given})  # fmt: skip
+    return rows
+
+
+def make_choices(count: int, *, seed: int = 0) -> list[dict[str, Any]]:
+    """Rows of a stem, two to four choices, and the index of the right one, which is an animal."""
+    generator = random.Random(seed)
+    rows = []
+    for number in range(count):
+        choices = [f"{generator.choice(FILLER)} {generator.choice(['bread', 'saw'])}" for _ in range(2 + number % 3)]
+        right = generator.randrange(len(choices))
+        choices[right] = generator.choice(["cat", "dog"])
+        stem = " ".join(generator.choices(FILLER, k=generator.randint(1, 9)))
+        rows.append({"stem": stem, "choices": choices, "label": right})
+    return rows
+
+
 def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> Path:
     """One JSON object a line; returns the path."""
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")

@@ -158,14 +158,14 @@ class Answering(Task):
         assert examples is not None
         lines = [f"{len(table):,} questions in {len(features):,} windows of at most {max_length} tokens"]
         if features.num_truncated:
-            lines.append(f"{features.num_truncated:,} questions are longer than half a window and were cut")
+            lines.append(f"questions longer than half a window, and cut: {features.num_truncated:,}")
         answered = np.array([bool(squad.answers_of(table, row, self.columns)) for row in range(len(table))])
         held = np.zeros(len(table), dtype=bool)
         held[examples[labels.any(-1)]] = True
         cut = int((answered & ~held).sum())
         without = int((~answered).sum())
         count = f"{int(answered.sum()):,} questions with an answer, {without:,} without"
-        lost = f"{cut:,} answers are whole in no window and were not trained on" if cut else "each whole in a window"
+        lost = f"whole in no window, and not trained on: {cut:,}" if cut else "each answer is whole in a window"
         return [("input", "; ".join(lines)), ("answers", f"{count}; {lost}")]
 
     # --- forward
@@ -244,13 +244,12 @@ def fit_questions(questions: Sequence[str], tokenizer: Any, most: int) -> tuple[
     """The questions, those of more than `most` tokens cut, and the tokens of each."""
     fitting, lengths = [], []
     for start in range(0, len(questions), CHUNK):
-        encoded = tokenizer(
-            list(questions[start : start + CHUNK]), add_special_tokens=False, return_attention_mask=False
-        )
+        # verbose: else it warns of inputs that are too long, which these are not
+        encoded = tokenizer(list(questions[start : start + CHUNK]), add_special_tokens=False, verbose=False)
         for question, encoding in zip(questions[start : start + CHUNK], encoded.encodings, strict=True):
             while len(encoding.ids) > most:  # a word that is cut may become more tokens
                 question = question[: min(encoding.offsets[most - 1][1], len(question) - 1)]
-                encoding = tokenizer([question], add_special_tokens=False).encodings[0]
+                encoding = tokenizer([question], add_special_tokens=False, verbose=False).encodings[0]
             fitting.append(question)
             lengths.append(len(encoding.ids))
     return fitting, lengths
