@@ -136,7 +136,7 @@ class Choice(Task):
             if not isinstance(text, str) or not text.strip():
                 raise InputError(f"{table.where(row)}: {column}: choice {number} ({text!r}) is no text")
         if len(found) < 2:
-            raise InputError(f"{table.where(row)}: {column}: {len(found)} choices where two are the least")
+            raise InputError(f"{table.where(row)}: {column}: two or more choices are needed, it has {len(found)}")
         if names and len(names) != len(found):
             raise InputError(f"{table.where(row)}: {column}: {len(names)} labels for {len(found)} choices")
         return Choices(texts=tuple(found), names=tuple(map(str, names)))
