@@ -188,3 +188,35 @@ def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> Path:
     """One JSON object a line; returns the path."""
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
     return path
+
+
+# Words of VOCABULARY only; an answer ends with the end token
+CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{% if message.role == 'assistant' %}{{ message.content }} [SEP] {% else %}[CLS] {{ message.content }} [CLS] {% endif %}"
+    "{% endfor %}"
+)
+
+
+def make_conversations(count: int, *, seed: int = 0) -> list[dict[str, Any]]:
+    """Learnable `messages` of one or two turns: a word of a class is answered by the next of the class."""
+    generator = random.Random(seed)
+    rows = []
+    for number in range(count):
+        messages = []
+        for _ in range(1 + number % 2):
+            words = generator.choice(list(CLASSES.values())).split()
+            place = generator.randrange(len(words))
+            messages.append({"role": "user", "content": f"{generator.choice(FILLER)} {words[place]}"})
+            messages.append({"role": "assistant", "content": words[(place + 1) % len(words)]})
+        rows.append({"messages": messages})
+    return rows
+
+
+def write_conversations(folder: Path, counts: Mapping[str, int]) -> dict[str, Any]:
+    """Files of conversations by split, and their template's; returns the settings that name them."""
+    settings: dict[str, Any] = {"task.chat_template": str(folder / "template.jinja")}
+    for seed, (split, count) in enumerate(counts.items()):
+        settings[f"data.{split}"] = [str(write_jsonl(folder / f"{split}.jsonl", make_conversations(count, seed=seed)))]
+    (folder / "template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
+    return settings
