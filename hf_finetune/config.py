@@ -129,7 +129,8 @@ class TaskConfig:
         mask_fraction: Of masked language modelling: share of the tokens to be predicted.
         whole_word_masks: Of masked language modelling: all pieces of a word are masked together.
         input_prefix: Of text to text: put before every input, such as "summarize: ".
-        max_target_length: Of text to text: longest target in tokens, and most tokens that are written.
+        max_target_length: Of text to text: longest target in tokens, and most tokens that are written; of causal language
+            models and instruction tuning the latter alone.
         generate_examples: Of text to text: validation examples that text is written for at each evaluation.
         num_beams: Of text to text: beams of the search; 1 is greedy.
         length_penalty: Of text to text: exponent on the length that beams' scores are divided by.

@@ -35,6 +35,7 @@ def announce(job: Job, notes: Sequence[str], choice: Choice) -> None:
         f"freeze plan\n{job.plan.describe()}",
         *(f"adapters    {line}" for line in adapter.describe(job.backbone)),
         *([f"  {SHARED_BLOCK}"] if job.plan.anatomy.shared else []),
+        *(f"  {note}" for note in notes_on_vocabulary_head(job)),
         f"dropout     masks {job.trainee.masks.reason}",
         *([f"last block  {SHORTCUT}"] if job.trainee.shortcuts.first_token else []),
         *(f"{'prefix' if number == 0 else '':<12}{line}" for number, line in enumerate(choice.lines)),
@@ -52,6 +53,20 @@ def announce_stage(job: Job, progress: Progress, choice: Choice) -> None:
 
 
 SHORTCUT = "behind its attention computed for the first token alone: nothing else feeds the head"
+
+
+def notes_on_vocabulary_head(job: Job) -> list[str]:
+    """What the freeze plan does not tell of a head over the vocabulary: that it is the embeddings, or new."""
+    model = job.backbone.model
+    head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
+    if head is None:
+        return []
+    is_tied = getattr(head, "weight", None) is getattr(embeddings, "weight", None)
+    notes = ["the head's matrix is that of the embeddings: with freeze.embeddings it is frozen too"] if is_tied else []
+    new = sorted(job.backbone.new_parameters & dict(model.named_parameters()).keys())
+    if new:
+        notes.append(f"new, as the backbone's files do not hold it: {', '.join(new)}")
+    return notes
 
 
 def describe_micro_batches(job: Job) -> str:
