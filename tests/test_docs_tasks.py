@@ -16,7 +16,16 @@ from hf_finetune.tasks import TASKS
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = (ROOT / "docs" / "tasks.md").read_text(encoding="utf-8")
-SMALL = "--train.max_updates 2 --data.max_train_examples 40 --tracking.trackers [] --train.precision fp32".split()
+SMALL = [
+    "--train.max_updates",
+    "2",
+    "--data.max_train_examples",
+    "40",
+    "--tracking.trackers",
+    "[]",
+    "--train.precision",
+    "fp32",
+]
 TEMPLATE = "{% for m in messages %}{{ m['role'] }} {{ m['content'] }} [SEP] {% endfor %}"
 QUESTIONS = [("who is here", "the old cat is here", "cat"), ("what is red", "a red saw and a big dog", "saw")]
 
