@@ -7,8 +7,8 @@
 
 Without data.label_column every other text of a batch is a negative of an anchor, of all processes and micro-batches, so
 that train.micro_batch_size bounds the memory and not the negatives; texts known to be alike are left out. A negative may be
-null, or a list. With data.label_column (a score, in any range) the order of the scores is learned. The exported folder is
-one that `sentence_transformers.SentenceTransformer(folder)` loads.
+null, or a list. With data.label_column (a score) the cosine learns the score: 0 for the least of the training rows, 1 for
+the greatest. `sentence_transformers.SentenceTransformer("outputs/run/model")` loads what is exported.
 """
 
 import sys

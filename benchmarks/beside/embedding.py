@@ -60,10 +60,11 @@ def train(config: RunConfig, model: SentenceTransformer, table: Table) -> float:
     """Trains as the config says; returns the seconds of it."""
     columns: dict[str, Any] = {name: table.columns[name] for name in config.data.text_columns}
     if config.data.label_column:
-        columns["score"] = [float(value) for value in table.columns[config.data.label_column]]
-    loss = (losses.CoSENTLoss if config.data.label_column else losses.MultipleNegativesRankingLoss)(
-        model, scale=config.task.similarity_scale
-    )
+        scores = [float(value) for value in table.columns[config.data.label_column]]
+        least, most = min(scores), max(scores)
+        columns["score"] = [(score - least) / (most - least) for score in scores]
+    ranking = losses.MultipleNegativesRankingLoss(model, scale=config.task.similarity_scale)
+    loss = losses.CosineSimilarityLoss(model) if config.data.label_column else ranking
     with tempfile.TemporaryDirectory() as folder:
         arguments = SentenceTransformerTrainingArguments(
             output_dir=folder,
