@@ -238,10 +238,12 @@ class SequenceToSequence(Task):
     def card(self) -> str:
         begins = f"Inputs begin with `{self.input_prefix}`. " if self.input_prefix else ""
         read = f'"{self.input_prefix}" + text' if self.input_prefix else "text"
+        measured = f" {', '.join(self.metric_names)} are of at most {self.generate_examples:,} examples of a split."
         return (
             f"{self.name}.\n{begins}It writes with "
             f'`model.generate(**tokenizer([{read}], truncation=True, return_tensors="pt"))`, at most '
             f"{self.max_target_length} tokens; generation_config.json holds how."
+            + (measured if self.generate_examples else "")
         )
 
 
