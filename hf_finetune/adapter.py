@@ -130,20 +130,22 @@ def is_adapters(name: str) -> bool:
 
 
 def holders_of(model: nn.Module, new_parameters: Iterable[str]) -> list[str]:
-    """Names of the topmost modules that have new parameters only: an adapter's file carries them whole. InputError where
-    a new parameter is in none."""
-    new, found = set(new_parameters), list[str]()
+    """Names of the modules that an adapter's file carries whole, because of their new parameters: the topmost that have no
+    others, and for what is new elsewhere (the bias of a masked language model's head, whose weight is the embeddings') the
+    module that it belongs to. InputError where that is the model itself."""
+    new, found = set(new_parameters), set[str]()
     for name, module in model.named_modules():
         own = {f"{name}.{each}" for each, _ in module.named_parameters()}
         if name and own and own <= new:
-            found.append(name)
+            found.add(name)
             new -= own
-    if new:
-        raise InputError(
-            f"adapter.kind (lora): {min(new)} is new, and in no module that an adapter could carry whole; train without "
-            "adapters"
-        )
-    return found
+    for name in new:
+        if "." not in name:
+            raise InputError(
+                f"adapter.kind (lora): {name} is new, and an adapter carries modules; train without adapters"
+            )
+        found.add(name.rpartition(".")[0])
+    return sorted(name for name in found if not any(name.startswith(f"{other}.") for other in found))
 
 
 @contextlib.contextmanager
@@ -210,17 +212,18 @@ def save_adapter(loaded: Backbone, auto_class: str, folder: Path) -> None:
     settings = copy.copy(model.peft_config[NAME])
     layers = {name.partition(".lora_A.")[0] for name in loaded.adapter_parameters if ".lora_A." in name}
     settings.target_modules = sorted(layers)  # peft's own set has no order, and shortens many names to few
-    settings.modules_to_save = holders_of(model, loaded.new_parameters) or None
+    holders = holders_of(model, loaded.new_parameters)
+    settings.modules_to_save = holders or None
     settings.base_model_name_or_path = base_name(loaded.source)
     settings.revision, settings.inference_mode = loaded.revision, True
     settings.task_type = TASK_TYPES.get(auto_class)
     if settings.task_type is None:  # AutoPeftModel finds the class by this
         settings.auto_mapping = {"base_model_class": type(model).__name__, "parent_library": type(model).__module__}
-    wanted = loaded.adapter_parameters | loaded.new_parameters
-    tensors = {
-        PREFIX + name.replace(f".{NAME}.", "."): tensor.detach().cpu().contiguous()
+    within = tuple(f"{holder}." for holder in holders)
+    tensors = {  # cloned: in a file no two may share their memory
+        PREFIX + name.replace(f".{NAME}.", "."): tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
         for name, tensor in model.state_dict().items()
-        if name in wanted
+        if name in loaded.adapter_parameters or name.startswith(within)
     }
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
