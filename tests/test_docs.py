@@ -60,6 +60,11 @@ class Desk:
         articles = [
             {"text": f"{word} and more", "label": label} for label in ("tech", "sports") for word in ("one", "two")
         ]
+        words = "".join("".join(f"{word} O\n" for word in row["text"].split()) + "cat B-animal\n\n" for row in rows)
+        for name in ("train.conll", "test.conll"):
+            (folder / name).write_text(words, encoding="utf-8")
+        pairs = [{"anchor": row["text"], "positive": f"{row['text']} {row['label']}"} for row in rows]
+        tiny.write_jsonl(folder / "pairs.jsonl", pairs)
         for name in ("new.jsonl", "labelled_by_hand.jsonl", "train.jsonl"):
             tiny.write_jsonl(folder / name, rows if name == "train.jsonl" else articles)
 
@@ -105,7 +110,7 @@ def runnable() -> list[str]:
 @pytest.mark.parametrize("command", runnable())
 def test_a_readme_command_runs(desk: Desk, command: str) -> None:
     words = shlex.split(command.replace("USER/NAME", "ada/news"))
-    if "recipes/classify.py" in words:
+    if "recipes/classify.py" in words or words[:2] == ["hf-finetune", "train"]:
         name = f"run-{runnable().index(command)}"
         words += [*SMALL, *([] if "--name" in words else ["--name", name])]
     if "hub.repo_id" in command:
