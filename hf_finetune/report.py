@@ -16,7 +16,7 @@ from hf_finetune.prefix import Choice
 def announce(job: Job, notes: Sequence[str], choice: Choice) -> None:
     """Prints what was resolved, and why, before update 0."""
     config, run, schedule = job.config, job.runtime, job.schedule
-    counts = ", ".join(f"{len(rows):,} {split}" for split, rows in job.features.items())
+    counts = ", ".join(f"{num_examples(job, split):,} {split}" for split in job.features)
     plural = "es" if run.num_processes > 1 else ""
     described = job.task.describe(job.features["train"], job.splits.train, job.max_length)
     better = "higher" if metrics.greater_is_better(job.metric) else "lower"
@@ -24,6 +24,7 @@ def announce(job: Job, notes: Sequence[str], choice: Choice) -> None:
         f"run         {config.run_dir}",
         f"backbone    {config.model.backbone.split('#')[0]}",
         f"examples    {counts}",
+        *windows_line(job),
         *(f"            {note}" for note in job.splits.notes),
         *(f"{name:<12}{line}" for name, line in described),
         f"metric      {job.metric} on validation, {better} is better",
@@ -69,6 +70,18 @@ def notes_on_vocabulary_head(job: Job) -> list[str]:
     return notes
 
 
+def num_examples(job: Job, split: str) -> int:
+    """Rows of a split's table, where features know them; else its features."""
+    features = job.features[split]
+    return len(features) if features.examples is None else len(job.splits.tables()[split])
+
+
+def windows_line(job: Job) -> list[str]:
+    """What is said where rows of training gave several features: of these a batch takes so many."""
+    windows, rows = len(job.features["train"]), num_examples(job, "train")
+    return [f"            {windows:,} windows of the {rows:,} to train on"] if windows != rows else []
+
+
 def describe_micro_batches(job: Job) -> str:
     """How a process takes its share of a batch."""
     config, limit = job.config, micro_batch_limit(job.config, job.runtime.num_processes)
@@ -94,7 +107,7 @@ def make_results(job: Job, progress: Progress, final: Mapping[str, dict[str, flo
         "best": {"epoch": progress.best_epoch, "update": progress.best_update, "value": progress.best_value},
         "validation": final["validation"],
         "test": final.get("test", {}),
-        "examples": {split: len(job.features[split]) if split in job.features else 0 for split in data.SPLITS},
+        "examples": {split: num_examples(job, split) if split in job.features else 0 for split in data.SPLITS},
         "parameters": {"total": job.plan.num_total, "trainable": job.plan.num_trainable},
         "updates": progress.update,
         "stopped_early": progress.stopped,
@@ -144,7 +157,8 @@ def closing(job: Job, results: Mapping[str, Any], best: str) -> str:
     loads = (
         "an adapter; README.md in it says how it loads" if job.backbone.is_exported_as_adapter else "from_pretrained"
     )
-    text = " ".join(['"..."'] * len(job.config.data.text_columns))
+    columns = job.config.data
+    text = " ".join(['"..."'] * (len(columns.text_columns) + (2 if columns.choice_columns else 0)))
     curves = f"\n  curves       tensorboard --logdir {job.config.output_dir}" * (
         "tensorboard" in job.config.tracking.trackers
     )
