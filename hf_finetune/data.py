@@ -487,13 +487,21 @@ class MicroBatchLimit:
     rows: int
     tokens: int | None = None
 
-    def split(self, ordered: "np.ndarray[Any, Any]", lengths: "np.ndarray[Any, Any]") -> list["np.ndarray[Any, Any]"]:
-        """Pieces of rows that go longest first."""
+    def split(
+        self,
+        ordered: "np.ndarray[Any, Any]",
+        lengths: "np.ndarray[Any, Any]",
+        counts: "np.ndarray[Any, Any] | None" = None,
+    ) -> list["np.ndarray[Any, Any]"]:
+        """Pieces of rows that go longest first. counts: sequences of each row; one if not given."""
         pieces, begin = [], 0
         while begin < len(ordered):
             count = self.rows
             if self.tokens is not None:
-                count = min(count, max(1, self.tokens // max(1, int(lengths[ordered[begin]]))))
+                room = self.tokens // max(1, int(lengths[ordered[begin]]))  # sequences
+                taken = ordered[begin : begin + count]
+                sequences = np.cumsum(np.ones(len(taken)) if counts is None else counts[taken])
+                count = max(1, int((sequences <= room).sum()))
             pieces.append(ordered[begin : begin + count])
             begin += count
         return pieces
@@ -505,13 +513,14 @@ def share_batch(
     limit: MicroBatchLimit,
     process: int,
     num_processes: int,
+    counts: "np.ndarray[Any, Any] | None" = None,
 ) -> list["np.ndarray[Any, Any]"]:
     """The micro-batches of one process for one update: the same number on each, some perhaps empty.
 
     Rows go by length, so that micro-batches pad little, and are dealt so that each process has the same work.
     """
     ordered = rows[np.argsort(-lengths[rows], kind="stable")]
-    pieces = limit.split(ordered, lengths)
+    pieces = limit.split(ordered, lengths, counts)
     rounds = -(-len(pieces) // num_processes)
     pieces += [ordered[:0]] * (rounds * num_processes - len(pieces))
     return pieces[process::num_processes]

@@ -101,6 +101,7 @@ def train_steps(
     """
     schedule = schedule_of(len(features), config)
     accelerator, lengths, num_tokens = runtime.accelerator, features.lengths, features.num_tokens
+    counts = features.counts(np.arange(len(features)))
     limit = micro_batch_limit(config, runtime.num_processes)
     planned_epoch, batches = -1, []
     for update in range(start_update, schedule.total_updates):
@@ -114,7 +115,7 @@ def train_steps(
         torch.manual_seed(int(np.random.SeedSequence([config.seed, update, runtime.process]).generate_state(1)[0]))
         train_mode(trainee.model, trainee.constant)
         trainee.optimizer.zero_grad()
-        micro_batches = share_batch(rows, lengths, limit, runtime.process, runtime.num_processes)
+        micro_batches = share_batch(rows, lengths, limit, runtime.process, runtime.num_processes, counts)
         window = Window(number=update, epoch=epoch + 1, rows=rows, micro_batches=micro_batches)
         loss = accumulate(trainee, features, task, runtime, window)
         rates = set_learning_rates(trainee.optimizer, update, schedule.total_updates, config.train)

@@ -223,7 +223,8 @@ def estimate(job: Job, replay: Replay, entry: Entry, progress: Progress) -> tupl
     train, schedule = job.features["train"], job.schedule
     limit = micro_batch_limit(job.config, job.runtime.num_processes)
     order = np.argsort(-train.lengths, kind="stable")
-    rows = limit.split(order[max(0, (len(order) - limit.rows) // 2) :], train.lengths)[0]
+    counts = train.counts(np.arange(len(train)))
+    rows = limit.split(order[max(0, (len(order) - limit.rows) // 2) :], train.lengths, counts)[0]
     batch = batch_of(job, rows)
     num_tokens = int(train.num_tokens[rows].sum())
     captured = replay.states(batch.inputs)

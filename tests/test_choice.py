@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from hf_finetune import heads
 from hf_finetune.config import DataConfig, ModelConfig, RunConfig, TrainConfig
-from hf_finetune.data import Features, collate, make_features
+from hf_finetune.data import Features, MicroBatchLimit, collate, make_features, share_batch
 from hf_finetune.errors import InputError
 from hf_finetune.finetune import finetune
 from hf_finetune.predict import Predictor, evaluate_file, predict_file, predict_texts
@@ -292,3 +292,21 @@ def test_evaluation_does_not_depend_on_what_rows_are_batched_with(trained: Path)
     assert few.loss == pytest.approx(many.loss, abs=1e-6)
     for one_, other in zip(few.kept, many.kept, strict=True):
         assert one_ == pytest.approx(other, abs=1e-5)
+
+
+def test_a_limit_of_tokens_counts_all_choices() -> None:
+    rows = tiny.make_choices(60)
+    task, table = make_task(rows), make_table(rows)
+    features = encode(task, table)
+    counts = features.counts(np.arange(60))
+    found = []
+    for seed in range(3):
+        chosen = np.random.default_rng(seed).permutation(60)[:32]
+        limit = MicroBatchLimit(rows=16, tokens=150)
+        pieces = share_batch(chosen, features.lengths, limit, 0, 1, counts)
+        assert sorted(np.concatenate(pieces).tolist()) == sorted(chosen.tolist())
+        found += [collate(features, piece, 0).inputs["input_ids"].numel() for piece in pieces]
+    assert 100 < max(found) <= 150
+    assert [
+        len(piece) for piece in MicroBatchLimit(rows=2, tokens=1).split(np.arange(3), features.lengths, counts)
+    ] == [1] * 3
