@@ -27,7 +27,7 @@ from hf_finetune import backbone, freezing
 from hf_finetune.backbone import Backbone
 from hf_finetune.config import AdapterConfig, FreezeConfig, check
 from hf_finetune.errors import InputError
-from hf_finetune.sources import model_files
+from hf_finetune.sources import local_path, model_files
 
 WEIGHTS = "adapter_model.safetensors"
 # Where the config of the whole model is, below the adapter's folder: beside adapter_config.json, transformers would take it
@@ -228,15 +228,19 @@ def save_adapter(loaded: Backbone, auto_class: str, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
     settings.save_pretrained(folder)
-    model.config.architectures = [type(model).__name__]  # as save_pretrained does
-    model.config.save_pretrained(folder / MODEL_CONFIG)
+    config = copy.deepcopy(model.config)
+    config.architectures = [type(model).__name__]  # as save_pretrained does
+    if loaded.source.startswith("package://"):  # found on other machines, and checked, where a path is not
+        config.hf_finetune = {**(getattr(config, "hf_finetune", None) or {}), "backbone": loaded.source}
+    config.save_pretrained(folder / MODEL_CONFIG)
     if model.can_generate():
         model.generation_config.save_pretrained(folder)
 
 
 def base_name(source: str) -> str:
-    """The backbone as given, a folder's path from the root on: the adapter is loaded from elsewhere, too."""
-    return os.path.abspath(source) if os.path.isdir(source) else source
+    """What every program here loads the backbone by: its Hub id as given, or the whole path of its folder or file."""
+    path = local_path(source.partition("#sha256=")[0], "model.backbone")
+    return os.path.abspath(path) if os.path.exists(path) else path
 
 
 # --- out of a folder ------------------------------------------------------------------------------------------------
@@ -279,7 +283,8 @@ def load_model(source: str, auto_class: str, hf_config: Any) -> Any:
 
 def load_adapter(source: str, kind: Any, hf_config: Any, settings: Mapping[str, Any]) -> Backbone:
     """The pretrained model that an adapter is of, with the adapter in it."""
-    peft, name = import_peft(source), settings["base_model_name_or_path"]
+    peft, noted = import_peft(source), getattr(hf_config, "hf_finetune", None) or {}
+    name = noted.get("backbone") or settings["base_model_name_or_path"]
     base, file = model_files(name, f"{source}: its pretrained model")
     try:
         model = kind.from_pretrained(

@@ -66,12 +66,14 @@ def push(run_dir: Path, repo_id: str, *, private: bool = False, revision: str | 
 
 
 def content(path: Path, repo_id: str) -> Path | bytes:
-    """What is pushed of a file: the card says how to load the model from where it is pushed to, and an adapter names of a
-    pretrained model in a folder of this machine the last part alone."""
+    """What is pushed of a file: the card says how to load the model from where it is pushed to, and an adapter names a
+    pretrained model on this machine as the config did, or by the last part of its path."""
     if path.name == "adapter_config.json":
         settings = json.loads(path.read_text("utf-8"))
-        base = Path(settings["base_model_name_or_path"])
-        settings["base_model_name_or_path"] = base.name if base.is_absolute() else str(base)
+        noted = json.loads((path.parent / "config" / "config.json").read_text("utf-8")).get("hf_finetune") or {}
+        base = settings["base_model_name_or_path"]
+        last = Path(base).name if Path(base).is_absolute() else base
+        settings["base_model_name_or_path"] = noted.get("backbone", last).partition("#")[0]
         return json.dumps(settings, indent=2).encode()
     if path.name != "README.md":
         return path

@@ -12,7 +12,7 @@ class Case:
 
     task: key of TASKS. recipe: file under recipes/. family: of tiny.FAMILIES. make_data: writes train, validation and test
     files into a folder and returns the data.* settings. settings: over the recipe's own DEFAULTS. caches: the prefix can be
-    cached with embeddings and one block frozen.
+    cached with embeddings and one block frozen. variant: what tells it from others of its recipe and family.
     """
 
     task: str
@@ -22,6 +22,7 @@ class Case:
     settings: dict[str, Any] = field(default_factory=dict)
     tiny_options: dict[str, Any] = field(default_factory=dict)
     caches: bool = True
+    variant: str = ""
 
     def __str__(self) -> str:
-        return f"{self.recipe}-{self.family}"
+        return "-".join(filter(None, (self.recipe, self.family, self.variant)))
