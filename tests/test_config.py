@@ -14,6 +14,7 @@ import pytest
 import hf_finetune
 from hf_finetune import config as config_module
 from hf_finetune.config import (
+    AdapterConfig,
     CheckpointConfig,
     DataConfig,
     EvaluationConfig,
@@ -37,6 +38,7 @@ PACKAGE = Path(hf_finetune.__file__).parent
 NAN, INFINITY = float("nan"), float("inf")
 MODEL = ModelConfig(backbone="backbone")
 DATA = DataConfig(train=("train.csv",))
+STAGED = FreezeConfig(unfreeze=({"epoch": 2, "encoder_layers": 0},))
 
 
 # --- checks ---------------------------------------------------------------------------------------------------------
@@ -56,6 +58,16 @@ CASES: list[tuple[type, dict[str, Any], str, str]] = [
     (DataConfig, {"max_train_examples": 1}, "data.max_train_examples", "at least 2"),
     (DataConfig, {"encoding": ()}, "data.encoding", "at least one"),
     (DataConfig, {"subset": "mrpc"}, "data.subset", "needs data.dataset"),
+    *((AdapterConfig, {"kind": "lora", key: 0}, f"adapter.{key}", "at least 1") for key in ("rank", "alpha")),
+    (AdapterConfig, {"kind": "lora", "dropout": 1.0}, "adapter.dropout", "in [0, 1)"),
+    (AdapterConfig, {"kind": "lora", "targets": ("query", "")}, "adapter.targets", "a name is empty"),
+    (AdapterConfig, {"rank": 4}, "adapter.rank", "without adapter.kind lora"),
+    (
+        RunConfig,
+        {"model": MODEL, "data": DATA, "adapter": AdapterConfig(kind="lora"), "freeze": STAGED},
+        "freeze.unfreeze",
+        "pretrained weights stay frozen",
+    ),
     *(
         (TaskConfig, {key: 0}, f"task.{key}", "at least 1")
         for key in ("longest_answer", "num_best", "max_target_length", "num_beams")
@@ -261,6 +273,7 @@ def test_every_key_that_may_change_on_resume_is_a_setting() -> None:
 # --- no setting without a reader ------------------------------------------------------------------------------------
 
 SECTION_OF = {f"{section.title()}Config": section for section in SECTIONS} | {"RunConfig": ""}
+SECTION_OF |= {"Backbone": ""}  # whose `adapter` is that section
 
 
 def modules() -> dict[str, ast.Module]:
@@ -358,17 +371,25 @@ def test_the_guard_finds_a_setting_that_no_code_reads(invented: str) -> None:
 
 # From the bottom up; a module imports only from rows above its own in this list (so from lower layers).
 LAYERS = (
-    {"errors"},
-    {"config", "files", "signals", "heads"},
-    {"settings", "formats", "freezing", "hub"},
-    {"checkpoint", "optim", "sources", "recipe", "replay", "dropout"},
-    {"data", "metrics", "runtime", "first_token"},
-    {"tasks.losses", "tasks.task", "states"},
-    {"tasks.classification"},
-    {"tasks", "loop"},
+    {"errors", "heads"},
+    {"config", "files", "signals", "metrics", "tasks.tags"},
+    {"settings", "formats", "freezing", "hub", "checkpoint", "tasks.words"},
+    {"optim", "sources", "recipe", "replay", "dropout", "runtime"},
+    {"data", "first_token", "verify", "tasks.squad"},
+    {"tasks.losses", "tasks.packing", "tasks.task", "token_entropy", "loop", "states"},
+    {
+        "tasks.answering",
+        "tasks.choice",
+        "tasks.classification",
+        "tasks.sequence_to_sequence",
+        "tasks.tokens",
+        "tracking",
+    },
+    {"tasks.embedding", "tasks.instruction", "tasks.language_modelling", "tasks.tagging"},
+    {"tasks"},
     {"backbone"},
-    {"predict", "tracking", "job", "verify"},
-    {"export", "resume"},
+    {"adapter", "job"},
+    {"predict", "export", "resume"},
     {"prefix", "materialize"},
     {"report"},
     {"finetune"},

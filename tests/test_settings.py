@@ -213,7 +213,7 @@ def test_several_words_after_one_flag_are_a_list() -> None:
 
 def test_one_plain_value_is_a_list_of_one_for_every_list() -> None:
     lists = [key for key, hint in TYPES.items() if expected(hint) == "a list of strings"]
-    assert len(lists) == 9
+    assert len(lists) == 10
     for key in lists:
         assert value_of(from_words(f"--{key}", "value"), key) == ("value",)
         assert value_of(from_words(defaults=NEEDED | {key: "value"}), key) == ("value",)
