@@ -219,10 +219,11 @@ def run_evaluate(options: argparse.Namespace) -> None:
     from hf_finetune.predict import evaluate_file
 
     values = evaluate_file(load_predictor(options), options.data, metric=options.metric)
+    width = max(20, *map(len, values))
     print(
         json.dumps(values)
         if options.format == "json"
-        else "\n".join(f"{key:<20} {value:.4f}" for key, value in values.items())
+        else "\n".join(f"{key:<{width}} {value:.4f}" for key, value in values.items())
     )
 
 

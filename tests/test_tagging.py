@@ -456,6 +456,7 @@ def test_a_run_learns_and_seqeval_agrees(run: tuple[RunConfig, dict[str, Any]], 
     report = seqeval.metrics.classification_report(table.columns["tags"], predicted, output_dict=True)
     assert results["test"]["f1"] == pytest.approx(report["micro avg"]["f1-score"])
     assert results["test"]["recall/tools"] == pytest.approx(report["tools"]["recall"])
+    assert results["examples"] == {"train": 160, "validation": 16, "test": 24}  # not their windows
     assert 0.2 < results["test"]["f1"] < 1  # right and wrong ones
     assert predictor.evaluate(table) == pytest.approx(results["test"], abs=1e-6)
     assert predictor.evaluate(table, metric="f1/food") == pytest.approx(results["test"], abs=1e-6)
@@ -513,7 +514,7 @@ def test_a_model_of_unknown_origin(run: tuple[RunConfig, dict[str, Any]], tmp_pa
 
 
 def test_numbers_do_not_depend_on_micro_batches_or_the_cache(
-    run: tuple[RunConfig, dict[str, Any]],
+    run: tuple[RunConfig, dict[str, Any]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """With dropout, windows, focal loss, weights and labels on all pieces."""
     config = run[0]
@@ -532,6 +533,12 @@ def test_numbers_do_not_depend_on_micro_batches_or_the_cache(
         finetune(one, task_name="tagging")
         rows = [json.loads(line) for line in (one.run_dir / "metrics.jsonl").read_text().splitlines()]
         losses.append([row[key] for row in rows for key in ("train/loss", "validation/loss") if key in row])
+    said = capsys.readouterr().out
+    assert (
+        said.count("examples    160 train, 16 validation, 24 test\n")
+        == said.count(" windows of the 160 to train on\n")
+        == 3
+    )
     assert len(losses[0]) >= 7
     assert losses[1] == pytest.approx(losses[0], abs=1e-5)
     assert losses[2] == pytest.approx(losses[0], abs=1e-5)
