@@ -444,8 +444,8 @@ def test_imports_go_one_way() -> None:
 
 
 def test_the_guard_finds_an_import_that_goes_up() -> None:
-    swapped = [{"data"} if layer == {"errors"} else ({"errors"} | (layer - {"data"})) if "data" in layer else layer
-               for layer in LAYERS]  # fmt: skip
+    other = {"data": "errors", "errors": "data"}
+    swapped = [{other.get(name, name) for name in layer} for layer in LAYERS]
     assert ("data", "errors") in upward(swapped)
 
 
