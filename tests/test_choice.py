@@ -149,7 +149,10 @@ def test_what_is_said_of_the_training_data() -> None:
     table, task = make_table(rows), make_task(rows)
     assert task.describe(encode(task, table), table, 48) == [
         ("input", "at most 48 tokens; 1 stems with a choice are longer and were cut"),
-        ("choices", "2 in 1 rows, 3 in 2 rows; labels are indices, from 0; the right one, from 0: 0: 1, 1: 1, 2: 1"),
+        (
+            "choices",
+            "2 in 1 rows, 3 in 2 rows; labels are indices, from 0; the right one is 1 times 0, 1 times 1, 1 times 2",
+        ),
     ]
 
 
@@ -271,7 +274,7 @@ def test_texts_on_the_command_line_are_stem_and_choices(trained: Path) -> None:
     predictor = Predictor.from_pretrained(str(trained))
     found = predict_texts(predictor, ["this", "the bread", "the saw", "cat", "big saw", "one bread"])
     assert (found["choice"], found["text"], len(found["probabilities"])) == (2, "cat", 5)
-    with pytest.raises(InputError, match="takes the stem and then two or more choices, any number of them; 2 texts"):
+    with pytest.raises(InputError, match="takes the stem and then two or more choices, not 2 texts"):
         predict_texts(predictor, ["this", "the bread"])
     rows: list[Mapping[str, Any]] = [{"stem": "this", "choices": ["cat"]}]
     with pytest.raises(InputError, match="row 1: choices: two or more choices are needed, it has 1"):
@@ -279,7 +282,7 @@ def test_texts_on_the_command_line_are_stem_and_choices(trained: Path) -> None:
     columns = Choice.from_facts(make_config(THREE, ("stem", "other")), {})
     assert columns.row_of_texts(["s", "o", "x", "y"]) == {"stem": "s", "other": "o", "a": "x", "b": "y", "c": None}
     with pytest.raises(
-        InputError, match=r"the 2 texts of the stem \(stem, other\) and then two or more choices, at most 3"
+        InputError, match=r"the 2 texts of the stem \(stem, other\) and then two to 3 choices, not 6 texts"
     ):
         columns.row_of_texts(["s", "o", "x", "y", "z", "w"])
 

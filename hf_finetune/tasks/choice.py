@@ -184,10 +184,12 @@ class Choice(Task):
         counts = Counter(features.counts(np.arange(len(features))).tolist())
         shown = ", ".join(f"{count} in {rows:,} rows" for count, rows in sorted(counts.items()))
         assert isinstance(features.labels, np.ndarray)
-        right = ", ".join(f"{place}: {rows:,}" for place, rows in sorted(Counter(features.labels.tolist()).items()))
+        right = ", ".join(
+            f"{rows:,} times {place}" for place, rows in sorted(Counter(features.labels.tolist()).items())
+        )
         return [
             ("input", f"at most {max_length} tokens; {cut}"),
-            ("choices", f"{shown}; labels are {READINGS[self.reading]}; the right one, from 0: {right}"),
+            ("choices", f"{shown}; labels are {READINGS[self.reading]}; the right one is {right}"),
         ]
 
     # --- forward
@@ -236,11 +238,9 @@ class Choice(Task):
         stems, most = len(self.stem_columns), len(self.choice_columns)
         count = len(texts) - stems
         if count < 2 or (most > 1 and count > most):
-            limit = f"at most {most}" if most > 1 else "any number of them"
+            some = "two or more choices" if most == 1 else "two choices" if most == 2 else f"two to {most} choices"
             stem = "stem" if stems == 1 else f"{stems} texts of the stem ({', '.join(self.stem_columns)})"
-            raise InputError(
-                f"--text: takes the {stem} and then two or more choices, {limit}; {len(texts)} texts were given"
-            )
+            raise InputError(f"--text: takes the {stem} and then {some}, not {len(texts)} texts")
         row: dict[str, Any] = dict(zip(self.stem_columns, texts, strict=False))
         if most == 1:
             return {**row, self.choice_columns[0]: list(texts[stems:])}
