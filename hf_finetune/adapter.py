@@ -267,7 +267,7 @@ def load_config(source: str) -> Any:
         return transformers.AutoConfig.from_pretrained(source)
     try:
         return transformers.AutoConfig.from_pretrained(source, subfolder=MODEL_CONFIG)
-    except OSError:
+    except (OSError, ValueError):  # of the Hub, of a folder
         base, file = model_files(settings["base_model_name_or_path"], source)
         return transformers.AutoConfig.from_pretrained(base, revision=settings.get("revision"), **file)
 
