@@ -3,7 +3,7 @@ size, learning rate, warm-up and frozen tensors.
 
     python benchmarks/beside/embedding.py --config recipes/configs/embed/stsb.yaml [--train.epochs 1 ...]
 
-Takes the recipe's own settings. Prints one JSON line: the metrics of validation and test before training and after it, and the
+Takes the recipe's own settings; fp32, where train.precision is not bf16. Prints one JSON line: the metrics of validation and test before training and after it, and the
 seconds of training (of hf-finetune: seconds.train and seconds.cache in results.json).
 """
 
@@ -74,6 +74,7 @@ def train(config: RunConfig, model: SentenceTransformer, table: Table) -> float:
             weight_decay=config.train.weight_decay,
             warmup_steps=config.train.warmup_fraction,  # a share, where it is below 1
             max_grad_norm=config.train.max_grad_norm,
+            use_cpu=not torch.accelerator.is_available(),
             bf16=config.train.precision == "bf16",
             seed=config.seed,
             save_strategy="no",
