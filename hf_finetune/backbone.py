@@ -5,7 +5,7 @@ import io
 import logging
 import os
 import pickle
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -119,9 +119,12 @@ def load(config: ModelConfig, task: Task, tokenizer: Any) -> Backbone:
                 output_loading_info=True,
                 **({"attn_implementation": config.attention} if config.attention else {}),
                 **file,
+                **as_floats(file),
             )
     except LOADING_ERRORS as error:
         raise loading_error(config.backbone, source, "model", error) from None
+    if getattr(model, "hf_quantizer", None) is not None and file:
+        model.hf_quantizer.remove_quantization_config(model)  # else save_pretrained refuses the model
     new = frozenset(report["missing_keys"]) | {key[0] for key in report["mismatched_keys"]}
     check_weights(config.backbone, model, new, report["unexpected_keys"])
     if config.dropout is not None:
@@ -139,6 +142,14 @@ def load(config: ModelConfig, task: Task, tokenizer: Any) -> Backbone:
         revision=config.revision,
         replaces_head=bool(report["mismatched_keys"]),
     )
+
+
+def as_floats(file: Mapping[str, str]) -> dict[str, Any]:
+    """What has from_pretrained convert a GGUF file's tensors to floating point, which alone can be trained. Versions of
+    transformers without GgufConfig do nothing else."""
+    if not file or not hasattr(transformers, "GgufConfig"):
+        return {}
+    return {"quantization_config": transformers.GgufConfig(dequantize=True)}
 
 
 def model_source(location: str, key: str = "MODEL") -> str:
@@ -159,7 +170,7 @@ def load_any(location: str) -> Backbone:
         with quiet():
             config = transformers.AutoConfig.from_pretrained(source, **file)
             kind: Any = transformers.AutoModelForCausalLM if file else auto_class_of(config)
-            model, report = kind.from_pretrained(source, output_loading_info=True, **file)
+            model, report = kind.from_pretrained(source, output_loading_info=True, **file, **as_floats(file))
     except LOADING_ERRORS as error:
         raise loading_error(location, source, "model", error, key="MODEL") from None
     return Backbone(model=model, tokenizer=None, source=location, new_parameters=frozenset(report["missing_keys"]))

@@ -619,9 +619,13 @@ def test_a_gguf_file_is_a_backbone(lm: MakeConfig, tmp_path: Path) -> None:
     assert tokenizer.convert_tokens_to_ids("hammer") == tiny.VOCABULARY.index("hammer")
     loaded = backbone.load(config.model, task, tokenizer)
     assert not loaded.new_parameters - {"lm_head.weight"}
+    assert all(parameter.dtype == torch.float32 for parameter in loaded.model.parameters())
     ids = torch.arange(5, 15)[None]
     with torch.no_grad():
         torch.testing.assert_close(loaded.model(ids).logits, model(ids).logits)
+        loaded.model.save_pretrained(tmp_path / "saved")  # which refuses what it holds for quantized
+        saved = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
+        torch.testing.assert_close(saved(ids).logits, model(ids).logits)
 
 
 def test_a_gguf_file_without_the_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
