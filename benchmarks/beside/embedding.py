@@ -3,8 +3,9 @@ size, learning rate, warm-up and frozen tensors.
 
     python benchmarks/beside/embedding.py --config recipes/configs/embed/stsb.yaml [--train.epochs 1 ...]
 
-Takes the recipe's own settings; fp32, where train.precision is not bf16. Prints one JSON line: the metrics of validation and test before training and after it, and the
-seconds of training (of hf-finetune: seconds.train and seconds.cache in results.json).
+Takes the recipe's own settings; trains in fp32, where train.precision is not bf16. Prints one JSON line: the metrics of
+validation and test before training and after it, and the seconds of training (of hf-finetune: seconds.train and
+seconds.cache in results.json).
 """
 
 import json
