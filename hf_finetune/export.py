@@ -232,9 +232,10 @@ model.load_adapter("{name}")
 {generation}{tokenizer}"""
 
 
-def library_name(loaded: Backbone, task: Task) -> str:
+def library_name(config: RunConfig, task: Task) -> str:
     """What the Hub says loads what is exported."""
-    return "peft" if loaded.is_exported_as_adapter and task.library_name == "transformers" else task.library_name
+    is_adapter = config.adapter.kind == "lora" and not config.adapter.merge
+    return "peft" if is_adapter and task.library_name == "transformers" else task.library_name
 
 
 def metadata(job: Job, results: Mapping[str, Any]) -> ModelCardData:
@@ -243,9 +244,9 @@ def metadata(job: Job, results: Mapping[str, Any]) -> ModelCardData:
     split = "test" if results["test"] else "validation"
     name = data_name(config)
     return ModelCardData(
-        library_name=library_name(job.backbone, job.task),
+        library_name=library_name(config, job.task),
         pipeline_tag=job.task.pipeline_tag,
-        tags=["hf-finetune", job.task.problem, *(["lora"] if job.backbone.adapter else [])],
+        tags=["hf-finetune", job.task.problem, *(["lora"] if config.adapter.kind == "lora" else [])],
         base_model=config.model.backbone if looks_like_hub_id(config.model.backbone) else None,
         datasets=[name] if looks_like_hub_id(config.data.dataset or "") else None,
         model_name=config.name,

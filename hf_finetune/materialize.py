@@ -39,7 +39,7 @@ def materialize(path: Path, out: Path) -> Path:
     describe_use(loaded, config, task, metric=state["metric"], max_length=state["max_length"])
     values = "".join(f"| {name} | {value:.4f} |\n" for name, value in content["metrics"].items())
     readme = f"""---
-library_name: {library_name(loaded, task)}
+library_name: {library_name(config, task)}
 pipeline_tag: {task.pipeline_tag}
 tags: [hf-finetune]
 ---
