@@ -11,6 +11,7 @@ from hf_finetune.freezing import SHARED_BLOCK
 from hf_finetune.job import Clock, Job
 from hf_finetune.loop import micro_batch_limit
 from hf_finetune.prefix import Choice
+from hf_finetune.tasks import form_of
 
 
 def announce(job: Job, notes: Sequence[str], choice: Choice) -> None:
@@ -158,7 +159,9 @@ def closing(job: Job, results: Mapping[str, Any], best: str) -> str:
         "an adapter; README.md in it says how it loads" if job.backbone.is_exported_as_adapter else "from_pretrained"
     )
     columns = job.config.data
-    text = " ".join(['"..."'] * (len(columns.text_columns) + (2 if columns.choice_columns else 0)))
+    inputs = form_of(job.task.name, job.config).inputs
+    asked = [name for name in columns.text_columns if name in inputs]  # a column of answers is not
+    text = " ".join(['"..."'] * (len(asked) + (2 if columns.choice_columns else 0)))
     curves = f"\n  curves       tensorboard --logdir {job.config.output_dir}" * (
         "tensorboard" in job.config.tracking.trackers
     )
