@@ -2,9 +2,10 @@
 
     python benchmarks/beside/sequence_to_sequence.py --config recipes/configs/summarize/scitldr.yaml
 
-Model, data, lengths, epochs, batch size, learning rate, seed and beams are those of the config. Prints one JSON line: the loss,
-ROUGE (rouge-score, stemmed, the best of several references, as hf-finetune counts it) on the test split after the last epoch,
-and the seconds of training. With --lead it prints the ROUGE of each document's first sentence instead.
+Model, data, lengths, epochs, batch size, learning rate, seed and beams are those of the config; settings may follow it, such as
+--seed 1. Prints one JSON line: the loss and ROUGE (rouge-score, stemmed, the best of several references, as hf-finetune counts
+it) on the test split after the last epoch, and the seconds of training. With
+--lead it prints the ROUGE of each document's first sentence instead.
 """
 
 import argparse
@@ -106,8 +107,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", required=True, help="of recipes/summarize.py, which names the three splits")
     parser.add_argument("--lead", action="store_true", help="the first sentence is the summary")
-    options = parser.parse_args()
-    config = load_config({}, ["--config", options.config])
+    options, settings = parser.parse_known_args()  # such as --seed 1
+    config = load_config({}, ["--config", options.config, *settings])
     assert config is not None
     print(json.dumps(lead(config) if options.lead else train(config)))
 
