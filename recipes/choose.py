@@ -20,7 +20,7 @@ DEFAULTS = {
     "train.epochs": 3,  # epochs and batch size as BERT on SWAG (Devlin et al. 2019, section 4.4)
     "train.batch_size": 16,
     "freeze.embeddings": True,
-    "train.learning_rate": 1e-4,  # right for MiniLM: on COPA 70 % of 200, with 3e-4 52 %; BERT's was 2e-5
+    "train.learning_rate": 1e-4,  # right for MiniLM: 68 to 71 % of COPA (three seeds), with 3e-4 53 %; BERT's was 2e-5
     "train.head_learning_rate": 1e-3,
 }
 
