@@ -23,7 +23,7 @@ def first_of(cases: list[Case], family: str) -> Case:
 
 
 CASES = [
-    with_lora(first_of(case_classification.CASES, "bert"), **{"train.epochs": 8}),
+    with_lora(first_of(case_classification.CASES, "bert"), **{"train.learning_rate": 5e-3}),
     with_lora(
         first_of(case_instruction.CASES, "llama"), **{"adapter.targets": ["q_proj", "v_proj"], "adapter.dropout": 0.1}
     ),
