@@ -18,6 +18,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results.json"
+BESIDE = ROOT / "benchmarks" / "results" / "beside.json"  # what benchmarks/beside/*.py printed, and our run of the same
 PAGE = ROOT / "docs" / "results.md"
 CONFIGS = {"bbc-news": None} | {path.stem: path for path in sorted((ROOT / "recipes/configs").glob("*/*.yaml"))}
 
@@ -64,6 +65,15 @@ def table(measured: dict[str, dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def beside_table(rows: list[dict[str, str]]) -> str:
+    """The comparisons as a Markdown table."""
+    lines = ["| data | metric | hf-finetune | the other | | command of the other |", "|---|---|---|---|---|---|"]
+    for row in rows:
+        cells = ("data", "metric", "ours", "theirs", "what")
+        lines.append(f"| {' | '.join(row[cell] for cell in cells)} | `python benchmarks/beside/{row['command']}` |")
+    return "\n".join(lines)
+
+
 def shown(values: dict[str, float], metric: str) -> str:
     """A metric of a split; - where there is no such split."""
     return f"{values[metric]:.4f}" if metric in values else "-"
@@ -84,6 +94,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=list(CONFIGS), default=list(CONFIGS))
     options = parser.parse_args()
     measured = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    rewrite(PAGE, beside_table(json.loads(BESIDE.read_text())), "beside")
     for name in options.only:
         if CONFIGS[name] is not None and options.data is None:
             parser.error(f"{name} needs --data FOLDER")

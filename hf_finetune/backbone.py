@@ -216,8 +216,7 @@ def loading_error(
 
 def texts_of(tokenizer: Any, written: Iterable[Any]) -> list[str]:
     """The texts that arrays of token ids stand for, special tokens left out."""
-    decoded = tokenizer.batch_decode([ids.tolist() for ids in written], skip_special_tokens=True)
-    return [text.strip() for text in decoded]
+    return list(tokenizer.batch_decode([ids.tolist() for ids in written], skip_special_tokens=True))
 
 
 def set_dropout(hf_config: Any, probability: float | None) -> None:

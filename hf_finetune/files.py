@@ -93,7 +93,9 @@ def writing_error(folder: Path, num_bytes: int, error: Exception) -> InputError:
         return InputError(f"{folder}: cannot be written: {cause.strerror}")
     there = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
     free = shutil.disk_usage(there).free
-    if cause is None and free > 2 * num_bytes:  # tokenizers and safetensors say a full disk without an OSError; it is none
+    if (
+        cause is None and free > 2 * num_bytes
+    ):  # tokenizers and safetensors say a full disk without an OSError; it is none
         return InputError(f"{folder}: cannot be written: {' '.join(str(error).split()) or type(error).__name__}")
     return InputError(
         f"{folder}: the disk is full: {num_bytes / 1e6:.1f} MB are needed and {free / 1e6:.1f} MB are free; make "

@@ -2,7 +2,7 @@
 
     accelerate launch recipes/embed.py --data.train pairs.jsonl                     {"anchor": ..., "positive": ...} a line
     accelerate launch recipes/embed.py --data.train triplets.jsonl --data.text_columns '[anchor, positive, negative]'
-    accelerate launch recipes/embed.py --config recipes/configs/embed/stsb.yaml     scored pairs
+    accelerate launch recipes/embed.py --config recipes/configs/embed/stsb_embeddings.yaml     scored pairs
     hf-finetune train embed ...                                                     the same after pip install
 
 Without data.label_column every other text of a batch is a negative of an anchor, of all processes and micro-batches, so

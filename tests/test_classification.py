@@ -110,7 +110,8 @@ def test_build_makes_the_task_by_its_name() -> None:
     task: Task = build("classification", make_run_config(), make_table(["a", "b"]))
     assert (task.name, task.auto_class) == ("classification", "AutoModelForSequenceClassification")
     assert task.label_names == ("a", "b")
-    assert list(TASKS) == ["classification"]
+    assert TASKS["classification"] is Classification
+    assert all(task.name == name for name, task in TASKS.items())
 
 
 # --- labels and their order -----------------------------------------------------------------------------------------

@@ -228,7 +228,8 @@ def make_job(**settings: Any) -> Any:
         **{"model": ModelConfig(backbone="someone/backbone"), "data": DataConfig(train=("t.csv",))} | settings
     )
     return SimpleNamespace(
-        config=config, task=SimpleNamespace(problem="single_label", pipeline_tag="text-classification")
+        config=config,
+        task=SimpleNamespace(problem="single_label", pipeline_tag="text-classification", library_name="transformers"),
     )
 
 

@@ -20,7 +20,7 @@ import pyarrow.parquet
 import pytest
 import tiny
 import yaml
-from hypothesis import example, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from hf_finetune import settings as settings_module
@@ -337,6 +337,7 @@ LOCATIONS = ["", ".", "/", "~", "\0", "a" * 5000, "package://", "package://os", 
 def test_any_location_gives_an_input_error(tmp_path_factory: pytest.TempPathFactory, location: str) -> None:
     folder = tmp_path_factory.getbasetemp() / "empty"
     folder.mkdir(exist_ok=True)
+    assume(location.strip() != "/")  # whose folders may hold .txt files, and so be classes
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         with pytest.raises(InputError):

@@ -46,7 +46,7 @@ def test_a_small_checkpoint_gives_the_whole_model_back(
     materialize(path, out)
     assert_same_tensors(exported(out), exported(config.run_dir / "model"))
     model = transformers.AutoModelForSequenceClassification.from_pretrained(out)
-    assert model.config.id2label == dict(enumerate(content["run"]["labels"]))
+    assert model.config.id2label == dict(enumerate(content["run"]["facts"]["labels"]))
     ours, theirs = (
         list(Predictor.from_pretrained(str(each)).predict([{"text": "a red cat"}])) for each in (out, config.run_dir)
     )

@@ -1,7 +1,7 @@
 """What `recipes/embed.py` does, by sentence_transformers.SentenceTransformerTrainer: same model, data, loss, epochs, batch
 size, learning rate, warm-up and frozen tensors.
 
-    python benchmarks/beside/embedding.py --config recipes/configs/embed/stsb.yaml [--train.epochs 1 ...]
+    python benchmarks/beside/embedding.py --config recipes/configs/embed/stsb_embeddings.yaml [--train.epochs 1 ...]
 
 Takes the recipe's own settings; trains in fp32, where train.precision is not bf16. Prints one JSON line: the metrics of
 validation and test before training and after it, and the seconds of training (of hf-finetune: seconds.train and

@@ -160,7 +160,7 @@ class Instruction(CausalTask):
     def predictions(self, kept: Kept, features: Features, table: Table) -> Iterator[dict[str, Any]]:
         """`{answer}` to the last user's message of each row."""
         for written in kept:
-            yield {"answer": written}
+            yield {"answer": written.strip()}
 
     def row_of_texts(self, texts: Sequence[str]) -> dict[str, Any]:
         if len(texts) != 1:

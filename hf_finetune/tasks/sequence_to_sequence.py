@@ -219,7 +219,8 @@ class SequenceToSequence(Task):
     def generated_metrics(
         self, texts: Sequence[str], features: Features, table: Table, rows: "np.ndarray[Any, Any]"
     ) -> dict[str, float]:
-        return self.scores(texts, [self.references(table, int(row)) for row in rows])
+        written = [text.strip() for text in texts]
+        return self.scores(written, [self.references(table, int(row)) for row in rows])
 
     @property
     def predicts_by_generating(self) -> bool:
@@ -228,7 +229,7 @@ class SequenceToSequence(Task):
     def predictions(self, kept: Kept, features: Features, table: Table) -> Iterator[dict[str, Any]]:
         """`{text}`: what was written for each row."""
         for text in kept:
-            yield {"text": text}
+            yield {"text": text.strip()}
 
     def row_of_texts(self, texts: Sequence[str]) -> dict[str, Any]:
         if len(texts) != 1:
