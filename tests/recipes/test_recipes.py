@@ -4,6 +4,7 @@ process or two, with any micro-batch.
 Killed runs and runs on two processes are made once for all cases: starting Python takes longer than the runs.
 """
 
+import ast
 import importlib
 import json
 import math
@@ -163,6 +164,20 @@ def test_every_recipe_has_a_case() -> None:
     assert recipes == {case.recipe for case in CASES}
     assert len({str(case) for case in CASES}) == len(CASES)
     assert {"bert", "deberta-v2", "modernbert", "t5", "bart", "gpt2", "llama"} <= {case.family for case in CASES}
+
+
+@pytest.mark.parametrize("path", sorted(recipe_path("classify").parent.glob("*.py")), ids=lambda path: path.stem)
+def test_a_recipe_is_its_defaults_and_nothing_else(path: Path) -> None:
+    """No logic, so that none is shared: a docstring, two imports, settings, and the call."""
+    text = path.read_text(encoding="utf-8")
+    docstring, system, package, *settings, call = ast.parse(text).body
+    assert isinstance(docstring, ast.Expr)
+    assert [ast.unparse(node) for node in (system, package)] == ["import sys", "from hf_finetune import run_recipe"]
+    names = [ast.unparse(node.targets[0]) for node in settings if isinstance(node, ast.Assign)]
+    assert names == ["DEFAULTS", "DEMO"][: len(settings)]
+    assert all(isinstance(node, ast.Assign) and ast.literal_eval(node.value) for node in settings)
+    assert ast.unparse(call).startswith("if __name__ == '__main__':\n    sys.exit(run_recipe(")
+    assert len(text.splitlines()) <= 60
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
