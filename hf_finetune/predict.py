@@ -60,8 +60,14 @@ class Predictor:
             reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
             raise InputError(f"{location}: is no run folder, model folder or model on the Hub: {reason}") from None
         model.eval().to(torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu")
-        config = recorded_config(noted, columns)
-        task = kind.from_facts(config, noted.get("facts") or kind.facts_of_model(model.config))
+        try:
+            config = recorded_config(noted, columns)
+            kind.form(config)
+            task = kind.from_facts(config, noted.get("facts") or kind.facts_of_model(model.config))
+        except (TypeError, KeyError, ValueError, AttributeError) as error:
+            raise InputError(
+                f"{location}: what its config says of the training (hf_finetune) is of another version: {error!r}"
+            ) from None
         metric = noted.get("metric") or task.default_metric
         return cls(model=model, tokenizer=tokenizer, task=task, config=config, metric=metric)
 

@@ -258,7 +258,7 @@ def forward_backward(job: Job, batch: Batch, captured: torch.Tensor | None) -> N
     """One micro-batch as training computes it, its gradients thrown away. The head's cost stands for the loss's."""
     trainee, task = job.trainee, job.task
     train_mode(trainee.model, trainee.constant)
-    with torch.enable_grad(), trainee.shortcuts(captured), trainee.masks(0, batch.sequences):
+    with torch.enable_grad(), trainee.shortcuts(captured), trainee.masks(0, batch.sequences, job.runtime.device):
         outputs = heads.run(trainee.model, batch.inputs)
         loss = task.represent(outputs, batch).sum() if task.couples_rows else task.loss(outputs, batch)[0]
         loss.backward()

@@ -404,6 +404,12 @@ def test_a_merged_model_loads_without_peft_and_is_the_same(
     assert 'AutoModelForSequenceClassification.from_pretrained("model")' in (result.model_dir / "README.md").read_text()
 
 
+def test_merging_in_16_bit_is_within_its_roundings(make_config: MakeConfig) -> None:
+    settings = {"adapter.merge": True, "train.precision": "bf16", "train.max_updates": 4}
+    result = finetune(make_config(**LORA, **settings))
+    assert 0 < result.results["reload_difference"] < 0.05
+
+
 @pytest.mark.parametrize("merge", [False, True])
 def test_materialize_makes_the_folder_that_the_run_exports(
     make_config: MakeConfig, tmp_path: Path, merge: bool

@@ -18,7 +18,7 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 
 from hf_finetune import export
-from hf_finetune.config import CheckpointConfig, DataConfig, HubConfig, ModelConfig, RunConfig, as_dict
+from hf_finetune.config import CheckpointConfig, DataConfig, HubConfig, ModelConfig, PrefixConfig, RunConfig, as_dict
 from hf_finetune.errors import InputError
 from hf_finetune.finetune import RunResult, finetune
 from hf_finetune.predict import Predictor
@@ -272,8 +272,9 @@ def test_the_card_shows_no_folder_of_the_machine(runs: Any) -> None:
 def test_paths_on_the_machine_are_shown_by_their_last_part_and_all_else_as_it_is() -> None:
     data = DataConfig(dataset="/home/me/set", train=("/home/me/*.csv", "here/a.csv", "package://corpus/x"))
     backbone = ModelConfig(backbone="/home/me/backbone")
-    resume = CheckpointConfig(resume="/home/me/ckpt.pt")
-    shown = export.without_folders(make_job(data=data, model=backbone, checkpoint=resume).config)
+    resume, cache = CheckpointConfig(resume="/home/me/ckpt.pt"), PrefixConfig(dir="/home/me/states")
+    shown = export.without_folders(make_job(data=data, model=backbone, checkpoint=resume, prefix=cache).config)
+    assert shown.prefix.dir == "states"
     assert shown.data.dataset == "set"
     assert shown.data.train == ("*.csv", "here/a.csv", "package://corpus/x")
     assert (shown.model.backbone, shown.checkpoint.resume) == ("backbone", "ckpt.pt")

@@ -211,6 +211,29 @@ def test_what_is_no_model_is_an_error_that_names_it(
     assert "\n" not in str(caught.value)
 
 
+def test_what_a_model_says_of_its_training_must_be_of_this_version(
+    backbones: Callable[..., Path], tmp_path: Path
+) -> None:
+    model = tiny.make_model("bert", num_labels=2)
+    tiny.make_tokenizer().save_pretrained(tmp_path)
+    for noted in ({"settings": {"made_up": 1}}, {"facts": {"labels": ["a", "b"]}}):
+        model.config.hf_finetune = {"task": "classification", **noted}
+        model.save_pretrained(tmp_path)
+        with pytest.raises(
+            InputError, match=r"what its config says of the training \(hf_finetune\) is of another version"
+        ):
+            Predictor.from_pretrained(str(tmp_path))
+
+
+def test_a_model_that_answers_questions_and_was_made_elsewhere_must_be_told_its_columns(tmp_path: Path) -> None:
+    transformers.AutoModelForQuestionAnswering.from_config(tiny.make_config("bert")).save_pretrained(tmp_path)
+    tiny.make_tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(InputError, match=r"^data\.text_columns \(\['text'\]\): takes two columns"):
+        Predictor.from_pretrained(str(tmp_path))
+    found = Predictor.from_pretrained(str(tmp_path), text_columns=("question", "context"), label_column="answers")
+    assert found.task.name == "answering"
+
+
 # --- files ----------------------------------------------------------------------------------------------------------
 
 

@@ -363,7 +363,7 @@ def ranks(kept: Kept, features: Features, rows: "np.ndarray[Any, Any]") -> "np.n
         right = similarities[part - begin, own[part]]
         low, high = np.searchsorted(alike_rows, [begin, begin + len(part)])
         similarities[alike_rows[low:high] - begin, alike_columns[low:high]] = -np.inf  # the positive too
-        found[part] = 1 + (similarities >= right[:, None]).sum(1)
+        found[part] = 1 + (~(similarities < right[:, None])).sum(1)  # nan is as near as can be
     return found
 
 

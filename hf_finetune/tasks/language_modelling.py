@@ -148,8 +148,9 @@ class CausalLanguageModel(LanguageModelling, CausalTask):
 
     def predictions(self, kept: Kept, features: Features, table: Table) -> Iterator[dict[str, Any]]:
         """`{text, continuation}` of each row."""
-        for row, written in enumerate(kept):
-            yield {"text": table.columns[self.text_column][row], "continuation": written}
+        found = {features.example_of(number): written for number, written in enumerate(kept)}
+        for row in range(len(table)):  # a text may have no tokens
+            yield {"text": table.columns[self.text_column][row], "continuation": found.get(row, "")}
 
     def card(self) -> str:
         return (

@@ -113,13 +113,11 @@ class CausalTask(TokenTask):
         """What the model writes behind each row, greedily. Prompts are cut at their beginning where it has no positions left
         for them."""
         ids, mask = left_padded(batch.inputs["input_ids"], batch.inputs["attention_mask"])
-        limit = getattr(model.config, "max_position_embeddings", None)
+        limit, new = getattr(model.config, "max_position_embeddings", None), self.max_target_length
         if isinstance(limit, int) and limit > 0:
             most = max(1, limit - self.max_target_length)
             ids, mask = ids[:, -most:], mask[:, -most:]
-        new = (
-            self.max_target_length if not isinstance(limit, int) else min(self.max_target_length, limit - ids.shape[1])
-        )
+            new = min(self.max_target_length, limit - ids.shape[1])
         pad, end = self.tokenizer.pad_token_id, self.tokenizer.eos_token_id
         written = model.generate(
             input_ids=ids, attention_mask=mask, max_new_tokens=new, do_sample=False, num_beams=1,

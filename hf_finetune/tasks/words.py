@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from hf_finetune.config import check
+from hf_finetune.errors import InputError
 
 
 def split_words(text: str) -> list[str]:
@@ -48,7 +49,11 @@ class Specials:
         bare = list(tokenizer("a", add_special_tokens=False)["input_ids"])
         encoded = tokenizer("a")
         ids = list(encoded["input_ids"])
-        start = next(at for at in range(len(ids)) if ids[at : at + len(bare)] == bare)
+        start = next((at for at in range(len(ids)) if ids[at : at + len(bare)] == bare), -1)
+        if start < 0:
+            raise InputError(
+                "model.backbone: its tokenizer gives a word other tokens beside special ones, so words cannot be tagged"
+            )
         end, types = start + len(bare), encoded.get("token_type_ids")
         return cls(before=ids[:start], after=ids[end:], types=types and (types[:start], types[start], types[end:]))
 
