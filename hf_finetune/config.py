@@ -245,8 +245,7 @@ class AdapterConfig:
 
     Args:
         kind: lora trains LoRA matrices (Hu et al. 2021, arXiv:2106.09685) in the blocks above freeze.encoder_layers, and the new
-            head; every pretrained weight stays frozen. Wants a higher train.learning_rate than training the weights: 3e-4 to
-            1e-3.
+            head; every pretrained weight stays frozen. Wants up to ten times the train.learning_rate of training the weights.
         rank: Columns of the matrices.
         alpha: What the matrices add is multiplied by alpha / rank.
         dropout: Dropout probability of what goes into the matrices.
