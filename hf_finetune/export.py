@@ -186,12 +186,12 @@ def card(job: Job, results: Mapping[str, Any]) -> str:
 {measured}
 
 The best checkpoint (epoch {best["epoch"]}, update {best["update"]}) was chosen by {results["metric"]} on validation.
-The test split was used once, after that.
+{"The test split was used once, after that." if results["test"] else "There is no test split."}
 
 ## Data
 
 `{data_name(config)}`: {examples["train"]:,} examples to train on, {examples["validation"]:,} for validation,
-{examples["test"]:,} for the test. Texts are cut at {job.max_length} tokens.
+{examples["test"]:,} for the test. Inputs have at most {job.max_length} tokens.
 
 ## What was trained
 

@@ -195,7 +195,7 @@ def test_the_cards_text_states_metrics_data_freeze_plan_and_settings(runs: Any) 
     assert f"The best checkpoint (epoch {best['epoch']}, update {best['update']}) was chosen by accuracy" in card
     assert "3 labels: animals, food, tools." in card
     assert "`train-single_label.jsonl`: 60 examples to train on, 24 for validation,\n24 for the test." in card
-    assert f"Texts are cut at {MAX_LENGTH} tokens." in card
+    assert f"Inputs have at most {MAX_LENGTH} tokens." in card
     assert "| embeddings | 3,456 | frozen |" in card
     assert "| blocks 0-1 | 17,088 | trains |" in card
     total, trainable = results["parameters"]["total"], results["parameters"]["trainable"]
