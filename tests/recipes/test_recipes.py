@@ -52,14 +52,14 @@ COMMON = {
 }
 
 
-def defaults_of(recipe: str) -> dict[str, Any]:
-    """The recipe's own DEFAULTS."""
+def load_recipe(recipe: str) -> Any:
+    """The recipe's module."""
     spec = importlib.util.spec_from_file_location(recipe, recipe_path(recipe))
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return dict(module.DEFAULTS)
+    return module
 
 
 def make_jobs(folder: Path) -> list[dict[str, Any]]:
@@ -70,7 +70,7 @@ def make_jobs(folder: Path) -> list[dict[str, Any]]:
         (own / "data").mkdir(parents=True)
         backbone = tiny.make_backbone(own / "backbone", case.family, **{"layers": 2, **case.tiny_options})
         made = {"model.backbone": str(backbone), "output_dir": str(own / "outputs"), **case.make_data(own / "data")}
-        settings = defaults_of(case.recipe) | COMMON | made | case.settings
+        settings = load_recipe(case.recipe).DEFAULTS | COMMON | made | case.settings
         jobs.append({"task": case.task, "settings": settings})
     return jobs
 
