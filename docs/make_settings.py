@@ -5,8 +5,8 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from hf_finetune.config import RunConfig
-from hf_finetune.settings import expected, setting_types
+from hf_finetune.config.loading import expected, setting_types
+from hf_finetune.config.sections import RunConfig
 
 PAGE = Path(__file__).parent / "settings.md"
 

@@ -1,6 +1,6 @@
 """Fine-tune pretrained Hugging Face language models on your own text. Importing this loads nothing heavy.
 
-A run from Python: `from hf_finetune.finetune import finetune`.
+A run from Python: `from hf_finetune.train import finetune`.
 """
 
 from importlib import import_module
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from hf_finetune.config import RunConfig
+    from hf_finetune.config.sections import RunConfig
     from hf_finetune.errors import InputError
     from hf_finetune.predict import Predictor
     from hf_finetune.recipe import run_recipe
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 # Public name -> module; loaded when first used, because torch takes seconds.
 PUBLIC = {
-    "InputError": "errors",
-    "Predictor": "predict",
-    "RunConfig": "config",
-    "load_config": "settings",
+    "InputError": "system.errors",
+    "Predictor": "export.predict",
+    "RunConfig": "config.sections",
+    "load_config": "config.loading",
     "run_recipe": "recipe",
 }
 __all__ = ["InputError", "Predictor", "RunConfig", "__version__", "load_config", "run_recipe"]

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from hf_finetune import __version__
-from hf_finetune.config import AdapterConfig, FreezeConfig
-from hf_finetune.errors import InputError
+from hf_finetune.config.sections import AdapterConfig, FreezeConfig
 from hf_finetune.recipe import EXIT_INPUT, report_errors, run_recipe_file
+from hf_finetune.system.errors import InputError
 
 if TYPE_CHECKING:
-    from hf_finetune import states
-    from hf_finetune.predict import Predictor
+    from hf_finetune.cache import store
+    from hf_finetune.export.predict import Predictor
 
 
 class Parser(argparse.ArgumentParser):
@@ -203,20 +203,20 @@ def run_inspect(options: argparse.Namespace) -> None:
         encoder_layers=int(layers) if re.fullmatch(r"-?\d{1,9}", layers) else layers,
     )
     wanted = AdapterConfig(kind=options.kind, rank=options.rank, targets=tuple(options.targets))
-    from hf_finetune import adapter, freezing
+    from hf_finetune.model import freezing, lora, parameter_table
 
-    loaded = adapter.load_any(options.model)
+    loaded = lora.load_any(options.model)
     if wanted.kind != "none" and loaded.adapter is not None:
         raise InputError(f"--adapter.kind ({wanted.kind}): {options.model} has an adapter already")
-    loaded = adapter.attach(loaded, wanted, config, seed=0)
+    loaded = lora.attach(loaded, wanted, config, seed=0)
     model = loaded.model
     plan = freezing.apply(model, config, adapters=loaded.adapter_parameters, new=loaded.new_parameters)
-    print(freezing.format_rows(freezing.inspect_rows(model, plan), plan, options.format))
+    print(parameter_table.format_rows(parameter_table.inspect_rows(model, plan), plan, options.format))
 
 
 def run_evaluate(options: argparse.Namespace) -> None:
     """hf-finetune evaluate."""
-    from hf_finetune.predict import evaluate_file
+    from hf_finetune.export.predict import evaluate_file
 
     values = evaluate_file(load_predictor(options), options.data, metric=options.metric)
     width = max(20, *map(len, values))
@@ -229,7 +229,7 @@ def run_evaluate(options: argparse.Namespace) -> None:
 
 def run_predict(options: argparse.Namespace) -> None:
     """hf-finetune predict."""
-    from hf_finetune.predict import predict_file, predict_texts
+    from hf_finetune.export.predict import predict_file, predict_texts
 
     if options.out and not options.data:
         raise InputError("--out: goes with --data")
@@ -247,7 +247,7 @@ def run_predict(options: argparse.Namespace) -> None:
 
 def load_predictor(options: argparse.Namespace) -> "Predictor":
     """The model, with the columns that the options name."""
-    from hf_finetune.predict import Predictor
+    from hf_finetune.export.predict import Predictor
 
     return Predictor.from_pretrained(
         options.model,
@@ -259,7 +259,7 @@ def load_predictor(options: argparse.Namespace) -> "Predictor":
 
 def run_checkpoints(options: argparse.Namespace) -> None:
     """hf-finetune checkpoints."""
-    from hf_finetune import checkpoint
+    from hf_finetune.run import checkpoint
 
     folder = Path(options.run) / "checkpoints"
     if not os.path.isdir(folder):  # false for a name too long for a path, too
@@ -281,14 +281,14 @@ def run_checkpoints(options: argparse.Namespace) -> None:
 
 def run_materialize(options: argparse.Namespace) -> None:
     """hf-finetune materialize."""
-    from hf_finetune.materialize import materialize
+    from hf_finetune.export.materialize import materialize
 
     print(f"{materialize(Path(options.checkpoint), Path(options.out))}  (from_pretrained)")
 
 
 def run_push(options: argparse.Namespace) -> None:
     """hf-finetune push."""
-    from hf_finetune import hub
+    from hf_finetune.export import hub
 
     if not Path(options.run).is_dir():
         raise InputError(f"{options.run}: no such run folder")
@@ -300,10 +300,10 @@ def run_push(options: argparse.Namespace) -> None:
 
 def run_cache_list(options: argparse.Namespace) -> None:
     """hf-finetune cache list."""
-    from hf_finetune import states
+    from hf_finetune.cache import store
 
     root = cache_root(options)
-    found = states.found_entries(root)
+    found = store.found_entries(root)
     for entry in found:
         print(describe_entry(entry))
     print(f"{len(found)} entries, {sum(entry.size for entry in found) / 1e6:,.1f} MB in {root}")
@@ -311,11 +311,11 @@ def run_cache_list(options: argparse.Namespace) -> None:
 
 def run_cache_verify(options: argparse.Namespace) -> None:
     """hf-finetune cache verify."""
-    from hf_finetune import states
+    from hf_finetune.cache import store
 
     root, num_damaged = cache_root(options), 0
-    for entry in states.found_entries(root):
-        fault = states.fault(entry)
+    for entry in store.found_entries(root):
+        fault = store.fault(entry)
         num_damaged += fault is not None and not entry.is_partial
         print(f"{entry.folder.name}  {fault or 'is whole'}", flush=True)
     if num_damaged:
@@ -326,11 +326,11 @@ def run_cache_verify(options: argparse.Namespace) -> None:
 
 def run_cache_prune(options: argparse.Namespace) -> None:
     """hf-finetune cache prune."""
-    from hf_finetune import states
+    from hf_finetune.cache import store
 
     if options.max_size is None and options.older_than is None:
         raise InputError("cache prune: say what to remove: --max-size 20GB, --older-than 30d, or both")
-    removed = states.prune(cache_root(options), max_bytes=options.max_size, older_than_seconds=options.older_than)
+    removed = store.prune(cache_root(options), max_bytes=options.max_size, older_than_seconds=options.older_than)
     for entry in removed:
         print(f"removed {describe_entry(entry)}")
     print(f"{sum(entry.size for entry in removed) / 1e6:,.1f} MB freed")
@@ -338,12 +338,12 @@ def run_cache_prune(options: argparse.Namespace) -> None:
 
 def cache_root(options: argparse.Namespace) -> Path:
     """The folder of the cache."""
-    from hf_finetune import states
+    from hf_finetune.cache import store
 
-    return Path(options.dir) if options.dir else states.default_root()
+    return Path(options.dir) if options.dir else store.default_root()
 
 
-def describe_entry(entry: "states.Found") -> str:
+def describe_entry(entry: "store.Found") -> str:
     """One line: key, size, last use, and what the states are of."""
     of, used = entry.manifest, time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.used))
     told = "not finished" if entry.is_partial else "no manifest that can be read"

@@ -9,9 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hf_finetune.errors import InputError, StoppedError, blot
-from hf_finetune.settings import load_config
-from hf_finetune.signals import EXIT_TRY_AGAIN
+from hf_finetune.config.loading import load_config
+from hf_finetune.system.errors import InputError, StoppedError, blot
+from hf_finetune.system.signals import EXIT_TRY_AGAIN
 
 EXIT_INPUT = 2
 
@@ -33,7 +33,7 @@ def run_recipe(
     def run() -> None:
         config = load_config(defaults, words, demo=demo, prog=Path(sys.argv[0]).stem, description=description)
         if config is not None:
-            from hf_finetune.finetune import finetune
+            from hf_finetune.train import finetune
 
             finetune(config, task_name=task_name)
 
@@ -46,8 +46,8 @@ def leave(code: int) -> int:
     Distributed data parallel never gives its process group free, so gloo's threads outlive the interpreter, and one that
     lets go of a tensor while it is torn down aborts the process ("terminate called without an active exception").
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and "hf_finetune.runtime" in sys.modules:
-        sys.modules["hf_finetune.runtime"].leave_process_group()
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and "hf_finetune.system.processes" in sys.modules:
+        sys.modules["hf_finetune.system.processes"].leave_process_group()
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

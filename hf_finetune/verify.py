@@ -15,12 +15,13 @@ from typing import Any
 
 import torch
 
-from hf_finetune import checkpoint
-from hf_finetune.errors import InputError
 from hf_finetune.recipe import recipe_path
+from hf_finetune.run import checkpoint
+from hf_finetune.system.errors import InputError
 
 # Where kernels sum in an order of their own (GPUs): largest difference of a tensor, relative to its largest value
 TOLERANCE_ELSEWHERE = 1e-3
+
 NEVER = 1e9  # seconds
 
 

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 import torch
+from support import tiny
 
-from hf_finetune.config import RunConfig
-from hf_finetune.settings import load_config
+from hf_finetune.config.loading import load_config
+from hf_finetune.config.sections import RunConfig
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 torch.set_num_threads(1)  # two workers on two cores; and one thread is the same everywhere

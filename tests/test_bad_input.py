@@ -19,14 +19,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 import torch
 from safetensors.torch import load_file, save_file
+from support import tiny
 
-from hf_finetune import checkpoint, export, finetune, runtime, settings
-from hf_finetune.errors import InputError
+from hf_finetune import train as train_module
+from hf_finetune.config import loading
+from hf_finetune.config.loading import load_config, to_yaml
+from hf_finetune.export import model_folder
 from hf_finetune.recipe import recipe_path, run_recipe
-from hf_finetune.settings import load_config, to_yaml
+from hf_finetune.run import checkpoint
+from hf_finetune.run.folder import open_run
+from hf_finetune.system.errors import InputError
 
 DEFAULTS: dict[str, Any] = {
     "name": "run",
@@ -59,7 +63,7 @@ def run(*words: str, **changes: Any) -> int:
 def one_parser() -> Iterator[None]:
     """Building a parser of settings takes as long as most of these runs."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(settings, "build_parser", functools.cache(settings.build_parser))
+        patch.setattr(loading, "build_parser", functools.cache(loading.build_parser))
         yield
 
 
@@ -641,13 +645,13 @@ def test_a_disk_that_is_full_when_numbers_are_logged_is_named(
     leave: int,
     trackers: list[str],
 ) -> None:
-    disk, original = make_disk("2m"), finetune.train
+    disk, original = make_disk("2m"), train_module.train
 
     def train(*arguments: Any) -> Any:
         fill(disk, leave=leave)
         return original(*arguments)
 
-    monkeypatch.setattr(finetune, "train", train)
+    monkeypatch.setattr(train_module, "train", train)
     message = refusal(capsys, **{"output_dir": str(disk), "tracking.trackers": trackers})
     assert message.startswith(f"{disk}/run")
     assert "full" in message
@@ -662,14 +666,14 @@ def test_a_disk_that_is_full_at_the_export_is_named_and_no_half_model_is_left(
     monkeypatch: pytest.MonkeyPatch,
     leave: int,
 ) -> None:
-    disk, original = make_disk("4m"), export.export
+    disk, original = make_disk("4m"), model_folder.export
 
     def export_to_full_disk(*arguments: Any) -> Path:
         fill(disk, leave=leave)
         return original(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(export, "export", export_to_full_disk)
+        patch.setattr(model_folder, "export", export_to_full_disk)
         message = refusal(capsys, output_dir=str(disk))
     assert message.startswith(f"{disk}/run")
     assert "disk is full" in message
@@ -755,7 +759,7 @@ def test_the_script_itself_ends_with_2_and_one_line_where_another_run_is_at_work
     config = load_config(DEFAULTS, ["--freeze.encoder_layers", "0"])
     assert config is not None
     before = digest(work / "outputs")
-    with runtime.start(config):
+    with open_run(config):
         held = digest(work / "outputs")
         ended = real_run("--freeze.encoder_layers", "0")
         assert digest(work / "outputs") == held

@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
+from support import tiny
 
 import hf_finetune
 from hf_finetune import cli, recipe
-from hf_finetune.errors import InputError
-from hf_finetune.predict import Predictor
-from hf_finetune.tasks.classification import Classification
+from hf_finetune.export.predict import Predictor
+from hf_finetune.system.errors import InputError
+from hf_finetune.tasks.classify import Classification
 
 ROOT = Path(__file__).parent.parent
 COMMANDS = ("train", "inspect", "evaluate", "predict", "push")
@@ -337,7 +337,7 @@ def test_one_text_for_a_model_of_pairs_is_an_error(
         def predict(self, rows: list[dict[str, str]]) -> list[dict[str, Any]]:
             return [{"label": row} for row in rows]
 
-    monkeypatch.setattr("hf_finetune.predict.Predictor", Pairs)
+    monkeypatch.setattr("hf_finetune.export.predict.Predictor", Pairs)
     assert call("predict", "somewhere", "--text", "x") == 2
     assert capsys.readouterr().err == "error: --text: takes two texts, as the model was trained\n"
     assert call("predict", "somewhere", "--text", "x", "y") == 0

@@ -16,11 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import test_states
 import torch
+from support import entries
 
-from hf_finetune import checkpoint, files, states
-from hf_finetune.errors import InputError
+from hf_finetune.cache import store
+from hf_finetune.run import checkpoint
+from hf_finetune.system import files
+from hf_finetune.system.errors import InputError
 
 CALLS = ("fsync", "replace", "rename", "unlink", "rmdir", "mkdir", "truncate", "posix_fallocate", "utime")
 FAULTS = ("ENOSPC", "EIO", "short", "lost", "death")
@@ -269,19 +271,19 @@ def test_loading_executes_nothing(tmp_path: Path) -> None:
 
 @pytest.fixture(autouse=True)
 def few_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(states, "CHUNK_TOKENS", 128)
+    monkeypatch.setattr(store, "CHUNK_TOKENS", 128)
 
 
-def entry_in(folder: Path) -> states.Entry:
+def entry_in(folder: Path) -> store.Entry:
     """An entry of made-up rows under a root of its own."""
-    return test_states.make_entry(folder / "root")
+    return entries.make_entry(folder / "root")
 
 
 def damaged(folder: Path) -> None:
     """A whole entry with a byte flipped."""
     entry = entry_in(folder)
-    test_states.build(entry)
-    path = entry.folder / states.STATES
+    entries.build(entry)
+    path = entry.folder / store.STATES
     content = bytearray(path.read_bytes())
     content[7] ^= 1
     path.write_bytes(content)
@@ -290,25 +292,25 @@ def damaged(folder: Path) -> None:
 @pytest.mark.parametrize("prepare", [lambda folder: None, damaged], ids=["anew", "repair"])
 def test_an_entry_is_whole_and_right_or_not_there(tmp_path: Path, prepare: Callable[[Path], None]) -> None:
     count = 0
-    for folder, what, raised in each_fault(tmp_path, prepare, lambda folder: test_states.build(entry_in(folder))):
+    for folder, what, raised in each_fault(tmp_path, prepare, lambda folder: entries.build(entry_in(folder))):
         count += 1
         entry = entry_in(folder)
         if raised is None:
             assert entry.is_whole(), what
-        test_states.build(entry)
-        test_states.assert_good(entry)
+        entries.build(entry)
+        entries.assert_good(entry)
     assert count > 40
 
 
 def test_pruning_removes_an_entry_or_leaves_it(tmp_path: Path) -> None:
     def prepare(folder: Path) -> None:
-        test_states.build(entry_in(folder))
+        entries.build(entry_in(folder))
 
     def prune(folder: Path) -> None:
-        states.prune(folder / "root", max_bytes=0, older_than_seconds=None)
+        store.prune(folder / "root", max_bytes=0, older_than_seconds=None)
 
     for folder, what, _ in each_fault(tmp_path, prepare, prune):
         entry = entry_in(folder)
-        assert not entry.is_whole() or states.fault(test_states.found_in(entry.root)) is None, what
-        test_states.build(entry)
-        test_states.assert_good(entry)
+        assert not entry.is_whole() or store.fault(entries.found_in(entry.root)) is None, what
+        entries.build(entry)
+        entries.assert_good(entry)

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import tiny
-from hub_server import HubServer
+from support import tiny
+from support.hub_server import HubServer
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -185,7 +185,7 @@ def test_files_that_the_readme_names_exist() -> None:
 
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes/configs").rglob("*.yaml")), ids=lambda path: path.stem)
 def test_the_shipped_configs_are_right(path: Path) -> None:
-    from hf_finetune.settings import load_config
+    from hf_finetune.config.loading import load_config
 
     spec = importlib.util.spec_from_file_location("recipe", ROOT / "recipes" / f"{path.parent.name}.py")
     assert spec is not None

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import tiny
+from support import tiny
 
 from hf_finetune import cli
 from hf_finetune.recipe import run_recipe_file

@@ -18,18 +18,19 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 import pytest
-import tiny
 import yaml
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
+from support import tiny
 
-from hf_finetune import settings as settings_module
-from hf_finetune.config import DataConfig, RunConfig, as_dict
-from hf_finetune.errors import InputError
-from hf_finetune.materialize import materialize
-from hf_finetune.predict import Predictor, predict_file
-from hf_finetune.settings import SECTIONS, TYPES, build_parser, config_from_dict, load_config, to_yaml
-from hf_finetune.sources import Table, read_table
+from hf_finetune.config import loading
+from hf_finetune.config.loading import SECTIONS, TYPES, build_parser, config_from_dict, load_config, to_yaml
+from hf_finetune.config.sections import DataConfig, RunConfig, as_dict
+from hf_finetune.data.sources import read_table
+from hf_finetune.data.table import Table
+from hf_finetune.export.materialize import materialize
+from hf_finetune.export.predict import Predictor, predict_file
+from hf_finetune.system.errors import InputError
 
 NEEDED = {"model.backbone": "backbone", "data.train": ["train.csv"]}
 fuzz = functools.partial(settings, deadline=None, derandomize=True, database=None)
@@ -40,7 +41,7 @@ pytestmark = pytest.mark.timeout(120)  # a hang is a failure, not a wait
 def one_parser() -> Iterator[None]:
     """Building a parser takes 40 ms and parsing none."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(settings_module, "build_parser", functools.cache(build_parser))
+        patch.setattr(loading, "build_parser", functools.cache(build_parser))
         yield
 
 

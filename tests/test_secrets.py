@@ -7,13 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from recipes.test_classify import launch
+from support.runs import launch
 
 from hf_finetune import cli
-from hf_finetune.config import RunConfig
-from hf_finetune.errors import InputError, blot
-from hf_finetune.finetune import finetune
-from hf_finetune.settings import to_yaml
+from hf_finetune.config.loading import to_yaml
+from hf_finetune.config.sections import RunConfig
+from hf_finetune.system.errors import InputError, blot
+from hf_finetune.train import finetune
 
 MakeConfig = Callable[..., RunConfig]
 SECRETS = {

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from recipes.test_classify import (
+from support.runs import (
     TORCHRUN,
     assert_same_tensors,
     last_checkpoint,
@@ -17,10 +17,11 @@ from recipes.test_classify import (
     weights,
 )
 
-from hf_finetune import optim, states
-from hf_finetune.config import FreezeConfig, RunConfig
-from hf_finetune.errors import InputError
-from hf_finetune.finetune import finetune
+from hf_finetune.cache import store
+from hf_finetune.config.sections import FreezeConfig, RunConfig
+from hf_finetune.system.errors import InputError
+from hf_finetune.train import finetune
+from hf_finetune.training import optim
 
 MakeConfig = Callable[..., RunConfig]
 STAGES: list[dict[str, Any]] = [{"epoch": 2, "encoder_layers": 1}, {"epoch": 3, "encoder_layers": 0}]
@@ -97,7 +98,7 @@ def test_the_cached_prefix_moves_with_the_boundary(
     finetune(cached)
     for ours, theirs in zip(rows_of(cached.run_dir), rows_of(plain.run_dir), strict=True):
         assert ours == pytest.approx(theirs, abs=1e-5)
-    blocks = sorted(entry.manifest["description"]["blocks"] for entry in states.found_entries(tmp_path / "prefix"))
+    blocks = sorted(entry.manifest["description"]["blocks"] for entry in store.found_entries(tmp_path / "prefix"))
     assert blocks == [0, 1, 2]
 
 
@@ -115,9 +116,10 @@ def test_the_best_of_an_early_stage_comes_back_whole(
     make_config: MakeConfig, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first evaluation is the best; at the end all that trained later must be as it was then."""
-    from hf_finetune import job
+    from hf_finetune.run import job
+    from hf_finetune.training import evaluation
 
-    measured, count = job.evaluate, []
+    measured, count = evaluation.evaluate, []
 
     def worse_and_worse(*arguments: Any, **options: Any) -> Any:
         import dataclasses

@@ -12,15 +12,16 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from recipes.test_classify import TORCHRUN, assert_same_tensors, launch, rows_of, weights
+from support.runs import TORCHRUN, assert_same_tensors, launch, rows_of, weights
 
-from hf_finetune import states
-from hf_finetune.checkpoint import manifests
-from hf_finetune.config import RunConfig
-from hf_finetune.errors import StoppedError
-from hf_finetune.finetune import finetune, train_steps
-from hf_finetune.settings import to_yaml
-from hf_finetune.signals import EXIT_TRY_AGAIN, StopSignals
+from hf_finetune.cache import store
+from hf_finetune.config.loading import to_yaml
+from hf_finetune.config.sections import RunConfig
+from hf_finetune.run.checkpoint import manifests
+from hf_finetune.system.errors import StoppedError
+from hf_finetune.system.signals import EXIT_TRY_AGAIN, StopSignals
+from hf_finetune.train import finetune
+from hf_finetune.training.loop import train_steps
 
 MakeConfig = Callable[..., RunConfig]
 RECIPE = Path(__file__).parents[1] / "recipes" / "classify.py"
@@ -56,7 +57,7 @@ def test_a_signal_in_training_costs_nothing(
             yield step
 
     with monkeypatch.context() as patch:
-        patch.setattr("hf_finetune.finetune.train_steps", signalled)
+        patch.setattr("hf_finetune.train.train_steps", signalled)
         stopped_by(config, number)
     (newest,) = [each for each in manifests(config.run_dir / "checkpoints") if each.update == update]
     assert newest.value is None  # what is due at this update is still to come
@@ -69,13 +70,14 @@ def test_a_signal_in_training_costs_nothing(
 
 
 def test_a_signal_in_an_evaluation_is_heeded_there(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    from hf_finetune import job
+    from hf_finetune.run import job
+    from hf_finetune.training import evaluation
 
     settings = {**SETTINGS, **FROZEN, "prefix.cache": "on"}
     whole = make_config(**settings, name="whole")
     finetune(whole)
     config = make_config(**settings)
-    evaluate, calls = job.evaluate, []
+    evaluate, calls = evaluation.evaluate, []
 
     def signalled(*arguments: Any, **options: Any) -> Any:
         calls.append(1)
@@ -95,11 +97,11 @@ def test_a_signal_in_an_evaluation_is_heeded_there(make_config: MakeConfig, monk
 def test_a_signal_in_a_capture_is_heeded_there(
     make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from hf_finetune import prefix
+    from hf_finetune.cache import capture as capture_module
 
-    monkeypatch.setattr(states, "CHUNK_TOKENS", 64)
+    monkeypatch.setattr(store, "CHUNK_TOKENS", 64)
     settings = {**SETTINGS, **FROZEN, "prefix.cache": "on", "prefix.dir": str(tmp_path / "prefix")}
-    config, capture, calls = make_config(**settings), prefix.capture, []
+    config, capture, calls = make_config(**settings), capture_module.capture, []
 
     def signalled(*arguments: Any) -> bytes:
         calls.append(1)
@@ -108,19 +110,19 @@ def test_a_signal_in_a_capture_is_heeded_there(
         return capture(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(prefix, "capture", signalled)
+        patch.setattr(capture_module, "capture", signalled)
         stopped_by(config, signal.SIGUSR1)
     assert len(calls) == 3
-    (entry,) = states.found_entries(tmp_path / "prefix")
+    (entry,) = store.found_entries(tmp_path / "prefix")
     assert entry.is_partial
-    kept = len(states.read_journals(entry.folder))
+    kept = len(store.read_journals(entry.folder))
     assert kept == 3
     counted: list[int] = []
-    monkeypatch.setattr(prefix, "capture", lambda *arguments: counted.append(1) or capture(*arguments))
+    monkeypatch.setattr(capture_module, "capture", lambda *arguments: counted.append(1) or capture(*arguments))
     finetune(config)
     assert len(counted) > 0
-    (entry,) = states.found_entries(tmp_path / "prefix")
-    assert states.fault(entry) is None
+    (entry,) = store.found_entries(tmp_path / "prefix")
+    assert store.fault(entry) is None
     assert len(counted) + kept == len(entry.manifest["digests"])
 
 
@@ -195,7 +197,7 @@ def test_before_there_is_anything_to_save_a_signal_ends_at_once(
 
     config = make_config()
     with monkeypatch.context() as patch:
-        patch.setattr("hf_finetune.data.load_splits", signalled)
+        patch.setattr("hf_finetune.data.splits.load_splits", signalled)
         stopped_by(config, signal.SIGINT)
     assert not config.run_dir.exists()
     finetune(config)
@@ -236,7 +238,7 @@ def test_a_checkpoint_every_so_many_minutes(
     make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     clock = iter(range(10_000))
-    monkeypatch.setattr("hf_finetune.finetune.time", SimpleNamespace(monotonic=lambda: next(clock) * 60.0))
+    monkeypatch.setattr("hf_finetune.train.time", SimpleNamespace(monotonic=lambda: next(clock) * 60.0))
     finetune(make_config(**{"checkpoint.every": 1000, "checkpoint.every_minutes": 5, "evaluation.every": 1000}))
     saved = [line.split("_update")[1][:6] for line in capsys.readouterr().out.splitlines() if line.startswith("saved ")]
     assert len(saved) >= 3

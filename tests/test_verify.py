@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from recipes.test_classify import run_until
+from support.runs import run_until
 
-from hf_finetune import checkpoint, cli, verify
-from hf_finetune.config import RunConfig
-from hf_finetune.errors import InputError
-from hf_finetune.finetune import finetune
-from hf_finetune.settings import to_yaml
+from hf_finetune import cli, verify
+from hf_finetune.config.loading import to_yaml
+from hf_finetune.config.sections import RunConfig
+from hf_finetune.run import checkpoint
+from hf_finetune.system.errors import InputError
+from hf_finetune.train import finetune
 from hf_finetune.verify import Life, announced, compare, live, lost_updates, verify_resume
 
 MakeConfig = Callable[..., RunConfig]

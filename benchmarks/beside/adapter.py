@@ -24,13 +24,15 @@ import peft
 import torch
 import transformers
 
-from hf_finetune import freezing, tasks
-from hf_finetune.config import AdapterConfig, RunConfig
-from hf_finetune.data import load_splits
-from hf_finetune.finetune import finetune
-from hf_finetune.settings import load_config
-from hf_finetune.sources import Table, local_path
-from hf_finetune.tasks.classification import Classification
+from hf_finetune import tasks
+from hf_finetune.config.loading import load_config
+from hf_finetune.config.sections import AdapterConfig, RunConfig
+from hf_finetune.data.splits import load_splits
+from hf_finetune.data.table import Table
+from hf_finetune.model import freezing, structure
+from hf_finetune.system.locations import local_path
+from hf_finetune.tasks.classify import Classification
+from hf_finetune.train import finetune
 
 DEFAULTS = runpy.run_path(str(Path(__file__).resolve().parents[2] / "recipes" / "classify.py"))["DEFAULTS"]
 
@@ -68,7 +70,7 @@ def encode(task: Classification, table: Table, tokenizer: Any, max_length: int) 
 
 def lora_of(model: Any, config: RunConfig) -> Any:
     """peft's model with adapters in the same linear layers, and its learning rates' AdamW."""
-    num_frozen = freezing.resolve_num_blocks(config.freeze, freezing.dissect(model))
+    num_frozen = freezing.resolve_num_blocks(config.freeze, structure.dissect(model))
     settings = peft.LoraConfig(
         task_type="SEQ_CLS",
         r=config.adapter.rank,

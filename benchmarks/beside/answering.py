@@ -20,13 +20,15 @@ import numpy as np
 import torch
 import transformers
 
-from hf_finetune import freezing, tasks
-from hf_finetune.config import RunConfig
-from hf_finetune.data import load_splits
-from hf_finetune.settings import load_config
-from hf_finetune.sources import Table, local_path
-from hf_finetune.tasks import squad
-from hf_finetune.tasks.answering import DEFAULT_OVERLAP
+from hf_finetune import tasks
+from hf_finetune.config.loading import load_config
+from hf_finetune.config.sections import RunConfig
+from hf_finetune.data.splits import load_splits
+from hf_finetune.data.table import Table
+from hf_finetune.model import freezing
+from hf_finetune.system.locations import local_path
+from hf_finetune.tasks.answer import DEFAULT_OVERLAP
+from hf_finetune.tasks.text import squad
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 COLUMNS = squad.Columns(question="question", context="context", answers="answers")

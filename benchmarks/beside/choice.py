@@ -18,12 +18,14 @@ from typing import Any
 import torch
 import transformers
 
-from hf_finetune import freezing, tasks
-from hf_finetune.config import RunConfig
-from hf_finetune.data import load_splits
-from hf_finetune.settings import load_config
-from hf_finetune.sources import Table, local_path
-from hf_finetune.tasks.choice import Choice
+from hf_finetune import tasks
+from hf_finetune.config.loading import load_config
+from hf_finetune.config.sections import RunConfig
+from hf_finetune.data.splits import load_splits
+from hf_finetune.data.table import Table
+from hf_finetune.model import freezing
+from hf_finetune.system.locations import local_path
+from hf_finetune.tasks.choose import Choice
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 

@@ -22,11 +22,12 @@ from sentence_transformers import SentenceTransformer, SentenceTransformerTraine
 from sentence_transformers.sentence_transformer import evaluation, losses
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
 
-from hf_finetune import freezing
-from hf_finetune.config import RunConfig
-from hf_finetune.data import load_splits
-from hf_finetune.settings import load_config
-from hf_finetune.sources import Table, local_path
+from hf_finetune.config.loading import load_config
+from hf_finetune.config.sections import RunConfig
+from hf_finetune.data.splits import load_splits
+from hf_finetune.data.table import Table
+from hf_finetune.model import freezing
+from hf_finetune.system.locations import local_path
 from hf_finetune.tasks import form_of
 
 ROOT = Path(__file__).resolve().parent.parent.parent

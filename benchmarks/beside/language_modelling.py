@@ -20,9 +20,11 @@ import transformers
 import yaml
 from torch.utils.data import Dataset
 
-from hf_finetune import backbone, freezing, runtime
-from hf_finetune.data import load_splits, make_features
-from hf_finetune.settings import load_config
+from hf_finetune.config.loading import load_config
+from hf_finetune.data.features import make_features
+from hf_finetune.data.splits import load_splits
+from hf_finetune.model import backbone, freezing
+from hf_finetune.system import processes
 from hf_finetune.tasks import build, form_of
 
 CONFIG = Path(__file__).parents[2] / "recipes/configs/model_language/tiny_shakespeare.yaml"
@@ -62,7 +64,7 @@ def main(path: str) -> None:
     splits = load_splits(config.data, config.seed, form_of("language_modelling", config))
     task = build("language_modelling", config, splits.train)
     tokenizer = backbone.load_tokenizer(config.model)
-    model = backbone.load(config.model, task, tokenizer).model
+    model = backbone.load(config.model, task.head, tokenizer).model
     freezing.apply(model, config.freeze)
     length = int(config.data.max_length or 0)
     blocks = {split: Blocks(make_features(task.tokenize(table, tokenizer, length), None))
@@ -73,7 +75,7 @@ def main(path: str) -> None:
             output_dir=folder, max_steps=train.max_updates or -1, per_device_train_batch_size=train.batch_size,
             per_device_eval_batch_size=8, learning_rate=train.learning_rate, weight_decay=train.weight_decay,
             warmup_steps=math.ceil(train.warmup_fraction * (train.max_updates or 0)), lr_scheduler_type="linear",
-            bf16=runtime.choose_precision("auto")[0] == "bf16", use_cpu=True, seed=config.seed,
+            bf16=processes.choose_precision("auto")[0] == "bf16", use_cpu=True, seed=config.seed,
             eval_strategy="no", save_strategy="no", report_to=[], disable_tqdm=True, logging_strategy="no",
         )  # fmt: skip
         trainer = transformers.Trainer(model, arguments, data_collator=collate, train_dataset=blocks["train"])

@@ -20,9 +20,10 @@ import torch
 import transformers
 from torch.utils.data import Dataset
 
-from hf_finetune.runtime import choose_precision
-from hf_finetune.settings import load_config
-from hf_finetune.tasks.sequence_to_sequence import references_in, rouge
+from hf_finetune.config.loading import load_config
+from hf_finetune.system.processes import choose_precision
+from hf_finetune.tasks.sequence_to_sequence import references_in
+from hf_finetune.tasks.summarize import rouge
 
 
 class Rows(Dataset[dict[str, Any]]):

@@ -20,12 +20,15 @@ import seqeval.metrics
 import torch
 import transformers
 
-from hf_finetune import freezing, tasks
-from hf_finetune.config import RunConfig
-from hf_finetune.data import IGNORED, load_splits
-from hf_finetune.settings import load_config
-from hf_finetune.sources import Table, local_path
-from hf_finetune.tasks.tagging import Tagging
+from hf_finetune import tasks
+from hf_finetune.config.loading import load_config
+from hf_finetune.config.sections import RunConfig
+from hf_finetune.data.features import IGNORED
+from hf_finetune.data.splits import load_splits
+from hf_finetune.data.table import Table
+from hf_finetune.model import freezing
+from hf_finetune.system.locations import local_path
+from hf_finetune.tasks.tag import Tagging
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 

@@ -4,18 +4,19 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
-from hf_finetune.config import RunConfig, TaskConfig
-from hf_finetune.errors import InputError
-from hf_finetune.sources import Table, TableForm
-from hf_finetune.tasks.answering import Answering
-from hf_finetune.tasks.choice import Choice
-from hf_finetune.tasks.classification import Classification
-from hf_finetune.tasks.embedding import Embedding
-from hf_finetune.tasks.instruction import Instruction
-from hf_finetune.tasks.language_modelling import CausalLanguageModel, LanguageModelling, MaskedLanguageModel
-from hf_finetune.tasks.sequence_to_sequence import Summarization, Translation
-from hf_finetune.tasks.tagging import Tagging
-from hf_finetune.tasks.task import Kept, Task
+from hf_finetune.config.sections import RunConfig, TaskConfig
+from hf_finetune.data.table import Table, TableForm
+from hf_finetune.system.errors import InputError
+from hf_finetune.tasks.answer import Answering
+from hf_finetune.tasks.base import Kept, Task
+from hf_finetune.tasks.choose import Choice
+from hf_finetune.tasks.classify import Classification
+from hf_finetune.tasks.embed import Embedding
+from hf_finetune.tasks.instruct import Instruction
+from hf_finetune.tasks.model_language import CausalLanguageModel, LanguageModelling, MaskedLanguageModel
+from hf_finetune.tasks.summarize import Summarization
+from hf_finetune.tasks.tag import Tagging
+from hf_finetune.tasks.translate import Translation
 
 __all__ = ["TASKS", "Kept", "Task", "build", "form_of"]
 

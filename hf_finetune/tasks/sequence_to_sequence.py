@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hf_finetune.config import RunConfig, check
-from hf_finetune.data import Batch, Features, Ragged, tokenize
-from hf_finetune.errors import InputError
-from hf_finetune.sources import Table, TableForm, install_hint
+from hf_finetune.config.sections import RunConfig, check
+from hf_finetune.data.encoding import tokenize
+from hf_finetune.data.features import Batch, Features, Ragged
+from hf_finetune.data.table import Table, TableForm
+from hf_finetune.system.errors import InputError
+from hf_finetune.system.locations import install_hint
+from hf_finetune.tasks.base import Kept, Task
 from hf_finetune.tasks.losses import cross_entropy
-from hf_finetune.tasks.task import Kept, Task
 
 if TYPE_CHECKING:
     import torch
@@ -170,7 +172,7 @@ class SequenceToSequence(Task):
         compute the loss a second time, and its mean."""
         if batch.labels is None:
             return batch
-        from hf_finetune import heads
+        from hf_finetune.model import heads
 
         labels = batch.labels.long()
         inputs = {**batch.inputs, "decoder_input_ids": heads.decoder_inputs(model, labels)}
@@ -246,46 +248,6 @@ class SequenceToSequence(Task):
             f"{self.max_target_length} tokens; generation_config.json holds how."
             + (measured if self.generate_examples else "")
         )
-
-
-class Summarization(SequenceToSequence):
-    """Short texts for long ones, measured by ROUGE."""
-
-    name = problem = pipeline_tag = "summarization"
-
-    @property
-    def scorer(self) -> tuple[tuple[str, ...], Callable[..., dict[str, float]]]:
-        return ("rougeL", "rouge1", "rouge2", "rougeLsum"), rouge
-
-
-class Translation(SequenceToSequence):
-    """Texts in another language, measured by BLEU and chrF."""
-
-    name = problem = pipeline_tag = "translation"
-
-    @property
-    def scorer(self) -> tuple[tuple[str, ...], Callable[..., dict[str, float]]]:
-        return ("bleu", "chrf"), bleu_and_chrf
-
-
-def rouge(texts: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
-    """Mean F-measures from 0 to 1 by rouge-score, words stemmed as in transformers' run_summarization.py; of several references
-    the best counts. rougeLsum splits sentences at line breaks."""
-    names = ("rougeL", "rouge1", "rouge2", "rougeLsum")
-    scorer = package("rouge_score.rouge_scorer", "ROUGE").RougeScorer(names, use_stemmer=True)
-    found = [scorer.score_multi(list(right), text) for text, right in zip(texts, references, strict=True)]
-    return {name: float(np.mean([scores[name].fmeasure for scores in found])) for name in names}
-
-
-def bleu_and_chrf(texts: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
-    """sacrebleu's corpus BLEU (13a tokens) and chrF2, from 0 to 100, as its command line gives them."""
-    sacrebleu = package("sacrebleu", "BLEU and chrF")
-    most = max(map(len, references))
-    streams = [[right[number] if number < len(right) else None for right in references] for number in range(most)]
-    return {
-        "bleu": float(sacrebleu.corpus_bleu(list(texts), streams).score),
-        "chrf": float(sacrebleu.corpus_chrf(list(texts), streams).score),
-    }
 
 
 def package(module: str, what: str) -> Any:

@@ -9,16 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hf_finetune.config import RunConfig, check
-from hf_finetune.data import IGNORED, Batch, Features
-from hf_finetune.errors import InputError
-from hf_finetune.sources import Table
-from hf_finetune.tasks.task import Kept, Task
+from hf_finetune.config.sections import RunConfig, check
+from hf_finetune.data.features import IGNORED, Batch, Features
+from hf_finetune.data.table import Table
+from hf_finetune.system.errors import InputError
+from hf_finetune.tasks.base import Kept, Task
 
 if TYPE_CHECKING:
     import torch
 
 LARGEST_EXPONENT = 700.0  # exp of more is no float64
+
 NO_LABELS = (None, "label")  # data.label_column where it was not set
 
 
@@ -48,13 +49,13 @@ class TokenTask(Task):
 
     def loss(self, outputs: "torch.Tensor", batch: Batch) -> "tuple[torch.Tensor, float]":
         """Sum of the cross entropy over all targets, and their number."""
-        from hf_finetune.token_entropy import token_entropy
+        from hf_finetune.tasks.losses import token_entropy
 
         return token_entropy(outputs, self.targets(batch), self.label_smoothing)
 
     def keep(self, outputs: "torch.Tensor", batch: Batch) -> "list[np.ndarray[Any, Any]]":
         """Of each feature [3]: the summed cross entropy, not smoothed, how many targets are right, and their number."""
-        from hf_finetune.token_entropy import token_sums
+        from hf_finetune.tasks.losses import token_sums
 
         rows = zip(outputs, self.targets(batch), strict=True)
         return [np.array(token_sums(logits, labels)) for logits, labels in rows]
@@ -144,7 +145,7 @@ def sees_later_tokens(model: Any) -> bool:
     """Whether what a model says of a token depends on a later one."""
     import torch
 
-    from hf_finetune import heads
+    from hf_finetune.model import heads
 
     device = next(model.parameters()).device
     ids = torch.tensor([[3, 4, 3, 4], [3, 4, 3, 5]], device=device) % model.config.vocab_size

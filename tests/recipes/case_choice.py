@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-import tiny
 from recipe_case import Case
+from support import tiny
 
 
 def make_data(folder: Path) -> dict[str, Any]:

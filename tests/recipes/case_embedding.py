@@ -4,8 +4,8 @@ import random
 from pathlib import Path
 from typing import Any
 
-import tiny
 from recipe_case import Case
+from support import tiny
 
 WORDS = [word for words in tiny.CLASSES.values() for word in words.split()]
 

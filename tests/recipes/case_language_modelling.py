@@ -4,8 +4,8 @@ import random
 from pathlib import Path
 from typing import Any
 
-import tiny
 from recipe_case import Case
+from support import tiny
 
 COUNTS = {"train": 128, "validation": 32, "test": 32}  # lines
 

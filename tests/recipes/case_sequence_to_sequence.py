@@ -1,7 +1,7 @@
 """Summarization and translation, each by T5 and BART."""
 
 from recipe_case import Case
-from text_pairs import SETTINGS, make_summaries, make_translations
+from support.text_pairs import SETTINGS, make_summaries, make_translations
 
 CASES = [
     Case(

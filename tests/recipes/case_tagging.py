@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-import tagged
 from recipe_case import Case
+from support import tagged
 
 
 def make_data(folder: Path) -> dict[str, Any]:

@@ -20,8 +20,8 @@ sys.path[:0] = [str(HERE), str(HERE.parent)]
 import test_recipes  # noqa: E402
 import torch  # noqa: E402
 
-from hf_finetune.finetune import finetune  # noqa: E402
-from hf_finetune.settings import load_config  # noqa: E402
+from hf_finetune.config.loading import load_config  # noqa: E402
+from hf_finetune.train import finetune  # noqa: E402
 
 
 def digest(path: Path) -> str:
@@ -63,7 +63,13 @@ def record() -> dict[str, Any]:
                 found[f"{case} cached"] = run(settings | cached, job["task"])
             print(case, found[str(case)]["results"]["test"], flush=True)
         module = test_recipes.load_recipe("classify")
-        demo = {**module.DEFAULTS, **module.DEMO, "output_dir": f"{folder}/demo", "prefix.cache": "off", "train.precision": "fp32"}
+        demo = {
+            **module.DEFAULTS,
+            **module.DEMO,
+            "output_dir": f"{folder}/demo",
+            "prefix.cache": "off",
+            "train.precision": "fp32",
+        }
         found["demo"] = run(demo, "classification")
     return found
 
@@ -75,7 +81,9 @@ def compare(old: dict[str, Any], new: dict[str, Any]) -> int:
         before, after = old["cases"].get(case), new["cases"].get(case)
         changed += before != after
         if before != after:
-            parts = [key for key in ("logged", "results", "weights") if (before or {}).get(key) != (after or {}).get(key)]
+            parts = [
+                key for key in ("logged", "results", "weights") if (before or {}).get(key) != (after or {}).get(key)
+            ]
             print(f"{case}: DIFFERS in {', '.join(parts)}")
     print(f"{len(new['cases'])} runs, {changed} of them differ")
     return int(changed > 0)

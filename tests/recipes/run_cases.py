@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 
-from hf_finetune import finetune as composition
+from hf_finetune import train as composition
+from hf_finetune.config.loading import load_config
 from hf_finetune.recipe import leave
-from hf_finetune.settings import load_config
 
 
 def train(job: dict[str, Any]) -> None:

@@ -17,17 +17,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 import torch
 from filelock import FileLock
 from recipe_case import Case
 from safetensors.torch import load_file
+from support import tiny
 
-from hf_finetune import checkpoint
-from hf_finetune.errors import InputError
-from hf_finetune.finetune import RunResult, finetune
+from hf_finetune.config.loading import load_config
 from hf_finetune.recipe import recipe_path
-from hf_finetune.settings import load_config
+from hf_finetune.run import checkpoint
+from hf_finetune.system.errors import InputError
+from hf_finetune.train import RunResult, finetune
 
 HERE = Path(__file__).parent
 CASES: list[Case] = [

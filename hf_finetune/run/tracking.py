@@ -1,0 +1,189 @@
+"""Where the numbers go: metrics.jsonl always, trackers through Accelerate, a progress bar or plain lines."""
+
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from accelerate import tracking as accelerate_tracking
+from accelerate.tracking import GeneralTracker, TensorBoardTracker
+from tqdm import tqdm
+
+from hf_finetune.config.sections import RunConfig, as_dict, flatten
+from hf_finetune.system.errors import InputError
+from hf_finetune.system.files import write_atomically, writing_error
+from hf_finetune.system.processes import Runtime
+from hf_finetune.training.loop import Update
+
+# Accelerate's name of a tracker -> the pip package, where the two differ
+PIP_NAMES = {"comet_ml": "comet-ml", "clearml": "clearml", "wandb": "hf-finetune[wandb]"}
+
+
+def check_trackers(names: tuple[str, ...]) -> None:
+    """Raises InputError for a tracker that Accelerate does not know, or that is not installed."""
+    known = sorted(str(name) for name in accelerate_tracking.LOGGER_TYPE_TO_CLASS)
+    for name in names:
+        if name not in known:
+            raise InputError(f"tracking.trackers ({name}): Accelerate has {', '.join(known)}")
+        if find_spec(name) is None:
+            raise InputError(f"tracking.trackers ({name}): is not installed; pip install '{PIP_NAMES.get(name, name)}'")
+        if name == "wandb" and os.environ.get("WANDB_MODE") not in ("offline", "disabled", "dryrun"):
+            import wandb
+
+            if not wandb.api.api_key:
+                raise InputError(
+                    "tracking.trackers (wandb): there is no key; run `wandb login`, or set WANDB_MODE=offline"
+                )
+
+
+class Tracking:
+    """The open trackers of a run. Used on all processes; only the main one writes."""
+
+    def __init__(self, config: RunConfig, runtime: Runtime, *, start_update: int) -> None:
+        """Opens the trackers. What was logged after `start_update` by a run that was cut off is taken back: rows are
+        dropped from metrics.jsonl, and TensorBoard is told to purge them."""
+        self.runtime = runtime
+        self.path = runtime.run_dir / "metrics.jsonl"
+        self.settings = {key: plain(value) for key, value in flatten(as_dict(config))}
+        if runtime.is_main:
+            drop_rows_after(self.path, start_update)
+        trackers: list[str | GeneralTracker] = []
+        options: dict[str, dict[str, Any]] = {}
+        for name in config.tracking.trackers:
+            if name == "tensorboard":
+                # also from update 1 on: a run may have been cut off before its first checkpoint
+                trackers.append(TensorBoardTracker("tensorboard", str(runtime.run_dir), purge_step=start_update + 1))
+            else:
+                trackers.append(name)
+        if "wandb" in config.tracking.trackers:
+            options["wandb"] = {
+                "name": config.name,
+                "dir": str(runtime.run_dir),
+                "id": run_id(runtime),
+                "resume": "allow",
+            }
+        accelerator = runtime.accelerator
+        accelerator.trackers = []
+        accelerator.log_with = accelerate_tracking.filter_trackers(trackers, str(runtime.run_dir))
+        accelerator.init_trackers("hf-finetune", init_kwargs=options)
+        for tracker in accelerator.trackers:
+            if tracker.name != "tensorboard":  # its HParams tab wants the metrics too: see finish()
+                tracker.store_init_configuration(self.settings)
+
+    def log(self, values: Mapping[str, float], *, update: int, epoch: int) -> None:
+        """One row: to metrics.jsonl and to every tracker, at this update."""
+        if self.runtime.is_main:
+            row = {"update": update, "epoch": epoch, "time": round(time.time(), 3), **values}
+            try:
+                with self.path.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(without_nan(row)) + "\n")
+            except OSError as error:
+                raise writing_error(self.runtime.run_dir, 1000, error) from None
+        self.runtime.accelerator.log(dict(values), step=update)
+
+    def log_split(self, split: str, values: Mapping[str, float], *, update: int, epoch: int) -> None:
+        """The metrics of a split as one row; nothing where there are none."""
+        if values:
+            self.log({f"{split}/{name}": value for name, value in values.items()}, update=update, epoch=epoch)
+
+    def finish(self, final: Mapping[str, Mapping[str, float]]) -> None:
+        """Closes the trackers; TensorBoard's HParams tab gets the settings, and shows the curves of `final` beside them."""
+        from torch.utils.tensorboard.summary import hparams
+
+        tags = {f"{split}/{name}": 0.0 for split, values in final.items() for name in values}
+        for tracker in self.runtime.accelerator.trackers:
+            if tracker.name == "tensorboard" and self.runtime.is_main:
+                for summary in hparams(self.settings, tags):  # not add_hparams(), which adds curves of one point each
+                    tracker.writer.file_writer.add_summary(summary)
+            tracker.finish()  # not end_training(), which would end the process group too
+
+
+def without_nan(value: Any) -> Any:
+    """Nested values with null for nan and the infinities, which JSON does not have."""
+    if isinstance(value, Mapping):
+        return {key: without_nan(each) for key, each in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def plain(value: Any) -> Any:
+    """A setting as TensorBoard's and W&B's configs take it."""
+    return value if isinstance(value, (bool, int, float, str)) else "" if value is None else json.dumps(value)
+
+
+def run_id(runtime: Runtime) -> str:
+    """The run's own id at W&B, drawn once and kept in the folder, so that a resumed run goes on in the same curves."""
+    path = runtime.run_dir / "wandb-id"
+    if runtime.is_main and not path.exists():
+        import secrets
+
+        path.write_text(secrets.token_hex(8), encoding="utf-8")
+    return path.read_text(encoding="utf-8") if path.exists() else ""
+
+
+def drop_rows_after(path: Path, update: int) -> None:
+    """Takes the rows of later updates, and a last line that was cut off, out of metrics.jsonl."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if row["update"] <= update and (update or row["update"]):
+            kept.append(line + "\n")
+    write_atomically(path, "".join(kept).encode())
+
+
+def training_row(update: Update) -> dict[str, float]:
+    """The logged numbers of an update."""
+    return {
+        "train/loss": update.loss,
+        "train/gradient_norm": update.gradient_norm,
+        **{f"train/learning_rate/{group}": rate for group, rate in update.learning_rates.items()},
+        "train/examples_per_second": update.num_examples / update.seconds,
+        "train/tokens_per_second": update.num_tokens / update.seconds,
+    }
+
+
+class ProgressBar:
+    """Loss, rate and time left: a bar where standard error is a terminal, else nothing but the lines of `say`."""
+
+    def __init__(self, total_updates: int, start_update: int, runtime: Runtime) -> None:
+        self.runtime = runtime
+        self.bar = tqdm(
+            total=total_updates,
+            initial=start_update,
+            unit="update",
+            dynamic_ncols=True,
+            disable=not (runtime.is_main and sys.stderr.isatty()),
+        )
+        self.total, self.started, self.first = total_updates, time.perf_counter(), start_update
+
+    def advance(self, update: Update, *, log: bool) -> None:
+        """Shows one update; as a line only where it is logged."""
+        self.bar.update(1)
+        self.bar.set_postfix(loss=f"{update.loss:.4f}", refresh=False)
+        if self.bar.disable and log:
+            done = update.number - self.first
+            left = (time.perf_counter() - self.started) / done * (self.total - update.number)
+            self.runtime.say(
+                f"update {update.number}/{self.total}  epoch {update.epoch}  loss {update.loss:.4f}  "
+                f"{update.num_tokens / update.seconds:,.0f} tokens/s  {left:.0f} s left"
+            )
+
+    def say(self, text: str) -> None:
+        """A line that does not break the bar."""
+        if self.bar.disable:
+            self.runtime.say(text)
+        else:
+            self.bar.write(text)
+
+    def close(self) -> None:
+        """Leaves the bar as it stands."""
+        self.bar.close()

@@ -1,0 +1,85 @@
+"""Parameter groups, the optimizer, and the learning rate as a pure function of the update."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+
+from hf_finetune.config.sections import TrainConfig
+from hf_finetune.model.freezing import FreezePlan
+from hf_finetune.training.schedule import lr_at
+
+
+def parameter_groups(
+    model: torch.nn.Module, plan: FreezePlan, config: TrainConfig, new_parameters: Iterable[str]
+) -> list[dict[str, Any]]:
+    """AdamW groups of the free parameters: by part where train.layer_decay is below 1, else backbone and head, and each
+    with and without weight decay. `name` and `peak_learning_rate` stand in the group beside AdamW's own keys.
+
+    Biases and norms (fewer than two dimensions) get no weight decay, as in BERT's own training
+    (google-research/bert, optimization.py).
+    """
+    new = set(new_parameters)
+    depth = len(plan.anatomy.blocks)
+    level_of = {name: 0 for names in plan.anatomy.rest.values() for name in names}  # powers of layer_decay
+    for number, names in enumerate(plan.anatomy.blocks):
+        level_of |= dict.fromkeys(names, depth - number)
+    level_of |= dict.fromkeys(plan.anatomy.embeddings, depth + 1)
+    parts = {name: part.replace(" ", "_") for part, names in plan.anatomy.parts().items() for name in names}
+    groups: dict[str, dict[str, Any]] = {}
+    for name, parameter in model.named_parameters():
+        if name in plan.frozen:
+            continue
+        is_head = name in new or parts[name] == "head"
+        decays = parameter.ndim >= 2
+        peak = (config.head_learning_rate or config.learning_rate) if is_head else config.learning_rate
+        level = 0 if is_head else level_of[name]
+        part = "head" if is_head else parts[name] if config.layer_decay < 1 else "backbone"
+        key = part if decays else f"{part}_no_decay"
+        group = groups.setdefault(
+            key,
+            {
+                "name": key,
+                "params": [],
+                "weight_decay": config.weight_decay if decays else 0.0,
+                "peak_learning_rate": peak * config.layer_decay**level,
+            },
+        )
+        group["params"].append((name, parameter))
+    return list(groups.values())
+
+
+def build(groups: list[dict[str, Any]], device: torch.device) -> torch.optim.AdamW:
+    """AdamW, fused where torch has it so. Built from named parameters: its state records the names."""
+    fused = device.type in ("cuda", "cpu", "mps", "xpu")
+    return torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.999), eps=1e-8, fused=fused)
+
+
+def restore(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> tuple[list[str], list[str]]:
+    """Takes over the state of every parameter that has one, by name: the groups may be others. Returns the names that have
+    none and start fresh, and those whose state is dropped. Rates and decay stay those of the optimizer's own groups."""
+    named = {
+        name: saved["state"][number]
+        for group in saved["param_groups"]
+        for name, number in zip(group["param_names"], group["params"], strict=True)
+        if number in saved["state"]
+    }
+    own = optimizer.state_dict()
+    numbers = {
+        name: number
+        for group in own["param_groups"]
+        for name, number in zip(group["param_names"], group["params"], strict=True)
+    }
+    own["state"] = {number: named[name] for name, number in numbers.items() if name in named}
+    optimizer.load_state_dict(own)
+    if not named:
+        return [], []
+    return sorted(numbers.keys() - named.keys()), sorted(named.keys() - numbers.keys())
+
+
+def set_learning_rates(optimizer: Any, update: int, total_updates: int, config: TrainConfig) -> dict[str, float]:
+    """Sets every group's rate for `update`; returns `{group: rate}`."""
+    factor = lr_at(update, total_updates, config)
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak_learning_rate"] * factor
+    return {group["name"]: group["lr"] for group in optimizer.param_groups}

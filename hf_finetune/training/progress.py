@@ -1,0 +1,56 @@
+"""How far a run has come: updates, the best checkpoint, early stopping."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from hf_finetune.config.sections import TrainConfig
+from hf_finetune.tasks import metrics
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """Where a run stands. All that decides what happens next is here or follows from the config."""
+
+    update: int = 0
+    best_value: float | None = None
+    best_update: int | None = None
+    best_epoch: int | None = None
+    patience_value: float | None = None  # the last value that counted as better, by train.min_delta
+    evaluations_without_gain: int = 0
+    stopped: bool = False  # early stopping has ended the training
+    cached: bool | None = None  # whether the frozen prefix is; not known before the first update of a stage
+    pending: bool = False  # stopped by a signal before what is due after `update` (evaluation, checkpoint) was done
+    train_loss: float | None = None  # of the last update
+    skipped_updates: int = 0  # by fp16's loss scaler
+    history: tuple[dict[str, Any], ...] = ()  # a row for every evaluation: update, epoch, and the metrics
+
+    @property
+    def settled(self) -> int:
+        """Updates after which all that was due is done."""
+        return self.update - 1 if self.pending else self.update
+
+
+FRESH = Progress()
+
+
+def progress_from(saved: Mapping[str, Any]) -> Progress:
+    """The progress of a checkpoint's plain values."""
+    known = {field: saved[field] for field in Progress.__dataclass_fields__ if field in saved}
+    return Progress(**known | {"history": tuple(saved.get("history", ()))})
+
+
+def judge(progress: Progress, values: dict[str, float], *, metric: str, epoch: int, config: TrainConfig) -> Progress:
+    """The progress after an evaluation: its numbers, the best so far, and whether patience has run out. nan is never better."""
+    value, row = values[metric], {"update": progress.update, "epoch": epoch, **values}
+    progress = dataclasses.replace(progress, history=(*progress.history, row))
+    sign = 1.0 if metrics.greater_is_better(metric) else -1.0
+    best, before = progress.best_value, progress.patience_value
+    if best is None or best != best or sign * value > sign * best:
+        progress = dataclasses.replace(progress, best_value=value, best_update=progress.update, best_epoch=epoch)
+    if before is None or before != before or sign * (value - before) > config.min_delta:
+        return dataclasses.replace(progress, patience_value=value, evaluations_without_gain=0)
+    without = progress.evaluations_without_gain + 1
+    stopped = config.patience is not None and without >= config.patience
+    return dataclasses.replace(progress, evaluations_without_gain=without, stopped=stopped)

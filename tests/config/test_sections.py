@@ -1,0 +1,367 @@
+"""RunConfig: every check of every section, who reads each setting, and which way the package's imports go."""
+
+import ast
+import inspect
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import FrozenInstanceError
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import hf_finetune
+from hf_finetune.config import sections
+from hf_finetune.config.loading import SECTIONS, TYPES
+from hf_finetune.config.sections import (
+    AdapterConfig,
+    CheckpointConfig,
+    DataConfig,
+    EvaluationConfig,
+    FreezeConfig,
+    HubConfig,
+    ModelConfig,
+    PrefixConfig,
+    RunConfig,
+    TaskConfig,
+    TrackingConfig,
+    TrainConfig,
+    as_dict,
+    changed_keys,
+    flatten,
+    fraction_of,
+)
+from hf_finetune.system.errors import InputError
+
+PACKAGE = Path(hf_finetune.__file__).parent
+NAN, INFINITY = float("nan"), float("inf")
+MODEL = ModelConfig(backbone="backbone")
+DATA = DataConfig(train=("train.csv",))
+STAGED = FreezeConfig(unfreeze=({"epoch": 2, "encoder_layers": 0},))
+
+
+# --- checks ---------------------------------------------------------------------------------------------------------
+
+# (section, what is given, dotted key that the message starts with, fragment of the message)
+CASES: list[tuple[type, dict[str, Any], str, str]] = [
+    *((ModelConfig, {"dropout": value}, "model.dropout", "in [0, 1)") for value in (-0.1, 1.0, 7, NAN)),
+    (DataConfig, {"text_columns": ()}, "data.text_columns", "at least one column"),
+    (DataConfig, {"choice_columns": ("a", "a")}, "data.text_columns", "must differ"),
+    (DataConfig, {"text_columns": ("a", "a")}, "data.text_columns", "must differ"),
+    (DataConfig, {"text_columns": ("label",)}, "data.text_columns", "data.label_column (label)"),
+    *((DataConfig, {"validation_fraction": value}, "data.validation_fraction", "[0, 1)") for value in (-0.1, 1.0, NAN)),
+    *((DataConfig, {"test_fraction": value}, "data.test_fraction", "in [0, 1)") for value in (-0.1, 1.0, NAN)),
+    (DataConfig, {"validation_fraction": 0.0}, "data.validation_fraction", "data.validation is not given"),
+    (DataConfig, {"validation_fraction": 0.5, "test_fraction": 0.5}, "data.validation_fraction", "test_fraction (0.5)"),
+    *((DataConfig, {"max_length": value}, "data.max_length", "at least 4") for value in (3, 0, -1)),
+    (DataConfig, {"max_train_examples": 1}, "data.max_train_examples", "at least 2"),
+    (DataConfig, {"encoding": ()}, "data.encoding", "at least one"),
+    (DataConfig, {"subset": "mrpc"}, "data.subset", "needs data.dataset"),
+    *((AdapterConfig, {"kind": "lora", key: 0}, f"adapter.{key}", "at least 1") for key in ("rank", "alpha")),
+    (AdapterConfig, {"kind": "lora", "dropout": 1.0}, "adapter.dropout", "in [0, 1)"),
+    (AdapterConfig, {"kind": "lora", "targets": ("query", "")}, "adapter.targets", "a name is empty"),
+    (AdapterConfig, {"rank": 4}, "adapter.rank", "without adapter.kind lora"),
+    (
+        RunConfig,
+        {"model": MODEL, "data": DATA, "adapter": AdapterConfig(kind="lora"), "freeze": STAGED},
+        "freeze.unfreeze",
+        "pretrained weights stay frozen",
+    ),
+    *(
+        (TaskConfig, {key: 0}, f"task.{key}", "at least 1")
+        for key in ("longest_answer", "num_best", "max_target_length", "num_beams")
+    ),
+    *(
+        (TaskConfig, {key: -1}, f"task.{key}", "0 or more")
+        for key in ("window_overlap", "generate_examples", "focal_gamma")
+    ),
+    *((TaskConfig, {"mask_fraction": value}, "task.mask_fraction", "in (0, 1)") for value in (0.0, 1.0, NAN)),
+    *(
+        (TaskConfig, {key: value}, f"task.{key}", "finite")
+        for key in ("null_threshold", "length_penalty", "similarity_scale")
+        for value in (NAN, INFINITY)
+    ),
+    (TaskConfig, {"similarity_scale": 0.0}, "task.similarity_scale", "above 0"),
+    (TaskConfig, {"label_separator": ""}, "task.label_separator", "not be empty"),
+    (TaskConfig, {"label_separator": ",", "problem": "regression"}, "task.label_separator", "task.problem regression"),
+    (TaskConfig, {"label_separator": ",", "problem": "single_label"}, "task.label_separator", "problem single_label"),
+    *(
+        (FreezeConfig, {"encoder_layers": value}, "freeze.encoder_layers", "a count, a negative count, a fraction")
+        for value in ("some", "", "4/3", "1/0", "-1/2", "1 / 2", "0.5")
+    ),
+    (FreezeConfig, {"unfreeze": ({"epoch": 2},)}, "freeze.unfreeze", "both and no more"),
+    (FreezeConfig, {"unfreeze": ({"epoch": 1, "encoder_layers": 0},)}, "freeze.unfreeze", "rise, and be above 1"),
+    (FreezeConfig, {"unfreeze": ({"epoch": 2, "encoder_layers": "x"},)}, "freeze.unfreeze", "takes a count"),
+    (CheckpointConfig, {"every_minutes": 0.0}, "checkpoint.every_minutes", "must be above 0"),
+    (FreezeConfig, {"patterns": ("ok", "(")}, "freeze.patterns", "not a regular expression"),
+    *(
+        (TrainConfig, {key: 0}, f"train.{key}", "at least 1")
+        for key in ("epochs", "max_updates", "batch_size", "micro_batch_size", "micro_batch_tokens", "patience")
+    ),
+    *(
+        (TrainConfig, {key: value}, f"train.{key}", "above 0 and below 10")
+        for key in ("learning_rate", "head_learning_rate")
+        for value in (0.0, -1e-5, 10.0, NAN, INFINITY)
+    ),
+    *((TrainConfig, {"layer_decay": value}, "train.layer_decay", "in (0, 1]") for value in (0.0, 1.1, NAN)),
+    *(
+        (TrainConfig, {key: value}, f"train.{key}", "0 or more")
+        for key in ("weight_decay", "max_grad_norm", "min_delta")
+        for value in (-0.1, NAN, INFINITY)
+    ),
+    *(
+        (TrainConfig, {key: value}, f"train.{key}", "in [0, 1)")
+        for key in ("warmup_fraction", "label_smoothing")
+        for value in (-0.1, 1.0, NAN)
+    ),
+    (TrainConfig, {"batch_size": 8, "micro_batch_size": 9}, "train.micro_batch_size", "train.batch_size (8)"),
+    (TrainConfig, {"micro_batch_size": 2, "micro_batch_tokens": 9}, "train.micro_batch_tokens", "give one of them"),
+    (PrefixConfig, {"dir": ""}, "prefix.dir", "must not be empty"),
+    (TrainConfig, {"min_delta": 0.1}, "train.min_delta", "train.patience"),
+    *((EvaluationConfig, {"every": value}, "evaluation.every", "at least 1") for value in (0, -3)),
+    (EvaluationConfig, {"batch_size": 0}, "evaluation.batch_size", "at least 1"),
+    *((CheckpointConfig, {"every": value}, "checkpoint.every", "at least 1") for value in (0, -3)),
+    (CheckpointConfig, {"keep_best": 0}, "checkpoint.keep_best", "at least 1"),
+    (CheckpointConfig, {"keep_last": 0}, "checkpoint.keep_last", "at least 1"),
+    (TrackingConfig, {"log_every": 0}, "tracking.log_every", "at least 1"),
+    (HubConfig, {"push": True}, "hub.repo_id", "is needed with hub.push"),
+    *(
+        (RunConfig, {"name": value, "model": MODEL, "data": DATA}, "name", "a folder's name, not a path")
+        for value in ("", ".", "..", "../up", "a/b", "/tmp", "a\\b", ".hidden", "-x", "a b", "a\n", "ü")
+    ),
+    *((RunConfig, {"seed": value, "model": MODEL, "data": DATA}, "seed", "0 or more") for value in (-1, 2**31)),
+    (RunConfig, {"data": DATA}, "model.backbone", "a Hub id, a folder, or package://NAME/path"),
+    (RunConfig, {"model": MODEL}, "data.train", "data.dataset"),
+]
+
+
+def message_of(section: type, given: Mapping[str, Any]) -> str:
+    """The text of the InputError that these arguments cause."""
+    with pytest.raises(InputError) as caught:
+        section(**given)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(("section", "given", "key", "fragment"), CASES)
+def test_a_wrong_setting_is_named_with_its_value_and_the_mend(
+    section: type, given: dict[str, Any], key: str, fragment: str
+) -> None:
+    message = message_of(section, given)
+    assert message.startswith(f"{key} ("), message
+    assert fragment in message
+    value = given.get(key.rsplit(".", 1)[-1])
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        assert message.startswith(f"{key} ({value}): ")
+
+
+def test_every_check_in_the_module_is_failed_by_a_case(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = [
+        node
+        for node in ast.walk(ast.parse(Path(sections.__file__).read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "check"
+    ]
+    failed: set[int] = set()
+    original = sections.check
+
+    def recording(holds: bool, key: str, value: object, mend: str) -> None:
+        if not holds:
+            frame = inspect.currentframe()
+            assert frame is not None
+            assert frame.f_back is not None
+            failed.add(frame.f_back.f_lineno)
+        original(holds, key, value, mend)
+
+    monkeypatch.setattr(sections, "check", recording)
+    for section, given, _, _ in CASES:
+        message_of(section, given)
+    assert len(calls) >= 25
+    missed = [call.lineno for call in calls if not failed & set(range(call.lineno, (call.end_lineno or 0) + 1))]
+    assert not missed, f"config.py: no case fails the checks in lines {missed}"
+
+
+@pytest.mark.parametrize(
+    ("section", "given"),
+    [
+        (ModelConfig, {"dropout": 0.0}),
+        (DataConfig, {"validation_fraction": 0.0, "validation": ("v.csv",)}),
+        (DataConfig, {"validation_fraction": 0.0, "dataset": "glue"}),
+        (DataConfig, {"dataset": "glue", "subset": "mrpc"}),
+        (DataConfig, {"max_length": 4, "max_train_examples": 2}),
+        (TaskConfig, {"label_separator": " ", "problem": "multi_label"}),
+        (FreezeConfig, {"encoder_layers": "all"}),
+        (FreezeConfig, {"encoder_layers": "3/3"}),
+        (FreezeConfig, {"encoder_layers": -2}),
+        (TrainConfig, {"batch_size": 8, "micro_batch_size": 8}),
+        (TrainConfig, {"layer_decay": 1.0, "max_grad_norm": 0.0, "weight_decay": 0.0}),
+        (TrainConfig, {"min_delta": 0.1, "patience": 1}),
+        (EvaluationConfig, {"every": 1}),
+        (HubConfig, {"push": True, "repo_id": "user/name"}),
+        (RunConfig, {"name": "a-b_c.1", "seed": 2**31 - 1, "model": MODEL, "data": DATA}),
+        (RunConfig, {"model": MODEL, "data": DataConfig(dataset="glue")}),
+    ],
+)
+def test_the_edges_of_what_is_allowed_are_allowed(section: type, given: dict[str, Any]) -> None:
+    made = section(**given)
+    assert all(getattr(made, key) == value for key, value in given.items())
+
+
+def test_configs_are_frozen_and_take_keywords_only() -> None:
+    run = RunConfig(model=MODEL, data=DATA)
+    with pytest.raises(FrozenInstanceError):
+        run.train.epochs = 4  # type: ignore[misc]
+    with pytest.raises(TypeError):
+        TrainConfig(3)  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("2/3", Fraction(2, 3)), ("0/5", 0), ("6/6", 1), ("7/6", None), ("1/0", None), ("x", None), ("", None), ("1/2/3", None)],
+)  # fmt: skip
+def test_fractions_are_read_between_0_and_1(text: str, value: Fraction | None) -> None:
+    assert fraction_of(text) == value
+
+
+def test_the_run_folder_is_the_name_under_output_dir() -> None:
+    assert RunConfig(name="a", output_dir="some/where", model=MODEL, data=DATA).run_dir == Path("some/where/a")
+
+
+# --- plain values ---------------------------------------------------------------------------------------------------
+
+
+def test_as_dict_has_every_setting_and_plain_values_only() -> None:
+    plain = as_dict(RunConfig(model=MODEL, data=DATA))
+    flat = dict(flatten(plain))
+    assert flat.keys() == TYPES.keys()
+    assert flat["data.train"] == ["train.csv"]
+    assert all(value is None or isinstance(value, (str, int, float, bool, list)) for value in flat.values())
+
+
+def test_changed_keys_names_what_differs_and_passes_over_what_no_number_depends_on() -> None:
+    before = RunConfig(model=MODEL, data=DATA)
+    after = RunConfig(
+        model=MODEL,
+        data=DATA,
+        seed=1,
+        output_dir="elsewhere",
+        train=TrainConfig(epochs=5, micro_batch_size=2),
+        evaluation=EvaluationConfig(batch_size=1, metric="loss"),
+        checkpoint=CheckpointConfig(every=7, keep_best=2, keep_last=3, resume="never"),
+        tracking=TrackingConfig(trackers=(), log_every=1),
+        hub=HubConfig(push=True, repo_id="a/b"),
+    )
+    assert changed_keys(as_dict(before), as_dict(after)) == [
+        ("evaluation.metric", "auto", "loss"),
+        ("seed", 0, 1),
+        ("train.epochs", 3, 5),
+    ]
+    assert changed_keys(as_dict(before), as_dict(before)) == []
+
+
+def test_changed_keys_names_settings_that_an_older_version_did_not_have() -> None:
+    now = as_dict(RunConfig(model=MODEL, data=DATA))
+    then = as_dict(RunConfig(model=MODEL, data=DATA))
+    del then["train"]["layer_decay"]
+    assert changed_keys(then, now) == [("train.layer_decay", None, 1.0)]
+
+
+def test_every_key_that_may_change_on_resume_is_a_setting() -> None:
+    for key in sections.FREE_ON_RESUME:
+        assert key in TYPES or any(setting.startswith(key) for setting in TYPES if key.endswith(".")), key
+
+
+# --- no setting without a reader ------------------------------------------------------------------------------------
+
+SECTION_OF = {f"{section.title()}Config": section for section in SECTIONS} | {"RunConfig": ""}
+SECTION_OF |= {"Backbone": ""}  # whose `adapter` is that section
+
+
+def modules() -> dict[str, ast.Module]:
+    """Every module of the package by its dotted name below hf_finetune ("" for __init__)."""
+    found = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        if parts[0] != "recipes":
+            found[".".join(part for part in parts if part != "__init__")] = ast.parse(path.read_text(encoding="utf-8"))
+    return found
+
+
+class SettingReads(ast.NodeVisitor):
+    """Dotted keys of the settings that a module reads off configs: `config.train.epochs`, names that stand for a section,
+    and getattr. What a name stands for is told by annotations and assignments in the same function."""
+
+    def __init__(self, module: ast.Module) -> None:
+        self.found: set[str] = set()
+        self.patterns: set[str] = set()
+        self.names: dict[str, str] = {}
+        self.strings = {n.value for n in ast.walk(module) if isinstance(n, ast.Constant) and isinstance(n.value, str)}
+        self.visit(module)
+
+    def section(self, node: ast.AST) -> str | None:
+        """The section that an expression is ("" for the whole RunConfig), or None."""
+        if isinstance(node, ast.Name):
+            return self.names.get(node.id)
+        if isinstance(node, ast.Attribute):
+            if node.attr == "config":
+                return ""
+            return node.attr if node.attr in SECTIONS and self.section(node.value) == "" else None
+        return None
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> None:
+        outer = dict(self.names)
+        for argument in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs):
+            annotation = argument.annotation
+            if isinstance(annotation, ast.Name) and annotation.id in SECTION_OF:
+                self.names[argument.arg] = SECTION_OF[annotation.id]
+            else:
+                self.names.pop(argument.arg, None)
+        self.generic_visit(node)
+        self.names = outer
+
+    def visit_Assign(self, node: ast.Assign) -> None:
+        self.generic_visit(node)
+        for target in node.targets:
+            pairs = [(target, node.value)]
+            if isinstance(target, ast.Tuple) and isinstance(node.value, ast.Tuple):
+                pairs = list(zip(target.elts, node.value.elts, strict=True))
+            for name, value in pairs:
+                section = self.section(value)
+                if isinstance(name, ast.Name) and section is not None:
+                    self.names[name.id] = section
+
+    def visit_Attribute(self, node: ast.Attribute) -> None:
+        self.generic_visit(node)
+        section = self.section(node.value)
+        if section is not None:
+            self.found.add(f"{section}.{node.attr}".lstrip("."))
+
+    def visit_Call(self, node: ast.Call) -> None:
+        self.generic_visit(node)
+        if not (isinstance(node.func, ast.Name) and node.func.id == "getattr"):
+            return
+        section, wanted = self.section(node.args[0]), node.args[1]
+        if section is None:
+            return
+        if isinstance(wanted, ast.JoinedStr):
+            parts = (re.escape(p.value) if isinstance(p, ast.Constant) else r"\w+" for p in wanted.values)
+            self.patterns.add(re.escape(f"{section}.".lstrip(".")) + "".join(parts))
+        else:  # a name: any string that the module writes down
+            self.found |= {f"{section}.{text}".lstrip(".") for text in self.strings}
+
+
+def without_reader(settings: Iterable[str]) -> list[str]:
+    """Those settings that no code outside config.py reads."""
+    reads = [SettingReads(module) for name, module in modules().items() if name != "config"]
+    found = set().union(*(read.found for read in reads))
+    patterns = set().union(*(read.patterns for read in reads))
+    return [key for key in settings if key not in found and not any(re.fullmatch(p, key) for p in patterns)]
+
+
+def test_every_setting_is_read_by_code() -> None:
+    assert len(TYPES) >= 45
+    assert without_reader(TYPES) == []
+
+
+@pytest.mark.parametrize("invented", ["train.ema", "hub.every", "momentum", "data.revision", "freeze.epochs"])
+def test_the_guard_finds_a_setting_that_no_code_reads(invented: str) -> None:
+    assert without_reader([*TYPES, invented]) == [invented]

@@ -1,0 +1,353 @@
+"""Answers of a fine-tuned model for texts and files, and that `evaluate` gives the numbers of the run."""
+
+import csv
+import gzip
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from support import tiny
+
+from hf_finetune.config.loading import load_config
+from hf_finetune.config.sections import RunConfig
+from hf_finetune.export.predict import Predictor, evaluate_file, predict_file
+from hf_finetune.system.errors import InputError
+from hf_finetune.train import RunResult, finetune
+
+LABELS = ["animals", "food", "tools"]
+NUM_TEST = 100  # more than the 64 of one evaluation batch
+Runs = Callable[..., tuple[RunConfig, RunResult]]
+
+
+def make_config(folder: Path, backbone: Path, problem: str, pair: bool, **settings: Any) -> RunConfig:
+    files = {}
+    for seed, (split, count) in enumerate((("train", 60), ("validation", 24), ("test", NUM_TEST))):
+        path = folder / f"{split}.jsonl"
+        rows = tiny.make_rows(count, seed=seed, problem=problem, pair=pair)
+        files[f"data.{split}"] = [str(tiny.write_jsonl(path, rows))]
+    defaults = {"output_dir": str(folder / "outputs"), "model.backbone": str(backbone), "train.epochs": 8}
+    defaults |= {"train.batch_size": 8, "train.learning_rate": 1e-2, "train.precision": "fp32"}
+    defaults |= {"tracking.trackers": [], "data.text_columns": ["text", "other"] if pair else ["text"]}
+    config = load_config(defaults | files | settings, [])
+    assert config is not None
+    return config
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory, backbones: Callable[..., Path]) -> Iterator[Runs]:
+    """`runs("multi_label", pair=True)`: config and result of a finished run, made once; all but the first short."""
+    made: dict[tuple[Any, ...], tuple[RunConfig, RunResult]] = {}
+    with pytest.MonkeyPatch.context() as patch:
+
+        def run(problem: str = "single_label", *, pair: bool = False, family: str = "bert") -> Any:
+            key = (problem, pair, family)
+            if key not in made:
+                folder = tmp_path_factory.mktemp("predicted")
+                patch.setenv("HF_FINETUNE_CACHE", str(folder / "cache"))
+                short = {} if key == ("single_label", False, "bert") else {"train.max_updates": 6}
+                config = make_config(folder, backbones(family), problem, pair, **short)
+                made[key] = config, finetune(config)
+            return made[key]
+
+        yield run
+
+
+@pytest.fixture(scope="module")
+def classifier(runs: Runs) -> Predictor:
+    """The one-label, one-text model."""
+    return Predictor.from_pretrained(str(runs()[1].run_dir))
+
+
+def rows_of(*columns: list[str]) -> list[dict[str, str]]:
+    """Rows with these texts, of one column or two."""
+    return [dict(zip(("text", "other"), texts, strict=False)) for texts in zip(*columns, strict=True)]
+
+
+def logits_of(predictor: Predictor, *columns: list[str], batch_size: int = 64) -> Any:
+    """Logits [N, C] of texts, or of pairs."""
+    features = predictor.features(predictor.table_of(rows_of(*columns)), has_labels=False)
+    return np.stack(predictor.run(features, batch_size=batch_size).kept)
+
+
+def texts_of(count: int, *, seed: int = 5) -> list[str]:
+    return [row["text"] for row in tiny.make_rows(count, seed=seed)]
+
+
+# --- texts ----------------------------------------------------------------------------------------------------------
+
+
+def test_every_text_gets_its_label_and_a_probability_for_every_label(classifier: Predictor) -> None:
+    rows = list(classifier.predict(rows_of(["the old cat", "a bread", "hammer and nail there"])))
+    assert [row["label"] for row in rows] == LABELS
+    for row in rows:
+        assert list(row) == ["label", "probabilities"]
+        assert list(row["probabilities"]) == LABELS
+        assert sum(row["probabilities"].values()) == pytest.approx(1, abs=1e-5)
+        assert row["label"] == max(row["probabilities"], key=row["probabilities"].__getitem__)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 64])
+def test_answers_come_in_the_order_of_the_texts_whatever_their_lengths(classifier: Predictor, batch_size: int) -> None:
+    texts = texts_of(20)
+    assert len({len(text.split()) for text in texts}) > 4
+    together = logits_of(classifier, texts, batch_size=batch_size)
+    alone = np.concatenate([logits_of(classifier, [text]) for text in texts])
+    assert np.allclose(together, alone, atol=1e-5)
+    assert len(np.unique(alone.round(4), axis=0)) == 20  # an answer in another's place would show
+
+
+def test_answers_are_those_of_plain_transformers(classifier: Predictor, runs: Runs) -> None:
+    folder = runs()[1].model_dir
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    texts = texts_of(7)
+    with torch.inference_mode():
+        logits = model(**tokenizer(texts, padding=True, return_tensors="pt")).logits.numpy()
+    assert np.allclose(logits_of(classifier, texts), logits, atol=1e-5)
+
+
+@pytest.mark.parametrize(("problem", "keys"), [("multi_label", ["labels", "probabilities"]), ("regression", ["score"])])
+def test_several_labels_and_numbers_have_their_own_form(runs: Runs, problem: str, keys: list[str]) -> None:
+    classifier = Predictor.from_pretrained(str(runs(problem)[1].run_dir))
+    rows = list(classifier.predict(rows_of(texts_of(9))))
+    assert all(list(row) == keys for row in rows)
+    if problem == "regression":
+        assert all(isinstance(row["score"], float) for row in rows)
+    else:
+        for row in rows:
+            assert row["labels"] == [name for name, probability in row["probabilities"].items() if probability > 0.5]
+            assert list(row["probabilities"]) == LABELS
+
+
+def test_of_a_pair_both_texts_count(runs: Runs) -> None:
+    classifier = Predictor.from_pretrained(str(runs(pair=True)[1].run_dir))
+    logits = logits_of(classifier, ["cat", "cat", "bread"], ["dog", "saw", "dog"])
+    assert not np.allclose(logits[0], logits[1], atol=1e-6)
+    assert not np.allclose(logits[0], logits[2], atol=1e-6)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "roberta", "t5"])
+def test_padding_changes_no_answer_of_other_families(runs: Runs, family: str) -> None:
+    classifier = Predictor.from_pretrained(str(runs(family=family)[1].run_dir))
+    texts = texts_of(8)
+    alone = np.concatenate([logits_of(classifier, [text]) for text in texts])
+    assert np.allclose(logits_of(classifier, texts), alone, atol=1e-5)
+    assert len(np.unique(alone.round(5), axis=0)) > 1
+
+
+# --- where models come from -----------------------------------------------------------------------------------------
+
+
+def test_a_run_folder_and_its_model_folder_are_the_same_model(classifier: Predictor, runs: Runs) -> None:
+    other = Predictor.from_pretrained(str(runs()[1].model_dir))
+    assert np.array_equal(logits_of(other, texts_of(5)), logits_of(classifier, texts_of(5)))
+    assert other.config == classifier.config
+    assert classifier.config.data.text_columns == ("text",)
+    assert other.task == classifier.task
+    assert not classifier.model.training
+
+
+def test_a_model_that_this_package_did_not_make_can_answer_too(backbones: Callable[..., Path], tmp_path: Path) -> None:
+    tiny.make_model("bert", num_labels=2).save_pretrained(tmp_path)
+    tiny.make_tokenizer().save_pretrained(tmp_path)
+    classifier = Predictor.from_pretrained(str(tmp_path))
+    (row,) = classifier.predict([{"text": "a cat"}])
+    assert set(row["probabilities"]) == {"LABEL_0", "LABEL_1"}
+    data = tiny.write_jsonl(tmp_path / "rows.jsonl", [{"text": "a cat", "label": "LABEL_1"}])
+    assert set(evaluate_file(classifier, str(data))) == {"loss", "accuracy", "f1_macro"}
+
+    tiny.make_model("bert", num_labels=1).save_pretrained(tmp_path / "number")
+    tiny.make_tokenizer().save_pretrained(tmp_path / "number")
+    (row,) = Predictor.from_pretrained(str(tmp_path / "number")).predict([{"text": "a cat"}])
+    assert list(row) == ["score"]
+
+
+@pytest.mark.parametrize(("family", "limit"), [("bert", 66), ("roberta", 65), ("gpt2", 66)])
+def test_a_text_longer_than_the_positions_is_cut_also_where_the_tokenizer_knows_no_limit(
+    tmp_path: Path, family: str, limit: int
+) -> None:
+    tiny.make_model(family).save_pretrained(tmp_path)
+    tokenizer = tiny.make_tokenizer()
+    tokenizer.model_max_length = 10**30
+    tokenizer.save_pretrained(tmp_path)
+    classifier = Predictor.from_pretrained(str(tmp_path))
+    assert classifier.max_length == limit
+    words = ["cat"] * (limit - 2)
+    logits = logits_of(classifier, [" ".join(words), " ".join(words + ["dog"] * 200)])
+    assert np.allclose(logits[0], logits[1], atol=1e-7)
+
+
+def test_a_model_without_positions_takes_what_training_took_and_else_512(tmp_path: Path) -> None:
+    tiny.make_model("t5").save_pretrained(tmp_path)
+    for saved, limit in ((600, 600), (10**30, 512)):
+        tokenizer = tiny.make_tokenizer(ends_only=True)
+        tokenizer.model_max_length = saved
+        tokenizer.save_pretrained(tmp_path)
+        assert Predictor.from_pretrained(str(tmp_path)).max_length == limit
+
+
+def test_what_is_no_model_is_an_error_that_names_it(
+    runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match=r"empty: holds no finished run \(model/config\.json\) and no model"):
+        Predictor.from_pretrained(str(tmp_path / "empty"))
+    with pytest.raises(InputError, match=r"^nobody/nothing: is no run folder, model folder or model on the Hub: ."):
+        Predictor.from_pretrained("nobody/nothing")
+    broken = tmp_path / "run" / "model"
+    broken.mkdir(parents=True)
+    for path in runs()[1].model_dir.iterdir():
+        (broken / path.name).write_bytes(
+            path.read_bytes()[:-300] if path.suffix == ".safetensors" else path.read_bytes()
+        )
+    with pytest.raises(InputError, match=r"run: is no run folder, model folder or model on the Hub: .") as caught:
+        Predictor.from_pretrained(str(tmp_path / "run"))
+    assert "\n" not in str(caught.value)
+
+
+def test_what_a_model_says_of_its_training_must_be_of_this_version(
+    backbones: Callable[..., Path], tmp_path: Path
+) -> None:
+    model = tiny.make_model("bert", num_labels=2)
+    tiny.make_tokenizer().save_pretrained(tmp_path)
+    for noted in ({"settings": {"made_up": 1}}, {"facts": {"labels": ["a", "b"]}}):
+        model.config.hf_finetune = {"task": "classification", **noted}
+        model.save_pretrained(tmp_path)
+        with pytest.raises(
+            InputError, match=r"what its config says of the training \(hf_finetune\) is of another version"
+        ):
+            Predictor.from_pretrained(str(tmp_path))
+
+
+def test_a_model_that_answers_questions_and_was_made_elsewhere_must_be_told_its_columns(tmp_path: Path) -> None:
+    transformers.AutoModelForQuestionAnswering.from_config(tiny.make_config("bert")).save_pretrained(tmp_path)
+    tiny.make_tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(InputError, match=r"^data\.text_columns \(\['text'\]\): takes two columns"):
+        Predictor.from_pretrained(str(tmp_path))
+    found = Predictor.from_pretrained(str(tmp_path), text_columns=("question", "context"), label_column="answers")
+    assert found.task.name == "answering"
+
+
+# --- files ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_files_rows_are_answered_in_their_order(classifier: Predictor, tmp_path: Path) -> None:
+    data = tiny.write_jsonl(tmp_path / "rows.jsonl", tiny.make_rows(NUM_TEST, seed=5))
+    out = tmp_path / "answers.jsonl"
+    out.write_text("old", encoding="utf-8")
+    rows = predict_file(classifier, str(data), str(out))
+    assert rows == list(classifier.predict(rows_of(texts_of(NUM_TEST))))
+    assert [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()] == rows
+    assert {path.name for path in tmp_path.iterdir()} == {"rows.jsonl", "answers.jsonl"}
+    assert predict_file(classifier, str(data), None) == rows
+    right = [row["label"] == made["label"] for row, made in zip(rows, tiny.make_rows(NUM_TEST, seed=5), strict=True)]
+    assert sum(right) > 0.8 * NUM_TEST
+
+
+def test_a_file_without_labels_or_with_unknown_ones_is_answered(classifier: Predictor, tmp_path: Path) -> None:
+    texts = texts_of(5)
+    expected = list(classifier.predict(rows_of(texts)))
+    with (tmp_path / "plain.csv").open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([["text"], *([text] for text in texts)])
+    with gzip.open(tmp_path / "more.jsonl.gz", "wt", encoding="utf-8") as file:
+        file.writelines(json.dumps({"id": 7, "text": text, "label": None}) + "\n" for text in texts)
+    unknown = tiny.write_jsonl(tmp_path / "unknown.jsonl", [{"text": text, "label": "plants"} for text in texts])
+    for path in (tmp_path / "plain.csv", tmp_path / "more.jsonl.gz", unknown):
+        assert predict_file(classifier, str(path), None) == expected
+
+
+def test_other_columns_can_be_named(classifier: Predictor, runs: Runs, tmp_path: Path) -> None:
+    rows = tiny.make_rows(6, seed=5)
+    data = tiny.write_jsonl(tmp_path / "rows.jsonl", [{"body": row["text"], "kind": row["label"]} for row in rows])
+    named = Predictor.from_pretrained(str(runs()[1].run_dir), text_columns=("body",), label_column="kind")
+    assert predict_file(named, str(data), None) == list(classifier.predict(rows_of(texts_of(6))))
+    values = evaluate_file(named, str(data))
+    assert values["accuracy"] > 0.5
+    with pytest.raises(InputError, match=r"rows\.jsonl:1: no column 'text' \(columns: body, kind\)"):
+        predict_file(classifier, str(data), None)
+
+    pair = Predictor.from_pretrained(str(runs(pair=True)[1].run_dir))
+    two = tiny.write_jsonl(tmp_path / "two.jsonl", [{"text": "cat", "other": "dog"}, {"text": "saw", "other": "cat"}])
+    assert predict_file(pair, str(two), None) == list(pair.predict(rows_of(["cat", "saw"], ["dog", "cat"])))
+
+
+def test_an_out_file_in_a_folder_that_is_not_there_is_an_error_before_any_work(
+    classifier: Predictor, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=r"^--out \(.*answers\.jsonl\): there is no folder .*nowhere$"):
+        predict_file(classifier, str(tmp_path / "no-such-data.csv"), str(tmp_path / "nowhere" / "answers.jsonl"))
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"text": ""}, r"rows\.jsonl:2: text is empty"),
+        ({"text": None}, r"rows\.jsonl:2: text is null"),
+        ({"words": "x"}, r"rows\.jsonl:2: no column 'text'"),
+    ],
+)
+def test_a_row_without_a_text_is_an_error_and_an_older_answer_stays(
+    classifier: Predictor, tmp_path: Path, row: dict[str, Any], message: str
+) -> None:
+    data = tiny.write_jsonl(tmp_path / "rows.jsonl", [{"text": "cat"}, row])
+    out = tmp_path / "answers.jsonl"
+    out.write_text("old", encoding="utf-8")
+    with pytest.raises(InputError, match=message):
+        predict_file(classifier, str(data), str(out))
+    assert out.read_text(encoding="utf-8") == "old"
+
+
+# --- evaluate -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("problem", "pair"),
+    [("single_label", False), ("single_label", True), ("multi_label", False), ("regression", False)],
+)
+def test_evaluate_gives_exactly_the_test_metrics_of_the_run(runs: Runs, problem: str, pair: bool) -> None:
+    config, result = runs(problem, pair=pair)
+    values = evaluate_file(Predictor.from_pretrained(str(result.run_dir)), config.data.test[0])
+    assert values == result.results["test"]
+    assert result.results["examples"]["test"] == NUM_TEST
+
+
+def test_one_more_metric_can_be_asked_for(classifier: Predictor, runs: Runs) -> None:
+    config, result = runs()
+    values = evaluate_file(classifier, config.data.test[0], metric="roc_auc")
+    assert set(values) == {*result.results["test"], "roc_auc"}
+    assert 0.8 < values["roc_auc"] <= 1
+    assert evaluate_file(classifier, config.data.test[0], metric="f1") == result.results["test"]
+    assert evaluate_file(classifier, config.data.test[0], metric="loss") == result.results["test"]
+
+
+def test_a_metric_that_does_not_fit_is_an_error_before_any_work(
+    classifier: Predictor, runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def work(*_: object) -> None:
+        raise AssertionError("the model was run")
+
+    monkeypatch.setattr(Predictor, "run", work)
+    with pytest.raises(InputError, match=r"^--metric \(mse\): cannot be computed for a single_label problem$"):
+        evaluate_file(classifier, runs()[0].data.test[0], metric="mse")
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"text": "cat", "label": "plants"}, r"rows\.jsonl:2: the label 'plants' is not among the 3"),
+        ({"text": "cat", "label": None}, r"rows\.jsonl:2: label is null"),
+        ({"text": "cat"}, r"rows\.jsonl:2: no column 'label'"),
+    ],
+)
+def test_a_label_that_cannot_be_used_is_an_error_that_names_the_line(
+    classifier: Predictor, tmp_path: Path, row: dict[str, Any], message: str
+) -> None:
+    data = tiny.write_jsonl(tmp_path / "rows.jsonl", [{"text": "cat", "label": "animals"}, row])
+    with pytest.raises(InputError, match=message):
+        evaluate_file(classifier, str(data))

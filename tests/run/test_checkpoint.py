@@ -1,0 +1,146 @@
+"""Checkpoints on their own: what is kept, what is found whole, and what a damaged one does."""
+
+import contextlib
+import json
+import pickle
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from hf_finetune.run import checkpoint
+from hf_finetune.system.errors import InputError
+
+
+def save(folder: Path, update: int, value: float | None = None) -> checkpoint.Manifest:
+    """A small checkpoint."""
+    content: dict[str, Any] = {
+        "epoch": 1,
+        "update": update,
+        "loss": 0.5,
+        "model_state_dict": {"w": torch.ones(3) * update},
+    }
+    return checkpoint.save(folder, content, metric="accuracy", value=value)
+
+
+def updates(folder: Path) -> list[int]:
+    """The updates there are checkpoints of."""
+    return [manifest.update for manifest in checkpoint.manifests(folder)]
+
+
+def retire(folder: Path, saved: checkpoint.Manifest, best: int | None = None, **keep: int) -> None:
+    """Retires with one best and one last kept, unless told otherwise."""
+    options = {"keep_best": 1, "keep_last": 1} | keep
+    checkpoint.retire(folder, saved, greater_is_better=True, best_update=best, **options)
+
+
+def test_names_tell_epoch_update_loss_and_metric(tmp_path: Path) -> None:
+    assert save(tmp_path, 434, 0.9128).file == "ckpt_epoch0001_update000434_loss0.5000_accuracy0.9128.pt"
+    assert save(tmp_path, 5).file == "ckpt_epoch0001_update000005_loss0.5000.pt"
+
+
+def test_the_best_and_the_last_are_kept(tmp_path: Path) -> None:
+    for update, value in ((1, 0.1), (2, 0.9), (3, 0.3), (4, None)):
+        retire(tmp_path, save(tmp_path, update, value))
+    assert updates(tmp_path) == [2, 4]
+    retire(tmp_path, save(tmp_path, 5, 0.5), keep_best=2, keep_last=2)
+    assert updates(tmp_path) == [2, 4, 5]
+    assert len(list(tmp_path.iterdir())) == 7  # three with their manifests, and the references
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "missing"])
+def test_a_damaged_newer_checkpoint_costs_no_new_one(tmp_path: Path, damage: str) -> None:
+    """A run that goes on from 50, because 100 is damaged, keeps what it saves at 60."""
+    save(tmp_path, 50, 0.5)
+    path = tmp_path / save(tmp_path, 100, 0.6).file
+    raw = bytearray(path.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    path.write_bytes(raw if damage == "flipped" else raw[:-5]) if damage != "missing" else path.unlink()
+    found, skipped = checkpoint.newest_whole(tmp_path)
+    assert found is not None
+    assert "update000050" in found.name
+    assert len(skipped) == 1
+    retire(tmp_path, save(tmp_path, 60, 0.4), best=50)
+    assert {50, 60} <= set(updates(tmp_path))
+    found, _ = checkpoint.newest_whole(tmp_path)
+    assert found is not None
+    assert "update000060" in found.name
+
+
+def test_a_checkpoint_whose_manifest_cannot_be_read_is_not_removed(tmp_path: Path) -> None:
+    path = tmp_path / save(tmp_path, 1).file
+    checkpoint.manifest_path(path).write_text('{"file": "x", "of a later version": 1}')
+    retire(tmp_path, save(tmp_path, 2))
+    assert path.exists()
+
+
+def test_what_a_killed_save_left_is_removed(tmp_path: Path) -> None:
+    (tmp_path / "ckpt_epoch0001_update000001_loss0.5000.pt").write_bytes(b"no manifest was written")
+    (tmp_path / ".ckpt_epoch0001_update000002_loss0.5000.pt.writing").write_bytes(b"half")
+    saved = save(tmp_path, 3)
+    retire(tmp_path, saved)
+    assert {path.name for path in tmp_path.iterdir()} == {saved.file, f"{saved.file[:-3]}.json", "references.json"}
+
+
+def test_a_malicious_pickle_is_refused(tmp_path: Path) -> None:
+    class Evil:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return (Path.touch, (tmp_path / "executed",))
+
+    torch.save({"run": Evil()}, tmp_path / "evil.pt")
+    with pytest.raises(InputError, match="is no whole checkpoint"):
+        checkpoint.load(tmp_path / "evil.pt")
+    assert not (tmp_path / "executed").exists()
+
+
+def test_find_whole_takes_the_one_that_verifies(tmp_path: Path) -> None:
+    bad, good = save(tmp_path, 7, 0.1), save(tmp_path, 7, 0.2)
+    (tmp_path / bad.file).write_bytes(b"damaged")
+    assert checkpoint.find_whole(tmp_path, 7) == tmp_path / good.file
+    assert checkpoint.find_whole(tmp_path, 8) is None
+
+
+def test_tensors_are_brought_to_the_cpu_in_every_corner() -> None:
+    content = {"a": [torch.ones(1, device="meta")], "b": (1, {"c": "text"}), "d": torch.ones(2, requires_grad=True)}
+    with pytest.raises(NotImplementedError, match="meta"):  # it is moved, and meta tensors cannot be
+        checkpoint.on_cpu(content)
+    moved = checkpoint.on_cpu({"b": (1, {"c": "text"}), "d": content["d"]})
+    assert moved["b"] == (1, {"c": "text"})
+    assert not moved["d"].requires_grad
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"update": None},
+        {"file": 3},
+        {"file": "../x.pt"},
+        {"loss": None},
+        {"epoch": "one"},
+        {"value": "high"},
+        {"metric": 1},
+    ],
+)
+def test_a_manifest_that_makes_no_sense_is_left_out(tmp_path: Path, change: dict[str, Any]) -> None:
+    saved = save(tmp_path, 1, 0.5)
+    path = checkpoint.manifest_path(tmp_path / saved.file)
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    assert checkpoint.manifests(tmp_path) == []
+    assert [row.state for row in checkpoint.listed(tmp_path, verify=True)] == ["has no manifest that can be read"]
+
+
+def test_damaged_bytes_give_an_input_error(tmp_path: Path) -> None:
+    """Bytes changed at random, in whole checkpoints and in bare pickles."""
+    generator = random.Random(0)
+    path = tmp_path / "x.pt"
+    torch.save({"model": torch.ones(3), "run": {"a": [1, 2.5, "x"]}}, path)
+    for content in (path.read_bytes(), pickle.dumps({"a": 1}, protocol=2)):
+        for _ in range(300):
+            spoiled = bytearray(content)
+            for _ in range(generator.randint(1, 4)):
+                spoiled[generator.randrange(len(spoiled))] = generator.randrange(256)
+            path.write_bytes(spoiled)
+            with contextlib.suppress(InputError):
+                checkpoint.load(path)

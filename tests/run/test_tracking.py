@@ -1,0 +1,402 @@
+"""metrics.jsonl, TensorBoard and W&B read back with their own readers, and what a resumed run leaves in them."""
+
+import io
+import json
+import struct
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import tiny
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from hf_finetune.config.loading import load_config
+from hf_finetune.config.sections import RunConfig, as_dict, flatten
+from hf_finetune.run import tracking
+from hf_finetune.system.errors import InputError
+from hf_finetune.train import finetune
+from hf_finetune.training.loop import Update
+
+finetune_module = import_module("hf_finetune.train")
+
+GROUPS = ("backbone", "backbone_no_decay", "head", "head_no_decay")
+TRAINING = {
+    "train/loss", "train/gradient_norm", "train/examples_per_second", "train/tokens_per_second",
+    *(f"train/learning_rate/{group}" for group in GROUPS),
+}  # fmt: skip
+MEASURED = ("loss", "accuracy", "f1_macro")
+SPEEDS = {"time", "train/examples_per_second", "train/tokens_per_second"}  # differ from run to run
+
+
+class KilledError(Exception):
+    """Stands for the death of the process."""
+
+
+def make_config(folder: Path, backbone: Path, **settings: Any) -> RunConfig:
+    files = {}
+    for seed, (split, count) in enumerate((("train", 60), ("validation", 24), ("test", 24))):
+        path = tiny.write_jsonl(folder / f"{split}.jsonl", tiny.make_rows(count, seed=seed))
+        files[f"data.{split}"] = [str(path)]
+    defaults = {"output_dir": str(folder / "outputs"), "model.backbone": str(backbone), "train.epochs": 2}
+    defaults |= {"train.batch_size": 8, "train.learning_rate": 2e-3, "train.precision": "fp32", "tracking.log_every": 3}
+    config = load_config(defaults | files | settings, [])
+    assert config is not None
+    return config
+
+
+def read_rows(run_dir: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def read_scalars(run_dir: Path) -> dict[str, list[tuple[int, float]]]:
+    """Every scalar as TensorBoard shows it: what a restart took back is purged."""
+    accumulator = EventAccumulator(str(run_dir / "tensorboard"), size_guidance={"scalars": 0}).Reload()
+    return {tag: [(e.step, e.value) for e in accumulator.Scalars(tag)] for tag in accumulator.Tags()["scalars"]}
+
+
+def numbers(rows: list[dict[str, Any]]) -> list[tuple[str, int, float]]:
+    """(name, update, value) of all rows, without the speeds."""
+    return [
+        (name, row["update"], value)
+        for row in rows
+        for name, value in row.items()
+        if name not in {"update", "epoch", *SPEEDS}
+    ]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, backbones: Callable[..., Path]) -> Iterator[tuple[RunConfig, Path]]:
+    """A finished run with TensorBoard, every third update logged."""
+    folder = tmp_path_factory.mktemp("tracked")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_FINETUNE_CACHE", str(folder / "cache"))
+        config = make_config(folder, backbones("bert"))
+        yield config, finetune(config).run_dir
+
+
+# --- metrics.jsonl and TensorBoard ----------------------------------------------------------------------------------
+
+
+def test_metrics_jsonl_has_the_designs_names_at_the_updates_that_were_asked_for(run: Any) -> None:
+    rows = read_rows(run[1])
+    training = [row for row in rows if "train/loss" in row]
+    assert [row["update"] for row in training] == [1, 3, 6, 9, 12, 15, 16]
+    assert [row["epoch"] for row in training] == [1, 1, 1, 2, 2, 2, 2]
+    assert all(set(row) == {"update", "epoch", "time"} | TRAINING for row in training)
+    measured = {
+        split: [
+            row for row in rows if set(row) == {"update", "epoch", "time", *(f"{split}/{name}" for name in MEASURED)}
+        ]
+        for split in ("validation", "test")
+    }
+    assert [row["update"] for row in measured["validation"]] == [8, 16]
+    assert [row["update"] for row in measured["test"]] == [16]
+    assert len(rows) == len(training) + 3
+    assert [row["time"] for row in rows] == sorted(row["time"] for row in rows)
+
+
+def test_the_test_row_is_what_results_json_says(run: Any) -> None:
+    results = json.loads((run[1] / "results.json").read_text(encoding="utf-8"))
+    (row,) = [row for row in read_rows(run[1]) if "test/loss" in row]
+    assert results["test"] == {name: row[f"test/{name}"] for name in MEASURED}
+
+
+def test_tensorboard_has_the_numbers_of_metrics_jsonl_at_the_same_updates(run: Any) -> None:
+    scalars = read_scalars(run[1])
+    expected: dict[str, list[tuple[int, float]]] = {}
+    for row in read_rows(run[1]):
+        for name, value in row.items():
+            if name not in ("update", "epoch", "time"):
+                expected.setdefault(name, []).append((row["update"], pytest.approx(value, rel=1e-6)))
+    assert scalars == expected
+    assert set(scalars) == TRAINING | {f"{split}/{name}" for split in ("validation", "test") for name in MEASURED}
+
+
+def test_the_hparams_tab_has_the_settings_and_the_final_metrics(run: Any) -> None:
+    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+
+    config, run_dir = run
+    results = json.loads((run_dir / "results.json").read_text(encoding="utf-8"))
+    accumulator = EventAccumulator(str(run_dir / "tensorboard")).Reload()
+    content = accumulator.PluginTagToContent("hparams")
+    assert set(content) == {f"_hparams_/{part}" for part in ("experiment", "session_start_info", "session_end_info")}
+
+    started = HParamsPluginData.FromString(content["_hparams_/session_start_info"]).session_start_info
+    shown = {name: getattr(value, value.WhichOneof("kind")) for name, value in started.hparams.items()}
+    assert set(shown) == {key for key, _ in flatten(as_dict(config))}
+    assert shown["train.learning_rate"] == 2e-3
+    assert shown["train.schedule"] == "linear"
+    assert shown["data.text_columns"] == '["text"]'
+
+    experiment = HParamsPluginData.FromString(content["_hparams_/experiment"]).experiment
+    tags = {metric.name.tag for metric in experiment.metric_infos}
+    assert tags == {f"{split}/{name}" for split in ("validation", "test") for name in MEASURED}
+    scalars = read_scalars(run_dir)  # the tab shows the last value of each of these curves
+    assert tags <= set(scalars)
+    shown_test = {name: scalars[f"test/{name}"][-1][1] for name in MEASURED}
+    assert shown_test == pytest.approx(results["test"], rel=1e-6)
+
+
+def test_all_events_lie_in_one_folder_so_that_tensorboard_shows_one_run(run: Any) -> None:
+    assert all(path.is_file() and "tfevents" in path.name for path in (run[1] / "tensorboard").iterdir())
+
+
+def test_without_trackers_metrics_jsonl_is_written_all_the_same(backbones: Callable[..., Path], tmp_path: Path) -> None:
+    settings = {"tracking.trackers": [], "train.max_updates": 2, "checkpoint.every": 2}
+    run_dir = finetune(make_config(tmp_path, backbones("bert"), **settings)).run_dir
+    assert not (run_dir / "tensorboard").exists()
+    assert [row["update"] for row in read_rows(run_dir)] == [1, 2, 2, 2]
+
+
+# --- a run that was cut off and started again -----------------------------------------------------------------------
+
+
+def die_at_update(patch: pytest.MonkeyPatch, number: int) -> None:
+    whole = tracking.training_row
+
+    def training_row(update: Update) -> dict[str, float]:
+        if update.number == number:
+            raise KilledError
+        return whole(update)
+
+    patch.setattr(tracking, "training_row", training_row)
+
+
+def die_in_export(patch: pytest.MonkeyPatch) -> None:
+    def finish(*_: object) -> None:
+        raise KilledError
+
+    patch.setattr(finetune_module, "finish", finish)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, backbones: Callable[..., Path]) -> Path:
+    """The folder of a run that was never stopped, every update logged."""
+    folder = tmp_path_factory.mktemp("whole")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_FINETUNE_CACHE", str(folder / "cache"))
+        return finetune(make_config(folder, backbones("bert"), **{"tracking.log_every": 1})).run_dir
+
+
+DEATHS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
+    "before the first checkpoint": lambda patch: die_at_update(patch, 5),
+    "between two checkpoints": lambda patch: die_at_update(patch, 12),
+    "just after a checkpoint": lambda patch: die_at_update(patch, 9),
+    "in the export": die_in_export,
+}
+
+
+@pytest.mark.parametrize("death", DEATHS)
+def test_a_resumed_run_has_every_number_once_and_those_of_a_run_never_stopped(
+    backbones: Callable[..., Path], tmp_path: Path, whole: Path, death: str
+) -> None:
+    config = make_config(tmp_path, backbones("bert"), **{"tracking.log_every": 1})
+    with pytest.MonkeyPatch.context() as patch:
+        DEATHS[death](patch)
+        with pytest.raises(KilledError):
+            finetune(config)
+    before = read_scalars(config.run_dir)
+    assert len(before["train/loss"]) >= 4  # the curves that could be doubled are there
+    time.sleep(1 - time.time() % 1)  # TensorBoard reads files by name, and a name has the second: no restart is so fast
+    finetune(config)
+
+    assert sorted(numbers(read_rows(config.run_dir))) == sorted(numbers(read_rows(whole)))
+    assert {name: len(points) for name, points in read_scalars(config.run_dir).items()} == {
+        name: len(points) for name, points in read_scalars(whole).items()
+    }
+    twice = {
+        tag: counts
+        for tag, points in read_scalars(config.run_dir).items()
+        if (counts := {step: n for step, n in Counter(step for step, _ in points).items() if n > 1})
+    }
+    assert twice == {}
+    scalars, expected = read_scalars(config.run_dir), read_scalars(whole)
+    assert all(scalars[tag] == expected[tag] for tag in expected if tag not in SPEEDS)
+
+
+def test_rows_of_lost_updates_and_a_row_cut_off_are_dropped(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    lines = [json.dumps({"update": number, "epoch": 1, "train/loss": 0.5}) for number in (1, 2, 3, 4)]
+    path.write_text("\n".join([*lines, '{"update": 3, "ep']), encoding="utf-8")
+    tracking.drop_rows_after(path, 3)
+    assert path.read_text(encoding="utf-8").splitlines() == lines[:3]
+    assert path.read_text(encoding="utf-8").endswith("\n")
+    tracking.drop_rows_after(path, 0)
+    assert path.read_bytes() == b""
+    tracking.drop_rows_after(tmp_path / "none.jsonl", 0)
+    assert not (tmp_path / "none.jsonl").exists()
+
+
+# --- W&B ------------------------------------------------------------------------------------------------------------
+
+
+def read_wandb(path: Path) -> Iterator[Any]:
+    """The records of a .wandb file: a 7-byte header, then LevelDB's log format in blocks of 32 KiB
+    (https://github.com/google/leveldb/blob/main/doc/log_format.md), a protocol buffer in each."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    data, position, whole = path.read_bytes(), 7, b""
+    assert data.startswith(b":W&B")
+    while position + 7 <= len(data):
+        left = 32768 - position % 32768
+        if left < 7:
+            position += left
+            continue
+        _, length, kind = struct.unpack_from("<IHB", data, position)
+        whole += data[position + 7 : position + 7 + length]
+        position += 7 + length
+        if kind in (1, 4):  # a whole record, or its last part
+            yield Record.FromString(whole)
+            whole = b""
+
+
+def test_wandb_gets_the_config_and_the_numbers_of_metrics_jsonl(
+    backbones: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wandb = pytest.importorskip("wandb")
+    for name, value in {"MODE": "offline", "SILENT": "true", "CONSOLE": "off", "DIR": "", "RUN_ID": ""}.items():
+        monkeypatch.setenv(f"WANDB_{name}", value) if value else monkeypatch.delenv(f"WANDB_{name}", raising=False)
+    for name in ("CACHE_DIR", "CONFIG_DIR", "DATA_DIR"):
+        monkeypatch.setenv(f"WANDB_{name}", str(tmp_path / name))
+    monkeypatch.chdir(tmp_path)
+    settings = {"tracking.trackers": ["wandb", "tensorboard"], "name": "by-wandb", "tracking.log_every": 2}
+    config = make_config(tmp_path, backbones("bert"), **settings)
+    try:
+        finetune(config)
+    finally:
+        wandb.teardown()
+
+    (path,) = (config.run_dir / "wandb").glob("offline-run-*/run-*.wandb")
+    records = list(read_wandb(path))
+    kinds = Counter(record.WhichOneof("record_type") for record in records)
+    assert kinds["exit"] == 1
+    (begun,) = [record.run for record in records if record.WhichOneof("record_type") == "run"]
+    assert (begun.display_name, begun.project) == ("by-wandb", "hf-finetune")
+    assert begun.run_id == (config.run_dir / "wandb-id").read_text(encoding="utf-8")
+
+    settings_of_run: dict[str, Any] = {}
+    for record in records:
+        settings_of_run |= {item.key: json.loads(item.value_json) for item in record.config.update}
+    expected = {key: tracking.plain(value) for key, value in flatten(as_dict(config))}
+    assert {key: value for key, value in settings_of_run.items() if key != "_wandb"} == expected
+
+    history = [record.history for record in records if record.WhichOneof("record_type") == "history"]
+    found = {
+        (name, step.step.num): json.loads(item.value_json)
+        for step in history
+        for item in step.item
+        if not (name := "/".join(item.nested_key) or item.key).startswith("_")
+    }
+    rows = read_rows(config.run_dir)
+    logged = {
+        (name, row["update"]): value
+        for row in rows
+        for name, value in row.items()
+        if name not in ("update", "epoch", "time")
+    }
+    assert found == logged
+    assert {name for name, _ in found} >= TRAINING | {"validation/accuracy", "test/accuracy"}
+    assert (config.run_dir / "tensorboard").is_dir()
+
+
+# --- before training ------------------------------------------------------------------------------------------------
+
+
+def test_a_tracker_that_accelerate_does_not_know_is_an_error_that_lists_those_it_knows() -> None:
+    with pytest.raises(InputError, match=r"^tracking\.trackers \(tensorbord\): Accelerate has .*tensorboard.*wandb"):
+        tracking.check_trackers(("tensorboard", "tensorbord"))
+
+
+@pytest.mark.parametrize(
+    ("name", "command"),
+    [
+        ("wandb", r"pip install 'hf-finetune\[wandb\]'"),
+        ("comet_ml", "pip install 'comet-ml'"),
+        ("mlflow", "pip install 'mlflow'"),
+    ],
+)
+def test_a_tracker_that_is_not_installed_is_an_error_with_the_pip_command(
+    monkeypatch: pytest.MonkeyPatch, name: str, command: str
+) -> None:
+    monkeypatch.setattr(tracking, "find_spec", lambda module: None if module == name else object())
+    tracking.check_trackers(("tensorboard",))
+    with pytest.raises(InputError, match=rf"^tracking\.trackers \({name}\): is not installed; {command}$"):
+        tracking.check_trackers(("tensorboard", name))
+
+
+def test_trackers_are_checked_before_anything_is_read_or_written(
+    backbones: Callable[..., Path], tmp_path: Path
+) -> None:
+    config = make_config(tmp_path, backbones("bert"), **{"tracking.trackers": ["tensorbord"]})
+    (tmp_path / "train.jsonl").unlink()
+    with pytest.raises(InputError, match=r"tracking\.trackers \(tensorbord\)"):
+        finetune(config)
+    assert not config.run_dir.exists() or list(config.run_dir.iterdir()) == []
+
+
+# --- the progress bar -----------------------------------------------------------------------------------------------
+
+
+def make_update(number: int) -> Update:
+    return Update(
+        number=number, epoch=1, loss=0.25, gradient_norm=1.0, learning_rates={}, num_examples=8, num_tokens=200,
+        seconds=0.5, skipped=False,
+    )  # fmt: skip
+
+
+class Machine:
+    """As much of a Runtime as the bar uses."""
+
+    is_main = True
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.lines.append(text)
+
+
+class Screen(io.StringIO):
+    """A standard error that is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_where_it_is_no_terminal_there_is_a_plain_line_for_each_logged_update(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    machine: Any = Machine()
+    monkeypatch.setattr(sys, "stderr", error := io.StringIO())
+    bar = tracking.ProgressBar(4, 1, machine)
+    bar.advance(make_update(2), log=True)
+    bar.advance(make_update(3), log=False)
+    bar.say("measured")
+    bar.close()
+    assert [line.rsplit(maxsplit=3)[0] for line in machine.lines[:1]] == [
+        "update 2/4  epoch 1  loss 0.2500  400 tokens/s"
+    ]
+    assert machine.lines[1:] == ["measured"]
+    assert error.getvalue() == ""
+
+
+def test_on_a_terminal_there_is_a_bar_with_loss_and_rate_and_no_lines(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    machine: Any = Machine()
+    monkeypatch.setattr(sys, "stderr", screen := Screen())
+    bar = tracking.ProgressBar(4, 1, machine)
+    bar.advance(make_update(2), log=True)
+    bar.bar.refresh()
+    bar.say("measured")
+    bar.close()
+    assert machine.lines == []
+    assert "2/4" in screen.getvalue()
+    assert "loss=0.2500" in screen.getvalue()
+    assert "update/s" in screen.getvalue() or "s/update" in screen.getvalue()
+    assert "measured" in capsys.readouterr().out + screen.getvalue()

@@ -1,0 +1,1 @@
+"""What several tests share: small models, made data, a double of the Hub."""
