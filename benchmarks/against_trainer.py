@@ -74,7 +74,7 @@ def ours(job: dict[str, Any], output_dir: str) -> dict[str, Any]:
     from hf_finetune.config.loading import load_config
     from hf_finetune.run import report, setup, tracking
     from hf_finetune.run.folder import open_run
-    from hf_finetune.run.job import Clock, rehearse
+    from hf_finetune.run.training_run import Clock, preflight_check
 
     cached = {"uncached": "off", "cold": "on", "warm": "on"}[job["competitor"]]
     settings = {
@@ -92,9 +92,9 @@ def ours(job: dict[str, Any], output_dir: str) -> dict[str, Any]:
         made = setup.set_up(config, "classification", run, clock)
         began = time.perf_counter()
         progress, _ = restore(made)
-        choice = decision.choose(made, progress)
-        made = capture.attach(made, choice)
-        rehearse(made)
+        choice = decision.decide(made, progress)
+        made = capture.attach_activations(made, choice)
+        preflight_check(made)
         tracker = tracking.Tracking(config, run, start_update=0)
         progress = train_module.train(made, dataclasses.replace(progress, cached=made.is_cached), tracker, clock)
         seconds = time.perf_counter() - began
@@ -175,7 +175,7 @@ def freeze(model: Any, num_blocks: int) -> None:
     from hf_finetune.config.sections import FreezeConfig
     from hf_finetune.model import freezing
 
-    freezing.apply(model, FreezeConfig(embeddings=True, encoder_layers=num_blocks))
+    freezing.apply_freezing(model, FreezeConfig(embeddings=True, encoder_layers=num_blocks))
 
 
 def compete(job: dict[str, Any]) -> None:

@@ -17,7 +17,7 @@ from hf_finetune.config.loading import load_config
 from hf_finetune.recipe import recipe_path
 from hf_finetune.run import report, setup
 from hf_finetune.run.folder import open_run
-from hf_finetune.run.job import Clock
+from hf_finetune.run.training_run import Clock
 from hf_finetune.training.loop import train_steps
 from hf_finetune.training.progress import Progress
 
@@ -33,10 +33,10 @@ def main() -> None:
         with open_run(config) as run:
             job = setup.set_up(config, "classification", run, Clock())
             progress = Progress()
-            choice = decision.choose(job, progress)
+            choice = decision.decide(job, progress)
             report.announce(job, [], choice)
-            job = capture.attach(job, choice)
-            steps = train_steps(job.trainee, job.features["train"], job.task, config, run)
+            job = capture.attach_activations(job, choice)
+            steps = train_steps(job.train_state, job.features["train"], job.task, config, run)
             for _ in range(10):
                 next(steps)
             measured = [next(steps) for _ in range(min(40, job.schedule.total_updates - 20))]

@@ -6,7 +6,7 @@ A run of a small random model is killed with SIGKILL, the whole process group, a
 each phase (loading, capturing the prefix, training, evaluating, saving, exporting). It is started again by the same command
 until it ends, and every tensor of its last checkpoint and its exported model is compared with those of a run that was never
 killed; then the next run begins, until the kills are used up. After every kill the newest checkpoint on disk is compared
-with what had been announced as saved.
+with what had been list_saved_checkpoints as saved.
 """
 
 import argparse
@@ -29,7 +29,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 from support import tiny
 
-from hf_finetune.verify import announced, command_of, compare, live, lost_updates
+from hf_finetune.verify import compare, count_lost_updates, list_saved_checkpoints, make_command, run_and_kill
 
 # What a process prints as it enters a phase, and seconds after that line within which it is killed
 PHASES = {
@@ -63,7 +63,7 @@ def crash_test(folder: Path, num_kills: int, seed: int) -> dict[str, Any]:
         "data.train": str(tiny.write_jsonl(folder / "rows.jsonl", rows)),
         "output_dir": str(folder / "outputs"),
     }
-    whole = live(command_of("classify", words({**settings, "name": "whole"}), 1), lambda _: None)
+    whole = run_and_kill(make_command("classify", words({**settings, "name": "whole"}), 1), lambda _: None)
     assert whole.returncode == 0, whole.lines[-5:]
     counts: Counter[str] = Counter()
     phases: Counter[str] = Counter()
@@ -71,24 +71,26 @@ def crash_test(folder: Path, num_kills: int, seed: int) -> dict[str, Any]:
         name = f"killed-{counts['runs']}"
         counts["runs"] += 1
         # a cache of its own, so that its capture is killed too
-        command = command_of("classify", words({**settings, "name": name, "prefix.dir": str(folder / name)}), 1)
+        command = make_command("classify", words({**settings, "name": name, "prefix.dir": str(folder / name)}), 1)
         run_dir, finished = folder / "outputs" / name, False
         while not finished:
             phase = chance.choice(list(PHASES)) if counts["kills"] < num_kills else "none"
             beginning, span = PHASES.get(phase, ("", 0.0))
             after = chance.uniform(0.0, span)
             if phase == "none":
-                life = live(command, lambda _: None)
+                life = run_and_kill(command, lambda _: None)
             elif phase == "loading":
-                life = live(command, lambda _: None, at_first=after)
+                life = run_and_kill(command, lambda _: None, at_first=after)
             else:
-                life = live(command, lambda line, start=beginning, left=after: left if line.startswith(start) else None)
+                life = run_and_kill(
+                    command, lambda line, start=beginning, left=after: left if line.startswith(start) else None
+                )
             counts["resumes"] += any("resuming after update" in line for line in life.lines)
             if life.was_killed:
                 counts["kills"] += 1
-                counts["announced"] += len(announced(life))
+                counts["list_saved_checkpoints"] += len(list_saved_checkpoints(life))
                 phases[phase] += 1
-                counts["lost updates"] += lost_updates(run_dir, life)
+                counts["lost updates"] += count_lost_updates(run_dir, life)
             else:
                 assert life.returncode == 0, life.lines[-8:]
                 finished = True
@@ -117,7 +119,7 @@ def resume_test(folder: Path, num_examples: int) -> dict[str, Any]:
         """Seconds, and the number of the first update; the run is then asked to stop at an update."""
         began = time.perf_counter()
         process = subprocess.Popen(
-            command_of("classify", words({**settings, "name": name}), 1),
+            make_command("classify", words({**settings, "name": name}), 1),
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )  # fmt: skip
         assert process.stdout is not None
@@ -165,11 +167,13 @@ def main() -> None:
     page = ROOT / "docs" / "reliability.md"
     aimed = ", ".join(f"{phase} {count}" for phase, count in sorted(crash["kills by phase aimed at"].items()))
     lines = ["| | |", "|---|---|", f"| kills (SIGKILL, process group) | {crash['kills']} |", f"| aimed at | {aimed} |"]
-    lines += [f"| {key} | {crash.get(key, 0):,} |" for key in ("runs", "resumes", "announced")]
+    lines += [f"| {key} | {crash.get(key, 0):,} |" for key in ("runs", "resumes", "list_saved_checkpoints")]
     lines += [f"| saved updates lost | {crash.get('lost updates', 0)} |"]
     lines += [f"| tensors compared | {crash['tensors']:,} |"]
     lines += [f"| differing tensors | {crash.get('differing tensors', 0)} |"]
-    rewrite(page, "\n".join(lines).replace("announced", "checkpoints announced as saved"), "crash")
+    rewrite(
+        page, "\n".join(lines).replace("list_saved_checkpoints", "checkpoints list_saved_checkpoints as saved"), "crash"
+    )
     rewrite(
         page,
         "| examples | first update of a fresh run | resumed at update | its first update |\n|---|---|---|---|\n"

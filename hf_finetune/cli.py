@@ -205,13 +205,13 @@ def run_inspect(options: argparse.Namespace) -> None:
     wanted = AdapterConfig(kind=options.kind, rank=options.rank, targets=tuple(options.targets))
     from hf_finetune.model import freezing, lora, parameter_table
 
-    loaded = lora.load_any(options.model)
+    loaded = lora.load_any_model(options.model)
     if wanted.kind != "none" and loaded.adapter is not None:
         raise InputError(f"--adapter.kind ({wanted.kind}): {options.model} has an adapter already")
-    loaded = lora.attach(loaded, wanted, config, seed=0)
+    loaded = lora.add_adapters(loaded, wanted, config, seed=0)
     model = loaded.model
-    plan = freezing.apply(model, config, adapters=loaded.adapter_parameters, new=loaded.new_parameters)
-    print(parameter_table.format_rows(parameter_table.inspect_rows(model, plan), plan, options.format))
+    plan = freezing.apply_freezing(model, config, adapters=loaded.adapter_parameters, new=loaded.new_parameters)
+    print(parameter_table.format_rows(parameter_table.make_rows(model, plan), plan, options.format))
 
 
 def run_evaluate(options: argparse.Namespace) -> None:
@@ -264,7 +264,7 @@ def run_checkpoints(options: argparse.Namespace) -> None:
     folder = Path(options.run) / "checkpoints"
     if not os.path.isdir(folder):  # false for a name too long for a path, too
         raise InputError(f"{options.run}: is no run folder with checkpoints")
-    rows = checkpoint.listed(folder, verify=options.verify)
+    rows = checkpoint.list_checkpoints(folder, verify=options.verify)
     for row in rows:
         marks = " ".join(mark for mark, holds in (("best", row.is_best), ("last", row.is_last)) if holds)
         told = ""
@@ -303,7 +303,7 @@ def run_cache_list(options: argparse.Namespace) -> None:
     from hf_finetune.cache import store
 
     root = cache_root(options)
-    found = store.found_entries(root)
+    found = store.list_entries(root)
     for entry in found:
         print(describe_entry(entry))
     print(f"{len(found)} entries, {sum(entry.size for entry in found) / 1e6:,.1f} MB in {root}")
@@ -314,8 +314,8 @@ def run_cache_verify(options: argparse.Namespace) -> None:
     from hf_finetune.cache import store
 
     root, num_damaged = cache_root(options), 0
-    for entry in store.found_entries(root):
-        fault = store.fault(entry)
+    for entry in store.list_entries(root):
+        fault = store.find_damage(entry)
         num_damaged += fault is not None and not entry.is_partial
         print(f"{entry.folder.name}  {fault or 'is whole'}", flush=True)
     if num_damaged:
@@ -330,7 +330,9 @@ def run_cache_prune(options: argparse.Namespace) -> None:
 
     if options.max_size is None and options.older_than is None:
         raise InputError("cache prune: say what to remove: --max-size 20GB, --older-than 30d, or both")
-    removed = store.prune(cache_root(options), max_bytes=options.max_size, older_than_seconds=options.older_than)
+    removed = store.prune_entries(
+        cache_root(options), max_bytes=options.max_size, older_than_seconds=options.older_than
+    )
     for entry in removed:
         print(f"removed {describe_entry(entry)}")
     print(f"{sum(entry.size for entry in removed) / 1e6:,.1f} MB freed")
@@ -340,10 +342,10 @@ def cache_root(options: argparse.Namespace) -> Path:
     """The folder of the cache."""
     from hf_finetune.cache import store
 
-    return Path(options.dir) if options.dir else store.default_root()
+    return Path(options.dir) if options.dir else store.default_dir()
 
 
-def describe_entry(entry: "store.Found") -> str:
+def describe_entry(entry: "store.FoundEntry") -> str:
     """One line: key, size, last use, and what the states are of."""
     of, used = entry.manifest, time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.used))
     told = "not finished" if entry.is_partial else "no manifest that can be read"

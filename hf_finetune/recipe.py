@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_finetune.config.loading import load_config
-from hf_finetune.system.errors import InputError, StoppedError, blot
+from hf_finetune.system.errors import InputError, StoppedError, redact
 from hf_finetune.system.signals import EXIT_TRY_AGAIN
 
 EXIT_INPUT = 2
@@ -37,10 +37,10 @@ def run_recipe(
 
             finetune(config, task_name=task_name)
 
-    return leave(report_errors(run, debug="--debug" in words))
+    return exit_process(report_errors(run, debug="--debug" in words))
 
 
-def leave(code: int) -> int:
+def exit_process(code: int) -> int:
     """The exit code; where several processes ran, ends this one with it here and now.
 
     Distributed data parallel never gives its process group free, so gloo's threads outlive the interpreter, and one that
@@ -67,7 +67,7 @@ def report_errors(function: Callable[[], None], *, debug: bool = False) -> int:
         if debug:
             traceback.print_exc()
         if os.environ.get("LOCAL_RANK", "0") == "0":  # once on each machine
-            print(f"error: {blot(' '.join(str(error).split()))}", file=sys.stderr, flush=True)
+            print(f"error: {redact(' '.join(str(error).split()))}", file=sys.stderr, flush=True)
         return EXIT_INPUT
     except StoppedError as error:
         if os.environ.get("LOCAL_RANK", "0") == "0":

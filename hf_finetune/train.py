@@ -13,15 +13,15 @@ from hf_finetune.cache import capture, decision
 from hf_finetune.config.sections import RunConfig
 from hf_finetune.export import hub, model_folder
 from hf_finetune.run import checkpoint, report, resume, tracking
-from hf_finetune.run.folder import open_run, record
-from hf_finetune.run.job import Clock, Job, measure, rehearse
-from hf_finetune.run.setup import finished_results, next_epoch, set_up, settle_stage
+from hf_finetune.run.folder import open_run, record_run
+from hf_finetune.run.setup import find_next_epoch, prepare_stage, read_finished_results, set_up
+from hf_finetune.run.training_run import Clock, TrainingRun, evaluate_split, preflight_check
 from hf_finetune.system.errors import InputError, StoppedError
 from hf_finetune.system.files import write_atomically
 from hf_finetune.system.processes import Runtime
 from hf_finetune.training import optim
 from hf_finetune.training.loop import NotFiniteError, train_steps
-from hf_finetune.training.progress import FRESH, Progress, judge
+from hf_finetune.training.progress import FRESH, Progress, update_best_and_patience
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,21 +40,21 @@ def finetune(config: RunConfig, *, task_name: str = "classification") -> RunResu
     """
     clock = Clock()
     with open_run(config) as run:
-        finished = run.on_main(lambda: finished_results(config))
+        finished = run.on_main(lambda: read_finished_results(config))
         if finished is not None:
-            run.say(f"{config.run_dir} is finished, there is nothing to train; {report.summary(finished)}")
+            run.say(f"{config.run_dir} is finished, there is nothing to train; {report.summarize_results(finished)}")
             run.on_main(lambda: push_if_asked(config))
             return RunResult(run_dir=config.run_dir, model_dir=config.run_dir / "model", results=finished)
         check_services(config, run)
-        saved, notes = resume.find(config, run)
+        saved, notes = resume.find_checkpoint(config, run)
         progress = saved.progress if saved else FRESH
         job = set_up(config, task_name, run, clock, progress)
         if saved:
-            progress, found = resume.restore(job, saved)
+            progress, found = resume.restore_run(job, saved)
             notes, saved = (*notes, *found), None
-        job, progress = cache_prefix(job, progress, clock, lambda lines: report.announce(job, lines, notes))
-        rehearse(job)
-        run.on_main(lambda: record(config, run))
+        job, progress = cache_activations(job, progress, clock, lambda lines: report.announce(job, lines, notes))
+        preflight_check(job)
+        run.on_main(lambda: record_run(config, run))
         tracker = tracking.Tracking(config, run, start_update=progress.update)
 
         progress = train(job, progress, tracker, clock)
@@ -62,29 +62,29 @@ def finetune(config: RunConfig, *, task_name: str = "classification") -> RunResu
             job, progress = begin_stage(job, progress, clock)
             progress = train(job, progress, tracker, clock)
 
-        best = resume.load_best(job, progress)
+        best = resume.load_best_weights(job, progress)
         with clock("evaluate"):
-            final = {split: measure(job, split, whole=True) for split in job.features if split != "train"}
+            final = {split: evaluate_split(job, split, whole=True) for split in job.features if split != "train"}
         results = report.make_results(job, progress, final, clock)
-        results = run.on_main(lambda: finish(job, results, clock))
+        results = run.on_main(lambda: finish_run(job, results, clock))
         tracker.log_split(
             "test", final.get("test", {}), update=progress.update, epoch=job.schedule.epoch(progress.update)
         )
         tracker.finish(final)
-        run.say(report.closing(job, results, best))
+        run.say(report.format_closing(job, results, best))
         run.signals.ends_at_once = True
         run.on_main(lambda: push_if_asked(config))
         return RunResult(run_dir=config.run_dir, model_dir=config.run_dir / "model", results=results)
 
 
-def train(job: Job, progress: Progress, tracker: tracking.Tracking, clock: Clock) -> Progress:
+def train(job: TrainingRun, progress: Progress, tracker: tracking.Tracking, clock: Clock) -> Progress:
     """Trains to the end of the stage or to early stopping; what others do in callbacks are ifs here. Where a signal asks for
     it, saves and raises StoppedError."""
     config, schedule, run = job.config, job.schedule, job.runtime
-    end = job.stage_end(progress.settled)
+    end = job.find_stage_end(progress.num_settled)
     bar = tracking.ProgressBar(schedule.total_updates, progress.update, run)
-    steps = clock.each(
-        train_steps(job.trainee, job.features["train"], job.task, config, run, start_update=progress.update)
+    steps = clock.count_updates(
+        train_steps(job.train_state, job.features["train"], job.task, config, run, start_update=progress.update)
     )
     last_save = time.monotonic()
     try:
@@ -101,7 +101,7 @@ def train(job: Job, progress: Progress, tracker: tracking.Tracking, clock: Clock
             logs = schedule.is_due(config.tracking.log_every, update.number) or update.number == 1
             bar.advance(update, log=logs)
             if logs:
-                tracker.log(tracking.training_row(update), update=update.number, epoch=update.epoch)
+                tracker.log(tracking.make_training_row(update), update=update.number, epoch=update.epoch)
             if update.skipped:
                 bar.say(f"update {update.number}: gradients overflowed fp16 and the weights were not changed")
             minutes = config.checkpoint.every_minutes
@@ -112,8 +112,8 @@ def train(job: Job, progress: Progress, tracker: tracking.Tracking, clock: Clock
             progress = after_update(job, progress, tracker, clock, bar, saves=saves)
             last_save = time.monotonic() if saves else last_save
     except NotFiniteError as error:
-        origins = ", ".join(job.where(row) for row in error.rows[:8]) + (", ..." if len(error.rows) > 8 else "")
-        kept = checkpoint.last_of(job.checkpoint_dir)
+        origins = ", ".join(job.locate(row) for row in error.rows[:8]) + (", ..." if len(error.rows) > 8 else "")
+        kept = checkpoint.find_last(job.checkpoint_dir)
         raise InputError(
             f"{error}; look at its examples (rows {', '.join(map(str, error.rows[:8]))}: {origins}), or lower "
             f"train.learning_rate; {f'the last good checkpoint is {kept}' if kept else 'nothing has been saved yet'}"
@@ -125,7 +125,7 @@ def train(job: Job, progress: Progress, tracker: tracking.Tracking, clock: Clock
 
 
 def after_update(
-    job: Job,
+    job: TrainingRun,
     progress: Progress,
     tracker: tracking.Tracking,
     clock: Clock,
@@ -140,30 +140,30 @@ def after_update(
     if schedule.is_due(config.evaluation.every, number):
         try:
             with clock("evaluate"):
-                values = measure(job, "validation")
+                values = evaluate_split(job, "validation")
         except StoppedError:
             save_and_stop(job, progress, clock, bar)
         tracker.log_split("validation", values, update=number, epoch=epoch)
-        progress = judge(progress, values, metric=job.metric, epoch=epoch, config=config.train)
+        progress = update_best_and_patience(progress, values, metric=job.metric, epoch=epoch, config=config.train)
         is_best = progress.best_update == number
-        bar.say(f"epoch {epoch}  validation  {report.show(values)}{'  best' if is_best else ''}")
+        bar.say(f"epoch {epoch}  validation  {report.format_metrics(values)}{'  best' if is_best else ''}")
         saves = saves or is_best or progress.stopped
     progress = dataclasses.replace(progress, pending=False)
     if saves:
         with clock("save"):
-            file = resume.save(job, progress)
+            file = resume.save_run(job, progress)
         bar.say(f"saved {file}")
     if progress.stopped and number < schedule.total_updates:
         bar.say(f"no better {job.metric} in {progress.evaluations_without_gain} evaluations: stopping early")
     return progress
 
 
-def save_and_stop(job: Job, progress: Progress, clock: Clock, bar: tracking.ProgressBar) -> NoReturn:
+def save_and_stop(job: TrainingRun, progress: Progress, clock: Clock, bar: tracking.ProgressBar) -> NoReturn:
     """Saves at an update whose evaluation is still to come, and raises StoppedError. On all processes."""
     with clock("save"):
-        file = resume.save(job, dataclasses.replace(progress, pending=True))
+        file = resume.save_run(job, dataclasses.replace(progress, pending=True))
     bar.say(f"saved {file}")
-    raise job.runtime.stop()
+    raise job.runtime.stopped_error()
 
 
 def check_services(config: RunConfig, run: Runtime) -> None:
@@ -173,32 +173,32 @@ def check_services(config: RunConfig, run: Runtime) -> None:
         run.on_main(lambda: hub.check_access(str(config.hub.repo_id)))
 
 
-def begin_stage(job: Job, progress: Progress, clock: Clock) -> tuple[Job, Progress]:
+def begin_stage(job: TrainingRun, progress: Progress, clock: Clock) -> tuple[TrainingRun, Progress]:
     """The job of the next stage of freeze.unfreeze: more trains, what trained keeps its optimizer state, and the cached prefix
     ends at the new boundary."""
-    run, old = job.runtime, job.trainee.optimizer.optimizer.state_dict()
-    freeze = job.config.freeze.at(next_epoch(job.schedule, progress))
-    anatomy, features = job.plan.anatomy, {
-        split: dataclasses.replace(rows, states=None) for split, rows in job.features.items()
+    run, old = job.runtime, job.train_state.optimizer.optimizer.state_dict()
+    freeze = job.config.freeze.at(find_next_epoch(job.schedule, progress))
+    anatomy, features = job.plan.structure, {
+        split: dataclasses.replace(rows, activations=None) for split, rows in job.features.items()
     }  # fmt: skip
     run.accelerator.free_memory()  # it keeps the optimizers it has prepared
-    stage = settle_stage(job.backbone, anatomy, freeze, job.config, run)
+    stage = prepare_stage(job.backbone, anatomy, freeze, job.config, run)
     job = dataclasses.replace(job, features=features, **stage)
     gc.collect()  # the wrapper of the stage before exchanges gradients as long as it lives
-    optim.restore(job.trainee.optimizer.optimizer, old)
+    optim.restore_optimizer_state(job.train_state.optimizer.optimizer, old)
     progress = dataclasses.replace(progress, cached=None)
-    return cache_prefix(job, progress, clock, lambda lines: report.announce_stage(job, lines, progress))
+    return cache_activations(job, progress, clock, lambda lines: report.announce_stage(job, lines, progress))
 
 
-def cache_prefix(
-    job: Job, progress: Progress, clock: Clock, announce: Callable[[Sequence[str]], None]
-) -> tuple[Job, Progress]:
+def cache_activations(
+    job: TrainingRun, progress: Progress, clock: Clock, announce: Callable[[Sequence[str]], None]
+) -> tuple[TrainingRun, Progress]:
     """The job with its frozen prefix cached, where that is chosen and possible."""
     job.runtime.signals.ends_at_once = False
     with clock("cache"):
-        choice = decision.choose(job, progress)
+        choice = decision.decide(job, progress)
         announce(choice.lines)
-        job = capture.attach(job, choice.entry, choice.replay)
+        job = capture.attach_activations(job, choice.entry, choice.cached_forward)
     if progress.cached not in (None, job.is_cached):
         begun = "with" if progress.cached else "without"
         job.runtime.say(f"The run was begun {begun} a cached prefix: sums differ\n")
@@ -208,13 +208,13 @@ def cache_prefix(
 # --- after training -------------------------------------------------------------------------------------------------
 
 
-def finish(job: Job, results: dict[str, Any], clock: Clock) -> dict[str, Any]:
+def finish_run(job: TrainingRun, results: dict[str, Any], clock: Clock) -> dict[str, Any]:
     """Exports the model, reloads and compares it, and only then writes results.json: a run that has one is finished."""
     with clock("export"):
-        folder = model_folder.export(job, results)
+        folder = model_folder.export_model(job, results)
         difference = model_folder.check_reload(folder, job)
     results = {**results, "reload_difference": difference, "seconds": clock.report()}
-    write_atomically(job.config.run_dir / "results.json", json.dumps(tracking.without_nan(results), indent=2).encode())
+    write_atomically(job.config.run_dir / "results.json", json.dumps(tracking.replace_nan(results), indent=2).encode())
     return results
 
 

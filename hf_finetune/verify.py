@@ -26,7 +26,7 @@ NEVER = 1e9  # seconds
 
 
 @dataclass(frozen=True, kw_only=True)
-class Life:
+class ProcessResult:
     """One process of a run, from its start to its end or to the kill."""
 
     lines: tuple[str, ...]
@@ -34,7 +34,9 @@ class Life:
     was_killed: bool
 
 
-def live(command: Sequence[str], seconds_left: Callable[[str], float | None], *, at_first: float = NEVER) -> Life:
+def run_and_kill(
+    command: Sequence[str], seconds_left: Callable[[str], float | None], *, at_first: float = NEVER
+) -> ProcessResult:
     """Runs a command and kills its whole process group with SIGKILL `at_first` seconds after the start, or so many seconds
     after a line for which `seconds_left` says a number. Standard error is with the lines."""
     process = subprocess.Popen(
@@ -61,40 +63,40 @@ def live(command: Sequence[str], seconds_left: Callable[[str], float | None], *,
     code = process.wait()
     for timer in timers:
         timer.cancel()
-    return Life(lines=tuple(lines), returncode=code, was_killed=killed.is_set())
+    return ProcessResult(lines=tuple(lines), returncode=code, was_killed=killed.is_set())
 
 
-def announced(life: Life) -> list[str]:
+def list_saved_checkpoints(life: ProcessResult) -> list[str]:
     """Names of the checkpoints that a process said it had saved."""
     return [line.split()[1] for line in life.lines if line.startswith("saved ckpt_")]
 
 
-def update_of(name: str) -> int:
+def parse_update(name: str) -> int:
     """The update in a checkpoint's file name."""
     return int(name.partition("_update")[2].partition("_")[0])
 
 
-def lost_updates(run_dir: Path, life: Life) -> int:
-    """Updates between the newest checkpoint that was announced and the newest that is whole on disk; 0 where none is lost."""
-    newest, _ = checkpoint.newest_whole(run_dir / "checkpoints")
-    on_disk = update_of(newest.name) if newest else 0
-    return max([update_of(name) - on_disk for name in announced(life)] + [0])
+def count_lost_updates(run_dir: Path, life: ProcessResult) -> int:
+    """Updates between the newest checkpoint that was list_saved_checkpoints and the newest that is whole on disk; 0 where none is lost."""
+    newest, _ = checkpoint.find_newest_intact(run_dir / "checkpoints")
+    on_disk = parse_update(newest.name) if newest else 0
+    return max([parse_update(name) - on_disk for name in list_saved_checkpoints(life)] + [0])
 
 
-def last_checkpoint(run_dir: Path) -> dict[str, Any]:
+def find_last_checkpoint(run_dir: Path) -> dict[str, Any]:
     """The newest checkpoint of a finished run."""
-    path, _ = checkpoint.newest_whole(run_dir / "checkpoints")
+    path, _ = checkpoint.find_newest_intact(run_dir / "checkpoints")
     if path is None:
         raise InputError(f"{run_dir}: has no checkpoint that verifies")
-    return checkpoint.load(path)
+    return checkpoint.load_checkpoint(path)
 
 
-def tensors_of(content: Any, place: str = "") -> dict[str, torch.Tensor]:
+def collect_tensors(content: Any, place: str = "") -> dict[str, torch.Tensor]:
     """All tensors in nested dicts and lists by their place."""
     if isinstance(content, torch.Tensor):
         return {place: content}
     items = content.items() if isinstance(content, dict) else enumerate(content) if isinstance(content, list) else ()
-    return {name: tensor for key, value in items for name, tensor in tensors_of(value, f"{place}/{key}").items()}
+    return {name: tensor for key, value in items for name, tensor in collect_tensors(value, f"{place}/{key}").items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,10 +114,11 @@ def compare(ours: Path, theirs: Path) -> Comparison:
 
     found = []
     for run_dir in (ours, theirs):
-        content = last_checkpoint(run_dir)
+        content = find_last_checkpoint(run_dir)
         content.pop("run")
         found.append(
-            tensors_of(content) | tensors_of(load_file(next((run_dir / "model").glob("*model.safetensors"))), "model")
+            collect_tensors(content)
+            | collect_tensors(load_file(next((run_dir / "model").glob("*model.safetensors"))), "model")
         )
     first, second = found
     if first.keys() != second.keys():
@@ -131,7 +134,7 @@ def compare(ours: Path, theirs: Path) -> Comparison:
     return Comparison(num_tensors=len(first), num_different=different, largest=largest)
 
 
-def command_of(recipe: str, words: Sequence[str], processes: int) -> list[str]:
+def make_command(recipe: str, words: Sequence[str], processes: int) -> list[str]:
     """The command that runs a recipe's file, on several processes under torchrun."""
     launcher = [sys.executable]
     if processes > 1:
@@ -150,9 +153,9 @@ def verify_resume(recipe: str, words: Sequence[str], *, updates: int, kills: int
         own += ["--tracking.log_every", "1", "--hub.push", "false", "--checkpoint.resume", "auto"]
         own += ["--checkpoint.every", str(max(1, updates // (2 * kills)))]
         print(f"training {updates} updates without stopping", flush=True)
-        whole = live(command_of(recipe, [*words, *own, "--name", "whole"], processes), lambda _: None)
+        whole = run_and_kill(make_command(recipe, [*words, *own, "--name", "whole"], processes), lambda _: None)
         check_ended(whole)
-        cached = last_checkpoint(Path(folder) / "whole")["run"]["progress"]["cached"]
+        cached = find_last_checkpoint(Path(folder) / "whole")["run"]["progress"]["cached"]
         # auto measures anew in each run, and could decide otherwise
         own += ["--name", "killed", "--prefix.cache", "on" if cached else "off"]
         run_dir, lost, resumes = Path(folder) / "killed", 0, 0
@@ -164,15 +167,15 @@ def verify_resume(recipe: str, words: Sequence[str], *, updates: int, kills: int
                 is_update = line.startswith("update ") and "/" in words_of_line[1]
                 return after if is_update and int(words_of_line[1].partition("/")[0]) >= number else None
 
-            life = live(command_of(recipe, [*words, *own], processes), seconds_left)
+            life = run_and_kill(make_command(recipe, [*words, *own], processes), seconds_left)
             resumes += any("resuming after update" in line for line in life.lines)
             if not life.was_killed:
                 check_ended(life)
             else:
-                lost += lost_updates(run_dir, life)
-                saved = announced(life)
+                lost += count_lost_updates(run_dir, life)
+                saved = list_saved_checkpoints(life)
                 print(f"killed after update {number}; last saved: {saved[-1] if saved else 'none'}", flush=True)
-        life = live(command_of(recipe, [*words, *own], processes), lambda _: None)
+        life = run_and_kill(make_command(recipe, [*words, *own], processes), lambda _: None)
         check_ended(life)
         resumes += any("resuming after update" in line for line in life.lines)
         device = json.loads((run_dir / "results.json").read_text(encoding="utf-8"))["device"]
@@ -188,7 +191,7 @@ def verify_resume(recipe: str, words: Sequence[str], *, updates: int, kills: int
     return is_equal
 
 
-def check_ended(life: Life) -> None:
+def check_ended(life: ProcessResult) -> None:
     """Raises InputError with the last lines where a run that was not killed did not end well."""
     if life.returncode != 0:
         error = next((line for line in reversed(life.lines) if line.startswith("error:")), " / ".join(life.lines[-5:]))

@@ -626,7 +626,7 @@ def test_a_disk_that_fills_up_while_training_keeps_the_last_checkpoint_and_the_r
     message = refusal(capsys, output_dir=str(disk))
     assert message.startswith(f"{disk}/run/checkpoints: the disk is full: ")
     assert "goes on from its last checkpoint" in message
-    path, passed_over = checkpoint.newest_whole(disk / "run" / "checkpoints")
+    path, passed_over = checkpoint.find_newest_intact(disk / "run" / "checkpoints")
     assert path is not None
     assert passed_over == []
     assert not [name for name in digest(disk) if name.endswith(".writing")]
@@ -666,7 +666,7 @@ def test_a_disk_that_is_full_at_the_export_is_named_and_no_half_model_is_left(
     monkeypatch: pytest.MonkeyPatch,
     leave: int,
 ) -> None:
-    disk, original = make_disk("4m"), model_folder.export
+    disk, original = make_disk("4m"), model_folder.export_model
 
     def export_to_full_disk(*arguments: Any) -> Path:
         fill(disk, leave=leave)

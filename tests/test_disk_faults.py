@@ -158,8 +158,8 @@ def each_fault(
 def save(folder: Path, update: int, value: float) -> None:
     """A checkpoint, and what is no longer needed removed; the second is the best."""
     content: dict[str, Any] = {"epoch": 1, "update": update, "loss": 0.5, "model": torch.full((5,), float(update))}
-    saved = checkpoint.save(folder, content, metric="accuracy", value=value, best_update=2)
-    checkpoint.retire(folder, saved, keep_best=1, keep_last=1, greater_is_better=True, best_update=2)
+    saved = checkpoint.save_checkpoint(folder, content, metric="accuracy", value=value, best_update=2)
+    checkpoint.remove_old_checkpoints(folder, saved, keep_best=1, keep_last=1, greater_is_better=True, best_update=2)
 
 
 def three(folder: Path) -> None:
@@ -172,16 +172,18 @@ def test_a_save_leaves_the_old_or_the_new_whatever_fails(tmp_path: Path) -> None
     count = 0
     for folder, what, raised in each_fault(tmp_path, three, lambda folder: save(folder, 4, 0.7)):
         count += 1
-        newest, _ = checkpoint.newest_whole(folder)
+        newest, _ = checkpoint.find_newest_intact(folder)
         assert newest is not None, what
-        content = checkpoint.load(newest)
+        content = checkpoint.load_checkpoint(newest)
         assert content["update"] in (3, 4), what
         assert torch.equal(content["model"], torch.full((5,), float(content["update"]))), what
         assert raised is not None or content["update"] == 4, what
-        assert checkpoint.find_whole(folder, 2) is not None, what
-        assert set(checkpoint.references(folder).values()) <= {path.name for path in folder.iterdir()} or raised, what
+        assert checkpoint.find_intact(folder, 2) is not None, what
+        assert set(checkpoint.read_references(folder).values()) <= {path.name for path in folder.iterdir()} or raised, (
+            what
+        )
         save(folder, 5, 0.8)
-        assert {each.update for each in checkpoint.manifests(folder)} == {2, 5}, what
+        assert {each.update for each in checkpoint.read_manifests(folder)} == {2, 5}, what
         assert len(list(folder.iterdir())) == 5, (what, sorted(path.name for path in folder.iterdir()))
     assert count > 40
 
@@ -223,12 +225,12 @@ def test_every_damage_of_every_file_is_found(tmp_path: Path, damage: str, suffix
         path = whole.with_suffix(".pt")
         if is_harmless(suffix, damage, bytes(spoiled), content):
             continue
-        assert checkpoint.fault_of(path) is not None, place
-        newest, _ = checkpoint.newest_whole(tmp_path)
+        assert checkpoint.find_damage_in_file(path) is not None, place
+        newest, _ = checkpoint.find_newest_intact(tmp_path)
         assert newest is not None
-        assert checkpoint.load(newest)["update"] == 2, place
-        assert checkpoint.find_whole(tmp_path, 3) is None
-        states_of = {row.file: row.state for row in checkpoint.listed(tmp_path, verify=True)}
+        assert checkpoint.load_checkpoint(newest)["update"] == 2, place
+        assert checkpoint.find_intact(tmp_path, 3) is None
+        states_of = {row.file: row.state for row in checkpoint.list_checkpoints(tmp_path, verify=True)}
         assert states_of[path.name] != "whole" if path.exists() else True
 
 
@@ -258,11 +260,11 @@ def test_loading_executes_nothing(tmp_path: Path) -> None:
     ):
         make()
         manifest = json.loads(path.with_suffix(".json").read_bytes())
-        manifest |= {"size": path.stat().st_size, "sha256": files.sha256_of(path)}
+        manifest |= {"size": path.stat().st_size, "sha256": files.hash_file(path)}
         path.with_suffix(".json").write_text(json.dumps(manifest))
-        assert checkpoint.fault_of(path) is None  # whoever wrote it could write its digest too
+        assert checkpoint.find_damage_in_file(path) is None  # whoever wrote it could write its digest too
         with pytest.raises(InputError, match="no whole checkpoint"):
-            checkpoint.load(path)
+            checkpoint.load_checkpoint(path)
         assert not marker.exists()
 
 
@@ -296,7 +298,7 @@ def test_an_entry_is_whole_and_right_or_not_there(tmp_path: Path, prepare: Calla
         count += 1
         entry = entry_in(folder)
         if raised is None:
-            assert entry.is_whole(), what
+            assert entry.is_complete(), what
         entries.build(entry)
         entries.assert_good(entry)
     assert count > 40
@@ -307,10 +309,10 @@ def test_pruning_removes_an_entry_or_leaves_it(tmp_path: Path) -> None:
         entries.build(entry_in(folder))
 
     def prune(folder: Path) -> None:
-        store.prune(folder / "root", max_bytes=0, older_than_seconds=None)
+        store.prune_entries(folder / "root", max_bytes=0, older_than_seconds=None)
 
     for folder, what, _ in each_fault(tmp_path, prepare, prune):
         entry = entry_in(folder)
-        assert not entry.is_whole() or store.fault(entries.found_in(entry.root)) is None, what
+        assert not entry.is_complete() or store.find_damage(entries.found_in(entry.root)) is None, what
         entries.build(entry)
         entries.assert_good(entry)

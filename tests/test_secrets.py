@@ -12,7 +12,7 @@ from support.runs import launch
 from hf_finetune import cli
 from hf_finetune.config.loading import to_yaml
 from hf_finetune.config.sections import RunConfig
-from hf_finetune.system.errors import InputError, blot
+from hf_finetune.system.errors import InputError, redact
 from hf_finetune.train import finetune
 
 MakeConfig = Callable[..., RunConfig]
@@ -61,7 +61,7 @@ def test_no_secret_in_anything_a_run_leaves(
     ],
 )
 def test_what_looks_like_a_secret_is_blotted_out(text: str) -> None:
-    shown = blot(text)
+    shown = redact(text)
     assert_clean("text", shown.encode())
     assert "***" in shown
 
@@ -74,7 +74,7 @@ def test_what_does_not_is_left() -> None:
         "ada@host",
         "a/b@main",
     ):
-        assert blot(text) == text
+        assert redact(text) == text
 
 
 @pytest.mark.parametrize(

@@ -98,7 +98,7 @@ def test_the_cached_prefix_moves_with_the_boundary(
     finetune(cached)
     for ours, theirs in zip(rows_of(cached.run_dir), rows_of(plain.run_dir), strict=True):
         assert ours == pytest.approx(theirs, abs=1e-5)
-    blocks = sorted(entry.manifest["description"]["blocks"] for entry in store.found_entries(tmp_path / "prefix"))
+    blocks = sorted(entry.manifest["description"]["blocks"] for entry in store.list_entries(tmp_path / "prefix"))
     assert blocks == [0, 1, 2]
 
 
@@ -116,10 +116,10 @@ def test_the_best_of_an_early_stage_comes_back_whole(
     make_config: MakeConfig, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first evaluation is the best; at the end all that trained later must be as it was then."""
-    from hf_finetune.run import job
+    from hf_finetune.run import training_run as job
     from hf_finetune.training import evaluation
 
-    measured, count = evaluation.evaluate, []
+    measured, count = evaluation.run_evaluation, []
 
     def worse_and_worse(*arguments: Any, **options: Any) -> Any:
         import dataclasses
@@ -183,7 +183,9 @@ def test_moments_are_carried_over_by_name() -> None:
     def optimizer(names: str) -> torch.optim.AdamW:
         made = model()
         parameters = [(name, value) for name, value in made.named_parameters() if name[0] in names]
-        built = optim.build([{"name": "all", "params": parameters, "peak_learning_rate": 1.0}], torch.device("cpu"))
+        built = optim.build_optimizer(
+            [{"name": "all", "params": parameters, "peak_learning_rate": 1.0}], torch.device("cpu")
+        )
         for _, value in parameters:
             value.grad = torch.ones_like(value)
         return built
@@ -191,7 +193,7 @@ def test_moments_are_carried_over_by_name() -> None:
     first = optimizer("ab")
     first.step()
     second = optimizer("bc")
-    assert optim.restore(second, first.state_dict()) == (["c.bias", "c.weight"], ["a.bias", "a.weight"])
+    assert optim.restore_optimizer_state(second, first.state_dict()) == (["c.bias", "c.weight"], ["a.bias", "a.weight"])
     kept = second.state_dict()
     assert len(kept["state"]) == 2
     assert torch.equal(kept["state"][0]["exp_avg"], first.state_dict()["state"][2]["exp_avg"])

@@ -17,7 +17,7 @@ from support.runs import TORCHRUN, assert_same_tensors, launch, rows_of, weights
 from hf_finetune.cache import store
 from hf_finetune.config.loading import to_yaml
 from hf_finetune.config.sections import RunConfig
-from hf_finetune.run.checkpoint import manifests
+from hf_finetune.run.checkpoint import read_manifests
 from hf_finetune.system.errors import StoppedError
 from hf_finetune.system.signals import EXIT_TRY_AGAIN, StopSignals
 from hf_finetune.train import finetune
@@ -59,25 +59,25 @@ def test_a_signal_in_training_costs_nothing(
     with monkeypatch.context() as patch:
         patch.setattr("hf_finetune.train.train_steps", signalled)
         stopped_by(config, number)
-    (newest,) = [each for each in manifests(config.run_dir / "checkpoints") if each.update == update]
+    (newest,) = [each for each in read_manifests(config.run_dir / "checkpoints") if each.update == update]
     assert newest.value is None  # what is due at this update is still to come
     finetune(config)
     assert_same_tensors(weights(config.run_dir), weights(whole.run_dir))
     assert rows_of(config.run_dir) == rows_of(whole.run_dir)
-    assert [each.update for each in manifests(config.run_dir / "checkpoints")] == [
-        each.update for each in manifests(whole.run_dir / "checkpoints")
+    assert [each.update for each in read_manifests(config.run_dir / "checkpoints")] == [
+        each.update for each in read_manifests(whole.run_dir / "checkpoints")
     ]
 
 
 def test_a_signal_in_an_evaluation_is_heeded_there(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    from hf_finetune.run import job
+    from hf_finetune.run import training_run as job
     from hf_finetune.training import evaluation
 
     settings = {**SETTINGS, **FROZEN, "prefix.cache": "on"}
     whole = make_config(**settings, name="whole")
     finetune(whole)
     config = make_config(**settings)
-    evaluate, calls = evaluation.evaluate, []
+    evaluate, calls = evaluation.run_evaluation, []
 
     def signalled(*arguments: Any, **options: Any) -> Any:
         calls.append(1)
@@ -88,7 +88,7 @@ def test_a_signal_in_an_evaluation_is_heeded_there(make_config: MakeConfig, monk
     with monkeypatch.context() as patch:
         patch.setattr(job, "evaluate", signalled)
         stopped_by(config, signal.SIGTERM)
-    assert manifests(config.run_dir / "checkpoints")[-1].update == 8
+    assert read_manifests(config.run_dir / "checkpoints")[-1].update == 8
     finetune(config)
     assert_same_tensors(weights(config.run_dir), weights(whole.run_dir))
     assert rows_of(config.run_dir) == rows_of(whole.run_dir)
@@ -101,7 +101,7 @@ def test_a_signal_in_a_capture_is_heeded_there(
 
     monkeypatch.setattr(store, "CHUNK_TOKENS", 64)
     settings = {**SETTINGS, **FROZEN, "prefix.cache": "on", "prefix.dir": str(tmp_path / "prefix")}
-    config, capture, calls = make_config(**settings), capture_module.capture, []
+    config, capture, calls = make_config(**settings), capture_module.capture_chunk, []
 
     def signalled(*arguments: Any) -> bytes:
         calls.append(1)
@@ -113,7 +113,7 @@ def test_a_signal_in_a_capture_is_heeded_there(
         patch.setattr(capture_module, "capture", signalled)
         stopped_by(config, signal.SIGUSR1)
     assert len(calls) == 3
-    (entry,) = store.found_entries(tmp_path / "prefix")
+    (entry,) = store.list_entries(tmp_path / "prefix")
     assert entry.is_partial
     kept = len(store.read_journals(entry.folder))
     assert kept == 3
@@ -121,8 +121,8 @@ def test_a_signal_in_a_capture_is_heeded_there(
     monkeypatch.setattr(capture_module, "capture", lambda *arguments: counted.append(1) or capture(*arguments))
     finetune(config)
     assert len(counted) > 0
-    (entry,) = store.found_entries(tmp_path / "prefix")
-    assert store.fault(entry) is None
+    (entry,) = store.list_entries(tmp_path / "prefix")
+    assert store.find_damage(entry) is None
     assert len(counted) + kept == len(entry.manifest["digests"])
 
 
@@ -176,7 +176,7 @@ def test_a_second_signal_ends_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "kill", lambda *arguments: killed.append(arguments))
     signals = StopSignals()
     signals.ends_at_once = False
-    with signals.installed():
+    with signals.install():
         signal.raise_signal(signal.SIGTERM)
         assert signals.received == "SIGTERM"
         signal.raise_signal(signal.SIGTERM)  # the same one, that came twice
@@ -225,7 +225,7 @@ def test_two_processes_agree_to_stop_and_three_go_on(make_config: MakeConfig, tm
         os.kill(int(found.stdout.split()[-1]), signal.SIGUSR1)
     output, _ = process.communicate(timeout=60)
     assert "saved ckpt_" in output, output
-    (saved,) = manifests(config.run_dir / "checkpoints")
+    (saved,) = read_manifests(config.run_dir / "checkpoints")
     assert 6 <= saved.update < 108
     done = launch([*TORCHRUN[:-1], "3"], config, {"train.micro_batch_size": 2}, tmp_path)
     assert done.returncode == 0, done.stdout[-1500:] + done.stderr

@@ -16,7 +16,14 @@ from hf_finetune.config.sections import RunConfig
 from hf_finetune.run import checkpoint
 from hf_finetune.system.errors import InputError
 from hf_finetune.train import finetune
-from hf_finetune.verify import Life, announced, compare, live, lost_updates, verify_resume
+from hf_finetune.verify import (
+    ProcessResult,
+    compare,
+    count_lost_updates,
+    list_saved_checkpoints,
+    run_and_kill,
+    verify_resume,
+)
 
 MakeConfig = Callable[..., RunConfig]
 
@@ -59,18 +66,18 @@ def test_a_difference_is_exit_code_1(monkeypatch: pytest.MonkeyPatch, make_confi
 def test_a_saved_update_that_is_gone_is_counted(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     config = make_config()
     run_until(config, 8, monkeypatch)
-    name = checkpoint.references(config.run_dir / "checkpoints")["last"]
-    life = Life(lines=("run x", f"saved {name}", "saved by the bell"), returncode=-9, was_killed=True)
-    assert announced(life) == [name]
-    assert lost_updates(config.run_dir, life) == 0
+    name = checkpoint.read_references(config.run_dir / "checkpoints")["last"]
+    life = ProcessResult(lines=("run x", f"saved {name}", "saved by the bell"), returncode=-9, was_killed=True)
+    assert list_saved_checkpoints(life) == [name]
+    assert count_lost_updates(config.run_dir, life) == 0
     (config.run_dir / "checkpoints" / str(name)).write_bytes(b"")
-    assert lost_updates(config.run_dir, life) == 8
+    assert count_lost_updates(config.run_dir, life) == 8
 
 
 def test_a_process_group_is_killed_whole(tmp_path: Path) -> None:
     code = "import subprocess, sys, time; c = subprocess.Popen(['sleep', '60'])"
     code += "; print('child', c.pid, flush=True); time.sleep(60)"
-    life = live([sys.executable, "-c", code], lambda line: 0.1 if line.startswith("child") else None)
+    life = run_and_kill([sys.executable, "-c", code], lambda line: 0.1 if line.startswith("child") else None)
     assert life.was_killed
     assert life.returncode == -9
     pid = int(life.lines[0].split()[1])
@@ -90,4 +97,4 @@ def test_settings_that_fail_are_told(make_config: MakeConfig) -> None:
 
 def test_tensors_are_found_in_every_corner() -> None:
     content = {"a": [torch.ones(1), {"b": torch.zeros(2)}], "c": 3}
-    assert set(verify.tensors_of(content)) == {"/a/0", "/a/1/b"}
+    assert set(verify.collect_tensors(content)) == {"/a/0", "/a/1/b"}

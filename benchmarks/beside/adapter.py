@@ -70,7 +70,7 @@ def encode(task: Classification, table: Table, tokenizer: Any, max_length: int) 
 
 def lora_of(model: Any, config: RunConfig) -> Any:
     """peft's model with adapters in the same linear layers, and its learning rates' AdamW."""
-    num_frozen = freezing.resolve_num_blocks(config.freeze, structure.dissect(model))
+    num_frozen = freezing.resolve_num_blocks(config.freeze, structure.analyze_structure(model))
     settings = peft.LoraConfig(
         task_type="SEQ_CLS",
         r=config.adapter.rank,

@@ -94,7 +94,7 @@ def main() -> None:
     tokenizer = transformers.AutoTokenizer.from_pretrained(source)
     transformers.set_seed(config.seed)
     model = transformers.AutoModelForQuestionAnswering.from_pretrained(source, dtype=torch.float32)
-    freezing.apply(model, config.freeze)
+    freezing.apply_freezing(model, config.freeze)
     encoded = {split: encode(table, tokenizer, config) for split, table in tables.items()}
     with tempfile.TemporaryDirectory() as folder:
         trainer = transformers.Trainer(

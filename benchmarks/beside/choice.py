@@ -69,7 +69,7 @@ def main() -> None:
     tokenizer = transformers.AutoTokenizer.from_pretrained(source)
     transformers.set_seed(config.seed)
     model = transformers.AutoModelForMultipleChoice.from_pretrained(source, dtype=torch.float32)
-    freezing.apply(model, config.freeze)
+    freezing.apply_freezing(model, config.freeze)
     rows = {split: encode(task, table, tokenizer, config.data.max_length or 512) for split, table in tables.items()}
     with tempfile.TemporaryDirectory() as folder:
         trainer = transformers.Trainer(

@@ -53,7 +53,7 @@ def evaluator(config: RunConfig, table: Table) -> Any:
 def build(config: RunConfig, folder: str) -> SentenceTransformer:
     """The backbone with the recipe's pooling, and the recipe's tensors frozen."""
     transformer = Transformer(folder, max_seq_length=config.data.max_length)
-    freezing.apply(transformer.model, config.freeze)
+    freezing.apply_freezing(transformer.model, config.freeze)
     pooling = Pooling(transformer.get_embedding_dimension(), config.task.pooling)
     return SentenceTransformer(modules=[transformer, pooling, *([Normalize()] if config.task.normalize else [])])
 

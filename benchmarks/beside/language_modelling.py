@@ -64,8 +64,8 @@ def main(path: str) -> None:
     splits = load_splits(config.data, config.seed, form_of("language_modelling", config))
     task = build("language_modelling", config, splits.train)
     tokenizer = backbone.load_tokenizer(config.model)
-    model = backbone.load(config.model, task.head, tokenizer).model
-    freezing.apply(model, config.freeze)
+    model = backbone.load_backbone(config.model, task.head, tokenizer).model
+    freezing.apply_freezing(model, config.freeze)
     length = int(config.data.max_length or 0)
     blocks = {split: Blocks(make_features(task.tokenize(table, tokenizer, length), None))
               for split, table in splits.tables().items()}  # fmt: skip

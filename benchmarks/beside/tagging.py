@@ -92,7 +92,7 @@ def main() -> None:
     model = transformers.AutoModelForTokenClassification.from_pretrained(
         source, dtype=torch.float32, **task.model_settings()
     )
-    freezing.apply(model, config.freeze)
+    freezing.apply_freezing(model, config.freeze)
     rows = {split: encode(task, table, tokenizer, config.data.max_length or 512) for split, table in tables.items()}
     with tempfile.TemporaryDirectory() as folder:
         trainer = transformers.Trainer(

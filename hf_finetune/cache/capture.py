@@ -16,10 +16,10 @@ import torch
 from tqdm import tqdm
 
 from hf_finetune.cache import store
-from hf_finetune.cache.store import Entry, States
+from hf_finetune.cache.store import Entry, StoredActivations
 from hf_finetune.data.features import Batch, Features, collate
-from hf_finetune.forward.cached import Replay
-from hf_finetune.run.job import Job
+from hf_finetune.forward.cached import CachedForward
+from hf_finetune.run.training_run import TrainingRun
 from hf_finetune.system.errors import InputError, StoppedError
 
 
@@ -28,9 +28,9 @@ class TooLargeError(Exception):
 
 
 @contextlib.contextmanager
-def measuring(job: Job) -> Iterator[None]:
+def inference_only(job: TrainingRun) -> Iterator[None]:
     """Within the block the model may be run in any way; modes and gradients are as before after it."""
-    model = job.trainee.model
+    model = job.train_state.model
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
@@ -42,37 +42,39 @@ def measuring(job: Job) -> Iterator[None]:
         model.zero_grad(set_to_none=True)
 
 
-def batch_of(job: Job, rows: "np.ndarray[Any, Any]") -> Batch:
+def make_batch(job: TrainingRun, rows: "np.ndarray[Any, Any]") -> Batch:
     """A batch of training features as evaluation takes it, on the device, without stored states."""
-    features = dataclasses.replace(job.features["train"], states=None)
-    batch = collate(features, rows, job.trainee.pad_token_id).to(job.runtime.device)
-    return job.task.prepare(batch, features, job.trainee.model, 0)
+    features = dataclasses.replace(job.features["train"], activations=None)
+    batch = collate(features, rows, job.train_state.pad_token_id).to(job.runtime.device)
+    return job.task.prepare(batch, features, job.train_state.model, 0)
 
 
-def states_of(job: Job, replay: Replay, sources: list[tuple[str, int]]) -> tuple[torch.Tensor, torch.Tensor]:
+def compute_activations(
+    job: TrainingRun, replay: CachedForward, sources: list[tuple[str, int]]
+) -> tuple[torch.Tensor, torch.Tensor]:
     """States [S, T, H] of sequences of any splits at the boundary, and the mask [S, T] of their tokens."""
-    inputs, mask = pad(job.features, sources, job.trainee.pad_token_id)
-    states = replay.states({name: tensor.to(job.runtime.device) for name, tensor in inputs.items()})
+    inputs, mask = pad_sequences(job.features, sources, job.train_state.pad_token_id)
+    states = replay.compute_activations({name: tensor.to(job.runtime.device) for name, tensor in inputs.items()})
     return states, mask.to(states.device)
 
 
-def attach(job: Job, entry: Entry | None, replay: Replay | None) -> Job:
+def attach_activations(job: TrainingRun, entry: Entry | None, replay: CachedForward | None) -> TrainingRun:
     """The job with the states of all its features, captured where the cache does not hold them. Without a cache, and with
     auto where the cache's folder cannot be written, the job with no replay. On all processes."""
     try:
         if entry is not None and replay is not None:
-            entry = ensure(job, replay, entry)
+            entry = complete_entry(job, replay, entry)
     except InputError as error:
         if job.config.prefix.cache == "on":
             raise
         job.runtime.say(f"cache       off after all: {error}\n")
         entry = None
     if entry is None:
-        return with_replay(job, None)
+        return with_cached_forward(job, None)
     features = {
         split: dataclasses.replace(
             rows,
-            states=States(
+            activations=StoredActivations(
                 path=entry.folder / store.STATES,
                 kind=entry.kind,
                 hidden=entry.hidden,
@@ -81,52 +83,52 @@ def attach(job: Job, entry: Entry | None, replay: Replay | None) -> Job:
         )
         for split, rows in job.features.items()
     }
-    return dataclasses.replace(with_replay(job, replay), features=features)
+    return dataclasses.replace(with_cached_forward(job, replay), features=features)
 
 
-def with_replay(job: Job, replay: Replay | None) -> Job:
+def with_cached_forward(job: TrainingRun, replay: CachedForward | None) -> TrainingRun:
     """The job with this replay, or none."""
-    shortcuts = dataclasses.replace(job.trainee.shortcuts, replay=replay)
-    return dataclasses.replace(job, trainee=dataclasses.replace(job.trainee, shortcuts=shortcuts))
+    shortcuts = dataclasses.replace(job.train_state.forward_plan, cached=replay)
+    return dataclasses.replace(job, train_state=dataclasses.replace(job.train_state, forward_plan=shortcuts))
 
 
-def ensure(job: Job, replay: Replay, entry: Entry) -> Entry:
+def complete_entry(job: TrainingRun, replay: CachedForward, entry: Entry) -> Entry:
     """Makes the entry whole, or the one in bf16 where values are too large for fp16; returns the one that is."""
     try:
-        fill(job, replay, entry)
+        capture_missing(job, replay, entry)
         return entry
     except TooLargeError:
         job.runtime.say("cache       values are too large for fp16: kept in bf16")
         job.runtime.on_main(lambda: shutil.rmtree(entry.partial, ignore_errors=True))
         entry = dataclasses.replace(entry, kind="bfloat16")
-        fill(job, replay, entry)
+        capture_missing(job, replay, entry)
         return entry
 
 
-def fill(job: Job, replay: Replay, entry: Entry) -> None:
+def capture_missing(job: TrainingRun, replay: CachedForward, entry: Entry) -> None:
     """Each process computes its share of what is missing. One run at a time does it."""
     run = job.runtime
     with contextlib.ExitStack() as held:
-        run.on_main(lambda: held.enter_context(store.locked(entry.root, entry.key, run.say)))
-        missing, notes = run.on_main(lambda: store.missing_chunks(entry))
+        run.on_main(lambda: held.enter_context(store.lock_entry(entry.root, entry.key, run.say)))
+        missing, notes = run.on_main(lambda: store.find_missing_chunks(entry))
         for note in notes:
             run.say(f"cache       {note}")
-        if not missing and run.on_main(entry.is_whole):
+        if not missing and run.on_main(entry.is_complete):
             return
         began = time.perf_counter()
-        outcomes = run.gather(fill_share(job, replay, entry, missing)) if missing else []
+        outcomes = run.gather(capture_share(job, replay, entry, missing)) if missing else []
         if "stopped" in outcomes:
-            raise run.stop()
+            raise run.stopped_error()
         if "too large" in outcomes:
             raise TooLargeError
         if faults := [outcome for outcome in outcomes if outcome]:
             raise InputError(faults[0])
-        run.on_main(lambda: store.finish(entry))
+        run.on_main(lambda: store.finish_entry(entry))
         num_tokens, took = entry.layout.num_tokens, time.perf_counter() - began
         run.say(f"cache       {num_tokens:,} tokens captured in {took:.1f} s\n")
 
 
-def fill_share(job: Job, replay: Replay, entry: Entry, missing: list[int]) -> str:
+def capture_share(job: TrainingRun, replay: CachedForward, entry: Entry, missing: list[int]) -> str:
     """Computes this process's share of the missing chunks; what went wrong, or nothing, for all processes to hear."""
     run = job.runtime
     chunks = entry.layout.chunks()
@@ -137,13 +139,13 @@ def fill_share(job: Job, replay: Replay, entry: Entry, missing: list[int]) -> st
         def compute(number: int) -> bytes:
             if run.is_asked_to_stop():
                 raise StoppedError
-            content = capture(job, replay, entry, *chunks[number])
+            content = capture_chunk(job, replay, entry, *chunks[number])
             bar.update(1)
             return content
 
         try:
-            with measuring(job):
-                store.fill(entry, share, run.process, compute)
+            with inference_only(job):
+                store.fill_entry(entry, share, run.process, compute)
         except InputError as error:
             return str(error)
         except TooLargeError:
@@ -153,10 +155,10 @@ def fill_share(job: Job, replay: Replay, entry: Entry, missing: list[int]) -> st
     return ""
 
 
-def capture(job: Job, replay: Replay, entry: Entry, begin: int, end: int) -> bytes:
+def capture_chunk(job: TrainingRun, replay: CachedForward, entry: Entry, begin: int, end: int) -> bytes:
     """The states of features `begin` to `end` of the layout, as the file holds them."""
     sources = entry.layout.source[begin:end]
-    values, mask = states_of(job, replay, sources)
+    values, mask = compute_activations(job, replay, sources)
     stored = values[mask].to(getattr(torch, entry.kind))
     if not bool(torch.isfinite(stored).all()):
         if entry.kind == "float16" and bool(torch.isfinite(values).all()):
@@ -169,7 +171,7 @@ def capture(job: Job, replay: Replay, entry: Entry, begin: int, end: int) -> byt
     return stored.cpu().contiguous().view(torch.uint8).numpy().tobytes()
 
 
-def pad(
+def pad_sequences(
     features: dict[str, Features], sources: list[tuple[str, int]], pad_token_id: int
 ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
     """Padded inputs of sequences of any splits, and their mask [S, T]."""

@@ -20,16 +20,16 @@ import torch
 import transformers
 
 from hf_finetune.cache import store
-from hf_finetune.cache.capture import batch_of, measuring, states_of, with_replay
+from hf_finetune.cache.capture import compute_activations, inference_only, make_batch, with_cached_forward
 from hf_finetune.cache.store import Entry, Layout
 from hf_finetune.data.features import Batch
-from hf_finetune.forward.cached import Replay
+from hf_finetune.forward.cached import CachedForward
 from hf_finetune.model import heads
-from hf_finetune.model.freezing import train_mode
-from hf_finetune.run.job import Job
+from hf_finetune.model.freezing import set_train_mode
+from hf_finetune.run.training_run import TrainingRun
 from hf_finetune.system.errors import InputError
-from hf_finetune.system.files import digest_of
-from hf_finetune.training.loop import micro_batch_limit
+from hf_finetune.system.files import digest_tensors
+from hf_finetune.training.loop import make_micro_batch_limit
 from hf_finetune.training.progress import Progress
 
 FORMAT = 1  # of the key's description; raise it when capture computes something else
@@ -58,12 +58,12 @@ FREE_CONFIG = ("_", "id2label", "label2id", "num_labels", "problem_type", "archi
 
 
 @dataclass(frozen=True, kw_only=True)
-class Choice:
+class CacheDecision:
     """Whether the prefix is cached, and the lines that say why; where it is, the entry and the replay."""
 
     lines: tuple[str, ...]
     entry: Entry | None = None
-    replay: Replay | None = None
+    cached_forward: CachedForward | None = None
 
     @property
     def is_on(self) -> bool:
@@ -74,76 +74,78 @@ class Choice:
 # --- whether --------------------------------------------------------------------------------------------------------
 
 
-def choose(job: Job, progress: Progress) -> Choice:
+def decide(job: TrainingRun, progress: Progress) -> CacheDecision:
     """Decides by prefix.cache, what the model allows, the self-check, the disk and the measured speed. The same on all
     processes, and the same after a resume as before it. Raises InputError where `on` cannot be done."""
     config = job.config.prefix
-    replay = job.trainee.shortcuts.replay
+    replay = job.train_state.forward_plan.cached
     if config.cache == "off":
-        return Choice(lines=("cache off: as prefix.cache says",))
+        return CacheDecision(lines=("cache off: as prefix.cache says",))
     if replay is None:
-        return refuse(job, job.no_replay)
+        return decline(job, job.cannot_cache)
     if config.cache == "auto" and progress.cached is False:
-        return Choice(lines=("cache off: as this run was begun",))
+        return CacheDecision(lines=("cache off: as this run was begun",))
     if job.is_over(progress):
-        return Choice(lines=("cache off: nothing is left to train",))
+        return CacheDecision(lines=("cache off: nothing is left to train",))
     if job.task.changing_inputs:
-        return refuse(job, job.task.changing_inputs)
+        return decline(job, job.task.changing_inputs)
     if config.cache == "auto" and job.plan.num_prefix_blocks == 0:
-        return Choice(lines=("cache off: only the embeddings are constant, and they cost little",))
+        return CacheDecision(lines=("cache off: only the embeddings are constant, and they cost little",))
     layout = store.make_layout(job.features)
-    with measuring(job):
-        sample, _ = states_of(job, replay, [("train", 0)])
+    with inference_only(job):
+        sample, _ = compute_activations(job, replay, [("train", 0)])
         replay = dataclasses.replace(replay, dtype=sample.dtype)
-        job = with_replay(job, replay)
-        entry = make_entry(job, layout, sample.shape[-1])
+        job = with_cached_forward(job, replay)
+        entry = find_entry(job, layout, sample.shape[-1])
         checks = job.runtime.gather(self_check(job, replay, entry.kind))
         difference, tolerance = max(each[0] for each in checks), max(each[1] for each in checks)
         if not difference <= tolerance:
-            return refuse(
+            return decline(
                 job, f"the replayed logits differ from the model's by {difference:.1e}, above {tolerance:.1e}"
             )
         checked = (
             f"replayed logits differ from the whole model's by at most {difference:.1e} (tolerance {tolerance:.1e})"
         )
-        lines = (where_line(entry), checked)
+        lines = (describe_entry(entry), checked)
         if config.cache == "auto" and progress.cached:
-            return Choice(lines=("cache on: as this run was begun", *lines), entry=entry, replay=replay)
-        gain = estimate(job, replay, entry, progress)
-    full = disk_fault(entry)
+            return CacheDecision(lines=("cache on: as this run was begun", *lines), entry=entry, cached_forward=replay)
+        gain = estimate_gain(job, replay, entry, progress)
+    full = find_disk_problem(entry)
     (saved, total), full = job.runtime.on_main(lambda: (gain, full))  # one clock and one disk decide for all
     if full:
-        return refuse(job, full)
+        return decline(job, full)
     if config.cache == "on":
-        return Choice(lines=(f"cache on: {gain_text(saved, total)}", *lines), entry=entry, replay=replay)
+        return CacheDecision(
+            lines=(f"cache on: {describe_gain(saved, total)}", *lines), entry=entry, cached_forward=replay
+        )
     if saved < max(LEAST_GAIN_SECONDS, LEAST_GAIN_SHARE * total):
-        return Choice(lines=(f"cache off: {gain_text(saved, total)}",))
-    return Choice(lines=(f"cache on: {gain_text(saved, total)}", *lines), entry=entry, replay=replay)
+        return CacheDecision(lines=(f"cache off: {describe_gain(saved, total)}",))
+    return CacheDecision(lines=(f"cache on: {describe_gain(saved, total)}", *lines), entry=entry, cached_forward=replay)
 
 
-def refuse(job: Job, reason: str) -> Choice:
+def decline(job: TrainingRun, reason: str) -> CacheDecision:
     """No cache, with the reason; where one is asked for, that is an error."""
     if job.config.prefix.cache == "on":
         raise InputError(f"prefix.cache (on): {reason}; auto or off trains without")
-    return Choice(lines=(f"cache off: {reason}",))
+    return CacheDecision(lines=(f"cache off: {reason}",))
 
 
-def gain_text(saved: float, total: float) -> str:
+def describe_gain(saved: float, total: float) -> str:
     """What the cache is expected to save."""
     if saved <= 0:
         return f"would cost about {-saved:.1f} s more than the {total:.1f} s without"
     return f"saves about {saved:.1f} s of {total:.1f} s"
 
 
-def where_line(entry: Entry) -> str:
+def describe_entry(entry: Entry) -> str:
     """Size, place and state of the entry."""
-    state = "warm" if entry.is_whole() else "to be captured"
+    state = "warm" if entry.is_complete() else "to be captured"
     return f"{entry.num_bytes / 1e6:,.0f} MB in {entry.kind} at {entry.folder} ({state})"
 
 
-def disk_fault(entry: Entry) -> str | None:
+def find_disk_problem(entry: Entry) -> str | None:
     """Why the entry does not fit on its disk, or None. A partial entry has its room already, or part of it."""
-    if entry.is_whole():
+    if entry.is_complete():
         return None
     begun = entry.partial / store.STATES
     held = getattr(begun.stat(), "st_blocks", 0) * 512 if begun.exists() else 0
@@ -156,7 +158,7 @@ def disk_fault(entry: Entry) -> str | None:
     return f"{entry.num_bytes / 1e6:,.0f} MB are needed at {entry.root} and {free / 1e6:,.0f} MB are free; half must stay so"
 
 
-def self_check(job: Job, replay: Replay, kind: str) -> tuple[float, float]:
+def self_check(job: TrainingRun, replay: CachedForward, kind: str) -> tuple[float, float]:
     """The largest difference of a replayed logit from the whole model's on training examples of all lengths, and the
     tolerance. States are captured from each example alone and rounded as they are stored, then replayed in padded batches.
     """
@@ -165,12 +167,14 @@ def self_check(job: Job, replay: Replay, kind: str) -> tuple[float, float]:
     largest, difference = 1.0, 0.0
     for start in range(CHECKED_BATCH):  # a short, a long and two middle ones in each
         rows = np.unique(picked[start::CHECKED_BATCH])
-        batch = batch_of(job, rows)
-        alone = [states_of(job, replay, [("train", int(sequence))])[0][0] for sequence in batch.sequences]
+        batch = make_batch(job, rows)
+        alone = [
+            compute_activations(job, replay, [("train", int(sequence))])[0][0] for sequence in batch.sequence_indices
+        ]
         padded = torch.nn.utils.rnn.pad_sequence([each.to(getattr(torch, kind)) for each in alone], batch_first=True)
-        expected = seen(job, heads.run(job.trainee.model, batch.inputs), batch)
-        with job.trainee.shortcuts(padded.to(alone[0].dtype)):
-            found = seen(job, heads.run(job.trainee.model, batch.inputs), batch)
+        expected = zero_padding_outputs(job, heads.run_model(job.train_state.model, batch.inputs), batch)
+        with job.train_state.forward_plan(padded.to(alone[0].dtype)):
+            found = zero_padding_outputs(job, heads.run_model(job.train_state.model, batch.inputs), batch)
         largest = max(largest, float(expected.abs().max()))
         difference = max(difference, float((found - expected).abs().max()))
         if not bool(torch.isfinite(found).all()):
@@ -179,41 +183,41 @@ def self_check(job: Job, replay: Replay, kind: str) -> tuple[float, float]:
     return difference, TOLERANCE_ROUNDINGS * epsilon * largest
 
 
-def seen(job: Job, outputs: torch.Tensor, batch: Batch) -> torch.Tensor:
+def zero_padding_outputs(job: TrainingRun, outputs: torch.Tensor, batch: Batch) -> torch.Tensor:
     """The outputs, those of padding set to zero where each token has its own: nobody reads them. A decoder's tokens are not
     those of the input."""
     mask, values = batch.inputs["attention_mask"].bool(), outputs.float()
-    if values.shape[:2] != mask.shape or values.ndim < 3 or heads.writes(job.trainee.model):
+    if values.shape[:2] != mask.shape or values.ndim < 3 or heads.is_sequence_to_sequence(job.train_state.model):
         return values
     return values.masked_fill(~mask[..., *[None] * (values.ndim - 2)], 0.0)
 
 
-def estimate(job: Job, replay: Replay, entry: Entry, progress: Progress) -> tuple[float, float]:
+def estimate_gain(job: TrainingRun, replay: CachedForward, entry: Entry, progress: Progress) -> tuple[float, float]:
     """Seconds that the cache saves, and seconds of training and validation without it: measured on one micro-batch of
     middling length, and multiplied by the tokens to come."""
     train, schedule = job.features["train"], job.schedule
-    limit = micro_batch_limit(job.config, job.runtime.num_processes)
+    limit = make_micro_batch_limit(job.config, job.runtime.num_processes)
     order = np.argsort(-train.lengths, kind="stable")
-    counts = train.counts(np.arange(len(train)))
-    rows = limit.split(order[max(0, (len(order) - limit.rows) // 2) :], train.lengths, counts)[0]
-    batch = batch_of(job, rows)
+    counts = train.count_sequences(np.arange(len(train)))
+    rows = limit.split(order[max(0, (len(order) - limit.num_examples) // 2) :], train.lengths, counts)[0]
+    batch = make_batch(job, rows)
     num_tokens = int(train.num_tokens[rows].sum())
-    captured = replay.states(batch.inputs)
-    prefix = seconds(lambda: replay.states(batch.inputs)) / num_tokens
-    whole = seconds(lambda: forward_backward(job, batch, None)) / num_tokens
-    replayed = seconds(lambda: forward_backward(job, batch, captured)) / num_tokens
-    updates = job.stage_end(progress.settled) - progress.update
+    captured = replay.compute_activations(batch.inputs)
+    prefix = time_call(lambda: replay.compute_activations(batch.inputs)) / num_tokens
+    whole = time_call(lambda: run_forward_backward(job, batch, None)) / num_tokens
+    replayed = time_call(lambda: run_forward_backward(job, batch, captured)) / num_tokens
+    updates = job.find_stage_end(progress.num_settled) - progress.update
     train_tokens = int(train.num_tokens.sum()) * updates / schedule.updates_per_epoch
     every = job.config.evaluation.every
     evaluations = -(-updates // (schedule.updates_per_epoch if every == "epoch" else every))
     validation_tokens = int(job.features["validation"].num_tokens.sum()) * evaluations
-    missing = 0 if entry.is_whole() else entry.layout.num_tokens
+    missing = 0 if entry.is_complete() else entry.layout.num_tokens
     saved = train_tokens * (whole - replayed) + (validation_tokens - missing) * prefix
     total = train_tokens * whole + validation_tokens * (prefix + replayed / 3)  # a backward costs two forwards
     return saved / job.runtime.num_processes, total / job.runtime.num_processes
 
 
-def seconds(function: Callable[[], object]) -> float:
+def time_call(function: Callable[[], object]) -> float:
     """The faster of two runs, after one that warms up."""
     times = []
     for _ in range(3):
@@ -225,12 +229,16 @@ def seconds(function: Callable[[], object]) -> float:
     return min(times[1:])
 
 
-def forward_backward(job: Job, batch: Batch, captured: torch.Tensor | None) -> None:
+def run_forward_backward(job: TrainingRun, batch: Batch, captured: torch.Tensor | None) -> None:
     """One micro-batch as training computes it, its gradients thrown away. The head's cost stands for the loss's."""
-    trainee, task = job.trainee, job.task
-    train_mode(trainee.model, trainee.constant)
-    with torch.enable_grad(), trainee.shortcuts(captured), trainee.masks(0, batch.sequences, job.runtime.device):
-        outputs = heads.run(trainee.model, batch.inputs)
+    trainee, task = job.train_state, job.task
+    set_train_mode(trainee.model, trainee.eval_modules)
+    with (
+        torch.enable_grad(),
+        trainee.forward_plan(captured),
+        trainee.dropout_masks(0, batch.sequence_indices, job.runtime.device),
+    ):
+        outputs = heads.run_model(trainee.model, batch.inputs)
         loss = task.represent(outputs, batch).sum() if task.couples_rows else task.loss(outputs, batch)[0]
         loss.backward()
     trainee.model.zero_grad(set_to_none=True)
@@ -240,24 +248,24 @@ def forward_backward(job: Job, batch: Batch, captured: torch.Tensor | None) -> N
 # --- what the states depend on --------------------------------------------------------------------------------------
 
 
-def make_entry(job: Job, layout: Layout, hidden: int) -> Entry:
+def find_entry(job: TrainingRun, layout: Layout, hidden: int) -> Entry:
     """The entry of this run's prefix and features: the fp32 one, or the 16-bit one that is there, fp16 first."""
-    root = Path(job.config.prefix.dir) if job.config.prefix.dir else store.default_root()
-    description = job.runtime.on_main(lambda: describe(job))
+    root = Path(job.config.prefix.dir) if job.config.prefix.dir else store.default_dir()
+    description = job.runtime.on_main(lambda: describe_key(job))
 
     def of(kind: str) -> Entry:
         return Entry(root=root, description=description, layout=layout, kind=kind, hidden=hidden)
 
     if job.config.prefix.precision == "fp32":
         return of("float32")
-    only_bfloat16 = job.runtime.on_main(lambda: of("bfloat16").is_whole() and not of("float16").is_whole())
+    only_bfloat16 = job.runtime.on_main(lambda: of("bfloat16").is_complete() and not of("float16").is_complete())
     return of("bfloat16" if only_bfloat16 else "float16")
 
 
-def describe(job: Job) -> dict[str, Any]:
+def describe_key(job: TrainingRun) -> dict[str, Any]:
     """All that the states depend on besides the features: the frozen weights, the boundary, the config as far as the
     forward goes, attention, precision, versions. Nothing else: another head, label set or seed finds the same entry."""
-    model, plan = job.trainee.model, job.plan
+    model, plan = job.train_state.model, job.plan
     base = getattr(model, model.base_model_prefix, model)
     config = {
         key: value
@@ -266,7 +274,7 @@ def describe(job: Job) -> dict[str, Any]:
     }
     return {
         "format": FORMAT,
-        "weights": weights_digest(job),
+        "weights": digest_prefix_weights(job),
         "blocks": plan.num_prefix_blocks,
         "architecture": type(base).__name__,
         "config": json.loads(json.dumps(config, default=str)),
@@ -277,9 +285,9 @@ def describe(job: Job) -> dict[str, Any]:
     }
 
 
-def weights_digest(job: Job) -> str:
+def digest_prefix_weights(job: TrainingRun) -> str:
     """Digest of the name, type, shape and bytes of every frozen tensor of the prefix."""
     plan = job.plan
-    blocks = [name for names in plan.anatomy.blocks[: plan.num_prefix_blocks] for name in names]
-    names = sorted({*plan.anatomy.embeddings, *blocks} & plan.frozen)
-    return digest_of(dict(job.trainee.model.named_parameters()), names)
+    blocks = [name for names in plan.structure.blocks[: plan.num_prefix_blocks] for name in names]
+    names = sorted({*plan.structure.embeddings, *blocks} & plan.frozen)
+    return digest_tensors(dict(job.train_state.model.named_parameters()), names)

@@ -110,7 +110,7 @@ def make_layout(features: Mapping[str, Features]) -> Layout:
 
 
 @dataclass(kw_only=True)
-class States:
+class StoredActivations:
     """The stored states of one split's sequences, as a memory map of the whole entry.
 
     starts: [S] first token of each sequence. gathered: bytes read since the mapped pages were given back.
@@ -120,7 +120,7 @@ class States:
     kind: str  # float16, bfloat16 or float32
     hidden: int
     starts: "np.ndarray[Any, Any]"
-    gathered: int = 0
+    unreleased_bytes: int = 0
     mapped: Any = field(init=False, repr=False)
     array: "np.ndarray[Any, Any]" = field(init=False, repr=False)
 
@@ -136,9 +136,11 @@ class States:
 
         positions = np.where(mask, self.starts[rows][:, None] + np.arange(mask.shape[1]), 0)
         taken = self.array[positions]
-        self.gathered += taken.nbytes
-        if self.gathered > RESIDENT_BYTES:  # the file's pages count as this process's memory while they are mapped
-            self.gathered = 0
+        self.unreleased_bytes += taken.nbytes
+        if (
+            self.unreleased_bytes > RESIDENT_BYTES
+        ):  # the file's pages count as this process's memory while they are mapped
+            self.unreleased_bytes = 0
             if hasattr(self.mapped, "madvise"):
                 self.mapped.madvise(mmap.MADV_DONTNEED)
         bits = torch.int16 if ITEM_BYTES[self.kind] == 2 else torch.int32
@@ -184,7 +186,7 @@ class Entry:
         """Bytes of the file."""
         return self.layout.num_tokens * self.token_bytes
 
-    def is_whole(self) -> bool:
+    def is_complete(self) -> bool:
         """Whether the entry is there; says nothing of its bytes."""
         return (self.folder / MANIFEST).is_file()
 
@@ -198,7 +200,7 @@ class Entry:
 
 
 @contextlib.contextmanager
-def locked(root: Path, key: str, waiting: Callable[[str], object] = lambda _: None) -> Iterator[None]:
+def lock_entry(root: Path, key: str, waiting: Callable[[str], object] = lambda _: None) -> Iterator[None]:
     """Holds the entry's lock; where another process has it, says so and waits."""
     try:
         root.mkdir(parents=True, exist_ok=True)
@@ -216,7 +218,7 @@ def locked(root: Path, key: str, waiting: Callable[[str], object] = lambda _: No
         lock.release()
 
 
-def missing_chunks(entry: Entry) -> tuple[list[int], list[str]]:
+def find_missing_chunks(entry: Entry) -> tuple[list[int], list[str]]:
     """The chunks that have to be computed, and what was found damaged. Under the lock.
 
     Where the entry is whole, bytes and manifest: none. Otherwise KEY.partial is there when this returns, with a file of the
@@ -227,35 +229,35 @@ def missing_chunks(entry: Entry) -> tuple[list[int], list[str]]:
     try:
         if entry.folder.exists():
             digests = read_digests(entry.folder)
-            good = good_chunks(entry.folder / STATES, spans, digests or read_journals(entry.folder))
-            if is_sound(entry, good):
+            good = find_good_chunks(entry.folder / STATES, spans, digests or read_journals(entry.folder))
+            if is_intact(entry, good):
                 os.utime(entry.folder / MANIFEST)  # `cache prune` removes what was not used for longest
                 remove_journals(entry.folder)
                 return [], notes
-            notes.append(damage_note(entry, len(spans) - len(good), len(spans)))
+            notes.append(describe_damage(entry, len(spans) - len(good), len(spans)))
             write_journal(entry.folder, good)
             (entry.folder / MANIFEST).unlink(missing_ok=True)
             shutil.rmtree(entry.partial, ignore_errors=True)
             rename(entry.folder, entry.partial)
         else:
-            good = good_chunks(entry.partial / STATES, spans, read_journals(entry.partial))
+            good = find_good_chunks(entry.partial / STATES, spans, read_journals(entry.partial))
         make_partial(entry, good)
     except OSError as error:
         raise writing_error(entry.root, entry.num_bytes, error) from None
     return [number for number in range(len(spans)) if number not in good], notes
 
 
-def is_sound(entry: Entry, good: Mapping[int, str]) -> bool:
+def is_intact(entry: Entry, good: Mapping[int, str]) -> bool:
     """Whether every byte of an entry's two files is as it was written."""
     if len(good) < len(entry.spans()) or (entry.folder / STATES).stat().st_size != entry.num_bytes:
         return False
     try:
-        return (entry.folder / MANIFEST).read_bytes() == manifest_bytes(entry, good)
+        return (entry.folder / MANIFEST).read_bytes() == make_manifest(entry, good)
     except OSError:
         return False
 
 
-def damage_note(entry: Entry, num_damaged: int, num_chunks: int) -> str:
+def describe_damage(entry: Entry, num_damaged: int, num_chunks: int) -> str:
     """What a run says of a damaged entry."""
     if num_damaged:
         return f"{entry.folder} is damaged in {num_damaged} of {num_chunks} chunks; they are computed anew"
@@ -291,7 +293,7 @@ def remove_journals(folder: Path, kept: str = "") -> None:
             path.unlink()
 
 
-def fill(entry: Entry, numbers: Iterable[int], process: int, compute: Callable[[int], bytes]) -> None:
+def fill_entry(entry: Entry, numbers: Iterable[int], process: int, compute: Callable[[int], bytes]) -> None:
     """Computes chunks and writes each to its place, then notes it in this process's journal."""
     spans = entry.spans()
     try:
@@ -309,16 +311,16 @@ def fill(entry: Entry, numbers: Iterable[int], process: int, compute: Callable[[
         raise writing_error(entry.root, entry.num_bytes, error) from None
 
 
-def finish(entry: Entry) -> None:
+def finish_entry(entry: Entry) -> None:
     """Reads back what all processes wrote, writes the manifest, and renames the entry into place. Under the lock."""
     spans, digests = entry.spans(), read_journals(entry.partial)
-    good = good_chunks(entry.partial / STATES, spans, digests)
+    good = find_good_chunks(entry.partial / STATES, spans, digests)
     if len(good) < len(spans):
         raise InputError(
             f"{entry.partial}: {len(spans) - len(good)} chunks do not read back as they were written; is the disk sound? "
             "--prefix.cache off trains without"
         )
-    write_atomically(entry.partial / MANIFEST, manifest_bytes(entry, good))
+    write_atomically(entry.partial / MANIFEST, make_manifest(entry, good))
     try:
         rename(entry.partial, entry.folder)
         remove_journals(entry.folder)
@@ -327,7 +329,7 @@ def finish(entry: Entry) -> None:
         raise writing_error(entry.root, entry.num_bytes, error) from None
 
 
-def manifest_bytes(entry: Entry, digests: Mapping[int, str]) -> bytes:
+def make_manifest(entry: Entry, digests: Mapping[int, str]) -> bytes:
     """The manifest of a whole entry, a function of the entry and its digests: a damaged one is told by comparing."""
     manifest = {
         "description": dict(entry.description),
@@ -343,7 +345,7 @@ def manifest_bytes(entry: Entry, digests: Mapping[int, str]) -> bytes:
     return json.dumps(manifest, default=str).encode()
 
 
-def good_chunks(path: Path, spans: list[tuple[int, int]], digests: Mapping[int, str]) -> dict[int, str]:
+def find_good_chunks(path: Path, spans: list[tuple[int, int]], digests: Mapping[int, str]) -> dict[int, str]:
     """Number and digest of every chunk whose bytes in the file have the digest that was noted."""
     good: dict[int, str] = {}
     with contextlib.suppress(OSError), path.open("rb") as file:
@@ -378,7 +380,7 @@ def read_journals(folder: Path) -> dict[int, str]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Found:
+class FoundEntry:
     """An entry as the cache's folder shows it. used: seconds since the epoch."""
 
     folder: Path
@@ -392,7 +394,7 @@ class Found:
         return self.folder.name.endswith(".partial")
 
 
-def default_root() -> Path:
+def default_dir() -> Path:
     """Where the entries are unless prefix.dir says otherwise."""
     return cache_dir() / "prefix"
 
@@ -406,7 +408,7 @@ def read_manifest(folder: Path) -> Mapping[str, Any]:
         return {}
 
 
-def found_entries(root: Path) -> list[Found]:
+def list_entries(root: Path) -> list[FoundEntry]:
     """All entries, the least recently used first."""
     found = []
     for folder in root.iterdir() if root.is_dir() else ():
@@ -415,11 +417,11 @@ def found_entries(root: Path) -> list[Found]:
                 files = [path.stat() for path in folder.iterdir()]
                 used = max((status.st_mtime for status in files), default=folder.stat().st_mtime)
                 size = sum(status.st_size for status in files)
-                found.append(Found(folder=folder, size=size, used=used, manifest=read_manifest(folder)))
+                found.append(FoundEntry(folder=folder, size=size, used=used, manifest=read_manifest(folder)))
     return sorted(found, key=lambda entry: entry.used)
 
 
-def fault(found: Found) -> str | None:
+def find_damage(found: FoundEntry) -> str | None:
     """Why an entry is not whole, or None where every byte is as it was written."""
     if found.is_partial:
         return "is not finished; the run that needs it goes on with it"
@@ -432,20 +434,20 @@ def fault(found: Found) -> str | None:
         states = found.folder / STATES
         if not states.is_file() or states.stat().st_size != size:
             return f"has {states.stat().st_size if states.is_file() else 0} bytes of states instead of {size}"
-        damaged = len(spans) - len(good_chunks(states, spans, digests))
+        damaged = len(spans) - len(find_good_chunks(states, spans, digests))
     except MALFORMED:
         return "has no manifest that can be read"
     return f"is damaged in {damaged} of {len(spans)} chunks" if damaged else None
 
 
-def prune(root: Path, *, max_bytes: int | None, older_than_seconds: float | None) -> list[Found]:
+def prune_entries(root: Path, *, max_bytes: int | None, older_than_seconds: float | None) -> list[FoundEntry]:
     """Removes entries not used for so long, then the least recently used until the rest fits; returns the removed.
 
     One that a run is filling is left alone; one that a run reads stays readable to it where files can be removed while open.
     """
     for left in root.glob(".removing-*"):
         shutil.rmtree(left, ignore_errors=True)
-    entries = found_entries(root)
+    entries = list_entries(root)
     total = sum(entry.size for entry in entries)
     removed = []
     for entry in entries:

@@ -11,7 +11,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
 
-from hf_finetune.system.errors import InputError, blot
+from hf_finetune.system.errors import InputError, redact
 
 FILE_ENDINGS = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
 
@@ -493,7 +493,7 @@ class RunConfig:
         check(self.adapter.kind == "none" or not self.freeze.unfreeze, "freeze.unfreeze", list(self.freeze.unfreeze),
               f"has no meaning with adapter.kind {self.adapter.kind}: pretrained weights stay frozen")  # fmt: skip
         for key, value in flatten(as_dict(self)):
-            if blot(str(value)) != str(value):
+            if redact(str(value)) != str(value):
                 raise InputError(
                     f"{key} (***): holds a token or a password, which would be written into the run's files; give tokens in "
                     "HF_TOKEN or by `hf auth login`"

@@ -31,8 +31,8 @@ def plan_epoch(lengths: "np.ndarray[Any, Any]", batch_size: int, seed: int, epoc
 class MicroBatchLimit:
     """The most that one forward on one process takes. tokens: counted with padding; one row always fits."""
 
-    rows: int
-    tokens: int | None = None
+    num_examples: int
+    num_tokens: int | None = None
 
     def split(
         self,
@@ -43,9 +43,9 @@ class MicroBatchLimit:
         """Pieces of rows that go longest first. counts: sequences of each row; one if not given."""
         pieces, begin = [], 0
         while begin < len(ordered):
-            count = self.rows
-            if self.tokens is not None:
-                room = self.tokens // max(1, int(lengths[ordered[begin]]))  # sequences
+            count = self.num_examples
+            if self.num_tokens is not None:
+                room = self.num_tokens // max(1, int(lengths[ordered[begin]]))  # sequences
                 taken = ordered[begin : begin + count]
                 sequences = np.cumsum(np.ones(len(taken)) if counts is None else counts[taken])
                 count = max(1, int((sequences <= room).sum()))
@@ -73,7 +73,7 @@ def share_batch(
     return pieces[process::num_processes]
 
 
-def evaluation_batches(lengths: "np.ndarray[Any, Any]", batch_size: int) -> list["np.ndarray[Any, Any]"]:
+def plan_evaluation(lengths: "np.ndarray[Any, Any]", batch_size: int) -> list["np.ndarray[Any, Any]"]:
     """All rows in length order, longest first, in batches that do not depend on the number of processes."""
     order = np.argsort(-lengths, kind="stable")
     return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]

@@ -25,7 +25,7 @@ MODEL_INPUTS = ("input_ids", "token_type_ids")
 # --- features -------------------------------------------------------------------------------------------------------
 
 
-class StoredStates(Protocol):
+class Activations(Protocol):
     """What gives the hidden states of rows."""
 
     def gather(self, rows: "np.ndarray[Any, Any]", mask: "np.ndarray[Any, Any]") -> "torch.Tensor":
@@ -42,11 +42,11 @@ class Ragged:
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
-    def row(self, number: int) -> "np.ndarray[Any, Any]":
+    def get(self, number: int) -> "np.ndarray[Any, Any]":
         """One of them."""
         return self.values[self.offsets[number] : self.offsets[number + 1]]
 
-    def padded(self, rows: "np.ndarray[Any, Any]", fill: int, width: int | None = None) -> "np.ndarray[Any, Any]":
+    def pad(self, rows: "np.ndarray[Any, Any]", fill: int, width: int | None = None) -> "np.ndarray[Any, Any]":
         """[B, longest, or `width`] of these rows, `fill` behind their ends."""
         starts = self.offsets[rows]
         lengths = self.offsets[rows + 1] - starts
@@ -70,13 +70,13 @@ class Features:
     offsets: "np.ndarray[Any, Any]"
     labels: "np.ndarray[Any, Any] | Ragged | None"
     num_truncated: int
-    rows: "np.ndarray[Any, Any] | None" = None
-    examples: "np.ndarray[Any, Any] | None" = None
+    sequence_offsets: "np.ndarray[Any, Any] | None" = None
+    example_indices: "np.ndarray[Any, Any] | None" = None
     extras: Mapping[str, "np.ndarray[Any, Any]"] = field(default_factory=dict)
-    states: StoredStates | None = None
+    activations: Activations | None = None
 
     def __len__(self) -> int:
-        return self.num_sequences if self.rows is None else len(self.rows) - 1
+        return self.num_sequences if self.sequence_offsets is None else len(self.sequence_offsets) - 1
 
     @property
     def num_sequences(self) -> int:
@@ -92,38 +92,42 @@ class Features:
     def lengths(self) -> "np.ndarray[Any, Any]":
         """Tokens of each feature's longest sequence, [N]."""
         longest = self.sequence_lengths
-        return longest if self.rows is None else np.maximum.reduceat(longest, self.rows[:-1])
+        return longest if self.sequence_offsets is None else np.maximum.reduceat(longest, self.sequence_offsets[:-1])
 
     @property
     def num_tokens(self) -> "np.ndarray[Any, Any]":
         """Tokens of each feature, [N]."""
-        return self.sequence_lengths if self.rows is None else np.diff(self.offsets[self.rows])
+        return self.sequence_lengths if self.sequence_offsets is None else np.diff(self.offsets[self.sequence_offsets])
 
-    def sequences(self, rows: "np.ndarray[Any, Any]") -> "np.ndarray[Any, Any]":
+    def get_sequence_indices(self, rows: "np.ndarray[Any, Any]") -> "np.ndarray[Any, Any]":
         """Numbers of the sequences of these features, in their order."""
-        if self.rows is None:
+        if self.sequence_offsets is None:
             return rows
-        return np.concatenate([np.arange(self.rows[row], self.rows[row + 1]) for row in rows])
+        return np.concatenate([np.arange(self.sequence_offsets[row], self.sequence_offsets[row + 1]) for row in rows])
 
-    def counts(self, rows: "np.ndarray[Any, Any]") -> "np.ndarray[Any, Any]":
+    def count_sequences(self, rows: "np.ndarray[Any, Any]") -> "np.ndarray[Any, Any]":
         """Sequences of each of these features, [B]."""
-        return np.ones(len(rows), dtype=np.int64) if self.rows is None else np.diff(self.rows)[rows]
+        return (
+            np.ones(len(rows), dtype=np.int64)
+            if self.sequence_offsets is None
+            else np.diff(self.sequence_offsets)[rows]
+        )
 
-    def labels_of(self, rows: "np.ndarray[Any, Any]") -> "np.ndarray[Any, Any] | None":
+    def get_labels(self, rows: "np.ndarray[Any, Any]") -> "np.ndarray[Any, Any] | None":
         """Labels [B, ...] of these features, padded with IGNORED where they are ragged."""
         if self.labels is None:
             return None
-        return self.labels.padded(rows, IGNORED) if isinstance(self.labels, Ragged) else self.labels[rows]
+        return self.labels.pad(rows, IGNORED) if isinstance(self.labels, Ragged) else self.labels[rows]
 
-    def example_of(self, row: int) -> int:
+    def get_example(self, row: int) -> int:
         """The row of the table that a feature was made of."""
-        return row if self.examples is None else int(self.examples[row])
+        return row if self.example_indices is None else int(self.example_indices[row])
 
     def fingerprint(self) -> str:
         """Digest of all that training sees of these rows."""
         digest = hashlib.sha256()
         ragged = (self.labels.values, self.labels.offsets) if isinstance(self.labels, Ragged) else (self.labels,)
-        for array in (*self.inputs.values(), self.offsets, *ragged, self.rows):
+        for array in (*self.inputs.values(), self.offsets, *ragged, self.sequence_offsets):
             if array is not None:
                 digest.update(np.ascontiguousarray(array).data)
         return digest.hexdigest()[:16]
@@ -140,8 +144,8 @@ def make_features(
         offsets=arrays["offsets"],
         labels=labels,
         num_truncated=int(arrays["truncated"]),
-        rows=arrays.get("rows"),
-        examples=arrays.get("examples"),
+        sequence_offsets=arrays.get("rows"),
+        example_indices=arrays.get("examples"),
         extras={name: array for name, array in arrays.items() if name not in known},
     )
 
@@ -155,12 +159,12 @@ class Batch:
     None. states: [S, T, H], where the features have stored ones.
     """
 
-    rows: "np.ndarray[Any, Any]"
-    sequences: "np.ndarray[Any, Any]"
-    counts: "np.ndarray[Any, Any]"
+    feature_indices: "np.ndarray[Any, Any]"
+    sequence_indices: "np.ndarray[Any, Any]"
+    sequence_counts: "np.ndarray[Any, Any]"
     inputs: dict[str, "torch.Tensor"]
     labels: "torch.Tensor | None"
-    states: "torch.Tensor | None" = None
+    activations: "torch.Tensor | None" = None
 
     def to(self, device: "torch.device") -> "Batch":
         """The batch on the device; copied beside the computation where that is a GPU."""
@@ -171,14 +175,14 @@ class Batch:
             return tensor.pin_memory().to(device, non_blocking=True)
 
         moved: dict[str, Any] = {name: move(tensor) for name, tensor in self.inputs.items()}
-        return replace(self, inputs=moved, labels=move(self.labels), states=move(self.states))
+        return replace(self, inputs=moved, labels=move(self.labels), activations=move(self.activations))
 
 
 def collate(features: Features, rows: "np.ndarray[Any, Any]", pad_token_id: int) -> Batch:
     """The padded batch of these features."""
     import torch
 
-    sequences = features.sequences(rows)
+    sequences = features.get_sequence_indices(rows)
     starts = features.offsets[sequences]
     lengths = features.offsets[sequences + 1] - starts
     columns = np.arange(int(lengths.max()))
@@ -188,12 +192,12 @@ def collate(features: Features, rows: "np.ndarray[Any, Any]", pad_token_id: int)
         name: np.where(mask, flat[positions], pad_token_id if name == "input_ids" else 0).astype(np.int64)
         for name, flat in features.inputs.items()
     } | {"attention_mask": mask.astype(np.int64)}
-    labels = features.labels_of(rows)
+    labels = features.get_labels(rows)
     return Batch(
-        rows=rows,
-        sequences=sequences,
-        counts=features.counts(rows),
+        feature_indices=rows,
+        sequence_indices=sequences,
+        sequence_counts=features.count_sequences(rows),
         inputs={name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()},
         labels=None if labels is None else torch.from_numpy(np.ascontiguousarray(labels)),
-        states=None if features.states is None else features.states.gather(sequences, mask),
+        activations=None if features.activations is None else features.activations.gather(sequences, mask),
     )

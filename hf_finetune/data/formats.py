@@ -80,7 +80,7 @@ def read_json_lines(path: Path, text: str) -> Rows:
             row = json.loads(line)
             check_unicode(line, row)
         except (ValueError, RecursionError) as error:
-            raise InputError(f"{path}:{number}: broken JSON: {json_fault(error)}") from None
+            raise InputError(f"{path}:{number}: broken JSON: {describe_json_error(error)}") from None
         if not isinstance(row, dict):
             raise InputError(f"{path}:{number}: must be a JSON object with named columns, not a {type(row).__name__}")
         yield number, row
@@ -92,7 +92,7 @@ def check_unicode(text: str, value: Any) -> None:
         json.dumps(value, ensure_ascii=False).encode()
 
 
-def json_fault(error: Exception) -> str:
+def describe_json_error(error: Exception) -> str:
     """What is wrong, without the position, which is that in the line and not in the file."""
     if isinstance(error, UnicodeEncodeError):
         return "half a surrogate pair"
@@ -111,7 +111,7 @@ def read_json(path: Path, text: str) -> Rows:
             yield from read_json_lines(path, text)
             return
         place = f"{path}:{error.lineno}" if isinstance(error, json.JSONDecodeError) else str(path)
-        raise InputError(f"{place}: broken JSON: {json_fault(error)}") from None
+        raise InputError(f"{place}: broken JSON: {describe_json_error(error)}") from None
     if isinstance(rows, dict) and isinstance(rows.get("data"), list):
         yield from enumerate(read_squad(path, rows["data"]), 1)
         return
@@ -216,10 +216,10 @@ def read_conll(path: Path, text: str, config: DataConfig) -> Rows:
         lines.append(number)
         words.append(fields[1] if is_conllu else fields[0])
         if is_conllu or width > 1:
-            tags.append(fields[tag_column(config, width, is_conllu=is_conllu)].strip())
+            tags.append(fields[find_tag_column(config, width, is_conllu=is_conllu)].strip())
 
 
-def tag_column(config: DataConfig, width: int, *, is_conllu: bool) -> int:
+def find_tag_column(config: DataConfig, width: int, *, is_conllu: bool) -> int:
     """The column of the tags, from 0."""
     asked = str(config.label_column)
     if is_conllu:
@@ -251,14 +251,14 @@ def read_parallel(source: Path, target: Path, config: DataConfig) -> Rows:
             yield number, {config.text_columns[0]: one.strip(), str(config.label_column): other.strip()}
 
 
-def value_of(row: Mapping[str, Any], column: str) -> Any:
+def get_value(row: Mapping[str, Any], column: str) -> Any:
     """What a row has in a column; "a.b" is the entry b of the objects in column a. KeyError where there is none."""
     if column in row or "." not in column:
         return row[column]
     outer, _, inner = column.partition(".")
     if not isinstance(row[outer], Mapping):
         raise KeyError(column)
-    return value_of(row[outer], inner)
+    return get_value(row[outer], inner)
 
 
 def is_table(path: Path) -> bool:

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from hf_finetune.config.sections import DataConfig, check
-from hf_finetune.data.formats import is_table, read_lines, read_parallel, read_rows, read_text, value_of
-from hf_finetune.data.table import Table, TableForm, check_texts, labelled_texts, setting_of
+from hf_finetune.data.formats import get_value, is_table, read_lines, read_parallel, read_rows, read_text
+from hf_finetune.data.table import ColumnSpec, Table, check_texts, find_column_setting, text_and_label_spec
 from hf_finetune.system.errors import InputError
 from hf_finetune.system.locations import local_path
 
@@ -29,32 +29,32 @@ def find_files(locations: Sequence[str], key: str) -> list[Path]:
 
 
 def read_table(
-    locations: Sequence[str], config: DataConfig, key: str, form: TableForm | None = None, *, needs_labels: bool = True
+    locations: Sequence[str], config: DataConfig, key: str, form: ColumnSpec | None = None, *, needs_labels: bool = True
 ) -> Table:
     """All rows of the locations, with the columns of `form` (a text with a label, if not given) checked to be in every row.
 
     Labels are kept where there are any; without `needs_labels` they may be missing.
     """
-    form = form or labelled_texts(config)
+    form = form or text_and_label_spec(config)
     columns: dict[str, list[Any]] = {name: [] for name in form.columns}
     needed = {*form.inputs, *(form.labels if needs_labels else ())}
     files: list[str] = []
     lines: list[int] = []
     word_lines: list[list[int]] = []
-    for path, rows in files_of(locations, config, key, form, needs_labels=needs_labels):
+    for path, rows in read_files(locations, config, key, form, needs_labels=needs_labels):
         empty = True
         for line, row in rows:
             empty = False
             file = str(row[""] if path.is_dir() else path)
             for name in columns:
                 try:
-                    value = value_of(row, name)
+                    value = get_value(row, name)
                 except KeyError:
                     value = None
                     if name in needed:
                         found = ", ".join(str(column) for column in row if column != "#lines") or "none"
                         raise InputError(
-                            f"{file}:{line}: no column {name!r} (columns: {found}); see {setting_of(name, config)}"
+                            f"{file}:{line}: no column {name!r} (columns: {found}); see {find_column_setting(name, config)}"
                         ) from None
                 columns[name].append(value)
             files.append(file)
@@ -67,8 +67,8 @@ def read_table(
     return table
 
 
-def files_of(
-    locations: Sequence[str], config: DataConfig, key: str, form: TableForm, *, needs_labels: bool = True
+def read_files(
+    locations: Sequence[str], config: DataConfig, key: str, form: ColumnSpec, *, needs_labels: bool = True
 ) -> Iterator[tuple[Path, Iterable[tuple[int, dict[str, Any]]]]]:
     """Each file and its rows. Of parallel text files the second of two is named; without `needs_labels` one may be alone, and
     holds sources."""
@@ -88,7 +88,7 @@ def files_of(
         yield path, read_rows(path, config, form.text_files)
 
 
-def read_hub_dataset(config: DataConfig, form: TableForm | None = None) -> dict[str, Table]:
+def read_hub_dataset(config: DataConfig, form: ColumnSpec | None = None) -> dict[str, Table]:
     """The splits train, validation and test, as far as they are there, of a data set on the Hub.
 
     data.train, data.validation and data.test name its splits where they are called otherwise. A split whose labels are
@@ -96,7 +96,7 @@ def read_hub_dataset(config: DataConfig, form: TableForm | None = None) -> dict[
     """
     import datasets
 
-    form = form or labelled_texts(config)
+    form = form or text_and_label_spec(config)
     datasets.disable_progress_bars()
     name = config.dataset or ""
     try:
@@ -117,7 +117,7 @@ def read_hub_dataset(config: DataConfig, form: TableForm | None = None) -> dict[
             rows = rows.flatten()  # {"translation": {"de": ...}} has the column translation.de then
         for column in (*form.inputs, *form.labels):
             if column not in rows.column_names:
-                setting, found = setting_of(column, config), ", ".join(rows.column_names)
+                setting, found = find_column_setting(column, config), ", ".join(rows.column_names)
                 raise InputError(f"{setting} ({column}): {name} has no such column (columns: {found})")
         feature = rows.features.get(config.label_column)
         class_names = tuple(getattr(getattr(feature, "feature", feature), "names", None) or ()) or None

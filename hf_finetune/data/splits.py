@@ -11,7 +11,7 @@ import numpy as np
 
 from hf_finetune.config.sections import DataConfig, check
 from hf_finetune.data.sources import read_hub_dataset, read_table
-from hf_finetune.data.table import Table, TableForm, has_fractions, labelled_texts
+from hf_finetune.data.table import ColumnSpec, Table, has_fractions, text_and_label_spec
 
 SPLITS = ("train", "validation", "test")
 
@@ -31,10 +31,10 @@ class Splits:
         return {split: table for split, table in named.items() if table is not None}
 
 
-def load_splits(config: DataConfig, seed: int, form: TableForm | None = None) -> Splits:
+def load_splits(config: DataConfig, seed: int, form: ColumnSpec | None = None) -> Splits:
     """Reads all splits, and carves the missing ones out of training: stratified, seeded, equal texts together; or, where the
     form says so, in order from the end."""
-    form = form or labelled_texts(config)
+    form = form or text_and_label_spec(config)
     if config.dataset is not None:
         given = read_hub_dataset(config, form)
     else:
@@ -51,7 +51,7 @@ def load_splits(config: DataConfig, seed: int, form: TableForm | None = None) ->
     }
     notes: list[str] = []
     if fractions:
-        kept, carved = carve(train, form, fractions, seed)
+        kept, carved = split_off(train, form, fractions, seed)
         for split, rows in carved.items():
             check(
                 len(rows) > 0,
@@ -76,15 +76,15 @@ def load_splits(config: DataConfig, seed: int, form: TableForm | None = None) ->
     )
 
 
-def carve(
-    table: Table, form: TableForm, fractions: Mapping[str, float], seed: int
+def split_off(
+    table: Table, form: ColumnSpec, fractions: Mapping[str, float], seed: int
 ) -> tuple[list[int], dict[str, list[int]]]:
     """Rows kept, and rows of each new split.
 
     Stratified: each label gives its share, rounded so that the totals come out; every label keeps at least one row in
     training. Rows with the same text go the same way, so that no test text was trained on. In order: each file gives its end.
     """
-    texts = [group_key(table, form, row) for row in range(len(table))]
+    texts = [make_group_key(table, form, row) for row in range(len(table))]
     groups: dict[tuple[str, ...], list[int]] = defaultdict(list)
     for row, text in enumerate(texts):
         groups[text].append(row)
@@ -92,7 +92,7 @@ def carve(
     whole = not labels or has_fractions(labels)  # numbers to predict are one stratum
     by_label: dict[str, list[list[int]]] = defaultdict(list)
     for rows in groups.values():
-        by_label["" if whole else stratum(labels[rows[0]])].append(rows)
+        by_label["" if whole else format_stratum(labels[rows[0]])].append(rows)
     generator = np.random.default_rng([seed, 0])
     carved: dict[str, list[int]] = {split: [] for split in fractions}
     kept: list[int] = []
@@ -109,11 +109,11 @@ def carve(
             order = order[share:]
         kept += [row for rows in order for row in rows]
     if not whole:
-        bring_back_labels(labels, kept, carved, groups=groups, texts=texts)
+        ensure_all_labels_in_train(labels, kept, carved, groups=groups, texts=texts)
     return sorted(kept), {split: sorted(rows) for split, rows in carved.items()}
 
 
-def group_key(table: Table, form: TableForm, row: int) -> tuple[str, ...]:
+def make_group_key(table: Table, form: ColumnSpec, row: int) -> tuple[str, ...]:
     """What rows that stay in one split have in common."""
     if not form.together:
         return (str(row),)
@@ -121,7 +121,7 @@ def group_key(table: Table, form: TableForm, row: int) -> tuple[str, ...]:
     return tuple(value if isinstance(value, str) else json.dumps(value, default=str) for value in values)
 
 
-def bring_back_labels(
+def ensure_all_labels_in_train(
     labels: Sequence[Any],
     kept: list[int],
     carved: Mapping[str, list[int]],
@@ -134,7 +134,7 @@ def bring_back_labels(
 
     def of(row: int) -> set[str]:
         label = labels[row]
-        return set(map(str, label)) if isinstance(label, (list, tuple)) else {stratum(label)}
+        return set(map(str, label)) if isinstance(label, (list, tuple)) else {format_stratum(label)}
 
     known = {name for row in kept for name in of(row)}
     for rows in carved.values():
@@ -146,7 +146,7 @@ def bring_back_labels(
                 rows[:] = [other for other in rows if other not in together]
 
 
-def stratum(label: Any) -> str:
+def format_stratum(label: Any) -> str:
     """What a row is stratified by: its label, as the task names it (1.0 is 1); lists are one stratum for all."""
     if isinstance(label, (list, tuple, dict)):
         return ""

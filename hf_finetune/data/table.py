@@ -38,7 +38,7 @@ class Table:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TableForm:
+class ColumnSpec:
     """What a task needs of its rows, by the names of columns.
 
     inputs: in every row. labels: in every row that is trained or evaluated on. optional: taken where they are there. texts:
@@ -62,14 +62,14 @@ class TableForm:
         return tuple(dict.fromkeys((*self.inputs, *self.labels, *self.optional)))
 
 
-def labelled_texts(config: DataConfig, *, numbers: bool = False) -> TableForm:
+def text_and_label_spec(config: DataConfig, *, numbers: bool = False) -> ColumnSpec:
     """The form of texts with a label, or with a number."""
     texts, label = config.text_columns, str(config.label_column)
-    return TableForm(inputs=texts, labels=(label,), texts=texts, text_files="classes", together=texts,
+    return ColumnSpec(inputs=texts, labels=(label,), texts=texts, text_files="classes", together=texts,
                      strata=None if numbers else label)  # fmt: skip
 
 
-def setting_of(column: str, config: DataConfig) -> str:
+def find_column_setting(column: str, config: DataConfig) -> str:
     """The setting that names a column."""
     choices = "data.choice_columns" if column in config.choice_columns else "data.text_columns"
     return "data.label_column" if column == config.label_column else choices
@@ -88,7 +88,7 @@ def has_fractions(values: Iterable[Any]) -> bool:
     return some
 
 
-def check_texts(table: Table, form: TableForm) -> None:
+def check_texts(table: Table, form: ColumnSpec) -> None:
     """Raises InputError at the first text that is null, empty or no string."""
     for name in form.texts:
         for row, value in enumerate(table.columns[name]):

@@ -14,16 +14,16 @@ from hf_finetune.config.sections import RunConfig, as_dict
 from hf_finetune.data.splits import SPLITS
 from hf_finetune.model import lora
 from hf_finetune.model.backbone import Backbone
-from hf_finetune.run.job import Job
+from hf_finetune.run.training_run import TrainingRun
 from hf_finetune.tasks.base import Task
 
 
-def describe_use(loaded: Backbone, config: RunConfig, task: Task, *, metric: str, max_length: int) -> None:
+def make_note(loaded: Backbone, config: RunConfig, task: Task, *, metric: str, max_length: int) -> None:
     """Notes in a model and its tokenizer what `hf-finetune predict` and `evaluate` need to know of the training."""
     loaded.model.config.hf_finetune = {
         "task": task.name,
         "facts": task.facts(),
-        "settings": {name: as_dict(without_folders(config).task)[name] for name in sorted(task.settings)},
+        "settings": {name: as_dict(hide_folders(config).task)[name] for name in sorted(task.settings)},
         "text_columns": list(config.data.text_columns),
         "label_column": config.data.label_column,
         "choice_columns": list(config.data.choice_columns),
@@ -34,9 +34,9 @@ def describe_use(loaded: Backbone, config: RunConfig, task: Task, *, metric: str
     loaded.tokenizer.model_max_length = max_length  # so that pipelines cut where training did
 
 
-def card(job: Job, results: Mapping[str, Any]) -> str:
+def make_card(job: TrainingRun, results: Mapping[str, Any]) -> str:
     """The model card: Hub metadata, how to use it, data, freeze plan, hyperparameters and measured metrics."""
-    config, task, plan = without_folders(job.config), job.task, job.plan
+    config, task, plan = hide_folders(job.config), job.task, job.plan
     name = config.hub.repo_id or "model"
     measured = "\n".join(
         f"| {split} | {metric} | {value:.4f} |"
@@ -46,7 +46,7 @@ def card(job: Job, results: Mapping[str, Any]) -> str:
     parts = "\n".join(f"| {part} | {size:,} | {state} |" for part, size, state in plan.table())
     examples, best = results["examples"], results["best"]
     return f"""---
-{metadata(job, results).to_yaml()}
+{make_metadata(job, results).to_yaml()}
 ---
 
 # {config.name}
@@ -54,7 +54,7 @@ def card(job: Job, results: Mapping[str, Any]) -> str:
 `{config.model.backbone.split("#")[0]}` fine-tuned with hf-finetune for {task.card()}
 
 ```python
-{usage(job.backbone, task, name)}
+{describe_usage(job.backbone, task, name)}
 ```
 
 ## Measured
@@ -68,7 +68,7 @@ The best checkpoint (epoch {best["epoch"]}, update {best["update"]}) was chosen 
 
 ## Data
 
-`{data_name(config)}`: {examples["train"]:,} examples to train on, {examples["validation"]:,} for validation,
+`{find_data_name(config)}`: {examples["train"]:,} examples to train on, {examples["validation"]:,} for validation,
 {examples["test"]:,} for the test. Inputs have at most {job.max_length} tokens.
 
 ## What was trained
@@ -78,7 +78,7 @@ The best checkpoint (epoch {best["epoch"]}, update {best["update"]}) was chosen 
 {parts}
 
 {plan.num_trainable:,} of {plan.num_total:,} parameters trained; what is frozen is as it was pretrained.
-{remote_code_note(config)}
+{describe_remote_code(config)}
 ## Settings
 
 ```yaml
@@ -89,7 +89,7 @@ The best checkpoint (epoch {best["epoch"]}, update {best["update"]}) was chosen 
 """
 
 
-def usage(loaded: Backbone, task: Task, name: str) -> str:
+def describe_usage(loaded: Backbone, task: Task, name: str) -> str:
     """Python that loads what is exported."""
     kind = task.auto_class
     tokenizer = f'tokenizer = AutoTokenizer.from_pretrained("{name}")'
@@ -118,19 +118,19 @@ model.load_adapter("{name}")
 {generation}{tokenizer}"""
 
 
-def library_name(config: RunConfig, task: Task) -> str:
+def choose_library_name(config: RunConfig, task: Task) -> str:
     """What the Hub says loads what is exported."""
     is_adapter = config.adapter.kind == "lora" and not config.adapter.merge
     return "peft" if is_adapter and task.library_name == "transformers" else task.library_name
 
 
-def metadata(job: Job, results: Mapping[str, Any]) -> ModelCardData:
+def make_metadata(job: TrainingRun, results: Mapping[str, Any]) -> ModelCardData:
     """The card's metadata for the Hub, with the metrics of the test split where there is one."""
     config = job.config
     split = "test" if results["test"] else "validation"
-    name = data_name(config)
+    name = find_data_name(config)
     return ModelCardData(
-        library_name=library_name(config, job.task),
+        library_name=choose_library_name(config, job.task),
         pipeline_tag=job.task.pipeline_tag,
         tags=["hf-finetune", job.task.problem, *(["lora"] if config.adapter.kind == "lora" else [])],
         base_model=config.model.backbone if looks_like_hub_id(config.model.backbone) else None,
@@ -151,7 +151,7 @@ def metadata(job: Job, results: Mapping[str, Any]) -> ModelCardData:
     )
 
 
-def data_name(config: RunConfig) -> str:
+def find_data_name(config: RunConfig) -> str:
     """The data set's name: on the Hub, of the package, or of the first file without its folders."""
     first = config.data.dataset or config.data.train[0]
     if first.startswith("package://"):
@@ -164,7 +164,7 @@ def last_part(location: str) -> str:
     return (Path(location).name or location) if Path(location).is_absolute() else location
 
 
-def without_folders(config: RunConfig) -> RunConfig:
+def hide_folders(config: RunConfig) -> RunConfig:
     """The config as others may see it: of an absolute path the last part alone."""
     last = last_part
     splits: dict[str, Any] = {split: tuple(map(last, getattr(config.data, split))) for split in SPLITS}
@@ -181,7 +181,7 @@ def without_folders(config: RunConfig) -> RunConfig:
     )
 
 
-def remote_code_note(config: RunConfig) -> str:
+def describe_remote_code(config: RunConfig) -> str:
     """What a reader must know where the backbone runs code of its own."""
     if not config.model.trust_remote_code:
         return ""

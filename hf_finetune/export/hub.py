@@ -9,7 +9,7 @@ from huggingface_hub import CommitOperationAdd, HfApi
 from huggingface_hub.errors import HFValidationError, HTTPError, LocalTokenNotFoundError  # type: ignore[attr-defined]
 from huggingface_hub.utils._validators import validate_repo_id
 
-from hf_finetune.system.errors import InputError, blot
+from hf_finetune.system.errors import InputError, redact
 
 # What a push can fail with: the Hub's answer or the transport, a file upload, a card the Hub refuses.
 PUSH_ERRORS = (HTTPError, OSError, RuntimeError, ValueError)
@@ -56,7 +56,10 @@ def push(run_dir: Path, repo_id: str, *, private: bool = False, revision: str | 
             api.create_branch(repo_id, branch=revision, exist_ok=True)
         commit = api.create_commit(
             repo_id,
-            [CommitOperationAdd(path_in_repo=name, path_or_fileobj=content(path, repo_id)) for path, name in files],
+            [
+                CommitOperationAdd(path_in_repo=name, path_or_fileobj=collect_files(path, repo_id))
+                for path, name in files
+            ],
             commit_message=f"Fine-tuned model of run {run_dir.name}",
             revision=revision,
         )
@@ -65,7 +68,7 @@ def push(run_dir: Path, repo_id: str, *, private: bool = False, revision: str | 
     return str(commit.commit_url)
 
 
-def content(path: Path, repo_id: str) -> Path | bytes:
+def collect_files(path: Path, repo_id: str) -> Path | bytes:
     """What is pushed of a file: the card says how to load the model from where it is pushed to, and an adapter names a
     pretrained model on this machine as the config did, or by the last part of its path."""
     if path.name == "adapter_config.json":
@@ -84,4 +87,4 @@ def content(path: Path, repo_id: str) -> Path | bytes:
 def first_line(error: Exception) -> str:
     """The first line that says something; tokens blotted out."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return blot(lines[0]) if lines else type(error).__name__
+    return redact(lines[0]) if lines else type(error).__name__

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from hf_finetune.config.loading import config_from_dict
-from hf_finetune.export.card import describe_use, library_name, remote_code_note
+from hf_finetune.export.card import choose_library_name, describe_remote_code, make_note
 from hf_finetune.export.model_folder import write_model
 from hf_finetune.model import backbone, lora
 from hf_finetune.run import checkpoint, resume
@@ -26,22 +26,22 @@ def materialize(path: Path, out: Path) -> Path:
         raise InputError(f"--out ({out}): there is no folder {out.absolute().parent}")
     if not os.path.isfile(path):
         raise InputError(f"{path}: no such checkpoint; `hf-finetune checkpoints RUN` lists those of a run")
-    if fault := checkpoint.fault_of(path):
+    if fault := checkpoint.find_damage_in_file(path):
         raise InputError(f"{path}: {fault}")
-    content = checkpoint.load(path)
-    resume.check_is_ours(path, content)
+    content = checkpoint.load_checkpoint(path)
+    resume.check_format(path, content)
     state = content["run"]
     config = config_from_dict(state["config"])
     torch.manual_seed(config.seed)
     task = TASKS[state["task"]].from_facts(config, state["facts"])
-    loaded = backbone.load(config.model, task.head, backbone.load_tokenizer(config.model))
+    loaded = backbone.load_backbone(config.model, task.head, backbone.load_tokenizer(config.model))
     task.prepare_model(loaded.model, loaded.tokenizer)
-    loaded = lora.attach(loaded, config.adapter, config.freeze, config.seed)
-    resume.fill_in(loaded.model, content, path.name, config.model.backbone)
-    describe_use(loaded, config, task, metric=state["metric"], max_length=state["max_length"])
+    loaded = lora.add_adapters(loaded, config.adapter, config.freeze, config.seed)
+    resume.add_pretrained_weights(loaded.model, content, path.name, config.model.backbone)
+    make_note(loaded, config, task, metric=state["metric"], max_length=state["max_length"])
     values = "".join(f"| {name} | {value:.4f} |\n" for name, value in content["metrics"].items())
     readme = f"""---
-library_name: {library_name(config, task)}
+library_name: {choose_library_name(config, task)}
 pipeline_tag: {task.pipeline_tag}
 tags: [hf-finetune]
 ---
@@ -52,5 +52,5 @@ Made from the checkpoint `{path.name}` of hf-finetune, for {task.card()}
 
 | metric on validation | value |
 |---|---|
-{values}{remote_code_note(config)}"""
+{values}{describe_remote_code(config)}"""
     return write_model(loaded, task, out, readme)

@@ -10,15 +10,15 @@ import numpy as np
 import torch
 import transformers
 
-from hf_finetune.export.card import card, describe_use
+from hf_finetune.export.card import make_card, make_note
 from hf_finetune.model import lora
-from hf_finetune.model.backbone import LOADING_ERRORS, Backbone, quiet
-from hf_finetune.run.job import Job
+from hf_finetune.model.backbone import LOADING_ERRORS, Backbone, silence_transformers
+from hf_finetune.run.training_run import TrainingRun
 from hf_finetune.system.errors import InputError
 from hf_finetune.system.files import sync_folder, write_atomically, writing_error
 from hf_finetune.system.locations import model_files
 from hf_finetune.tasks.base import Task
-from hf_finetune.training.evaluation import evaluate
+from hf_finetune.training.evaluation import run_evaluation
 
 # Largest difference between a logit of the trained model and of the reloaded one, relative to the largest logit. On a
 # CPU they are equal; GPU kernels may choose another order of sums.
@@ -31,10 +31,10 @@ NUM_COMPARED = 64  # validation examples
 MERGED_ROUNDINGS = 16
 
 
-def export(job: Job, results: Mapping[str, Any]) -> Path:
+def export_model(job: TrainingRun, results: Mapping[str, Any]) -> Path:
     """Writes model/ whole (beside, then renamed) and returns it."""
-    describe_use(job.backbone, job.config, job.task, metric=job.metric, max_length=job.max_length)
-    return write_model(job.backbone, job.task, job.config.run_dir / "model", card(job, results))
+    make_note(job.backbone, job.config, job.task, metric=job.metric, max_length=job.max_length)
+    return write_model(job.backbone, job.task, job.config.run_dir / "model", make_card(job, results))
 
 
 def write_model(loaded: Backbone, task: Task, folder: Path, readme: str) -> Path:
@@ -43,7 +43,7 @@ def write_model(loaded: Backbone, task: Task, folder: Path, readme: str) -> Path
     run_dir, temporary = folder.parent, folder.with_name(f".{folder.name}.writing")
     try:
         shutil.rmtree(temporary, ignore_errors=True)
-        with quiet():
+        with silence_transformers():
             lora.save_model(loaded, task.auto_class, temporary)
             tokenizer.save_pretrained(temporary)
         task.write_extras(temporary, model, int(tokenizer.model_max_length))
@@ -86,7 +86,7 @@ def load_as_users_do(folder: Path, loaded: Backbone, auto_class: str, **options:
     return model
 
 
-def check_reload(folder: Path, job: Job) -> float:
+def check_reload(folder: Path, job: TrainingRun) -> float:
     """Loads the folder with plain from_pretrained and compares its outputs with the trained model's on validation rows.
 
     Returns the largest difference of what the task keeps of a row, and of the loss. InputError where it is too large, or
@@ -96,7 +96,7 @@ def check_reload(folder: Path, job: Job) -> float:
     options: dict[str, Any] = {"trust_remote_code": True} if job.config.model.trust_remote_code else {}
     attention = {"attn_implementation": job.config.model.attention} if job.config.model.attention else {}
     try:
-        with quiet():
+        with silence_transformers():
             model = load_as_users_do(folder, job.backbone, task.auto_class, **options, **attention)
             model.to(run.device)
             tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **options)
@@ -112,7 +112,7 @@ def check_reload(folder: Path, job: Job) -> float:
     outputs, losses = [], []
     for candidate in (job.backbone.model, model):
         with run.accelerator.autocast():
-            outcome = evaluate(
+            outcome = run_evaluation(
                 candidate,
                 features,
                 task,
@@ -122,7 +122,9 @@ def check_reload(folder: Path, job: Job) -> float:
                 rows=rows,
                 distributed=False,
             )
-            outputs.append(np.concatenate([np.asarray(array, dtype=np.float64).reshape(-1) for array in outcome.kept]))
+            outputs.append(
+                np.concatenate([np.asarray(array, dtype=np.float64).reshape(-1) for array in outcome.outputs])
+            )
             losses.append(outcome.loss)
     tolerance = RELOAD_TOLERANCE
     if job.backbone.adapter is not None and job.backbone.adapter.merge:

@@ -19,16 +19,16 @@ from hf_finetune.model import lora
 from hf_finetune.model.backbone import (
     LOADING_ERRORS,
     LONGEST_DEFAULT,
+    decode_texts,
     holds_model,
     model_source,
     position_limit,
-    quiet,
-    texts_of,
+    silence_transformers,
 )
 from hf_finetune.system.errors import InputError
 from hf_finetune.tasks import TASKS
 from hf_finetune.tasks.base import Kept, Task
-from hf_finetune.training.evaluation import Evaluation, evaluate
+from hf_finetune.training.evaluation import EvaluationOutput, run_evaluation
 
 BATCH_SIZE = 64  # examples a forward, as evaluation.batch_size has it
 
@@ -53,10 +53,10 @@ class Predictor:
         if Path(location).is_dir() and source == location and not holds_model(Path(location)):
             raise InputError(f"{location}: holds no finished run (model/config.json) and no model (config.json)")
         try:
-            with quiet():
+            with silence_transformers():
                 hf_config = lora.load_config(source)
                 noted = getattr(hf_config, "hf_finetune", None) or {}
-                kind = task_of(location, hf_config, noted)
+                kind = find_task(location, hf_config, noted)
                 model = lora.load_model(source, kind.auto_class, hf_config)
                 tokenizer = transformers.AutoTokenizer.from_pretrained(source)
         except LOADING_ERRORS as error:
@@ -64,7 +64,7 @@ class Predictor:
             raise InputError(f"{location}: is no run folder, model folder or model on the Hub: {reason}") from None
         model.eval().to(torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu")
         try:
-            config = recorded_config(noted, columns)
+            config = read_recorded_config(noted, columns)
             kind.form(config)
             task = kind.from_facts(config, noted.get("facts") or kind.facts_of_model(model.config))
         except (TypeError, KeyError, ValueError, AttributeError) as error:
@@ -83,16 +83,18 @@ class Predictor:
             limits.append(table)
         return min(limits) if limits[0] < NO_LIMIT else min(*limits, LONGEST_DEFAULT)
 
-    def features(self, table: Table, *, has_labels: bool) -> Features:
+    def encode(self, table: Table, *, has_labels: bool) -> Features:
         """The features of a table, encoded here and now."""
         arrays = self.task.tokenize(table, self.tokenizer, self.max_length)
         return make_features(arrays, self.task.labels(table, arrays) if has_labels else None)
 
-    def run(self, features: Features, rows: "np.ndarray[Any, Any] | None" = None, **options: Any) -> Evaluation:
+    def run_model(
+        self, features: Features, rows: "np.ndarray[Any, Any] | None" = None, **options: Any
+    ) -> EvaluationOutput:
         """What the model says of the features, batch by batch as an evaluation of a run does it."""
         machine: Any = SimpleNamespace(device=self.model.device, process=0, num_processes=1)
         pad_token_id = int(self.tokenizer.pad_token_id or 0)
-        return evaluate(self.model, features, self.task, machine, batch_size=options.pop("batch_size", BATCH_SIZE),
+        return run_evaluation(self.model, features, self.task, machine, batch_size=options.pop("batch_size", BATCH_SIZE),
                         pad_token_id=pad_token_id, rows=rows, distributed=False, **options)  # fmt: skip
 
     def predict(
@@ -100,16 +102,16 @@ class Predictor:
     ) -> Iterator[dict[str, Any]]:
         """For each row, in order, what the task answers: a label and probabilities, tags, an answer, a text, a vector. Rows
         have the columns of the training data."""
-        table = rows if isinstance(rows, Table) else self.table_of(rows)
+        table = rows if isinstance(rows, Table) else self.make_table(rows)
         if not len(table):
             return iter(())
         asked = replace(self, task=self.task.for_predictions(self.tokenizer))
-        features = asked.features(table, has_labels=False)
+        features = asked.encode(table, has_labels=False)
         generates = asked.task.predicts_by_generating
-        kept: Kept = asked.run(features, batch_size=batch_size, generates=generates).kept
-        return asked.task.predictions(texts_of(self.tokenizer, kept) if generates else kept, features, table)
+        kept: Kept = asked.run_model(features, batch_size=batch_size, generates=generates).outputs
+        return asked.task.predictions(decode_texts(self.tokenizer, kept) if generates else kept, features, table)
 
-    def table_of(self, rows: Iterable[Mapping[str, Any]]) -> Table:
+    def make_table(self, rows: Iterable[Mapping[str, Any]]) -> Table:
         """Rows as a table; "row 1" stands for the line in errors."""
         form, given = TASKS[self.task.name].form(self.config), list(rows)
         for number, row in enumerate(given, 1):
@@ -131,17 +133,17 @@ class Predictor:
     def evaluate(self, table: Table, *, metric: str | None = None) -> dict[str, float]:
         """Loss and metrics on labelled rows; to the last bit those of a run's own evaluation on as many threads."""
         name = self.task.check_metric(metric, "--metric") if metric else self.metric
-        features = self.features(table, has_labels=True)
-        outcome, rows = self.run(features), np.arange(len(features))
-        values = {"loss": outcome.loss, **self.task.metrics(name, outcome.kept, features, table, rows)}
+        features = self.encode(table, has_labels=True)
+        outcome, rows = self.run_model(features), np.arange(len(features))
+        values = {"loss": outcome.loss, **self.task.metrics(name, outcome.outputs, features, table, rows)}
         written = self.task.generated_rows(features)
         if written is not None:
-            texts = texts_of(self.tokenizer, self.run(features, written, generates=True).kept)
+            texts = decode_texts(self.tokenizer, self.run_model(features, written, generates=True).outputs)
             values |= self.task.generated_metrics(texts, features, table, written)
         return values
 
 
-def task_of(location: str, hf_config: Any, noted: Mapping[str, Any]) -> type[Task]:
+def find_task(location: str, hf_config: Any, noted: Mapping[str, Any]) -> type[Task]:
     """The task that a model was fine-tuned for: as the export noted it, else by the kind of its head."""
     if name := noted.get("task"):
         return TASKS[name]
@@ -153,7 +155,7 @@ def task_of(location: str, hf_config: Any, noted: Mapping[str, Any]) -> type[Tas
     raise InputError(f"{location}: its head ({architecture or 'none'}) is of no task of hf-finetune's")
 
 
-def recorded_config(noted: Mapping[str, Any], columns: Mapping[str, Any]) -> RunConfig:
+def read_recorded_config(noted: Mapping[str, Any], columns: Mapping[str, Any]) -> RunConfig:
     """The settings that the export recorded, with other columns where they are named."""
     given = {key: value for key, value in columns.items() if value}
     found: dict[str, Any] = {

@@ -19,8 +19,8 @@ from torch.overrides import TorchFunctionMode
 
 from hf_finetune.config.sections import check
 from hf_finetune.model import heads
-from hf_finetune.model.freezing import train_mode
-from hf_finetune.model.structure import probe_batch
+from hf_finetune.model.freezing import set_train_mode
+from hf_finetune.model.structure import make_probe_batch
 
 LANES = 4  # 16-bit numbers in one 64-bit hash
 
@@ -38,19 +38,19 @@ def shift_right(values: torch.Tensor, bits: int) -> torch.Tensor:
     return (values >> bits) & ((1 << (64 - bits)) - 1)
 
 
-def mix(values: torch.Tensor) -> torch.Tensor:
+def mix_bits(values: torch.Tensor) -> torch.Tensor:
     """SplitMix64's finalizer: every bit of the result depends on every bit of an int64."""
     values = (values ^ shift_right(values, 30)) * MULTIPLIERS[0]
     values = (values ^ shift_right(values, 27)) * MULTIPLIERS[1]
     return values ^ shift_right(values, 31)
 
 
-def update_key(seed: int, update: int) -> torch.Tensor:
+def make_update_key(seed: int, update: int) -> torch.Tensor:
     """One int64 key [1] for an update of a run. Seed 0 and update 0 are mixed as others: mix(0) alone would be 0."""
-    return mix(mix(torch.tensor([seed + 2**32]) * GOLDEN) + torch.tensor([update + 1]) * GOLDEN)
+    return mix_bits(mix_bits(torch.tensor([seed + 2**32]) * GOLDEN) + torch.tensor([update + 1]) * GOLDEN)
 
 
-def lanes(keys: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+def draw_bits(keys: torch.Tensor, shape: torch.Size) -> torch.Tensor:
     """Uniform int16 numbers of `shape`, from the keys of its first dimension.
 
     Each index but the last is mixed into the key in turn, so that a number does not depend on the sizes of the dimensions:
@@ -58,17 +58,17 @@ def lanes(keys: torch.Tensor, shape: torch.Size) -> torch.Tensor:
     with its high half added to its low one.
     """
     if len(shape) == 1:
-        return lanes(keys, torch.Size([*shape, 1]))[:, 0]
+        return draw_bits(keys, torch.Size([*shape, 1]))[:, 0]
     device = keys.device
     for size in shape[1:-1]:
-        keys = mix(keys[..., None] + torch.arange(1, size + 1, device=device) * GOLDEN)
-    columns = mix(torch.arange(1, -(-shape[-1] // LANES) + 1, device=device)) | 1
+        keys = mix_bits(keys[..., None] + torch.arange(1, size + 1, device=device) * GOLDEN)
+    columns = mix_bits(torch.arange(1, -(-shape[-1] // LANES) + 1, device=device)) | 1
     hashed = (keys | 1)[..., None] * columns
     hashed += hashed >> 32
     return hashed.view(torch.int16)[..., : shape[-1]]
 
 
-class Masked(torch.autograd.Function):
+class MaskedDropout(torch.autograd.Function):
     """x / (1 - p) where a lane is above the threshold, else 0. Never a product with a mask: see docs/performance.md."""
 
     @staticmethod
@@ -79,15 +79,15 @@ class Masked(torch.autograd.Function):
         ctx.scale = 2**16 / (2**16 - round(probability * 2**16))
         drawn = drawn.to(kind).contiguous()
         ctx.save_for_backward(drawn)
-        return select(x, drawn, ctx.threshold, ctx.scale)
+        return apply_mask(x, drawn, ctx.threshold, ctx.scale)
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         (drawn,) = ctx.saved_tensors
-        return select(gradients[0], drawn, ctx.threshold, ctx.scale), None, None
+        return apply_mask(gradients[0], drawn, ctx.threshold, ctx.scale), None, None
 
 
-def select(x: torch.Tensor, drawn: torch.Tensor, threshold: int, scale: float) -> torch.Tensor:
+def apply_mask(x: torch.Tensor, drawn: torch.Tensor, threshold: int, scale: float) -> torch.Tensor:
     """x * scale where drawn > threshold, else 0."""
     bits = x.contiguous().view(drawn.dtype)
     return torch.ops.aten.threshold_backward(bits, drawn, threshold).view(x.dtype).mul_(scale)
@@ -106,8 +106,8 @@ class StatelessDropout(TorchFunctionMode):
 
     def __init__(self, seed: int, update: int, rows: torch.Tensor, shared: frozenset[int] = frozenset()) -> None:
         super().__init__()
-        self.update_key = update_key(seed, update).to(rows.device)
-        self.example_keys = mix(self.update_key + (rows + 1) * GOLDEN)
+        self.update_key = make_update_key(seed, update).to(rows.device)
+        self.example_keys = mix_bits(self.update_key + (rows + 1) * GOLDEN)
         self.shared = shared
         self.shapes: list[torch.Size] = []  # of the tensors that masks were drawn for
 
@@ -126,12 +126,12 @@ class StatelessDropout(TorchFunctionMode):
             return input
         place = len(self.shapes)
         self.shapes.append(input.shape)
-        salt = mix(torch.tensor([place + 1], device=self.update_key.device) * GOLDEN)
+        salt = mix_bits(torch.tensor([place + 1], device=self.update_key.device) * GOLDEN)
         if place in self.shared or input.shape[0] != len(self.example_keys):
-            drawn = lanes(mix(self.update_key ^ salt), torch.Size([1, *input.shape]))[0]
+            drawn = draw_bits(mix_bits(self.update_key ^ salt), torch.Size([1, *input.shape]))[0]
         else:
-            drawn = lanes(mix(self.example_keys ^ salt), input.shape)
-        return Masked.apply(input, drawn, p)
+            drawn = draw_bits(mix_bits(self.example_keys ^ salt), input.shape)
+        return MaskedDropout.apply(input, drawn, p)
 
     def attention(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attn_mask: torch.Tensor | None = None,
@@ -160,7 +160,7 @@ class StatelessDropout(TorchFunctionMode):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Masks:
+class DropoutMasks:
     """Where a run's dropout masks come from. `reason` says why; `shared` are the places of tensors that no example owns."""
 
     seed: int
@@ -179,41 +179,43 @@ class Masks:
         )
 
 
-def choose_masks(asked: str, seed: int, model: torch.nn.Module, constant: Iterable[torch.nn.Module]) -> Masks:
+def choose_masks(asked: str, seed: int, model: torch.nn.Module, constant: Iterable[torch.nn.Module]) -> DropoutMasks:
     """The masks that train.dropout_masks means for this model where it is. Runs a probe to see what is dropped out."""
     device = next(model.parameters()).device
     if asked == "torch" or (asked == "auto" and device.type != "cpu"):
         reason = "as train.dropout_masks says" if asked == "torch" else f"the faster ones on {device.type}"
-        return Masks(seed=seed, is_stateless=False, reason=f"from a generator: {reason}")
+        return DropoutMasks(seed=seed, is_stateless=False, reason=f"from a generator: {reason}")
     random_state = torch.get_rng_state()
-    shapes = [probed_shapes(model, constant, seed, num_examples) for num_examples in (1, 2)]
+    shapes = [probe_shapes(model, constant, seed, num_examples) for num_examples in (1, 2)]
     if not torch.equal(random_state, torch.get_rng_state()):
         reason = "this backbone draws random numbers in another way than functional.dropout"
         check(asked == "auto", "train.dropout_masks", asked, reason)
-        return Masks(seed=seed, is_stateless=False, reason=f"from a generator: {reason}")
+        return DropoutMasks(seed=seed, is_stateless=False, reason=f"from a generator: {reason}")
     for one, two in zip(*shapes, strict=True):
         if one != two and one != torch.Size([1, *two[1:]]):
             reason = f"this backbone drops out a tensor {tuple(two)} whose first dimension is not the examples"
             check(asked == "auto", "train.dropout_masks", asked, reason)
-            return Masks(seed=seed, is_stateless=False, reason=f"from a generator: {reason}")
+            return DropoutMasks(seed=seed, is_stateless=False, reason=f"from a generator: {reason}")
     if not shapes[0]:
-        return Masks(seed=seed, is_stateless=True, reason="none: every probability is 0, or what drops out is frozen")
+        return DropoutMasks(
+            seed=seed, is_stateless=True, reason="none: every probability is 0, or what drops out is frozen"
+        )
     shared = frozenset(place for place, (one, two) in enumerate(zip(*shapes, strict=True)) if one == two)
     reason = "a function of seed, update, example and position, however examples are grouped"
-    return Masks(seed=seed, is_stateless=True, reason=reason, shared=shared)
+    return DropoutMasks(seed=seed, is_stateless=True, reason=reason, shared=shared)
 
 
-def probed_shapes(
+def probe_shapes(
     model: torch.nn.Module, constant: Iterable[torch.nn.Module], seed: int, num_examples: int
 ) -> list[torch.Size]:
     """The shapes of all tensors that are dropped out in a forward of so many examples."""
-    batch = {name: tensor[:num_examples] for name, tensor in probe_batch(model, 5).items()}
+    batch = {name: tensor[:num_examples] for name, tensor in make_probe_batch(model, 5).items()}
     modes = {module: module.training for module in model.modules()}
     mode = StatelessDropout(seed, 0, torch.arange(num_examples, device=batch["input_ids"].device))
     try:
-        train_mode(model, constant)
+        set_train_mode(model, constant)
         with torch.no_grad(), mode:
-            heads.run(model, batch)
+            heads.run_model(model, batch)
     finally:
         for module, training in modes.items():
             module.training = training

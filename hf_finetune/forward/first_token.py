@@ -17,10 +17,18 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from hf_finetune.forward.cached import PROBE_TOKENS, Replay, close, first, forwards, is_states, trace
+from hf_finetune.forward.cached import (
+    PROBE_TOKENS,
+    CachedForward,
+    find_first_tensor,
+    is_close,
+    is_hidden_states,
+    replace_forwards,
+    trace_calls,
+)
 from hf_finetune.model import heads
 from hf_finetune.model.freezing import FreezePlan
-from hf_finetune.model.structure import find_stack, probe_batch
+from hf_finetune.model.structure import find_stack, make_probe_batch
 
 Forward = Callable[..., Any]
 
@@ -39,14 +47,14 @@ def first_tokens(module: nn.Module) -> Forward:
     function = module.forward
 
     def head(value: Any) -> Any:
-        return value[:, :1] if is_states(value) else value
+        return value[:, :1] if is_hidden_states(value) else value
 
     return lambda *arguments, **keywords: function(
         *map(head, arguments), **{name: head(value) for name, value in keywords.items()}
     )
 
 
-def in_fp32(module: nn.Module) -> Forward:
+def run_in_fp32(module: nn.Module) -> Forward:
     """A linear layer's forward in fp32 under autocast, too: for one token, casting the weights and their gradients to 16 bit
     and back costs more than the products."""
     function = module.forward
@@ -96,23 +104,23 @@ def one_token_layers(model: nn.Module, cuts: Cuts, batch: Mapping[str, torch.Ten
     found: set[nn.Module] = set()
 
     def look(module: nn.Module, arguments: Any) -> None:
-        if is_states(arguments[0]) and arguments[0].shape[1] == 1:
+        if is_hidden_states(arguments[0]) and arguments[0].shape[1] == 1:
             found.add(module)
 
     linear = [module for module in model.modules() if isinstance(module, nn.Linear) and module not in cuts]
     handles = [module.register_forward_pre_hook(look) for module in linear]
     try:
-        with torch.no_grad(), cut(cuts):
-            heads.run(model, batch)
+        with torch.no_grad(), apply_cuts(cuts):
+            heads.run_model(model, batch)
     finally:
         for handle in handles:
             handle.remove()
     return found
 
 
-def cut(cuts: Cuts) -> contextlib.AbstractContextManager[None]:
+def apply_cuts(cuts: Cuts) -> contextlib.AbstractContextManager[None]:
     """Within the block the modules' forwards are cut."""
-    return forwards({module: make(module) for module, make in cuts.items()})
+    return replace_forwards({module: make(module) for module, make in cuts.items()})
 
 
 def find_first_token_cuts(model: nn.Module, plan: FreezePlan) -> Cuts:
@@ -121,7 +129,7 @@ def find_first_token_cuts(model: nn.Module, plan: FreezePlan) -> Cuts:
     Each cut is taken only where logits and gradients on the probe stay the same in fp32. None where the last block does not
     train, or another token is read. The model must be in fp32 and not yet prepared.
     """
-    if getattr(model.config, "is_encoder_decoder", False) or plan.anatomy.shared:
+    if getattr(model.config, "is_encoder_decoder", False) or plan.structure.shared:
         return {}
     _, stack = find_stack(model)
     if plan.num_prefix_blocks == len(stack) or not reads_first_token_only(model, stack[-1]):
@@ -130,31 +138,31 @@ def find_first_token_cuts(model: nn.Module, plan: FreezePlan) -> Cuts:
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
-        batches = [probe_batch(model, length) for length in (PROBE_TOKENS, PROBE_TOKENS + 4)]
+        batches = [make_probe_batch(model, length) for length in (PROBE_TOKENS, PROBE_TOKENS + 4)]
         batches[1]["attention_mask"][0, PROBE_TOKENS:] = 0  # padding
         with torch.no_grad():
-            expected = [heads.run(model, batch) for batch in batches]
+            expected = [heads.run_model(model, batch) for batch in batches]
         cuts: dict[nn.Module, Callable[[nn.Module], Forward]] = {}
         for module in inside:
             if is_plain_attention(module) and cut_changes_nothing(model, {module: first_query}, batches, expected):
                 cuts[module] = first_query
         tried = set(cuts)
-        while waiting := [each for each in whole_calls(model, cuts, batches[0]) if each in inside - tried]:
+        while waiting := [each for each in run_full(model, cuts, batches[0]) if each in inside - tried]:
             tried.add(waiting[0])
             if cut_changes_nothing(model, {**cuts, waiting[0]: first_tokens}, batches, expected):
                 cuts[waiting[0]] = first_tokens
         for module in one_token_layers(model, cuts, batches[0]) & inside:
-            cuts[module] = in_fp32
+            cuts[module] = run_in_fp32
     finally:
         for module, training in modes.items():
             module.training = training
     return cuts
 
 
-def whole_calls(model: nn.Module, cuts: Cuts, batch: Mapping[str, torch.Tensor]) -> list[nn.Module]:
+def run_full(model: nn.Module, cuts: Cuts, batch: Mapping[str, torch.Tensor]) -> list[nn.Module]:
     """The modules that are given the states of all tokens while others are cut, in the order of their calls."""
-    with torch.no_grad(), cut(cuts):
-        return [call.module for call in trace(model, batch) if call.takes_states]
+    with torch.no_grad(), apply_cuts(cuts):
+        return [call.module for call in trace_calls(model, batch) if call.takes_states]
 
 
 def is_plain_attention(module: nn.Module) -> bool:
@@ -175,12 +183,12 @@ def cut_changes_nothing(
 ) -> bool:
     """Whether logits and gradients are the same with these cuts."""
     try:
-        with torch.no_grad(), cut(cuts):
-            found = [heads.run(model, batch) for batch in batches]
+        with torch.no_grad(), apply_cuts(cuts):
+            found = [heads.run_model(model, batch) for batch in batches]
     except (RuntimeError, TypeError, ValueError, IndexError, AttributeError):
         return False
-    same = all(close(one, other, OTHER_SUMS) for one, other in zip(found, expected, strict=True))
-    return same and same_gradients(model, cuts, batches)
+    same = all(is_close(one, other, OTHER_SUMS) for one, other in zip(found, expected, strict=True))
+    return same and gives_same_gradients(model, cuts, batches)
 
 
 def reads_first_token_only(model: nn.Module, block: nn.Module) -> bool:
@@ -188,13 +196,13 @@ def reads_first_token_only(model: nn.Module, block: nn.Module) -> bool:
     outputs: list[torch.Tensor] = []
 
     def keep(_: nn.Module, __: Any, output: Any) -> None:
-        outputs.append(first(output))
+        outputs.append(find_first_tensor(output))
         outputs[-1].retain_grad()
 
     handle = block.register_forward_hook(keep)
     try:
         with torch.enable_grad():
-            logits = heads.run(model, probe_batch(model, PROBE_TOKENS))
+            logits = heads.run_model(model, make_probe_batch(model, PROBE_TOKENS))
             (gradient,) = torch.autograd.grad(logits.square().sum(), outputs[-1])
     except RuntimeError:  # the block's output needs no gradient, or does not reach the logits
         return False
@@ -203,43 +211,43 @@ def reads_first_token_only(model: nn.Module, block: nn.Module) -> bool:
     return bool(gradient[:, 0].any()) and not bool(gradient[:, 1:].any())
 
 
-def same_gradients(model: nn.Module, cuts: Cuts, batches: list[dict[str, torch.Tensor]]) -> bool:
+def gives_same_gradients(model: nn.Module, cuts: Cuts, batches: list[dict[str, torch.Tensor]]) -> bool:
     """Whether all gradients are the same with and without the cuts."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
 
     def gradients() -> list[torch.Tensor | None]:
         with torch.enable_grad():
-            loss = torch.stack([heads.run(model, batch).square().sum() for batch in batches]).sum()
+            loss = torch.stack([heads.run_model(model, batch).square().sum() for batch in batches]).sum()
             return list(torch.autograd.grad(loss, parameters, allow_unused=True))
 
     expected = gradients()
-    with cut(cuts):
+    with apply_cuts(cuts):
         found = gradients()
     # The gradient of a key's bias is zero but for rounding: hence the floor
     floor = 1e-2 * OTHER_SUMS * max(float(gradient.abs().max()) for gradient in expected if gradient is not None)
     for one, other in zip(found, expected, strict=True):
         if (one is None) != (other is None):
             return False
-        if one is not None and other is not None and not close(one, other, OTHER_SUMS, floor):
+        if one is not None and other is not None and not is_close(one, other, OTHER_SUMS, floor):
             return False
     return True
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shortcuts:
+class ForwardPlan:
     """What a forward need not compute. `first_token`: the cuts of the last block."""
 
-    replay: Replay | None = None
+    cached: CachedForward | None = None
     first_token: Cuts = field(default_factory=dict)
 
     @contextlib.contextmanager
     def __call__(self, states: torch.Tensor | None) -> Iterator[None]:
         """Within the block the model takes the shortcuts; from `states` [B, T, H] where they are given."""
         with contextlib.ExitStack() as stack:
-            stack.enter_context(cut(self.first_token))
-            if states is not None and self.replay is not None:
-                stack.enter_context(self.replay.replaying(states.to(self.replay.dtype)))
+            stack.enter_context(apply_cuts(self.first_token))
+            if states is not None and self.cached is not None:
+                stack.enter_context(self.cached.from_activations(states.to(self.cached.dtype)))
             yield
 
 
-NO_SHORTCUTS = Shortcuts()
+FULL_FORWARD = ForwardPlan()

@@ -16,7 +16,7 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 
 from hf_finetune.config.sections import AdapterConfig, ModelConfig, check
-from hf_finetune.model.heads import HeadSpec, auto_class_of, backbone_prefix
+from hf_finetune.model.heads import HeadSpec, find_auto_class, find_backbone_prefix
 from hf_finetune.model.structure import find_stack
 from hf_finetune.system.errors import InputError
 from hf_finetune.system.locations import local_path, model_files
@@ -56,7 +56,7 @@ class Backbone:
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
+def silence_transformers() -> Iterator[None]:
     """transformers' progress bars and load reports off: what matters in them we check and say ourselves."""
     level = transformers.logging.get_verbosity()
     bars = transformers.logging.is_progress_bar_enabled()
@@ -75,7 +75,7 @@ def load_tokenizer(config: ModelConfig) -> Any:
     """The backbone's tokenizer, with a padding token (the end-of-sequence token where it has none of its own)."""
     source, file = model_files(config.backbone, "model.backbone")
     try:
-        with quiet():
+        with silence_transformers():
             tokenizer = transformers.AutoTokenizer.from_pretrained(
                 source, revision=config.revision, trust_remote_code=config.trust_remote_code, **file
             )
@@ -95,11 +95,11 @@ def load_tokenizer(config: ModelConfig) -> Any:
     return tokenizer
 
 
-def load(config: ModelConfig, head: HeadSpec, tokenizer: Any) -> Backbone:
+def load_backbone(config: ModelConfig, head: HeadSpec, tokenizer: Any) -> Backbone:
     """The model in fp32 with a head for the task's labels. The new head's weights depend on torch's seed alone."""
     source, file = model_files(config.backbone, "model.backbone")
     try:
-        with quiet():
+        with silence_transformers():
             hf_config = transformers.AutoConfig.from_pretrained(
                 source,
                 revision=config.revision,
@@ -119,7 +119,7 @@ def load(config: ModelConfig, head: HeadSpec, tokenizer: Any) -> Backbone:
                 output_loading_info=True,
                 **({"attn_implementation": config.attention} if config.attention else {}),
                 **file,
-                **as_floats(file),
+                **make_dtype_options(file),
             )
     except LOADING_ERRORS as error:
         raise loading_error(config.backbone, source, "model", error) from None
@@ -144,7 +144,7 @@ def load(config: ModelConfig, head: HeadSpec, tokenizer: Any) -> Backbone:
     )
 
 
-def as_floats(file: Mapping[str, str]) -> dict[str, Any]:
+def make_dtype_options(file: Mapping[str, str]) -> dict[str, Any]:
     """What has from_pretrained convert a GGUF file's tensors to floating point, which alone can be trained. Versions of
     transformers without GgufConfig do nothing else."""
     if not file or not hasattr(transformers, "GgufConfig"):
@@ -163,14 +163,14 @@ def holds_model(folder: Path) -> bool:
     return (folder / "config.json").is_file() or (folder / "adapter_config.json").is_file()
 
 
-def load_any(location: str) -> Backbone:
+def load_pretrained(location: str) -> Backbone:
     """The model in a run folder, model folder, package or Hub repository, with the head it has or gets, without tokenizer."""
     source, file = model_files(model_source(location), "MODEL")
     try:
-        with quiet():
+        with silence_transformers():
             config = transformers.AutoConfig.from_pretrained(source, **file)
-            kind: Any = transformers.AutoModelForCausalLM if file else auto_class_of(config)
-            model, report = kind.from_pretrained(source, output_loading_info=True, **file, **as_floats(file))
+            kind: Any = transformers.AutoModelForCausalLM if file else find_auto_class(config)
+            model, report = kind.from_pretrained(source, output_loading_info=True, **file, **make_dtype_options(file))
     except LOADING_ERRORS as error:
         raise loading_error(location, source, "model", error, key="MODEL") from None
     return Backbone(model=model, tokenizer=None, source=location, new_parameters=frozenset(report["missing_keys"]))
@@ -199,7 +199,7 @@ def loading_error(
     )
 
 
-def texts_of(tokenizer: Any, written: Iterable[Any]) -> list[str]:
+def decode_texts(tokenizer: Any, written: Iterable[Any]) -> list[str]:
     """The texts that arrays of token ids stand for, special tokens left out."""
     return list(tokenizer.batch_decode([ids.tolist() for ids in written], skip_special_tokens=True))
 
@@ -220,7 +220,7 @@ def set_dropout(hf_config: Any, probability: float | None) -> None:
 
 def check_weights(backbone: str, model: Any, new: frozenset[str], unexpected: Iterable[str]) -> None:
     """Raises InputError where the files lack weights of the backbone or have more blocks, or values are not finite."""
-    prefix = backbone_prefix(model)
+    prefix = find_backbone_prefix(model)
     output = model.get_output_embeddings()
     heads = {name for name, part in model.named_modules() if part is output and output is not None}
     lacking = sorted(
@@ -248,7 +248,7 @@ def check_weights(backbone: str, model: Any, new: frozenset[str], unexpected: It
             )
 
 
-def longest_input(backbone: Backbone, asked: int | None) -> int:
+def resolve_max_length(backbone: Backbone, asked: int | None) -> int:
     """Tokens an input may have: data.max_length, checked against the model's limit, or that limit, up to 512."""
     table = position_limit(backbone.model)
     if asked is not None:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from hf_finetune.config.sections import FreezeConfig, check, fraction_of
-from hf_finetune.model.structure import Anatomy, dissect, find_stack, probe
+from hf_finetune.model.structure import ModelStructure, analyze_structure, find_stack, record_calls
 from hf_finetune.system.errors import InputError
 
 
@@ -20,14 +20,14 @@ class FreezePlan:
     """Which parameters are frozen. `num_prefix_blocks` blocks above frozen embeddings have a constant output (-1: none
     has, not even the embeddings). `adapters` are the parameters of adapters."""
 
-    anatomy: Anatomy
+    structure: ModelStructure
     frozen: frozenset[str]
     sizes: dict[str, int]
     num_prefix_blocks: int
     adapters: frozenset[str] = frozenset()
 
     @property
-    def free(self) -> frozenset[str]:
+    def trainable(self) -> frozenset[str]:
         """Names of the parameters that train."""
         return frozenset(self.sizes) - self.frozen
 
@@ -44,7 +44,7 @@ class FreezePlan:
     def table(self) -> list[tuple[str, int, str]]:
         """Rows of part, parameters, and "trains", "frozen" or how many train; neighbours alike are one row."""
         rows: list[tuple[str, int, int, str, tuple[int, int]]] = []
-        for part, names in self.anatomy.parts().items():
+        for part, names in self.structure.parts().items():
             kind = " of adapters" * bool(self.adapters.intersection(names))
             size = sum(self.sizes[name] for name in names)
             free = sum(self.sizes[name] for name in names if name not in self.frozen)
@@ -67,7 +67,7 @@ class FreezePlan:
         return "\n".join(lines)
 
 
-def resolve_num_blocks(config: FreezeConfig, anatomy: Anatomy) -> int:
+def resolve_num_blocks(config: FreezeConfig, anatomy: ModelStructure) -> int:
     """How many blocks from the bottom up freeze.encoder_layers means on this model."""
     value, depth = config.encoder_layers, len(anatomy.blocks)
     if value == "all":
@@ -88,7 +88,7 @@ def resolve_num_blocks(config: FreezeConfig, anatomy: Anatomy) -> int:
     return value if value >= 0 else depth + value
 
 
-def check_stages(config: FreezeConfig, anatomy: Anatomy) -> None:
+def check_stages(config: FreezeConfig, anatomy: ModelStructure) -> None:
     """Raises InputError where a stage of freeze.unfreeze freezes what trained before."""
     before = resolve_num_blocks(config, anatomy)
     for stage in config.unfreeze:
@@ -105,10 +105,10 @@ def check_stages(config: FreezeConfig, anatomy: Anatomy) -> None:
 SHARED_BLOCK = 'this backbone runs one shared block many times: it is frozen whole ("all") or not at all (0)'
 
 
-def apply(
+def apply_freezing(
     model: Any,
     config: FreezeConfig,
-    anatomy: Anatomy | None = None,
+    anatomy: ModelStructure | None = None,
     *,
     adapters: frozenset[str] = frozenset(),
     new: frozenset[str] = frozenset(),
@@ -118,7 +118,7 @@ def apply(
 
     Raises InputError where a pattern matches nothing, or nothing would train.
     """
-    anatomy = anatomy or dissect(model)
+    anatomy = anatomy or analyze_structure(model)
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
     frozen = set(anatomy.unused)
     if config.embeddings:
@@ -141,15 +141,15 @@ def apply(
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name not in frozen)
     return FreezePlan(
-        anatomy=anatomy,
+        structure=anatomy,
         frozen=frozenset(frozen),
         sizes=sizes,
-        num_prefix_blocks=constant_depth(model),
+        num_prefix_blocks=count_constant_blocks(model),
         adapters=adapters,
     )
 
 
-def constant_depth(model: nn.Module) -> int:
+def count_constant_blocks(model: nn.Module) -> int:
     """Blocks whose output needs no gradient, from the bottom; -1 where the input of block 0 needs one."""
     _, stack = find_stack(model)
     first_input: list[torch.Tensor] = []
@@ -159,7 +159,7 @@ def constant_depth(model: nn.Module) -> int:
 
     handle = stack[0].register_forward_pre_hook(keep_input, with_kwargs=True)
     try:
-        _, outputs = probe(model, stack)
+        _, outputs = record_calls(model, stack)
     finally:
         handle.remove()
     if first_input[0].requires_grad:
@@ -172,7 +172,7 @@ def constant_depth(model: nn.Module) -> int:
     return depth
 
 
-def constant_modules(model: nn.Module, *, has_adapters: bool = False) -> list[nn.Module]:
+def find_eval_modules(model: nn.Module, *, has_adapters: bool = False) -> list[nn.Module]:
     """The modules to keep in eval mode, each by itself: all in what is frozen (of a model with adapters, where everything is but
     them, below the boundary alone: dropout belongs to training the blocks above); what has no parameters (dropout) and
     runs below the boundary, even if above it again (T5's dropout); and, where the first block's input is constant, the
@@ -181,7 +181,7 @@ def constant_modules(model: nn.Module, *, has_adapters: bool = False) -> list[nn
     ran: list[nn.Module] = []
     handles = [module.register_forward_pre_hook(lambda module, _: ran.append(module)) for module in model.modules()]
     try:
-        depth = constant_depth(model)
+        depth = count_constant_blocks(model)
     finally:
         for handle in handles:
             handle.remove()
@@ -201,7 +201,7 @@ def constant_modules(model: nn.Module, *, has_adapters: bool = False) -> list[nn
     return list(dict.fromkeys(constant))
 
 
-def train_mode(model: nn.Module, constant: Iterable[nn.Module]) -> None:
+def set_train_mode(model: nn.Module, constant: Iterable[nn.Module]) -> None:
     """model.train(), with what is constant left in eval mode."""
     model.train()
     for module in constant:

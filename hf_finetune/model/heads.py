@@ -25,7 +25,7 @@ class HeadSpec:
     has_labels: bool = False
 
 
-def auto_class_of(hf_config: Any) -> Any:
+def find_auto_class(hf_config: Any) -> Any:
     """The class of transformers that loads the head which a model's config names; that of a classifier where it names none."""
     heads = {
         **{kind: f"AutoModelFor{kind}" for kind in ("TokenClassification", "QuestionAnswering", "MultipleChoice")},
@@ -40,7 +40,7 @@ def auto_class_of(hf_config: Any) -> Any:
     )
 
 
-def run(
+def run_model(
     model: nn.Module, inputs: Mapping[str, torch.Tensor], through: Callable[..., Any] | None = None
 ) -> torch.Tensor:
     """What the model's head says of inputs [S, T]: logits; of question answering start and end logits [S, T, 2]; of multiple
@@ -62,12 +62,12 @@ def is_multiple_choice(model: nn.Module) -> bool:
     return type(model).__name__.endswith("ForMultipleChoice")
 
 
-def writes(model: Any) -> bool:
+def is_sequence_to_sequence(model: Any) -> bool:
     """Whether a model is an encoder with a decoder that writes text: its decoder must be given what it has written."""
     return bool(getattr(model.config, "is_encoder_decoder", False)) and model.get_output_embeddings() is not None
 
 
-def decoder_inputs(model: Any, labels: torch.Tensor) -> torch.Tensor:
+def make_decoder_inputs(model: Any, labels: torch.Tensor) -> torch.Tensor:
     """[B, L] what a decoder reads to write `labels` [B, L]: the model's own shift of them, ignored labels as padding."""
     if hasattr(model, "prepare_decoder_input_ids_from_labels"):
         return model.prepare_decoder_input_ids_from_labels(labels=labels)
@@ -76,7 +76,7 @@ def decoder_inputs(model: Any, labels: torch.Tensor) -> torch.Tensor:
     return shifted.masked_fill(shifted < 0, config.pad_token_id)
 
 
-def backbone_prefix(model: nn.Module) -> str:
+def find_backbone_prefix(model: nn.Module) -> str:
     """What the names of the backbone's parameters begin with: "bert."; "" where the model is one itself, or has its parts at
     the top (T5)."""
     prefix = getattr(model, "base_model_prefix", "")

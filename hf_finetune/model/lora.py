@@ -64,7 +64,7 @@ def import_peft(key: str) -> Any:
 # --- into a model ---------------------------------------------------------------------------------------------------
 
 
-def attach(loaded: Backbone, adapter: AdapterConfig, freeze: FreezeConfig, seed: int) -> Backbone:
+def add_adapters(loaded: Backbone, adapter: AdapterConfig, freeze: FreezeConfig, seed: int) -> Backbone:
     """The backbone with adapters in its blocks above freeze.encoder_layers (and in all of a decoder), or as it is with
     adapter.kind none. They add nothing yet; their first values are a function of the seed.
 
@@ -73,20 +73,20 @@ def attach(loaded: Backbone, adapter: AdapterConfig, freeze: FreezeConfig, seed:
     if adapter.kind == "none":
         return loaded
     peft, model = import_peft(f"adapter.kind ({adapter.kind})"), loaded.model
-    num_frozen = freezing.resolve_num_blocks(freeze, structure.dissect(model))
+    num_frozen = freezing.resolve_num_blocks(freeze, structure.analyze_structure(model))
     layers = find_layers(model, adapter.targets, num_frozen)
     if not layers:
         raise InputError(
             f"freeze.encoder_layers ({freeze.encoder_layers}): leaves no block for the adapters of adapter.kind "
             f"({adapter.kind}); freeze fewer"
         )
-    holders_of(model, loaded.new_parameters)  # an error now rather than after the training
-    inject(peft, model, adapter, layers, seed)
-    names = frozenset(name for name, _ in model.named_parameters() if is_adapters(name))
+    find_modules_to_save(model, loaded.new_parameters)  # an error now rather than after the training
+    inject_adapters(peft, model, adapter, layers, seed)
+    names = frozenset(name for name, _ in model.named_parameters() if is_adapter_parameter(name))
     return replace(loaded, adapter=adapter, adapter_parameters=names)
 
 
-def inject(peft: Any, model: Any, adapter: AdapterConfig, layers: Iterable[str], seed: int) -> None:
+def inject_adapters(peft: Any, model: Any, adapter: AdapterConfig, layers: Iterable[str], seed: int) -> None:
     """Puts adapters around the named layers; all parameters require gradients then, as of a model that was just loaded."""
     torch.manual_seed(seed)
     settings = peft.LoraConfig(
@@ -100,7 +100,7 @@ def inject(peft: Any, model: Any, adapter: AdapterConfig, layers: Iterable[str],
 def find_layers(model: nn.Module, targets: Iterable[str], num_frozen: int) -> list[str]:
     """Names of the linear layers that `targets` (all, where there are none) mean in the blocks above `num_frozen`; none where
     there are no such blocks. InputError where a target means none, or something else."""
-    blocks = free_blocks(model, num_frozen)
+    blocks = find_trainable_blocks(model, num_frozen)
     inside = {
         f"{block}.{name}": module for block in blocks for name, module in model.get_submodule(block).named_modules()
     }
@@ -118,7 +118,7 @@ def find_layers(model: nn.Module, targets: Iterable[str], num_frozen: int) -> li
     return [name for name in linear if name in found or not targets]
 
 
-def free_blocks(model: nn.Module, num_frozen: int) -> list[str]:
+def find_trainable_blocks(model: nn.Module, num_frozen: int) -> list[str]:
     """Names of the blocks above the lowest `num_frozen`, and of the decoder's where there is one beside the encoder."""
     stack_name, stack = structure.find_stack(model)
     names = [f"{stack_name}.{number}" for number in range(num_frozen, len(stack))]
@@ -129,12 +129,12 @@ def free_blocks(model: nn.Module, num_frozen: int) -> list[str]:
     return names
 
 
-def is_adapters(name: str) -> bool:
+def is_adapter_parameter(name: str) -> bool:
     """Whether a parameter of this name is an adapter's."""
     return f".lora_A.{NAME}." in name or f".lora_B.{NAME}." in name
 
 
-def holders_of(model: nn.Module, new_parameters: Iterable[str]) -> list[str]:
+def find_modules_to_save(model: nn.Module, new_parameters: Iterable[str]) -> list[str]:
     """Names of the modules that an adapter's file carries whole, because of their new parameters: the topmost that have no
     others, and for what is new elsewhere (the bias of a masked language model's head, whose weight is the embeddings') the
     module that it belongs to. InputError where that is the model itself."""
@@ -154,7 +154,7 @@ def holders_of(model: nn.Module, new_parameters: Iterable[str]) -> list[str]:
 
 
 @contextlib.contextmanager
-def awake(loaded: Backbone) -> Iterator[None]:
+def with_random_adapters(loaded: Backbone) -> Iterator[None]:
     """Within the block the adapters add something, as they will once they are trained: what is proven equal on a probe is so
     with them."""
     own = dict(loaded.model.named_parameters())
@@ -171,7 +171,7 @@ def awake(loaded: Backbone) -> Iterator[None]:
                 own[name].copy_(values)
 
 
-def describe(loaded: Backbone) -> list[str]:
+def describe_adapters(loaded: Backbone) -> list[str]:
     """What is said of the adapters before update 0: a line, or none."""
     if loaded.adapter is None:
         return []
@@ -190,12 +190,12 @@ def save_model(loaded: Backbone, auto_class: str, folder: Path) -> None:
     if loaded.adapter is None:
         loaded.model.save_pretrained(folder)
     elif loaded.adapter.merge:
-        loaded.model.save_pretrained(folder, state_dict=merged(loaded.model))
+        loaded.model.save_pretrained(folder, state_dict=merge_adapters(loaded.model))
     else:
         save_adapter(loaded, auto_class, folder)
 
 
-def merged(model: nn.Module) -> dict[str, torch.Tensor]:
+def merge_adapters(model: nn.Module) -> dict[str, torch.Tensor]:
     """The state_dict of the model without adapters that computes what this one does."""
     deltas = {
         f"{name}.weight": module.get_delta_weight(NAME)
@@ -205,7 +205,7 @@ def merged(model: nn.Module) -> dict[str, torch.Tensor]:
     plain = {
         name.replace(".base_layer.", "."): tensor
         for name, tensor in model.state_dict().items()
-        if not is_adapters(name)
+        if not is_adapter_parameter(name)
     }
     with torch.no_grad():
         return plain | {name: plain[name] + delta.to(plain[name].dtype) for name, delta in deltas.items()}
@@ -217,9 +217,9 @@ def save_adapter(loaded: Backbone, auto_class: str, folder: Path) -> None:
     settings = copy.copy(model.peft_config[NAME])
     layers = {name.partition(".lora_A.")[0] for name in loaded.adapter_parameters if ".lora_A." in name}
     settings.target_modules = sorted(layers)  # peft's own set has no order, and shortens many names to few
-    holders = holders_of(model, loaded.new_parameters)
+    holders = find_modules_to_save(model, loaded.new_parameters)
     settings.modules_to_save = holders or None
-    settings.base_model_name_or_path = base_name(loaded.source)
+    settings.base_model_name_or_path = find_base_name(loaded.source)
     settings.revision, settings.inference_mode = loaded.revision, True
     settings.task_type = TASK_TYPES.get(auto_class)
     if settings.task_type is None:  # AutoPeftModel finds the class by this
@@ -242,7 +242,7 @@ def save_adapter(loaded: Backbone, auto_class: str, folder: Path) -> None:
         model.generation_config.save_pretrained(folder)
 
 
-def base_name(source: str) -> str:
+def find_base_name(source: str) -> str:
     """What every program here loads the backbone by: its Hub id as given, or the whole path of its folder or file."""
     path = local_path(source.partition("#sha256=")[0], "model.backbone")
     return os.path.abspath(path) if os.path.exists(path) else path
@@ -251,7 +251,7 @@ def base_name(source: str) -> str:
 # --- out of a folder ------------------------------------------------------------------------------------------------
 
 
-def settings_of(source: str) -> dict[str, Any] | None:
+def read_adapter_settings(source: str) -> dict[str, Any] | None:
     """adapter_config.json of a folder or Hub repository that holds an adapter and no whole model, else None."""
     if os.path.isfile(source) or (Path(source) / "config.json").is_file():
         return None
@@ -267,7 +267,7 @@ def settings_of(source: str) -> dict[str, Any] | None:
 def load_config(source: str) -> Any:
     """The transformers config of the model in a folder or Hub repository, or of the whole model that its adapter makes: the
     pretrained one's where the adapter brings none."""
-    settings = settings_of(source)
+    settings = read_adapter_settings(source)
     if settings is None:
         return transformers.AutoConfig.from_pretrained(source)
     try:
@@ -280,7 +280,7 @@ def load_config(source: str) -> Any:
 def load_model(source: str, auto_class: str, hf_config: Any) -> Any:
     """The model in a folder or Hub repository, in fp32; where that holds an adapter, the pretrained model with the adapter in
     it, its modules as they are in training. InputError where the adapter is not of this model."""
-    kind, settings = getattr(transformers, auto_class), settings_of(source)
+    kind, settings = getattr(transformers, auto_class), read_adapter_settings(source)
     if settings is None:
         return kind.from_pretrained(source, dtype=torch.float32)
     return load_adapter(source, kind, hf_config, settings).model
@@ -307,7 +307,7 @@ def load_adapter(source: str, kind: Any, hf_config: Any, settings: Mapping[str, 
         for key, tensor in load_file(path).items()
     }
     result = model.load_state_dict(tensors, strict=False)
-    lacking = [key for key in result.missing_keys if is_adapters(key)]
+    lacking = [key for key in result.missing_keys if is_adapter_parameter(key)]
     if result.unexpected_keys or lacking:
         raise InputError(
             f"{source}: its adapter is not of {name}: they differ in {[*result.unexpected_keys, *lacking][0]}"
@@ -316,7 +316,7 @@ def load_adapter(source: str, kind: Any, hf_config: Any, settings: Mapping[str, 
         with contextlib.suppress(OSError):
             model.generation_config = transformers.GenerationConfig.from_pretrained(source)
     model.requires_grad_(True)
-    names = frozenset(key for key, _ in model.named_parameters() if is_adapters(key))
+    names = frozenset(key for key, _ in model.named_parameters() if is_adapter_parameter(key))
     return Backbone(
         model=model,
         tokenizer=None,
@@ -328,15 +328,15 @@ def load_adapter(source: str, kind: Any, hf_config: Any, settings: Mapping[str, 
     )
 
 
-def load_any(location: str) -> Backbone:
+def load_any_model(location: str) -> Backbone:
     """The model in a run folder, model folder, package or Hub repository, with its adapter where it has one."""
     source = backbone.model_source(location)
     try:
-        with backbone.quiet():
-            settings = settings_of(source)
+        with backbone.silence_transformers():
+            settings = read_adapter_settings(source)
             if settings is None:
-                return backbone.load_any(location)
+                return backbone.load_pretrained(location)
             hf_config = load_config(source)
-            return load_adapter(source, heads.auto_class_of(hf_config), hf_config, settings)
+            return load_adapter(source, heads.find_auto_class(hf_config), hf_config, settings)
     except backbone.LOADING_ERRORS as error:
         raise backbone.loading_error(location, source, "adapter", error, key="MODEL") from None

@@ -8,9 +8,9 @@ from typing import Any
 from hf_finetune.model.freezing import FreezePlan
 
 
-def inspect_rows(model: Any, plan: FreezePlan) -> list[dict[str, Any]]:
+def make_rows(model: Any, plan: FreezePlan) -> list[dict[str, Any]]:
     """One row for every entry of the state_dict: name, part, shape, dtype, bytes, state (trains, frozen or buffer)."""
-    part_of = {name: part for part, names in plan.anatomy.parts().items() for name in names}
+    part_of = {name: part for part, names in plan.structure.parts().items() for name in names}
     tied = {id(parameter): name for name, parameter in model.named_parameters()}
     rows = []
     for name, tensor in model.state_dict(keep_vars=True).items():

@@ -12,7 +12,7 @@ from hf_finetune.system.errors import InputError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Anatomy:
+class ModelStructure:
     """The parts of a model, bottom up: each parameter's name stands in exactly one.
 
     embeddings: all outside the blocks that the blocks' output depends on. blocks: the stack, in the order of the
@@ -54,7 +54,7 @@ def find_stack(model: nn.Module, part: nn.Module | None = None) -> tuple[str, nn
     return best[1], best[2]
 
 
-def probe_batch(model: nn.Module, length: int) -> dict[str, torch.Tensor]:
+def make_probe_batch(model: nn.Module, length: int) -> dict[str, torch.Tensor]:
     """Two short inputs that every family takes, [2, length] for an odd length: as many end tokens in each, no padding."""
     config: Any = model.config
     end = config.eos_token_id if isinstance(config.eos_token_id, int) else config.pad_token_id or 0
@@ -64,10 +64,12 @@ def probe_batch(model: nn.Module, length: int) -> dict[str, torch.Tensor]:
     )
     ids = ids.to(next(model.parameters()).device)
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    return batch | ({"decoder_input_ids": heads.decoder_inputs(model, ids)} if heads.writes(model) else {})
+    return batch | (
+        {"decoder_input_ids": heads.make_decoder_inputs(model, ids)} if heads.is_sequence_to_sequence(model) else {}
+    )
 
 
-def probe(model: nn.Module, watched: Iterable[nn.Module]) -> tuple[Any, dict[nn.Module, list[torch.Tensor]]]:
+def record_calls(model: nn.Module, watched: Iterable[nn.Module]) -> tuple[Any, dict[nn.Module, list[torch.Tensor]]]:
     """Runs one short input with autograd on. Returns the logits and every output of the watched modules."""
     outputs: dict[nn.Module, list[torch.Tensor]] = {module: [] for module in watched}
 
@@ -81,7 +83,7 @@ def probe(model: nn.Module, watched: Iterable[nn.Module]) -> tuple[Any, dict[nn.
     try:
         model.eval()
         with torch.enable_grad():  # one input: a decoder may have no padding token to tell the ends of two
-            logits = heads.run(model, {name: tensor[:1] for name, tensor in probe_batch(model, 3).items()})
+            logits = heads.run_model(model, {name: tensor[:1] for name, tensor in make_probe_batch(model, 3).items()})
     finally:
         model.train(training)
         for handle in handles:
@@ -89,7 +91,7 @@ def probe(model: nn.Module, watched: Iterable[nn.Module]) -> tuple[Any, dict[nn.
     return logits, outputs
 
 
-def leaves(tensor: torch.Tensor) -> set[int]:
+def find_leaves(tensor: torch.Tensor) -> set[int]:
     """Ids of the parameters that a tensor was computed from, read off autograd's graph without a backward."""
     seen: set[Any] = set()
     found: set[int] = set()
@@ -106,19 +108,19 @@ def leaves(tensor: torch.Tensor) -> set[int]:
     return found
 
 
-def dissect(model: nn.Module) -> Anatomy:
+def analyze_structure(model: nn.Module) -> ModelStructure:
     """The anatomy of a transformers model with a head. All parameters must still require gradients."""
     stack_name, stack = find_stack(model)
-    logits, outputs = probe(model, stack)
+    logits, outputs = record_calls(model, stack)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     blocks = tuple(tuple(names[id(p)] for p in block.parameters() if id(p) in names) for block in stack)
     in_blocks = {name for block in blocks for name in block}
     last = [block_outputs[-1] for block_outputs in outputs.values() if block_outputs]
     if not last:
         raise InputError(f"freeze: {type(model).__name__} does not run its stack {stack_name}")
-    below = {names[key] for tensor in last for key in leaves(tensor) if key in names}
-    reached = below | {names[key] for key in leaves(logits) if key in names}
-    prefix = heads.backbone_prefix(model)
+    below = {names[key] for tensor in last for key in find_leaves(tensor) if key in names}
+    reached = below | {names[key] for key in find_leaves(logits) if key in names}
+    prefix = heads.find_backbone_prefix(model)
     rest: dict[str, list[str]] = {}
     for name in names.values():
         if name not in in_blocks and name not in below and name in reached:
@@ -126,7 +128,7 @@ def dissect(model: nn.Module) -> Anatomy:
             rest.setdefault(part, []).append(name)
     if "head" in rest:
         rest["head"] = rest.pop("head")  # topmost
-    return Anatomy(
+    return ModelStructure(
         embeddings=tuple(name for name in names.values() if name in below and name not in in_blocks),
         blocks=blocks,
         rest={part: tuple(members) for part, members in rest.items()},

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from hf_finetune.system.errors import InputError
-from hf_finetune.system.files import remove_quietly, replace_with, sha256_of, write_atomically, writing_error
+from hf_finetune.system.files import hash_file, remove_quietly, replace_atomically, write_atomically, writing_error
 
 # What torch.load and json raise for damaged bytes
 DAMAGED = (*(OSError, RuntimeError, EOFError, ValueError, LookupError, AssertionError, TypeError, AttributeError),
@@ -40,33 +40,33 @@ class Manifest:
     value: float | None
 
 
-def tensor_bytes(content: Any) -> int:
+def count_tensor_bytes(content: Any) -> int:
     """Bytes of all tensors in nested dicts and lists."""
     if isinstance(content, torch.Tensor):
         return content.numel() * content.element_size()
     if isinstance(content, Mapping):
-        return sum(tensor_bytes(value) for value in content.values())
-    return sum(tensor_bytes(value) for value in content) if isinstance(content, (list, tuple)) else 0
+        return sum(count_tensor_bytes(value) for value in content.values())
+    return sum(count_tensor_bytes(value) for value in content) if isinstance(content, (list, tuple)) else 0
 
 
-def checkpoint_name(epoch: int, update: int, loss: float, metric: str, value: float | None) -> str:
+def make_checkpoint_name(epoch: int, update: int, loss: float, metric: str, value: float | None) -> str:
     """`ckpt_epoch0002_update000434_loss0.2931_accuracy0.9128.pt`; without the metric where none was measured there."""
     shown = re.sub(r"[^\w.-]+", "-", metric)  # a metric of the Hub has a slash
     measured = f"_{shown}{value:.4f}" if value is not None and metric != "loss" else ""
     return f"ckpt_epoch{epoch:04d}_update{update:06d}_loss{loss:.4f}{measured}.pt"
 
 
-def save(
+def save_checkpoint(
     folder: Path, content: Mapping[str, Any], *, metric: str, value: float | None, best_update: int | None = None
 ) -> Manifest:
     """Writes a checkpoint, its manifest and the references to the best and the last, and reads them back: when this
     returns, the disk has it. `content` has epoch, update and loss among its keys."""
     epoch, update, loss = content["epoch"], content["update"], content["loss"]
-    path = folder / checkpoint_name(epoch, update, loss, metric, value)
-    num_bytes = tensor_bytes(content)
+    path = folder / make_checkpoint_name(epoch, update, loss, metric, value)
+    num_bytes = count_tensor_bytes(content)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        written = replace_with(path, lambda file: torch.save(on_cpu(content), file), num_bytes)
+        written = replace_atomically(path, lambda file: torch.save(copy_to_cpu(content), file), num_bytes)
         manifest = Manifest(
             file=path.name,
             size=path.stat().st_size,
@@ -77,10 +77,10 @@ def save(
             metric=metric,
             value=value,
         )
-        write_atomically(manifest_path(path), json.dumps(asdict(manifest), indent=2).encode())
-        if (reason := fault(folder, manifest)) or manifest not in manifests(folder):
+        write_atomically(make_manifest_path(path), json.dumps(asdict(manifest), indent=2).encode())
+        if (reason := find_damage(folder, manifest)) or manifest not in read_manifests(folder):
             raise InputError(f"{path}: {reason or 'has no manifest'} when it is read back; is the disk sound?")
-        best = next((each.file for each in manifests(folder) if each.update == best_update), None)
+        best = next((each.file for each in read_manifests(folder) if each.update == best_update), None)
         references = {"best": best, "last": manifest.file}
         write_atomically(folder / REFERENCES, json.dumps(references, indent=2).encode())
     except OSError as error:
@@ -88,7 +88,7 @@ def save(
     return manifest
 
 
-def references(folder: Path) -> dict[str, str | None]:
+def read_references(folder: Path) -> dict[str, str | None]:
     """File names of the `best` and the `last` checkpoint as they were noted; empty where they cannot be read."""
     try:
         noted = json.loads((folder / REFERENCES).read_bytes())
@@ -97,40 +97,40 @@ def references(folder: Path) -> dict[str, str | None]:
         return {}
 
 
-def manifest_path(checkpoint: Path) -> Path:
+def make_manifest_path(checkpoint: Path) -> Path:
     """The manifest beside a checkpoint."""
     return checkpoint.with_suffix(".json")
 
 
-def last_of(folder: Path) -> str | None:
+def find_last(folder: Path) -> str | None:
     """The file name of the newest checkpoint, unread."""
-    return next((manifest.file for manifest in reversed(manifests(folder))), None)
+    return next((manifest.file for manifest in reversed(read_manifests(folder))), None)
 
 
-def find_whole(folder: Path, update: int) -> Path | None:
+def find_intact(folder: Path, update: int) -> Path | None:
     """The checkpoint of an update that verifies, or None."""
-    for manifest in reversed(manifests(folder)):
-        if manifest.update == update and fault(folder, manifest) is None:
+    for manifest in reversed(read_manifests(folder)):
+        if manifest.update == update and find_damage(folder, manifest) is None:
             return folder / manifest.file
     return None
 
 
-def on_cpu(content: Any) -> Any:
+def copy_to_cpu(content: Any) -> Any:
     """Nested dicts and lists with every tensor on the CPU, so that a machine without a GPU opens them."""
     if isinstance(content, torch.Tensor):
         return content.detach().cpu()
     if isinstance(content, Mapping):
-        return {key: on_cpu(value) for key, value in content.items()}
-    return type(content)(on_cpu(value) for value in content) if isinstance(content, (list, tuple)) else content
+        return {key: copy_to_cpu(value) for key, value in content.items()}
+    return type(content)(copy_to_cpu(value) for value in content) if isinstance(content, (list, tuple)) else content
 
 
-def manifests(folder: Path) -> list[Manifest]:
+def read_manifests(folder: Path) -> list[Manifest]:
     """The manifests of a folder, oldest first; unreadable ones are left out."""
     found = []
     for path in folder.glob("ckpt_*.json"):
         try:
             manifest = Manifest(**json.loads(path.read_bytes()))
-            checkpoint_name(manifest.epoch, manifest.update, manifest.loss, manifest.metric, manifest.value)
+            make_checkpoint_name(manifest.epoch, manifest.update, manifest.loss, manifest.metric, manifest.value)
             if isinstance(manifest.file, str) and Path(manifest.file).name == manifest.file:
                 found.append(manifest)
         except DAMAGED:
@@ -139,24 +139,24 @@ def manifests(folder: Path) -> list[Manifest]:
     return sorted(found, key=lambda manifest: (manifest.update, manifest.value is not None))
 
 
-def fault(folder: Path, manifest: Manifest) -> str | None:
+def find_damage(folder: Path, manifest: Manifest) -> str | None:
     """Why a checkpoint is not whole, or None where it is."""
     path = folder / manifest.file
     if not path.is_file():
         return "is missing"
     if path.stat().st_size != manifest.size:
         return f"has {path.stat().st_size} bytes instead of {manifest.size}"
-    return None if sha256_of(path) == manifest.sha256 else "does not have the digest its manifest says"
+    return None if hash_file(path) == manifest.sha256 else "does not have the digest its manifest says"
 
 
-def fault_of(path: Path) -> str | None:
+def find_damage_in_file(path: Path) -> str | None:
     """Why the checkpoint in a file is not whole by the manifest beside it, or None where it is."""
-    manifest = next((each for each in manifests(path.parent) if each.file == path.name), None)
-    return fault(path.parent, manifest) if manifest else "has no manifest that can be read"
+    manifest = next((each for each in read_manifests(path.parent) if each.file == path.name), None)
+    return find_damage(path.parent, manifest) if manifest else "has no manifest that can be read"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Listed:
+class CheckpointListing:
     """A checkpoint as a folder shows it. state: what is wrong, "whole", or "not read" where only its size was looked at."""
 
     file: str
@@ -167,18 +167,18 @@ class Listed:
     is_last: bool
 
 
-def listed(folder: Path, *, verify: bool) -> list[Listed]:
+def list_checkpoints(folder: Path, *, verify: bool) -> list[CheckpointListing]:
     """All checkpoints of a folder, oldest first; read and compared with their digests if `verify`."""
-    noted, found = references(folder), {manifest.file: manifest for manifest in manifests(folder)}
+    noted, found = read_references(folder), {manifest.file: manifest for manifest in read_manifests(folder)}
     names = [*found, *sorted({path.name for path in folder.glob("ckpt_*.pt")} - found.keys())]
     rows = []
     for name in names:
         path, manifest = folder / name, found.get(name)
         size = path.stat().st_size if path.is_file() else 0
         unread = manifest is not None and not verify and size == manifest.size
-        state = "not read" if unread else fault_of(path) or "whole"
+        state = "not read" if unread else find_damage_in_file(path) or "whole"
         rows.append(
-            Listed(
+            CheckpointListing(
                 file=name,
                 size=size,
                 state=state,
@@ -190,7 +190,7 @@ def listed(folder: Path, *, verify: bool) -> list[Listed]:
     return rows
 
 
-def load(path: Path) -> dict[str, Any]:
+def load_checkpoint(path: Path) -> dict[str, Any]:
     """The dict in a checkpoint, its tensors in memory. Never runs code: weights_only."""
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
@@ -200,42 +200,42 @@ def load(path: Path) -> dict[str, Any]:
         ) from None
 
 
-def newest_whole(folder: Path) -> tuple[Path | None, list[str]]:
+def find_newest_intact(folder: Path) -> tuple[Path | None, list[str]]:
     """The newest checkpoint that verifies, and a line for each newer one that was passed over."""
     skipped: list[str] = []
-    for manifest in reversed(manifests(folder)):
-        reason = fault(folder, manifest)
+    for manifest in reversed(read_manifests(folder)):
+        reason = find_damage(folder, manifest)
         if reason is None:
             return folder / manifest.file, skipped
         skipped.append(f"{manifest.file} {reason}")
     return None, skipped
 
 
-def ranked(found: Sequence[Manifest], *, greater_is_better: bool) -> list[Manifest]:
+def rank_checkpoints(found: Sequence[Manifest], *, greater_is_better: bool) -> list[Manifest]:
     """Those with a value, best first; the earlier of equals first."""
     sign = -1.0 if greater_is_better else 1.0
     valued = [manifest for manifest in found if manifest.value is not None and manifest.value == manifest.value]
     return sorted(valued, key=lambda manifest: (sign * (manifest.value or 0.0), manifest.update))
 
 
-def retire(
+def remove_old_checkpoints(
     folder: Path, saved: Manifest, *, keep_best: int, keep_last: int, greater_is_better: bool, best_update: int | None
 ) -> None:
     """Removes all but the newest `keep_last`, the best `keep_best` and the best one of the run. Manifest first.
 
     Those of later updates than the one just saved, which the run has gone back behind, stay until it passes them.
     """
-    found = [manifest for manifest in manifests(folder) if manifest.update <= saved.update]
+    found = [manifest for manifest in read_manifests(folder) if manifest.update <= saved.update]
     others = [manifest for manifest in found if manifest.update != saved.update]
     kept = {saved.file} | {manifest.file for manifest in others[max(0, len(others) - keep_last + 1) :]}
-    kept |= {manifest.file for manifest in ranked(found, greater_is_better=greater_is_better)[:keep_best]}
+    kept |= {manifest.file for manifest in rank_checkpoints(found, greater_is_better=greater_is_better)[:keep_best]}
     kept |= {manifest.file for manifest in others if manifest.update == best_update}
     for manifest in found:
         if manifest.file not in kept:
-            remove_quietly(manifest_path(folder / manifest.file))
+            remove_quietly(make_manifest_path(folder / manifest.file))
             remove_quietly(folder / manifest.file)
     for path in folder.glob("ckpt_*.pt"):  # of a save that was killed before its manifest
-        if not manifest_path(path).exists():
+        if not make_manifest_path(path).exists():
             remove_quietly(path)
     for path in folder.glob(".*.writing"):
         remove_quietly(path)

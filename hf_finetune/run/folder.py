@@ -19,9 +19,9 @@ from filelock import FileLock, Timeout
 
 from hf_finetune.config.loading import to_yaml
 from hf_finetune.config.sections import RunConfig, as_dict, changed_keys
-from hf_finetune.run.checkpoint import manifests
+from hf_finetune.run.checkpoint import read_manifests
 from hf_finetune.system import processes
-from hf_finetune.system.errors import InputError, blot
+from hf_finetune.system.errors import InputError, redact
 from hf_finetune.system.files import write_atomically
 from hf_finetune.system.processes import Runtime
 
@@ -45,15 +45,15 @@ PACKAGES = (
 @contextlib.contextmanager
 def open_run(config: RunConfig) -> Iterator[Runtime]:
     """The processes of a run, with its folder locked until the block ends and checked to be of this config."""
-    with processes.start(config.seed, config.train.precision, config.run_dir) as runtime, claimed(config, runtime):
+    with processes.start(config.seed, config.train.precision, config.run_dir) as runtime, lock_folder(config, runtime):
         yield runtime
 
 
 @contextlib.contextmanager
-def claimed(config: RunConfig, runtime: Runtime) -> Iterator[None]:
+def lock_folder(config: RunConfig, runtime: Runtime) -> Iterator[None]:
     """Locks the run folder on the main process until the block ends; the other processes leave the block with it."""
     lock: list[RunLock] = []
-    runtime.on_main(lambda: lock.append(claim(config)))
+    runtime.on_main(lambda: lock.append(claim_folder(config)))
     try:
         yield
     finally:
@@ -63,7 +63,7 @@ def claimed(config: RunConfig, runtime: Runtime) -> Iterator[None]:
             runtime.accelerator.wait_for_everyone()
 
 
-def claim(config: RunConfig) -> "RunLock":
+def claim_folder(config: RunConfig) -> "RunLock":
     """Locks the run folder; checks that what is there is this run, or makes it."""
     folder = config.run_dir
     recorded = folder / "config.yaml"
@@ -77,7 +77,7 @@ def claim(config: RunConfig) -> "RunLock":
     try:
         if recorded.exists():
             # A run that saved nothing has nothing to go on from, and may be begun again with other settings
-            if config.checkpoint.resume != "never" and manifests(folder / "checkpoints"):
+            if config.checkpoint.resume != "never" and read_manifests(folder / "checkpoints"):
                 check_same_run(config, recorded)
         elif any(not path.name.startswith(".") for path in folder.iterdir()):
             raise InputError(
@@ -90,7 +90,7 @@ def claim(config: RunConfig) -> "RunLock":
     return lock
 
 
-def move_aside(folder: Path) -> None:
+def archive_run(folder: Path) -> None:
     """Moves an older run's files into NAME.1, NAME.2, ...; nothing of it is lost."""
     number = 1
     while (target := folder.with_name(f"{folder.name}.{number}")).exists():
@@ -117,17 +117,17 @@ def check_same_run(config: RunConfig, recorded: Path) -> None:
         )
 
 
-def record(config: RunConfig, runtime: Runtime) -> None:
+def record_run(config: RunConfig, runtime: Runtime) -> None:
     """Writes config.yaml and environment.json, once the run is sure to begin; with checkpoint.resume never, an older run
     of the name is moved aside before."""
     if config.checkpoint.resume == "never" and (config.run_dir / "config.yaml").exists():
-        move_aside(config.run_dir)
+        archive_run(config.run_dir)
     write_atomically(config.run_dir / "config.yaml", to_yaml(config).encode())
     path = config.run_dir / "environment.json"
-    write_atomically(path, json.dumps(environment(runtime), indent=2).encode())
+    write_atomically(path, json.dumps(describe_environment(runtime), indent=2).encode())
 
 
-def environment(runtime: Runtime) -> dict[str, Any]:
+def describe_environment(runtime: Runtime) -> dict[str, Any]:
     """What a reader needs to know of the machine: versions, device, precision, git commit, command line."""
     versions = {}
     for name in PACKAGES:
@@ -150,7 +150,7 @@ def environment(runtime: Runtime) -> dict[str, Any]:
         "processes": runtime.num_processes,
         "platform": platform.platform(),
         "git_commit": commit,
-        "command": [blot(word) for word in sys.argv],
+        "command": [redact(word) for word in sys.argv],
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
 

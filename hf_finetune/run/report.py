@@ -8,17 +8,17 @@ import torch
 from hf_finetune.data import splits
 from hf_finetune.model import lora
 from hf_finetune.model.freezing import SHARED_BLOCK
-from hf_finetune.run.job import Clock, Job
+from hf_finetune.run.training_run import Clock, TrainingRun
 from hf_finetune.system import processes
 from hf_finetune.tasks import form_of, metrics
-from hf_finetune.training.loop import micro_batch_limit
+from hf_finetune.training.loop import make_micro_batch_limit
 from hf_finetune.training.progress import Progress
 
 
-def announce(job: Job, cache_lines: Sequence[str], notes: Sequence[str]) -> None:
+def announce(job: TrainingRun, cache_lines: Sequence[str], notes: Sequence[str]) -> None:
     """Prints what was resolved, and why, before update 0."""
     config, run, schedule = job.config, job.runtime, job.schedule
-    counts = ", ".join(f"{num_examples(job, split):,} {split}" for split in job.features)
+    counts = ", ".join(f"{count_examples(job, split):,} {split}" for split in job.features)
     plural = "es" if run.num_processes > 1 else ""
     described = job.task.describe(job.features["train"], job.splits.train, job.max_length)
     better = "higher" if metrics.greater_is_better(job.metric) else "lower"
@@ -26,7 +26,7 @@ def announce(job: Job, cache_lines: Sequence[str], notes: Sequence[str]) -> None
         f"run         {config.run_dir}",
         f"backbone    {config.model.backbone.split('#')[0]}",
         f"examples    {counts}",
-        *windows_line(job),
+        *describe_windows(job),
         *(f"            {note}" for note in job.splits.notes),
         *(f"{name:<12}{line}" for name, line in described),
         f"metric      {job.metric} on validation, {better} is better",
@@ -36,18 +36,18 @@ def announce(job: Job, cache_lines: Sequence[str], notes: Sequence[str]) -> None
         f"{run.precision}: {run.precision_reason}",
         *(f"            {note}" for note in run.notes),
         f"freeze plan\n{job.plan.describe()}",
-        *(f"adapters    {line}" for line in lora.describe(job.backbone)),
-        *([f"  {SHARED_BLOCK}"] if job.plan.anatomy.shared else []),
-        *(f"  {note}" for note in notes_on_vocabulary_head(job)),
-        f"dropout     masks {job.trainee.masks.reason}",
-        *([f"last block  {SHORTCUT}"] if job.trainee.shortcuts.first_token else []),
+        *(f"adapters    {line}" for line in lora.describe_adapters(job.backbone)),
+        *([f"  {SHARED_BLOCK}"] if job.plan.structure.shared else []),
+        *(f"  {note}" for note in describe_vocabulary_head(job)),
+        f"dropout     masks {job.train_state.dropout_masks.reason}",
+        *([f"last block  {SHORTCUT}"] if job.train_state.forward_plan.first_token else []),
         *(f"{'prefix' if number == 0 else '':<12}{line}" for number, line in enumerate(cache_lines)),
         *(f"resume      {note}" for note in notes),
     ]
     run.say("\n".join(lines) + "\n")
 
 
-def announce_stage(job: Job, cache_lines: Sequence[str], progress: Progress) -> None:
+def announce_stage(job: TrainingRun, cache_lines: Sequence[str], progress: Progress) -> None:
     """Prints what changes where freeze.unfreeze lets more train."""
     epoch = job.schedule.epoch(progress.update + 1)
     lines = [f"\nunfreezing from epoch {epoch} on", job.plan.describe()]
@@ -58,7 +58,7 @@ def announce_stage(job: Job, cache_lines: Sequence[str], progress: Progress) -> 
 SHORTCUT = "behind its attention computed for the first token alone: nothing else feeds the head"
 
 
-def notes_on_vocabulary_head(job: Job) -> list[str]:
+def describe_vocabulary_head(job: TrainingRun) -> list[str]:
     """What the freeze plan does not tell of a head over the vocabulary: that it is the embeddings, or new."""
     model = job.backbone.model
     head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
@@ -72,33 +72,35 @@ def notes_on_vocabulary_head(job: Job) -> list[str]:
     return notes
 
 
-def num_examples(job: Job, split: str) -> int:
+def count_examples(job: TrainingRun, split: str) -> int:
     """Rows of a split's table, where features know them; else its features."""
     features = job.features[split]
-    return len(features) if features.examples is None else len(job.splits.tables()[split])
+    return len(features) if features.example_indices is None else len(job.splits.tables()[split])
 
 
-def windows_line(job: Job) -> list[str]:
+def describe_windows(job: TrainingRun) -> list[str]:
     """What is said where rows of training gave several features: of these a batch takes so many."""
-    windows, rows = len(job.features["train"]), num_examples(job, "train")
+    windows, rows = len(job.features["train"]), count_examples(job, "train")
     return [f"            {windows:,} windows of the {rows:,} to train on"] if windows != rows else []
 
 
-def describe_micro_batches(job: Job) -> str:
+def describe_micro_batches(job: TrainingRun) -> str:
     """How a process takes its share of a batch."""
-    config, limit = job.config, micro_batch_limit(job.config, job.runtime.num_processes)
-    if limit.tokens is not None:
-        return f"micro-batches of at most {limit.tokens:,} tokens"
-    rounds = -(-config.train.batch_size // (limit.rows * job.runtime.num_processes))
-    return f"{limit.rows} x {rounds} micro-batch{'es' if rounds > 1 else ''}"
+    config, limit = job.config, make_micro_batch_limit(job.config, job.runtime.num_processes)
+    if limit.num_tokens is not None:
+        return f"micro-batches of at most {limit.num_tokens:,} tokens"
+    rounds = -(-config.train.batch_size // (limit.num_examples * job.runtime.num_processes))
+    return f"{limit.num_examples} x {rounds} micro-batch{'es' if rounds > 1 else ''}"
 
 
-def show(values: Mapping[str, float]) -> str:
+def format_metrics(values: Mapping[str, float]) -> str:
     """Metrics on one line, without those of one type alone (f1/person)."""
     return "  ".join(f"{name} {value:.4f}" for name, value in values.items() if "/" not in name)
 
 
-def make_results(job: Job, progress: Progress, final: Mapping[str, dict[str, float]], clock: Clock) -> dict[str, Any]:
+def make_results(
+    job: TrainingRun, progress: Progress, final: Mapping[str, dict[str, float]], clock: Clock
+) -> dict[str, Any]:
     """What results.json holds."""
     seconds = clock.seconds["train"]
     return {
@@ -109,7 +111,7 @@ def make_results(job: Job, progress: Progress, final: Mapping[str, dict[str, flo
         "best": {"epoch": progress.best_epoch, "update": progress.best_update, "value": progress.best_value},
         "validation": final["validation"],
         "test": final.get("test", {}),
-        "examples": {split: num_examples(job, split) if split in job.features else 0 for split in splits.SPLITS},
+        "examples": {split: count_examples(job, split) if split in job.features else 0 for split in splits.SPLITS},
         "parameters": {"total": job.plan.num_total, "trainable": job.plan.num_trainable},
         "updates": progress.update,
         "stopped_early": progress.stopped,
@@ -125,13 +127,13 @@ def make_results(job: Job, progress: Progress, final: Mapping[str, dict[str, flo
     }
 
 
-def summary(results: Mapping[str, Any]) -> str:
+def summarize_results(results: Mapping[str, Any]) -> str:
     """The best and the test metrics in a few words."""
-    test = f"; test: {show(results['test'])}" if results["test"] else ""
+    test = f"; test: {format_metrics(results['test'])}" if results["test"] else ""
     return f"best {results['metric']} on validation {results['best']['value']:.4f}{test}"
 
 
-def aligned(rows: Sequence[Sequence[str]]) -> str:
+def align_columns(rows: Sequence[Sequence[str]]) -> str:
     """Rows of a table as lines."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return "\n".join(
@@ -139,7 +141,7 @@ def aligned(rows: Sequence[Sequence[str]]) -> str:
     )
 
 
-def rows_by_type(values: Mapping[str, float]) -> list[tuple[str, ...]]:
+def make_type_table(values: Mapping[str, float]) -> list[tuple[str, ...]]:
     """A table of the metrics called metric/type, a row each type; [] where there are none."""
     split = [name.split("/", 1) for name in values if "/" in name]
     names, kinds = (list(dict.fromkeys(part[place] for part in split)) for place in (0, 1))
@@ -147,16 +149,16 @@ def rows_by_type(values: Mapping[str, float]) -> list[tuple[str, ...]]:
     return [("", *names), *rows] if rows else []
 
 
-def closing(job: Job, results: Mapping[str, Any], best: str) -> str:
+def format_closing(job: TrainingRun, results: Mapping[str, Any], best: str) -> str:
     """The last lines: a table of metrics, where everything lies, what to type next."""
     names = [name for name in results["validation"] if "/" not in name]
     rows = [("", *names)]
     rows += [
         (split, *(f"{results[split][name]:.4f}" for name in names)) for split in splits.SPLITS if results.get(split)
     ]
-    table = aligned(rows)
-    if by_type := rows_by_type(results["test"] or results["validation"]):
-        table += f"\n\n  {'test' if results['test'] else 'validation'}, by type\n{aligned(by_type)}"
+    table = align_columns(rows)
+    if by_type := make_type_table(results["test"] or results["validation"]):
+        table += f"\n\n  {'test' if results['test'] else 'validation'}, by type\n{align_columns(by_type)}"
     folder, seconds = job.config.run_dir, results["seconds"]
     loads = (
         "an adapter; README.md in it says how it loads" if job.backbone.is_exported_as_adapter else "from_pretrained"

@@ -11,34 +11,34 @@ import torch
 from hf_finetune.config.sections import RunConfig, as_dict, changed_keys, check, flatten
 from hf_finetune.model import backbone
 from hf_finetune.run import checkpoint
-from hf_finetune.run.job import Job
+from hf_finetune.run.training_run import TrainingRun
 from hf_finetune.system.errors import InputError
-from hf_finetune.system.files import digest_of, write_atomically
+from hf_finetune.system.files import digest_tensors, write_atomically
 from hf_finetune.system.processes import Runtime
 from hf_finetune.tasks import metrics
 from hf_finetune.training import optim
-from hf_finetune.training.loop import micro_batch_limit
-from hf_finetune.training.progress import Progress, progress_from
+from hf_finetune.training.loop import make_micro_batch_limit
+from hf_finetune.training.progress import Progress, load_progress
 
 # --- what a checkpoint holds ----------------------------------------------------------------------------------------
 
 
-def save(job: Job, progress: Progress) -> str:
+def save_run(job: TrainingRun, progress: Progress) -> str:
     """Writes a checkpoint, then removes those that need not be kept; returns its file name. On all processes.
 
     Its metrics are those measured at this update, if any; without them `loss` is the training loss.
     """
 
     def write() -> str:
-        content = content_of(job, progress)
-        saved = checkpoint.save(
+        content = collect_content(job, progress)
+        saved = checkpoint.save_checkpoint(
             job.checkpoint_dir,
             content,
             metric=job.metric,
             value=content["metrics"].get(job.metric),
             best_update=progress.best_update,
         )
-        checkpoint.retire(
+        checkpoint.remove_old_checkpoints(
             job.checkpoint_dir,
             saved,
             keep_best=job.config.checkpoint.keep_best,
@@ -51,11 +51,11 @@ def save(job: Job, progress: Progress) -> str:
     return job.runtime.on_main(write)
 
 
-def content_of(job: Job, progress: Progress) -> dict[str, Any]:
+def collect_content(job: TrainingRun, progress: Progress) -> dict[str, Any]:
     """The dict of a checkpoint. Random states are not in it: all that is drawn is a function of seed, update and process."""
-    scaler, optimizer = job.runtime.accelerator.scaler, job.trainee.optimizer.optimizer
-    weights = job.trainee.model.state_dict()
-    omitted = omitted_names(job) if job.config.checkpoint.content == "trainable" else []
+    scaler, optimizer = job.runtime.accelerator.scaler, job.train_state.optimizer.optimizer
+    weights = job.train_state.model.state_dict()
+    omitted = list_omitted_names(job) if job.config.checkpoint.content == "trainable" else []
     last = progress.history[-1] if progress.history else {}
     values = {key: value for key, value in last.items() if key not in ("update", "epoch")}
     values = values if last.get("update") == progress.update else {}
@@ -74,24 +74,24 @@ def content_of(job: Job, progress: Progress) -> dict[str, Any]:
         "run": {
             "progress": dataclasses.asdict(progress),
             "config": as_dict(job.config),
-            "data": fingerprints(job),
+            "data": fingerprint_data(job),
             "task": job.task.name,
             "facts": job.task.facts(),
             "max_length": job.max_length,
             "metric": job.metric,
             "frozen": sorted(job.plan.frozen),
-            "omitted": {"names": omitted, "digest": digest_of(weights, omitted)} if omitted else None,
-            "sums": order_of_sums(job),
+            "omitted": {"names": omitted, "digest": digest_tensors(weights, omitted)} if omitted else None,
+            "sums": describe_summation_order(job),
             "scaler": scaler.state_dict() if scaler is not None else None,
         },
     }
 
 
-def omitted_names(job: Job) -> list[str]:
+def list_omitted_names(job: TrainingRun) -> list[str]:
     """Entries of the state_dict that the backbone's files give back: parameters that train in no stage of the run, and that
     are not new."""
-    plan, model = job.plan, job.trainee.model
-    ever = job.free_at_last | job.backbone.new_parameters
+    plan, model = job.plan, job.train_state.model
+    ever = job.trainable_in_last_stage | job.backbone.new_parameters
     owners = {id(parameter): name for name, parameter in model.named_parameters()}
     return sorted(
         name
@@ -100,18 +100,18 @@ def omitted_names(job: Job) -> list[str]:
     )
 
 
-def fingerprints(job: Job) -> dict[str, str]:
+def fingerprint_data(job: TrainingRun) -> dict[str, str]:
     """What the encoded data are recognised by."""
     return {split: features.fingerprint() for split, features in job.features.items()}
 
 
-def order_of_sums(job: Job) -> str:
+def describe_summation_order(job: TrainingRun) -> str:
     """What the order of floating-point sums depends on, and so whether a resumed run can be equal bit for bit."""
     run = job.runtime
-    limit = micro_batch_limit(job.config, run.num_processes)
+    limit = make_micro_batch_limit(job.config, run.num_processes)
     return (
         f"{run.num_processes} x {torch.get_num_threads()} threads of {run.device.type}, {run.precision}, "
-        f"micro-batches of {limit.rows}{f' and {limit.tokens} tokens' if limit.tokens else ''}"
+        f"micro-batches of {limit.num_examples}{f' and {limit.num_tokens} tokens' if limit.num_tokens else ''}"
     )
 
 
@@ -119,7 +119,7 @@ def order_of_sums(job: Job) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Saved:
+class SavedRun:
     """The checkpoint that a run goes on from, with what was passed over on the way to it."""
 
     path: Path
@@ -129,16 +129,16 @@ class Saved:
     @property
     def progress(self) -> Progress:
         """Where the run stood."""
-        return progress_from(self.content["run"]["progress"])
+        return load_progress(self.content["run"]["progress"])
 
 
-def find(config: RunConfig, run: Runtime) -> tuple[Saved | None, tuple[str, ...]]:
+def find_checkpoint(config: RunConfig, run: Runtime) -> tuple[SavedRun | None, tuple[str, ...]]:
     """The checkpoint that checkpoint.resume means, or None; and what was passed over. On all processes."""
     asked = config.checkpoint.resume
     if asked == "never":
         return None, ()
     if asked == "auto":
-        path, skipped = run.on_main(lambda: checkpoint.newest_whole(config.run_dir / "checkpoints"))
+        path, skipped = run.on_main(lambda: checkpoint.find_newest_intact(config.run_dir / "checkpoints"))
         notes = tuple(f"passed over: {line}" for line in skipped)
         if path is None:
             return None, notes
@@ -146,9 +146,9 @@ def find(config: RunConfig, run: Runtime) -> tuple[Saved | None, tuple[str, ...]
         path, notes = Path(asked), ()
     else:
         raise InputError(f"checkpoint.resume ({asked}): no such file; takes auto, never, or the path of a checkpoint")
-    content = checkpoint.load(path)
-    check_is_ours(path, content)
-    return Saved(path=path, content=content), notes
+    content = checkpoint.load_checkpoint(path)
+    check_format(path, content)
+    return SavedRun(path=path, content=content), notes
 
 
 def check_config(config: RunConfig, path: Path, content: Mapping[str, Any]) -> None:
@@ -162,7 +162,7 @@ def check_config(config: RunConfig, path: Path, content: Mapping[str, Any]) -> N
           config.freeze.encoder_layers, f"{path.name} has its adapters above {layers}; choose another name")  # fmt: skip
 
 
-def check_is_ours(path: Path, content: Mapping[str, Any]) -> None:
+def check_format(path: Path, content: Mapping[str, Any]) -> None:
     """Raises InputError where a checkpoint is another program's."""
     state = content.get("run") if isinstance(content, dict) else None
     if (
@@ -173,16 +173,18 @@ def check_is_ours(path: Path, content: Mapping[str, Any]) -> None:
         raise InputError(f"{path}: is a checkpoint, but not one of hf-finetune's (no key 'run')")
 
 
-def restore(job: Job, saved: Saved) -> tuple[Progress, list[str]]:
+def restore_run(job: TrainingRun, saved: SavedRun) -> tuple[Progress, list[str]]:
     """Loads weights, optimizer and scaler into the job, on every process; returns where it stands and what there is to say."""
     path, content, progress = saved.path, saved.content, saved.progress
     check_config(job.config, path, content)
     check_data(job, path, content["run"])
     load_weights(job, content, path.name)
     try:
-        fresh, dropped = optim.restore(job.trainee.optimizer.optimizer, content["optimizer_state_dict"])
+        fresh, dropped = optim.restore_optimizer_state(
+            job.train_state.optimizer.optimizer, content["optimizer_state_dict"]
+        )
     except (RuntimeError, ValueError) as error:
-        raise other_model(job.config.model.backbone, path.name, error) from None
+        raise make_other_model_error(job.config.model.backbone, path.name, error) from None
     scaler = job.runtime.accelerator.scaler
     if scaler is not None and content["run"]["scaler"]:
         scaler.load_state_dict(content["run"]["scaler"])
@@ -193,22 +195,24 @@ def restore(job: Job, saved: Saved) -> tuple[Progress, list[str]]:
             "the others' optimizer state is kept"
         )
         progress = dataclasses.replace(progress, cached=None)
-    if content["run"]["sums"] != order_of_sums(job):
-        notes.append(f"was on {content['run']['sums']}, now on {order_of_sums(job)}: sums and dropout may differ")
-    adopted = job.runtime.on_main(lambda: adopt_best(job, path, content, progress))
+    if content["run"]["sums"] != describe_summation_order(job):
+        notes.append(
+            f"was on {content['run']['sums']}, now on {describe_summation_order(job)}: sums and dropout may differ"
+        )
+    adopted = job.runtime.on_main(lambda: adopt_best_checkpoint(job, path, content, progress))
     if adopted.best_update != progress.best_update:
         notes.append("the best checkpoint so far is missing or damaged, and counts no more")
     return adopted, [*notes, f"resuming after update {progress.update} from {path.name}"]
 
 
-def check_data(job: Job, path: Path, state: Mapping[str, Any]) -> None:
+def check_data(job: TrainingRun, path: Path, state: Mapping[str, Any]) -> None:
     """Raises InputError where the data or the labels are not those of a checkpoint, however they are named."""
     if job.task.name != state["task"]:
         raise InputError(f"checkpoint.resume ({path}): was made by the task {state['task']}; choose another name")
     ours, theirs = job.task.facts(), state["facts"]
     if ours != theirs:
         changed = "; ".join(
-            f"{key}: now {told(ours.get(key))}, and had {told(theirs.get(key))}"
+            f"{key}: now {format_value(ours.get(key))}, and had {format_value(theirs.get(key))}"
             for key in sorted(ours.keys() | theirs.keys())
             if ours.get(key) != theirs.get(key)
         )
@@ -216,7 +220,7 @@ def check_data(job: Job, path: Path, state: Mapping[str, Any]) -> None:
             f"checkpoint.resume ({path}): was made with other labels in data.label_column ({changed}); put the data back, or "
             "choose another name"
         )
-    found = fingerprints(job)
+    found = fingerprint_data(job)
     if different := sorted(
         split for split in found.keys() | state["data"] if state["data"].get(split) != found.get(split)
     ):
@@ -229,52 +233,54 @@ def check_data(job: Job, path: Path, state: Mapping[str, Any]) -> None:
         )
 
 
-def told(value: Any) -> str:
+def format_value(value: Any) -> str:
     """A fact in an error."""
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def load_weights(job: Job, content: Mapping[str, Any], name: str) -> None:
+def load_weights(job: TrainingRun, content: Mapping[str, Any], name: str) -> None:
     """Loads a checkpoint's weights into the job's model; what it left out is read from the backbone again where the run may
     have changed it."""
-    model, omitted = job.trainee.model, (content["run"]["omitted"] or {}).get("names", [])
-    if set(omitted) & job.free_at_last:
-        pretrained = backbone.load(job.config.model, job.task.head, job.backbone.tokenizer).model.state_dict()
+    model, omitted = job.train_state.model, (content["run"]["omitted"] or {}).get("names", [])
+    if set(omitted) & job.trainable_in_last_stage:
+        pretrained = backbone.load_backbone(job.config.model, job.task.head, job.backbone.tokenizer).model.state_dict()
         model.load_state_dict({each: pretrained[each] for each in omitted if each in pretrained}, strict=False)
-    fill_in(model, content, name, job.config.model.backbone)
+    add_pretrained_weights(model, content, name, job.config.model.backbone)
 
 
-def fill_in(model: torch.nn.Module, content: Mapping[str, Any], name: str, backbone_id: str) -> None:
+def add_pretrained_weights(model: torch.nn.Module, content: Mapping[str, Any], name: str, backbone_id: str) -> None:
     """Loads a checkpoint's weights into a model that has the backbone's. InputError where they are not of one model, or the
     weights that the checkpoint left out are others now."""
     omitted = content["run"]["omitted"] or {"names": []}
     try:
         result = model.load_state_dict(content["model_state_dict"], strict=False)
     except RuntimeError as error:
-        raise other_model(backbone_id, name, error) from None
+        raise make_other_model_error(backbone_id, name, error) from None
     if unknown := sorted({*result.unexpected_keys} | ({*result.missing_keys} ^ {*omitted["names"]})):
-        raise other_model(backbone_id, name, f"they differ in {unknown[0]}")
-    if omitted["names"] and digest_of(model.state_dict(), omitted["names"]) != omitted["digest"]:
-        raise other_model(backbone_id, name, "its frozen weights are not those the checkpoint was trained on")
+        raise make_other_model_error(backbone_id, name, f"they differ in {unknown[0]}")
+    if omitted["names"] and digest_tensors(model.state_dict(), omitted["names"]) != omitted["digest"]:
+        raise make_other_model_error(
+            backbone_id, name, "its frozen weights are not those the checkpoint was trained on"
+        )
 
 
-def other_model(backbone_id: str, name: str, reason: object) -> InputError:
+def make_other_model_error(backbone_id: str, name: str, reason: object) -> InputError:
     """What it means that weights do not fit."""
     return InputError(f"model.backbone ({backbone_id}): is another model now than the one {name} is of: {reason}")
 
 
-def adopt_best(job: Job, path: Path, content: Mapping[str, Any], progress: Progress) -> Progress:
+def adopt_best_checkpoint(job: TrainingRun, path: Path, content: Mapping[str, Any], progress: Progress) -> Progress:
     """The progress with its best checkpoint sure to be in this run's folder: copied from beside `path` where need be;
     where there is none, the restored one takes its place, if it was evaluated."""
-    if progress.best_update is None or checkpoint.find_whole(job.checkpoint_dir, progress.best_update):
+    if progress.best_update is None or checkpoint.find_intact(job.checkpoint_dir, progress.best_update):
         return progress
-    if best := checkpoint.find_whole(path.parent, progress.best_update):
+    if best := checkpoint.find_intact(path.parent, progress.best_update):
         job.checkpoint_dir.mkdir(parents=True, exist_ok=True)
-        for source in (best, checkpoint.manifest_path(best)):
+        for source in (best, checkpoint.make_manifest_path(best)):
             write_atomically(job.checkpoint_dir / source.name, source.read_bytes())
         return progress
     value = content["metrics"].get(job.metric)
-    evaluated = value is not None and checkpoint.find_whole(job.checkpoint_dir, progress.update) is not None
+    evaluated = value is not None and checkpoint.find_intact(job.checkpoint_dir, progress.update) is not None
     epoch = job.schedule.epoch(progress.update)
     return dataclasses.replace(
         progress,
@@ -284,11 +290,11 @@ def adopt_best(job: Job, path: Path, content: Mapping[str, Any], progress: Progr
     )
 
 
-def load_best(job: Job, progress: Progress) -> str:
+def load_best_weights(job: TrainingRun, progress: Progress) -> str:
     """Loads the weights of the best checkpoint into the model, on every process; returns its file name."""
 
     def find_best() -> str:
-        path = checkpoint.find_whole(job.checkpoint_dir, progress.best_update or 0)
+        path = checkpoint.find_intact(job.checkpoint_dir, progress.best_update or 0)
         if path is None:
             raise InputError(
                 f"{job.checkpoint_dir}: the best checkpoint (update {progress.best_update}) is missing or damaged; "
@@ -297,5 +303,5 @@ def load_best(job: Job, progress: Progress) -> str:
         return path.name
 
     name = job.runtime.on_main(find_best)
-    load_weights(job, checkpoint.load(job.checkpoint_dir / name), name)
+    load_weights(job, checkpoint.load_checkpoint(job.checkpoint_dir / name), name)
     return name

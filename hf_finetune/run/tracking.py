@@ -49,7 +49,7 @@ class Tracking:
         dropped from metrics.jsonl, and TensorBoard is told to purge them."""
         self.runtime = runtime
         self.path = runtime.run_dir / "metrics.jsonl"
-        self.settings = {key: plain(value) for key, value in flatten(as_dict(config))}
+        self.settings = {key: make_plain(value) for key, value in flatten(as_dict(config))}
         if runtime.is_main:
             drop_rows_after(self.path, start_update)
         trackers: list[str | GeneralTracker] = []
@@ -64,7 +64,7 @@ class Tracking:
             options["wandb"] = {
                 "name": config.name,
                 "dir": str(runtime.run_dir),
-                "id": run_id(runtime),
+                "id": make_run_id(runtime),
                 "resume": "allow",
             }
         accelerator = runtime.accelerator
@@ -81,7 +81,7 @@ class Tracking:
             row = {"update": update, "epoch": epoch, "time": round(time.time(), 3), **values}
             try:
                 with self.path.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(without_nan(row)) + "\n")
+                    file.write(json.dumps(replace_nan(row)) + "\n")
             except OSError as error:
                 raise writing_error(self.runtime.run_dir, 1000, error) from None
         self.runtime.accelerator.log(dict(values), step=update)
@@ -103,19 +103,19 @@ class Tracking:
             tracker.finish()  # not end_training(), which would end the process group too
 
 
-def without_nan(value: Any) -> Any:
+def replace_nan(value: Any) -> Any:
     """Nested values with null for nan and the infinities, which JSON does not have."""
     if isinstance(value, Mapping):
-        return {key: without_nan(each) for key, each in value.items()}
+        return {key: replace_nan(each) for key, each in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def plain(value: Any) -> Any:
+def make_plain(value: Any) -> Any:
     """A setting as TensorBoard's and W&B's configs take it."""
     return value if isinstance(value, (bool, int, float, str)) else "" if value is None else json.dumps(value)
 
 
-def run_id(runtime: Runtime) -> str:
+def make_run_id(runtime: Runtime) -> str:
     """The run's own id at W&B, drawn once and kept in the folder, so that a resumed run goes on in the same curves."""
     path = runtime.run_dir / "wandb-id"
     if runtime.is_main and not path.exists():
@@ -140,7 +140,7 @@ def drop_rows_after(path: Path, update: int) -> None:
     write_atomically(path, "".join(kept).encode())
 
 
-def training_row(update: Update) -> dict[str, float]:
+def make_training_row(update: Update) -> dict[str, float]:
     """The logged numbers of an update."""
     return {
         "train/loss": update.loss,

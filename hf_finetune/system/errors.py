@@ -14,7 +14,7 @@ class StoppedError(Exception):
     """A signal asked the run to stop, and what there was to save is saved; the command line exits with code 75."""
 
 
-def blot(text: str) -> str:
+def redact(text: str) -> str:
     """A text with all that looks like a Hub token, and passwords and tokens in addresses, blotted out."""
     text = re.sub(r"\b(hf|api_org)_\w{20,}", r"\1_***", text)
     text = re.sub(r"://\S+@", "://***@", text)

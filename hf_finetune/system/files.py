@@ -16,7 +16,7 @@ from hf_finetune.system.errors import InputError
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-class Hashing:
+class HashingFile:
     """A file that is written to, and the digest of what was: what the disk gives back is compared with it."""
 
     def __init__(self, file: BinaryIO) -> None:
@@ -35,10 +35,10 @@ class Hashing:
 
 def write_atomically(path: Path, content: bytes) -> None:
     """The file has its old content or all of the new. InputError where the disk is full or read-only."""
-    replace_with(path, lambda file: file.write(content), len(content))
+    replace_atomically(path, lambda file: file.write(content), len(content))
 
 
-def replace_with(path: Path, write: Callable[[BinaryIO], object], num_bytes: int) -> str:
+def replace_atomically(path: Path, write: Callable[[BinaryIO], object], num_bytes: int) -> str:
     """Has `write` fill a temporary file, syncs it, renames it to `path` and syncs the folder; returns the sha256 of what
     was written. `num_bytes` are checked to be free. InputError where that cannot be done; `path` is as it was then."""
     temporary = path.with_name(f".{path.name}.writing")
@@ -46,7 +46,7 @@ def replace_with(path: Path, write: Callable[[BinaryIO], object], num_bytes: int
         if shutil.disk_usage(path.parent).free < num_bytes:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         with temporary.open("wb") as file:
-            hashing = Hashing(file)
+            hashing = HashingFile(file)
             write(cast(BinaryIO, hashing))
             file.flush()
             os.fsync(file.fileno())
@@ -82,7 +82,7 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def sha256_of(path: Path) -> str:
+def hash_file(path: Path) -> str:
     """Digest of a file's bytes, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
@@ -110,7 +110,7 @@ def cache_dir() -> Path:
     return Path(os.environ.get("HF_FINETUNE_CACHE") or Path.home() / ".cache" / "hf_finetune")
 
 
-def digest_of(tensors: Mapping[str, torch.Tensor], names: Iterable[str]) -> str:
+def digest_tensors(tensors: Mapping[str, torch.Tensor], names: Iterable[str]) -> str:
     """Digest of the name, type, shape and bytes of tensors."""
     digest = hashlib.sha256()
     for name in names:

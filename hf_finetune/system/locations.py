@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from hf_finetune.system.errors import InputError
-from hf_finetune.system.files import sha256_of
+from hf_finetune.system.files import hash_file
 
 
 def local_path(location: str, key: str) -> str:
@@ -31,7 +31,7 @@ def local_path(location: str, key: str) -> str:
         raise InputError(f"{key} ({location}): the package {name} holds no {inside}")
     if wants_digest:
         weights = path / "model.safetensors" if path.is_dir() else path
-        found = sha256_of(weights) if weights.is_file() else "no such file"
+        found = hash_file(weights) if weights.is_file() else "no such file"
         if found != digest:
             raise InputError(f"{key} ({location}): {weights.name} is not the file that was expected (sha256 {found})")
     return str(path)

@@ -98,7 +98,7 @@ class Runtime:
         torch.distributed.all_reduce(values, op=torch.distributed.ReduceOp.MAX)
         return tuple(bool(value) for value in values.tolist())
 
-    def stop(self) -> StoppedError:
+    def stopped_error(self) -> StoppedError:
         """The error to raise where all have agreed to stop."""
         return StoppedError(self.signals.received or "another process's signal")
 
@@ -111,22 +111,22 @@ class Runtime:
         return values
 
 
-def choose_precision(asked: str) -> tuple[str, str]:
+def choose_precision(requested: str) -> tuple[str, str]:
     """fp32, bf16 or fp16, and why."""
     reason = "as train.precision says"
     launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    if asked == "auto" and launched in ("bf16", "fp16"):
-        asked, reason = launched, "as accelerate's mixed_precision says"
-    if torch.cuda.is_available() and not asked_for_cpu():
-        if asked != "auto":
-            return asked, reason
+    if requested == "auto" and launched in ("bf16", "fp16"):
+        requested, reason = launched, "as accelerate's mixed_precision says"
+    if torch.cuda.is_available() and not is_cpu_requested():
+        if requested != "auto":
+            return requested, reason
         if torch.cuda.is_bf16_supported(including_emulation=False):
             return "bf16", "this GPU computes in bf16"
         return "fp32", "this GPU does not compute in bf16"
-    if asked == "fp16":
+    if requested == "fp16":
         raise InputError("train.precision (fp16): needs a GPU; a CPU takes fp32 or bf16")
-    if asked != "auto":
-        return asked, reason
+    if requested != "auto":
+        return requested, reason
     amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
     avx = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
     if amx or avx:
@@ -134,7 +134,7 @@ def choose_precision(asked: str) -> tuple[str, str]:
     return "fp32", "this CPU has neither AMX nor AVX512-BF16, and bf16 would be slower"
 
 
-def asked_for_cpu() -> bool:
+def is_cpu_requested() -> bool:
     """Whether `accelerate launch --cpu` started this."""
     return os.environ.get("ACCELERATE_USE_CPU", "false").lower() in ("1", "true", "yes")
 
@@ -143,7 +143,7 @@ def make_accelerator(precision: str) -> Accelerator:
     """An Accelerator that sees as many processes as the launcher started, on CPUs too."""
     # `accelerate launch --multi_gpu` on a machine without a GPU would make processes that each believe to be alone,
     # unless the Accelerator is told to use CPUs. A fresh state each run lets one process make several runs.
-    has_accelerator = torch.accelerator.is_available() and not asked_for_cpu()
+    has_accelerator = torch.accelerator.is_available() and not is_cpu_requested()
     if PartialState._shared_state and not torch.distributed.is_initialized():
         AcceleratorState._reset_state(reset_partial_state=True)
         GradientState._reset_state()
@@ -210,7 +210,7 @@ def start(seed: int, precision: str, run_dir: Path) -> Iterator[Runtime]:
         precision_reason=reason,
         notes=use_all_cores(accelerator),
     )
-    with runtime.signals.installed():
+    with runtime.signals.install():
         yield runtime
 
 

@@ -45,7 +45,7 @@ class StopSignals:
             print(f"{self.received}: saving, then stopping; once more ends at once", file=sys.stderr, flush=True)
 
     @contextlib.contextmanager
-    def installed(self) -> Iterator[None]:
+    def install(self) -> Iterator[None]:
         """Receives within the block; Python lets only a program's main thread do so."""
         if threading.current_thread() is not threading.main_thread():
             yield

@@ -5,7 +5,7 @@ from dataclasses import fields
 from typing import Any
 
 from hf_finetune.config.sections import RunConfig, TaskConfig
-from hf_finetune.data.table import Table, TableForm
+from hf_finetune.data.table import ColumnSpec, Table
 from hf_finetune.system.errors import InputError
 from hf_finetune.tasks.answer import Answering
 from hf_finetune.tasks.base import Kept, Task
@@ -35,7 +35,7 @@ TASKS: Mapping[str, Any] = {  # of classes; mypy takes type[Protocol] for concre
 }
 
 
-def form_of(name: str, config: RunConfig) -> TableForm:
+def form_of(name: str, config: RunConfig) -> ColumnSpec:
     """The columns that the task `name` reads. InputError for a setting of task.* that it does not."""
     task = TASKS[name]
     for field in fields(TaskConfig):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_finetune.config.sections import RunConfig, check
 from hf_finetune.data.features import Batch, Features
-from hf_finetune.data.table import Table, TableForm
+from hf_finetune.data.table import ColumnSpec, Table
 from hf_finetune.system.errors import InputError
 from hf_finetune.tasks.base import Kept, Task
 from hf_finetune.tasks.text import squad
@@ -43,13 +43,13 @@ class Answering(Task):
     settings = frozenset({"window_overlap", "longest_answer", "num_best", "null_threshold"})
 
     @classmethod
-    def form(cls, config: RunConfig) -> TableForm:
+    def form(cls, config: RunConfig) -> ColumnSpec:
         texts = config.data.text_columns
         check(len(texts) == 2, "data.text_columns", list(texts), "takes two columns, the question and the context")
         check(config.data.label_column is not None, "data.label_column", None, "names the column of the answers")
         smoothing = config.train.label_smoothing
         check(not smoothing, "train.label_smoothing", smoothing, "is not for positions: question answering has none")
-        return TableForm(
+        return ColumnSpec(
             inputs=texts,
             labels=(str(config.data.label_column),),
             optional=squad.OPTIONAL,
@@ -154,7 +154,7 @@ class Answering(Task):
     def describe(self, features: Features, table: Table, max_length: int) -> list[tuple[str, str]]:
         import numpy as np
 
-        labels, examples = features.labels, features.examples
+        labels, examples = features.labels, features.example_indices
         assert isinstance(labels, np.ndarray)
         assert examples is not None
         lines = [f"{len(table):,} questions in {len(features):,} windows of at most {max_length} tokens"]
@@ -195,7 +195,7 @@ class Answering(Task):
         for row, logits in zip(rows.tolist(), kept, strict=True):
             tokens = slice(*features.offsets[row : row + 2])
             begins, ends = (features.extras[name][tokens] for name in ("begins", "ends"))
-            windows[features.example_of(row)].append(squad.Window(logits=logits, begins=begins, ends=ends))
+            windows[features.get_example(row)].append(squad.Window(logits=logits, begins=begins, ends=ends))
         threshold = self.null_threshold if self.unanswerable else None
         search = squad.Search(num_best=self.num_best, longest=self.longest_answer, null_threshold=threshold)
         for example in sorted(windows):

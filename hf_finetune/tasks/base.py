@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from hf_finetune.config.sections import RunConfig
 from hf_finetune.data.features import Batch, Features, Ragged
-from hf_finetune.data.table import Table, TableForm
+from hf_finetune.data.table import ColumnSpec, Table
 from hf_finetune.model.heads import HeadSpec
 from hf_finetune.system.errors import InputError
 
@@ -45,7 +45,7 @@ class Task(Protocol):
     # --- built from data, or from what an earlier run learned of them
 
     @classmethod
-    def form(cls, config: RunConfig) -> TableForm:
+    def form(cls, config: RunConfig) -> ColumnSpec:
         """The columns it reads. InputError where settings do not fit the task."""
 
     @classmethod

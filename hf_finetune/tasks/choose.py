@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from hf_finetune.config.sections import RunConfig, check
 from hf_finetune.data.encoding import tokenize
 from hf_finetune.data.features import Batch, Features
-from hf_finetune.data.table import Table, TableForm
+from hf_finetune.data.table import ColumnSpec, Table
 from hf_finetune.system.errors import InputError
 from hf_finetune.tasks.base import Kept, Task
 
@@ -68,12 +68,12 @@ class Choice(Task):
     pipeline_tag = "multiple-choice"
 
     @classmethod
-    def form(cls, config: RunConfig) -> TableForm:
+    def form(cls, config: RunConfig) -> ColumnSpec:
         data = config.data
         check(bool(data.choice_columns), "data.choice_columns", "[]",
               "names the column of lists of choices, or two or more columns of one choice each")  # fmt: skip
         check(data.label_column is not None, "data.label_column", None, "names the column of the right choice")
-        return TableForm(
+        return ColumnSpec(
             inputs=(*data.text_columns, *data.choice_columns[:2]),
             labels=(str(data.label_column),),
             optional=data.choice_columns[2:],
@@ -182,7 +182,7 @@ class Choice(Task):
         import numpy as np
 
         cut = f"{features.num_truncated:,} stems with a choice are longer and were cut"
-        counts = Counter(features.counts(np.arange(len(features))).tolist())
+        counts = Counter(features.count_sequences(np.arange(len(features))).tolist())
         shown = ", ".join(f"{count} in {rows:,} rows" for count, rows in sorted(counts.items()))
         assert isinstance(features.labels, np.ndarray)
         right = ", ".join(
@@ -200,9 +200,11 @@ class Choice(Task):
         import torch
 
         assert batch.labels is not None
-        counts = torch.as_tensor(batch.counts, device=outputs.device)
+        counts = torch.as_tensor(batch.sequence_counts, device=outputs.device)
         logits = torch.nn.utils.rnn.pad_sequence(
-            list(outputs.float()[:, 0].split(batch.counts.tolist())), batch_first=True, padding_value=float("-inf")
+            list(outputs.float()[:, 0].split(batch.sequence_counts.tolist())),
+            batch_first=True,
+            padding_value=float("-inf"),
         )
         chances = logits.log_softmax(-1)  # [B, C]
         own = torch.arange(logits.shape[1], device=outputs.device) < counts[:, None]
@@ -214,7 +216,7 @@ class Choice(Task):
         """Logits [C] of each row's choices."""
         import numpy as np
 
-        return np.split(outputs.float()[:, 0].cpu().numpy(), np.cumsum(batch.counts)[:-1])
+        return np.split(outputs.float()[:, 0].cpu().numpy(), np.cumsum(batch.sequence_counts)[:-1])
 
     # --- use
 
@@ -224,7 +226,7 @@ class Choice(Task):
         import numpy as np
 
         chosen = np.array([logits.argmax() for logits in kept])
-        return {"accuracy": float((chosen == features.labels_of(rows)).mean())}
+        return {"accuracy": float((chosen == features.get_labels(rows)).mean())}
 
     def predictions(self, kept: Kept, features: Features, table: Table) -> Iterator[dict[str, Any]]:
         """For each row: choice (its index, from 0), its text, and the probability of every choice."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from hf_finetune.config.sections import RunConfig, check
 from hf_finetune.data.encoding import tokenize
 from hf_finetune.data.features import Batch, Features
-from hf_finetune.data.table import Table, TableForm, has_fractions, labelled_texts
+from hf_finetune.data.table import ColumnSpec, Table, has_fractions, text_and_label_spec
 from hf_finetune.system.errors import InputError
 from hf_finetune.tasks import metrics
 from hf_finetune.tasks.base import Kept, Task
@@ -45,11 +45,11 @@ class Classification(Task):
     settings = frozenset({"problem", "label_separator", "class_weights", "focal_gamma"})
 
     @classmethod
-    def form(cls, config: RunConfig) -> TableForm:
+    def form(cls, config: RunConfig) -> ColumnSpec:
         columns = config.data.text_columns
         check(len(columns) in (1, 2), "data.text_columns", list(columns), "takes one or two columns")
         check(config.data.label_column is not None, "data.label_column", None, "classification needs labels")
-        return labelled_texts(config.data, numbers=config.task.problem == "regression")
+        return text_and_label_spec(config.data, numbers=config.task.problem == "regression")
 
     @classmethod
     def from_table(cls, config: RunConfig, table: Table) -> "Classification":
@@ -245,7 +245,7 @@ class Classification(Task):
             (metric, *self.metric_names),
             predictions=self.decode(logits),
             scores=self.scores(logits),
-            references=features.labels_of(rows),
+            references=features.get_labels(rows),
         )
 
     def predictions(self, kept: Kept, features: Features, table: Table) -> Iterator[dict[str, Any]]:

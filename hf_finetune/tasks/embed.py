@@ -15,7 +15,7 @@ import numpy as np
 from hf_finetune.config.sections import RunConfig, check
 from hf_finetune.data.encoding import tokenize
 from hf_finetune.data.features import Batch, Features
-from hf_finetune.data.table import Table, TableForm
+from hf_finetune.data.table import ColumnSpec, Table
 from hf_finetune.system.errors import InputError
 from hf_finetune.tasks import metrics
 from hf_finetune.tasks.base import Kept, Task
@@ -59,12 +59,12 @@ class Embedding(Task):
     settings = frozenset({"pooling", "normalize", "similarity_scale"})
 
     @classmethod
-    def form(cls, config: RunConfig) -> TableForm:
+    def form(cls, config: RunConfig) -> ColumnSpec:
         first, *others = config.data.text_columns
         label = config.data.label_column
         check(label is None or len(others) < 2, "data.text_columns", list(config.data.text_columns),
               f"takes two columns where there are scores (data.label_column: {label})")  # fmt: skip
-        return TableForm(
+        return ColumnSpec(
             inputs=(first,), labels=(*others, *((label,) if label else ())), texts=(first,), together=(first,)
         )
 
@@ -125,7 +125,7 @@ class Embedding(Task):
         names = dict.fromkeys((*self.metric_names, metric))
         if self.problem == "scored_pairs":
             cosines = np.array([cosine(vectors)[0] for vectors in kept])
-            return metrics.compute_all(names, predictions=cosines, scores=cosines, references=features.labels_of(rows))
+            return metrics.compute_all(names, predictions=cosines, scores=cosines, references=features.get_labels(rows))
         places = ranks(kept, features, rows)
         recalls = {
             name: float(np.mean(places <= int(name.removeprefix("recall_at_"))))
@@ -252,7 +252,7 @@ class Embedding(Task):
     def keep(self, outputs: "torch.Tensor", batch: Batch) -> "list[np.ndarray[Any, Any]]":
         """The vectors of each row's texts, [its number, D]."""
         vectors = self.represent(outputs, batch).cpu().numpy()
-        return np.split(vectors, np.cumsum(batch.counts)[:-1])
+        return np.split(vectors, np.cumsum(batch.sequence_counts)[:-1])
 
     def loss(self, outputs: "torch.Tensor", batch: Batch) -> "tuple[torch.Tensor, float]":
         """Of scored pairs the squared differences of cosine and scaled score, and their number."""
@@ -278,7 +278,7 @@ class Embedding(Task):
 
         vectors = F.normalize(representations.float(), dim=-1)
         anchors, others = places_of(counts)
-        texts = np.asarray(features.extras["texts"])[features.sequences(rows)]
+        texts = np.asarray(features.extras["texts"])[features.get_sequence_indices(rows)]
         similarities = self.similarity_scale * vectors[anchors] @ vectors[others].T
         own = anchors - np.arange(len(rows))  # the positives among the candidates
         right = similarities[np.arange(len(rows)), own]
@@ -354,7 +354,7 @@ def ranks(kept: Kept, features: Features, rows: "np.ndarray[Any, Any]") -> "np.n
     a candidate as near as the positive comes before it. What is known to be alike besides does not compete."""
     counts = np.array([len(vectors) for vectors in kept])
     anchors, others = places_of(counts)
-    texts = np.asarray(features.extras["texts"])[features.sequences(rows)]
+    texts = np.asarray(features.extras["texts"])[features.get_sequence_indices(rows)]
     vectors = unit(np.concatenate(kept))
     candidates, first = np.unique(texts[others], return_index=True)
     own = np.searchsorted(candidates, texts[anchors + 1])

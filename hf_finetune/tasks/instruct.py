@@ -13,7 +13,7 @@ import numpy as np
 
 from hf_finetune.config.sections import RunConfig
 from hf_finetune.data.features import IGNORED, Features, Ragged
-from hf_finetune.data.table import Table, TableForm
+from hf_finetune.data.table import ColumnSpec, Table
 from hf_finetune.system.errors import InputError
 from hf_finetune.tasks.base import Kept
 from hf_finetune.tasks.tokens import CausalTask, check_columns
@@ -41,10 +41,10 @@ class Instruction(CausalTask):
     settings = frozenset({"chat_template", "max_target_length"})
 
     @classmethod
-    def form(cls, config: RunConfig) -> TableForm:
+    def form(cls, config: RunConfig) -> ColumnSpec:
         check_columns(config, "instruction tuning", 2, "takes one column of messages, or two: prompts and answers")
         columns = config.data.text_columns
-        return TableForm(inputs=columns[:1], labels=columns[1:], together=columns[:1])
+        return ColumnSpec(inputs=columns[:1], labels=columns[1:], together=columns[:1])
 
     @classmethod
     def from_table(cls, config: RunConfig, table: Table) -> "Instruction":

@@ -11,7 +11,7 @@ import numpy as np
 
 from hf_finetune.config.sections import RunConfig, check
 from hf_finetune.data.features import IGNORED, Batch, Features, Ragged
-from hf_finetune.data.table import Table, TableForm
+from hf_finetune.data.table import ColumnSpec, Table
 from hf_finetune.system.errors import InputError
 from hf_finetune.system.locations import model_files
 from hf_finetune.tasks.base import Kept
@@ -46,9 +46,9 @@ class LanguageModelling(TokenTask):
     settings = frozenset({"objective", "packing", "max_target_length", "mask_fraction", "whole_word_masks"})
 
     @classmethod
-    def form(cls, config: RunConfig) -> TableForm:
+    def form(cls, config: RunConfig) -> ColumnSpec:
         check_columns(config, "language modelling", 1, "takes one column, of the text")
-        return TableForm(inputs=config.data.text_columns, text_files="lines", in_order=True)
+        return ColumnSpec(inputs=config.data.text_columns, text_files="lines", in_order=True)
 
     @classmethod
     def from_table(cls, config: RunConfig, table: Table) -> "LanguageModelling":
@@ -151,7 +151,7 @@ class CausalLanguageModel(LanguageModelling, CausalTask):
 
     def predictions(self, kept: Kept, features: Features, table: Table) -> Iterator[dict[str, Any]]:
         """`{text, continuation}` of each row."""
-        found = {features.example_of(number): written for number, written in enumerate(kept)}
+        found = {features.get_example(number): written for number, written in enumerate(kept)}
         for row in range(len(table)):  # a text may have no tokens
             yield {"text": table.columns[self.text_column][row], "continuation": found.get(row, "")}
 
@@ -237,7 +237,7 @@ class MaskedLanguageModel(LanguageModelling):
 
         ids = batch.inputs["input_ids"].clone()
         labels = torch.full_like(ids, IGNORED)
-        for place, row in enumerate(batch.rows.tolist()):
+        for place, row in enumerate(batch.feature_indices.tolist()):
             start, end = features.offsets[row], features.offsets[row + 1]
             generator = np.random.default_rng([self.mask_seed, MASK_STREAM, view, row])
             chosen, shown = self.draw(generator, features, int(start), int(end))
@@ -284,7 +284,7 @@ class MaskedLanguageModel(LanguageModelling):
             for ids, scores in masks:
                 best = [{"token": self.tokenizer.decode([int(number)]), "score": float(score)}
                         for number, score in zip(ids, scores, strict=True)]  # fmt: skip
-                fills[features.example_of(feature)].append(best)
+                fills[features.get_example(feature)].append(best)
         for row, found in enumerate(fills):
             yield {"text": table.columns[self.text_column][row], "fills": found}
 

@@ -13,7 +13,7 @@ import numpy as np
 from hf_finetune.config.sections import RunConfig, check
 from hf_finetune.data.encoding import tokenize
 from hf_finetune.data.features import Batch, Features, Ragged
-from hf_finetune.data.table import Table, TableForm
+from hf_finetune.data.table import ColumnSpec, Table
 from hf_finetune.system.errors import InputError
 from hf_finetune.system.locations import install_hint
 from hf_finetune.tasks.base import Kept, Task
@@ -45,14 +45,14 @@ class SequenceToSequence(Task):
     settings = frozenset({"input_prefix", "max_target_length", "generate_examples", "num_beams", "length_penalty"})
 
     @classmethod
-    def form(cls, config: RunConfig) -> TableForm:
+    def form(cls, config: RunConfig) -> ColumnSpec:
         columns, label, task = config.data.text_columns, config.data.label_column, config.task
         check(len(columns) == 1, "data.text_columns", list(columns), "takes one column, of the texts that are read")
         if label is None:
             raise InputError("data.label_column (None): is needed: the column of the texts that are written")
         check(task.num_beams > 1 or task.length_penalty == 1, "task.length_penalty", task.length_penalty,
               "weighs beams, and task.num_beams is 1")  # fmt: skip
-        return TableForm(inputs=columns, labels=(label,), texts=columns, text_files="parallel", together=columns)
+        return ColumnSpec(inputs=columns, labels=(label,), texts=columns, text_files="parallel", together=columns)
 
     @classmethod
     def from_table(cls, config: RunConfig, table: Table) -> "SequenceToSequence":
@@ -175,7 +175,7 @@ class SequenceToSequence(Task):
         from hf_finetune.model import heads
 
         labels = batch.labels.long()
-        inputs = {**batch.inputs, "decoder_input_ids": heads.decoder_inputs(model, labels)}
+        inputs = {**batch.inputs, "decoder_input_ids": heads.make_decoder_inputs(model, labels)}
         return replace(batch, inputs=inputs, labels=labels)
 
     def describe(self, features: Features, table: Table, max_length: int) -> list[tuple[str, str]]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_finetune.config.sections import RunConfig, check
 from hf_finetune.data.features import IGNORED, Batch, Features, Ragged
-from hf_finetune.data.table import Table, TableForm
+from hf_finetune.data.table import ColumnSpec, Table
 from hf_finetune.system.errors import InputError
 from hf_finetune.tasks import metrics
 from hf_finetune.tasks.base import Kept, Task
@@ -67,11 +67,11 @@ class Tagging(Task):
     )
 
     @classmethod
-    def form(cls, config: RunConfig) -> TableForm:
+    def form(cls, config: RunConfig) -> ColumnSpec:
         columns, label = config.data.text_columns, config.data.label_column
         check(len(columns) == 1, "data.text_columns", list(columns), "tagging takes one column, of lists of words")
         check(label is not None, "data.label_column", None, "tagging needs the column of the tags")
-        return TableForm(inputs=columns, labels=(str(label),), text_files="conll", together=columns)
+        return ColumnSpec(inputs=columns, labels=(str(label),), text_files="conll", together=columns)
 
     @classmethod
     def from_table(cls, config: RunConfig, table: Table) -> "Tagging":
@@ -258,7 +258,7 @@ class Tagging(Task):
         default = self.label_names.index(self.default_tag)
         found: dict[int, list[int]] = {}
         for row, numbers in zip(rows.tolist(), kept, strict=True):
-            example = features.example_of(row)
+            example = features.get_example(row)
             if example not in found:
                 found[example] = [default] * len(self.words_of(table, example))
             tokens = slice(features.offsets[row], features.offsets[row + 1])
@@ -319,7 +319,7 @@ class Tagging(Task):
         import numpy as np
 
         rows = [self.tags_of(table, row) for row in range(len(table))]
-        examples: Any = features.examples
+        examples: Any = features.example_indices
         several = int((np.bincount(examples) > 1).sum())
         unseen = sum(map(len, rows)) - int(features.extras["firsts"].sum())
         lines = [("input", f"at most {max_length} tokens; {several:,} longer training texts in overlapping windows")]

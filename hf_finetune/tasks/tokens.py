@@ -153,7 +153,7 @@ def sees_later_tokens(model: Any) -> bool:
     model.eval()
     try:
         with torch.no_grad():
-            logits = heads.run(model, {"input_ids": ids, "attention_mask": torch.ones_like(ids)})
+            logits = heads.run_model(model, {"input_ids": ids, "attention_mask": torch.ones_like(ids)})
     finally:
         model.train(training)
     return not torch.allclose(logits[0, :3], logits[1, :3], atol=1e-5 * float(logits.abs().max()))

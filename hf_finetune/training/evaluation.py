@@ -11,27 +11,27 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from hf_finetune.data.batches import evaluation_batches
+from hf_finetune.data.batches import plan_evaluation
 from hf_finetune.data.features import Batch, Features, collate
-from hf_finetune.forward.first_token import NO_SHORTCUTS, Shortcuts
+from hf_finetune.forward.first_token import FULL_FORWARD, ForwardPlan
 from hf_finetune.model import heads
 
 if TYPE_CHECKING:
     from hf_finetune.system.processes import Runtime
     from hf_finetune.tasks.base import Task
 
-COUPLED_ROWS = 64  # of a batch of an evaluation whose rows are coupled; fixed, so that losses can be compared
+IN_BATCH_SIZE = 64  # of a batch of an evaluation whose rows are coupled; fixed, so that losses can be compared
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluation:
+class EvaluationOutput:
     """Loss (mean over all targets; nan where there are none) and what the task kept of each row, in the order of the rows."""
 
     loss: float
-    kept: list["np.ndarray[Any, Any]"]
+    outputs: list["np.ndarray[Any, Any]"]
 
 
-def evaluate(
+def run_evaluation(
     model: torch.nn.Module,
     features: Features,
     task: "Task",
@@ -42,8 +42,8 @@ def evaluate(
     rows: "np.ndarray[Any, Any] | None" = None,
     distributed: bool = True,
     generates: bool = False,
-    shortcuts: Shortcuts = NO_SHORTCUTS,
-) -> Evaluation:
+    shortcuts: ForwardPlan = FULL_FORWARD,
+) -> EvaluationOutput:
     """Evaluates every row (or `rows`) exactly once, on any number of processes. Law 4: changes nothing.
 
     All processes call it and get the result; without `distributed` one process does all of it alone. StoppedError where a
@@ -52,7 +52,7 @@ def evaluate(
     Batches are the same on any number of processes, and their sums are added in the same order: so are the numbers.
     """
     chosen = np.arange(len(features)) if rows is None else rows
-    batches = [chosen[batch] for batch in evaluation_batches(features.lengths[chosen], batch_size)]
+    batches = [chosen[batch] for batch in plan_evaluation(features.lengths[chosen], batch_size)]
     process, num_processes = (runtime.process, runtime.num_processes) if distributed else (0, 1)
     modes = {module: module.training for module in model.modules()}
     model.eval()
@@ -65,12 +65,12 @@ def evaluate(
                     break
                 batch = collate(features, batches[number], pad_token_id).to(runtime.device)
                 batch = task.prepare(batch, features, model, 0)
-                results.append((number, *outcome_of(model, task, batch, shortcuts, generates=generates)))
+                results.append((number, *evaluate_batch(model, task, batch, shortcuts, generates=generates)))
     finally:
         for module, training in modes.items():
             module.training = training
     if distributed and any(runtime.agree(stops)):
-        raise runtime.stop()
+        raise runtime.stopped_error()
     gathered = sorted(
         (result for part in (runtime.gather(results) if distributed else [results]) for result in part),
         key=lambda result: result[0],
@@ -81,25 +81,27 @@ def evaluate(
         for row, array in zip(batches[number], of_rows, strict=True):
             kept[place[int(row)]] = array
     if task.couples_rows:
-        return Evaluation(loss=coupled_mean(task, kept, features, chosen), kept=kept)
+        return EvaluationOutput(loss=mean_in_batch_loss(task, kept, features, chosen), outputs=kept)
     count = math.fsum(result[2] for result in gathered)
-    return Evaluation(loss=math.fsum(result[1] for result in gathered) / count if count else math.nan, kept=kept)
+    return EvaluationOutput(
+        loss=math.fsum(result[1] for result in gathered) / count if count else math.nan, outputs=kept
+    )
 
 
-def outcome_of(
-    model: torch.nn.Module, task: "Task", batch: Batch, shortcuts: Shortcuts, *, generates: bool
+def evaluate_batch(
+    model: torch.nn.Module, task: "Task", batch: Batch, shortcuts: ForwardPlan, *, generates: bool
 ) -> tuple[float, float, list["np.ndarray[Any, Any]"]]:
     """Sum of the loss, number of targets, and what is kept of each row."""
     if generates:
         return 0.0, 0.0, task.generate(model, batch)
-    with shortcuts(batch.states):
-        outputs = heads.run(model, batch.inputs)
+    with shortcuts(batch.activations):
+        outputs = heads.run_model(model, batch.inputs)
     has_loss = batch.labels is not None and not task.couples_rows
     loss, count = task.loss(outputs, batch) if has_loss else (0.0, 0.0)
     return float(loss), count, task.keep(outputs, batch)
 
 
-def coupled_mean(
+def mean_in_batch_loss(
     task: "Task", kept: Sequence["np.ndarray[Any, Any]"], features: Features, rows: "np.ndarray[Any, Any]"
 ) -> float:
     """The mean loss of batches of COUPLED_ROWS rows in their order, from the representations [sequences, D] of each row; nan
@@ -107,8 +109,8 @@ def coupled_mean(
     if features.labels is None:
         return math.nan
     sums = []
-    for start in range(0, len(rows), COUPLED_ROWS):
-        part, of = kept[start : start + COUPLED_ROWS], rows[start : start + COUPLED_ROWS]
+    for start in range(0, len(rows), IN_BATCH_SIZE):
+        part, of = kept[start : start + IN_BATCH_SIZE], rows[start : start + IN_BATCH_SIZE]
         vectors = torch.from_numpy(np.concatenate(part))
         loss, count = task.coupled_loss(vectors, np.array([len(array) for array in part]), features, of)
         sums.append((float(loss), count))

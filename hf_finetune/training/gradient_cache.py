@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from hf_finetune.data.features import Features
-from hf_finetune.training.trainee import Trainee, Window, represent
+from hf_finetune.training.train_state import TrainState, UpdateBatch, embed_sequences
 
 if TYPE_CHECKING:
     from hf_finetune.system.processes import Runtime
@@ -17,17 +17,19 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pull:
+class EmbeddingGradients:
     """Of a batch whose rows are coupled: the summed loss, its targets, and its gradient [S, D] by each sequence's
     representation. alone: of a process with one micro-batch its representations, with their graph, and their places."""
 
     loss: float
     count: float
     gradient: torch.Tensor
-    alone: tuple[torch.Tensor, list[int]] | None
+    single: tuple[torch.Tensor, list[int]] | None
 
 
-def pull_of(trainee: Trainee, features: Features, task: "Task", runtime: "Runtime", window: Window) -> Pull:
+def compute_embedding_gradients(
+    trainee: TrainState, features: Features, task: "Task", runtime: "Runtime", window: UpdateBatch
+) -> EmbeddingGradients:
     """The pull of the whole batch on every representation, the same on all processes.
 
     Where there are several micro-batches, representations are computed twice, first without gradients for the loss of the
@@ -41,10 +43,12 @@ def pull_of(trainee: Trainee, features: Features, task: "Task", runtime: "Runtim
     torch.manual_seed(torch.initial_seed())  # of every device
     with torch.set_grad_enabled(is_alone):
         for micro_rows in window.micro_batches:
-            taken = micro_rows if len(micro_rows) else window.rows[:1]
-            vectors, places = represent(trainee, features, task, runtime, taken, window)
+            taken = micro_rows if len(micro_rows) else window.feature_indices[:1]
+            vectors, places = embed_sequences(trainee, features, task, runtime, taken, window)
             if found is None:
-                found = vectors.new_zeros(int(features.counts(window.rows).sum()), vectors.shape[-1])
+                found = vectors.new_zeros(
+                    int(features.count_sequences(window.feature_indices).sum()), vectors.shape[-1]
+                )
             if len(micro_rows):
                 found[places] = vectors.detach()
             if is_alone:
@@ -54,6 +58,8 @@ def pull_of(trainee: Trainee, features: Features, task: "Task", runtime: "Runtim
     if runtime.num_processes > 1:
         torch.distributed.all_reduce(found)  # each process's part, and zeros
     leaf = found.requires_grad_()
-    loss, count = task.coupled_loss(leaf, features.counts(window.rows), features, window.rows)
+    loss, count = task.coupled_loss(
+        leaf, features.count_sequences(window.feature_indices), features, window.feature_indices
+    )
     (gradient,) = torch.autograd.grad(loss, leaf)
-    return Pull(loss=float(loss.detach()), count=count, gradient=gradient, alone=alone)
+    return EmbeddingGradients(loss=float(loss.detach()), count=count, gradient=gradient, single=alone)

@@ -16,12 +16,12 @@ import torch
 from hf_finetune.config.sections import RunConfig
 from hf_finetune.data.batches import MicroBatchLimit, plan_epoch, share_batch
 from hf_finetune.data.features import Features
-from hf_finetune.model.freezing import train_mode
+from hf_finetune.model.freezing import set_train_mode
 from hf_finetune.system.errors import InputError
-from hf_finetune.training.gradient_cache import Pull, pull_of
+from hf_finetune.training.gradient_cache import EmbeddingGradients, compute_embedding_gradients
 from hf_finetune.training.optim import set_learning_rates
-from hf_finetune.training.schedule import schedule_of
-from hf_finetune.training.trainee import Trainee, Window, forward, represent
+from hf_finetune.training.schedule import make_schedule
+from hf_finetune.training.train_state import TrainState, UpdateBatch, embed_sequences, run_training_forward
 
 if TYPE_CHECKING:
     from hf_finetune.system.processes import Runtime
@@ -43,26 +43,32 @@ class Update:
     skipped: bool  # by fp16's loss scaler
 
 
-def micro_batch_limit(config: RunConfig, num_processes: int) -> MicroBatchLimit:
+def make_micro_batch_limit(config: RunConfig, num_processes: int) -> MicroBatchLimit:
     """What a forward on one process takes; never so much that a process is left without work in a full batch."""
     share = -(-config.train.batch_size // num_processes)
     return MicroBatchLimit(
-        rows=min(config.train.micro_batch_size or share, share), tokens=config.train.micro_batch_tokens
+        num_examples=min(config.train.micro_batch_size or share, share), num_tokens=config.train.micro_batch_tokens
     )
 
 
 def train_steps(
-    trainee: Trainee, features: Features, task: "Task", config: RunConfig, runtime: "Runtime", *, start_update: int = 0
+    trainee: TrainState,
+    features: Features,
+    task: "Task",
+    config: RunConfig,
+    runtime: "Runtime",
+    *,
+    start_update: int = 0,
 ) -> Generator[Update]:
     """Trains from `start_update` to the end, yielding after every update.
 
     Law 1: gradients are summed over all micro-batches and processes and divided once by the number of targets. Law 5: a
     loss or gradient norm that is not finite raises InputError before the weights change.
     """
-    schedule = schedule_of(len(features), config)
+    schedule = make_schedule(len(features), config)
     accelerator, lengths, num_tokens = runtime.accelerator, features.lengths, features.num_tokens
-    counts = features.counts(np.arange(len(features)))
-    limit = micro_batch_limit(config, runtime.num_processes)
+    counts = features.count_sequences(np.arange(len(features)))
+    limit = make_micro_batch_limit(config, runtime.num_processes)
     planned_epoch, batches = -1, []
     for update in range(start_update, schedule.total_updates):
         started = time.perf_counter()
@@ -73,11 +79,11 @@ def train_steps(
         # What a model draws from torch's generator: a pure function of (seed, update, process), so that resume needs no
         # random state. Stateless dropout masks draw nothing.
         torch.manual_seed(int(np.random.SeedSequence([config.seed, update, runtime.process]).generate_state(1)[0]))
-        train_mode(trainee.model, trainee.constant)
+        set_train_mode(trainee.model, trainee.eval_modules)
         trainee.optimizer.zero_grad()
         micro_batches = share_batch(rows, lengths, limit, runtime.process, runtime.num_processes, counts)
-        window = Window(number=update, epoch=epoch + 1, rows=rows, micro_batches=micro_batches)
-        loss = accumulate(trainee, features, task, runtime, window)
+        window = UpdateBatch(number=update, epoch=epoch + 1, feature_indices=rows, micro_batches=micro_batches)
+        loss = accumulate_gradients(trainee, features, task, runtime, window)
         rates = set_learning_rates(trainee.optimizer, update, schedule.total_updates, config.train)
         parameters = [parameter for group in trainee.optimizer.param_groups for parameter in group["params"]]
         accelerator.unscale_gradients()
@@ -89,7 +95,7 @@ def train_steps(
             scaler is not None and math.isfinite(loss) and not math.isfinite(norm_value) and scaler.get_scale() >= 1
         )
         if not math.isfinite(loss) or not (math.isfinite(norm_value) or overflowed):
-            raise not_finite(update + 1, loss, norm_value, rows)
+            raise make_not_finite_error(update + 1, loss, norm_value, rows)
         if config.train.max_grad_norm and not overflowed:
             torch.nn.utils.clip_grads_with_norm_(parameters, config.train.max_grad_norm, norm)
         trainee.optimizer.step()
@@ -106,18 +112,20 @@ def train_steps(
         )
 
 
-def accumulate(trainee: Trainee, features: Features, task: "Task", runtime: "Runtime", window: Window) -> float:
+def accumulate_gradients(
+    trainee: TrainState, features: Features, task: "Task", runtime: "Runtime", window: UpdateBatch
+) -> float:
     """Leaves in .grad the gradient of the mean loss over all targets of the window, and returns that loss.
 
     Backward is through sum / features; the targets' number is known only after the forwards, and a last factor
     features / targets mends it. Distributed data parallel averages over processes, hence the factor num_processes.
     """
-    accelerator, rows = runtime.accelerator, window.rows
+    accelerator, rows = runtime.accelerator, window.feature_indices
     precise = torch.float32 if runtime.device.type == "mps" else torch.float64  # Apple's GPUs have no float64
     sums = torch.zeros(2, dtype=precise, device=runtime.device)  # of losses, of targets
-    pull: Pull | None = None
+    pull: EmbeddingGradients | None = None
     if task.couples_rows:
-        pull = pull_of(trainee, features, task, runtime, window)
+        pull = compute_embedding_gradients(trainee, features, task, runtime, window)
         sums += torch.tensor([pull.loss, pull.count], dtype=precise, device=runtime.device) / runtime.num_processes
     for position, micro_rows in enumerate(window.micro_batches):
         is_last = position == len(window.micro_batches) - 1
@@ -125,10 +133,12 @@ def accumulate(trainee: Trainee, features: Features, task: "Task", runtime: "Run
         taken = micro_rows if len(micro_rows) else rows[:1]
         with contextlib.nullcontext() if is_last else accelerator.no_sync(trainee.prepared):
             if pull is None:
-                outputs, batch = forward(trainee, features, task, runtime, taken, window, through=trainee.prepared)
+                outputs, batch = run_training_forward(
+                    trainee, features, task, runtime, taken, window, through=trainee.prepared
+                )
                 loss, count = task.loss(outputs, batch)
             else:
-                vectors, places = pull.alone or represent(trainee, features, task, runtime, taken, window)
+                vectors, places = pull.single or embed_sequences(trainee, features, task, runtime, taken, window)
                 loss, count = (vectors * pull.gradient[places]).sum(), 0.0
             weight = runtime.num_processes / len(rows) if len(micro_rows) else 0.0
             accelerator.backward(loss * weight)
@@ -154,7 +164,7 @@ class NotFiniteError(InputError):
         self.rows = rows
 
 
-def not_finite(update: int, loss: float, norm: float, rows: "np.ndarray[Any, Any]") -> NotFiniteError:
+def make_not_finite_error(update: int, loss: float, norm: float, rows: "np.ndarray[Any, Any]") -> NotFiniteError:
     """Law 5's error."""
     what = f"loss ({loss})" if not math.isfinite(loss) else f"gradient norm ({norm})"
     return NotFiniteError(f"update {update}: the {what} is not finite; the weights were not changed", rows.tolist())

@@ -7,10 +7,10 @@ import torch
 
 from hf_finetune.config.sections import TrainConfig
 from hf_finetune.model.freezing import FreezePlan
-from hf_finetune.training.schedule import lr_at
+from hf_finetune.training.schedule import compute_learning_rate
 
 
-def parameter_groups(
+def make_parameter_groups(
     model: torch.nn.Module, plan: FreezePlan, config: TrainConfig, new_parameters: Iterable[str]
 ) -> list[dict[str, Any]]:
     """AdamW groups of the free parameters: by part where train.layer_decay is below 1, else backbone and head, and each
@@ -20,12 +20,12 @@ def parameter_groups(
     (google-research/bert, optimization.py).
     """
     new = set(new_parameters)
-    depth = len(plan.anatomy.blocks)
-    level_of = {name: 0 for names in plan.anatomy.rest.values() for name in names}  # powers of layer_decay
-    for number, names in enumerate(plan.anatomy.blocks):
+    depth = len(plan.structure.blocks)
+    level_of = {name: 0 for names in plan.structure.rest.values() for name in names}  # powers of layer_decay
+    for number, names in enumerate(plan.structure.blocks):
         level_of |= dict.fromkeys(names, depth - number)
-    level_of |= dict.fromkeys(plan.anatomy.embeddings, depth + 1)
-    parts = {name: part.replace(" ", "_") for part, names in plan.anatomy.parts().items() for name in names}
+    level_of |= dict.fromkeys(plan.structure.embeddings, depth + 1)
+    parts = {name: part.replace(" ", "_") for part, names in plan.structure.parts().items() for name in names}
     groups: dict[str, dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         if name in plan.frozen:
@@ -49,13 +49,13 @@ def parameter_groups(
     return list(groups.values())
 
 
-def build(groups: list[dict[str, Any]], device: torch.device) -> torch.optim.AdamW:
+def build_optimizer(groups: list[dict[str, Any]], device: torch.device) -> torch.optim.AdamW:
     """AdamW, fused where torch has it so. Built from named parameters: its state records the names."""
     fused = device.type in ("cuda", "cpu", "mps", "xpu")
     return torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.999), eps=1e-8, fused=fused)
 
 
-def restore(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> tuple[list[str], list[str]]:
+def restore_optimizer_state(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> tuple[list[str], list[str]]:
     """Takes over the state of every parameter that has one, by name: the groups may be others. Returns the names that have
     none and start fresh, and those whose state is dropped. Rates and decay stay those of the optimizer's own groups."""
     named = {
@@ -79,7 +79,7 @@ def restore(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> tuple[li
 
 def set_learning_rates(optimizer: Any, update: int, total_updates: int, config: TrainConfig) -> dict[str, float]:
     """Sets every group's rate for `update`; returns `{group: rate}`."""
-    factor = lr_at(update, total_updates, config)
+    factor = compute_learning_rate(update, total_updates, config)
     for group in optimizer.param_groups:
         group["lr"] = group["peak_learning_rate"] * factor
     return {group["name"]: group["lr"] for group in optimizer.param_groups}

@@ -27,7 +27,7 @@ class Progress:
     history: tuple[dict[str, Any], ...] = ()  # a row for every evaluation: update, epoch, and the metrics
 
     @property
-    def settled(self) -> int:
+    def num_settled(self) -> int:
         """Updates after which all that was due is done."""
         return self.update - 1 if self.pending else self.update
 
@@ -35,13 +35,15 @@ class Progress:
 FRESH = Progress()
 
 
-def progress_from(saved: Mapping[str, Any]) -> Progress:
+def load_progress(saved: Mapping[str, Any]) -> Progress:
     """The progress of a checkpoint's plain values."""
     known = {field: saved[field] for field in Progress.__dataclass_fields__ if field in saved}
     return Progress(**known | {"history": tuple(saved.get("history", ()))})
 
 
-def judge(progress: Progress, values: dict[str, float], *, metric: str, epoch: int, config: TrainConfig) -> Progress:
+def update_best_and_patience(
+    progress: Progress, values: dict[str, float], *, metric: str, epoch: int, config: TrainConfig
+) -> Progress:
     """The progress after an evaluation: its numbers, the best so far, and whether patience has run out. nan is never better."""
     value, row = values[metric], {"update": progress.update, "epoch": epoch, **values}
     progress = dataclasses.replace(progress, history=(*progress.history, row))

@@ -23,14 +23,14 @@ class Schedule:
         return update % period == 0 or update == self.total_updates
 
 
-def schedule_of(num_examples: int, config: RunConfig) -> Schedule:
+def make_schedule(num_examples: int, config: RunConfig) -> Schedule:
     """The schedule of a config on so many training examples."""
     updates_per_epoch = math.ceil(num_examples / config.train.batch_size)
     total = updates_per_epoch * config.train.epochs
     return Schedule(updates_per_epoch=updates_per_epoch, total_updates=min(total, config.train.max_updates or total))
 
 
-def lr_at(update: int, total_updates: int, config: TrainConfig) -> float:
+def compute_learning_rate(update: int, total_updates: int, config: TrainConfig) -> float:
     """The factor in (0, 1] on the peak learning rate at `update`, counted from 0. Law 3: a pure function.
 
     The warm-up rises linearly and starts above zero; the decay would reach 0 one update after the last.

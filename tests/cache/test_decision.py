@@ -20,12 +20,12 @@ from support import tiny
 from support.runs import TORCHRUN, assert_same_tensors, last_checkpoint, launch, rows_of, run_until
 
 from hf_finetune.cache import decision, store
-from hf_finetune.cache.capture import attach, measuring
+from hf_finetune.cache.capture import attach_activations, inference_only
 from hf_finetune.config.sections import RunConfig
 from hf_finetune.run import checkpoint
 from hf_finetune.run.folder import open_run
-from hf_finetune.run.job import Clock, Job
 from hf_finetune.run.setup import set_up
+from hf_finetune.run.training_run import Clock, TrainingRun
 from hf_finetune.system.errors import InputError
 from hf_finetune.train import finetune
 from hf_finetune.training.progress import Progress
@@ -47,7 +47,7 @@ def cache(tmp_path: Path) -> dict[str, str]:
 
 def entries(cache: dict[str, str]) -> set[str]:
     """The keys of the whole entries."""
-    return {entry.folder.name for entry in store.found_entries(Path(cache["prefix.dir"])) if not entry.is_partial}
+    return {entry.folder.name for entry in store.list_entries(Path(cache["prefix.dir"])) if not entry.is_partial}
 
 
 def entry_bytes(cache: dict[str, str]) -> bytes:
@@ -289,11 +289,11 @@ def test_a_capture_that_is_killed_goes_on_to_the_same_bytes(make_config: MakeCon
 def chosen(make_config: MakeConfig, cache: dict[str, str]) -> Any:
     """`chosen(**settings)`: the job that is set up, and a function that chooses for a progress."""
 
-    def make(progress: Progress | None = None, **settings: Any) -> tuple[Job, decision.Choice]:
+    def make(progress: Progress | None = None, **settings: Any) -> tuple[TrainingRun, decision.CacheDecision]:
         config = make_config(**{**CACHED, **cache, **settings})
         with open_run(config) as run:
             job = set_up(config, "classification", run, Clock())
-            return job, decision.choose(job, progress or Progress())
+            return job, decision.decide(job, progress or Progress())
 
     return make
 
@@ -348,15 +348,15 @@ def test_the_estimate_counts_what_is_to_come(make_config: MakeConfig, cache: dic
     config = make_config(**CACHED, **cache, **{"train.epochs": 4})
     with open_run(config) as run:
         job = set_up(config, "classification", run, Clock())
-        replay = job.trainee.shortcuts.replay
+        replay = job.train_state.forward_plan.cached
         assert replay is not None
         answers = iter([0.2, 1.0, 0.4] * 3)
         monkeypatch.setattr(decision, "seconds", lambda function: (function(), next(answers))[1])
         layout = store.make_layout(job.features)
-        entry = decision.make_entry(job, layout, 32)
-        with measuring(job):
-            found = decision.estimate(job, replay, entry, Progress())
-            half = decision.estimate(job, replay, entry, Progress(update=2 * job.schedule.updates_per_epoch))
+        entry = decision.find_entry(job, layout, 32)
+        with inference_only(job):
+            found = decision.estimate_gain(job, replay, entry, Progress())
+            half = decision.estimate_gain(job, replay, entry, Progress(update=2 * job.schedule.updates_per_epoch))
     rows = np.argsort(job.features["train"].lengths, kind="stable")[26:34]
     per_token = 1.0 / job.features["train"].lengths[rows].sum()
     train, validation = (job.features[split].lengths.sum() for split in ("train", "validation"))
@@ -371,20 +371,20 @@ def test_the_estimate_counts_what_is_to_come(make_config: MakeConfig, cache: dic
 def test_a_replay_that_differs_is_found_by_the_self_check(
     make_config: MakeConfig, cache: dict[str, str], monkeypatch: pytest.MonkeyPatch, asked: str
 ) -> None:
-    from hf_finetune.forward.cached import Replay
+    from hf_finetune.forward.cached import CachedForward
 
     config = make_config(**CACHED | {"prefix.cache": asked}, **cache)
-    honest = Replay.states
+    honest = CachedForward.compute_activations
     with open_run(config) as run:
         job = set_up(config, "classification", run, Clock())
-        monkeypatch.setattr(Replay, "states", lambda self, batch: 3 * honest(self, batch).roll(1, -1))
+        monkeypatch.setattr(CachedForward, "states", lambda self, batch: 3 * honest(self, batch).roll(1, -1))
         if asked == "on":
             with pytest.raises(
                 InputError, match=r"prefix.cache \(on\): the replayed logits differ from the model's by"
             ):
-                decision.choose(job, Progress())
+                decision.decide(job, Progress())
         else:
-            assert "cache off: the replayed logits differ" in decision.choose(job, Progress()).lines[0]
+            assert "cache off: the replayed logits differ" in decision.decide(job, Progress()).lines[0]
 
 
 def test_a_disk_without_room_is_found_before_the_capture(chosen: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -395,8 +395,8 @@ def test_a_disk_without_room_is_found_before_the_capture(chosen: Any, monkeypatc
 
 def test_measuring_leaves_the_model_as_it_was(chosen: Any) -> None:
     job, _ = chosen()
-    assert all(parameter.grad is None for parameter in job.trainee.model.parameters())
-    assert not any("forward" in vars(module) for module in list(job.trainee.model.modules())[1:])
+    assert all(parameter.grad is None for parameter in job.train_state.model.parameters())
+    assert not any("forward" in vars(module) for module in list(job.train_state.model.modules())[1:])
 
 
 # --- values that fp16 cannot hold -----------------------------------------------------------------------------------
@@ -422,17 +422,17 @@ def test_values_too_large_for_fp16_are_kept_in_bf16(
     for name in ("first", "second"):
         finetune(make_config(**settings, name=name))
     assert capsys.readouterr().out.count("too large for fp16") == 1, "the second run finds the entry"
-    (entry,) = store.found_entries(Path(cache["prefix.dir"]))
+    (entry,) = store.list_entries(Path(cache["prefix.dir"]))
     assert entry.manifest["kind"] == "bfloat16"
 
 
 def test_states_that_are_not_finite_are_an_error(chosen: Any) -> None:
     job, choice = chosen(**{"prefix.precision": "fp32"})
-    replay = job.trainee.shortcuts.replay
+    replay = job.train_state.forward_plan.replay
     with torch.no_grad():
         next(iter(replay.stand_ins)).word_embeddings.weight[5:] = float("inf")
     with open_run(job.config), pytest.raises(InputError, match="give values that are not finite"):
-        attach(job, choice)
+        attach_activations(job, choice)
     assert not entries({"prefix.dir": str(job.config.prefix.dir)})
 
 
@@ -444,4 +444,4 @@ def test_the_results_are_those_of_the_exported_model(
     result = finetune(make_config(**CACHED, **cache))
     values = evaluate_file(Predictor.from_pretrained(str(result.run_dir)), str(tmp_path / "test-single_label.jsonl"))
     assert values == json.loads((result.run_dir / "results.json").read_text())["test"]
-    assert checkpoint.newest_whole(result.run_dir / "checkpoints")[0] is not None
+    assert checkpoint.find_newest_intact(result.run_dir / "checkpoints")[0] is not None

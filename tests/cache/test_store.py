@@ -34,7 +34,7 @@ from support.entries import (
 )
 
 from hf_finetune.cache import store
-from hf_finetune.cache.store import Entry, States, make_layout
+from hf_finetune.cache.store import Entry, StoredActivations, make_layout
 from hf_finetune.data.features import collate
 from hf_finetune.system.errors import InputError
 
@@ -125,18 +125,18 @@ def test_batches_get_the_states_of_their_rows(
     build(entry)
     for split, rows in ROWS.items():
         starts = entry.layout.starts[split]
-        stored = States(path=entry.folder / store.STATES, kind=kind, hidden=HIDDEN, starts=starts)
-        features = dataclasses.replace(make_features(rows), states=stored)
+        stored = StoredActivations(path=entry.folder / store.STATES, kind=kind, hidden=HIDDEN, starts=starts)
+        features = dataclasses.replace(make_features(rows), activations=stored)
         for picked in (np.arange(len(rows)), np.array([len(rows) - 1, 0, 0]), np.array([3])):
             batch = collate(features, picked, pad_token_id=9)
-            found, mask = batch.states, batch.inputs["attention_mask"].bool()
+            found, mask = batch.activations, batch.inputs["attention_mask"].bool()
             assert found is not None
             assert found.dtype == getattr(torch, kind)
             assert found.shape == (*mask.shape, HIDDEN)
             expected = np.concatenate([made_up(rows[row]) for row in picked])
             assert torch.equal(found[mask].float(), torch.from_numpy(expected))
             assert bool(torch.isfinite(found).all())
-            assert stored.gathered <= resident
+            assert stored.unreleased_bytes <= resident
             if sys.platform == "linux" and resident == 0:
                 assert resident_kilobytes(stored.path) == 0
 
@@ -155,8 +155,8 @@ def test_an_entry_is_filled_once_and_its_use_is_noted(tmp_path: Path) -> None:
     entry = make_entry(tmp_path, blocks=4)
     everything = list(range(len(entry.spans())))
     assert len(everything) > 20
-    assert store.missing_chunks(entry) == (everything, [])
-    assert not entry.is_whole()
+    assert store.find_missing_chunks(entry) == (everything, [])
+    assert not entry.is_complete()
     assert found_in(tmp_path).is_partial
     assert found_in(tmp_path).size >= entry.num_bytes  # the room is taken
     assert build(entry) == everything
@@ -166,7 +166,7 @@ def test_an_entry_is_filled_once_and_its_use_is_noted(tmp_path: Path) -> None:
     assert manifest["num_tokens"] == sum(map(len, {tuple(row) for rows in ROWS.values() for row in rows}))
     for path in entry.folder.iterdir():
         os.utime(path, (1e9, 1e9))
-    assert store.missing_chunks(entry) == ([], [])
+    assert store.find_missing_chunks(entry) == ([], [])
     assert time.time() - found_in(tmp_path).used < 60
 
 
@@ -222,12 +222,12 @@ def test_damage_is_found_and_only_that_is_computed_anew(tmp_path: Path, name: st
     DAMAGE[damage](entry.folder / name)
     numbers, told = FOUND[name, damage]
     expected = everything if numbers is None else [everything[number] for number in numbers]
-    assert told in str(store.fault(found_in(tmp_path)))
-    missing, (note,) = store.missing_chunks(entry)
+    assert told in str(store.find_damage(found_in(tmp_path)))
+    missing, (note,) = store.find_missing_chunks(entry)
     assert missing == expected
     told = f"is damaged in {len(expected)} of {len(everything)} chunks" if expected else "has a file of the wrong size"
     assert f"{entry.folder} {told}" in note
-    assert "is not finished" in str(store.fault(found_in(tmp_path)))
+    assert "is not finished" in str(store.find_damage(found_in(tmp_path)))
     assert build(entry) == expected
     assert_good(entry)
 
@@ -237,7 +237,7 @@ def test_the_manifest_of_another_entry_is_no_manifest(tmp_path: Path) -> None:
     everything = build(entry)
     build(other)
     shutil.copy(other.folder / store.MANIFEST, entry.folder / store.MANIFEST)
-    assert "is damaged in " in str(store.fault(found_in(entry.root)))
+    assert "is damaged in " in str(store.find_damage(found_in(entry.root)))
     assert build(entry) == everything
     assert_good(entry)
 
@@ -249,7 +249,7 @@ def test_verify_survives_every_flipped_bit_of_a_manifest(tmp_path: Path) -> None
     good = path.read_bytes()
     for place in range(8 * good.index(b'"digests"')):
         flip(path, place // 8, 1 << place % 8)
-        store.fault(found_in(tmp_path))
+        store.find_damage(found_in(tmp_path))
         path.write_bytes(good)
 
 
@@ -257,7 +257,7 @@ def test_what_verify_calls_damaged_is_mended(tmp_path: Path) -> None:
     entry = make_entry(tmp_path)
     build(entry)
     flip(entry.folder / store.MANIFEST, (entry.folder / store.MANIFEST).read_bytes().index(b'"size"') + 8)
-    assert store.fault(found_in(tmp_path)) == "has no manifest that can be read"
+    assert store.find_damage(found_in(tmp_path)) == "has no manifest that can be read"
     build(entry)
     assert_good(entry)
 
@@ -277,8 +277,8 @@ PARTIAL_DAMAGE: dict[str, tuple[str, set[int], Callable[[Path], object]]] = {  #
 @pytest.mark.parametrize("damage", PARTIAL_DAMAGE)
 def test_a_damaged_partial_entry_goes_on_from_what_is_good(tmp_path: Path, damage: str) -> None:
     entry = make_entry(tmp_path)
-    everything, _ = store.missing_chunks(entry)
-    store.fill(entry, range(5), 0, lambda number: content_of(entry, number))
+    everything, _ = store.find_missing_chunks(entry)
+    store.fill_entry(entry, range(5), 0, lambda number: content_of(entry, number))
     name, lost, harm = PARTIAL_DAMAGE[damage]
     harm(entry.partial / name)
     assert build(entry) == sorted({*everything[5:], *lost})
@@ -306,7 +306,7 @@ def test_a_killed_capture_goes_on_where_it_was(tmp_path: Path) -> None:
             worker.kill()
             computed = {int(line.split()[1]) for line in worker.stdout if line.endswith("\n")}
         assert worker.returncode != 0
-        assert not entry.is_whole()
+        assert not entry.is_complete()
         assert not computed & before
         num_computed += len(computed)
     assert (before := journaled(entry))
@@ -377,9 +377,9 @@ def test_a_run_gets_a_whole_entry_where_no_chunk_is_missing(tmp_path: Path, case
         build(entry)
         DAMAGE["longer"](entry.folder / store.STATES)
     else:
-        store.fill(entry, store.missing_chunks(entry)[0], 0, lambda number: content_of(entry, number))
+        store.fill_entry(entry, store.find_missing_chunks(entry)[0], 0, lambda number: content_of(entry, number))
     runtime = SimpleNamespace(on_main=lambda do: do(), say=print)
-    capture.ensure(SimpleNamespace(runtime=runtime), None, entry)  # type: ignore[arg-type]
+    capture.complete_entry(SimpleNamespace(runtime=runtime), None, entry)  # type: ignore[arg-type]
     assert_good(entry)
 
 
@@ -395,16 +395,16 @@ def build_on_full_disk(entry: Entry, context: pytest.MonkeyPatch, place: str) ->
     """Builds the entry; the disk is full when `place` is reached."""
     if place in ("posix_fallocate", "write_journal"):
         context.setattr(os if place == "posix_fallocate" else store, place, fail)
-    missing, _ = store.missing_chunks(entry)
+    missing, _ = store.find_missing_chunks(entry)
     if place in ("states.bin", "journal-1"):
         (entry.partial / place).unlink(missing_ok=True)
         (entry.partial / place).symlink_to("/dev/full")
-    store.fill(entry, missing, 1, lambda number: content_of(entry, number))
+    store.fill_entry(entry, missing, 1, lambda number: content_of(entry, number))
     if place == "manifest":
         context.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=5))
     if place == "rename":
         context.setattr(store, "rename", fail)
-    store.finish(entry)
+    store.finish_entry(entry)
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's disk that is always full")
@@ -413,7 +413,7 @@ def test_a_full_disk_is_an_error_and_no_entry(tmp_path: Path, place: str) -> Non
     entry = make_entry(tmp_path)
     with pytest.MonkeyPatch.context() as context, pytest.raises(InputError, match=f"^{tmp_path}.*the disk is full"):
         build_on_full_disk(entry, context, place)
-    assert not entry.is_whole()
+    assert not entry.is_complete()
     if place == "posix_fallocate":
         assert not entry.partial.exists(), "it would look as if its room were taken"
     for path in entry.partial.glob("*"):
@@ -424,10 +424,10 @@ def test_a_full_disk_is_an_error_and_no_entry(tmp_path: Path, place: str) -> Non
 
 def test_what_does_not_read_back_is_no_entry(tmp_path: Path) -> None:
     entry = make_entry(tmp_path)
-    store.fill(entry, store.missing_chunks(entry)[0], 0, lambda number: content_of(entry, number))
+    store.fill_entry(entry, store.find_missing_chunks(entry)[0], 0, lambda number: content_of(entry, number))
     flip(entry.partial / store.STATES, 0)
     with pytest.raises(InputError, match=f"{entry.partial}: 1 chunks do not read back"):
-        store.finish(entry)
+        store.finish_entry(entry)
     assert build(entry) == [0]
     assert_good(entry)
 
@@ -439,7 +439,7 @@ def test_a_root_that_cannot_be_is_an_error(tmp_path: Path, place: str) -> None:
     if place.startswith("readonly") and os.access(tmp_path / "readonly", os.W_OK):
         pytest.skip("this user may write anywhere")
     root = tmp_path / place
-    with pytest.raises(InputError, match=rf"prefix\.dir \({root}\): cannot be made"), store.locked(root, "key"):
+    with pytest.raises(InputError, match=rf"prefix\.dir \({root}\): cannot be made"), store.lock_entry(root, "key"):
         pass
 
 
@@ -451,7 +451,7 @@ def three(tmp_path: Path) -> list[Entry]:
     """Entries last used 3000, 2000 and 1000 seconds ago; the middle one is partial."""
     entries = [make_entry(tmp_path, number=number) for number in range(3)]
     for age, entry in zip((3000, 2000, 1000), entries, strict=True):
-        store.missing_chunks(entry) if age == 2000 else build(entry)
+        store.find_missing_chunks(entry) if age == 2000 else build(entry)
         for path in (entry.partial if age == 2000 else entry.folder).iterdir():
             os.utime(path, (time.time() - age,) * 2)
     return entries
@@ -459,7 +459,7 @@ def three(tmp_path: Path) -> list[Entry]:
 
 def left(root: Path) -> list[Any]:
     """The numbers of the entries there are, None for partial ones, the least recently used first."""
-    return [found.manifest.get("description", {}).get("number") for found in store.found_entries(root)]
+    return [found.manifest.get("description", {}).get("number") for found in store.list_entries(root)]
 
 
 @pytest.mark.parametrize(
@@ -477,13 +477,13 @@ def test_prune_removes_the_least_recently_used(
     three: list[Entry], limits: tuple[Any, Any], expected: list[Any]
 ) -> None:
     root = three[0].root
-    found = store.found_entries(root)
+    found = store.list_entries(root)
     assert [each.is_partial for each in found] == [False, True, False]
     assert [each.folder for each in found] == [three[0].folder, three[1].partial, three[2].folder]
     total = sum(each.size for each in found)
-    assert store.prune(root, max_bytes=total, older_than_seconds=None) == []
+    assert store.prune_entries(root, max_bytes=total, older_than_seconds=None) == []
     room = total - 1 if limits[0] == -1 else limits[0]
-    removed = store.prune(root, max_bytes=room, older_than_seconds=limits[1])
+    removed = store.prune_entries(root, max_bytes=room, older_than_seconds=limits[1])
     assert [each.folder for each in removed] == [each.folder for each in found][: 3 - len(expected)]
     assert left(root) == expected
 
@@ -494,10 +494,10 @@ def test_prune_leaves_alone_what_another_process_fills(three: list[Entry]) -> No
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
         assert holder.stdout is not None
         holder.stdout.readline()
-        assert len(store.prune(root, max_bytes=0, older_than_seconds=0)) == 2
+        assert len(store.prune_entries(root, max_bytes=0, older_than_seconds=0)) == 2
         assert left(root) == [None]
         holder.communicate()
-    assert len(store.prune(root, max_bytes=0, older_than_seconds=None)) == 1
+    assert len(store.prune_entries(root, max_bytes=0, older_than_seconds=None)) == 1
 
 
 def test_an_interrupted_removal_leaves_no_entry_and_is_done_later(
@@ -506,11 +506,11 @@ def test_an_interrupted_removal_leaves_no_entry_and_is_done_later(
     root = three[0].root
     monkeypatch.setattr(shutil, "rmtree", fail)
     with pytest.raises(OSError, match="No space"):
-        store.prune(root, max_bytes=0, older_than_seconds=None)
+        store.prune_entries(root, max_bytes=0, older_than_seconds=None)
     monkeypatch.undo()
     assert left(root) == [None, 2]
     assert len(list(root.glob(".removing-*"))) == 1
-    assert store.prune(root, max_bytes=None, older_than_seconds=None) == []
+    assert store.prune_entries(root, max_bytes=None, older_than_seconds=None) == []
     assert not list(root.glob(".removing-*"))
 
 
@@ -518,22 +518,22 @@ def test_an_interrupted_removal_leaves_no_entry_and_is_done_later(
 def test_what_a_run_reads_stays_readable(three: list[Entry]) -> None:
     entry = three[2]
     starts = entry.layout.starts["train"]
-    stored = States(path=entry.folder / store.STATES, kind="float16", hidden=HIDDEN, starts=starts)
-    store.prune(entry.root, max_bytes=0, older_than_seconds=None)
+    stored = StoredActivations(path=entry.folder / store.STATES, kind="float16", hidden=HIDDEN, starts=starts)
+    store.prune_entries(entry.root, max_bytes=0, older_than_seconds=None)
     assert not entry.folder.exists()
-    batch = collate(dataclasses.replace(make_features(ROWS["train"]), states=stored), np.array([7]), 0)
-    assert batch.states is not None
-    assert batch.states[0].tolist() == made_up(ROWS["train"][7]).tolist()
+    batch = collate(dataclasses.replace(make_features(ROWS["train"]), activations=stored), np.array([7]), 0)
+    assert batch.activations is not None
+    assert batch.activations[0].tolist() == made_up(ROWS["train"][7]).tolist()
 
 
 def test_prune_removes_nothing_but_entries(three: list[Entry]) -> None:
     (three[0].root / "photos" / "holiday").mkdir(parents=True)
-    store.prune(three[0].root, max_bytes=0, older_than_seconds=0)
+    store.prune_entries(three[0].root, max_bytes=0, older_than_seconds=0)
     assert (three[0].root / "photos" / "holiday").exists()
 
 
 def test_prune_passes_over_what_was_finished_meanwhile(three: list[Entry], monkeypatch: pytest.MonkeyPatch) -> None:
-    listed = store.found_entries(three[0].root)
+    listed = store.list_entries(three[0].root)
     build(three[1])
     monkeypatch.setattr(store, "found_entries", lambda _: listed)
-    store.prune(three[0].root, max_bytes=0, older_than_seconds=None)
+    store.prune_entries(three[0].root, max_bytes=0, older_than_seconds=None)

@@ -23,7 +23,7 @@ from hf_finetune.data.formats import read_text
 from hf_finetune.data.sources import find_files, read_hub_dataset, read_table
 from hf_finetune.data.table import Table
 from hf_finetune.system.errors import InputError
-from hf_finetune.system.files import sha256_of
+from hf_finetune.system.files import hash_file
 from hf_finetune.system.locations import install_hint, local_path
 
 ROWS = [
@@ -233,7 +233,7 @@ def test_package_locations_may_be_globs(package: Path, tmp_path: Path, monkeypat
 
 def test_a_right_sha256_passes_for_a_file_and_for_a_model_folder(package: Path) -> None:
     digest = hashlib.sha256(b"weights").hexdigest()
-    assert sha256_of(package / "model" / "model.safetensors") == digest
+    assert hash_file(package / "model" / "model.safetensors") == digest
     for inside in ("model", "model/model.safetensors"):
         location = f"package://packed_data/{inside}#sha256={digest}"
         assert local_path(location, "model.backbone") == str(package / inside)

@@ -15,11 +15,11 @@ from support import tiny
 
 from hf_finetune.config.sections import DataConfig
 from hf_finetune.data import encoding, splits
-from hf_finetune.data.batches import MicroBatchLimit, evaluation_batches, plan_epoch, share_batch
+from hf_finetune.data.batches import MicroBatchLimit, plan_epoch, plan_evaluation, share_batch
 from hf_finetune.data.encoding import tokenize
 from hf_finetune.data.features import Features, Ragged, collate, make_features
-from hf_finetune.data.splits import carve, load_splits, stratum
-from hf_finetune.data.table import Table, labelled_texts
+from hf_finetune.data.splits import format_stratum, load_splits, split_off
+from hf_finetune.data.table import Table, text_and_label_spec
 from hf_finetune.system.errors import InputError
 from hf_finetune.system.files import cache_dir
 from hf_finetune.tasks.classify import Classification, guess_problem
@@ -27,7 +27,7 @@ from hf_finetune.tasks.classify import Classification, guess_problem
 Array = np.ndarray[Any, Any]
 SEEDS = (0, 1, 2, 31)
 BOTH = {"validation": 0.1, "test": 0.2}
-FORM = labelled_texts(DataConfig(train=("unused",)))
+FORM = text_and_label_spec(DataConfig(train=("unused",)))
 
 
 def make_table(labels: Sequence[Any], texts: Sequence[str] | None = None) -> Table:
@@ -56,7 +56,7 @@ def make_lengths(count: int, seed: int) -> Array:
 @pytest.mark.parametrize("seed", SEEDS)
 def test_carved_splits_are_disjoint_and_complete_and_of_the_right_size(seed: int) -> None:
     labels = np.random.default_rng(seed).choice(["a", "b", "c"], 200, p=[0.6, 0.3, 0.1]).tolist()
-    kept, carved = carve(make_table(labels), FORM, BOTH, seed)
+    kept, carved = split_off(make_table(labels), FORM, BOTH, seed)
     assert sorted([*kept, *carved["validation"], *carved["test"]]) == list(range(200))
     assert (len(carved["validation"]), len(carved["test"])) == (20, 40)
     assert [kept, *carved.values()] == [sorted(rows) for rows in (kept, *carved.values())]
@@ -66,14 +66,14 @@ def test_carved_splits_are_disjoint_and_complete_and_of_the_right_size(seed: int
 @pytest.mark.parametrize("labels", [1, 3])
 def test_the_sizes_are_rounded_over_all_labels_together(count: int, sizes: list[int], labels: int) -> None:
     for seed in SEEDS:
-        _, carved = carve(make_table([row % labels for row in range(count)]), FORM, BOTH, seed)
+        _, carved = split_off(make_table([row % labels for row in range(count)]), FORM, BOTH, seed)
         assert [len(carved["validation"]), len(carved["test"])] == sizes
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_carving_is_stratified(seed: int) -> None:
     labels = ["rare"] * 10 + ["some"] * 40 + ["most"] * 150
-    _, carved = carve(make_table(labels), FORM, BOTH, seed)
+    _, carved = split_off(make_table(labels), FORM, BOTH, seed)
     for split, fraction in BOTH.items():
         counts = Counter(labels[row] for row in carved[split])
         for label, total in Counter(labels).items():
@@ -83,7 +83,7 @@ def test_carving_is_stratified(seed: int) -> None:
 @pytest.mark.parametrize("seed", SEEDS)
 def test_what_labels_of_one_row_cannot_give_is_not_taken_from_others(seed: int) -> None:
     labels = [f"a{number}" for number in range(50)] + ["b"] * 100 + ["c"] * 100
-    _, carved = carve(make_table(labels), FORM, BOTH, seed)
+    _, carved = split_off(make_table(labels), FORM, BOTH, seed)
     for split, most in (("validation", 10), ("test", 20)):
         counts = Counter(labels[row] for row in carved[split])
         assert set(counts) == {"b", "c"}
@@ -92,13 +92,13 @@ def test_what_labels_of_one_row_cannot_give_is_not_taken_from_others(seed: int) 
 
 def test_carving_is_a_function_of_the_seed() -> None:
     table = make_table(["a", "b"] * 50)
-    carvings = [carve(table, FORM, BOTH, seed) for seed in range(5)]
-    assert carvings == [carve(table, FORM, BOTH, seed) for seed in range(5)]
+    carvings = [split_off(table, FORM, BOTH, seed) for seed in range(5)]
+    assert carvings == [split_off(table, FORM, BOTH, seed) for seed in range(5)]
     assert len({str(carving) for carving in carvings}) == 5
 
 
 def test_carving_draws_and_does_not_take_the_first_rows() -> None:
-    _, carved = carve(make_table(["a"] * 100), FORM, {"test": 0.1}, 0)
+    _, carved = split_off(make_table(["a"] * 100), FORM, {"test": 0.1}, 0)
     assert carved["test"] not in (list(range(10)), list(range(90, 100)))
 
 
@@ -122,7 +122,7 @@ def test_equal_texts_go_together_and_every_label_keeps_a_row_in_training(
 ) -> None:
     texts, labels = [str(text) for text, _ in rows], [label for _, label in rows]
     given_fractions = dict(zip(("validation", "test"), fractions, strict=True))
-    kept, carved = carve(make_table(labels, texts), FORM, given_fractions, seed)
+    kept, carved = split_off(make_table(labels, texts), FORM, given_fractions, seed)
     assert sorted([*kept, *carved["validation"], *carved["test"]]) == list(range(len(rows)))
     sides: dict[str, set[str]] = {}
     for side, members in {"train": kept, **carved}.items():
@@ -147,8 +147,8 @@ def test_the_first_text_of_a_pair_alone_makes_no_texts_equal() -> None:
     config = DataConfig(train=("x",), text_columns=("text", "other"))
     table = make_table(["a", "b"] * 20, ["same"] * 40)
     table.columns["other"] = [str(row) for row in range(40)]
-    assert len(carve(table, labelled_texts(config), {"test": 0.25}, 0)[1]["test"]) == 10
-    assert carve(table, FORM, {"test": 0.25}, 0)[1]["test"] == []
+    assert len(split_off(table, text_and_label_spec(config), {"test": 0.25}, 0)[1]["test"]) == 10
+    assert split_off(table, FORM, {"test": 0.25}, 0)[1]["test"] == []
 
 
 @pytest.mark.parametrize(
@@ -157,7 +157,7 @@ def test_the_first_text_of_a_pair_alone_makes_no_texts_equal() -> None:
      (float("nan"), "nan"), (["a"], ""), (("a",), ""), ({"a": 1}, ""), ("", "")],
 )  # fmt: skip
 def test_labels_are_strata_and_lists_are_one_stratum(label: Any, expected: str) -> None:
-    assert stratum(label) == expected
+    assert format_stratum(label) == expected
 
 
 # --- load_splits ----------------------------------------------------------------------------------------------------
@@ -548,7 +548,7 @@ def test_a_batch_equals_the_tokenizers_own_padding(
         assert {tensor.dtype for tensor in ours.values()} == {torch.int64}
         assert batch.labels is not None
         assert len(batch.labels) == len(rows)
-        assert batch.counts.tolist() == [1] * len(rows)
+        assert batch.sequence_counts.tolist() == [1] * len(rows)
 
 
 @pytest.mark.parametrize("labels", [np.arange(25), np.arange(25, dtype=np.float32), np.eye(25, 3, dtype=np.float32)])
@@ -577,8 +577,8 @@ def test_a_batch_of_features_with_several_sequences_has_them_all_in_order() -> N
     assert several.lengths.tolist() == [int(whole.lengths[a:b].max()) for a, b in ((0, 2), (2, 3), (3, 7), (7, 25))]
     assert several.num_tokens.tolist() == [int(whole.lengths[a:b].sum()) for a, b in ((0, 2), (2, 3), (3, 7), (7, 25))]
     batch, alone = collate(several, np.array([2, 0]), 0), collate(whole, np.array([3, 4, 5, 6, 0, 1]), 0)
-    assert batch.sequences.tolist() == [3, 4, 5, 6, 0, 1]
-    assert batch.counts.tolist() == [4, 2]
+    assert batch.sequence_indices.tolist() == [3, 4, 5, 6, 0, 1]
+    assert batch.sequence_counts.tolist() == [4, 2]
     assert all(torch.equal(batch.inputs[name], alone.inputs[name]) for name in alone.inputs)
     assert several.fingerprint() != Features(**vars(whole) | {"labels": np.arange(4)}).fingerprint()
 
@@ -674,7 +674,7 @@ def test_a_batch_is_shared_row_by_row_exactly_once_in_as_many_micro_batches_on_e
 ) -> None:
     lengths = make_lengths(100, seed)
     rows = np.random.default_rng(seed).permutation(100)[:count]
-    limit = MicroBatchLimit(rows=micro_batch_size, tokens=tokens)
+    limit = MicroBatchLimit(num_examples=micro_batch_size, num_tokens=tokens)
     shares = [share_batch(rows, lengths, limit, process, num_processes) for process in range(num_processes)]
     assert sorted(int(row) for share in shares for piece in share for row in piece) == sorted(rows.tolist())
     assert len({len(share) for share in shares}) == 1
@@ -694,7 +694,7 @@ def test_the_processes_have_like_work(seed: int, num_processes: int) -> None:
     tokens = [
         sum(
             int(lengths[piece].max()) * len(piece)
-            for piece in share_batch(np.arange(96), lengths, MicroBatchLimit(rows=4), process, num_processes)
+            for piece in share_batch(np.arange(96), lengths, MicroBatchLimit(num_examples=4), process, num_processes)
         )
         for process in range(num_processes)
     ]  # fmt: skip
@@ -708,9 +708,9 @@ def test_the_processes_have_like_work(seed: int, num_processes: int) -> None:
 @given(size=sizes, batch_size=batch_sizes)
 def test_evaluation_has_every_row_once_the_longest_first(size: int, batch_size: int) -> None:
     lengths = make_lengths(size, 1)
-    batches = evaluation_batches(lengths, batch_size)
+    batches = plan_evaluation(lengths, batch_size)
     rows = [int(row) for batch in batches for row in batch]
     assert sorted(rows) == list(range(size))
     assert lengths[rows].tolist() == sorted(lengths.tolist(), reverse=True)
     assert all(len(batch) == batch_size for batch in batches[:-1])
-    assert as_lists(batches) == as_lists(evaluation_batches(lengths, batch_size))
+    assert as_lists(batches) == as_lists(plan_evaluation(lengths, batch_size))

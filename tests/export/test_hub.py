@@ -354,8 +354,8 @@ def test_from_pretrained_by_name_gives_the_logits_of_the_run(server: HubServer, 
     loaded = json.loads(done.stdout.splitlines()[-1])
 
     classifier = Predictor.from_pretrained(str(run_dir))
-    features = classifier.features(classifier.table_of([{"text": text} for text in texts]), has_labels=False)
-    expected = [logits.tolist() for logits in classifier.run(features).kept]
+    features = classifier.encode(classifier.make_table([{"text": text} for text in texts]), has_labels=False)
+    expected = [logits.tolist() for logits in classifier.run_model(features).outputs]
     assert [value for row in loaded["logits"] for value in row] == pytest.approx(
         [value for row in expected for value in row], abs=1e-6
     )

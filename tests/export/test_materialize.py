@@ -30,7 +30,7 @@ def exported(folder: Path) -> dict[str, torch.Tensor]:
 def best_of(config: RunConfig) -> Path:
     """The file of the best checkpoint."""
     folder = config.run_dir / "checkpoints"
-    return folder / str(checkpoint.references(folder)["best"])
+    return folder / str(checkpoint.read_references(folder)["best"])
 
 
 @pytest.mark.parametrize("problem", ["single_label", "multi_label", "regression"])
@@ -41,7 +41,7 @@ def test_a_small_checkpoint_gives_the_whole_model_back(
     config = make_config(problem, **SMALL, **{"model.backbone": str(backbones(family))})
     finetune(config)
     path, out = best_of(config), tmp_path / "whole"
-    content = checkpoint.load(path)
+    content = checkpoint.load_checkpoint(path)
     assert not set(content["model_state_dict"]) & set(content["run"]["frozen"])
     assert len(content["run"]["omitted"]["names"]) > 5
     materialize(path, out)
@@ -121,7 +121,9 @@ def test_what_cannot_be_made_whole_is_refused(make_config: MakeConfig, tmp_path:
     with pytest.raises(InputError, match="does not have the digest"):
         materialize(path, out)
     other = tmp_path / "other"
-    checkpoint.save(other, {"epoch": 1, "update": 1, "loss": 0.5, "w": torch.ones(1)}, metric="accuracy", value=None)
+    checkpoint.save_checkpoint(
+        other, {"epoch": 1, "update": 1, "loss": 0.5, "w": torch.ones(1)}, metric="accuracy", value=None
+    )
     with pytest.raises(InputError, match="not one of hf-finetune's"):
         materialize(next(other.glob("*.pt")), out)
     assert not out.exists()

@@ -29,7 +29,7 @@ from hf_finetune.config.sections import (
 )
 from hf_finetune.export import card as card_module
 from hf_finetune.export import model_folder
-from hf_finetune.export.card import data_name, remote_code_note, without_folders
+from hf_finetune.export.card import describe_remote_code, find_data_name, hide_folders
 from hf_finetune.export.predict import Predictor
 from hf_finetune.system.errors import InputError
 from hf_finetune.system.files import write_atomically
@@ -247,7 +247,7 @@ def make_job(**settings: Any) -> Any:
 
 def test_a_metric_that_is_nan_is_left_out_of_the_metadata() -> None:
     results = {"test": {"loss": 0.5, "accuracy": 0.75, "roc_auc": math.nan}, "validation": {}}
-    (entry,) = card_module.metadata(make_job(), results).eval_results
+    (entry,) = card_module.make_metadata(make_job(), results).eval_results
     assert (entry.metric_type, entry.metric_value) == ("accuracy", 0.75)
 
 
@@ -255,10 +255,10 @@ def test_a_backbone_and_data_of_the_hub_are_named_for_the_hub(monkeypatch: pytes
     monkeypatch.chdir(tmp_path)
     results = {"test": {"accuracy": 0.75}}
     data = DataConfig(dataset="someone/texts")
-    metadata = card_module.metadata(make_job(data=data), results).to_dict()
+    metadata = card_module.make_metadata(make_job(data=data), results).to_dict()
     assert (metadata["base_model"], metadata["datasets"]) == ("someone/backbone", ["someone/texts"])
     (tmp_path / "someone" / "backbone").mkdir(parents=True)  # now it means the folder
-    assert "base_model" not in card_module.metadata(make_job(data=data), results).to_dict()
+    assert "base_model" not in card_module.make_metadata(make_job(data=data), results).to_dict()
 
 
 @pytest.mark.parametrize(
@@ -271,7 +271,7 @@ def test_a_backbone_and_data_of_the_hub_are_named_for_the_hub(monkeypatch: pytes
     ],
 )
 def test_the_data_are_named_without_their_folders(data: DataConfig, name: str) -> None:
-    assert data_name(make_job(data=data).config) == name
+    assert find_data_name(make_job(data=data).config) == name
 
 
 def test_the_card_shows_no_folder_of_the_machine(runs: Any) -> None:
@@ -285,21 +285,23 @@ def test_paths_on_the_machine_are_shown_by_their_last_part_and_all_else_as_it_is
     data = DataConfig(dataset="/home/me/set", train=("/home/me/*.csv", "here/a.csv", "package://corpus/x"))
     backbone = ModelConfig(backbone="/home/me/backbone")
     resume, cache = CheckpointConfig(resume="/home/me/ckpt.pt"), PrefixConfig(dir="/home/me/states")
-    shown = without_folders(make_job(data=data, model=backbone, checkpoint=resume, prefix=cache).config)
+    shown = hide_folders(make_job(data=data, model=backbone, checkpoint=resume, prefix=cache).config)
     assert shown.prefix.dir == "states"
     assert shown.data.dataset == "set"
     assert shown.data.train == ("*.csv", "here/a.csv", "package://corpus/x")
     assert (shown.model.backbone, shown.checkpoint.resume) == ("backbone", "ckpt.pt")
     plain = make_job(output_dir="outputs").config
-    assert without_folders(plain) == plain
-    assert "base_model" not in card_module.metadata(make_job(model=backbone), {"test": {"accuracy": 1.0}}).to_dict()
-    assert "datasets" not in card_module.metadata(make_job(data=data), {"test": {"accuracy": 1.0}}).to_dict()
+    assert hide_folders(plain) == plain
+    assert (
+        "base_model" not in card_module.make_metadata(make_job(model=backbone), {"test": {"accuracy": 1.0}}).to_dict()
+    )
+    assert "datasets" not in card_module.make_metadata(make_job(data=data), {"test": {"accuracy": 1.0}}).to_dict()
 
 
 def test_code_that_the_model_needs_is_said_in_the_card() -> None:
     trusting = make_job(model=ModelConfig(backbone="someone/backbone", trust_remote_code=True)).config
-    assert "runs Python code of the backbone's repository" in remote_code_note(trusting)
-    assert remote_code_note(make_job().config) == ""
+    assert "runs Python code of the backbone's repository" in describe_remote_code(trusting)
+    assert describe_remote_code(make_job().config) == ""
 
 
 def test_the_card_loads_the_model_by_its_name_on_the_hub_where_it_has_one(
@@ -374,12 +376,12 @@ def test_a_folder_that_does_not_give_the_trained_model_back_is_an_error_and_the_
 def test_a_difference_within_the_tolerance_of_a_gpu_is_none(
     backbones: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = evaluation.evaluate
+    whole = evaluation.run_evaluation
     shifts = iter((0.0, 3e-5, 0.0, 3e-3))
 
     def evaluate_shifted(*arguments: Any, **options: Any) -> Any:
         outcome = whole(*arguments, **options)
-        shifted = np.stack(outcome.kept) + np.float32(next(shifts))
+        shifted = np.stack(outcome.outputs) + np.float32(next(shifts))
         return SimpleNamespace(loss=outcome.loss, kept=list(shifted))
 
     monkeypatch.setattr(model_folder, "evaluate", evaluate_shifted)

@@ -70,8 +70,8 @@ def rows_of(*columns: list[str]) -> list[dict[str, str]]:
 
 def logits_of(predictor: Predictor, *columns: list[str], batch_size: int = 64) -> Any:
     """Logits [N, C] of texts, or of pairs."""
-    features = predictor.features(predictor.table_of(rows_of(*columns)), has_labels=False)
-    return np.stack(predictor.run(features, batch_size=batch_size).kept)
+    features = predictor.encode(predictor.make_table(rows_of(*columns)), has_labels=False)
+    return np.stack(predictor.run_model(features, batch_size=batch_size).outputs)
 
 
 def texts_of(count: int, *, seed: int = 5) -> list[str]:

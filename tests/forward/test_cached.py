@@ -10,7 +10,7 @@ from support.forwards import assert_same, batch_of, make, outcome, stored
 
 from hf_finetune.config.sections import FreezeConfig
 from hf_finetune.forward import cached
-from hf_finetune.forward.cached import CannotReplayError, find_replay
+from hf_finetune.forward.cached import CannotCacheError, find_cached_forward
 from hf_finetune.forward.dropout import choose_masks
 from hf_finetune.model import freezing
 
@@ -28,13 +28,13 @@ def cases() -> Iterator[tuple[str, int | str]]:
 @pytest.mark.parametrize(("family", "blocks"), cases())
 def test_a_replay_has_the_outputs_and_gradients_of_the_whole_model(family: str, blocks: int | str) -> None:
     model, plan = make(family, blocks)
-    found = find_replay(model, plan)
+    found = find_cached_forward(model, plan)
     batch = batch_of(model, extra=1)
     states = stored(found, model, batch["input_ids"].shape[1])
     whole = outcome(model, batch)
-    with found.replaying(states):
+    with found.from_activations(states):
         assert_same(outcome(model, batch), whole)
-    with found.replaying(states.flip(0)), torch.no_grad():
+    with found.from_activations(states.flip(0)), torch.no_grad():
         other = model(**batch).logits
     assert float((other - whole[0]).abs().max()) > 1e-3 * float(whole[0].abs().max()), "the states must matter"
 
@@ -43,14 +43,14 @@ def test_a_replay_has_the_outputs_and_gradients_of_the_whole_model(family: str, 
 def test_dropout_is_the_same_replayed(family: str) -> None:
     """In training mode, what is constant in eval mode: masks belong to examples and places, so a replay has the same."""
     model, plan = make(family, 2)
-    found, constant = find_replay(model, plan), freezing.constant_modules(model)
+    found, constant = find_cached_forward(model, plan), freezing.find_eval_modules(model)
     masks = choose_masks("stateless", 3, model, constant)
     batch = batch_of(model)
     states = stored(found, model, batch["input_ids"].shape[1])
-    freezing.train_mode(model, constant)
+    freezing.set_train_mode(model, constant)
     with masks(5, range(4)):
         whole = outcome(model, batch)
-    with masks(5, range(4)), found.replaying(states):
+    with masks(5, range(4)), found.from_activations(states):
         assert_same(outcome(model, batch), whole)
     with masks(6, range(4)):
         other = outcome(model, batch)[0]
@@ -60,23 +60,23 @@ def test_dropout_is_the_same_replayed(family: str) -> None:
 @pytest.mark.parametrize(("family", "blocks"), [("bert", 2), ("deberta-v2", 2), ("gpt2", 2), ("bart", "all")])
 def test_nothing_below_the_boundary_is_computed(family: str, blocks: int | str) -> None:
     model, plan = make(family, blocks)
-    found = find_replay(model, plan)
+    found = find_cached_forward(model, plan)
     batch = batch_of(model)
     states = stored(found, model, batch["input_ids"].shape[1])
     frozen = {name.rpartition(".")[0] for name in plan.frozen}
     ran: list[str] = []
     for name, module in model.named_modules():
         if (
-            module not in found.stand_ins and isinstance(module, (torch.nn.Linear, torch.nn.LayerNorm))
+            module not in found.placeholders and isinstance(module, (torch.nn.Linear, torch.nn.LayerNorm))
         ) or "Conv1D" in type(module).__name__:
             module.register_forward_pre_hook(lambda _, __, name=name: ran.append(name))
-    with found.replaying(states):
+    with found.from_activations(states):
         model(**batch)
     assert ran
     # DeBERTa norms its table of relative positions, which the upper blocks read
     assert {name for name in ran if name in frozen} <= {"deberta.encoder.LayerNorm"}
     ran.clear()
-    found.states(batch)
+    found.compute_activations(batch)
     assert ran
     assert not {name for name in ran if name not in frozen}
 
@@ -98,10 +98,10 @@ def test_nothing_is_left_behind() -> None:
     expected = model(**batch_of(model)).logits
     for name, module in model.named_modules():
         module.training = modes[name]
-    found = find_replay(model, plan)
+    found = find_cached_forward(model, plan)
     assert {name: module.training for name, module in model.named_modules()} == modes
     states = torch.zeros(4, 9, 32)
-    with pytest.raises(RuntimeError, match="stop"), found.replaying(states):
+    with pytest.raises(RuntimeError, match="stop"), found.from_activations(states):
         stop_within(model, set(before))
     assert not any("forward" in vars(module) for module in model.modules())
     model.eval()
@@ -113,7 +113,7 @@ def test_a_forward_of_the_callers_own_is_put_back() -> None:
     """Accelerate gives a model a forward of its own for autocast."""
     module = torch.nn.Linear(2, 2)
     own = module.forward = lambda x: x
-    with cached.forwards({module: lambda x: x + 1}):
+    with cached.replace_forwards({module: lambda x: x + 1}):
         assert module(1) == 2
     assert vars(module)["forward"] is own
 
@@ -128,8 +128,8 @@ def test_a_forward_of_the_callers_own_is_put_back() -> None:
 )
 def test_what_cannot_be_replayed_is_refused_with_the_reason(family: str, config: FreezeConfig, reason: str) -> None:
     model = tiny.make_model(family, layers=4)
-    with pytest.raises(CannotReplayError, match=reason):
-        find_replay(model, freezing.apply(model, config))
+    with pytest.raises(CannotCacheError, match=reason):
+        find_cached_forward(model, freezing.apply_freezing(model, config))
 
 
 def test_an_upper_block_that_looks_below_the_boundary_is_found() -> None:
@@ -139,16 +139,16 @@ def test_an_upper_block_that_looks_below_the_boundary_is_found() -> None:
     model.bert.embeddings.register_forward_hook(lambda _, __, output: seen.append(output))
     last = model.bert.encoder.layer[3]
     last.register_forward_hook(lambda _, __, output: output + 0.1 * seen[-1])
-    with pytest.raises(CannotReplayError, match="more of the lower ones"):
-        find_replay(model, plan)
+    with pytest.raises(CannotCacheError, match="more of the lower ones"):
+        find_cached_forward(model, plan)
 
 
 def test_replays_in_bf16_are_close() -> None:
     model, plan = make("bert", 2)
-    found = find_replay(model, plan)
+    found = find_cached_forward(model, plan)
     batch = batch_of(model)
     with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
         expected = model(**batch).logits.float()
-        with found.replaying(stored(found, model, 9)):
+        with found.from_activations(stored(found, model, 9)):
             logits = model(**batch).logits.float()
     torch.testing.assert_close(logits, expected, atol=0.1, rtol=0.1)

@@ -14,7 +14,15 @@ from support import tiny
 from torch import nn
 from torch.nn import functional as F
 
-from hf_finetune.forward.dropout import GOLDEN, LONGEST_EAGER, StatelessDropout, choose_masks, lanes, mix, select
+from hf_finetune.forward.dropout import (
+    GOLDEN,
+    LONGEST_EAGER,
+    StatelessDropout,
+    apply_mask,
+    choose_masks,
+    draw_bits,
+    mix_bits,
+)
 from hf_finetune.system.errors import InputError
 
 
@@ -114,8 +122,8 @@ def test_no_shared_place_has_the_mask_of_another_update(seed: int) -> None:
 @pytest.mark.parametrize("seed", range(3))
 def test_lanes_are_uniform(seed: int) -> None:
     """Both bytes of each of the four lanes, over 2**18 hashes."""
-    keys = mix(torch.arange(seed << 40, (seed << 40) + 2048))
-    numbers = lanes(keys, torch.Size([2048, 512]))
+    keys = mix_bits(torch.arange(seed << 40, (seed << 40) + 2048))
+    numbers = draw_bits(keys, torch.Size([2048, 512]))
     assert numbers.dtype == torch.int16
     for lane in range(4):
         drawn = numbers[:, lane::4].flatten().int()
@@ -127,7 +135,7 @@ def test_lanes_are_uniform(seed: int) -> None:
 
 def test_mix_is_splitmix64() -> None:
     """The published first numbers of its seed 1234567 (rosettacode.org, Pseudo-random numbers/Splitmix64)."""
-    drawn = mix(1234567 + torch.arange(1, 6) * GOLDEN).tolist()
+    drawn = mix_bits(1234567 + torch.arange(1, 6) * GOLDEN).tolist()
     assert [number % 2**64 for number in drawn] == [
         6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431, 16408922859458223821,
     ]  # fmt: skip
@@ -202,9 +210,9 @@ def test_values_and_gradients_are_those_of_a_product_with_the_mask(dtype: torch.
 def test_what_is_dropped_is_zero_even_of_infinity_and_nan() -> None:
     drawn = torch.tensor([[-5, 5, -5, 5]], dtype=torch.int32)
     values = torch.tensor([[np.inf, 2.0, np.nan, -3.0]], dtype=torch.float32)
-    assert select(values, drawn, 0, 2.0).tolist() == [[0, 4, 0, -6]]
-    assert select(values, drawn, 5, 2.0).tolist() == [[0, 0, 0, 0]]
-    assert select(values[:, 1::2], drawn[:, 1::2].contiguous(), 4, 2.0).tolist() == [[4, -6]]
+    assert apply_mask(values, drawn, 0, 2.0).tolist() == [[0, 4, 0, -6]]
+    assert apply_mask(values, drawn, 5, 2.0).tolist() == [[0, 0, 0, 0]]
+    assert apply_mask(values[:, 1::2], drawn[:, 1::2].contiguous(), 4, 2.0).tolist() == [[4, -6]]
 
 
 def test_every_call_is_caught_and_only_inside_the_mode() -> None:

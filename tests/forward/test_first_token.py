@@ -8,12 +8,12 @@ from support import tiny
 from support.forwards import assert_same, batch_of, make, outcome, stored
 
 from hf_finetune.forward import first_token
-from hf_finetune.forward.cached import find_replay
+from hf_finetune.forward.cached import find_cached_forward
 from hf_finetune.forward.dropout import choose_masks
 from hf_finetune.forward.first_token import (
-    NO_SHORTCUTS,
-    Shortcuts,
-    cut,
+    FULL_FORWARD,
+    ForwardPlan,
+    apply_cuts,
     find_first_token_cuts,
     first_query,
     first_tokens,
@@ -36,7 +36,7 @@ def test_logits_and_gradients_are_those_of_the_whole_block(family: str, attentio
     assert (first_query in cuts.values()) == (family in PLAIN)
     for batch in (batch_of(model, extra=2), batch_of(model, [(2, 9, 3)]), batch_of(model, [(2,)])):
         whole = outcome(model, batch)
-        with cut(cuts):
+        with apply_cuts(cuts):
             assert_same(outcome(model, batch), whole, 1e-5)
 
 
@@ -46,17 +46,17 @@ def test_dropout_is_the_same_for_one_token(family: str) -> None:
     model, plan = make(family, 2)
     cuts, found, constant = (
         find_first_token_cuts(model, plan),
-        find_replay(model, plan),
-        freezing.constant_modules(model),
+        find_cached_forward(model, plan),
+        freezing.find_eval_modules(model),
     )
     masks = choose_masks("stateless", 3, model, constant)
     batch = batch_of(model)
     states = stored(found, model, batch["input_ids"].shape[1])
-    freezing.train_mode(model, constant)
+    freezing.set_train_mode(model, constant)
     with masks(5, range(4)):
         whole = outcome(model, batch)
     for given in (None, states):
-        with masks(5, range(4)), Shortcuts(replay=found, first_token=cuts)(given):
+        with masks(5, range(4)), ForwardPlan(cached=found, first_token=cuts)(given):
             assert_same(outcome(model, batch), whole, 1e-5)
 
 
@@ -69,7 +69,7 @@ def test_the_last_feed_forward_gets_one_token_and_the_other_blocks_all(family: s
         for module in block.modules():
             if isinstance(module, torch.nn.Linear) and 64 in module.weight.shape:  # the feed-forward's width
                 module.register_forward_pre_hook(lambda _, given, number=number: tokens[number].add(given[0].shape[1]))
-    with cut(cuts):
+    with apply_cuts(cuts):
         model(**batch_of(model))
     assert tokens == {0: {9}, 1: {9}, 2: {9}, 3: {1}}
 
@@ -135,13 +135,13 @@ def test_a_wrong_cut_is_not_taken(monkeypatch: pytest.MonkeyPatch, wrong: str) -
 
 def test_shortcuts_leave_nothing_behind() -> None:
     model, plan = make("bert", 2)
-    shortcuts = Shortcuts(replay=find_replay(model, plan), first_token=find_first_token_cuts(model, plan))
+    shortcuts = ForwardPlan(cached=find_cached_forward(model, plan), first_token=find_first_token_cuts(model, plan))
     with pytest.raises(RuntimeError, match="stop"), shortcuts(torch.zeros(4, 9, 32)):
         raise RuntimeError("stop")
     assert not any("forward" in vars(module) for module in model.modules())
     batch = batch_of(model)
     expected = model(**batch).logits
-    with NO_SHORTCUTS(None):
+    with FULL_FORWARD(None):
         assert torch.equal(model(**batch).logits, expected)
 
 

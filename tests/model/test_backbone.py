@@ -35,7 +35,7 @@ def make_task(*names: str, problem: str = "single_label") -> Classification:
 def load(location: Path | str, task: Classification | None = None, **settings: Any) -> Backbone:
     config = ModelConfig(backbone=str(location), **settings)
     torch.manual_seed(0)
-    return backbone.load(config, (task or make_task()).head, backbone.load_tokenizer(config))
+    return backbone.load_backbone(config, (task or make_task()).head, backbone.load_tokenizer(config))
 
 
 def forward(model: Any, length: int = 6) -> torch.Tensor:
@@ -90,7 +90,7 @@ def test_the_new_head_depends_on_the_seed_alone(backbones: Backbones, family: st
     first, second = load(backbones(family)), load(backbones(family))
     config = ModelConfig(backbone=str(backbones(family)))
     torch.manual_seed(1)
-    other = backbone.load(config, make_task().head, backbone.load_tokenizer(config))
+    other = backbone.load_backbone(config, make_task().head, backbone.load_tokenizer(config))
     heads = [dict(loaded.model.named_parameters()) for loaded in (first, second, other)]
     matrices = [name for name in first.new_parameters if heads[0][name].ndim == 2]
     assert matrices
@@ -158,12 +158,12 @@ def test_load_any_takes_a_run_folder_a_model_folder_and_a_package(
     copy_backbone(backbones("bert"), run / "model")
     make_package(tmp_path, backbones("bert"), monkeypatch)
     locations = [str(run), str(run / "model"), "package://carried_backbone/weights/bert"]
-    models = [backbone.load_any(location).model for location in locations]
+    models = [backbone.load_pretrained(location).model for location in locations]
     embeddings = [model.bert.embeddings.word_embeddings.weight for model in models]
     assert torch.equal(embeddings[0], embeddings[1])
     assert torch.equal(embeddings[0], embeddings[2])
     with pytest.raises(InputError, match=r"^MODEL \(.*nowhere\): there is no such folder"):
-        backbone.load_any(str(tmp_path / "nowhere"))
+        backbone.load_pretrained(str(tmp_path / "nowhere"))
 
 
 # --- package:// -----------------------------------------------------------------------------------------------------
@@ -311,31 +311,31 @@ def test_the_longest_input_is_the_longest_that_the_model_takes(
     folder = copy_backbone(backbones(family), tmp_path / "long")
     save_tokenizer(folder, model_max_length=10**6)
     loaded = load(folder)
-    limit = backbone.longest_input(loaded, None)
+    limit = backbone.resolve_max_length(loaded, None)
     assert limit == (65 if family in OFFSET else 66)
-    assert backbone.longest_input(loaded, limit) == limit
+    assert backbone.resolve_max_length(loaded, limit) == limit
     loaded.model.eval()
     forward(loaded.model, limit)
     with pytest.raises((IndexError, RuntimeError)):
         forward(loaded.model, limit + 1)
     with pytest.raises(InputError, match=rf"data\.max_length \({limit + 1}\): this backbone takes at most {limit} tok"):
-        backbone.longest_input(loaded, limit + 1)
+        backbone.resolve_max_length(loaded, limit + 1)
 
 
 def test_the_longest_input_is_the_tokenizers_limit_and_512_at_most(backbones: Backbones, tmp_path: Path) -> None:
-    assert backbone.longest_input(load(backbones("bert")), None) == 64
-    assert backbone.longest_input(load(backbones("bert")), 20) == 20
+    assert backbone.resolve_max_length(load(backbones("bert")), None) == 64
+    assert backbone.resolve_max_length(load(backbones("bert")), 20) == 20
     folder = copy_backbone(backbones("t5"), tmp_path / "t5")  # relative positions: no limit of its own
     save_tokenizer(folder, model_max_length=10**30)
     loaded = load(folder)
-    assert backbone.longest_input(loaded, None) == 512
-    assert backbone.longest_input(loaded, 2000) == 2000
+    assert backbone.resolve_max_length(loaded, None) == 512
+    assert backbone.resolve_max_length(loaded, 2000) == 2000
 
 
 def test_the_longest_input_of_mpnet_beside_a_tokenizer_that_pads_with_0(backbones: Backbones) -> None:
     loaded = load(backbones("mpnet"))
     loaded.tokenizer.model_max_length = 10**6
-    forward(loaded.model.eval(), backbone.longest_input(loaded, None))
+    forward(loaded.model.eval(), backbone.resolve_max_length(loaded, None))
 
 
 # --- files that are missing, damaged, or another model's ------------------------------------------------------------

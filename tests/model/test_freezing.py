@@ -19,7 +19,7 @@ from hf_finetune.model.backbone import set_dropout
 from hf_finetune.model.freezing import FreezePlan
 from hf_finetune.system.errors import InputError
 from hf_finetune.tasks.classify import Classification
-from hf_finetune.training.evaluation import evaluate
+from hf_finetune.training.evaluation import run_evaluation
 
 LAYERS = 3
 IDS = torch.tensor([[5, 6, 7, 8, 9, 3], [25, 10, 11, 12, 30, 3]])
@@ -114,8 +114,8 @@ def make_dropping(family: str, probability: float = 0.4) -> Any:
 
 def make_frozen(family: str, model: Any, **settings: Any) -> FreezePlan:
     """Frozen as `settings` say, in train_mode."""
-    plan = freezing.apply(model, FreezeConfig(**settings))
-    freezing.train_mode(model, freezing.constant_modules(model))
+    plan = freezing.apply_freezing(model, FreezeConfig(**settings))
+    freezing.set_train_mode(model, freezing.find_eval_modules(model))
     return plan
 
 
@@ -160,7 +160,7 @@ def test_every_family_of_the_tests_has_its_parts_written_down_here() -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_each_parameter_stands_in_exactly_one_part(family: str) -> None:
     model = tiny.make_model(family, layers=LAYERS)
-    parts = structure.dissect(model).parts()
+    parts = structure.analyze_structure(model).parts()
     listed = [name for names in parts.values() for name in names]
     assert sorted(listed) == sorted(name for name, _ in model.named_parameters())
     assert next(iter(parts)) == "embeddings"
@@ -173,7 +173,7 @@ def test_parts_are_those_of_the_family(family: str) -> None:
     names = [name for name, _ in model.named_parameters()]
     expected = dict(PARTS[family])
     stack = expected.pop("blocks")
-    anatomy = structure.dissect(model)
+    anatomy = structure.analyze_structure(model)
 
     assert anatomy.stack_name == stack
     assert len(anatomy.blocks) == (1 if family == "albert" else LAYERS)
@@ -190,8 +190,8 @@ def test_parts_are_those_of_the_family(family: str) -> None:
 def test_a_parameter_that_no_output_depends_on_is_unused_and_does_not_train() -> None:
     model = tiny.make_model("bert")
     model.bert.never_run = nn.Linear(2, 2)
-    plan = freezing.apply(model, FreezeConfig())
-    assert plan.anatomy.unused == ("bert.never_run.weight", "bert.never_run.bias")
+    plan = freezing.apply_freezing(model, FreezeConfig())
+    assert plan.structure.unused == ("bert.never_run.weight", "bert.never_run.bias")
     assert plan.frozen == {"bert.never_run.weight", "bert.never_run.bias"}
     assert not model.bert.never_run.weight.requires_grad
     assert plan.table()[-1] == ("unused", 6, "frozen")
@@ -201,21 +201,21 @@ def test_a_model_without_a_stack_of_blocks_is_an_error() -> None:
     model = tiny.make_model("bert")
     model.bert.encoder.layer = nn.Sequential(*model.bert.encoder.layer)
     with pytest.raises(InputError, match="freeze: BertForSequenceClassification has no stack of blocks"):
-        structure.dissect(model)
+        structure.analyze_structure(model)
 
 
 def test_a_stack_that_no_forward_runs_is_an_error() -> None:
     model = tiny.make_model("bert")
     model.spare = nn.ModuleList([nn.Linear(500, 500), nn.Linear(500, 500)])  # heavier than the real one
     with pytest.raises(InputError, match="does not run its stack spare"):
-        structure.dissect(model)
+        structure.analyze_structure(model)
 
 
 def test_dissecting_and_applying_leave_mode_weights_and_hooks_as_they_were() -> None:
     model = tiny.make_model("bert").train()
     before = copy.deepcopy(model.state_dict())
-    freezing.apply(model, FreezeConfig(embeddings=True))
-    freezing.constant_modules(model)
+    freezing.apply_freezing(model, FreezeConfig(embeddings=True))
+    freezing.find_eval_modules(model)
     assert all(module.training for module in model.modules())
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
@@ -230,7 +230,7 @@ def test_a_training_update_changes_everything_free_and_no_bit_of_what_is_frozen(
     model = make_dropping(family, 0.1)
     count = 1 if family == "albert" else 2
     plan = make_frozen(family, model, embeddings=True, encoder_layers=count)
-    expected = {*plan.anatomy.embeddings, *(name for block in plan.anatomy.blocks[:count] for name in block)}
+    expected = {*plan.structure.embeddings, *(name for block in plan.structure.blocks[:count] for name in block)}
     assert plan.frozen == expected
     assert {name for name, p in model.named_parameters() if not p.requires_grad} == expected
 
@@ -294,13 +294,13 @@ def test_dropout_of_free_blocks_and_head_stays_on(family: str) -> None:
 
 def test_what_is_constant_is_in_eval_mode_after_every_train_mode() -> None:
     model = make_dropping("bert")
-    freezing.apply(model, FreezeConfig(embeddings=True, encoder_layers=2))
-    constant = freezing.constant_modules(model)
+    freezing.apply_freezing(model, FreezeConfig(embeddings=True, encoder_layers=2))
+    constant = freezing.find_eval_modules(model)
     frozen = [model.bert.embeddings, *model.bert.encoder.layer[:2]]
     for _ in range(2):
         model.train()
         assert all(module.training for module in model.modules())
-        freezing.train_mode(model, constant)
+        freezing.set_train_mode(model, constant)
         assert not any(module.training for part in frozen for module in part.modules())
         assert all(module.training for module in model.bert.encoder.layer[2].modules())
         assert model.classifier.training
@@ -329,15 +329,15 @@ def test_evaluate_gives_every_module_its_own_mode_back() -> None:
     task = Classification(problem="single_label", label_names=("a", "b", "c"), label_column="label")
     machine: Any = type("Machine", (), {"device": torch.device("cpu")})()
     options: dict[str, Any] = {"batch_size": 2, "pad_token_id": 0, "distributed": False}
-    first = evaluate(model, features, task, machine, **options)
+    first = run_evaluation(model, features, task, machine, **options)
     assert {name: module.training for name, module in model.named_modules()} == before
-    assert np.array_equal(first.kept, evaluate(model, features, task, machine, **options).kept)
+    assert np.array_equal(first.outputs, run_evaluation(model, features, task, machine, **options).outputs)
 
     broken = Classification(
         problem="single_label", label_names=("a", "b", "c"), label_column="label", label_smoothing=9
     )
     with pytest.raises(RuntimeError, match="label_smoothing"):
-        evaluate(model, features, broken, machine, **options)
+        run_evaluation(model, features, broken, machine, **options)
     assert {name: module.training for name, module in model.named_modules()} == before
 
 
@@ -353,7 +353,7 @@ def test_evaluate_gives_every_module_its_own_mode_back() -> None:
 )  # fmt: skip
 def test_encoder_layers_counts_blocks_from_the_bottom(depth: int, value: int | str, count: int) -> None:
     model = tiny.make_model("bert", layers=depth)
-    plan = freezing.apply(model, FreezeConfig(embeddings=True, encoder_layers=value))
+    plan = freezing.apply_freezing(model, FreezeConfig(embeddings=True, encoder_layers=value))
     assert plan.num_prefix_blocks == count
     frozen = [name for name in plan.frozen if ".layer." in name]
     assert {int(name.split(".layer.")[1].split(".")[0]) for name in frozen} == set(range(count))
@@ -362,24 +362,24 @@ def test_encoder_layers_counts_blocks_from_the_bottom(depth: int, value: int | s
 @pytest.mark.parametrize("value", [4, -4])
 def test_more_blocks_than_there_are_is_an_error(value: int) -> None:
     with pytest.raises(InputError, match=rf"freeze\.encoder_layers \({value}\): this backbone has 3 blocks$"):
-        freezing.apply(tiny.make_model("bert", layers=3), FreezeConfig(encoder_layers=value))
+        freezing.apply_freezing(tiny.make_model("bert", layers=3), FreezeConfig(encoder_layers=value))
 
 
 @pytest.mark.parametrize(("value", "frozen"), [("all", True), ("3/3", True), (1, True), (0, False), ("0/3", False)])
 def test_alberts_shared_block_is_frozen_whole_or_not_at_all(value: int | str, frozen: bool) -> None:
-    plan = freezing.apply(tiny.make_model("albert", layers=3), FreezeConfig(encoder_layers=value))
-    assert set(plan.anatomy.blocks[0]) & plan.frozen == (set(plan.anatomy.blocks[0]) if frozen else set())
+    plan = freezing.apply_freezing(tiny.make_model("albert", layers=3), FreezeConfig(encoder_layers=value))
+    assert set(plan.structure.blocks[0]) & plan.frozen == (set(plan.structure.blocks[0]) if frozen else set())
 
 
 @pytest.mark.parametrize("value", ["2/3", 2, -2])
 def test_a_part_of_alberts_shared_block_is_an_error_that_says_why(value: int | str) -> None:
     with pytest.raises(InputError, match=r"freeze\.encoder_layers .*one shared block many times.*\"all\".*not at all"):
-        freezing.apply(tiny.make_model("albert", layers=3), FreezeConfig(encoder_layers=value))
+        freezing.apply_freezing(tiny.make_model("albert", layers=3), FreezeConfig(encoder_layers=value))
 
 
 def test_patterns_freeze_what_they_find_anywhere_in_a_name() -> None:
     model = tiny.make_model("bert")
-    plan = freezing.apply(model, FreezeConfig(patterns=(r"LayerNorm", r"layer\.1\..*query\.weight$")))
+    plan = freezing.apply_freezing(model, FreezeConfig(patterns=(r"LayerNorm", r"layer\.1\..*query\.weight$")))
     expected = {name for name, _ in model.named_parameters() if "LayerNorm" in name}
     expected.add("bert.encoder.layer.1.attention.self.query.weight")
     assert plan.frozen == expected
@@ -387,7 +387,7 @@ def test_patterns_freeze_what_they_find_anywhere_in_a_name() -> None:
 
 def test_a_pattern_that_matches_nothing_is_an_error() -> None:
     with pytest.raises(InputError, match=r"freeze\.patterns \(encoder\.h\.0\): matches no parameter \(.*bert\.emb"):
-        freezing.apply(tiny.make_model("bert"), FreezeConfig(patterns=("LayerNorm", "encoder.h.0")))
+        freezing.apply_freezing(tiny.make_model("bert"), FreezeConfig(patterns=("LayerNorm", "encoder.h.0")))
 
 
 @pytest.mark.parametrize(
@@ -396,7 +396,7 @@ def test_a_pattern_that_matches_nothing_is_an_error() -> None:
 def test_freezing_everything_is_an_error_and_changes_nothing(settings: dict[str, Any]) -> None:
     model = tiny.make_model("bert")
     with pytest.raises(InputError, match="everything would be frozen, the head too"):
-        freezing.apply(model, FreezeConfig(**settings))
+        freezing.apply_freezing(model, FreezeConfig(**settings))
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
@@ -413,7 +413,7 @@ def test_frozen_blocks_above_free_ones_are_frozen_but_no_prefix() -> None:
 
 def test_the_plan_counts_every_parameter_once() -> None:
     model = tiny.make_model("t5", layers=LAYERS)  # three names for one embedding
-    plan = freezing.apply(model, FreezeConfig(embeddings=True, encoder_layers=2))
+    plan = freezing.apply_freezing(model, FreezeConfig(embeddings=True, encoder_layers=2))
     assert plan.num_total == sum(parameter.numel() for parameter in model.parameters())
     assert plan.num_trainable == sum(p.numel() for p in model.parameters() if p.requires_grad)
     assert sum(size for _, size, _ in plan.table()) == plan.num_total
@@ -422,7 +422,7 @@ def test_the_plan_counts_every_parameter_once() -> None:
 def test_the_plans_table_joins_like_blocks_and_tells_what_trains() -> None:
     model = tiny.make_model("bert", layers=5)
     config = FreezeConfig(embeddings=True, encoder_layers=2, patterns=(r"layer\.4\..*\.query\.",))
-    plan = freezing.apply(model, config)
+    plan = freezing.apply_freezing(model, config)
     table = {part: (size, state) for part, size, state in plan.table()}
     block = sum(parameter.numel() for parameter in model.bert.encoder.layer[0].parameters())
     assert list(table) == ["embeddings", "blocks 0-1", "blocks 2-3", "block 4", "pooler", "head"]
@@ -439,8 +439,8 @@ def inspected() -> tuple[Any, FreezePlan, list[dict[str, Any]]]:
     """A T5 (tied embeddings) with a buffer of its own, and its rows."""
     model = tiny.make_model("t5", layers=2)
     model.register_buffer("scale", torch.zeros((), dtype=torch.float16))
-    plan = freezing.apply(model, FreezeConfig(embeddings=True, encoder_layers=1))
-    return model, plan, parameter_table.inspect_rows(model, plan)
+    plan = freezing.apply_freezing(model, FreezeConfig(embeddings=True, encoder_layers=1))
+    return model, plan, parameter_table.make_rows(model, plan)
 
 
 def test_inspect_has_one_row_for_each_entry_of_the_state_dict(inspected: Any) -> None:

@@ -28,7 +28,7 @@ from hf_finetune.forward import cached, dropout
 from hf_finetune.model import backbone, freezing, lora, structure
 from hf_finetune.model.backbone import Backbone
 from hf_finetune.model.lora import PREFIX
-from hf_finetune.run.setup import find_shortcuts, plan_of
+from hf_finetune.run.setup import find_forward_plan, make_freeze_plan
 from hf_finetune.system.errors import InputError
 from hf_finetune.train import RunResult, finetune
 
@@ -40,15 +40,15 @@ ROW = {"text": "a red cat"}
 def make(family: str = "bert", layers: int = 2, frozen: int | str = 1, seed: int = 0, **settings: Any) -> Backbone:
     """A small classifier with adapters above `frozen` blocks. Its head counts as new."""
     model = tiny.make_model(family, layers=layers)
-    new = frozenset(name for name in structure.dissect(model).rest.get("head", ()))
+    new = frozenset(name for name in structure.analyze_structure(model).rest.get("head", ()))
     loaded = Backbone(model=model, tokenizer=None, source="-", new_parameters=new)
-    return lora.attach(loaded, AdapterConfig(kind="lora", **settings), FreezeConfig(encoder_layers=frozen), seed)
+    return lora.add_adapters(loaded, AdapterConfig(kind="lora", **settings), FreezeConfig(encoder_layers=frozen), seed)
 
 
 def plan(loaded: Backbone, frozen: int | str = 1) -> freezing.FreezePlan:
     """What trains of it."""
     loaded.model.requires_grad_(True)
-    return plan_of(loaded, FreezeConfig(encoder_layers=frozen), structure.dissect(loaded.model))
+    return make_freeze_plan(loaded, FreezeConfig(encoder_layers=frozen), structure.analyze_structure(loaded.model))
 
 
 def layers_of(loaded: Backbone) -> list[str]:
@@ -83,7 +83,7 @@ def test_all_linear_layers_above_the_frozen_blocks_have_one_and_nothing_else_tra
     loaded = make(family, 3, frozen)
     assert layers_of(loaded) == sorted(expected)
     found = plan(loaded, frozen)
-    assert found.free == loaded.adapter_parameters | loaded.new_parameters
+    assert found.trainable == loaded.adapter_parameters | loaded.new_parameters
     assert found.num_prefix_blocks >= 0
     assert type(loaded.model) is type(bare)
     before = bare.state_dict()  # under its own names, and untouched
@@ -154,10 +154,10 @@ def test_without_peft_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_a_new_parameter_of_the_model_itself_is_refused() -> None:
     model = tiny.make_model()
     model.register_parameter("scale", torch.nn.Parameter(torch.ones(1)))
-    assert lora.holders_of(model, ["classifier.weight", "classifier.bias"]) == ["classifier"]
-    assert lora.holders_of(model, ["bert.pooler.dense.bias"]) == ["bert.pooler.dense"]  # with its old weight
+    assert lora.find_modules_to_save(model, ["classifier.weight", "classifier.bias"]) == ["classifier"]
+    assert lora.find_modules_to_save(model, ["bert.pooler.dense.bias"]) == ["bert.pooler.dense"]  # with its old weight
     with pytest.raises(InputError, match=r"^adapter.kind \(lora\): scale is new, and an adapter carries modules"):
-        lora.holders_of(model, ["scale", "classifier.weight", "classifier.bias"])
+        lora.find_modules_to_save(model, ["scale", "classifier.weight", "classifier.bias"])
 
 
 def test_first_values_are_a_function_of_the_seed_and_add_nothing() -> None:
@@ -168,7 +168,7 @@ def test_first_values_are_a_function_of_the_seed_and_add_nothing() -> None:
     one, again, other = first(1), first(1), first(2)
     assert_same_tensors(one, again)
     assert any(not torch.equal(tensor, other[name]) for name, tensor in one.items())
-    batch = structure.probe_batch(tiny.make_model(), 5)
+    batch = structure.make_probe_batch(tiny.make_model(), 5)
     with torch.no_grad():
         assert torch.equal(make().model.eval()(**batch).logits, tiny.make_model()(**batch).logits)
 
@@ -198,25 +198,25 @@ def test_shortcuts_change_nothing_of_a_model_with_trained_adapters(
     frozen = "all" if family == "t5" else 1
     loaded = make(family, layers=3, frozen=frozen, targets=targets)
     found = plan(loaded, frozen)
-    with lora.awake(loaded):
-        shortcuts, reason = find_shortcuts(loaded.model, found)
+    with lora.with_random_adapters(loaded):
+        shortcuts, reason = find_forward_plan(loaded.model, found)
     assert reason == ""
     assert bool(shortcuts.first_token) == (family not in ("llama", "t5"))
     torch.manual_seed(seed)
-    parameters = [loaded.model.get_parameter(name) for name in sorted(found.free)]
+    parameters = [loaded.model.get_parameter(name) for name in sorted(found.trainable)]
     with torch.no_grad():
         for parameter in parameters:
             parameter.normal_(0.0, 0.3)
-    batch = structure.probe_batch(loaded.model, 9)
-    assert shortcuts.replay is not None
+    batch = structure.make_probe_batch(loaded.model, 9)
+    assert shortcuts.cached is not None
     with torch.no_grad():
-        states = shortcuts.replay.states(batch)
+        states = shortcuts.cached.compute_activations(batch)
     expected = loaded.model(**batch).logits
     gradients = torch.autograd.grad(expected.square().sum(), parameters)
     with shortcuts(states):
         logits = loaded.model(**batch).logits
         mine = torch.autograd.grad(logits.square().sum(), parameters)
-    assert cached.close(logits.detach(), expected.detach(), 1e-5)
+    assert cached.is_close(logits.detach(), expected.detach(), 1e-5)
     largest = max(float(gradient.abs().max()) for gradient in gradients)
     for one, other in zip(mine, gradients, strict=True):
         assert float((one - other).abs().max()) <= 1e-4 * largest
@@ -225,8 +225,8 @@ def test_shortcuts_change_nothing_of_a_model_with_trained_adapters(
 def test_awake_adapters_add_something_and_fall_asleep_unchanged() -> None:
     loaded = make()
     before = copy.deepcopy(loaded.model.state_dict())
-    batch = structure.probe_batch(loaded.model, 5)
-    with torch.no_grad(), lora.awake(loaded):
+    batch = structure.make_probe_batch(loaded.model, 5)
+    with torch.no_grad(), lora.with_random_adapters(loaded):
         awake = loaded.model(**batch).logits
     with torch.no_grad():
         assert float((awake - loaded.model(**batch).logits).abs().max()) > 1e-4
@@ -237,12 +237,12 @@ def test_dropout_of_blocks_with_adapters_goes_on_where_their_own_layers_have_non
     """Of a block whose attention alone has adapters the MLP is frozen, but its dropout is part of training the block."""
     loaded = make(layers=3, frozen=1, targets=("query",))
     plan(loaded)
-    freezing.train_mode(loaded.model, freezing.constant_modules(loaded.model, has_adapters=True))
+    freezing.set_train_mode(loaded.model, freezing.find_eval_modules(loaded.model, has_adapters=True))
     blocks = loaded.model.bert.encoder.layer
     assert [block.output.dropout.training for block in blocks] == [False, True, True]
     assert not loaded.model.bert.embeddings.dropout.training
     masks = dropout.choose_masks(
-        "stateless", 0, loaded.model, freezing.constant_modules(loaded.model, has_adapters=True)
+        "stateless", 0, loaded.model, freezing.find_eval_modules(loaded.model, has_adapters=True)
     )
     assert masks.is_stateless
 
@@ -453,10 +453,10 @@ def test_inspect_shows_adapters_of_a_run_and_those_to_be(
 
 def test_what_is_pushed_names_no_folder_of_this_machine(trained: tuple[RunConfig, RunResult]) -> None:
     folder = trained[1].model_dir
-    pushed = json.loads(bytes(hub.content(folder / "adapter_config.json", "user/name")))  # type: ignore[arg-type]
+    pushed = json.loads(bytes(hub.collect_files(folder / "adapter_config.json", "user/name")))  # type: ignore[arg-type]
     assert pushed["base_model_name_or_path"] == "base"
     assert pushed["r"] == 4
-    card = bytes(hub.content(folder / "README.md", "user/name")).decode()  # type: ignore[arg-type]
+    card = bytes(hub.collect_files(folder / "README.md", "user/name")).decode()  # type: ignore[arg-type]
     assert 'load_adapter("user/name")' in card
     assert 'AutoConfig.from_pretrained("user/name", subfolder="config")' in card
     assert str(folder.parent) not in card
@@ -483,7 +483,7 @@ def test_adapters_that_cannot_be_used_are_errors(
         Predictor.from_pretrained(str(lost))
     other = copied(trained, tmp_path / "other", peft_type="IA3")
     with pytest.raises(InputError, match=r"other: holds an adapter of kind IA3, not LORA$"):
-        lora.load_any(str(other))
+        lora.load_any_model(str(other))
     strange = copied(trained, tmp_path / "strange")
     tensors = load_file(strange / "adapter_model.safetensors")
     save_file(
@@ -491,11 +491,11 @@ def test_adapters_that_cannot_be_used_are_errors(
         strange / "adapter_model.safetensors",
     )
     with pytest.raises(InputError, match=r"strange: its adapter is not of \S+: they differ in bert.encoder.layer.7"):
-        lora.load_any(str(strange))
+        lora.load_any_model(str(strange))
     broken = copied(trained, tmp_path / "broken")
     (broken / "adapter_config.json").write_text("{")
     with pytest.raises(InputError, match=r"^MODEL \(\S+broken\): the adapter in this folder cannot be loaded"):
-        lora.load_any(str(broken))
+        lora.load_any_model(str(broken))
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(InputError, match=r"needs the package peft: pip install 'hf-finetune\[lora\]'$"):
         Predictor.from_pretrained(str(trained[0].run_dir))
@@ -521,11 +521,11 @@ def test_a_package_is_named_as_other_programs_find_it_and_as_the_config_did(
     assert transformers.AutoModelForSequenceClassification.from_pretrained(
         folder, config=transformers.AutoConfig.from_pretrained(folder, subfolder="config")
     )
-    pushed = json.loads(bytes(hub.content(folder / "adapter_config.json", "user/name")))  # type: ignore[arg-type]
+    pushed = json.loads(bytes(hub.collect_files(folder / "adapter_config.json", "user/name")))  # type: ignore[arg-type]
     assert pushed["base_model_name_or_path"] == source
     moved = copied((config, RunResult(run_dir=folder.parent, model_dir=folder, results={})), tmp_path / "moved",
                    base_model_name_or_path="/elsewhere/bert")  # fmt: skip
-    assert lora.load_any(str(moved)).source == source
+    assert lora.load_any_model(str(moved)).source == source
 
 
 def test_an_adapter_that_others_made_is_loaded_with_the_pretrained_models_own_config(

@@ -17,7 +17,7 @@ import torch
 
 from hf_finetune import train as composition
 from hf_finetune.config.loading import load_config
-from hf_finetune.recipe import leave
+from hf_finetune.recipe import exit_process
 
 
 def train(job: dict[str, Any]) -> None:
@@ -59,4 +59,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(leave(main()))
+    sys.exit(exit_process(main()))

@@ -127,9 +127,9 @@ def losses(folder: Path) -> dict[tuple[str, int], float]:
 
 def tensors(folder: Path) -> dict[str, torch.Tensor]:
     """All tensors of a finished run: weights and optimizer of its last checkpoint, and the exported weights."""
-    path, _ = checkpoint.newest_whole(folder / "checkpoints")
+    path, _ = checkpoint.find_newest_intact(folder / "checkpoints")
     assert path is not None
-    content = checkpoint.load(path)
+    content = checkpoint.load_checkpoint(path)
     found = dict(content["model_state_dict"])
     for number, state in content["optimizer_state_dict"]["state"].items():
         found |= {f"{number}/{key}": value for key, value in state.items() if isinstance(value, torch.Tensor)}
@@ -194,7 +194,7 @@ def test_a_recipe_learns_is_exact_and_goes_on_where_it_was_killed(
 
     killed = run_dir(job, "killed")
     assert not (killed / "results.json").exists()
-    path, _ = checkpoint.newest_whole(killed / "checkpoints")
+    path, _ = checkpoint.find_newest_intact(killed / "checkpoints")
     assert path is not None
     assert f"_update{KILLED_AFTER - 1:06d}_" in path.name
     run(job, "killed")

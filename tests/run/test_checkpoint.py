@@ -22,18 +22,18 @@ def save(folder: Path, update: int, value: float | None = None) -> checkpoint.Ma
         "loss": 0.5,
         "model_state_dict": {"w": torch.ones(3) * update},
     }
-    return checkpoint.save(folder, content, metric="accuracy", value=value)
+    return checkpoint.save_checkpoint(folder, content, metric="accuracy", value=value)
 
 
 def updates(folder: Path) -> list[int]:
     """The updates there are checkpoints of."""
-    return [manifest.update for manifest in checkpoint.manifests(folder)]
+    return [manifest.update for manifest in checkpoint.read_manifests(folder)]
 
 
 def retire(folder: Path, saved: checkpoint.Manifest, best: int | None = None, **keep: int) -> None:
     """Retires with one best and one last kept, unless told otherwise."""
     options = {"keep_best": 1, "keep_last": 1} | keep
-    checkpoint.retire(folder, saved, greater_is_better=True, best_update=best, **options)
+    checkpoint.remove_old_checkpoints(folder, saved, greater_is_better=True, best_update=best, **options)
 
 
 def test_names_tell_epoch_update_loss_and_metric(tmp_path: Path) -> None:
@@ -58,20 +58,20 @@ def test_a_damaged_newer_checkpoint_costs_no_new_one(tmp_path: Path, damage: str
     raw = bytearray(path.read_bytes())
     raw[len(raw) // 2] ^= 1
     path.write_bytes(raw if damage == "flipped" else raw[:-5]) if damage != "missing" else path.unlink()
-    found, skipped = checkpoint.newest_whole(tmp_path)
+    found, skipped = checkpoint.find_newest_intact(tmp_path)
     assert found is not None
     assert "update000050" in found.name
     assert len(skipped) == 1
     retire(tmp_path, save(tmp_path, 60, 0.4), best=50)
     assert {50, 60} <= set(updates(tmp_path))
-    found, _ = checkpoint.newest_whole(tmp_path)
+    found, _ = checkpoint.find_newest_intact(tmp_path)
     assert found is not None
     assert "update000060" in found.name
 
 
 def test_a_checkpoint_whose_manifest_cannot_be_read_is_not_removed(tmp_path: Path) -> None:
     path = tmp_path / save(tmp_path, 1).file
-    checkpoint.manifest_path(path).write_text('{"file": "x", "of a later version": 1}')
+    checkpoint.make_manifest_path(path).write_text('{"file": "x", "of a later version": 1}')
     retire(tmp_path, save(tmp_path, 2))
     assert path.exists()
 
@@ -91,22 +91,22 @@ def test_a_malicious_pickle_is_refused(tmp_path: Path) -> None:
 
     torch.save({"run": Evil()}, tmp_path / "evil.pt")
     with pytest.raises(InputError, match="is no whole checkpoint"):
-        checkpoint.load(tmp_path / "evil.pt")
+        checkpoint.load_checkpoint(tmp_path / "evil.pt")
     assert not (tmp_path / "executed").exists()
 
 
 def test_find_whole_takes_the_one_that_verifies(tmp_path: Path) -> None:
     bad, good = save(tmp_path, 7, 0.1), save(tmp_path, 7, 0.2)
     (tmp_path / bad.file).write_bytes(b"damaged")
-    assert checkpoint.find_whole(tmp_path, 7) == tmp_path / good.file
-    assert checkpoint.find_whole(tmp_path, 8) is None
+    assert checkpoint.find_intact(tmp_path, 7) == tmp_path / good.file
+    assert checkpoint.find_intact(tmp_path, 8) is None
 
 
 def test_tensors_are_brought_to_the_cpu_in_every_corner() -> None:
     content = {"a": [torch.ones(1, device="meta")], "b": (1, {"c": "text"}), "d": torch.ones(2, requires_grad=True)}
     with pytest.raises(NotImplementedError, match="meta"):  # it is moved, and meta tensors cannot be
-        checkpoint.on_cpu(content)
-    moved = checkpoint.on_cpu({"b": (1, {"c": "text"}), "d": content["d"]})
+        checkpoint.copy_to_cpu(content)
+    moved = checkpoint.copy_to_cpu({"b": (1, {"c": "text"}), "d": content["d"]})
     assert moved["b"] == (1, {"c": "text"})
     assert not moved["d"].requires_grad
 
@@ -125,10 +125,12 @@ def test_tensors_are_brought_to_the_cpu_in_every_corner() -> None:
 )
 def test_a_manifest_that_makes_no_sense_is_left_out(tmp_path: Path, change: dict[str, Any]) -> None:
     saved = save(tmp_path, 1, 0.5)
-    path = checkpoint.manifest_path(tmp_path / saved.file)
+    path = checkpoint.make_manifest_path(tmp_path / saved.file)
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
-    assert checkpoint.manifests(tmp_path) == []
-    assert [row.state for row in checkpoint.listed(tmp_path, verify=True)] == ["has no manifest that can be read"]
+    assert checkpoint.read_manifests(tmp_path) == []
+    assert [row.state for row in checkpoint.list_checkpoints(tmp_path, verify=True)] == [
+        "has no manifest that can be read"
+    ]
 
 
 def test_damaged_bytes_give_an_input_error(tmp_path: Path) -> None:
@@ -143,4 +145,4 @@ def test_damaged_bytes_give_an_input_error(tmp_path: Path) -> None:
                 spoiled[generator.randrange(len(spoiled))] = generator.randrange(256)
             path.write_bytes(spoiled)
             with contextlib.suppress(InputError):
-                checkpoint.load(path)
+                checkpoint.load_checkpoint(path)

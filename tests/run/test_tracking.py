@@ -157,7 +157,7 @@ def test_without_trackers_metrics_jsonl_is_written_all_the_same(backbones: Calla
 
 
 def die_at_update(patch: pytest.MonkeyPatch, number: int) -> None:
-    whole = tracking.training_row
+    whole = tracking.make_training_row
 
     def training_row(update: Update) -> dict[str, float]:
         if update.number == number:
@@ -282,7 +282,7 @@ def test_wandb_gets_the_config_and_the_numbers_of_metrics_jsonl(
     settings_of_run: dict[str, Any] = {}
     for record in records:
         settings_of_run |= {item.key: json.loads(item.value_json) for item in record.config.update}
-    expected = {key: tracking.plain(value) for key, value in flatten(as_dict(config))}
+    expected = {key: tracking.make_plain(value) for key, value in flatten(as_dict(config))}
     assert {key: value for key, value in settings_of_run.items() if key != "_wandb"} == expected
 
     history = [record.history for record in records if record.WhichOneof("record_type") == "history"]

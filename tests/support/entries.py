@@ -74,28 +74,28 @@ def build(entry: Entry, num_processes: int = 1, computed: list[int] | None = Non
         computed.append(number)
         return content_of(entry, number)
 
-    missing, _ = store.missing_chunks(entry)
-    if entry.is_whole():
+    missing, _ = store.find_missing_chunks(entry)
+    if entry.is_complete():
         return computed
     for process in reversed(range(num_processes)):
-        store.fill(entry, missing[process::num_processes], process, compute)
-    store.finish(entry)
+        store.fill_entry(entry, missing[process::num_processes], process, compute)
+    store.finish_entry(entry)
     return computed
 
 
 def assert_good(entry: Entry) -> None:
     """The entry is whole, its bytes are the right ones, and nothing else is left of it."""
-    assert entry.is_whole()
+    assert entry.is_complete()
     expected = b"".join(content_of(entry, number) for number in range(len(entry.spans())))
     assert (entry.folder / store.STATES).read_bytes() == expected
     assert not entry.partial.exists()
     assert [path.name for path in sorted(entry.folder.iterdir())] == [store.MANIFEST, store.STATES]
-    assert store.fault(found_in(entry.root)) is None
+    assert store.find_damage(found_in(entry.root)) is None
 
 
-def found_in(root: Path) -> store.Found:
+def found_in(root: Path) -> store.FoundEntry:
     """The one entry there is."""
-    (found,) = store.found_entries(root)
+    (found,) = store.list_entries(root)
     return found
 
 
@@ -103,7 +103,7 @@ def work() -> None:
     """What a second process does: the entry under argv[1] is made whole under its lock, argv[2] seconds a chunk."""
     store.CHUNK_TOKENS = 16
     entry, computed = make_entry(Path(sys.argv[1])), Spoken()
-    with store.locked(entry.root, entry.key, lambda line: print(line, flush=True)):
+    with store.lock_entry(entry.root, entry.key, lambda line: print(line, flush=True)):
         print("began", flush=True)
         build(entry, computed=computed, pause=float(sys.argv[2]))
 

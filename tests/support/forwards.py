@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from hf_finetune.config.sections import FreezeConfig
-from hf_finetune.forward.cached import Replay
+from hf_finetune.forward.cached import CachedForward
 from hf_finetune.model import freezing
 from support import tiny
 
@@ -18,7 +18,7 @@ def make(family: str, blocks: int | str, layers: int = 4, **changes: Any) -> tup
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(6.0 if parameter.ndim >= 2 and family != "t5" else 1.0)  # T5's are large
-    plan = freezing.apply(model, FreezeConfig(embeddings=True, encoder_layers=blocks))
+    plan = freezing.apply_freezing(model, FreezeConfig(embeddings=True, encoder_layers=blocks))
     return model, plan
 
 
@@ -31,10 +31,10 @@ def batch_of(model: Any, rows: Any = IDS, extra: int = 0) -> dict[str, torch.Ten
     return {"input_ids": ids, "attention_mask": mask}
 
 
-def stored(found: Replay, model: Any, longest: int) -> torch.Tensor:
+def stored(found: CachedForward, model: Any, longest: int) -> torch.Tensor:
     """States captured from each example alone, padded with garbage."""
     with torch.no_grad():
-        alone = [found.states(batch_of(model, [row]))[0] for row in IDS]
+        alone = [found.compute_activations(batch_of(model, [row]))[0] for row in IDS]
     states = torch.full((len(IDS), longest, alone[0].shape[-1]), 3.0)
     for row, each in enumerate(alone):
         states[row, : len(each)] = each

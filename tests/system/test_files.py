@@ -18,6 +18,6 @@ def test_a_write_that_fails_leaves_the_old_content(tmp_path: Path) -> None:
         raise OSError(28, "No space left on device")
 
     with pytest.raises(InputError, match="the disk is full"):
-        files.replace_with(path, fail, 10)
+        files.replace_atomically(path, fail, 10)
     assert path.read_bytes() == b"old"
     assert [entry.name for entry in tmp_path.iterdir()] == ["results.json"]

@@ -186,15 +186,15 @@ def test_windows_are_those_of_the_tokenizer_and_hold_every_token() -> None:
     expected = tokenizer(["this one"] * 20, [row["context"] for row in rows],
                          truncation="only_second", max_length=20, stride=5, return_overflowing_tokens=True)  # fmt: skip
     assert len(features) == len(expected["input_ids"]) > 20
-    assert features.examples is not None
-    assert features.examples.tolist() == expected["overflow_to_sample_mapping"]
+    assert features.example_indices is not None
+    assert features.example_indices.tolist() == expected["overflow_to_sample_mapping"]
     for window, ids in enumerate(expected["input_ids"]):
         assert part(features, window, "input_ids").tolist() == ids
         is_context = [sequence == 1 for sequence in expected.sequence_ids(window)]
         assert (part(features, window, "begins") >= 0).tolist() == is_context
     for row, given in enumerate(rows):
         words = set()
-        for window in np.flatnonzero(features.examples == row):
+        for window in np.flatnonzero(features.example_indices == row):
             begins, ends = part(features, int(window), "begins"), part(features, int(window), "ends")
             words |= {(b, given["context"][b:e]) for b, e in zip(begins, ends, strict=True) if b >= 0}
         assert words == {(match.start(), match[0]) for match in re.finditer(r"\w+", given["context"])}
@@ -208,7 +208,7 @@ def test_targets_hold_the_answer_or_point_at_the_first_token() -> None:
         assert isinstance(features.labels, np.ndarray)
         found = collections.Counter()
         for window in range(len(features)):
-            row = rows[features.example_of(window)]
+            row = rows[features.get_example(window)]
             start, end = features.labels[window]
             begins, ends = part(features, window, "begins"), part(features, window, "ends")
             text = "".join(row["answers"]["text"])
@@ -243,7 +243,7 @@ def test_an_answer_of_several_tokens_that_no_window_holds_is_counted() -> None:
     assert lines["answers"] == ("2 questions with an answer, 1 without; whole in no window, and not trained on: 1")
     assert isinstance(features.labels, np.ndarray)
     held = [window for window in range(len(features)) if features.labels[window].any()]
-    assert {features.example_of(window) for window in held} == {2}
+    assert {features.get_example(window) for window in held} == {2}
     for window in held:
         begins, ends = (part(features, window, name) for name in ("begins", "ends"))
         assert context[begins[features.labels[window, 0]] : ends[features.labels[window, 1]]] == inside
@@ -287,7 +287,7 @@ def test_text_of_any_script_keeps_its_characters() -> None:
     features = encode(make_task(table), table, 60, tokenizer)
     assert isinstance(features.labels, np.ndarray)
     for row, text in enumerate(answers):
-        held = [w for w in range(len(features)) if features.example_of(w) == row and features.labels[w].any()]
+        held = [w for w in range(len(features)) if features.get_example(w) == row and features.labels[w].any()]
         assert held
         for window in held:
             start, end = features.labels[window]
@@ -315,7 +315,7 @@ def test_loss_is_the_models_own_and_padding_takes_no_part(family: str) -> None:
         batch = collate(features, rows, 0)
         assert batch.labels is not None
         with torch.no_grad():
-            total, count = task.loss(heads.run(model, batch.inputs), batch)
+            total, count = task.loss(heads.run_model(model, batch.inputs), batch)
             own = model(**batch.inputs, start_positions=batch.labels[:, 0], end_positions=batch.labels[:, 1]).loss
         assert count == len(rows)
         return float(total) / count, float(own)
@@ -328,7 +328,7 @@ def test_loss_is_the_models_own_and_padding_takes_no_part(family: str) -> None:
     alone = [both(everything[row : row + 1])[1] for row in everything]
     assert both(everything)[0] == pytest.approx(sum(alone) / len(alone), abs=1e-5)
     kept = task.keep(
-        heads.run(model, collate(features, everything, 0).inputs).detach(), collate(features, everything, 0)
+        heads.run_model(model, collate(features, everything, 0).inputs).detach(), collate(features, everything, 0)
     )
     assert [len(logits) for logits in kept] == features.lengths.tolist()
 
@@ -637,7 +637,7 @@ def test_a_model_of_elsewhere_with_another_number_of_labels_gets_a_start_and_an_
     folder = tiny.make_backbone(tmp_path / "three", num_labels=3)
     config = ModelConfig(backbone=str(folder))
     task = Answering.from_facts(make_config(), {})
-    loaded = backbone.load(config, task.head, backbone.load_tokenizer(config))
+    loaded = backbone.load_backbone(config, task.head, backbone.load_tokenizer(config))
     assert loaded.model.qa_outputs.out_features == 2
     assert Answering.from_facts(make_config(), Answering.facts_of_model(loaded.model.config)).metric_names == (
         "f1",

@@ -174,7 +174,7 @@ def test_loss_is_the_models_own_for_equal_counts(seed: int) -> None:
     batch = collate(features, np.arange(len(rows)), 0)
     inputs = {name: tensor.view(len(rows), 3, -1) for name, tensor in batch.inputs.items()}
     with torch.no_grad():
-        outputs = heads.run(model, batch.inputs)
+        outputs = heads.run_model(model, batch.inputs)
         theirs = model(**inputs, labels=batch.labels)
     assert outputs.shape == (3 * len(rows), 1)
     total, count = task.loss(outputs, batch)
@@ -188,7 +188,7 @@ def test_loss_of_any_counts_is_the_mean_of_each_row_alone_and_so_is_its_gradient
     rows = tiny.make_choices(20)
     task, table = make_task(rows, smoothing=smoothing), make_table(rows)
     features = encode(task, table)
-    assert set(features.counts(np.arange(20)).tolist()) == {2, 3, 4}
+    assert set(features.count_sequences(np.arange(20)).tolist()) == {2, 3, 4}
 
     def gradient(loss: torch.Tensor) -> torch.Tensor:
         model.zero_grad()
@@ -196,7 +196,7 @@ def test_loss_of_any_counts_is_the_mean_of_each_row_alone_and_so_is_its_gradient
         return torch.cat([parameter.grad.reshape(-1) for parameter in model.parameters() if parameter.grad is not None])
 
     batch = collate(features, np.arange(20), 0)
-    total, count = task.loss(heads.run(model, batch.inputs), batch)
+    total, count = task.loss(heads.run_model(model, batch.inputs), batch)
     assert count == 20
     together = gradient(total)
     terms = []
@@ -291,10 +291,10 @@ def test_texts_on_the_command_line_are_stem_and_choices(trained: Path) -> None:
 def test_evaluation_does_not_depend_on_what_rows_are_batched_with(trained: Path) -> None:
     predictor = Predictor.from_pretrained(str(trained))
     table = predictor.read(str(trained.parent / "test.jsonl"), needs_labels=True)
-    features = predictor.features(table, has_labels=True)
-    few, many = (predictor.run(features, batch_size=size) for size in (3, 64))
+    features = predictor.encode(table, has_labels=True)
+    few, many = (predictor.run_model(features, batch_size=size) for size in (3, 64))
     assert few.loss == pytest.approx(many.loss, abs=1e-6)
-    for one_, other in zip(few.kept, many.kept, strict=True):
+    for one_, other in zip(few.outputs, many.outputs, strict=True):
         assert one_ == pytest.approx(other, abs=1e-5)
 
 
@@ -302,15 +302,16 @@ def test_a_limit_of_tokens_counts_all_choices() -> None:
     rows = tiny.make_choices(60)
     task, table = make_task(rows), make_table(rows)
     features = encode(task, table)
-    counts = features.counts(np.arange(60))
+    counts = features.count_sequences(np.arange(60))
     found = []
     for seed in range(3):
         chosen = np.random.default_rng(seed).permutation(60)[:32]
-        limit = MicroBatchLimit(rows=16, tokens=150)
+        limit = MicroBatchLimit(num_examples=16, num_tokens=150)
         pieces = share_batch(chosen, features.lengths, limit, 0, 1, counts)
         assert sorted(np.concatenate(pieces).tolist()) == sorted(chosen.tolist())
         found += [collate(features, piece, 0).inputs["input_ids"].numel() for piece in pieces]
     assert 100 < max(found) <= 150
     assert [
-        len(piece) for piece in MicroBatchLimit(rows=2, tokens=1).split(np.arange(3), features.lengths, counts)
+        len(piece)
+        for piece in MicroBatchLimit(num_examples=2, num_tokens=1).split(np.arange(3), features.lengths, counts)
     ] == [1] * 3

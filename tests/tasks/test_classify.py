@@ -50,7 +50,13 @@ def task_of(problem: str, names: Sequence[str] = ("a", "b", "c"), smoothing: flo
 def batch_of(labels: torch.Tensor) -> Batch:
     """A batch as far as a loss reads it."""
     rows = np.arange(len(labels))
-    return Batch(rows=rows, sequences=rows, counts=np.ones(len(rows), dtype=np.int64), inputs={}, labels=labels)
+    return Batch(
+        feature_indices=rows,
+        sequence_indices=rows,
+        sequence_counts=np.ones(len(rows), dtype=np.int64),
+        inputs={},
+        labels=labels,
+    )
 
 
 def error_of(function: Callable[..., Any], *arguments: Any, **options: Any) -> str:

@@ -29,15 +29,15 @@ from hf_finetune.export.materialize import materialize
 from hf_finetune.export.predict import Predictor, evaluate_file, predict_file, predict_texts
 from hf_finetune.run import checkpoint
 from hf_finetune.run.folder import open_run
-from hf_finetune.run.job import Clock, Job
 from hf_finetune.run.setup import set_up
+from hf_finetune.run.training_run import Clock, TrainingRun
 from hf_finetune.system.errors import InputError
 from hf_finetune.tasks import form_of
 from hf_finetune.tasks.embed import Embedding, known_alike, ranks
 from hf_finetune.train import RunResult, finetune
 from hf_finetune.training import trainee
-from hf_finetune.training.loop import accumulate
-from hf_finetune.training.trainee import Window
+from hf_finetune.training.loop import accumulate_gradients
+from hf_finetune.training.train_state import UpdateBatch
 
 COLUMNS = {"pairs": ["anchor", "positive"], "triplets": ["anchor", "positive", "negative"], "scored": ["one", "two"]}
 GROUPINGS = [(7, None), (7, 2), (7, 1), (1, None)]  # rows of a batch, of a micro-batch
@@ -87,30 +87,30 @@ def config_of(folder: Path, backbone: Path, kind: str, **settings: Any) -> RunCo
     return config
 
 
-def set_up_job(config: RunConfig) -> Job:
+def set_up_job(config: RunConfig) -> TrainingRun:
     """A job that is set up and not begun."""
     with open_run(config) as run:
         return set_up(config, "embedding", run, Clock())
 
 
 @pytest.fixture
-def job(tmp_path: Path, backbones: Callable[..., Path]) -> Callable[..., Job]:
+def job(tmp_path: Path, backbones: Callable[..., Path]) -> Callable[..., TrainingRun]:
     """`job("pairs", **settings)`."""
     return lambda kind, **settings: set_up_job(config_of(tmp_path, backbones("bert", **LIVELY), kind, **settings))
 
 
-def gradients(job: Job, size: int, micro: int | None, update: int = 3) -> tuple[float, dict[str, torch.Tensor]]:
+def gradients(job: TrainingRun, size: int, micro: int | None, update: int = 3) -> tuple[float, dict[str, torch.Tensor]]:
     """Loss and gradients of the first `size` training rows as one batch, in micro-batches."""
     run, features, rows = job.runtime, job.features["train"], np.arange(size)
-    limit = MicroBatchLimit(rows=micro or -(-size // run.num_processes))
+    limit = MicroBatchLimit(num_examples=micro or -(-size // run.num_processes))
     pieces = share_batch(rows, features.lengths, limit, run.process, run.num_processes)
     torch.manual_seed(5)
     torch.rand(3)  # something has drawn since
-    job.trainee.optimizer.zero_grad()
-    job.trainee.model.train()
-    window = Window(number=update, epoch=1, rows=rows, micro_batches=pieces)
-    loss = accumulate(job.trainee, features, job.task, run, window)
-    named = job.trainee.model.named_parameters()
+    job.train_state.optimizer.zero_grad()
+    job.train_state.model.train()
+    window = UpdateBatch(number=update, epoch=1, feature_indices=rows, micro_batches=pieces)
+    loss = accumulate_gradients(job.train_state, features, job.task, run, window)
+    named = job.train_state.model.named_parameters()
     return loss, {name: parameter.grad.clone() for name, parameter in named if parameter.grad is not None}
 
 
@@ -138,7 +138,7 @@ def sentence_transformer(folder: Path, pooling: str = "mean", *, normalize: bool
 
 @pytest.mark.parametrize(("kind", "pooling"), [("pairs", "mean"), ("triplets", "cls"), ("scored", "mean")])
 def test_gradients_are_those_of_sentence_transformers(
-    job: Callable[..., Job], backbones: Callable[..., Path], kind: str, pooling: str
+    job: Callable[..., TrainingRun], backbones: Callable[..., Path], kind: str, pooling: str
 ) -> None:
     """On the same batch, whatever the micro-batches; MultipleNegativesRankingLoss and CosineSimilarityLoss."""
     from sentence_transformers.sentence_transformer import losses
@@ -160,7 +160,7 @@ def test_gradients_are_those_of_sentence_transformers(
 
 
 @pytest.mark.parametrize("kind", ["pairs", "triplets"])
-def test_micro_batches_change_nothing_with_dropout_from_the_hash(job: Callable[..., Job], kind: str) -> None:
+def test_micro_batches_change_nothing_with_dropout_from_the_hash(job: Callable[..., TrainingRun], kind: str) -> None:
     made = job(kind, **{"model.dropout": 0.2, "train.dropout_masks": "stateless"})
     loss, whole = gradients(made, 9, 9)
     for micro in (4, 2, 1):
@@ -173,33 +173,33 @@ def test_micro_batches_change_nothing_with_dropout_from_the_hash(job: Callable[.
 
 
 @pytest.mark.parametrize("micro", [3, 9])
-def test_masks_from_a_generator_are_the_same_in_both_forwards(job: Callable[..., Job], micro: int) -> None:
+def test_masks_from_a_generator_are_the_same_in_both_forwards(job: Callable[..., TrainingRun], micro: int) -> None:
     """Against one graph over all micro-batches."""
     made = job("pairs", **{"model.dropout": 0.2, "train.dropout_masks": "torch"})
     loss, ours = gradients(made, 9, micro)
     features, rows, task = made.features["train"], np.arange(9), made.task
-    window = Window(number=3, epoch=1, rows=rows, micro_batches=share_batch(
-        rows, features.lengths, MicroBatchLimit(rows=micro), 0, 1))  # fmt: skip
+    window = UpdateBatch(number=3, epoch=1, feature_indices=rows, micro_batches=share_batch(
+        rows, features.lengths, MicroBatchLimit(num_examples=micro), 0, 1))  # fmt: skip
     torch.manual_seed(5)
-    made.trainee.optimizer.zero_grad()
+    made.train_state.optimizer.zero_grad()
     vectors: list[Any] = [None] * features.num_sequences
     for piece in window.micro_batches:
-        outputs, batch = trainee.forward(made.trainee, features, task, made.runtime, piece, window)
-        for sequence, vector in zip(batch.sequences, task.represent(outputs, batch), strict=True):
+        outputs, batch = trainee.run_training_forward(made.train_state, features, task, made.runtime, piece, window)
+        for sequence, vector in zip(batch.sequence_indices, task.represent(outputs, batch), strict=True):
             vectors[sequence] = vector
-    stacked = torch.stack([vectors[sequence] for sequence in features.sequences(rows)])
-    total, count = task.coupled_loss(stacked, features.counts(rows), features, rows)
+    stacked = torch.stack([vectors[sequence] for sequence in features.get_sequence_indices(rows)])
+    total, count = task.coupled_loss(stacked, features.count_sequences(rows), features, rows)
     (total / count).backward()
     assert loss == pytest.approx((total / count).item(), abs=1e-6)
-    model = made.trainee.model
+    model = made.train_state.model
     assert_close(ours, {name: p.grad for name, p in model.named_parameters() if p.grad is not None})
 
 
 @pytest.mark.parametrize(("micro", "forwards"), [(8, 1), (4, 4), (3, 6)])
-def test_one_micro_batch_is_computed_once(job: Callable[..., Job], micro: int, forwards: int) -> None:
+def test_one_micro_batch_is_computed_once(job: Callable[..., TrainingRun], micro: int, forwards: int) -> None:
     made = job("pairs")
     calls: list[int] = []
-    made.trainee.model.embeddings.register_forward_hook(lambda *_: calls.append(1))
+    made.train_state.model.embeddings.register_forward_hook(lambda *_: calls.append(1))
     gradients(made, 8, micro)
     assert len(calls) == forwards
 
@@ -449,7 +449,7 @@ def test_what_a_run_says_and_leaves(runs: Runs, capsys: pytest.CaptureFixture[st
     assert 'SentenceTransformer("model")' in card
     assert "mean of the last hidden states, scaled to length 1" in card
 
-    path, _ = checkpoint.newest_whole(result.run_dir / "checkpoints")
+    path, _ = checkpoint.find_newest_intact(result.run_dir / "checkpoints")
     assert path is not None
     whole = materialize(path, tmp_path / "whole")
     assert (whole / "1_Pooling" / "config.json").read_bytes() == (
@@ -558,7 +558,7 @@ def test_anchors_that_are_equal_stay_in_one_split(tmp_path: Path, backbones: Cal
 
 def main(config_path: str, out: str) -> None:
     """Writes loss and gradients of all GROUPINGS, as the main process has them."""
-    from hf_finetune.recipe import leave
+    from hf_finetune.recipe import exit_process
 
     torch.set_num_threads(1)
     config = load_config({}, ["--config", config_path])
@@ -568,7 +568,7 @@ def main(config_path: str, out: str) -> None:
         found = [gradients(job, size, micro) for size, micro in GROUPINGS]
         if run.process == 0:
             torch.save(found, out)
-    sys.exit(leave(0))
+    sys.exit(exit_process(0))
 
 
 if __name__ == "__main__":

@@ -143,7 +143,7 @@ def test_the_loss_is_the_models_own_of_the_answers_labels(chat: MakeConfig, seed
     rows = np.random.default_rng(seed).permutation(len(features))[:8]
     batch = collate(features, rows, 0)
     with torch.no_grad():
-        outputs = heads.run(model, batch.inputs)
+        outputs = heads.run_model(model, batch.inputs)
         total, count = task.loss(outputs, batch)
         own = model(**batch.inputs, labels=batch.labels.long()).loss
     torch.testing.assert_close(total / count, own)

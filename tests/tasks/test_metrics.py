@@ -312,7 +312,7 @@ def test_of_several_values_the_one_called_as_the_metric_counts() -> None:
 
 @pytest.mark.parametrize("name", ["somebody/metric", "/folder/metric.py"])
 def test_a_checkpoint_of_a_metric_from_the_hub_or_a_script_has_a_file_name(name: str) -> None:
-    from hf_finetune.run.checkpoint import checkpoint_name
+    from hf_finetune.run.checkpoint import make_checkpoint_name
 
-    file = checkpoint_name(1, 10, 0.5, name, 0.25)
+    file = make_checkpoint_name(1, 10, 0.5, name, 0.25)
     assert Path(file).name == file

@@ -134,7 +134,7 @@ def test_the_loss_is_the_models_own(lm: MakeConfig, backbones: Callable[..., Pat
     model, rows = model_of(family), np.arange(len(features))
     batch = task.prepare(collate(features, rows, PAD), features, model, 1)
     with torch.no_grad():
-        outputs = heads.run(model, batch.inputs)
+        outputs = heads.run_model(model, batch.inputs)
         total, count = task.loss(outputs, batch)
         own = model(**batch.inputs, labels=batch.labels.long()).loss
     torch.testing.assert_close(total / count, own)
@@ -181,7 +181,7 @@ def test_a_file_in_chunks_has_the_same_tokens(
     monkeypatch.setattr(packing, "CHUNK_CHARACTERS", 10)
     _, chunked = features_of(config, tiny.make_tokenizer())
     assert sequences(whole) == sequences(chunked)
-    assert whole.examples.tolist() == chunked.examples.tolist()
+    assert whole.example_indices.tolist() == chunked.example_indices.tolist()
 
 
 def test_a_blocks_example_is_the_line_that_it_begins_in(lm: MakeConfig, backbones: Callable[..., Path]) -> None:
@@ -189,7 +189,7 @@ def test_a_blocks_example_is_the_line_that_it_begins_in(lm: MakeConfig, backbone
     config = lm(lines, **{"model.backbone": str(backbones("gpt2")), "data.max_length": 4})
     _, features = features_of(config, tiny.make_tokenizer(), length=4)
     # [CLS] the cat a | big dog here now | fish here
-    assert features.examples.tolist() == [0, 2, 3]
+    assert features.example_indices.tolist() == [0, 2, 3]
 
 
 def test_rows_of_a_table_and_files_are_divided_by_the_end_token(
@@ -215,7 +215,7 @@ def test_without_packing_each_text_stands_alone_and_none_is_lost(
     _, features = features_of(config, tokenizer, length=4)
     found = sequences(features)
     by_line: dict[int, list[int]] = {}
-    for row, ids in zip(features.examples.tolist(), found, strict=True):
+    for row, ids in zip(features.example_indices.tolist(), found, strict=True):
         assert 0 < len(ids) <= 4
         by_line.setdefault(row, []).extend(ids if family == "gpt2" else ids[1:-1])
     lines = LINES * 8
@@ -621,7 +621,7 @@ def test_a_gguf_file_is_a_backbone(lm: MakeConfig, tmp_path: Path) -> None:
     assert task.reason == "the backbone is a llama"
     tokenizer = backbone.load_tokenizer(config.model)
     assert tokenizer.convert_tokens_to_ids("hammer") == tiny.VOCABULARY.index("hammer")
-    loaded = backbone.load(config.model, task.head, tokenizer)
+    loaded = backbone.load_backbone(config.model, task.head, tokenizer)
     assert not loaded.new_parameters - {"lm_head.weight"}
     assert all(parameter.dtype == torch.float32 for parameter in loaded.model.parameters())
     ids = torch.arange(5, 15)[None]

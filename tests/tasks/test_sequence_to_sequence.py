@@ -92,10 +92,10 @@ def test_the_loss_is_the_models_own_over_tokens(family: str, seed: int) -> None:
     rows = np.arange(len(features))
     batch = task.prepare(collate(features, rows, 0), features, model, 1)
     with torch.no_grad():
-        total, count = task.loss(heads.run(model, batch.inputs), batch)
+        total, count = task.loss(heads.run_model(model, batch.inputs), batch)
         mask = batch.inputs["attention_mask"]
         expected = model(input_ids=batch.inputs["input_ids"], attention_mask=mask, labels=batch.labels).loss
-        kept = task.keep(heads.run(model, batch.inputs), batch)
+        kept = task.keep(heads.run_model(model, batch.inputs), batch)
     assert count == len(features.labels.values) == int((batch.labels != IGNORED).sum())
     assert float(total) / count == pytest.approx(float(expected), rel=1e-5)
     assert -sum(float(each[0]) for each in kept) == pytest.approx(float(total), rel=1e-5)
@@ -108,7 +108,7 @@ def test_label_smoothing_is_trainers(family: str, smoothing: float) -> None:
     features = features_of(task, table_of(random_rows(1)))
     batch = task.prepare(collate(features, np.arange(len(features)), 0), features, model, 1)
     with torch.no_grad():
-        outputs = heads.run(model, batch.inputs)
+        outputs = heads.run_model(model, batch.inputs)
         total, count = task.loss(outputs, batch)
         expected = LabelSmoother(epsilon=smoothing)({"logits": outputs}, batch.labels)
     assert float(total) / count == pytest.approx(float(expected), rel=1e-5)
@@ -178,7 +178,7 @@ def test_what_is_no_target_is_refused_with_its_line(value: Any, message: str) ->
 def test_of_several_references_the_first_is_trained_on() -> None:
     task = task_of()
     features = features_of(task, table_of([("a", ["cat here", "dog"]), ("b", "fish")]))
-    assert features.labels.row(0).tolist() == TOKENIZER("cat here")["input_ids"]
+    assert features.labels.get(0).tolist() == TOKENIZER("cat here")["input_ids"]
     values = task.generated_metrics(["dog", "fish"], features, table_of([("a", ["cat here", "dog"]), ("b", "fish")]),
                                     np.arange(2))  # fmt: skip
     assert values["rouge1"] == 1.0
@@ -477,7 +477,7 @@ def test_text_is_what_plain_generate_writes_from_the_exported_folder(family: str
 def test_a_prefix_is_put_before_what_is_predicted_too(runs: Any) -> None:
     _, result = runs("summarization", "t5", **{"task.input_prefix": "this very ", "train.max_updates": 8})
     predictor = Predictor.from_pretrained(str(result.run_dir))
-    ids = predictor.features(table_of([("cat", None)]), has_labels=False).inputs["input_ids"]
+    ids = predictor.encode(table_of([("cat", None)]), has_labels=False).inputs["input_ids"]
     assert ids.tolist() == TOKENIZER("this very cat")["input_ids"]
     assert "Inputs begin with `this very `" in (result.model_dir / "README.md").read_text()
 

@@ -147,11 +147,11 @@ def test_the_distribution_is_shown() -> None:
 def test_labels_stand_at_first_pieces() -> None:
     table = table_of(rows_of("the cats qs|O B-animals I-animals"))
     task = task_of(table)  # B-animals, I-animals, O
-    assert encoded(task, table).labels_of(np.array([0])).tolist() == [[IGNORED, 2, 0, IGNORED, 1, IGNORED, IGNORED]]
+    assert encoded(task, table).get_labels(np.array([0])).tolist() == [[IGNORED, 2, 0, IGNORED, 1, IGNORED, IGNORED]]
     every = dataclasses.replace(task, label_all_pieces=True)
-    assert encoded(every, table).labels_of(np.array([0])).tolist() == [[IGNORED, 2, 0, 1, 1, 1, IGNORED]]
+    assert encoded(every, table).get_labels(np.array([0])).tolist() == [[IGNORED, 2, 0, 1, 1, 1, IGNORED]]
     plain = dataclasses.replace(task, label_all_pieces=True, scheme="none")
-    assert encoded(plain, table).labels_of(np.array([0])).tolist() == [[IGNORED, 2, 0, 0, 1, 1, IGNORED]]
+    assert encoded(plain, table).get_labels(np.array([0])).tolist() == [[IGNORED, 2, 0, 0, 1, 1, IGNORED]]
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -495,11 +495,11 @@ def test_the_kinds_stand_in_a_table_of_their_own(
 ) -> None:
     from hf_finetune.run import report
 
-    assert "/" not in report.show(run[1]["test"])
-    assert report.rows_by_type({"f1": 1.0, "f1/x": 0.5, "recall/x": 0.25, "f1/y": 1.0, "recall/y": 0.0}) == [
+    assert "/" not in report.format_metrics(run[1]["test"])
+    assert report.make_type_table({"f1": 1.0, "f1/x": 0.5, "recall/x": 0.25, "f1/y": 1.0, "recall/y": 0.0}) == [
         ("", "f1", "recall"), ("x", "0.5000", "0.2500"), ("y", "1.0000", "0.0000"),
     ]  # fmt: skip
-    assert report.rows_by_type({"f1": 1.0}) == []
+    assert report.make_type_table({"f1": 1.0}) == []
     assert "finding entities (IOB2).\n3 types: animals, food, tools" in (run[0].run_dir / "model/README.md").read_text()
 
 

@@ -16,7 +16,7 @@ from transformers import get_linear_schedule_with_warmup
 from hf_finetune.config.sections import FreezeConfig, TrainConfig
 from hf_finetune.model import freezing
 from hf_finetune.training import optim
-from hf_finetune.training.schedule import lr_at
+from hf_finetune.training.schedule import compute_learning_rate
 
 IDS = torch.tensor([[5, 6, 7, 8, 9, 3], [25, 10, 11, 12, 30, 3]])
 HEAD = frozenset({"classifier.weight", "classifier.bias"})
@@ -27,8 +27,8 @@ def make_groups(
 ) -> tuple[Any, list[dict[str, Any]]]:
     """A model of three blocks and its groups."""
     model = tiny.make_model(family, layers=3)
-    plan = freezing.apply(model, freeze or FreezeConfig())
-    return model, optim.parameter_groups(model, plan, TrainConfig(**train), new)
+    plan = freezing.apply_freezing(model, freeze or FreezeConfig())
+    return model, optim.make_parameter_groups(model, plan, TrainConfig(**train), new)
 
 
 def names_of(group: dict[str, Any]) -> list[str]:
@@ -121,7 +121,7 @@ def test_a_decoder_above_the_encoder_and_a_final_norm_have_the_full_rate() -> No
 
 def test_weight_decay_acts_on_matrices_alone() -> None:
     model, groups = make_groups(learning_rate=0.1, weight_decay=0.5)
-    optimizer = optim.build(groups, torch.device("cpu"))
+    optimizer = optim.build_optimizer(groups, torch.device("cpu"))
     optim.set_learning_rates(optimizer, 0, 1, TrainConfig(learning_rate=0.1, warmup_fraction=0.0))
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     for parameter in model.parameters():
@@ -139,7 +139,7 @@ def test_the_saved_state_goes_on_in_a_plain_adamw_with_as_many_groups() -> None:
     config = TrainConfig(learning_rate=1e-3, head_learning_rate=1e-2, weight_decay=0.1, warmup_fraction=0.0)
     model, groups = make_groups(freeze=freeze, learning_rate=1e-3, head_learning_rate=1e-2, weight_decay=0.1)
     own = [[parameter for _, parameter in group["params"]] for group in groups]
-    optimizer = optim.build(groups, torch.device("cpu"))
+    optimizer = optim.build_optimizer(groups, torch.device("cpu"))
     for update in range(3):
         optim.set_learning_rates(optimizer, update, 10, config)
         train_once(model, optimizer, seed=update)
@@ -175,7 +175,7 @@ def test_the_rate_is_a_pure_function_above_zero_that_rises_to_its_peak_and_never
     total: int, warmup: float, schedule: Any, seed: int
 ) -> None:
     config = TrainConfig(warmup_fraction=warmup, schedule=schedule)
-    rates = [lr_at(update, total, config) for update in range(total)]
+    rates = [compute_learning_rate(update, total, config) for update in range(total)]
     assert all(0 < rate <= 1 for rate in rates)
     peak = min(math.ceil(warmup * total), total)
     assert all(earlier < later for earlier, later in pairwise(rates[: peak + 1]))
@@ -183,22 +183,24 @@ def test_the_rate_is_a_pure_function_above_zero_that_rises_to_its_peak_and_never
     if peak < total:
         assert rates[peak] == 1.0
     order = torch.randperm(total, generator=torch.Generator().manual_seed(seed)).tolist()
-    assert {update: lr_at(update, total, config) for update in order} == dict(enumerate(rates))
+    assert {update: compute_learning_rate(update, total, config) for update in order} == dict(enumerate(rates))
 
 
 def test_the_warm_up_is_a_line_from_above_zero() -> None:
     config = TrainConfig(warmup_fraction=0.4)
-    assert [lr_at(update, 10, config) for update in range(5)] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+    assert [compute_learning_rate(update, 10, config) for update in range(5)] == pytest.approx(
+        [0.2, 0.4, 0.6, 0.8, 1.0]
+    )
 
 
 def test_linear_falls_on_a_line_that_meets_zero_one_update_after_the_last() -> None:
     config = TrainConfig(warmup_fraction=0.0, schedule="linear")
-    assert [lr_at(update, 5, config) for update in range(5)] == pytest.approx([1.0, 0.8, 0.6, 0.4, 0.2])
+    assert [compute_learning_rate(update, 5, config) for update in range(5)] == pytest.approx([1.0, 0.8, 0.6, 0.4, 0.2])
 
 
 def test_cosine_is_half_way_down_in_the_middle_and_flat_at_both_ends() -> None:
     config = TrainConfig(warmup_fraction=0.0, schedule="cosine")
-    rates = [lr_at(update, 100, config) for update in range(100)]
+    rates = [compute_learning_rate(update, 100, config) for update in range(100)]
     assert rates[50] == pytest.approx(0.5)
     assert rates[25] == pytest.approx(0.5 * (1 + math.sqrt(0.5)))
     assert rates[0] - rates[1] < 0.001
@@ -207,7 +209,7 @@ def test_cosine_is_half_way_down_in_the_middle_and_flat_at_both_ends() -> None:
 
 def test_constant_stays_at_its_peak() -> None:
     config = TrainConfig(warmup_fraction=0.1, schedule="constant")
-    assert {lr_at(update, 50, config) for update in range(5, 50)} == {1.0}
+    assert {compute_learning_rate(update, 50, config) for update in range(5, 50)} == {1.0}
 
 
 @pytest.mark.parametrize(("total", "fraction"), [(20, 0.0), (20, 0.1), (33, 0.25), (7, 0.5), (100, 0.06)])
@@ -218,7 +220,7 @@ def test_after_the_warm_up_linear_is_transformers_own(total: int, fraction: floa
     config = TrainConfig(warmup_fraction=fraction, schedule="linear")
     for update in range(total):
         (theirs,) = scheduler.get_last_lr()
-        ours = lr_at(update, total, config)
+        ours = compute_learning_rate(update, total, config)
         if update >= warmup:
             assert ours == pytest.approx(theirs, abs=1e-12)
         else:  # theirs starts at 0, and wastes the first update
@@ -230,9 +232,9 @@ def test_after_the_warm_up_linear_is_transformers_own(total: int, fraction: floa
 def test_set_learning_rates_gives_every_group_its_peak_times_the_factor() -> None:
     config = TrainConfig(learning_rate=1e-3, head_learning_rate=1e-1, layer_decay=0.5, warmup_fraction=0.2)
     _, groups = make_groups(learning_rate=1e-3, head_learning_rate=1e-1, layer_decay=0.5)
-    optimizer = optim.build(groups, torch.device("cpu"))
+    optimizer = optim.build_optimizer(groups, torch.device("cpu"))
     for update in (0, 1, 2, 5, 9, 3):
-        factor = lr_at(update, 10, config)
+        factor = compute_learning_rate(update, 10, config)
         rates = optim.set_learning_rates(optimizer, update, 10, config)
         assert rates == {group["name"]: group["lr"] for group in optimizer.param_groups}
         assert rates == {group["name"]: group["peak_learning_rate"] * factor for group in optimizer.param_groups}
