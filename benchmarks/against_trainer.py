@@ -7,7 +7,7 @@ tensors, evaluating and saving after every epoch:
 
     trainer     transformers.Trainer as it comes: fp32, random batches padded to their longest
     tuned       the same as an expert sets it: bf16 where the processor is fast at it, length-grouped batches
-    uncached    hf-finetune with prefix.cache off
+    uncached    hf-finetune with cache.activations off
     cold        hf-finetune with an empty cache: capturing the prefix is counted
     warm        hf-finetune again, with the cache that the cold run filled
 
@@ -80,7 +80,7 @@ def ours(job: dict[str, Any], output_dir: str) -> dict[str, Any]:
     settings = {
         "model.backbone": job["backbone"], "data.train": [job["train"]], "data.validation": [job["validation"]],
         "data.test_fraction": 0.0, "data.max_length": job["max_length"], "freeze.embeddings": True,
-        "freeze.encoder_layers": job["frozen"], "prefix.cache": cached, "train.batch_size": job["batch_size"],
+        "freeze.layers": job["frozen"], "cache.activations": cached, "train.batch_size": job["batch_size"],
         "train.learning_rate": job["learning_rate"], "train.epochs": job["epochs"], "seed": job["seed"],
         "data.text_columns": job["text_columns"], "data.label_column": job["label_column"],
         "output_dir": output_dir, "tracking.trackers": [],
@@ -175,7 +175,7 @@ def freeze(model: Any, num_blocks: int) -> None:
     from hf_finetune.config.sections import FreezeConfig
     from hf_finetune.model import freezing
 
-    freezing.apply_freezing(model, FreezeConfig(embeddings=True, encoder_layers=num_blocks))
+    freezing.apply_freezing(model, FreezeConfig(embeddings=True, layers=num_blocks))
 
 
 def compete(job: dict[str, Any]) -> None:

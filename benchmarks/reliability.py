@@ -44,7 +44,7 @@ SETTINGS = {
     "data.max_length": "32", "data.test_fraction": "0.1", "data.validation_fraction": "0.1", "train.batch_size": "8",
     "train.epochs": "3", "train.precision": "fp32", "train.learning_rate": "1e-3", "evaluation.every": "50",
     "checkpoint.every": "25", "tracking.log_every": "1", "tracking.trackers": "[]", "freeze.embeddings": "true",
-    "freeze.encoder_layers": "1", "model.dropout": "0.1", "prefix.cache": "on",
+    "freeze.layers": "1", "model.dropout": "0.1", "cache.activations": "on",
 }  # fmt: skip
 
 
@@ -71,7 +71,7 @@ def crash_test(folder: Path, num_kills: int, seed: int) -> dict[str, Any]:
         name = f"killed-{counts['runs']}"
         counts["runs"] += 1
         # a cache of its own, so that its capture is killed too
-        command = make_command("classify", words({**settings, "name": name, "prefix.dir": str(folder / name)}), 1)
+        command = make_command("classify", words({**settings, "name": name, "cache.dir": str(folder / name)}), 1)
         run_dir, finished = folder / "outputs" / name, False
         while not finished:
             phase = chance.choice(list(PHASES)) if counts["kills"] < num_kills else "none"
@@ -110,7 +110,7 @@ def resume_test(folder: Path, num_examples: int) -> dict[str, Any]:
         **SETTINGS,
         "model.backbone": str(tiny.make_backbone(folder / "backbone2", layers=2)),
         "data.train": str(tiny.write_jsonl(folder / "many.jsonl", rows)),
-        "output_dir": str(folder / "outputs"), "prefix.cache": "off", "train.epochs": "1", "train.batch_size": "32",
+        "output_dir": str(folder / "outputs"), "cache.activations": "off", "train.epochs": "1", "train.batch_size": "32",
         "evaluation.every": "epoch", "checkpoint.every": "epoch", "data.validation_fraction": "0.01",
         "data.test_fraction": "0.01",
     }  # fmt: skip

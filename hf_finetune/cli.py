@@ -69,7 +69,7 @@ def build_parser() -> Parser:
     inspect.add_argument("model", help="run folder, model folder, package://NAME/path, or Hub id")
     inspect.add_argument("--format", choices=("table", "json", "csv"), default="table", help="of the list")
     inspect.add_argument("--freeze.embeddings", dest="embeddings", action="store_true", help="embeddings frozen")
-    inspect.add_argument("--freeze.encoder_layers", dest="encoder_layers", default="0", help="as in the config")
+    inspect.add_argument("--freeze.layers", dest="encoder_layers", default="0", help="as in the config")
     inspect.add_argument("--freeze.patterns", dest="patterns", nargs="+", default=[], help="as in the config")
     inspect.add_argument(
         "--adapter.kind", dest="kind", choices=("none", "lora"), default="none", help="as in the config"
@@ -143,7 +143,7 @@ def add_cache_commands(cache: argparse.ArgumentParser) -> None:
     pruned.add_argument("--max-size", type=size_in_bytes, help="such as 20GB: what may stay")
     pruned.add_argument("--older-than", type=age_in_seconds, help="such as 30d or 12h: not used for so long")
     for command, function in ((listed, run_cache_list), (verified, run_cache_verify), (pruned, run_cache_prune)):
-        command.add_argument("--dir", help="as prefix.dir; its default if not given")
+        command.add_argument("--dir", help="as cache.dir; its default if not given")
         command.add_argument("--debug", action="store_true", help="show the traceback of an error")
         command.set_defaults(function=function)
 

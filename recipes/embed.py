@@ -22,7 +22,7 @@ DEFAULTS = {
     "data.label_column": None,
     "data.max_length": 128,  # as all-MiniLM-L6-v2 was trained; its card
     "freeze.embeddings": True,
-    "freeze.encoder_layers": "2/3",
+    "freeze.layers": "2/3",
     "train.epochs": 1,  # as sentence-transformers' training examples have it, with a warm-up of a tenth
     "train.batch_size": 64,  # more negatives than 32 bring
     "train.learning_rate": 2e-4,  # right for MiniLM with its lower blocks frozen; 2e-5 is usual for whole, larger backbones

@@ -10,7 +10,7 @@ together: --data.train [train.source, train.target].
 
 ROUGE is measured on task.generate_examples of the validation and of the test split, spread evenly over them.
 `pip install 'hf-finetune[generation]'` brings what computes it. The encoder can be frozen whole and computed once:
---freeze.embeddings true --freeze.encoder_layers all.
+--freeze.embeddings true --freeze.layers all.
 """
 
 import sys

@@ -286,7 +286,7 @@ SETTING_CASES = [
     Case(name="fp16 without a GPU", words=("--train.precision", "fp16"), starts="train.precision (fp16): needs a GPU"),
     Case(name="tracker that nobody has", words=("--tracking.trackers", "abacus"), starts="tracking.trackers (abacus): "),
     Case(name="longer than the backbone takes", words=("--data.max_length", "67"), starts="data.max_length (67): "),
-    Case(name="more blocks than there are", words=("--freeze.encoder_layers", "3"), starts="freeze.encoder_layers (3): "),
+    Case(name="more blocks than there are", words=("--freeze.layers", "3"), starts="freeze.layers (3): "),
     Case(name="pattern without a match", words=("--freeze.patterns", "nothing"), starts="freeze.patterns (nothing): "),
     Case(name="everything frozen", words=("--freeze.patterns", "."), starts="freeze: everything would be frozen"),
     Case(name="attention that nobody has", words=("--model.attention", "none"), starts="model.", holds="attn"),
@@ -756,12 +756,12 @@ def test_the_script_itself_ends_with_2_and_one_line_where_a_setting_is_wrong(wor
 
 
 def test_the_script_itself_ends_with_2_and_one_line_where_another_run_is_at_work(work: Path) -> None:
-    config = load_config(DEFAULTS, ["--freeze.encoder_layers", "0"])
+    config = load_config(DEFAULTS, ["--freeze.layers", "0"])
     assert config is not None
     before = digest(work / "outputs")
     with open_run(config):
         held = digest(work / "outputs")
-        ended = real_run("--freeze.encoder_layers", "0")
+        ended = real_run("--freeze.layers", "0")
         assert digest(work / "outputs") == held
     assert ended.returncode == 2, ended.stderr
     assert len(ended.stderr.splitlines()) == 1, ended.stderr

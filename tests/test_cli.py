@@ -86,7 +86,7 @@ def test_train_leaves_a_run_with_the_recipes_settings_under_those_typed(run_dir:
     config = yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8"))
     assert config["freeze"] == {
         "embeddings": False,
-        "encoder_layers": "2/3",
+        "layers": "2/3",
         "patterns": [],
         "unfreeze": [],
     }  # 2/3 is the recipe's
@@ -198,7 +198,7 @@ def test_evaluate_takes_other_columns(run_dir: Path, tmp_path: Path, capsys: pyt
 
 
 def test_inspect_lists_the_same_in_every_format(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    plan = ["--freeze.embeddings", "--freeze.encoder_layers", "1", "--freeze.patterns", "pooler", "classifier.bias"]
+    plan = ["--freeze.embeddings", "--freeze.layers", "1", "--freeze.patterns", "pooler", "classifier.bias"]
     assert call("inspect", str(run_dir), "--format", "json", *plan) == 0
     read = json.loads(capsys.readouterr().out)
     frozen = {row["name"] for row in read["entries"] if row["state"] == "frozen"}
@@ -223,7 +223,7 @@ def test_inspect_lists_the_same_in_every_format(run_dir: Path, capsys: pytest.Ca
 def test_inspect_takes_encoder_layers_as_the_config_does(
     run_dir: Path, capsys: pytest.CaptureFixture[str], layers: str, count: int
 ) -> None:
-    assert call("inspect", str(run_dir), "--format", "json", f"--freeze.encoder_layers={layers}") == 0
+    assert call("inspect", str(run_dir), "--format", "json", f"--freeze.layers={layers}") == 0
     entries = json.loads(capsys.readouterr().out)["entries"]
     frozen = {row["part"] for row in entries if row["state"] == "frozen"}
     assert frozen == {f"block {number}" for number in range(count)}
@@ -295,8 +295,8 @@ BAD: dict[str, list[str]] = {
     "--data (none.csv): no such file or folder": ["evaluate", "RUN", "--data", "none.csv"],
     "--out (no/where.jsonl): there is no folder no": ["predict", "RUN", "--data", "x.csv", "--out", "no/where.jsonl"],
     "--metric (mse): cannot be computed for a single_label": ["evaluate", "RUN", "--data", "TEST", "--metric", "mse"],
-    "freeze.encoder_layers (9): this backbone has 2 blocks": ["inspect", "RUN", "--freeze.encoder_layers", "9"],
-    "freeze.encoder_layers (some): takes a count": ["inspect", "RUN", "--freeze.encoder_layers", "some"],
+    "freeze.layers (9): this backbone has 2 blocks": ["inspect", "RUN", "--freeze.layers", "9"],
+    "freeze.layers (some): takes a count": ["inspect", "RUN", "--freeze.layers", "some"],
     "freeze.patterns ((): not a regular expression": ["inspect", "RUN", "--freeze.patterns", "("],
     "MODEL (package://no_such_pkg/x): no package 'no_such_pkg' is installed": ["inspect", "package://no_such_pkg/x"],
     "nowhere: no such run folder": ["push", "nowhere", "--repo-id", "ada/clf"],

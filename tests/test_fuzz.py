@@ -102,7 +102,7 @@ def test_any_file_with_any_words_over_it_gives_a_config_or_an_input_error(
 
 GOOD_FILE = to_yaml(
     config_from_dict(
-        NEEDED | {"freeze.unfreeze": [{"epoch": 2, "encoder_layers": "1/2"}], "data.text_columns": ["a", "ü"]}
+        NEEDED | {"freeze.unfreeze": [{"epoch": 2, "layers": "1/2"}], "data.text_columns": ["a", "ü"]}
     )
 ).encode()
 
@@ -128,13 +128,13 @@ stages = st.one_of(
     st.fixed_dictionaries(
         {
             "epoch": st.one_of(st.integers(-1, 9), plain),
-            "encoder_layers": st.one_of(st.integers(-3, 9), st.sampled_from(["all", "2/3", "1/0", "3/2"]), plain),
+            "layers": st.one_of(st.integers(-3, 9), st.sampled_from(["all", "2/3", "1/0", "3/2"]), plain),
         },
         optional={"more": plain},
     ),
 )
 good_stages = st.dictionaries(st.integers(2, 9), st.sampled_from([3, 0, -1, "all", "1/2"]), max_size=3).map(
-    lambda found: [{"epoch": epoch, "encoder_layers": found[epoch]} for epoch in sorted(found)]
+    lambda found: [{"epoch": epoch, "layers": found[epoch]} for epoch in sorted(found)]
 )
 
 
@@ -143,9 +143,9 @@ def test_any_unfreezing_gives_rising_stages_or_an_input_error(tmp_path: Path) ->
 
     @fuzz(max_examples=200)
     @given(value=st.one_of(stages, st.lists(stages, max_size=3), good_stages))
-    @example(value=[{"epoch": True, "encoder_layers": 1}])
-    @example(value=[{"epoch": 2, "encoder_layers": True}])
-    @example(value=[{"epoch": 2, "encoder_layers": [1]}])
+    @example(value=[{"epoch": True, "layers": 1}])
+    @example(value=[{"epoch": 2, "layers": True}])
+    @example(value=[{"epoch": 2, "layers": [1]}])
     def run(value: Any) -> None:
         path.write_text(yaml.safe_dump({"freeze": {"unfreeze": value}}), encoding="utf-8")
         typed = yaml.safe_dump(value, default_flow_style=True, width=10**9).removesuffix("...\n").strip()

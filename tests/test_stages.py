@@ -24,7 +24,7 @@ from hf_finetune.train import finetune
 from hf_finetune.training import optim
 
 MakeConfig = Callable[..., RunConfig]
-STAGES: list[dict[str, Any]] = [{"epoch": 2, "encoder_layers": 1}, {"epoch": 3, "encoder_layers": 0}]
+STAGES: list[dict[str, Any]] = [{"epoch": 2, "layers": 1}, {"epoch": 3, "layers": 0}]
 
 
 @pytest.fixture
@@ -36,9 +36,9 @@ def settings(backbones: Callable[..., Path], tmp_path: Path) -> dict[str, Any]:
         "train.dropout_masks": "stateless",
         "train.epochs": 3,
         "freeze.embeddings": True,
-        "freeze.encoder_layers": 2,
+        "freeze.layers": 2,
         "freeze.unfreeze": STAGES,
-        "prefix.dir": str(tmp_path / "prefix"),
+        "cache.dir": str(tmp_path / "prefix"),
         "evaluation.every": 4,
     }
 
@@ -67,7 +67,7 @@ def test_stages_train_more_and_more_and_keep_what_they_have(
 
 
 @pytest.mark.parametrize("stops", [(4,), (8,), (9,), (16,), (3, 8, 16, 21)])
-@pytest.mark.parametrize("extra", [{}, {"prefix.cache": "on", "checkpoint.content": "trainable"}])
+@pytest.mark.parametrize("extra", [{}, {"cache.activations": "on", "checkpoint.content": "trainable"}])
 def test_a_staged_run_that_was_stopped_ends_with_the_same_bits(
     make_config: MakeConfig,
     settings: dict[str, Any],
@@ -92,9 +92,9 @@ def test_a_staged_run_that_was_stopped_ends_with_the_same_bits(
 def test_the_cached_prefix_moves_with_the_boundary(
     make_config: MakeConfig, settings: dict[str, Any], tmp_path: Path
 ) -> None:
-    plain = make_config(**settings, **{"prefix.cache": "off"}, name="plain")
+    plain = make_config(**settings, **{"cache.activations": "off"}, name="plain")
     finetune(plain)
-    cached = make_config(**settings, **{"prefix.cache": "on", "prefix.precision": "fp32"}, name="cached")
+    cached = make_config(**settings, **{"cache.activations": "on", "cache.precision": "fp32"}, name="cached")
     finetune(cached)
     for ours, theirs in zip(rows_of(cached.run_dir), rows_of(plain.run_dir), strict=True):
         assert ours == pytest.approx(theirs, abs=1e-5)
@@ -142,12 +142,12 @@ def test_the_best_of_an_early_stage_comes_back_whole(
 
 def test_what_would_be_frozen_again_is_refused(make_config: MakeConfig, settings: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=r"freeze\.unfreeze .*would freeze again what trains: 0 blocks"):
-        finetune(make_config(**settings | {"freeze.encoder_layers": 0}))
+        finetune(make_config(**settings | {"freeze.layers": 0}))
 
 
 def test_an_epoch_s_freeze_plan() -> None:
     config = FreezeConfig(
-        encoder_layers=4, unfreeze=({"epoch": 2, "encoder_layers": "1/2"}, {"epoch": 4, "encoder_layers": 0})
+        encoder_layers=4, unfreeze=({"epoch": 2, "layers": "1/2"}, {"epoch": 4, "layers": 0})
     )
     assert [config.at(epoch).encoder_layers for epoch in range(1, 6)] == [4, "1/2", "1/2", 0, 0]
 
@@ -162,10 +162,10 @@ def test_going_on_under_another_freeze_plan(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    settings = {**settings, "freeze.unfreeze": [], "freeze.encoder_layers": 1, "checkpoint.content": content}
+    settings = {**settings, "freeze.unfreeze": [], "freeze.layers": 1, "checkpoint.content": content}
     run_until(make_config(**settings), 8, monkeypatch)
     capsys.readouterr()
-    config = make_config(**settings | {"freeze.encoder_layers": layers})
+    config = make_config(**settings | {"freeze.layers": layers})
     finetune(config)
     output = capsys.readouterr().out
     assert "the freeze plan is another one" in output

@@ -26,7 +26,7 @@ from hf_finetune.training.loop import train_steps
 MakeConfig = Callable[..., RunConfig]
 RECIPE = Path(__file__).parents[1] / "recipes" / "classify.py"
 SETTINGS: dict[str, Any] = {"evaluation.every": 4, "checkpoint.every": 8, "train.patience": 10}
-FROZEN: dict[str, Any] = {"freeze.embeddings": True, "freeze.encoder_layers": 1}
+FROZEN: dict[str, Any] = {"freeze.embeddings": True, "freeze.layers": 1}
 STATELESS: dict[str, Any] = {"model.dropout": 0.1, "train.dropout_masks": "stateless"}
 
 
@@ -73,7 +73,7 @@ def test_a_signal_in_an_evaluation_is_heeded_there(make_config: MakeConfig, monk
     from hf_finetune.run import training_run as job
     from hf_finetune.training import evaluation
 
-    settings = {**SETTINGS, **FROZEN, "prefix.cache": "on"}
+    settings = {**SETTINGS, **FROZEN, "cache.activations": "on"}
     whole = make_config(**settings, name="whole")
     finetune(whole)
     config = make_config(**settings)
@@ -100,7 +100,7 @@ def test_a_signal_in_a_capture_is_heeded_there(
     from hf_finetune.cache import capture as capture_module
 
     monkeypatch.setattr(store, "CHUNK_TOKENS", 64)
-    settings = {**SETTINGS, **FROZEN, "prefix.cache": "on", "prefix.dir": str(tmp_path / "prefix")}
+    settings = {**SETTINGS, **FROZEN, "cache.activations": "on", "cache.dir": str(tmp_path / "prefix")}
     config, capture, calls = make_config(**settings), capture_module.capture_chunk, []
 
     def signalled(*arguments: Any) -> bytes:

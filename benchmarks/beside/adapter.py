@@ -44,7 +44,7 @@ def ours(config: RunConfig, kind: str) -> dict[str, Any]:
             config,
             output_dir=folder,
             name="beside",
-            prefix=dataclasses.replace(config.prefix, dir=f"{folder}/prefix"),
+            prefix=dataclasses.replace(config.cache, dir=f"{folder}/prefix"),
             tracking=dataclasses.replace(config.tracking, trackers=()),
         )
         results = finetune(own).results

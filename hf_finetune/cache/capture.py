@@ -65,7 +65,7 @@ def attach_activations(job: TrainingRun, entry: Entry | None, replay: CachedForw
         if entry is not None and replay is not None:
             entry = complete_entry(job, replay, entry)
     except InputError as error:
-        if job.config.prefix.cache == "on":
+        if job.config.cache.activations == "on":
             raise
         job.runtime.say(f"cache       off after all: {error}\n")
         entry = None
@@ -165,8 +165,8 @@ def capture_chunk(job: TrainingRun, replay: CachedForward, entry: Entry, begin: 
             raise TooLargeError
         split, number = sources[0]
         raise InputError(
-            f"prefix.cache: the frozen blocks give values that are not finite near sequence {number} of {split}; "
-            "--prefix.cache off trains without"
+            f"cache.activations: the frozen blocks give values that are not finite near sequence {number} of {split}; "
+            "--cache.activations off trains without"
         )
     return stored.cpu().contiguous().view(torch.uint8).numpy().tobytes()
 

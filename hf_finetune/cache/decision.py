@@ -75,12 +75,12 @@ class CacheDecision:
 
 
 def decide(job: TrainingRun, progress: Progress) -> CacheDecision:
-    """Decides by prefix.cache, what the model allows, the self-check, the disk and the measured speed. The same on all
+    """Decides by cache.activations, what the model allows, the self-check, the disk and the measured speed. The same on all
     processes, and the same after a resume as before it. Raises InputError where `on` cannot be done."""
-    config = job.config.prefix
+    config = job.config.cache
     replay = job.train_state.forward_plan.cached
     if config.cache == "off":
-        return CacheDecision(lines=("cache off: as prefix.cache says",))
+        return CacheDecision(lines=("cache off: as cache.activations says",))
     if replay is None:
         return decline(job, job.cannot_cache)
     if config.cache == "auto" and progress.cached is False:
@@ -125,8 +125,8 @@ def decide(job: TrainingRun, progress: Progress) -> CacheDecision:
 
 def decline(job: TrainingRun, reason: str) -> CacheDecision:
     """No cache, with the reason; where one is asked for, that is an error."""
-    if job.config.prefix.cache == "on":
-        raise InputError(f"prefix.cache (on): {reason}; auto or off trains without")
+    if job.config.cache.activations == "on":
+        raise InputError(f"cache.activations (on): {reason}; auto or off trains without")
     return CacheDecision(lines=(f"cache off: {reason}",))
 
 
@@ -250,13 +250,13 @@ def run_forward_backward(job: TrainingRun, batch: Batch, captured: torch.Tensor 
 
 def find_entry(job: TrainingRun, layout: Layout, hidden: int) -> Entry:
     """The entry of this run's prefix and features: the fp32 one, or the 16-bit one that is there, fp16 first."""
-    root = Path(job.config.prefix.dir) if job.config.prefix.dir else store.default_dir()
+    root = Path(job.config.cache.dir) if job.config.cache.dir else store.default_dir()
     description = job.runtime.on_main(lambda: describe_key(job))
 
     def of(kind: str) -> Entry:
         return Entry(root=root, description=description, layout=layout, kind=kind, hidden=hidden)
 
-    if job.config.prefix.precision == "fp32":
+    if job.config.cache.precision == "fp32":
         return of("float32")
     only_bfloat16 = job.runtime.on_main(lambda: of("bfloat16").is_complete() and not of("float16").is_complete())
     return of("bfloat16" if only_bfloat16 else "float16")

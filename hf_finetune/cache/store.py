@@ -211,7 +211,7 @@ def lock_entry(root: Path, key: str, waiting: Callable[[str], object] = lambda _
             waiting(f"waiting for another run that fills {root / key}")
             lock.acquire()
     except OSError as error:
-        raise InputError(f"prefix.dir ({root}): cannot be made or written: {error.strerror}") from None
+        raise InputError(f"cache.dir ({root}): cannot be made or written: {error.strerror}") from None
     try:
         yield
     finally:
@@ -318,7 +318,7 @@ def finish_entry(entry: Entry) -> None:
     if len(good) < len(spans):
         raise InputError(
             f"{entry.partial}: {len(spans) - len(good)} chunks do not read back as they were written; is the disk sound? "
-            "--prefix.cache off trains without"
+            "--cache.activations off trains without"
         )
     write_atomically(entry.partial / MANIFEST, make_manifest(entry, good))
     try:
@@ -395,7 +395,7 @@ class FoundEntry:
 
 
 def default_dir() -> Path:
-    """Where the entries are unless prefix.dir says otherwise."""
+    """Where the entries are unless cache.dir says otherwise."""
     return cache_dir() / "prefix"
 
 

@@ -65,7 +65,7 @@ def expected(hint: Any) -> str:
     """What a type hint takes, in words."""
     if typing.get_origin(hint) is tuple:
         is_string = typing.get_args(hint)[0] is str
-        return "a list of strings" if is_string else "a list of mappings, such as [{epoch: 2, encoder_layers: 1}]"
+        return "a list of strings" if is_string else "a list of mappings, such as [{epoch: 2, layers: 1}]"
     if typing.get_origin(hint) is typing.Literal:
         values = [str(value) for value in typing.get_args(hint)]
         return f"one of {', '.join(values)}" if len(values) > 1 else f'"{values[0]}"'

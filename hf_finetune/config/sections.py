@@ -109,78 +109,14 @@ class DataConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TaskConfig:
-    """What the columns mean. Each task reads some of these; another task's is an error.
+class TaskSettings:
+    """The task, and its own settings: each task has a subclass with more fields (hf_finetune/tasks).
 
     Args:
-        problem: Of classification: single_label, multi_label or regression; auto tells by the label column and says why.
-        label_separator: Of classification: splits a string of several labels; not needed where the column holds lists.
-        class_weights: Of classification and tagging: balanced, or label=weight for some labels, the others weighing 1.
-        focal_gamma: Of classification and tagging: the focal loss's exponent; 0 is plain cross entropy.
-        label_all_pieces: Of tagging: all pieces of a word are trained on, not the first alone.
-        tag_scheme: Of tagging: how entities are written; auto tells by the tags, none takes each tag for itself.
-        tag_faults: Of tagging: what to do with tags that break the scheme (an I-x behind an O): error or repair.
-        window_overlap: Of tagging and question answering: tokens that neighbouring windows of a long text share.
-        longest_answer: Of question answering: most tokens of an answer.
-        num_best: Of question answering: start and end positions of each window that are tried.
-        null_threshold: Of question answering: no answer is given where its score is above the best one's by more than this.
-        objective: Of language modelling: causal or masked; auto tells by the backbone.
-        packing: Of language modelling: blocks of data.max_length tokens across texts, or each text, or line, by itself.
-        mask_fraction: Of masked language modelling: share of the tokens to be predicted.
-        whole_word_masks: Of masked language modelling: all pieces of a word are masked together.
-        input_prefix: Of text to text: put before every input, such as "summarize: ".
-        max_target_length: Of text to text: longest target in tokens, and most tokens that are written; of causal language
-            models and instruction tuning the latter alone.
-        generate_examples: Of text to text: validation examples that text is written for at each evaluation.
-        num_beams: Of text to text: beams of the search; 1 is greedy.
-        length_penalty: Of text to text: exponent on the length that beams' scores are divided by.
-        chat_template: Of instruction tuning: a file with a Jinja chat template; the tokenizer's own if not given.
-        pooling: Of embeddings: the mean over all tokens, or the first token (cls).
-        normalize: Of embeddings: vectors have length 1.
-        similarity_scale: Of embeddings: the cosine similarities are multiplied by this before the softmax.
+        kind: Name of the task, which is its recipe's, or the import path of a class of your own: my_package.tasks:MyTask.
     """
 
-    problem: Literal["auto", "single_label", "multi_label", "regression"] = "auto"
-    label_separator: str | None = None
-    class_weights: tuple[str, ...] = ()
-    focal_gamma: float = 0.0
-    label_all_pieces: bool = False
-    tag_scheme: Literal["auto", "IOB1", "IOB2", "BIOES", "none"] = "auto"
-    tag_faults: Literal["error", "repair"] = "error"
-    window_overlap: int | None = None
-    longest_answer: int = 30
-    num_best: int = 20
-    null_threshold: float = 0.0
-    objective: Literal["auto", "causal", "masked"] = "auto"
-    packing: Literal["blocks", "none"] = "blocks"
-    mask_fraction: float = 0.15
-    whole_word_masks: bool = False
-    input_prefix: str = ""
-    max_target_length: int = 128
-    generate_examples: int = 200
-    num_beams: int = 4
-    length_penalty: float = 1.0
-    chat_template: str | None = None
-    pooling: Literal["mean", "cls"] = "mean"
-    normalize: bool = True
-    similarity_scale: float = 20.0
-
-    def __post_init__(self) -> None:
-        check(self.label_separator != "", "task.label_separator", "''", "must not be empty")
-        check(
-            self.label_separator is None or self.problem in ("auto", "multi_label"),
-            "task.label_separator", self.label_separator, f"has no meaning with task.problem {self.problem}",
-        )  # fmt: skip
-        for key in ("longest_answer", "num_best", "max_target_length", "num_beams"):
-            check(getattr(self, key) >= 1, f"task.{key}", getattr(self, key), "must be at least 1")
-        for key in ("window_overlap", "generate_examples", "focal_gamma"):
-            value = getattr(self, key)
-            check(value is None or 0 <= value < float("inf"), f"task.{key}", value, "must be 0 or more")
-        check(0 < self.mask_fraction < 1, "task.mask_fraction", self.mask_fraction, "must be in (0, 1)")
-        for key in ("null_threshold", "length_penalty", "similarity_scale"):
-            value = getattr(self, key)
-            check(abs(value) < float("inf"), f"task.{key}", value, "must be finite")
-        check(self.similarity_scale > 0, "task.similarity_scale", self.similarity_scale, "must be above 0")
+    kind: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,28 +125,28 @@ class FreezeConfig:
 
     Args:
         embeddings: Freeze all that feeds the first block.
-        encoder_layers: Blocks frozen from the bottom up: a count, a negative count left free at the top, a fraction
+        layers: Blocks frozen from the bottom up: a count, a negative count left free at the top, a fraction
             such as 2/3, or all.
         patterns: Regular expressions; a parameter whose name one of them finds (re.search) is frozen.
-        unfreeze: Gradual unfreezing, such as [{epoch: 2, encoder_layers: 2}, {epoch: 3, encoder_layers: 0}]: from the start of
+        unfreeze: Gradual unfreezing, such as [{epoch: 2, layers: 2}, {epoch: 3, layers: 0}]: from the start of
             that epoch, counted from 1, so many blocks are frozen.
     """
 
     embeddings: bool = False
-    encoder_layers: int | str = 0
+    layers: int | str = 0
     patterns: tuple[str, ...] = ()
     unfreeze: tuple[dict[str, int | str], ...] = ()
 
     def __post_init__(self) -> None:
-        check_layers("freeze.encoder_layers", self.encoder_layers)
+        check_layers("freeze.layers", self.layers)
         before = 1
         for stage in self.unfreeze:
-            check(stage.keys() == {"epoch", "encoder_layers"}, "freeze.unfreeze", stage,
-                  "takes epoch and encoder_layers, both and no more")  # fmt: skip
+            check(stage.keys() == {"epoch", "layers"}, "freeze.unfreeze", stage,
+                  "takes epoch and layers, both and no more")  # fmt: skip
             epoch = stage["epoch"]
             check(isinstance(epoch, int) and epoch > before, "freeze.unfreeze", stage,
                   "epochs must be whole numbers, rise, and be above 1")  # fmt: skip
-            check_layers("freeze.unfreeze", stage["encoder_layers"])
+            check_layers("freeze.unfreeze", stage["layers"])
             before = int(epoch)
         for pattern in self.patterns:
             try:
@@ -220,8 +156,8 @@ class FreezeConfig:
 
     def at(self, epoch: int) -> "FreezeConfig":
         """What is frozen in an epoch, counted from 1."""
-        layers = [stage["encoder_layers"] for stage in self.unfreeze if int(stage["epoch"]) <= epoch]
-        return dataclasses.replace(self, encoder_layers=[self.encoder_layers, *layers][-1], unfreeze=())
+        layers = [stage["layers"] for stage in self.unfreeze if int(stage["epoch"]) <= epoch]
+        return dataclasses.replace(self, layers=[self.layers, *layers][-1], unfreeze=())
 
 
 def check_layers(key: str, value: Any) -> None:
@@ -244,7 +180,7 @@ class AdapterConfig:
     """Small matrices that are trained instead of the weights beside them. An optional extra: pip install 'hf-finetune[lora]'.
 
     Args:
-        kind: lora trains LoRA matrices (Hu et al. 2021, arXiv:2106.09685) in the blocks above freeze.encoder_layers, and the new
+        kind: lora trains LoRA matrices (Hu et al. 2021, arXiv:2106.09685) in the blocks above freeze.layers, and the new
             head; every pretrained weight stays frozen. Wants up to ten times the train.learning_rate of training the weights.
         rank: Columns of the matrices.
         alpha: What the matrices add is multiplied by alpha / rank.
@@ -276,21 +212,21 @@ class AdapterConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PrefixConfig:
+class CacheConfig:
     """What is frozen is computed once and kept on disk, for all epochs and runs.
 
     Args:
-        cache: on, off, or auto: on where it saves time on this machine, which is measured, printed and kept to on resume.
+        activations: on, off, or auto: on where it saves time on this machine, which is measured, printed and kept to on resume.
         dir: Folder of the cache, shared by all runs; prefix/ under HF_FINETUNE_CACHE if not given.
         precision: What hidden states are kept in: 16-bit (fp16; bf16 where values are too large for it) or fp32.
     """
 
-    cache: Literal["auto", "on", "off"] = "auto"
+    activations: Literal["auto", "on", "off"] = "auto"
     dir: str | None = None
     precision: Literal["16-bit", "fp32"] = "16-bit"
 
     def __post_init__(self) -> None:
-        check(self.dir != "", "prefix.dir", "''", "must not be empty")
+        check(self.dir != "", "cache.dir", "''", "must not be empty")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -458,7 +394,7 @@ class RunConfig:
         task: What the labels mean
         freeze: What stays as it was pretrained
         adapter: What is trained beside it
-        prefix: What is frozen is computed once
+        cache: What is frozen is computed once
         train: How the rest is trained
         evaluation: Validation during training
         checkpoint: What is saved and resumed
@@ -471,10 +407,10 @@ class RunConfig:
     seed: int = 0
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
-    task: TaskConfig = TaskConfig()
+    task: TaskSettings
     freeze: FreezeConfig = FreezeConfig()
     adapter: AdapterConfig = AdapterConfig()
-    prefix: PrefixConfig = PrefixConfig()
+    cache: CacheConfig = CacheConfig()
     train: TrainConfig = TrainConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
@@ -507,7 +443,7 @@ class RunConfig:
 
 # Settings that may differ between a run and its resumption: no trained number depends on them; or, with data, what
 # they stand for is recognised by its digest; or, with freeze, what changes is carried over name by name and reported.
-FREE_ON_RESUME = ("output_dir", "prefix.", "train.micro_batch_size", "train.micro_batch_tokens", "evaluation.batch_size",
+FREE_ON_RESUME = ("output_dir", "cache.", "train.micro_batch_size", "train.micro_batch_tokens", "evaluation.batch_size",
                   "checkpoint.", "tracking.", "hub.", "data.", "freeze.", "adapter.merge")  # fmt: skip
 
 

@@ -17,6 +17,7 @@ import numpy as np
 if TYPE_CHECKING:
     import torch
 
+Array = np.ndarray[Any, Any]
 IGNORED = -100  # a label that no loss counts, as torch's cross_entropy has it
 
 MODEL_INPUTS = ("input_ids", "token_type_ids")

@@ -35,7 +35,7 @@ def read_table(
 
     Labels are kept where there are any; without `needs_labels` they may be missing.
     """
-    form = form or text_and_label_spec(config)
+    form = form or text_and_label_spec(config.text_columns, str(config.label_column))
     columns: dict[str, list[Any]] = {name: [] for name in form.columns}
     needed = {*form.inputs, *(form.labels if needs_labels else ())}
     files: list[str] = []
@@ -96,7 +96,7 @@ def read_hub_dataset(config: DataConfig, form: ColumnSpec | None = None) -> dict
     """
     import datasets
 
-    form = form or text_and_label_spec(config)
+    form = form or text_and_label_spec(config.text_columns, str(config.label_column))
     datasets.disable_progress_bars()
     name = config.dataset or ""
     try:

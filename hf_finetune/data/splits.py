@@ -34,7 +34,7 @@ class Splits:
 def load_splits(config: DataConfig, seed: int, form: ColumnSpec | None = None) -> Splits:
     """Reads all splits, and carves the missing ones out of training: stratified, seeded, equal texts together; or, where the
     form says so, in order from the end."""
-    form = form or text_and_label_spec(config)
+    form = form or text_and_label_spec(config.text_columns, str(config.label_column))
     if config.dataset is not None:
         given = read_hub_dataset(config, form)
     else:

@@ -62,16 +62,15 @@ class ColumnSpec:
         return tuple(dict.fromkeys((*self.inputs, *self.labels, *self.optional)))
 
 
-def text_and_label_spec(config: DataConfig, *, numbers: bool = False) -> ColumnSpec:
-    """The form of texts with a label, or with a number."""
-    texts, label = config.text_columns, str(config.label_column)
+def text_and_label_spec(texts: tuple[str, ...], label: str, *, numbers: bool = False) -> ColumnSpec:
+    """The columns of texts with a label, or with a number."""
     return ColumnSpec(inputs=texts, labels=(label,), texts=texts, text_files="classes", together=texts,
                      strata=None if numbers else label)  # fmt: skip
 
 
 def find_column_setting(column: str, config: DataConfig) -> str:
     """The setting that names a column."""
-    choices = "data.choice_columns" if column in config.choice_columns else "data.text_columns"
+    choices = "task.choice_columns" if column in config.choice_columns else "data.text_columns"
     return "data.label_column" if column == config.label_column else choices
 
 

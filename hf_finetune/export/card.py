@@ -26,7 +26,7 @@ def make_note(loaded: Backbone, config: RunConfig, task: Task, *, metric: str, m
         "settings": {name: as_dict(hide_folders(config).task)[name] for name in sorted(task.settings)},
         "text_columns": list(config.data.text_columns),
         "label_column": config.data.label_column,
-        "choice_columns": list(config.data.choice_columns),
+        "choice_columns": list(config.task.choice_columns),
         "label_smoothing": config.train.label_smoothing,
         "metric": metric,
         "encoding": list(config.data.encoding),
@@ -171,7 +171,7 @@ def hide_folders(config: RunConfig) -> RunConfig:
     return dataclasses.replace(
         config,
         output_dir="outputs",
-        prefix=dataclasses.replace(config.prefix, dir=config.prefix.dir and last(config.prefix.dir)),
+        prefix=dataclasses.replace(config.cache, dir=config.cache.dir and last(config.cache.dir)),
         model=dataclasses.replace(config.model, backbone=last(config.model.backbone)),
         task=dataclasses.replace(
             config.task, chat_template=config.task.chat_template and last(config.task.chat_template)

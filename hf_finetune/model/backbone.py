@@ -16,7 +16,8 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 
 from hf_finetune.config.sections import AdapterConfig, ModelConfig, check
-from hf_finetune.model.heads import HeadSpec, find_auto_class, find_backbone_prefix
+from hf_finetune.model.head_spec import HeadSpec
+from hf_finetune.model.heads import find_auto_class, find_backbone_prefix
 from hf_finetune.model.structure import find_stack
 from hf_finetune.system.errors import InputError
 from hf_finetune.system.locations import local_path, model_files

@@ -68,7 +68,7 @@ class FreezePlan:
 
 
 def resolve_num_blocks(config: FreezeConfig, anatomy: ModelStructure) -> int:
-    """How many blocks from the bottom up freeze.encoder_layers means on this model."""
+    """How many blocks from the bottom up freeze.layers means on this model."""
     value, depth = config.encoder_layers, len(anatomy.blocks)
     if value == "all":
         return depth
@@ -76,11 +76,11 @@ def resolve_num_blocks(config: FreezeConfig, anatomy: ModelStructure) -> int:
         fraction = fraction_of(value)
         assert fraction is not None  # FreezeConfig checked it
         count = int(fraction * depth + 0.5) if not anatomy.shared else int(fraction == 1) * depth
-        check(not anatomy.shared or fraction in (0, 1), "freeze.encoder_layers", value, SHARED_BLOCK)
+        check(not anatomy.shared or fraction in (0, 1), "freeze.layers", value, SHARED_BLOCK)
         return count
     check(
         abs(value) <= depth,
-        "freeze.encoder_layers",
+        "freeze.layers",
         value,
         f"this backbone has {depth} {'block' if depth == 1 else 'blocks'}"
         + (f"; {SHARED_BLOCK}" if anatomy.shared else ""),
@@ -136,7 +136,7 @@ def apply_freezing(
     if len(frozen) == len(sizes):
         raise InputError(
             "freeze: everything would be frozen, the head too, and nothing would train; "
-            "see freeze.patterns and freeze.encoder_layers"
+            "see freeze.patterns and freeze.layers"
         )
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name not in frozen)

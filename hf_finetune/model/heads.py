@@ -12,19 +12,6 @@ import transformers
 from torch import nn
 
 
-@dataclass(frozen=True, kw_only=True)
-class HeadSpec:
-    """The head that a task wants on its backbone.
-
-    auto_class: the class of transformers that loads it. config_entries: entries of the model's config that follow from the
-    labels. has_labels: a head of the pretrained files that is for other labels is replaced by a new one.
-    """
-
-    auto_class: str
-    config_entries: Mapping[str, Any] = field(default_factory=dict)
-    has_labels: bool = False
-
-
 def find_auto_class(hf_config: Any) -> Any:
     """The class of transformers that loads the head which a model's config names; that of a classifier where it names none."""
     heads = {

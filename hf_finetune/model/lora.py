@@ -65,7 +65,7 @@ def import_peft(key: str) -> Any:
 
 
 def add_adapters(loaded: Backbone, adapter: AdapterConfig, freeze: FreezeConfig, seed: int) -> Backbone:
-    """The backbone with adapters in its blocks above freeze.encoder_layers (and in all of a decoder), or as it is with
+    """The backbone with adapters in its blocks above freeze.layers (and in all of a decoder), or as it is with
     adapter.kind none. They add nothing yet; their first values are a function of the seed.
 
     InputError where peft is missing, or adapter.targets names no linear layer there.
@@ -77,7 +77,7 @@ def add_adapters(loaded: Backbone, adapter: AdapterConfig, freeze: FreezeConfig,
     layers = find_layers(model, adapter.targets, num_frozen)
     if not layers:
         raise InputError(
-            f"freeze.encoder_layers ({freeze.encoder_layers}): leaves no block for the adapters of adapter.kind "
+            f"freeze.layers ({freeze.layers}): leaves no block for the adapters of adapter.kind "
             f"({adapter.kind}); freeze fewer"
         )
     find_modules_to_save(model, loaded.new_parameters)  # an error now rather than after the training
@@ -111,7 +111,7 @@ def find_layers(model: nn.Module, targets: Iterable[str], num_frozen: int) -> li
         named = [name for name in inside if name == target or name.endswith(f".{target}")]
         other = next((name for name in named if name not in linear), None)
         check(bool(named), "adapter.targets", target,
-              f"names nothing in the blocks above freeze.encoder_layers; their linear layers are called {listed}")  # fmt: skip
+              f"names nothing in the blocks above freeze.layers; their linear layers are called {listed}")  # fmt: skip
         check(other is None, "adapter.targets", target,
               f"is a {type(inside.get(str(other))).__name__}; LoRA is for linear layers: {listed}")  # fmt: skip
         found.update(named)

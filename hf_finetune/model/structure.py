@@ -1,6 +1,7 @@
 """The parts of a model: embeddings, blocks, head. Found by tracing a forward pass, not by family names."""
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +10,18 @@ from torch import nn
 
 from hf_finetune.model import heads
 from hf_finetune.system.errors import InputError
+
+
+@contextlib.contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Puts the model into eval mode until the block ends, then restores the mode of each module."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, is_training in modes.items():
+            module.training = is_training
 
 
 @dataclass(frozen=True, kw_only=True)

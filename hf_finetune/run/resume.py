@@ -157,9 +157,9 @@ def check_config(config: RunConfig, path: Path, content: Mapping[str, Any]) -> N
     if changed:
         listed = ", ".join(f"{key} (was {old}, now {new})" for key, old, new in changed)
         raise InputError(f"checkpoint.resume ({path}): was made with another config: {listed}")
-    layers = dict(flatten(content["run"]["config"])).get("freeze.encoder_layers")
-    check(config.adapter.kind == "none" or layers == config.freeze.encoder_layers, "freeze.encoder_layers",
-          config.freeze.encoder_layers, f"{path.name} has its adapters above {layers}; choose another name")  # fmt: skip
+    layers = dict(flatten(content["run"]["config"])).get("freeze.layers")
+    check(config.adapter.kind == "none" or layers == config.freeze.layers, "freeze.layers",
+          config.freeze.layers, f"{path.name} has its adapters above {layers}; choose another name")  # fmt: skip
 
 
 def check_format(path: Path, content: Mapping[str, Any]) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -30,6 +30,55 @@ SUPPORTED = (
 )
 
 LAUNCHER_VARIABLES = {"RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"}  # besides WORLD_SIZE
+
+
+class Processes(Protocol):
+    """The processes that share a piece of work."""
+
+    @property
+    def device(self) -> torch.device:
+        """The device of this process."""
+
+    @property
+    def process(self) -> int:
+        """The number of this process, from 0."""
+
+    @property
+    def num_processes(self) -> int:
+        """How many processes there are."""
+
+    def is_asked_to_stop(self) -> bool:
+        """True if a stop signal was received."""
+
+    def agree(self, *flags: bool) -> tuple[bool, ...]:
+        """For each flag, True if any process has it set. On all processes."""
+
+    def gather(self, value: T) -> list[T]:
+        """The value of every process, in their order, on every process."""
+
+    def stopped_error(self) -> StoppedError:
+        """The error to raise once all have agreed to stop."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SingleProcess:
+    """One process that works alone and is never asked to stop (a Processes)."""
+
+    device: torch.device
+    process: int = 0
+    num_processes: int = 1
+
+    def is_asked_to_stop(self) -> bool:
+        return False
+
+    def agree(self, *flags: bool) -> tuple[bool, ...]:
+        return flags
+
+    def gather(self, value: T) -> list[T]:
+        return [value]
+
+    def stopped_error(self) -> StoppedError:
+        return StoppedError("stopped")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -70,13 +70,13 @@ class Choice(Task):
     @classmethod
     def form(cls, config: RunConfig) -> ColumnSpec:
         data = config.data
-        check(bool(data.choice_columns), "data.choice_columns", "[]",
+        check(bool(task.choice_columns), "task.choice_columns", "[]",
               "names the column of lists of choices, or two or more columns of one choice each")  # fmt: skip
         check(data.label_column is not None, "data.label_column", None, "names the column of the right choice")
         return ColumnSpec(
-            inputs=(*data.text_columns, *data.choice_columns[:2]),
+            inputs=(*data.text_columns, *task.choice_columns[:2]),
             labels=(str(data.label_column),),
-            optional=data.choice_columns[2:],
+            optional=task.choice_columns[2:],
             texts=data.text_columns,
             together=data.text_columns,
         )
@@ -99,7 +99,7 @@ class Choice(Task):
     def from_facts(cls, config: RunConfig, facts: Mapping[str, Any]) -> "Choice":
         return cls(
             stem_columns=config.data.text_columns,
-            choice_columns=config.data.choice_columns,
+            choice_columns=config.task.choice_columns,
             label_column=str(config.data.label_column),
             reading=facts.get("reading", "index"),
             label_smoothing=config.train.label_smoothing,
@@ -124,7 +124,7 @@ class Choice(Task):
                 value, names = value.get("text"), value.get("label") or ()
             if not isinstance(value, (list, tuple)):
                 raise InputError(
-                    f"{table.where(row)}: {column} ({value}) is no list of choices; see data.choice_columns"
+                    f"{table.where(row)}: {column} ({value}) is no list of choices; see task.choice_columns"
                 )
             found = list(value)
         else:

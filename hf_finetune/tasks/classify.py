@@ -1,149 +1,215 @@
-"""Text and sentence-pair classification: one label, several labels, or a number. B examples, C classes."""
+"""Text and sentence-pair classification: one label, several labels, or a number. B examples, C classes, N rows."""
 
-import math
-import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from hf_finetune.config.sections import RunConfig, check
+import numpy as np
+
+from hf_finetune.config.sections import RunConfig, TaskSettings, check
 from hf_finetune.data.encoding import tokenize
-from hf_finetune.data.features import Batch, Features
+from hf_finetune.data.features import Array, Batch, Features
 from hf_finetune.data.table import ColumnSpec, Table, has_fractions, text_and_label_spec
+from hf_finetune.model.head_spec import HeadSpec
 from hf_finetune.system.errors import InputError
 from hf_finetune.tasks import metrics
-from hf_finetune.tasks.base import Kept, Task
-from hf_finetune.tasks.losses import cross_entropy
+from hf_finetune.tasks.base import Columns, Encoding, Outputs, Scoring, SummedObjective, Task
+from hf_finetune.tasks.labels import (
+    compute_class_weights,
+    describe_class_weights,
+    format_counts,
+    read_number,
+    sort_numbers_first,
+)
 
 if TYPE_CHECKING:
-    import numpy as np
     import torch
-
-LARGEST_TARGET = 3.4028234663852886e38  # of float32, which the targets of a regression are
 
 DECISION_THRESHOLD = 0.5  # of a label's probability, multi_label
 
 
 @dataclass(frozen=True, kw_only=True)
-class Classification(Task):
-    """Labels known from the training table, and what follows from them."""
+class Settings(TaskSettings):
+    """Settings of text classification.
+
+    Args:
+        problem: single_label, multi_label or regression; auto chooses by the label column and prints why.
+        label_separator: Splits a string of several labels; not needed if the column holds lists.
+        class_weights: balanced, or label=weight for some labels; the others weigh 1.
+        focal_gamma: Exponent of the focal loss; 0 is plain cross entropy.
+    """
+
+    problem: Literal["auto", "single_label", "multi_label", "regression"] = "auto"
+    label_separator: str | None = None
+    class_weights: tuple[str, ...] = ()
+    focal_gamma: float = 0.0
+
+    def __post_init__(self) -> None:
+        check(self.label_separator != "", "task.label_separator", "''", "must not be empty")
+        check(
+            self.label_separator is None or self.problem in ("auto", "multi_label"),
+            "task.label_separator", self.label_separator, f"has no meaning with task.problem {self.problem}",
+        )  # fmt: skip
+        check(0 <= self.focal_gamma < float("inf"), "task.focal_gamma", self.focal_gamma, "must be 0 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextColumns(Columns):
+    """One or two text columns and a label column."""
+
+    texts: tuple[str, ...]
+    label: str
+    numbers: bool = False  # the label is a number to predict
+
+    @property
+    def spec(self) -> ColumnSpec:
+        return text_and_label_spec(self.texts, self.label, numbers=self.numbers)
+
+    def make_row(self, texts: Sequence[str]) -> dict[str, Any]:
+        needed = len(self.texts)
+        if len(texts) != needed:
+            raise InputError(f"--text: takes {'one text' if needed == 1 else 'two texts'}, as the model was trained")
+        return dict(zip(self.texts, texts, strict=True))
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelReader:
+    """Reads the label names of a row."""
 
     problem: str
-    label_names: tuple[str, ...]
-    text_columns: tuple[str, ...] = ("text",)
-    label_column: str
-    label_separator: str | None = None
+    column: str
+    separator: str | None
+
+    def read(self, table: Table, row: int) -> list[str]:
+        """The label names of a row: exactly one for single_label, any number for multi_label."""
+        value = table.columns[self.column][row]
+        if self.problem != "multi_label":
+            return [self.name(table, row, value)]
+        if isinstance(value, str) and self.separator:
+            values: list[Any] = [part.strip() for part in value.split(self.separator) if part.strip()]
+        elif isinstance(value, (list, tuple)):
+            values = list(value)
+        elif value is None:
+            raise InputError(f"{table.where(row)}: {self.column} is null; a row without labels has an empty list")
+        else:
+            raise InputError(
+                f"{table.where(row)}: {self.column} ({value}) is not a list; a string of several labels needs "
+                "task.label_separator"
+            )
+        return [self.name(table, row, value) for value in values]
+
+    def name(self, table: Table, row: int, value: Any) -> str:
+        """One label as a string."""
+        where, names = f"{table.where(row)}: {self.column}", table.class_names
+        if value is None or (isinstance(value, str) and not value.strip()):
+            raise InputError(f"{where} is {'null' if value is None else 'empty'}")
+        if isinstance(value, (list, tuple, dict)):
+            raise InputError(f"{where} ({value}) is not a single label; see task.problem")
+        if isinstance(value, float):
+            if not value.is_integer():
+                raise InputError(f"{where} ({value}) is not a class; see task.problem regression")
+            value = int(value)
+        if names is not None and isinstance(value, int):
+            if not 0 <= value < len(names):
+                raise InputError(f"{where} ({value}) is not among the data set's classes")
+            return names[value]
+        return str(value)
+
+    def find_names(self, table: Table) -> tuple[str, ...]:
+        """All labels in the data set's own order, else numbers by value and names by alphabet; never by first occurrence."""
+        counts = Counter(label for row in range(len(table)) for label in self.read(table, row))
+        if len(counts) < 2:
+            only = f"only {next(iter(counts))!r}" if counts else "no label"
+            raise InputError(f"data.label_column ({self.column}): training has {only}; at least two classes are needed")
+        return table.class_names or tuple(sorted(counts, key=sort_numbers_first))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassificationEncoding(Encoding):
+    """Texts to one sequence each, labels to class numbers, 0/1 rows or numbers."""
+
+    texts: tuple[str, ...]
+    reader: LabelReader
+    label_names: tuple[str, ...] = ()
+    class_weights: tuple[float, ...] = ()
+    reason: str = ""  # why this problem
+
+    def encoded_columns(self) -> tuple[str, ...]:
+        return self.texts
+
+    def tokenize(self, table: Table, tokenizer: Any, max_length: int) -> dict[str, Array]:
+        return tokenize([table.columns[name] for name in self.texts], tokenizer, max_length)
+
+    def labels(self, table: Table, arrays: Mapping[str, Array]) -> Array:
+        """Class numbers [N] int64, 0/1 [N, C] float32, or numbers [N] float32."""
+        if self.reader.problem == "regression":
+            column = self.reader.column
+            return np.array([read_number(table, row, column) for row in range(len(table))], dtype=np.float32)
+        index = {name: number for number, name in enumerate(self.label_names)}
+        rows = [[index.get(name, -1) for name in self.reader.read(table, row)] for row in range(len(table))]
+        for row, numbers in enumerate(rows):
+            if -1 in numbers:
+                name = self.reader.read(table, row)[numbers.index(-1)]
+                raise InputError(
+                    f"{table.where(row)}: the label {name!r} is not among the {len(index)} that training has"
+                )
+        if self.reader.problem == "single_label":
+            return np.array([numbers[0] for numbers in rows], dtype=np.int64)
+        targets = np.zeros((len(rows), len(index)), dtype=np.float32)
+        for row, numbers in enumerate(rows):
+            targets[row, numbers] = 1.0
+        return targets
+
+    def describe(self, features: Features, table: Table, max_length: int) -> list[tuple[str, str]]:
+        """The input; the problem and why; the labels and how many training examples have each."""
+        labels: Any = features.labels
+        head = f"{self.reader.problem}, {self.reason}: "
+        lines = super().describe(features, table, max_length)
+        if self.reader.problem == "regression":
+            return [*lines, ("labels", f"{head}from {labels.min():g} to {labels.max():g}")]
+        totals = labels.sum(0) if labels.ndim == 2 else np.bincount(labels, minlength=len(self.label_names))
+        counts = {name: int(total) for name, total in zip(self.label_names, totals, strict=True)}
+        weights = describe_class_weights(self.label_names, self.class_weights)
+        return [*lines, ("labels", head + format_counts(counts)), *weights]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassificationObjective(SummedObjective):
+    """Cross entropy, binary cross entropy over all B x C, or squared errors."""
+
+    problem: str
     label_smoothing: float = 0.0
     class_weights: tuple[float, ...] = ()
     focal_gamma: float = 0.0
-    reason: str = ""  # why this problem
 
-    name = "classification"
-    auto_class = "AutoModelForSequenceClassification"
-    pipeline_tag = "text-classification"
-    settings = frozenset({"problem", "label_separator", "class_weights", "focal_gamma"})
+    def loss(self, outputs: "torch.Tensor", batch: Batch) -> "tuple[torch.Tensor, float]":
+        """Loss summed over all terms, and their number. outputs: logits [B, C]."""
+        from torch.nn import functional as F
 
-    @classmethod
-    def form(cls, config: RunConfig) -> ColumnSpec:
-        columns = config.data.text_columns
-        check(len(columns) in (1, 2), "data.text_columns", list(columns), "takes one or two columns")
-        check(config.data.label_column is not None, "data.label_column", None, "classification needs labels")
-        return text_and_label_spec(config.data, numbers=config.task.problem == "regression")
+        from hf_finetune.tasks.losses import cross_entropy
 
-    @classmethod
-    def from_table(cls, config: RunConfig, table: Table) -> "Classification":
-        """Reads the problem (where task.problem is auto) and the labels, in a fixed order, off the training rows."""
-        column = str(config.data.label_column)
-        problem: str = config.task.problem
-        reason = "as task.problem says"
-        if problem == "auto":
-            problem, reason = guess_problem(table, column, config.task.label_separator)
-        task = replace(cls.from_facts(config, {"problem": problem, "labels": []}), reason=reason)
-        for key, value in (("train.label_smoothing", task.label_smoothing), ("task.focal_gamma", task.focal_gamma),
-                           ("task.class_weights", list(config.task.class_weights))):  # fmt: skip
-            check(not value or problem == "single_label", key, value,
-                  f"is for single_label problems, and this one is {problem}")  # fmt: skip
-        names = ("score",) if problem == "regression" else task.find_labels(table)
-        task = replace(task, label_names=names)
-        counts = (
-            Counter(task.labels_of(table, row)[0] for row in range(len(table))) if config.task.class_weights else {}
-        )
-        return replace(task, class_weights=weights_of(config.task.class_weights, names, counts))
-
-    @classmethod
-    def from_facts(cls, config: RunConfig, facts: Mapping[str, Any]) -> "Classification":
-        return cls(
-            problem=facts["problem"],
-            label_names=tuple(facts["labels"]),
-            text_columns=config.data.text_columns,
-            label_column=str(config.data.label_column),
-            label_separator=config.task.label_separator,
-            label_smoothing=config.train.label_smoothing,
-            class_weights=tuple(facts.get("class_weights", ())),
-            focal_gamma=config.task.focal_gamma,
-        )
-
-    @classmethod
-    def facts_of_model(cls, model_config: Any) -> dict[str, Any]:
-        problem = model_config.problem_type or (
-            "regression" if model_config.num_labels == 1 else "single_label_classification"
-        )
-        names = [model_config.id2label[number] for number in range(model_config.num_labels)]
-        return {"problem": problem.removesuffix("_classification"), "labels": names}
-
-    def facts(self) -> dict[str, Any]:
-        return {"problem": self.problem, "labels": list(self.label_names), "class_weights": list(self.class_weights)}
-
-    def find_labels(self, table: Table) -> tuple[str, ...]:
-        """The labels in the data set's own order, else numbers by value and names by alphabet. Never by first seen."""
-        found = Counter(label for row in range(len(table)) for label in self.labels_of(table, row))
-        names = table.class_names or tuple(sorted(found, key=numeric_first))
-        if len(found) < 2:
-            only = f"only {next(iter(found))!r}" if found else "no label"
-            raise InputError(f"data.label_column ({self.label_column}): training has {only}; two classes are the least")
-        return names
-
-    def labels_of(self, table: Table, row: int) -> list[str]:
-        """The label names of a row: exactly one for single_label, any number for multi_label."""
-        value = table.columns[self.label_column][row]
+        logits, labels = outputs.float(), batch.labels
+        assert labels is not None
+        if self.problem == "single_label":
+            return cross_entropy(
+                logits,
+                labels,
+                label_smoothing=self.label_smoothing,
+                class_weights=self.class_weights,
+                focal_gamma=self.focal_gamma,
+            )
         if self.problem == "multi_label":
-            if isinstance(value, str) and self.label_separator:
-                values: list[Any] = [part.strip() for part in value.split(self.label_separator) if part.strip()]
-            elif isinstance(value, (list, tuple)):
-                values = list(value)
-            elif value is None:
-                raise InputError(
-                    f"{table.where(row)}: {self.label_column} is null; a row without labels has an empty list"
-                )
-            else:
-                raise InputError(
-                    f"{table.where(row)}: {self.label_column} ({value}) is no list; a string of several "
-                    "labels needs task.label_separator"
-                )
-        else:
-            values = [value]
-        return [self.label_name(table, row, value) for value in values]
+            return F.binary_cross_entropy_with_logits(logits, labels, reduction="sum"), labels.numel()
+        return F.mse_loss(logits.squeeze(-1), labels, reduction="sum"), len(labels)
 
-    def label_name(self, table: Table, row: int, value: Any) -> str:
-        """One label as a string."""
-        if value is None or (isinstance(value, str) and not value.strip()):
-            raise InputError(f"{table.where(row)}: {self.label_column} is {'null' if value is None else 'empty'}")
-        if isinstance(value, (list, tuple, dict)):
-            raise InputError(f"{table.where(row)}: {self.label_column} ({value}) is no single label; see task.problem")
-        if isinstance(value, float):
-            if not value.is_integer():
-                raise InputError(
-                    f"{table.where(row)}: {self.label_column} ({value}) is no class; see task.problem regression"
-                )
-            value = int(value)
-        if table.class_names is not None and isinstance(value, int):
-            if not 0 <= value < len(table.class_names):
-                raise InputError(
-                    f"{table.where(row)}: {self.label_column} ({value}) is not among the data set's classes"
-                )
-            return table.class_names[value]
-        return str(value)
+
+@dataclass(frozen=True, kw_only=True)
+class ClassificationScoring(Scoring):
+    """Logits to probabilities, metrics and predictions."""
+
+    problem: str
+    label_names: tuple[str, ...]
 
     @property
     def default_metric(self) -> str:
@@ -164,116 +230,35 @@ class Classification(Task):
             metrics.check_fits(name, self.problem, key)
         return name
 
-    def model_settings(self) -> dict[str, Any]:
-        names = dict(enumerate(self.label_names))
-        problem = self.problem if self.problem == "regression" else f"{self.problem}_classification"
-        return {
-            "id2label": names,
-            "label2id": {name: number for number, name in names.items()},
-            "problem_type": problem,
-        }
-
-    def encoded_columns(self) -> tuple[str, ...]:
-        return self.text_columns
-
-    def tokenize(self, table: Table, tokenizer: Any, max_length: int) -> "dict[str, np.ndarray[Any, Any]]":
-        return tokenize([table.columns[name] for name in self.text_columns], tokenizer, max_length)
-
-    def labels(self, table: Table, arrays: "Mapping[str, np.ndarray[Any, Any]]") -> "np.ndarray[Any, Any]":
-        """Class numbers [N] int64, 0/1 [N, C] float32, or numbers [N] float32."""
-        import numpy as np
-
-        if self.problem == "regression":
-            return np.array([number_of(table, row, self.label_column) for row in range(len(table))], dtype=np.float32)
-        index = {name: number for number, name in enumerate(self.label_names)}
-        rows = [[index.get(name, -1) for name in self.labels_of(table, row)] for row in range(len(table))]
-        for row, numbers in enumerate(rows):
-            if -1 in numbers:
-                name = self.labels_of(table, row)[numbers.index(-1)]
-                raise InputError(
-                    f"{table.where(row)}: the label {name!r} is not among the {len(index)} that training has"
-                )
-        if self.problem == "single_label":
-            return np.array([numbers[0] for numbers in rows], dtype=np.int64)
-        targets = np.zeros((len(rows), len(index)), dtype=np.float32)
-        for row, numbers in enumerate(rows):
-            targets[row, numbers] = 1.0
-        return targets
-
-    def describe(self, features: Features, table: Table, max_length: int) -> list[tuple[str, str]]:
-        """Besides the input: the problem and why; the labels and how many training examples have each."""
-        import numpy as np
-
-        labels: Any = features.labels
-        head = f"{self.problem}, {self.reason}: "
-        lines = Task.describe(self, features, table, max_length)
-        if self.problem == "regression":
-            return [*lines, ("labels", f"{head}from {labels.min():g} to {labels.max():g}")]
-        totals = labels.sum(0) if labels.ndim == 2 else np.bincount(labels, minlength=len(self.label_names))
-        counts = {name: int(total) for name, total in zip(self.label_names, totals, strict=True)}
-        return [*lines, ("labels", head + distribution(counts)), *weights_line(self.label_names, self.class_weights)]
-
-    def loss(self, outputs: "torch.Tensor", batch: Batch) -> "tuple[torch.Tensor, float]":
-        """Sum of cross entropy, binary cross entropy over all B x C, or squared errors; and the number of terms."""
-        from torch.nn import functional as F
-
-        logits, labels = outputs.float(), batch.labels
-        assert labels is not None
-        if self.problem == "single_label":
-            return cross_entropy(
-                logits,
-                labels,
-                label_smoothing=self.label_smoothing,
-                class_weights=self.class_weights,
-                focal_gamma=self.focal_gamma,
-            )
-        if self.problem == "multi_label":
-            return F.binary_cross_entropy_with_logits(logits, labels, reduction="sum"), labels.numel()
-        return F.mse_loss(logits.squeeze(-1), labels, reduction="sum"), len(labels)
-
-    def keep(self, outputs: "torch.Tensor", batch: Batch) -> "list[np.ndarray[Any, Any]]":
+    def reduce(self, outputs: "torch.Tensor", batch: Batch) -> list[Array]:
         """Logits [C]."""
         return list(outputs.float().cpu().numpy())
 
-    def metrics(
-        self, metric: str, kept: Kept, features: Features, table: Table, rows: "np.ndarray[Any, Any]"
+    def compute_metrics(
+        self, metric: str, outputs: Outputs, features: Features, table: Table, indices: Array
     ) -> dict[str, float]:
-        import numpy as np
-
-        logits = np.stack(kept)
+        logits = np.stack(outputs)
         return metrics.compute_all(
             (metric, *self.metric_names),
             predictions=self.decode(logits),
-            scores=self.scores(logits),
-            references=features.get_labels(rows),
+            scores=self.compute_scores(logits),
+            references=features.get_labels(indices),
         )
 
-    def predictions(self, kept: Kept, features: Features, table: Table) -> Iterator[dict[str, Any]]:
+    def make_predictions(self, outputs: Outputs, features: Features, table: Table) -> Iterator[dict[str, Any]]:
         """For each text: label (or labels, or score) and the probability of every label."""
-        import numpy as np
-
-        for scores in self.scores(np.stack(kept)):
+        for scores in self.compute_scores(np.stack(outputs)):
             yield dict(self.describe_scores(scores))
 
-    def row_of_texts(self, texts: Sequence[str]) -> dict[str, Any]:
-        asked = len(self.text_columns)
-        if len(texts) != asked:
-            raise InputError(f"--text: takes {'one text' if asked == 1 else 'two texts'}, as the model was trained")
-        return dict(zip(self.text_columns, texts, strict=True))
-
-    def card(self) -> str:
-        labels = "Label" if len(self.label_names) == 1 else f"{len(self.label_names)} labels"
-        return f"{self.problem.replace('_', '-')} text classification.\n{labels}: {', '.join(self.label_names)}."
-
-    def decode(self, logits: "np.ndarray[Any, Any]") -> "np.ndarray[Any, Any]":
+    def decode(self, logits: Array) -> Array:
         """Class numbers [B], 0/1 [B, C] by a probability above 0.5, or numbers [B]."""
         if self.problem == "single_label":
             return logits.argmax(-1)
         if self.problem == "multi_label":
-            return (self.scores(logits) > DECISION_THRESHOLD).astype(int)
+            return (self.compute_scores(logits) > DECISION_THRESHOLD).astype(int)
         return logits[:, 0]
 
-    def scores(self, logits: "np.ndarray[Any, Any]") -> "np.ndarray[Any, Any]":
+    def compute_scores(self, logits: Array) -> Array:
         """Softmax or sigmoid [B, C], or the numbers [B, 1]."""
         from scipy.special import expit, softmax
 
@@ -292,64 +277,93 @@ class Classification(Task):
         return {"label": max(probabilities, key=lambda name: probabilities[name]), "probabilities": probabilities}
 
 
-def distribution(counts: Mapping[str, int], most: int = 8) -> str:
-    """Names and how many there are of each, the most frequent first."""
-    ordered = Counter(counts).most_common()
-    shown = ", ".join(f"{name} {count:,}" for name, count in ordered[:most])
-    return shown + (f", and {len(ordered) - most} more" if len(ordered) > most else "")
+@dataclass(frozen=True, kw_only=True)
+class Classification(Task):
+    """Text classification."""
+
+    Settings = Settings
+    auto_classes = ("AutoModelForSequenceClassification",)
+
+    class_weights: tuple[float, ...] = ()
+
+    @classmethod
+    def make_columns(cls, config: RunConfig) -> TextColumns:
+        texts, label = config.data.text_columns, config.data.label_column
+        check(len(texts) in (1, 2), "data.text_columns", list(texts), "takes one or two columns")
+        check(label is not None, "data.label_column", None, "classification needs labels")
+        return TextColumns(texts=texts, label=str(label), numbers=config.task.problem == "regression")
+
+    @classmethod
+    def from_table(cls, config: RunConfig, table: Table) -> "Classification":
+        """Finds the problem (if task.problem is auto) and the labels, in a fixed order, in the training rows."""
+        settings, column = config.task, str(config.data.label_column)
+        problem, reason = settings.problem, "set by task.problem"
+        if problem == "auto":
+            problem, reason = guess_problem(table, column, settings.label_separator)
+        for key, value in (("train.label_smoothing", config.train.label_smoothing), ("task.focal_gamma", settings.focal_gamma),
+                           ("task.class_weights", list(settings.class_weights))):  # fmt: skip
+            check(not value or problem == "single_label", key, value,
+                  f"is for single_label problems, and this one is {problem}")  # fmt: skip
+        reader = LabelReader(problem=problem, column=column, separator=settings.label_separator)
+        names = ("score",) if problem == "regression" else reader.find_names(table)
+        weights: tuple[float, ...] = ()
+        if settings.class_weights:
+            counts = Counter(reader.read(table, row)[0] for row in range(len(table)))
+            weights = compute_class_weights(settings.class_weights, names, counts)
+        task = cls.from_state(config, {"problem": problem, "labels": names, "class_weights": weights})
+        return replace(task, encoding=replace(task.encoding, reason=reason))
+
+    @classmethod
+    def from_state(cls, config: RunConfig, state: Mapping[str, Any]) -> "Classification":
+        settings, problem, names = config.task, state["problem"], tuple(state["labels"])
+        weights = tuple(state.get("class_weights", ()))
+        reader = LabelReader(
+            problem=problem, column=str(config.data.label_column), separator=settings.label_separator
+        )
+        return cls(
+            problem=problem,
+            label_names=names,
+            class_weights=weights,
+            pipeline_tag="text-classification",
+            head=HeadSpec(
+                auto_class=cls.auto_classes[0], config_entries=make_config_entries(problem, names), has_labels=True
+            ),
+            columns=cls.make_columns(config),
+            encoding=ClassificationEncoding(
+                texts=config.data.text_columns, reader=reader, label_names=names, class_weights=weights
+            ),
+            objective=ClassificationObjective(
+                problem=problem,
+                label_smoothing=config.train.label_smoothing,
+                class_weights=weights,
+                focal_gamma=settings.focal_gamma,
+            ),
+            scoring=ClassificationScoring(problem=problem, label_names=names),
+        )
+
+    @classmethod
+    def read_state(cls, model_config: Any) -> dict[str, Any]:
+        problem = model_config.problem_type or (
+            "regression" if model_config.num_labels == 1 else "single_label_classification"
+        )
+        names = [model_config.id2label[number] for number in range(model_config.num_labels)]
+        return {"problem": problem.removesuffix("_classification"), "labels": names}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"problem": self.problem, "labels": list(self.label_names), "class_weights": list(self.class_weights)}
+
+    def describe_for_card(self) -> str:
+        labels = "Label" if len(self.label_names) == 1 else f"{len(self.label_names)} labels"
+        return f"{self.problem.replace('_', '-')} text classification.\n{labels}: {', '.join(self.label_names)}."
 
 
-def weights_of(asked: Sequence[str], names: Sequence[str], counts: Mapping[str, int]) -> tuple[float, ...]:
-    """The weight of each label that task.class_weights means; () where it is empty.
-
-    balanced: all labels / (number of labels x labels of the name), as scikit-learn's compute_class_weight; a name that
-    training does not have weighs 1.
-    """
-    if not asked:
-        return ()
-    if list(asked) == ["balanced"]:
-        present = sum(count > 0 for count in counts.values())
-        return tuple(sum(counts.values()) / (present * counts[name]) if counts.get(name) else 1.0 for name in names)
-    weights = dict.fromkeys(names, 1.0)
-    for each in asked:
-        name, _, value = each.rpartition("=")
-        try:
-            weight = float(value)
-        except ValueError:
-            weight = math.nan
-        takes = "takes balanced, or label=weight, weights above 0"
-        check(0 < weight < math.inf, "task.class_weights", each, takes)
-        check(name in weights, "task.class_weights", each, f"training has the labels {', '.join(names)}")
-        weights[name] = weight
-    return tuple(weights.values())
-
-
-def weights_line(names: Sequence[str], weights: Sequence[float]) -> list[tuple[str, str]]:
-    """What is said of class weights, where there are any."""
-    shown = ", ".join(f"{name} {weight:.3g}" for name, weight in zip(names, weights, strict=False))
-    return [("weights", shown)] if weights else []
-
-
-def numeric_first(name: str) -> tuple[int, float, str]:
-    """Sort key: whole numbers by value, then names. No two labels are equal."""
-    return (0, float(name), name) if re.fullmatch(r"-?\d+", name) else (1, 0.0, name)
-
-
-def number_of(table: Table, row: int, column: str, needed: str = "as task.problem regression needs") -> float:
-    """A finite number to be predicted, or InputError with file and line."""
-    value = table.columns[column][row]
-    try:
-        if value is None or isinstance(value, bool):
-            raise ValueError
-        number = float(value)
-    except OverflowError:  # a whole number beyond every float
-        number = math.inf
-    except (TypeError, ValueError):
-        shown = "null" if value is None else repr(value)
-        raise InputError(f"{table.where(row)}: {column} ({shown}) is no number, {needed}") from None
-    if not abs(number) <= LARGEST_TARGET:
-        raise InputError(f"{table.where(row)}: {column} ({number}) is not finite, or too large for float32")
-    return number
+def make_config_entries(problem: str, names: Sequence[str]) -> dict[str, Any]:
+    """Entries of the model's config: the names of the labels, and transformers' name of the problem."""
+    return {
+        "id2label": dict(enumerate(names)),
+        "label2id": {name: number for number, name in enumerate(names)},
+        "problem_type": problem if problem == "regression" else f"{problem}_classification",
+    }
 
 
 def guess_problem(table: Table, column: str, separator: str | None) -> tuple[str, str]:

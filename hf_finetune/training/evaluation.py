@@ -1,117 +1,91 @@
-"""Loss and outputs of a split. Evaluation changes nothing in training (law 4 of docs/design.md).
+"""Running the model over a split. Evaluation changes nothing in training (law 4 of docs/design.md)."""
 
-B features of a batch, S sequences, D numbers of one embedding.
-"""
-
-import math
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
 import torch
 
 from hf_finetune.data.batches import plan_evaluation
-from hf_finetune.data.features import Batch, Features, collate
+from hf_finetune.data.features import Array, Batch, Features, collate
 from hf_finetune.forward.first_token import FULL_FORWARD, ForwardPlan
 from hf_finetune.model import heads
+from hf_finetune.model.backbone import decode_texts
+from hf_finetune.model.structure import eval_mode
+from hf_finetune.system.processes import Processes
+from hf_finetune.tasks.base import EvaluationOutput, Task
 
-if TYPE_CHECKING:
-    from hf_finetune.system.processes import Runtime
-    from hf_finetune.tasks.base import Task
-
-IN_BATCH_SIZE = 64  # of a batch of an evaluation whose rows are coupled; fixed, so that losses can be compared
+BatchResult = tuple[float, float, list[Array]]  # sum of the loss, number of targets, an entry for each feature
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluationOutput:
-    """Loss (mean over all targets; nan where there are none) and what the task kept of each row, in the order of the rows."""
+class ModelRunner:
+    """Runs the model over the features of one split (a tasks.base.Runner).
 
-    loss: float
-    outputs: list["np.ndarray[Any, Any]"]
-
-
-def run_evaluation(
-    model: torch.nn.Module,
-    features: Features,
-    task: "Task",
-    runtime: "Runtime",
-    *,
-    batch_size: int,
-    pad_token_id: int,
-    rows: "np.ndarray[Any, Any] | None" = None,
-    distributed: bool = True,
-    generates: bool = False,
-    shortcuts: ForwardPlan = FULL_FORWARD,
-) -> EvaluationOutput:
-    """Evaluates every row (or `rows`) exactly once, on any number of processes. Law 4: changes nothing.
-
-    All processes call it and get the result; without `distributed` one process does all of it alone. StoppedError where a
-    signal asked the run to stop. With `generates` the model writes text, and there is no loss.
-
-    Batches are the same on any number of processes, and their sums are added in the same order: so are the numbers.
+    Args:
+        processes: The processes that share the work. All of them call the methods and get the results.
+        batch_size: Features a forward.
+        forward_plan: What a forward need not compute.
+        autocast: Context in which texts are generated: generate() calls the encoder by itself, so that the wrapper of the
+            model's own forward does not apply.
     """
-    chosen = np.arange(len(features)) if rows is None else rows
-    batches = [chosen[batch] for batch in plan_evaluation(features.lengths[chosen], batch_size)]
-    process, num_processes = (runtime.process, runtime.num_processes) if distributed else (0, 1)
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    results = []
-    stops = False
-    try:
-        with torch.inference_mode():
-            for number in range(process, len(batches), num_processes):
-                if stops := distributed and runtime.is_asked_to_stop():
+
+    model: Any
+    tokenizer: Any
+    task: Task
+    features: Features
+    processes: Processes
+    pad_token_id: int
+    batch_size: int
+    forward_plan: ForwardPlan = FULL_FORWARD
+    autocast: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext
+
+    def compute_outputs(self, indices: Array) -> EvaluationOutput:
+        """Loss and reduced outputs of the features at `indices`."""
+        objective, scoring = self.task.objective, self.task.scoring
+
+        def run_batch(batch: Batch) -> BatchResult:
+            with self.forward_plan(batch.activations):
+                outputs = heads.run_model(self.model, batch.inputs)
+            return *objective.evaluate(outputs, batch), scoring.reduce(outputs, batch)
+
+        sums, outputs = self.run(run_batch, indices)
+        return EvaluationOutput(loss=objective.mean(sums, outputs, self.features, indices), outputs=outputs)
+
+    def generate_texts(self, generate: Callable[[Any, Batch], list[Array]], indices: Array) -> list[str]:
+        """The texts that `generate` has the model write for the features at `indices`."""
+        with self.autocast():
+            _, ids = self.run(lambda batch: (0.0, 0.0, generate(self.model, batch)), indices)
+        return decode_texts(self.tokenizer, ids)
+
+    def run(
+        self, run_batch: Callable[[Batch], BatchResult], indices: Array
+    ) -> tuple[list[tuple[float, float]], list[Any]]:
+        """Loss and number of targets of each batch, and an entry for each feature in the order of `indices`.
+
+        Each feature is computed once, on any number of processes. The batches, and the order in which their sums are added, do
+        not depend on the number of processes; so the numbers do not either. StoppedError if a signal asked the run to stop.
+        """
+        processes = self.processes
+        batches = [indices[batch] for batch in plan_evaluation(self.features.lengths[indices], self.batch_size)]
+        results = []
+        stops = False
+        with eval_mode(self.model), torch.inference_mode():
+            for number in range(processes.process, len(batches), processes.num_processes):
+                if stops := processes.is_asked_to_stop():
                     break
-                batch = collate(features, batches[number], pad_token_id).to(runtime.device)
-                batch = task.prepare(batch, features, model, 0)
-                results.append((number, *evaluate_batch(model, task, batch, shortcuts, generates=generates)))
-    finally:
-        for module, training in modes.items():
-            module.training = training
-    if distributed and any(runtime.agree(stops)):
-        raise runtime.stopped_error()
-    gathered = sorted(
-        (result for part in (runtime.gather(results) if distributed else [results]) for result in part),
-        key=lambda result: result[0],
-    )
-    place = {int(row): position for position, row in enumerate(chosen)}
-    kept: list[Any] = [None] * len(chosen)
-    for number, _, _, of_rows in gathered:
-        for row, array in zip(batches[number], of_rows, strict=True):
-            kept[place[int(row)]] = array
-    if task.couples_rows:
-        return EvaluationOutput(loss=mean_in_batch_loss(task, kept, features, chosen), outputs=kept)
-    count = math.fsum(result[2] for result in gathered)
-    return EvaluationOutput(
-        loss=math.fsum(result[1] for result in gathered) / count if count else math.nan, outputs=kept
-    )
+                batch = collate(self.features, batches[number], self.pad_token_id).to(processes.device)
+                batch = self.task.encoding.prepare(batch, self.features, self.model, 0)
+                results.append((number, *run_batch(batch)))
+        if any(processes.agree(stops)):
+            raise processes.stopped_error()
+        gathered = sorted((result for part in processes.gather(results) for result in part), key=lambda part: part[0])
+        position = {int(index): number for number, index in enumerate(indices)}
+        entries: list[Any] = [None] * len(indices)
+        for number, _, _, of_batch in gathered:
+            for index, entry in zip(batches[number], of_batch, strict=True):
+                entries[position[int(index)]] = entry
+        return [(loss, count) for _, loss, count, _ in gathered], entries
 
-
-def evaluate_batch(
-    model: torch.nn.Module, task: "Task", batch: Batch, shortcuts: ForwardPlan, *, generates: bool
-) -> tuple[float, float, list["np.ndarray[Any, Any]"]]:
-    """Sum of the loss, number of targets, and what is kept of each row."""
-    if generates:
-        return 0.0, 0.0, task.generate(model, batch)
-    with shortcuts(batch.activations):
-        outputs = heads.run_model(model, batch.inputs)
-    has_loss = batch.labels is not None and not task.couples_rows
-    loss, count = task.loss(outputs, batch) if has_loss else (0.0, 0.0)
-    return float(loss), count, task.keep(outputs, batch)
-
-
-def mean_in_batch_loss(
-    task: "Task", kept: Sequence["np.ndarray[Any, Any]"], features: Features, rows: "np.ndarray[Any, Any]"
-) -> float:
-    """The mean loss of batches of COUPLED_ROWS rows in their order, from the representations [sequences, D] of each row; nan
-    where nothing is known to be right."""
-    if features.labels is None:
-        return math.nan
-    sums = []
-    for start in range(0, len(rows), IN_BATCH_SIZE):
-        part, of = kept[start : start + IN_BATCH_SIZE], rows[start : start + IN_BATCH_SIZE]
-        vectors = torch.from_numpy(np.concatenate(part))
-        loss, count = task.coupled_loss(vectors, np.array([len(array) for array in part]), features, of)
-        sums.append((float(loss), count))
-    return math.fsum(loss for loss, _ in sums) / (math.fsum(count for _, count in sums) or math.nan)

@@ -1,65 +1,69 @@
-"""In-batch losses over micro-batches and processes (GradCache, Gao et al. 2021, arXiv:2101.06983).
+"""The forward passes of one update, and the embeddings of its whole batch (GradCache, Gao et al. 2021, arXiv:2101.06983).
 
-S sequences of a batch, D numbers of one embedding.
+S sequences of a batch, D numbers of an embedding.
 """
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 import torch
 
-from hf_finetune.data.features import Features
-from hf_finetune.training.train_state import TrainState, UpdateBatch, embed_sequences
-
-if TYPE_CHECKING:
-    from hf_finetune.system.processes import Runtime
-    from hf_finetune.tasks.base import Task
+from hf_finetune.data.features import Array, Batch, Features
+from hf_finetune.system.processes import Runtime
+from hf_finetune.tasks.base import Task
+from hf_finetune.training.train_state import TrainState, UpdateBatch, run_training_forward
 
 
-@dataclass(frozen=True, kw_only=True)
-class EmbeddingGradients:
-    """Of a batch whose rows are coupled: the summed loss, its targets, and its gradient [S, D] by each sequence's
-    representation. alone: of a process with one micro-batch its representations, with their graph, and their places."""
+class UpdatePasses:
+    """The forward passes of one update (a tasks.base.UpdateForwards)."""
 
-    loss: float
-    count: float
-    gradient: torch.Tensor
-    single: tuple[torch.Tensor, list[int]] | None
+    def __init__(
+        self, state: TrainState, features: Features, task: Task, runtime: Runtime, update_batch: UpdateBatch
+    ) -> None:
+        self.features = features
+        self.indices = update_batch.feature_indices
+        self.state, self.task, self.runtime, self.update_batch = state, task, runtime, update_batch
+        self.single: tuple[torch.Tensor, Batch] | None = None  # of a process with one micro-batch, with its graph
 
+    def run(self, indices: Array) -> tuple[torch.Tensor, Batch]:
+        """Outputs and batch of a micro-batch, for a backward pass."""
+        return self.single or self.forward(indices)
 
-def compute_embedding_gradients(
-    trainee: TrainState, features: Features, task: "Task", runtime: "Runtime", window: UpdateBatch
-) -> EmbeddingGradients:
-    """The pull of the whole batch on every representation, the same on all processes.
+    def forward(self, indices: Array) -> tuple[torch.Tensor, Batch]:
+        """Outputs and batch of these features."""
+        through = self.state.prepared if torch.is_grad_enabled() else None  # the wrapper expects a backward
+        return run_training_forward(
+            self.state, self.features, self.task, self.runtime.device, indices, self.update_batch, through
+        )
 
-    Where there are several micro-batches, representations are computed twice, first without gradients for the loss of the
-    whole batch, then by accumulate() for the backward (GradCache, Gao et al. 2021, arXiv:2101.06983): so memory is that of
-    a micro-batch, and the numbers those of one batch on one process. Dropout's masks are the same both times: stateless
-    ones by themselves, torch's from the same seed.
-    """
-    is_alone = len(window.micro_batches) == 1  # as on every process
-    found: torch.Tensor | None = None
-    alone: tuple[torch.Tensor, list[int]] | None = None
-    torch.manual_seed(torch.initial_seed())  # of every device
-    with torch.set_grad_enabled(is_alone):
-        for micro_rows in window.micro_batches:
-            taken = micro_rows if len(micro_rows) else window.feature_indices[:1]
-            vectors, places = embed_sequences(trainee, features, task, runtime, taken, window)
-            if found is None:
-                found = vectors.new_zeros(
-                    int(features.count_sequences(window.feature_indices).sum()), vectors.shape[-1]
-                )
-            if len(micro_rows):
-                found[places] = vectors.detach()
-            if is_alone:
-                alone = vectors, places
-    torch.manual_seed(torch.initial_seed())
-    assert found is not None  # a window has rows
-    if runtime.num_processes > 1:
-        torch.distributed.all_reduce(found)  # each process's part, and zeros
-    leaf = found.requires_grad_()
-    loss, count = task.coupled_loss(
-        leaf, features.count_sequences(window.feature_indices), features, window.feature_indices
-    )
-    (gradient,) = torch.autograd.grad(loss, leaf)
-    return EmbeddingGradients(loss=float(loss.detach()), count=count, gradient=gradient, single=alone)
+    def embed_all(self, embed: Callable[[torch.Tensor, Batch], torch.Tensor]) -> torch.Tensor:
+        """Embeddings [S, D] of all sequences of the batch, from all processes, without a graph; the same on all processes.
+
+        With several micro-batches each is computed twice: here without gradients, and again for its backward pass, so that
+        memory is that of a micro-batch. Dropout masks are the same both times: stateless ones by themselves, torch's from the
+        same seed.
+        """
+        micro_batches, indices = self.update_batch.micro_batches, self.indices
+        is_single = len(micro_batches) == 1  # as on every process
+        embeddings: torch.Tensor | None = None
+        torch.manual_seed(torch.initial_seed())  # of every device
+        with torch.set_grad_enabled(is_single):
+            for micro_indices in micro_batches:
+                outputs, batch = self.forward(micro_indices if len(micro_indices) else indices[:1])
+                own = embed(outputs, batch).detach().float()
+                if embeddings is None:
+                    embeddings = own.new_zeros(int(self.features.count_sequences(indices).sum()), own.shape[-1])
+                if len(micro_indices):
+                    embeddings[self.find_positions(batch)] = own
+                if is_single:
+                    self.single = outputs, batch
+        torch.manual_seed(torch.initial_seed())
+        assert embeddings is not None  # a batch has features
+        if self.runtime.num_processes > 1:
+            torch.distributed.all_reduce(embeddings)  # each process's part, and zeros
+        return embeddings
+
+    def find_positions(self, batch: Batch) -> list[int]:
+        """Positions of a micro-batch's sequences among the S of embed_all()."""
+        sequences = self.features.get_sequence_indices(self.indices)
+        position = {int(sequence): number for number, sequence in enumerate(sequences)}
+        return [position[int(sequence)] for sequence in batch.sequence_indices]

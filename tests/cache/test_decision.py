@@ -32,9 +32,9 @@ from hf_finetune.training.progress import Progress
 
 MakeConfig = Callable[..., RunConfig]
 CACHED = {
-    "prefix.cache": "on",
+    "cache.activations": "on",
     "freeze.embeddings": True,
-    "freeze.encoder_layers": 1,
+    "freeze.layers": 1,
     "train.dropout_masks": "stateless",
 }
 
@@ -42,18 +42,18 @@ CACHED = {
 @pytest.fixture
 def cache(tmp_path: Path) -> dict[str, str]:
     """The setting of a cache of the test's own."""
-    return {"prefix.dir": str(tmp_path / "prefix")}
+    return {"cache.dir": str(tmp_path / "prefix")}
 
 
 def entries(cache: dict[str, str]) -> set[str]:
     """The keys of the whole entries."""
-    return {entry.folder.name for entry in store.list_entries(Path(cache["prefix.dir"])) if not entry.is_partial}
+    return {entry.folder.name for entry in store.list_entries(Path(cache["cache.dir"])) if not entry.is_partial}
 
 
 def entry_bytes(cache: dict[str, str]) -> bytes:
     """The states of the only entry."""
     (key,) = entries(cache)
-    return (Path(cache["prefix.dir"]) / key / store.STATES).read_bytes()
+    return (Path(cache["cache.dir"]) / key / store.STATES).read_bytes()
 
 
 def assert_like(ours: Path, theirs: Path, tolerance: float) -> None:
@@ -72,9 +72,9 @@ def test_a_cached_run_has_the_numbers_of_one_without(
     make_config: MakeConfig, cache: dict[str, str], problem: str, kept: str, tolerance: float
 ) -> None:
     """Dropout on. The final numbers are those of the whole model, so they are what the exported one gives."""
-    without = make_config(problem, **CACHED | {"prefix.cache": "off"}, name="without")
+    without = make_config(problem, **CACHED | {"cache.activations": "off"}, name="without")
     finetune(without)
-    config = make_config(problem, **CACHED, **cache, **{"prefix.precision": kept})
+    config = make_config(problem, **CACHED, **cache, **{"cache.precision": kept})
     result = finetune(config)
     assert entries(cache)
     assert_like(config.run_dir, without.run_dir, tolerance)
@@ -86,9 +86,9 @@ def test_a_cached_run_has_the_numbers_of_one_without(
 def test_every_family_trains_from_its_cache(
     make_config: MakeConfig, backbones: Callable[..., Path], cache: dict[str, str], family: str
 ) -> None:
-    settings = {**CACHED, **cache, "model.backbone": str(backbones(family, layers=3)), "prefix.precision": "fp32",
-                "freeze.encoder_layers": "all" if family in ("t5", "bart") else 2, "train.max_updates": 6}  # fmt: skip
-    without = make_config(**settings | {"prefix.cache": "off"}, name="without")
+    settings = {**CACHED, **cache, "model.backbone": str(backbones(family, layers=3)), "cache.precision": "fp32",
+                "freeze.layers": "all" if family in ("t5", "bart") else 2, "train.max_updates": 6}  # fmt: skip
+    without = make_config(**settings | {"cache.activations": "off"}, name="without")
     finetune(without)
     config = make_config(**settings)
     finetune(config)
@@ -111,7 +111,7 @@ def test_two_processes_fill_the_cache_together_and_have_the_numbers_of_one(
     make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(store, "CHUNK_TOKENS", 4096)
-    here, there = {"prefix.dir": str(tmp_path / "one")}, {"prefix.dir": str(tmp_path / "two")}
+    here, there = {"cache.dir": str(tmp_path / "one")}, {"cache.dir": str(tmp_path / "two")}
     alone = make_config(**CACHED, **here, name="alone")
     finetune(alone)
     together = make_config(**CACHED, **there, name="together")
@@ -212,10 +212,10 @@ def test_weights_tokens_boundary_and_precision_miss(
     lines[7] = lines[7].replace('"text": "', '"text": "cat ', 1)
     (tmp_path / "token.jsonl").write_text("".join(lines))
     missed("token", **{"data.train": [str(tmp_path / "token.jsonl")]})
-    missed("boundary", **{"freeze.encoder_layers": 2})
+    missed("boundary", **{"freeze.layers": 2})
     missed("length", **{"data.max_length": 6})
     missed("computed", **{"train.precision": "bf16"})
-    missed("kept", **{"prefix.precision": "fp32"})
+    missed("kept", **{"cache.precision": "fp32"})
     missed("attention", **{"model.attention": "eager"})
 
 
@@ -226,7 +226,7 @@ def test_a_damaged_entry_is_found_and_rebuilt_never_used(
     finetune(make_config(**TINY_RUN, **cache, name="first"))
     good = entry_bytes(cache)
     (key,) = entries(cache)
-    path = Path(cache["prefix.dir"]) / key / (store.MANIFEST if "manifest" in damage else store.STATES)
+    path = Path(cache["cache.dir"]) / key / (store.MANIFEST if "manifest" in damage else store.STATES)
     content = bytearray(path.read_bytes())
     if damage == "no manifest":
         path.unlink()
@@ -243,7 +243,7 @@ def test_a_damaged_entry_is_found_and_rebuilt_never_used(
 
 def test_a_capture_that_is_killed_goes_on_to_the_same_bytes(make_config: MakeConfig, tmp_path: Path) -> None:
     """A real SIGKILL, three times, of a run that captures slowly; then left alone."""
-    here, there = {"prefix.dir": str(tmp_path / "one")}, {"prefix.dir": str(tmp_path / "two")}
+    here, there = {"cache.dir": str(tmp_path / "one")}, {"cache.dir": str(tmp_path / "two")}
     settings = {**TINY_RUN, "data.train": [str(tiny.write_jsonl(tmp_path / "many.jsonl", tiny.make_rows(400)))]}
     script = tmp_path / "slow.py"
     script.write_text(
@@ -302,23 +302,23 @@ def chosen(make_config: MakeConfig, cache: dict[str, str]) -> Any:
     ("family", "settings", "reason"),
     [
         ("bert", {"freeze.embeddings": False}, "the embeddings train"),
-        ("albert", {"freeze.encoder_layers": "all"}, "runs one shared block many times"),
-        ("t5", {"freeze.encoder_layers": 1}, "need more of the lower ones than hidden states"),
+        ("albert", {"freeze.layers": "all"}, "runs one shared block many times"),
+        ("t5", {"freeze.layers": 1}, "need more of the lower ones than hidden states"),
     ],
 )
 def test_what_cannot_be_cached_is_said_with_its_reason(
     chosen: Any, backbones: Callable[..., Path], family: str, settings: dict[str, Any], reason: str
 ) -> None:
     settings = {"model.backbone": str(backbones(family)), **settings}
-    with pytest.raises(InputError, match=f"prefix.cache \\(on\\): .*{reason}"):
+    with pytest.raises(InputError, match=f"cache.activations \\(on\\): .*{reason}"):
         chosen(**settings)
-    _, choice = chosen(**settings, **{"prefix.cache": "auto"})
+    _, choice = chosen(**settings, **{"cache.activations": "auto"})
     assert not choice.is_on
     assert reason in choice.lines[0]
 
 
 def test_auto_decides_by_the_measured_gain_and_keeps_to_it(chosen: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    auto = {"prefix.cache": "auto"}
+    auto = {"cache.activations": "auto"}
     _, choice = chosen(**auto)
     assert not choice.is_on, "60 short texts are not worth a file"
     monkeypatch.setattr(decision, "estimate", lambda *_: (40.6, 96.2))
@@ -335,12 +335,12 @@ def test_auto_decides_by_the_measured_gain_and_keeps_to_it(chosen: Any, monkeypa
     assert choice.is_on
     _, choice = chosen(**auto)
     assert choice.lines == ("cache off: would cost about 3.0 s more than the 96.2 s without",)
-    _, choice = chosen(**auto, **{"freeze.encoder_layers": 0})
+    _, choice = chosen(**auto, **{"freeze.layers": 0})
     assert "only the embeddings" in choice.lines[0]
     _, choice = chosen(Progress(stopped=True))
     assert "nothing is left to train" in choice.lines[0]
-    _, choice = chosen(**{"prefix.cache": "off"})
-    assert choice.lines == ("cache off: as prefix.cache says",)
+    _, choice = chosen(**{"cache.activations": "off"})
+    assert choice.lines == ("cache off: as cache.activations says",)
 
 
 def test_the_estimate_counts_what_is_to_come(make_config: MakeConfig, cache: dict[str, str], monkeypatch: Any) -> None:
@@ -373,14 +373,14 @@ def test_a_replay_that_differs_is_found_by_the_self_check(
 ) -> None:
     from hf_finetune.forward.cached import CachedForward
 
-    config = make_config(**CACHED | {"prefix.cache": asked}, **cache)
+    config = make_config(**CACHED | {"cache.activations": asked}, **cache)
     honest = CachedForward.compute_activations
     with open_run(config) as run:
         job = set_up(config, "classification", run, Clock())
         monkeypatch.setattr(CachedForward, "states", lambda self, batch: 3 * honest(self, batch).roll(1, -1))
         if asked == "on":
             with pytest.raises(
-                InputError, match=r"prefix.cache \(on\): the replayed logits differ from the model's by"
+                InputError, match=r"cache.activations \(on\): the replayed logits differ from the model's by"
             ):
                 decision.decide(job, Progress())
         else:
@@ -389,7 +389,7 @@ def test_a_replay_that_differs_is_found_by_the_self_check(
 
 def test_a_disk_without_room_is_found_before_the_capture(chosen: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=10_000))
-    with pytest.raises(InputError, match=r"prefix.cache \(on\): .* MB are needed at .* and 0 MB are free"):
+    with pytest.raises(InputError, match=r"cache.activations \(on\): .* MB are needed at .* and 0 MB are free"):
         chosen()
 
 
@@ -422,18 +422,18 @@ def test_values_too_large_for_fp16_are_kept_in_bf16(
     for name in ("first", "second"):
         finetune(make_config(**settings, name=name))
     assert capsys.readouterr().out.count("too large for fp16") == 1, "the second run finds the entry"
-    (entry,) = store.list_entries(Path(cache["prefix.dir"]))
+    (entry,) = store.list_entries(Path(cache["cache.dir"]))
     assert entry.manifest["kind"] == "bfloat16"
 
 
 def test_states_that_are_not_finite_are_an_error(chosen: Any) -> None:
-    job, choice = chosen(**{"prefix.precision": "fp32"})
-    replay = job.train_state.forward_plan.replay
+    job, choice = chosen(**{"cache.precision": "fp32"})
+    replay = job.train_state.forward_plan.cached
     with torch.no_grad():
-        next(iter(replay.stand_ins)).word_embeddings.weight[5:] = float("inf")
+        next(iter(replay.placeholders)).word_embeddings.weight[5:] = float("inf")
     with open_run(job.config), pytest.raises(InputError, match="give values that are not finite"):
         attach_activations(job, choice)
-    assert not entries({"prefix.dir": str(job.config.prefix.dir)})
+    assert not entries({"cache.dir": str(job.config.cache.dir)})
 
 
 def test_the_results_are_those_of_the_exported_model(

@@ -22,7 +22,7 @@ from hf_finetune.config.sections import (
     FreezeConfig,
     HubConfig,
     ModelConfig,
-    PrefixConfig,
+    CacheConfig,
     RunConfig,
     TaskConfig,
     TrackingConfig,
@@ -38,7 +38,7 @@ PACKAGE = Path(hf_finetune.__file__).parent
 NAN, INFINITY = float("nan"), float("inf")
 MODEL = ModelConfig(backbone="backbone")
 DATA = DataConfig(train=("train.csv",))
-STAGED = FreezeConfig(unfreeze=({"epoch": 2, "encoder_layers": 0},))
+STAGED = FreezeConfig(unfreeze=({"epoch": 2, "layers": 0},))
 
 
 # --- checks ---------------------------------------------------------------------------------------------------------
@@ -87,12 +87,12 @@ CASES: list[tuple[type, dict[str, Any], str, str]] = [
     (TaskConfig, {"label_separator": ",", "problem": "regression"}, "task.label_separator", "task.problem regression"),
     (TaskConfig, {"label_separator": ",", "problem": "single_label"}, "task.label_separator", "problem single_label"),
     *(
-        (FreezeConfig, {"encoder_layers": value}, "freeze.encoder_layers", "a count, a negative count, a fraction")
+        (FreezeConfig, {"layers": value}, "freeze.layers", "a count, a negative count, a fraction")
         for value in ("some", "", "4/3", "1/0", "-1/2", "1 / 2", "0.5")
     ),
     (FreezeConfig, {"unfreeze": ({"epoch": 2},)}, "freeze.unfreeze", "both and no more"),
-    (FreezeConfig, {"unfreeze": ({"epoch": 1, "encoder_layers": 0},)}, "freeze.unfreeze", "rise, and be above 1"),
-    (FreezeConfig, {"unfreeze": ({"epoch": 2, "encoder_layers": "x"},)}, "freeze.unfreeze", "takes a count"),
+    (FreezeConfig, {"unfreeze": ({"epoch": 1, "layers": 0},)}, "freeze.unfreeze", "rise, and be above 1"),
+    (FreezeConfig, {"unfreeze": ({"epoch": 2, "layers": "x"},)}, "freeze.unfreeze", "takes a count"),
     (CheckpointConfig, {"every_minutes": 0.0}, "checkpoint.every_minutes", "must be above 0"),
     (FreezeConfig, {"patterns": ("ok", "(")}, "freeze.patterns", "not a regular expression"),
     *(
@@ -117,7 +117,7 @@ CASES: list[tuple[type, dict[str, Any], str, str]] = [
     ),
     (TrainConfig, {"batch_size": 8, "micro_batch_size": 9}, "train.micro_batch_size", "train.batch_size (8)"),
     (TrainConfig, {"micro_batch_size": 2, "micro_batch_tokens": 9}, "train.micro_batch_tokens", "give one of them"),
-    (PrefixConfig, {"dir": ""}, "prefix.dir", "must not be empty"),
+    (CacheConfig, {"dir": ""}, "cache.dir", "must not be empty"),
     (TrainConfig, {"min_delta": 0.1}, "train.min_delta", "train.patience"),
     *((EvaluationConfig, {"every": value}, "evaluation.every", "at least 1") for value in (0, -3)),
     (EvaluationConfig, {"batch_size": 0}, "evaluation.batch_size", "at least 1"),
@@ -189,9 +189,9 @@ def test_every_check_in_the_module_is_failed_by_a_case(monkeypatch: pytest.Monke
         (DataConfig, {"dataset": "glue", "subset": "mrpc"}),
         (DataConfig, {"max_length": 4, "max_train_examples": 2}),
         (TaskConfig, {"label_separator": " ", "problem": "multi_label"}),
-        (FreezeConfig, {"encoder_layers": "all"}),
-        (FreezeConfig, {"encoder_layers": "3/3"}),
-        (FreezeConfig, {"encoder_layers": -2}),
+        (FreezeConfig, {"layers": "all"}),
+        (FreezeConfig, {"layers": "3/3"}),
+        (FreezeConfig, {"layers": -2}),
         (TrainConfig, {"batch_size": 8, "micro_batch_size": 8}),
         (TrainConfig, {"layer_decay": 1.0, "max_grad_norm": 0.0, "weight_decay": 0.0}),
         (TrainConfig, {"min_delta": 0.1, "patience": 1}),

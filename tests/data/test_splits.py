@@ -27,7 +27,7 @@ from hf_finetune.tasks.classify import Classification, guess_problem
 Array = np.ndarray[Any, Any]
 SEEDS = (0, 1, 2, 31)
 BOTH = {"validation": 0.1, "test": 0.2}
-FORM = text_and_label_spec(DataConfig(train=("unused",)))
+FORM = text_and_label_spec(("text",), "label")
 
 
 def make_table(labels: Sequence[Any], texts: Sequence[str] | None = None) -> Table:
@@ -147,7 +147,7 @@ def test_the_first_text_of_a_pair_alone_makes_no_texts_equal() -> None:
     config = DataConfig(train=("x",), text_columns=("text", "other"))
     table = make_table(["a", "b"] * 20, ["same"] * 40)
     table.columns["other"] = [str(row) for row in range(40)]
-    assert len(split_off(table, text_and_label_spec(config), {"test": 0.25}, 0)[1]["test"]) == 10
+    assert len(split_off(table, text_and_label_spec(config.text_columns, str(config.label_column)), {"test": 0.25}, 0)[1]["test"]) == 10
     assert split_off(table, FORM, {"test": 0.25}, 0)[1]["test"] == []
 
 

@@ -19,7 +19,7 @@ from hf_finetune.system.errors import InputError
 from hf_finetune.train import finetune
 
 MakeConfig = Callable[..., RunConfig]
-SMALL = {"freeze.embeddings": True, "freeze.encoder_layers": 1, "checkpoint.content": "trainable"}
+SMALL = {"freeze.embeddings": True, "freeze.layers": 1, "checkpoint.content": "trainable"}
 
 
 def exported(folder: Path) -> dict[str, torch.Tensor]:

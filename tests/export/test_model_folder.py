@@ -23,7 +23,7 @@ from hf_finetune.config.sections import (
     DataConfig,
     HubConfig,
     ModelConfig,
-    PrefixConfig,
+    CacheConfig,
     RunConfig,
     as_dict,
 )
@@ -284,9 +284,9 @@ def test_the_card_shows_no_folder_of_the_machine(runs: Any) -> None:
 def test_paths_on_the_machine_are_shown_by_their_last_part_and_all_else_as_it_is() -> None:
     data = DataConfig(dataset="/home/me/set", train=("/home/me/*.csv", "here/a.csv", "package://corpus/x"))
     backbone = ModelConfig(backbone="/home/me/backbone")
-    resume, cache = CheckpointConfig(resume="/home/me/ckpt.pt"), PrefixConfig(dir="/home/me/states")
+    resume, cache = CheckpointConfig(resume="/home/me/ckpt.pt"), CacheConfig(dir="/home/me/states")
     shown = hide_folders(make_job(data=data, model=backbone, checkpoint=resume, prefix=cache).config)
-    assert shown.prefix.dir == "states"
+    assert shown.cache.dir == "states"
     assert shown.data.dataset == "set"
     assert shown.data.train == ("*.csv", "here/a.csv", "package://corpus/x")
     assert (shown.model.backbone, shown.checkpoint.resume) == ("backbone", "ckpt.pt")

@@ -121,9 +121,9 @@ def test_a_forward_of_the_callers_own_is_put_back() -> None:
 @pytest.mark.parametrize(
     ("family", "config", "reason"),
     [
-        ("bert", FreezeConfig(encoder_layers=2), "the embeddings train"),
-        ("albert", FreezeConfig(embeddings=True, encoder_layers="all"), "one shared block many times"),
-        ("t5", FreezeConfig(embeddings=True, encoder_layers=2), "need more of the lower ones than hidden states"),
+        ("bert", FreezeConfig(layers=2), "the embeddings train"),
+        ("albert", FreezeConfig(embeddings=True, layers="all"), "one shared block many times"),
+        ("t5", FreezeConfig(embeddings=True, layers=2), "need more of the lower ones than hidden states"),
     ],
 )
 def test_what_cannot_be_replayed_is_refused_with_the_reason(family: str, config: FreezeConfig, reason: str) -> None:

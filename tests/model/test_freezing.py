@@ -294,7 +294,7 @@ def test_dropout_of_free_blocks_and_head_stays_on(family: str) -> None:
 
 def test_what_is_constant_is_in_eval_mode_after_every_train_mode() -> None:
     model = make_dropping("bert")
-    freezing.apply_freezing(model, FreezeConfig(embeddings=True, encoder_layers=2))
+    freezing.apply_freezing(model, FreezeConfig(embeddings=True, layers=2))
     constant = freezing.find_eval_modules(model)
     frozen = [model.bert.embeddings, *model.bert.encoder.layer[:2]]
     for _ in range(2):
@@ -341,7 +341,7 @@ def test_evaluate_gives_every_module_its_own_mode_back() -> None:
     assert {name: module.training for name, module in model.named_modules()} == before
 
 
-# --- what freeze.encoder_layers and freeze.patterns mean ------------------------------------------------------------
+# --- what freeze.layers and freeze.patterns mean ------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -353,7 +353,7 @@ def test_evaluate_gives_every_module_its_own_mode_back() -> None:
 )  # fmt: skip
 def test_encoder_layers_counts_blocks_from_the_bottom(depth: int, value: int | str, count: int) -> None:
     model = tiny.make_model("bert", layers=depth)
-    plan = freezing.apply_freezing(model, FreezeConfig(embeddings=True, encoder_layers=value))
+    plan = freezing.apply_freezing(model, FreezeConfig(embeddings=True, layers=value))
     assert plan.num_prefix_blocks == count
     frozen = [name for name in plan.frozen if ".layer." in name]
     assert {int(name.split(".layer.")[1].split(".")[0]) for name in frozen} == set(range(count))
@@ -362,19 +362,19 @@ def test_encoder_layers_counts_blocks_from_the_bottom(depth: int, value: int | s
 @pytest.mark.parametrize("value", [4, -4])
 def test_more_blocks_than_there_are_is_an_error(value: int) -> None:
     with pytest.raises(InputError, match=rf"freeze\.encoder_layers \({value}\): this backbone has 3 blocks$"):
-        freezing.apply_freezing(tiny.make_model("bert", layers=3), FreezeConfig(encoder_layers=value))
+        freezing.apply_freezing(tiny.make_model("bert", layers=3), FreezeConfig(layers=value))
 
 
 @pytest.mark.parametrize(("value", "frozen"), [("all", True), ("3/3", True), (1, True), (0, False), ("0/3", False)])
 def test_alberts_shared_block_is_frozen_whole_or_not_at_all(value: int | str, frozen: bool) -> None:
-    plan = freezing.apply_freezing(tiny.make_model("albert", layers=3), FreezeConfig(encoder_layers=value))
+    plan = freezing.apply_freezing(tiny.make_model("albert", layers=3), FreezeConfig(layers=value))
     assert set(plan.structure.blocks[0]) & plan.frozen == (set(plan.structure.blocks[0]) if frozen else set())
 
 
 @pytest.mark.parametrize("value", ["2/3", 2, -2])
 def test_a_part_of_alberts_shared_block_is_an_error_that_says_why(value: int | str) -> None:
     with pytest.raises(InputError, match=r"freeze\.encoder_layers .*one shared block many times.*\"all\".*not at all"):
-        freezing.apply_freezing(tiny.make_model("albert", layers=3), FreezeConfig(encoder_layers=value))
+        freezing.apply_freezing(tiny.make_model("albert", layers=3), FreezeConfig(layers=value))
 
 
 def test_patterns_freeze_what_they_find_anywhere_in_a_name() -> None:
@@ -391,7 +391,7 @@ def test_a_pattern_that_matches_nothing_is_an_error() -> None:
 
 
 @pytest.mark.parametrize(
-    "settings", [{"patterns": (".",)}, {"embeddings": True, "encoder_layers": "all", "patterns": ("pooler|class",)}]
+    "settings", [{"patterns": (".",)}, {"embeddings": True, "layers": "all", "patterns": ("pooler|class",)}]
 )
 def test_freezing_everything_is_an_error_and_changes_nothing(settings: dict[str, Any]) -> None:
     model = tiny.make_model("bert")
@@ -413,7 +413,7 @@ def test_frozen_blocks_above_free_ones_are_frozen_but_no_prefix() -> None:
 
 def test_the_plan_counts_every_parameter_once() -> None:
     model = tiny.make_model("t5", layers=LAYERS)  # three names for one embedding
-    plan = freezing.apply_freezing(model, FreezeConfig(embeddings=True, encoder_layers=2))
+    plan = freezing.apply_freezing(model, FreezeConfig(embeddings=True, layers=2))
     assert plan.num_total == sum(parameter.numel() for parameter in model.parameters())
     assert plan.num_trainable == sum(p.numel() for p in model.parameters() if p.requires_grad)
     assert sum(size for _, size, _ in plan.table()) == plan.num_total
@@ -421,7 +421,7 @@ def test_the_plan_counts_every_parameter_once() -> None:
 
 def test_the_plans_table_joins_like_blocks_and_tells_what_trains() -> None:
     model = tiny.make_model("bert", layers=5)
-    config = FreezeConfig(embeddings=True, encoder_layers=2, patterns=(r"layer\.4\..*\.query\.",))
+    config = FreezeConfig(embeddings=True, layers=2, patterns=(r"layer\.4\..*\.query\.",))
     plan = freezing.apply_freezing(model, config)
     table = {part: (size, state) for part, size, state in plan.table()}
     block = sum(parameter.numel() for parameter in model.bert.encoder.layer[0].parameters())
@@ -439,7 +439,7 @@ def inspected() -> tuple[Any, FreezePlan, list[dict[str, Any]]]:
     """A T5 (tied embeddings) with a buffer of its own, and its rows."""
     model = tiny.make_model("t5", layers=2)
     model.register_buffer("scale", torch.zeros((), dtype=torch.float16))
-    plan = freezing.apply_freezing(model, FreezeConfig(embeddings=True, encoder_layers=1))
+    plan = freezing.apply_freezing(model, FreezeConfig(embeddings=True, layers=1))
     return model, plan, parameter_table.make_rows(model, plan)
 
 

@@ -33,7 +33,7 @@ from hf_finetune.system.errors import InputError
 from hf_finetune.train import RunResult, finetune
 
 MakeConfig = Callable[..., RunConfig]
-LORA = {"adapter.kind": "lora", "adapter.rank": 4, "freeze.encoder_layers": 1, "train.learning_rate": 2e-2}
+LORA = {"adapter.kind": "lora", "adapter.rank": 4, "freeze.layers": 1, "train.learning_rate": 2e-2}
 ROW = {"text": "a red cat"}
 
 
@@ -42,13 +42,13 @@ def make(family: str = "bert", layers: int = 2, frozen: int | str = 1, seed: int
     model = tiny.make_model(family, layers=layers)
     new = frozenset(name for name in structure.analyze_structure(model).rest.get("head", ()))
     loaded = Backbone(model=model, tokenizer=None, source="-", new_parameters=new)
-    return lora.add_adapters(loaded, AdapterConfig(kind="lora", **settings), FreezeConfig(encoder_layers=frozen), seed)
+    return lora.add_adapters(loaded, AdapterConfig(kind="lora", **settings), FreezeConfig(layers=frozen), seed)
 
 
 def plan(loaded: Backbone, frozen: int | str = 1) -> freezing.FreezePlan:
     """What trains of it."""
     loaded.model.requires_grad_(True)
-    return make_freeze_plan(loaded, FreezeConfig(encoder_layers=frozen), structure.analyze_structure(loaded.model))
+    return make_freeze_plan(loaded, FreezeConfig(layers=frozen), structure.analyze_structure(loaded.model))
 
 
 def layers_of(loaded: Backbone) -> list[str]:
@@ -108,14 +108,14 @@ def test_targets_are_names_or_the_ends_of_names(family: str, targets: tuple[str,
 @pytest.mark.parametrize(
     ("targets", "frozen", "message"),
     [
-        (("quary",), 1, "adapter.targets (quary): names nothing in the blocks above freeze.encoder_layers; their linear layers "
+        (("quary",), 1, "adapter.targets (quary): names nothing in the blocks above freeze.layers; their linear layers "
          "are called query, key, value, dense"),
         (("query", "LayerNorm"), 1, "adapter.targets (LayerNorm): is a LayerNorm; LoRA is for linear layers: query, key, value, "
          "dense"),
         (("attention",), 1, "adapter.targets (attention): is a BertAttention; LoRA is for linear layers: query, key, value, "
          "dense"),
         (("classifier",), 1, "adapter.targets (classifier): names nothing in the blocks"),
-        ((), "all", "freeze.encoder_layers (all): leaves no block for the adapters of adapter.kind (lora); freeze fewer"),
+        ((), "all", "freeze.layers (all): leaves no block for the adapters of adapter.kind (lora); freeze fewer"),
     ],
 )  # fmt: skip
 def test_targets_that_mean_no_linear_layer_are_errors(
@@ -134,7 +134,7 @@ def test_targets_that_mean_no_linear_layer_are_errors(
         ({"adapter.dropout": 1.0}, "adapter.dropout (1.0): must be in [0, 1)"),
         ({"adapter.targets": [""]}, "adapter.targets (['']): a name is empty"),
         ({"adapter.kind": "none", "adapter.merge": True}, "adapter.merge (True): has no meaning without adapter.kind lora"),
-        ({"freeze.unfreeze": [{"epoch": 2, "encoder_layers": 0}]}, "freeze.unfreeze ([{'epoch': 2, 'encoder_layers': 0}]): has "
+        ({"freeze.unfreeze": [{"epoch": 2, "layers": 0}]}, "freeze.unfreeze ([{'epoch': 2, 'encoder_layers': 0}]): has "
          "no meaning with adapter.kind lora: pretrained weights stay frozen"),
     ],
 )  # fmt: skip
@@ -268,9 +268,9 @@ def test_a_stopped_run_ends_with_the_same_bits(
 def test_a_run_cannot_go_on_with_adapters_elsewhere(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     run_until(make_config(**LORA, **{"checkpoint.every": 1}), 2, monkeypatch)
     with pytest.raises(
-        InputError, match=r"^freeze.encoder_layers \(0\): ckpt_\S+ has its adapters above 1; choose another name$"
+        InputError, match=r"^freeze.layers \(0\): ckpt_\S+ has its adapters above 1; choose another name$"
     ):
-        finetune(make_config(**LORA | {"freeze.encoder_layers": 0}))
+        finetune(make_config(**LORA | {"freeze.layers": 0}))
     with pytest.raises(InputError, match=r"adapter.rank \(was 4, now 2\)"):
         finetune(make_config(**LORA | {"adapter.rank": 2}))
 
@@ -285,7 +285,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, backbones: Callable[..., P
     shutil.copytree(backbones("bert"), folder / "base")
     defaults: dict[str, Any] = {
         "output_dir": str(folder / "outputs"), "model.backbone": str(folder / "base"), "train.epochs": 2,
-        "train.batch_size": 8, "tracking.trackers": [], "train.precision": "fp32", "prefix.cache": "off",
+        "train.batch_size": 8, "tracking.trackers": [], "train.precision": "fp32", "cache.activations": "off",
     }  # fmt: skip
     for seed, split in enumerate(("train", "validation", "test")):
         defaults[f"data.{split}"] = [str(tiny.write_jsonl(folder / f"{split}.jsonl", tiny.make_rows(30, seed=seed)))]
@@ -443,7 +443,7 @@ def test_inspect_shows_adapters_of_a_run_and_those_to_be(
     assert rows[f"{stem}.base_layer.weight"]["state"] == "frozen"
     assert rows["classifier.weight"]["state"] == "trains"
     assert cli.main(["inspect", config.model.backbone, "--adapter.kind", "lora", "--adapter.rank", "4",
-                     "--freeze.encoder_layers", "1", "--adapter.targets", "query"]) == 0  # fmt: skip
+                     "--freeze.layers", "1", "--adapter.targets", "query"]) == 0  # fmt: skip
     assert re.search(r"block 1 +\d[\d,]* +256 of adapters train", capsys.readouterr().out)
     assert cli.main(["inspect", str(config.run_dir), "--adapter.kind", "lora"]) == 2
     assert "has an adapter already" in capsys.readouterr().err

@@ -59,7 +59,7 @@ def record() -> dict[str, Any]:
             settings = job["settings"]
             found[str(case)] = run(settings | {"name": "plain"}, job["task"])
             if case.caches:
-                cached = {"name": "cached", "prefix.cache": "on", "prefix.dir": f"{folder}/prefix"}
+                cached = {"name": "cached", "cache.activations": "on", "cache.dir": f"{folder}/prefix"}
                 found[f"{case} cached"] = run(settings | cached, job["task"])
             print(case, found[str(case)]["results"]["test"], flush=True)
         module = test_recipes.load_recipe("classify")
@@ -67,7 +67,7 @@ def record() -> dict[str, Any]:
             **module.DEFAULTS,
             **module.DEMO,
             "output_dir": f"{folder}/demo",
-            "prefix.cache": "off",
+            "cache.activations": "off",
             "train.precision": "fp32",
         }
         found["demo"] = run(demo, "classification")

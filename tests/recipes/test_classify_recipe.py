@@ -69,14 +69,14 @@ def test_families_train_frozen_and_reload_equal(
 ) -> None:
     layers = "all" if family == "albert" else 1
     config = make_config(**{"model.backbone": str(backbones(family)), "freeze.embeddings": True,
-                            "freeze.encoder_layers": layers, "train.max_updates": 6})  # fmt: skip
+                            "freeze.layers": layers, "train.max_updates": 6})  # fmt: skip
     result = finetune(config)
     assert result.results["reload_difference"] <= 1e-5
     assert 0 < result.results["parameters"]["trainable"] < result.results["parameters"]["total"]
 
 
 def test_a_checkpoint_opens_with_plain_torch(make_config: MakeConfig) -> None:
-    config = make_config(**{"freeze.embeddings": True, "freeze.encoder_layers": 1})
+    config = make_config(**{"freeze.embeddings": True, "freeze.layers": 1})
     run_dir = finetune(config).run_dir
     path = sorted((run_dir / "checkpoints").glob("*.pt"))[-1]
     model = transformers.AutoModelForSequenceClassification.from_pretrained(run_dir / "model")

@@ -44,8 +44,8 @@ COMMON = {
     "train.precision": "fp32",
     "train.dropout_masks": "stateless",
     "freeze.embeddings": True,
-    "freeze.encoder_layers": 1,
-    "prefix.cache": "off",
+    "freeze.layers": 1,
+    "cache.activations": "off",
     "tracking.trackers": [],
     "tracking.log_every": 1,
     "checkpoint.every": EVERY_UPDATE,
@@ -218,9 +218,9 @@ def test_a_recipe_gives_the_same_numbers_cached_and_on_two_processes(
     assert results["processes"] == 2
     for split in ("validation", "test"):
         assert results[split] == pytest.approx(result.results[split], abs=1e-4, nan_ok=True)
-    cached = {"prefix.cache": "on", "prefix.precision": "fp32"}
+    cached = {"cache.activations": "on", "cache.precision": "fp32"}
     if not case.caches:
-        with pytest.raises(InputError, match=re.escape("prefix.cache (on): ")):
+        with pytest.raises(InputError, match=re.escape("cache.activations (on): ")):
             run(job, "cached", **cached)
         return
     assert_same_losses(run(job, "cached", **cached).run_dir, result.run_dir)

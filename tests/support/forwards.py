@@ -18,7 +18,7 @@ def make(family: str, blocks: int | str, layers: int = 4, **changes: Any) -> tup
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(6.0 if parameter.ndim >= 2 and family != "t5" else 1.0)  # T5's are large
-    plan = freezing.apply_freezing(model, FreezeConfig(embeddings=True, encoder_layers=blocks))
+    plan = freezing.apply_freezing(model, FreezeConfig(embeddings=True, layers=blocks))
     return model, plan
 
 

@@ -92,7 +92,7 @@ def test_labels_are_read_as_all_training_rows_say(rows: list[Any], reading: str,
         (one(None), r"label \(None\) names none"),
         (one("two"), r"label \(two\) names none"),
         (one([0]), r"label \(\[0\]\) names none"),
-        (one(0, "cat or dog"), r"choices \(cat or dog\) is no list of choices; see data.choice_columns"),
+        (one(0, "cat or dog"), r"choices \(cat or dog\) is no list of choices; see task.choice_columns"),
         (one(0, None), r"choices \(None\) is no list of choices"),
         (one(0, ("cat",)), "a.jsonl:3: choices: two or more choices are needed, it has 1"),
         (one(0, ("cat", " ")), r"choices: choice 1 \(' '\) is no text"),
@@ -127,7 +127,7 @@ def test_choices_in_columns_of_their_own_may_end_early() -> None:
 
 
 def test_settings_that_do_not_fit_are_refused() -> None:
-    with pytest.raises(InputError, match=r"data.choice_columns \(\[\]\): names the column of lists of choices, or"):
+    with pytest.raises(InputError, match=r"task.choice_columns \(\[\]\): names the column of lists of choices, or"):
         form_of("choice", make_config(()))
     data = DataConfig(train=("-",), text_columns=("stem",), choice_columns=LIST, label_column=None)
     with pytest.raises(InputError, match=r"data.label_column \(None\): names the column of the right choice"):
@@ -238,7 +238,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         files[f"data.{split}"] = [str(tiny.write_jsonl(folder / f"{split}.jsonl", rows))]
     config = load_config(
         {"model.backbone": str(tiny.make_backbone(folder / "backbone", initializer_range=0.1)), "output_dir": str(folder),
-         "data.text_columns": ["stem"], "data.choice_columns": ["choices"], "data.max_length": 48, "train.epochs": 2,
+         "data.text_columns": ["stem"], "task.choice_columns": ["choices"], "data.max_length": 48, "train.epochs": 2,
          "train.batch_size": 8, "train.learning_rate": 1e-2, "train.precision": "fp32", "tracking.trackers": [], **files}, []
     )  # fmt: skip
     assert config is not None

@@ -81,7 +81,7 @@ def config_of(folder: Path, backbone: Path, kind: str, **settings: Any) -> RunCo
         settings.setdefault(f"data.{split}", [str(path)])
     defaults = {"output_dir": str(folder / "outputs"), "model.backbone": str(backbone), "data.max_length": 48}
     defaults |= {"train.epochs": 2, "train.batch_size": 8, "train.learning_rate": 5e-3, "train.precision": "fp32"}
-    defaults |= {"tracking.trackers": [], "tracking.log_every": 1, "prefix.cache": "off"}
+    defaults |= {"tracking.trackers": [], "tracking.log_every": 1, "cache.activations": "off"}
     config = load_config(defaults | columns | settings, [])
     assert config is not None
     return config
@@ -426,10 +426,10 @@ def test_metrics_are_those_of_sentence_transformers(runs: Runs) -> None:
 
 @pytest.mark.parametrize("settings", [{"model.dropout": 0.1}, {"task.pooling": "cls"}])
 def test_a_cached_prefix_changes_no_loss(tmp_path: Path, backbones: Callable[..., Path], settings: Any) -> None:
-    settings = settings | {"freeze.embeddings": True, "freeze.encoder_layers": 1, "prefix.precision": "fp32"}
+    settings = settings | {"freeze.embeddings": True, "freeze.layers": 1, "cache.precision": "fp32"}
     histories = []
     for cache in ("off", "on"):
-        config = config_of(tmp_path, backbones("bert"), "pairs", **settings, **{"prefix.cache": cache, "name": cache})
+        config = config_of(tmp_path, backbones("bert"), "pairs", **settings, **{"cache.activations": cache, "name": cache})
         lines = (finetune(config, task_name="embedding").run_dir / "metrics.jsonl").read_text().splitlines()
         histories.append([value for line in lines for key, value in json.loads(line).items() if key.endswith("/loss")])
     assert len(histories[0]) >= 10

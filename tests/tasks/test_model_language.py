@@ -360,8 +360,8 @@ def test_whole_words_of_a_text_come_from_the_tokenizer(lm: MakeConfig) -> None:
 
 
 def test_the_prefix_of_masked_inputs_is_not_cached(lm: MakeConfig) -> None:
-    config = lm(**{"freeze.embeddings": True, "freeze.encoder_layers": 1, "prefix.cache": "on"})
-    with pytest.raises(InputError, match=r"prefix.cache \(on\): the masks are drawn anew"):
+    config = lm(**{"freeze.embeddings": True, "freeze.layers": 1, "cache.activations": "on"})
+    with pytest.raises(InputError, match=r"cache.activations \(on\): the masks are drawn anew"):
         finetune(config, task_name="language_modelling")
 
 

@@ -501,13 +501,13 @@ def test_evaluate_gives_what_the_run_gave(task: str, family: str, runs: Any) -> 
 @pytest.mark.parametrize(("family", "layers"), [("t5", 1), ("bart", 2)])
 def test_the_encoder_frozen_whole_and_cached_trains_alike(family: str, layers: int, runs: Any) -> None:
     """With dropout on, and however many examples a forward takes; the metrics of written text come from the whole model."""
-    settings = {"freeze.embeddings": True, "freeze.encoder_layers": "all", "train.epochs": 3}
-    plain, first = runs("translation", family, layers, **settings, **{"prefix.cache": "off"})
+    settings = {"freeze.embeddings": True, "freeze.layers": "all", "train.epochs": 3}
+    plain, first = runs("translation", family, layers, **settings, **{"cache.activations": "off"})
     cached, second = runs(
-        "translation", family, layers, **settings, **{"prefix.cache": "on", "prefix.precision": "fp32"}
+        "translation", family, layers, **settings, **{"cache.activations": "on", "cache.precision": "fp32"}
     )
     micro, third = runs("translation", family, layers, **settings,
-                        **{"prefix.cache": "off", "train.micro_batch_size": 3})  # fmt: skip
+                        **{"cache.activations": "off", "train.micro_batch_size": 3})  # fmt: skip
     assert losses_of(cached) == pytest.approx(losses_of(plain), abs=1e-5)
     assert losses_of(micro) == pytest.approx(losses_of(plain), abs=1e-5)
     for other in (second, third):

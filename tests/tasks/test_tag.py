@@ -521,10 +521,10 @@ def test_numbers_do_not_depend_on_micro_batches_or_the_cache(
     config = run[0]
     losses = []
     for number, changes in enumerate(
-        ({}, {"train.micro_batch_size": 3}, {"prefix.cache": "on", "prefix.precision": "fp32"})
+        ({}, {"train.micro_batch_size": 3}, {"cache.activations": "on", "cache.precision": "fp32"})
     ):
-        settings = {"prefix.cache": "off", "model.dropout": 0.1, "train.dropout_masks": "stateless", "freeze.embeddings": True,
-                    "freeze.encoder_layers": 1, "task.focal_gamma": 1.5, "task.class_weights": ["balanced"],
+        settings = {"cache.activations": "off", "model.dropout": 0.1, "train.dropout_masks": "stateless", "freeze.embeddings": True,
+                    "freeze.layers": 1, "task.focal_gamma": 1.5, "task.class_weights": ["balanced"],
                     "task.label_all_pieces": True, "train.label_smoothing": 0.1, "train.max_updates": 6,
                     "tracking.log_every": 1, "train.learning_rate": 2e-3} | changes  # fmt: skip
         one = settings_of(**{"data.train": list(config.data.train), "data.validation": list(config.data.validation),

@@ -51,7 +51,7 @@ def train_once(model: Any, optimizer: torch.optim.Optimizer, *, seed: int) -> No
 def test_every_trainable_parameter_stands_in_exactly_one_group_and_no_frozen_one(
     family: str, layer_decay: float
 ) -> None:
-    freeze = FreezeConfig(embeddings=True, encoder_layers=0 if family == "albert" else 1)
+    freeze = FreezeConfig(embeddings=True, layers=0 if family == "albert" else 1)
     model, groups = make_groups(family, freeze, layer_decay=layer_decay)
     listed = [name for group in groups for name in names_of(group)]
     assert sorted(listed) == sorted(name for name, p in model.named_parameters() if p.requires_grad)
@@ -105,7 +105,7 @@ def test_layer_decay_lowers_the_rate_by_one_power_a_block() -> None:
 
 
 def test_layer_decay_counts_from_the_top_whatever_is_frozen_below() -> None:
-    _, groups = make_groups(freeze=FreezeConfig(embeddings=True, encoder_layers=2), learning_rate=1.0, layer_decay=0.5)
+    _, groups = make_groups(freeze=FreezeConfig(embeddings=True, layers=2), learning_rate=1.0, layer_decay=0.5)
     rates = {group["name"]: group["peak_learning_rate"] for group in groups if "no_decay" not in group["name"]}
     assert rates == {"block_2": 0.5, "pooler": 1.0, "head": 1.0}
 
@@ -135,7 +135,7 @@ def test_weight_decay_acts_on_matrices_alone() -> None:
 
 def test_the_saved_state_goes_on_in_a_plain_adamw_with_as_many_groups() -> None:
     """As a reader without this package does it: the trainable parameters, group by group, in a plain AdamW."""
-    freeze = FreezeConfig(embeddings=True, encoder_layers=1)
+    freeze = FreezeConfig(embeddings=True, layers=1)
     config = TrainConfig(learning_rate=1e-3, head_learning_rate=1e-2, weight_decay=0.1, warmup_fraction=0.0)
     model, groups = make_groups(freeze=freeze, learning_rate=1e-3, head_learning_rate=1e-2, weight_decay=0.1)
     own = [[parameter for _, parameter in group["params"]] for group in groups]

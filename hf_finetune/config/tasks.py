@@ -1,0 +1,34 @@
+"""The tasks by name. A task's name is its recipe's; a task of your own is named by its import path, `my_package.tasks:MyTask`."""
+
+import importlib
+from collections.abc import Mapping
+from typing import Any
+
+from hf_finetune.system.errors import InputError
+
+TASKS: Mapping[str, str] = {
+    "classify": "hf_finetune.tasks.classify:Classification",
+    "tag": "hf_finetune.tasks.tag:Tagging",
+    "answer": "hf_finetune.tasks.answer:Answering",
+    "choose": "hf_finetune.tasks.choose:Choice",
+    "model_language": "hf_finetune.tasks.model_language:LanguageModelling",
+    "instruct": "hf_finetune.tasks.instruct:Instruction",
+    "summarize": "hf_finetune.tasks.summarize:Summarization",
+    "translate": "hf_finetune.tasks.translate:Translation",
+    "embed": "hf_finetune.tasks.embed:Embedding",
+}
+
+
+def load_task(kind: str) -> Any:
+    """The class of a task: by its recipe's name, or by its import path. InputError if there is none."""
+    path = TASKS.get(kind, kind)
+    module, separator, name = path.partition(":")
+    if not separator:
+        raise InputError(f"task.kind ({kind}): takes one of {', '.join(TASKS)}, or a class as my_package.tasks:MyTask")
+    try:
+        task = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise InputError(f"task.kind ({kind}): cannot be imported: {error}") from None
+    if not isinstance(getattr(task, "Settings", None), type):
+        raise InputError(f"task.kind ({kind}): is not a task: it has no Settings; see hf_finetune.tasks.base.Task")
+    return task
