@@ -87,12 +87,27 @@ def has_fractions(values: Iterable[Any]) -> bool:
     return some
 
 
-def check_texts(table: Table, form: ColumnSpec) -> None:
-    """Raises InputError at the first text that is null, empty or no string."""
-    for name in form.texts:
+def describe_value(value: Any, expected: str = "a string") -> str:
+    """Says in an error what is wrong with a value: "null", "empty", or "an int, not a string".
+
+    Args:
+        value: the value of a row that cannot be used.
+        expected: what it should be, with its article.
+    """
+    if value is None:
+        return "null"
+    if isinstance(value, str) and not value.strip():
+        return "empty"
+    if isinstance(value, (list, tuple, dict)) and not value:
+        return "empty"
+    name = type(value).__name__
+    article = "an" if name[0] in "aeiou" else "a"
+    return f"{article} {name}, not {expected}"
+
+
+def check_texts(table: Table, spec: ColumnSpec) -> None:
+    """Raises InputError at the first text that is null, empty or not a string."""
+    for name in spec.texts:
         for row, value in enumerate(table.columns[name]):
-            if not isinstance(value, str):
-                kind = "null" if value is None else f"a {type(value).__name__}, not a string"
-                raise InputError(f"{table.where(row)}: {name} is {kind}")
-            if not value.strip():
-                raise InputError(f"{table.where(row)}: {name} is empty")
+            if not isinstance(value, str) or not value.strip():
+                raise InputError(f"{table.where(row)}: {name} is {describe_value(value)}")
