@@ -1,1 +1,1 @@
-"""TODO."""
+"""Settings: checked sections, and their loading from recipe, YAML and command line."""

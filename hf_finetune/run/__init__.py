@@ -1,1 +1,1 @@
-"""TODO."""
+"""One run: its setup, folder, checkpoints, resume, tracking and printed report."""

@@ -1,1 +1,1 @@
-"""TODO."""
+"""The machine: processes, signals, files, locations, printed lines, and the user's errors."""

@@ -1,1 +1,1 @@
-"""TODO."""
+"""The training loop, in-batch losses, evaluation, optimizer, schedule and progress."""

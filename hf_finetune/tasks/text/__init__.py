@@ -1,1 +1,1 @@
-"""TODO."""
+"""Pure functions on text: words, tags, SQuAD answers and packed blocks."""
