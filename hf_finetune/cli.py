@@ -342,7 +342,7 @@ def cache_root(options: argparse.Namespace) -> Path:
     """The folder of the cache."""
     from hf_finetune.cache import store
 
-    return Path(options.dir) if options.dir else store.default_dir()
+    return store.activations_dir(options.dir)
 
 
 def describe_entry(entry: "store.FoundEntry") -> str:

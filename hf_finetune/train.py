@@ -1,10 +1,14 @@
-"""A run, in the order of time. READ THIS FIRST."""
+"""A run in the order of time. READ THIS FIRST.
+
+finetune() is the whole run. train() iterates over training.loop.train_steps(), which yields after every optimizer update;
+what other packages do with callbacks is an `if` in its loop.
+"""
 
 import dataclasses
 import gc
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -20,112 +24,122 @@ from hf_finetune.system.errors import InputError, StoppedError
 from hf_finetune.system.files import write_atomically
 from hf_finetune.system.processes import Runtime
 from hf_finetune.training import optim
-from hf_finetune.training.loop import NotFiniteError, train_steps
+from hf_finetune.training.loop import NotFiniteError, Update, train_steps
 from hf_finetune.training.progress import FRESH, Progress, update_best_and_patience
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunResult:
-    """What a run leaves behind. `results` is what results.json holds."""
+    """A finished run. `results` is the content of its results.json."""
 
     run_dir: Path
     model_dir: Path
     results: dict[str, Any]
 
 
-def finetune(config: RunConfig, *, task_name: str = "classification") -> RunResult:
-    """Fine-tunes as the config says, goes on where an earlier run of it stopped, and exports the best model.
+def finetune(config: RunConfig) -> RunResult:
+    """Fine-tunes the backbone on the data of the config, and exports the best model. Resumes an earlier run of the same config.
 
-    Raises InputError for anything the user can mend, StoppedError where a signal ended the run for now.
+    Raises InputError for anything that the user can fix, and StoppedError if a signal stopped the run after it was saved.
     """
     clock = Clock()
-    with open_run(config) as run:
-        finished = run.on_main(lambda: read_finished_results(config))
-        if finished is not None:
-            run.say(f"{config.run_dir} is finished, there is nothing to train; {report.summarize_results(finished)}")
-            run.on_main(lambda: push_if_asked(config))
-            return RunResult(run_dir=config.run_dir, model_dir=config.run_dir / "model", results=finished)
-        check_services(config, run)
-        saved, notes = resume.find_checkpoint(config, run)
-        progress = saved.progress if saved else FRESH
-        job = set_up(config, task_name, run, clock, progress)
+    with open_run(config) as runtime:
+        if earlier := runtime.on_main(lambda: read_finished_results(config)):
+            runtime.say(f"{config.run_dir} is finished, there is nothing to train; {report.summarize_results(earlier)}")
+            runtime.on_main(lambda: push_if_requested(config, runtime))
+            return RunResult(run_dir=config.run_dir, model_dir=config.run_dir / "model", results=earlier)
+
+        # Before training: load everything, and fail now if anything would fail later
+        check_services(config, runtime)
+        saved, notes = resume.find_checkpoint(config, runtime)
+        run = set_up(config, runtime, clock, saved.progress if saved else FRESH)
+        progress = FRESH
         if saved:
-            progress, found = resume.restore_run(job, saved)
-            notes, saved = (*notes, *found), None
-        job, progress = cache_activations(job, progress, clock, lambda lines: report.announce(job, lines, notes))
-        preflight_check(job)
-        run.on_main(lambda: record_run(config, run))
-        tracker = tracking.Tracking(config, run, start_update=progress.update)
+            progress, resume_notes = resume.restore_run(run, saved)
+            notes = (*notes, *resume_notes)
+            saved = None  # frees the checkpoint's tensors
+        cache = decide_on_cache(run, progress, clock)
+        report.announce(run, cache.lines, notes)
+        run, progress = attach_cache(run, progress, cache, clock)
+        preflight_check(run)
+        runtime.on_main(lambda: record_run(config, runtime))
+        tracker = tracking.Tracking(config, runtime, start_update=progress.update)
 
-        progress = train(job, progress, tracker, clock)
-        while not job.is_over(progress):
-            job, progress = begin_stage(job, progress, clock)
-            progress = train(job, progress, tracker, clock)
+        # Training: one stage, or several with freeze.unfreeze
+        progress = train(run, progress, tracker, clock)
+        while not run.is_over(progress):
+            run, progress = begin_stage(run, progress, clock)
+            progress = train(run, progress, tracker, clock)
 
-        best = resume.load_best_weights(job, progress)
+        # After training: the best weights, the final numbers by the entire model, the exported model
+        best = resume.load_best_weights(run, progress)
         with clock("evaluate"):
-            final = {split: evaluate_split(job, split, whole=True) for split in job.features if split != "train"}
-        results = report.make_results(job, progress, final, clock)
-        results = run.on_main(lambda: finish_run(job, results, clock))
-        tracker.log_split(
-            "test", final.get("test", {}), update=progress.update, epoch=job.schedule.epoch(progress.update)
-        )
+            final = {split: evaluate_split(run, split, uses_cache=False) for split in run.features if split != "train"}
+        results = report.make_results(run, progress, final, clock)
+        results = runtime.on_main(lambda: finish_run(run, results, clock))
+        epoch = run.schedule.epoch(progress.update)
+        tracker.log_split("test", final.get("test", {}), update=progress.update, epoch=epoch)
         tracker.finish(final)
-        run.say(report.format_closing(job, results, best))
-        run.signals.ends_at_once = True
-        run.on_main(lambda: push_if_asked(config))
+        runtime.say(report.format_closing(run, results, best))
+        runtime.signals.ends_at_once = True
+        runtime.on_main(lambda: push_if_requested(config, runtime))
         return RunResult(run_dir=config.run_dir, model_dir=config.run_dir / "model", results=results)
 
 
-def train(job: TrainingRun, progress: Progress, tracker: tracking.Tracking, clock: Clock) -> Progress:
-    """Trains to the end of the stage or to early stopping; what others do in callbacks are ifs here. Where a signal asks for
-    it, saves and raises StoppedError."""
-    config, schedule, run = job.config, job.schedule, job.runtime
-    end = job.find_stage_end(progress.num_settled)
-    bar = tracking.ProgressBar(schedule.total_updates, progress.update, run)
-    steps = clock.count_updates(
-        train_steps(job.train_state, job.features["train"], job.task, config, run, start_update=progress.update)
+# --- training -------------------------------------------------------------------------------------------------------
+
+
+def train(run: TrainingRun, progress: Progress, tracker: tracking.Tracking, clock: Clock) -> Progress:
+    """Trains to the end of the stage or to early stopping. If a signal asks for it, saves and raises StoppedError."""
+    config, schedule, runtime = run.config, run.schedule, run.runtime
+    end = run.find_stage_end(progress.num_settled)
+    bar = tracking.ProgressBar(schedule.total_updates, progress.update, runtime)
+    steps = train_steps(
+        run.train_state, run.features["train"], run.task, config, runtime, start_update=progress.update
     )
+    steps = clock.count_updates(steps)
     last_save = time.monotonic()
     try:
-        if progress.pending:  # what a signal left undone after the last update
-            progress = after_update(job, progress, tracker, clock, bar)
+        if progress.pending:  # a signal stopped the run before the evaluation and save of its last update
+            progress = finish_update(run, progress, tracker, clock, bar)
         while progress.update < end and not progress.stopped:
             update = next(steps)
-            progress = dataclasses.replace(
-                progress,
-                update=update.number,
-                train_loss=update.loss,
-                skipped_updates=progress.skipped_updates + update.skipped,
-            )
-            logs = schedule.is_due(config.tracking.log_every, update.number) or update.number == 1
-            bar.advance(update, log=logs)
-            if logs:
-                tracker.log(tracking.make_training_row(update), update=update.number, epoch=update.epoch)
-            if update.skipped:
-                bar.say(f"update {update.number}: gradients overflowed fp16 and the weights were not changed")
+            progress = log_update(run, progress, update, tracker, bar)
             minutes = config.checkpoint.every_minutes
-            is_time = minutes is not None and time.monotonic() - last_save >= 60 * minutes
-            stops, saves = run.agree(run.is_asked_to_stop(), is_time)
+            is_time_to_save = minutes is not None and time.monotonic() - last_save >= 60 * minutes
+            stops, saves = runtime.agree(runtime.is_asked_to_stop(), is_time_to_save)
             if stops:
-                save_and_stop(job, progress, clock, bar)
-            progress = after_update(job, progress, tracker, clock, bar, saves=saves)
+                save_and_stop(run, progress, clock, bar)
+            progress = finish_update(run, progress, tracker, clock, bar, saves=saves)
             last_save = time.monotonic() if saves else last_save
     except NotFiniteError as error:
-        origins = ", ".join(job.locate(row) for row in error.rows[:8]) + (", ..." if len(error.rows) > 8 else "")
-        kept = checkpoint.find_last(job.checkpoint_dir)
-        raise InputError(
-            f"{error}; look at its examples (rows {', '.join(map(str, error.rows[:8]))}: {origins}), or lower "
-            f"train.learning_rate; {f'the last good checkpoint is {kept}' if kept else 'nothing has been saved yet'}"
-        ) from None
+        raise explain_not_finite(run, error) from None
     finally:
         steps.close()
         bar.close()
     return progress
 
 
-def after_update(
-    job: TrainingRun,
+def log_update(
+    run: TrainingRun, progress: Progress, update: Update, tracker: tracking.Tracking, bar: tracking.ProgressBar
+) -> Progress:
+    """The progress after an update. Logs the update if that is due."""
+    is_due = run.schedule.is_due(run.config.tracking.log_every, update.number) or update.number == 1
+    bar.advance(update, log=is_due)
+    if is_due:
+        tracker.log(tracking.make_training_row(update), update=update.number, epoch=update.epoch)
+    if update.skipped:
+        bar.say(f"update {update.number}: gradients overflowed fp16; the weights were not changed")
+    return dataclasses.replace(
+        progress,
+        update=update.number,
+        train_loss=update.loss,
+        skipped_updates=progress.skipped_updates + update.skipped,
+    )
+
+
+def finish_update(
+    run: TrainingRun,
     progress: Progress,
     tracker: tracking.Tracking,
     clock: Clock,
@@ -133,100 +147,125 @@ def after_update(
     *,
     saves: bool = False,
 ) -> Progress:
-    """Evaluates and saves where that is due after an update, or `saves` says so."""
-    config, schedule, number = job.config, job.schedule, progress.update
+    """Evaluates after an update if that is due; saves if that is due, if the model is the best so far, or if `saves`."""
+    config, schedule, number = run.config, run.schedule, progress.update
     epoch = schedule.epoch(number)
     saves = saves or schedule.is_due(config.checkpoint.every, number)
     if schedule.is_due(config.evaluation.every, number):
         try:
             with clock("evaluate"):
-                values = evaluate_split(job, "validation")
+                values = evaluate_split(run, "validation")
         except StoppedError:
-            save_and_stop(job, progress, clock, bar)
+            save_and_stop(run, progress, clock, bar)
         tracker.log_split("validation", values, update=number, epoch=epoch)
-        progress = update_best_and_patience(progress, values, metric=job.metric, epoch=epoch, config=config.train)
+        progress = update_best_and_patience(progress, values, metric=run.metric, epoch=epoch, config=config.train)
         is_best = progress.best_update == number
         bar.say(f"epoch {epoch}  validation  {report.format_metrics(values)}{'  best' if is_best else ''}")
         saves = saves or is_best or progress.stopped
     progress = dataclasses.replace(progress, pending=False)
     if saves:
         with clock("save"):
-            file = resume.save_run(job, progress)
+            file = resume.save_run(run, progress)
         bar.say(f"saved {file}")
     if progress.stopped and number < schedule.total_updates:
-        bar.say(f"no better {job.metric} in {progress.evaluations_without_gain} evaluations: stopping early")
+        bar.say(f"{run.metric} did not improve in {progress.evaluations_without_gain} evaluations: stopping early")
     return progress
 
 
-def save_and_stop(job: TrainingRun, progress: Progress, clock: Clock, bar: tracking.ProgressBar) -> NoReturn:
-    """Saves at an update whose evaluation is still to come, and raises StoppedError. On all processes."""
+def save_and_stop(run: TrainingRun, progress: Progress, clock: Clock, bar: tracking.ProgressBar) -> NoReturn:
+    """Saves after an update that is not evaluated yet, and raises StoppedError. On all processes."""
     with clock("save"):
-        file = resume.save_run(job, dataclasses.replace(progress, pending=True))
+        file = resume.save_run(run, dataclasses.replace(progress, pending=True))
     bar.say(f"saved {file}")
-    raise job.runtime.stopped_error()
+    raise run.runtime.stopped_error()
 
 
-def check_services(config: RunConfig, run: Runtime) -> None:
-    """Raises InputError where a tracker is not installed, or a push could not succeed."""
+def explain_not_finite(run: TrainingRun, error: NotFiniteError) -> InputError:
+    """The error with the examples of the batch, and the last checkpoint."""
+    shown = error.indices[:8]
+    rows = ", ".join(map(str, shown))
+    origins = ", ".join(run.locate(index) for index in shown) + (", ..." if len(error.indices) > len(shown) else "")
+    last = checkpoint.find_last(run.checkpoint_dir)
+    kept = f"the last good checkpoint is {last}" if last else "nothing has been saved yet"
+    return InputError(
+        f"{error}; look at its examples (rows {rows}: {origins}), or lower train.learning_rate; {kept}"
+    )
+
+
+# --- before training and between stages -----------------------------------------------------------------------------
+
+
+def check_services(config: RunConfig, runtime: Runtime) -> None:
+    """Raises InputError if a tracker is not installed, or if a push could not succeed."""
     tracking.check_trackers(config.tracking.trackers)
     if config.hub.push:
-        run.on_main(lambda: hub.check_access(str(config.hub.repo_id)))
+        runtime.on_main(lambda: hub.check_access(str(config.hub.repo_id)))
 
 
-def begin_stage(job: TrainingRun, progress: Progress, clock: Clock) -> tuple[TrainingRun, Progress]:
-    """The job of the next stage of freeze.unfreeze: more trains, what trained keeps its optimizer state, and the cached prefix
-    ends at the new boundary."""
-    run, old = job.runtime, job.train_state.optimizer.optimizer.state_dict()
-    freeze = job.config.freeze.at(find_next_epoch(job.schedule, progress))
-    anatomy, features = job.plan.structure, {
-        split: dataclasses.replace(rows, activations=None) for split, rows in job.features.items()
-    }  # fmt: skip
-    run.accelerator.free_memory()  # it keeps the optimizers it has prepared
-    stage = prepare_stage(job.backbone, anatomy, freeze, job.config, run)
-    job = dataclasses.replace(job, features=features, **stage)
-    gc.collect()  # the wrapper of the stage before exchanges gradients as long as it lives
-    optim.restore_optimizer_state(job.train_state.optimizer.optimizer, old)
-    progress = dataclasses.replace(progress, cached=None)
-    return cache_activations(job, progress, clock, lambda lines: report.announce_stage(job, lines, progress))
-
-
-def cache_activations(
-    job: TrainingRun, progress: Progress, clock: Clock, announce: Callable[[Sequence[str]], None]
-) -> tuple[TrainingRun, Progress]:
-    """The job with its frozen prefix cached, where that is chosen and possible."""
-    job.runtime.signals.ends_at_once = False
+def decide_on_cache(run: TrainingRun, progress: Progress, clock: Clock) -> decision.CacheDecision:
+    """Whether the activations of the frozen prefix are cached, and why."""
+    run.runtime.signals.ends_at_once = False
     with clock("cache"):
-        choice = decision.decide(job, progress)
-        announce(choice.lines)
-        job = capture.attach_activations(job, choice.entry, choice.cached_forward)
-    if progress.cached not in (None, job.is_cached):
-        begun = "with" if progress.cached else "without"
-        job.runtime.say(f"The run was begun {begun} a cached prefix: sums differ\n")
-    return job, dataclasses.replace(progress, cached=job.is_cached)
+        return decision.decide(run, progress)
+
+
+def attach_cache(
+    run: TrainingRun, progress: Progress, cache: decision.CacheDecision, clock: Clock
+) -> tuple[TrainingRun, Progress]:
+    """The run with cached activations, if that was decided and is possible. Computes those that are missing."""
+    with clock("cache"):
+        run = capture.attach_activations(run, cache.entry, cache.cached_forward)
+    if progress.cached not in (None, run.is_cached):
+        before, now = ("with", "without") if progress.cached else ("without", "with")
+        run.runtime.say(
+            f"This run started {before} cached activations and continues {now} them: results may differ in the last digits "
+            "(order of summation)\n"
+        )
+    return run, dataclasses.replace(progress, cached=run.is_cached)
+
+
+def begin_stage(run: TrainingRun, progress: Progress, clock: Clock) -> tuple[TrainingRun, Progress]:
+    """The run in the next stage of freeze.unfreeze: more parameters train, those that trained keep their optimizer state, and
+    the cached prefix ends at the new boundary."""
+    optimizer_state = run.train_state.optimizer.optimizer.state_dict()
+    freeze = run.config.freeze.at(find_next_epoch(run.schedule, progress))
+    features = {split: dataclasses.replace(part, activations=None) for split, part in run.features.items()}
+    run.runtime.accelerator.free_memory()  # it keeps the optimizers that it prepared
+    stage = prepare_stage(run.backbone, run.plan.structure, freeze, run.config, run.runtime)
+    run = dataclasses.replace(run, features=features, stage=stage)
+    gc.collect()  # the wrapper of the stage before exchanges gradients as long as it lives
+    optim.restore_optimizer_state(run.train_state.optimizer.optimizer, optimizer_state)
+    progress = dataclasses.replace(progress, cached=None)
+    cache = decide_on_cache(run, progress, clock)
+    report.announce_stage(run, cache.lines, progress)
+    return attach_cache(run, progress, cache, clock)
 
 
 # --- after training -------------------------------------------------------------------------------------------------
 
 
-def finish_run(job: TrainingRun, results: dict[str, Any], clock: Clock) -> dict[str, Any]:
+def finish_run(run: TrainingRun, results: dict[str, Any], clock: Clock) -> dict[str, Any]:
     """Exports the model, reloads and compares it, and only then writes results.json: a run that has one is finished."""
     with clock("export"):
-        folder = model_folder.export_model(job, results)
-        difference = model_folder.check_reload(folder, job)
+        folder = model_folder.export_model(run, results)
+        difference = model_folder.check_reload(folder, run)
     results = {**results, "reload_difference": difference, "seconds": clock.report()}
-    write_atomically(job.config.run_dir / "results.json", json.dumps(tracking.replace_nan(results), indent=2).encode())
+    write_atomically(run.config.run_dir / "results.json", json.dumps(tracking.replace_nan(results), indent=2).encode())
     return results
 
 
-def push_if_asked(config: RunConfig) -> None:
-    """Pushes, with hub.push; a failure costs no training and is said with the command that does it later."""
+def push_if_requested(config: RunConfig, runtime: Runtime) -> None:
+    """Pushes to the Hub with hub.push. If that fails, training is not lost: prints the command that pushes later."""
     options = config.hub
     if not options.push:
         return
     try:
         address = hub.push(config.run_dir, str(options.repo_id), private=options.private, revision=options.revision)
-        print(f"pushed to {address}")
+        runtime.say(f"pushed to {address}")
     except InputError as error:
-        command = f"hf-finetune push {config.run_dir} --repo-id {options.repo_id}"
-        command += " --private" * options.private + (f" --revision {options.revision}" if options.revision else "")
-        print(f"warning: {error}\nThe run is whole. Push it later with\n  {command}")
+        words: Sequence[str] = ["hf-finetune", "push", str(config.run_dir), "--repo-id", str(options.repo_id)]
+        if options.private:
+            words = [*words, "--private"]
+        if options.revision:
+            words = [*words, "--revision", options.revision]
+        runtime.say(f"warning: {error}\nThe run is complete. Push it later with\n  {' '.join(words)}")

@@ -19,6 +19,7 @@ from hf_finetune.cache import store
 from hf_finetune.cache.store import Entry, StoredActivations
 from hf_finetune.data.features import Batch, Features, collate
 from hf_finetune.forward.cached import CachedForward
+from hf_finetune.model.structure import eval_mode
 from hf_finetune.run.training_run import TrainingRun
 from hf_finetune.system.errors import InputError, StoppedError
 
@@ -31,14 +32,10 @@ class TooLargeError(Exception):
 def inference_only(job: TrainingRun) -> Iterator[None]:
     """Within the block the model may be run in any way; modes and gradients are as before after it."""
     model = job.train_state.model
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
     try:
-        with torch.no_grad():
+        with eval_mode(model), torch.no_grad():
             yield
     finally:
-        for module, training in modes.items():
-            module.training = training
         model.zero_grad(set_to_none=True)
 
 
@@ -46,7 +43,7 @@ def make_batch(job: TrainingRun, rows: "np.ndarray[Any, Any]") -> Batch:
     """A batch of training features as evaluation takes it, on the device, without stored states."""
     features = dataclasses.replace(job.features["train"], activations=None)
     batch = collate(features, rows, job.train_state.pad_token_id).to(job.runtime.device)
-    return job.task.prepare(batch, features, job.train_state.model, 0)
+    return job.task.encoding.prepare(batch, features, job.train_state.model, 0)
 
 
 def compute_activations(
@@ -89,7 +86,8 @@ def attach_activations(job: TrainingRun, entry: Entry | None, replay: CachedForw
 def with_cached_forward(job: TrainingRun, replay: CachedForward | None) -> TrainingRun:
     """The job with this replay, or none."""
     shortcuts = dataclasses.replace(job.train_state.forward_plan, cached=replay)
-    return dataclasses.replace(job, train_state=dataclasses.replace(job.train_state, forward_plan=shortcuts))
+    state = dataclasses.replace(job.train_state, forward_plan=shortcuts)
+    return dataclasses.replace(job, stage=dataclasses.replace(job.stage, train_state=state))
 
 
 def complete_entry(job: TrainingRun, replay: CachedForward, entry: Entry) -> Entry:

@@ -79,17 +79,17 @@ def decide(job: TrainingRun, progress: Progress) -> CacheDecision:
     processes, and the same after a resume as before it. Raises InputError where `on` cannot be done."""
     config = job.config.cache
     replay = job.train_state.forward_plan.cached
-    if config.cache == "off":
+    if config.activations == "off":
         return CacheDecision(lines=("cache off: as cache.activations says",))
     if replay is None:
-        return decline(job, job.cannot_cache)
-    if config.cache == "auto" and progress.cached is False:
+        return decline(job, job.stage.cannot_cache)
+    if config.activations == "auto" and progress.cached is False:
         return CacheDecision(lines=("cache off: as this run was begun",))
     if job.is_over(progress):
         return CacheDecision(lines=("cache off: nothing is left to train",))
-    if job.task.changing_inputs:
-        return decline(job, job.task.changing_inputs)
-    if config.cache == "auto" and job.plan.num_prefix_blocks == 0:
+    if job.task.encoding.why_inputs_change:
+        return decline(job, job.task.encoding.why_inputs_change)
+    if config.activations == "auto" and job.plan.num_prefix_blocks == 0:
         return CacheDecision(lines=("cache off: only the embeddings are constant, and they cost little",))
     layout = store.make_layout(job.features)
     with inference_only(job):
@@ -107,14 +107,14 @@ def decide(job: TrainingRun, progress: Progress) -> CacheDecision:
             f"replayed logits differ from the whole model's by at most {difference:.1e} (tolerance {tolerance:.1e})"
         )
         lines = (describe_entry(entry), checked)
-        if config.cache == "auto" and progress.cached:
+        if config.activations == "auto" and progress.cached:
             return CacheDecision(lines=("cache on: as this run was begun", *lines), entry=entry, cached_forward=replay)
         gain = estimate_gain(job, replay, entry, progress)
     full = find_disk_problem(entry)
     (saved, total), full = job.runtime.on_main(lambda: (gain, full))  # one clock and one disk decide for all
     if full:
         return decline(job, full)
-    if config.cache == "on":
+    if config.activations == "on":
         return CacheDecision(
             lines=(f"cache on: {describe_gain(saved, total)}", *lines), entry=entry, cached_forward=replay
         )
@@ -239,8 +239,7 @@ def run_forward_backward(job: TrainingRun, batch: Batch, captured: torch.Tensor 
         trainee.dropout_masks(0, batch.sequence_indices, job.runtime.device),
     ):
         outputs = heads.run_model(trainee.model, batch.inputs)
-        loss = task.represent(outputs, batch).sum() if task.couples_rows else task.loss(outputs, batch)[0]
-        loss.backward()
+        task.objective.timing_loss(outputs, batch).backward()
     trainee.model.zero_grad(set_to_none=True)
     trainee.model.eval()
 
@@ -250,7 +249,7 @@ def run_forward_backward(job: TrainingRun, batch: Batch, captured: torch.Tensor 
 
 def find_entry(job: TrainingRun, layout: Layout, hidden: int) -> Entry:
     """The entry of this run's prefix and features: the fp32 one, or the 16-bit one that is there, fp16 first."""
-    root = Path(job.config.cache.dir) if job.config.cache.dir else store.default_dir()
+    root = store.activations_dir(job.config.cache.dir)
     description = job.runtime.on_main(lambda: describe_key(job))
 
     def of(kind: str) -> Entry:

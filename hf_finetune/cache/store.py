@@ -27,7 +27,7 @@ from filelock import FileLock, Timeout
 
 from hf_finetune.data.features import Features
 from hf_finetune.system.errors import InputError
-from hf_finetune.system.files import cache_dir, rename, sync_folder, write_atomically, writing_error
+from hf_finetune.system.files import cache_root, rename, sync_folder, write_atomically, writing_error
 
 if TYPE_CHECKING:
     import torch
@@ -394,9 +394,9 @@ class FoundEntry:
         return self.folder.name.endswith(".partial")
 
 
-def default_dir() -> Path:
-    """Where the entries are unless cache.dir says otherwise."""
-    return cache_dir() / "prefix"
+def activations_dir(folder: str | None) -> Path:
+    """The folder of the entries, under cache.dir (`folder`) or its default."""
+    return cache_root(folder) / "activations"
 
 
 def read_manifest(folder: Path) -> Mapping[str, Any]:

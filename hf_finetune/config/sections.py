@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from hf_finetune.system.errors import InputError, redact
 
@@ -115,6 +115,8 @@ class TaskSettings:
     Args:
         kind: Name of the task, which is its recipe's, or the import path of a class of your own: my_package.tasks:MyTask.
     """
+
+    paths: ClassVar[tuple[str, ...]] = ()  # fields that hold a path of this machine, which a model card must not show
 
     kind: str
 

@@ -17,7 +17,6 @@ from hf_finetune.data.features import Features, Ragged, make_features
 from hf_finetune.data.formats import is_table
 from hf_finetune.data.table import Table
 from hf_finetune.system.errors import InputError
-from hf_finetune.system.files import cache_dir
 
 
 class Encoder(Protocol):
@@ -42,10 +41,10 @@ class Encoder(Protocol):
         """Targets of the features."""
 
 
-def encode(task: Encoder, table: Table, tokenizer: Any, max_length: int, *, has_labels: bool = True) -> Features:
+def encode(task: Encoder, table: Table, tokenizer: Any, max_length: int, *, root: Path, has_labels: bool = True) -> Features:
     """Features of a table. What the task's tokenize() returns is kept on disk under HF_FINETUNE_CACHE, by the columns that it
     reads, its settings, the tokenizer and max_length."""
-    folder = cache_dir() / "encoded" / encoding_key(task, table, tokenizer, max_length)
+    folder = root / "encoded" / encoding_key(task, table, tokenizer, max_length)
     if (encoded := read_encoded(folder)) is None:
         write_encoded(folder, task.tokenize(table, tokenizer, max_length))
         encoded = read_encoded(folder)

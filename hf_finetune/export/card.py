@@ -21,12 +21,10 @@ from hf_finetune.tasks.base import Task
 def make_note(loaded: Backbone, config: RunConfig, task: Task, *, metric: str, max_length: int) -> None:
     """Notes in a model and its tokenizer what `hf-finetune predict` and `evaluate` need to know of the training."""
     loaded.model.config.hf_finetune = {
-        "task": task.name,
-        "facts": task.facts(),
-        "settings": {name: as_dict(hide_folders(config).task)[name] for name in sorted(task.settings)},
+        "task": as_dict(hide_folders(config).task),
+        "task_state": task.state_dict(),
         "text_columns": list(config.data.text_columns),
         "label_column": config.data.label_column,
-        "choice_columns": list(config.task.choice_columns),
         "label_smoothing": config.train.label_smoothing,
         "metric": metric,
         "encoding": list(config.data.encoding),
@@ -51,7 +49,7 @@ def make_card(job: TrainingRun, results: Mapping[str, Any]) -> str:
 
 # {config.name}
 
-`{config.model.backbone.split("#")[0]}` fine-tuned with hf-finetune for {task.card()}
+`{config.model.backbone.split("#")[0]}` fine-tuned with hf-finetune for {task.describe_for_card()}
 
 ```python
 {describe_usage(job.backbone, task, name)}
@@ -91,7 +89,7 @@ The best checkpoint (epoch {best["epoch"]}, update {best["update"]}) was chosen 
 
 def describe_usage(loaded: Backbone, task: Task, name: str) -> str:
     """Python that loads what is exported."""
-    kind = task.auto_class
+    kind = task.head.auto_class
     tokenizer = f'tokenizer = AutoTokenizer.from_pretrained("{name}")'
     if not loaded.is_exported_as_adapter:
         return f"""from transformers import {kind}, AutoTokenizer
@@ -171,10 +169,11 @@ def hide_folders(config: RunConfig) -> RunConfig:
     return dataclasses.replace(
         config,
         output_dir="outputs",
-        prefix=dataclasses.replace(config.cache, dir=config.cache.dir and last(config.cache.dir)),
+        cache=dataclasses.replace(config.cache, dir=config.cache.dir and last(config.cache.dir)),
         model=dataclasses.replace(config.model, backbone=last(config.model.backbone)),
         task=dataclasses.replace(
-            config.task, chat_template=config.task.chat_template and last(config.task.chat_template)
+            config.task,
+            **{name: path and last(path) for name in config.task.paths if (path := getattr(config.task, name))},
         ),
         data=dataclasses.replace(config.data, dataset=config.data.dataset and last(config.data.dataset), **splits),
         checkpoint=dataclasses.replace(config.checkpoint, resume=last(config.checkpoint.resume)),

@@ -11,7 +11,7 @@ from hf_finetune.export.model_folder import write_model
 from hf_finetune.model import backbone, lora
 from hf_finetune.run import checkpoint, resume
 from hf_finetune.system.errors import InputError
-from hf_finetune.tasks import TASKS
+from hf_finetune.config.tasks import load_task
 
 
 def materialize(path: Path, out: Path) -> Path:
@@ -33,7 +33,7 @@ def materialize(path: Path, out: Path) -> Path:
     state = content["run"]
     config = config_from_dict(state["config"])
     torch.manual_seed(config.seed)
-    task = TASKS[state["task"]].from_facts(config, state["facts"])
+    task = load_task(config.task.kind).from_state(config, state["task_state"])
     loaded = backbone.load_backbone(config.model, task.head, backbone.load_tokenizer(config.model))
     task.prepare_model(loaded.model, loaded.tokenizer)
     loaded = lora.add_adapters(loaded, config.adapter, config.freeze, config.seed)
@@ -48,7 +48,7 @@ tags: [hf-finetune]
 
 # {config.name}, epoch {content["epoch"]}, update {content["update"]}
 
-Made from the checkpoint `{path.name}` of hf-finetune, for {task.card()}
+Made from the checkpoint `{path.name}` of hf-finetune, for {task.describe_for_card()}
 
 | metric on validation | value |
 |---|---|

@@ -18,7 +18,8 @@ from hf_finetune.system.errors import InputError
 from hf_finetune.system.files import sync_folder, write_atomically, writing_error
 from hf_finetune.system.locations import model_files
 from hf_finetune.tasks.base import Task
-from hf_finetune.training.evaluation import run_evaluation
+from hf_finetune.system.processes import SingleProcess
+from hf_finetune.training.evaluation import ModelRunner
 
 # Largest difference between a logit of the trained model and of the reloaded one, relative to the largest logit. On a
 # CPU they are equal; GPU kernels may choose another order of sums.
@@ -44,7 +45,7 @@ def write_model(loaded: Backbone, task: Task, folder: Path, readme: str) -> Path
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         with silence_transformers():
-            lora.save_model(loaded, task.auto_class, temporary)
+            lora.save_model(loaded, task.head.auto_class, temporary)
             tokenizer.save_pretrained(temporary)
         task.write_extras(temporary, model, int(tokenizer.model_max_length))
         write_atomically(temporary / "README.md", readme.encode())
@@ -97,7 +98,7 @@ def check_reload(folder: Path, job: TrainingRun) -> float:
     attention = {"attn_implementation": job.config.model.attention} if job.config.model.attention else {}
     try:
         with silence_transformers():
-            model = load_as_users_do(folder, job.backbone, task.auto_class, **options, **attention)
+            model = load_as_users_do(folder, job.backbone, task.head.auto_class, **options, **attention)
             model.to(run.device)
             tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **options)
     except LOADING_ERRORS as error:
@@ -112,16 +113,16 @@ def check_reload(folder: Path, job: TrainingRun) -> float:
     outputs, losses = [], []
     for candidate in (job.backbone.model, model):
         with run.accelerator.autocast():
-            outcome = run_evaluation(
-                candidate,
-                features,
-                task,
-                run,
-                batch_size=32,
+            runner = ModelRunner(
+                model=candidate,
+                tokenizer=tokenizer,
+                task=task,
+                features=features,
+                processes=SingleProcess(device=run.device),  # the main process compares alone
                 pad_token_id=job.backbone.pad_token_id,
-                rows=rows,
-                distributed=False,
+                batch_size=32,
             )
+            outcome = runner.compute_outputs(rows)
             outputs.append(
                 np.concatenate([np.asarray(array, dtype=np.float64).reshape(-1) for array in outcome.outputs])
             )

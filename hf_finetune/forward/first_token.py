@@ -231,23 +231,3 @@ def gives_same_gradients(model: nn.Module, cuts: Cuts, batches: list[dict[str, t
         if one is not None and other is not None and not is_close(one, other, OTHER_SUMS, floor):
             return False
     return True
-
-
-@dataclass(frozen=True, kw_only=True)
-class ForwardPlan:
-    """What a forward need not compute. `first_token`: the cuts of the last block."""
-
-    cached: CachedForward | None = None
-    first_token: Cuts = field(default_factory=dict)
-
-    @contextlib.contextmanager
-    def __call__(self, states: torch.Tensor | None) -> Iterator[None]:
-        """Within the block the model takes the shortcuts; from `states` [B, T, H] where they are given."""
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(apply_cuts(self.first_token))
-            if states is not None and self.cached is not None:
-                stack.enter_context(self.cached.from_activations(states.to(self.cached.dtype)))
-            yield
-
-
-FULL_FORWARD = ForwardPlan()

@@ -69,7 +69,7 @@ class FreezePlan:
 
 def resolve_num_blocks(config: FreezeConfig, anatomy: ModelStructure) -> int:
     """How many blocks from the bottom up freeze.layers means on this model."""
-    value, depth = config.encoder_layers, len(anatomy.blocks)
+    value, depth = config.layers, len(anatomy.blocks)
     if value == "all":
         return depth
     if isinstance(value, str):

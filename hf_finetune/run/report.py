@@ -10,7 +10,7 @@ from hf_finetune.model import lora
 from hf_finetune.model.freezing import SHARED_BLOCK
 from hf_finetune.run.training_run import Clock, TrainingRun
 from hf_finetune.system import processes
-from hf_finetune.tasks import form_of, metrics
+from hf_finetune.tasks import metrics
 from hf_finetune.training.loop import make_micro_batch_limit
 from hf_finetune.training.progress import Progress
 
@@ -20,7 +20,7 @@ def announce(job: TrainingRun, cache_lines: Sequence[str], notes: Sequence[str])
     config, run, schedule = job.config, job.runtime, job.schedule
     counts = ", ".join(f"{count_examples(job, split):,} {split}" for split in job.features)
     plural = "es" if run.num_processes > 1 else ""
-    described = job.task.describe(job.features["train"], job.splits.train, job.max_length)
+    described = job.task.encoding.describe(job.features["train"], job.splits.train, job.max_length)
     better = "higher" if metrics.greater_is_better(job.metric) else "lower"
     lines = [
         f"run         {config.run_dir}",
@@ -104,7 +104,7 @@ def make_results(
     """What results.json holds."""
     seconds = clock.seconds["train"]
     return {
-        "task": job.task.name,
+        "task": job.config.task.kind,
         "problem": job.task.problem,
         "metric": job.metric,
         "labels": list(job.task.label_names),
@@ -163,10 +163,7 @@ def format_closing(job: TrainingRun, results: Mapping[str, Any], best: str) -> s
     loads = (
         "an adapter; README.md in it says how it loads" if job.backbone.is_exported_as_adapter else "from_pretrained"
     )
-    columns = job.config.data
-    inputs = form_of(job.task.name, job.config).inputs
-    asked = [name for name in columns.text_columns if name in inputs]  # a column of answers is not
-    text = " ".join(['"..."'] * (len(asked) + (2 if columns.choice_columns else 0)))
+    text = " ".join(['"..."'] * job.task.columns.num_example_texts)
     curves = f"\n  curves       tensorboard --logdir {job.config.output_dir}" * (
         "tensorboard" in job.config.tracking.trackers
     )

@@ -75,8 +75,8 @@ def collect_content(job: TrainingRun, progress: Progress) -> dict[str, Any]:
             "progress": dataclasses.asdict(progress),
             "config": as_dict(job.config),
             "data": fingerprint_data(job),
-            "task": job.task.name,
-            "facts": job.task.facts(),
+            "task": job.config.task.kind,
+            "task_state": job.task.state_dict(),
             "max_length": job.max_length,
             "metric": job.metric,
             "frozen": sorted(job.plan.frozen),
@@ -207,9 +207,9 @@ def restore_run(job: TrainingRun, saved: SavedRun) -> tuple[Progress, list[str]]
 
 def check_data(job: TrainingRun, path: Path, state: Mapping[str, Any]) -> None:
     """Raises InputError where the data or the labels are not those of a checkpoint, however they are named."""
-    if job.task.name != state["task"]:
+    if job.config.task.kind != state["task"]:
         raise InputError(f"checkpoint.resume ({path}): was made by the task {state['task']}; choose another name")
-    ours, theirs = job.task.facts(), state["facts"]
+    ours, theirs = job.task.state_dict(), state["task_state"]
     if ours != theirs:
         changed = "; ".join(
             f"{key}: now {format_value(ours.get(key))}, and had {format_value(theirs.get(key))}"

@@ -1,4 +1,4 @@
-"""Everything a run has settled before update 0, and how it is measured and judged."""
+"""A run that is ready for update 0, the evaluation of its splits, and the preflight check."""
 
 import dataclasses
 import time
@@ -6,33 +6,55 @@ from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from hf_finetune.config.sections import RunConfig
-from hf_finetune.data.features import Features
+from hf_finetune.data.features import Array, Features
 from hf_finetune.data.splits import Splits
-from hf_finetune.forward.first_token import FULL_FORWARD
-from hf_finetune.model.backbone import Backbone, decode_texts
+from hf_finetune.forward.plan import FULL_FORWARD
+from hf_finetune.model.backbone import Backbone
 from hf_finetune.model.freezing import FreezePlan
 from hf_finetune.run import checkpoint
 from hf_finetune.system.files import replace_atomically
 from hf_finetune.system.processes import Runtime
 from hf_finetune.tasks.base import Task
-from hf_finetune.training.evaluation import EvaluationOutput, run_evaluation
+from hf_finetune.training.evaluation import ModelRunner
 from hf_finetune.training.loop import Update
 from hf_finetune.training.progress import Progress
 from hf_finetune.training.schedule import Schedule
 from hf_finetune.training.train_state import TrainState
 
+NUM_PREFLIGHT_TEXTS = 2  # texts that the preflight check generates
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """What a freeze config leads to. A run with freeze.unfreeze has several stages.
+
+    Args:
+        plan: Which parameters train.
+        train_state: The model, its optimizer, and how a forward runs.
+        cannot_cache: Why the activations of the frozen prefix cannot be cached, or "" if they can.
+    """
+
+    plan: FreezePlan
+    train_state: TrainState
+    cannot_cache: str = ""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingRun:
-    """What is to be trained, on what, where. `metric` is the one that decides what is best; `no_replay` says why the frozen
-    prefix cannot be cached, where it cannot. `plan` and what follows from it are of one stage, where freeze.unfreeze makes
-    several; `free_at_last` are the parameters that train in the last."""
+    """What is trained, on what, and on which processes.
+
+    Args:
+        metric: The metric that decides which checkpoint is best.
+        max_length: Longest input in tokens.
+        features: By split.
+        stage: The current stage.
+        trainable_in_last_stage: Names of the parameters that train in the last stage.
+    """
 
     config: RunConfig
     runtime: Runtime
@@ -42,93 +64,93 @@ class TrainingRun:
     backbone: Backbone
     max_length: int
     features: dict[str, Features]
-    plan: FreezePlan
-    train_state: TrainState
     schedule: Schedule
+    stage: Stage
     trainable_in_last_stage: frozenset[str]
-    cannot_cache: str = ""
+
+    @property
+    def plan(self) -> FreezePlan:
+        """The freeze plan of the current stage."""
+        return self.stage.plan
+
+    @property
+    def train_state(self) -> TrainState:
+        """What is trained in the current stage."""
+        return self.stage.train_state
 
     @property
     def is_cached(self) -> bool:
-        """Whether training goes from stored states of the frozen prefix."""
+        """True if training runs from cached activations of the frozen prefix."""
         return self.features["train"].activations is not None
 
     @property
     def checkpoint_dir(self) -> Path:
-        """Where the checkpoints are."""
+        """The folder of the checkpoints."""
         return self.config.run_dir / "checkpoints"
 
     def find_stage_end(self, update: int) -> int:
-        """The update after which the stage that `update` (updates done) stands in is over."""
+        """The update after which the current stage ends, if `update` updates are done."""
         starts = [(int(stage["epoch"]) - 1) * self.schedule.updates_per_epoch for stage in self.config.freeze.unfreeze]
         return min([start for start in starts if start > update] + [self.schedule.total_updates])
 
     def is_over(self, progress: Progress) -> bool:
-        """Whether nothing is left to train."""
+        """True if nothing is left to train."""
         return progress.stopped or progress.num_settled >= self.schedule.total_updates
 
-    def locate(self, row: int) -> str:
-        """`file:line` of the example that a training feature was made of."""
-        return self.splits.train.where(self.features["train"].get_example(row))
-
-
-NUM_PREFLIGHT_TEXTS = 2  # texts that a rehearsal has the model write
-
-
-# --- measuring ------------------------------------------------------------------------------------------------------
+    def locate(self, index: int) -> str:
+        """`file:line` of the example that a training feature was made from."""
+        return self.splits.train.where(self.features["train"].get_example(index))
 
 
 def evaluate_split(
-    job: TrainingRun, split: str, rows: "np.ndarray[Any, Any] | None" = None, *, whole: bool = False
+    run: TrainingRun,
+    split: str,
+    indices: Array | None = None,
+    *,
+    uses_cache: bool = True,
+    max_texts: int | None = None,
 ) -> dict[str, float]:
-    """Loss and metrics of a split, or of some of its rows; by the `whole` model where the numbers are to be exactly those of
-    what is exported, not of a replay of stored states."""
-    features, task, table = job.features[split], job.task, job.splits.tables()[split]
-    chosen = np.arange(len(features)) if rows is None else rows
+    """Loss and metrics of a split, or of its features at `indices`. max_texts: generate at most that many texts.
 
-    def of(some: "np.ndarray[Any, Any]", *, generates: bool = False) -> EvaluationOutput:
-        return run_evaluation(
-            job.train_state.model,
-            dataclasses.replace(features, activations=None) if whole else features,
-            task,
-            job.runtime,
-            batch_size=job.config.evaluation.batch_size,
-            pad_token_id=job.train_state.pad_token_id,
-            rows=some,
-            generates=generates,
-            shortcuts=FULL_FORWARD if whole else job.train_state.forward_plan,
-        )
-
-    outcome = of(chosen)
-    values = {"loss": outcome.loss, **task.metrics(job.metric, outcome.outputs, features, table, chosen)}
-    written = task.generated_rows(features)
-    if written is None:
-        return values
-    if rows is not None:  # a rehearsal
-        written = np.intersect1d(written, rows)[:NUM_PREFLIGHT_TEXTS]
-    with job.runtime.accelerator.autocast():  # generate() calls the encoder by itself, past the model's own
-        texts = decode_texts(job.backbone.tokenizer, of(written, generates=True).outputs)
-    return values | task.generated_metrics(texts, features, table, written)
-
-
-def preflight_check(job: TrainingRun) -> None:
-    """Fails in seconds rather than after an epoch: evaluates two batches with all metrics, and writes as many bytes as
-    a checkpoint has, and removes them."""
-    evaluate_split(
-        job, "validation", np.arange(min(len(job.features["validation"]), 2 * job.config.evaluation.batch_size))
+    Without `uses_cache` the entire model runs, so that the numbers are exactly those of the exported model.
+    """
+    features = run.features[split]
+    state = run.train_state
+    runner = ModelRunner(
+        model=state.model,
+        tokenizer=run.backbone.tokenizer,
+        task=run.task,
+        features=features if uses_cache else dataclasses.replace(features, activations=None),
+        processes=run.runtime,
+        pad_token_id=state.pad_token_id,
+        batch_size=run.config.evaluation.batch_size,
+        forward_plan=state.forward_plan if uses_cache else FULL_FORWARD,
+        autocast=run.runtime.accelerator.autocast,
     )
-    path = job.config.run_dir / ".rehearsal"
+    return run.task.scoring.evaluate(
+        runner,
+        features,
+        run.splits.tables()[split],
+        metric=run.metric,
+        indices=np.arange(len(features)) if indices is None else indices,
+        max_texts=max_texts,
+    )
+
+
+def preflight_check(run: TrainingRun) -> None:
+    """Fails in seconds instead of after an epoch: evaluates two batches with all metrics, and writes a file of a checkpoint's
+    size and removes it."""
+    num_examples = min(len(run.features["validation"]), 2 * run.config.evaluation.batch_size)
+    evaluate_split(run, "validation", np.arange(num_examples), max_texts=NUM_PREFLIGHT_TEXTS)
+    path = run.config.run_dir / ".preflight"
 
     def write() -> None:
-        moments = torch.empty(2 * job.plan.num_trainable)  # AdamW's two, in fp32
-        content = {"model": job.train_state.model.state_dict(), "moments": moments}
+        moments = torch.empty(2 * run.plan.num_trainable)  # AdamW's two, in fp32
+        content = {"model": run.train_state.model.state_dict(), "moments": moments}
         replace_atomically(path, lambda file: torch.save(content, file), checkpoint.count_tensor_bytes(content))
         path.unlink()
 
-    job.runtime.on_main(write)
-
-
-# --- time -----------------------------------------------------------------------------------------------------------
+    run.runtime.on_main(write)
 
 
 class Clock:
@@ -148,13 +170,13 @@ class Clock:
             self.seconds[phase] += time.perf_counter() - began
 
     def count_updates(self, steps: Iterator[Update]) -> Generator[Update]:
-        """The updates, their own seconds and tokens counted as training."""
+        """Passes the updates on, and adds their seconds and tokens to the training phase."""
         for update in steps:
             self.seconds["train"] += update.seconds
             self.num_tokens += update.num_tokens
             yield update
 
     def report(self) -> dict[str, float]:
-        """Rounded seconds, with the total."""
+        """Rounded seconds by phase, with the total."""
         rounded = {phase: round(value, 2) for phase, value in self.seconds.items()}
         return rounded | {"total": round(time.perf_counter() - self.started, 2)}

@@ -105,9 +105,9 @@ def writing_error(folder: Path, num_bytes: int, error: Exception) -> InputError:
     )
 
 
-def cache_dir() -> Path:
-    """Where things that can be made again are kept: HF_FINETUNE_CACHE, else ~/.cache/hf_finetune."""
-    return Path(os.environ.get("HF_FINETUNE_CACHE") or Path.home() / ".cache" / "hf_finetune")
+def cache_root(folder: str | None) -> Path:
+    """The folder of all caches: `folder` (cache.dir) if it is given, else HF_FINETUNE_CACHE, else ~/.cache/hf_finetune."""
+    return Path(folder or os.environ.get("HF_FINETUNE_CACHE") or Path.home() / ".cache" / "hf_finetune")
 
 
 def digest_tensors(tensors: Mapping[str, torch.Tensor], names: Iterable[str]) -> str:

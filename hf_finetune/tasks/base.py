@@ -39,6 +39,11 @@ class Columns(ABC):
     def spec(self) -> ColumnSpec:
         """The columns, and how rows are grouped when splits are drawn."""
 
+    @property
+    def num_example_texts(self) -> int:
+        """How many texts of one example `hf-finetune predict --text` takes."""
+        return len(self.spec.inputs)
+
     @abstractmethod
     def make_row(self, texts: Sequence[str]) -> dict[str, Any]:
         """The row that the texts of `hf-finetune predict --text` stand for. InputError if they are too few or too many."""

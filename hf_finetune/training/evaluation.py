@@ -10,7 +10,7 @@ import torch
 
 from hf_finetune.data.batches import plan_evaluation
 from hf_finetune.data.features import Array, Batch, Features, collate
-from hf_finetune.forward.first_token import FULL_FORWARD, ForwardPlan
+from hf_finetune.forward.plan import FULL_FORWARD, ForwardPlan
 from hf_finetune.model import heads
 from hf_finetune.model.backbone import decode_texts
 from hf_finetune.model.structure import eval_mode

@@ -11,7 +11,7 @@ import torch
 
 from hf_finetune.data.features import Array, Batch, Features, collate
 from hf_finetune.forward.dropout import DropoutMasks
-from hf_finetune.forward.first_token import FULL_FORWARD, ForwardPlan
+from hf_finetune.forward.plan import FULL_FORWARD, ForwardPlan
 from hf_finetune.model import heads
 from hf_finetune.tasks.base import Task
 

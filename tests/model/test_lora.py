@@ -28,7 +28,8 @@ from hf_finetune.forward import cached, dropout
 from hf_finetune.model import backbone, freezing, lora, structure
 from hf_finetune.model.backbone import Backbone
 from hf_finetune.model.lora import PREFIX
-from hf_finetune.run.setup import find_forward_plan, make_freeze_plan
+from hf_finetune.forward.plan import find_forward_plan
+from hf_finetune.run.setup import make_freeze_plan
 from hf_finetune.system.errors import InputError
 from hf_finetune.train import RunResult, finetune
 
