@@ -1,23 +1,31 @@
-"""Words as tokens: pieces, and windows of long sentences.
+"""Words to tokens: pieces of words, special tokens, and windows of long sentences.
 
-Each word is tokenized by itself, with fast and slow tokenizers alike. It is what `tokenizer(words, is_split_into_words=True)`
-does, and needs no word_ids(), which slow ones lack.
+Each word is tokenized on its own, with fast and slow tokenizers alike. The result is that of
+`tokenizer(words, is_split_into_words=True)`, but slow tokenizers have no word_ids(), which the tags need.
+
+T tokens.
 """
 
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
 
 from hf_finetune.config.sections import check
+from hf_finetune.data.features import Array
 from hf_finetune.system.errors import InputError
+
+WORDS_AT_ONCE = 10_000  # words that one call of the tokenizer takes
 
 
 def split_words(text: str) -> list[str]:
-    """The words of a text: split at white space, and punctuation and currency signs at a word's edges are words of their own,
-    character by character. "Dr. Smith's (old) U.S. flat" is Dr . Smith's ( old ) U.S . flat; @user and #tag stay whole."""
+    """Splits a text into words: at white space, and before and after each punctuation or currency sign at a word's edges.
+
+    "Dr. Smith's (old) U.S. flat" becomes Dr . Smith's ( old ) U.S . flat; @user and #tag stay one word.
+    """
     words: list[str] = []
     for chunk in text.split():
         begin, end = 0, len(chunk)
@@ -25,148 +33,228 @@ def split_words(text: str) -> list[str]:
             begin += 1
         while end > begin and is_sign(chunk[end - 1]):
             end -= 1
-        words += [*chunk[:begin], *([chunk[begin:end]] if begin < end else []), *chunk[end:]]
+        words += chunk[:begin]
+        if begin < end:
+            words.append(chunk[begin:end])
+        words += chunk[end:]
     return words
 
 
 def is_sign(character: str) -> bool:
-    """Whether a character is punctuation or a currency sign, as Unicode has it."""
+    """True if Unicode classes the character as punctuation or as a currency sign."""
     category = unicodedata.category(character)
     return category.startswith("P") or category == "Sc"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Specials:
-    """What a tokenizer puts around one text: ids, and the type ids of all three parts, None where it has no such."""
+class SpecialTokens:
+    """The special tokens that a tokenizer puts around one text.
+
+    Args:
+        before: Their ids before the text.
+        after: Their ids after the text.
+        type_ids: Token type ids of `before`, of each token of the text, and of `after`; None if the tokenizer has none.
+    """
 
     before: list[int]
     after: list[int]
-    types: tuple[list[int], int, list[int]] | None
-
-    @classmethod
-    def of(cls, tokenizer: Any) -> "Specials":
-        """By what it makes of a letter."""
-        bare = list(tokenizer("a", add_special_tokens=False)["input_ids"])
-        encoded = tokenizer("a")
-        ids = list(encoded["input_ids"])
-        start = next((at for at in range(len(ids)) if ids[at : at + len(bare)] == bare), -1)
-        if start < 0:
-            raise InputError(
-                "model.backbone: its tokenizer gives a word other tokens beside special ones, so words cannot be tagged"
-            )
-        end, types = start + len(bare), encoded.get("token_type_ids")
-        return cls(before=ids[:start], after=ids[end:], types=types and (types[:start], types[start], types[end:]))
+    type_ids: tuple[list[int], int, list[int]] | None
 
     def __len__(self) -> int:
         return len(self.before) + len(self.after)
 
-    def types_of(self, length: int) -> list[int]:
-        """The type ids of so many tokens between the special ones, and of those; [] where there are no types."""
-        if self.types is None:
+    def make_type_ids(self, length: int) -> list[int]:
+        """Returns the type ids of a text of `length` tokens with its special tokens; [] if the tokenizer has none."""
+        if self.type_ids is None:
             return []
-        return [*self.types[0], *[self.types[1]] * length, *self.types[2]]
+        before, inside, after = self.type_ids
+        return [*before, *[inside] * length, *after]
 
 
-def pieces_of(words: Iterable[str], tokenizer: Any) -> dict[str, list[int]]:
-    """The ids of each different word; none for what a tokenizer drops, such as control characters."""
-    different = list(dict.fromkeys(words))
+def find_special_tokens(tokenizer: Any) -> SpecialTokens | None:
+    """Finds the special tokens by tokenizing the letter "a" with and without them.
+
+    Returns None if the tokenizer encodes the letter differently when it adds special tokens.
+    """
+    bare = list(tokenizer("a", add_special_tokens=False)["input_ids"])
+    encoded = tokenizer("a")
+    ids = list(encoded["input_ids"])
+    for start in range(len(ids) - len(bare) + 1):
+        end = start + len(bare)
+        if ids[start:end] == bare:
+            type_ids = encoded.get("token_type_ids")
+            if type_ids:
+                type_ids = type_ids[:start], type_ids[start], type_ids[end:]
+            return SpecialTokens(before=ids[:start], after=ids[end:], type_ids=type_ids or None)
+    return None
+
+
+def tokenize_words(words: Iterable[str], tokenizer: Any) -> dict[str, list[int]]:
+    """Returns the token ids of each distinct word. A word that the tokenizer drops, such as a control character, has none."""
+    distinct = list(dict.fromkeys(words))
     pieces: dict[str, list[int]] = {}
-    for start in range(0, len(different), 10_000):
-        chunk = different[start : start + 10_000]
+    for start in range(0, len(distinct), WORDS_AT_ONCE):
+        chunk = distinct[start : start + WORDS_AT_ONCE]
         encoded = tokenizer(chunk, add_special_tokens=False, return_attention_mask=False)
         pieces |= zip(chunk, encoded["input_ids"], strict=True)
     return pieces
 
 
 def put_spaces_before_words(tokenizer: Any) -> None:
-    """Has a byte-level tokenizer (RoBERTa's, GPT-2's, ModernBERT's) take a word by itself for one behind a space, as in text;
-    it is saved with the tokenizer. Others mark words without being told."""
+    """Makes a byte-level tokenizer (RoBERTa's, GPT-2's, ModernBERT's) encode a single word as it does after a space in a text.
+
+    The setting is saved with the tokenizer. Other tokenizers mark the beginning of a word anyway and are left unchanged.
+    """
     if not tokenizer.is_fast:
         return
-    splitter = tokenizer.backend_tokenizer.pre_tokenizer
-    if type(splitter).__name__ == "ByteLevel" and not splitter.add_prefix_space:
-        splitter.add_prefix_space = True
+    pre_tokenizer = tokenizer.backend_tokenizer.pre_tokenizer
+    if type(pre_tokenizer).__name__ == "ByteLevel" and not pre_tokenizer.add_prefix_space:
+        pre_tokenizer.add_prefix_space = True
         tokenizer.add_prefix_space = True
         tokenizer.init_kwargs["add_prefix_space"] = True
 
 
-def windows(lengths: Sequence[int], capacity: int, overlap: int) -> list[tuple[int, int]]:
-    """Ranges of words of these lengths (tokens, none above the capacity) that cover all of them, in order, each as long as the
-    capacity lets it. Neighbours share at most `overlap` tokens, in whole words; one range where all fit."""
-    found, begin = [], 0
+def split_into_windows(lengths: Sequence[int], capacity: int, overlap: int) -> list[tuple[int, int]]:
+    """Splits a sentence into windows that cover all its words in order. Returns [begin, end) of the words of each window.
+
+    Each window is as long as the capacity allows. Neighbouring windows share whole words of at most `overlap` tokens. A
+    sentence that fits gives one window.
+
+    Args:
+        lengths: Number of tokens of each word, none above the capacity.
+        capacity: Most tokens of a window, without special tokens.
+        overlap: Most tokens that two neighbouring windows share.
+    """
+    windows, begin = [], 0
     while True:
         end, used = begin, 0
         while end < len(lengths) and used + lengths[end] <= capacity:
             used += lengths[end]
             end += 1
-        found.append((begin, end))
+        windows.append((begin, end))
         if end == len(lengths):
-            return found
-        first, room = begin + 1, min(overlap, capacity - lengths[end])
+            return windows
+        earliest, room = begin + 1, min(overlap, capacity - lengths[end])
         begin = end
-        while begin > first and lengths[begin - 1] <= room:
+        while begin > earliest and lengths[begin - 1] <= room:
             begin -= 1
             room -= lengths[begin]
 
 
-def owners(lengths: Sequence[int], ranges: Sequence[tuple[int, int]]) -> list[int]:
-    """For each word the window in which it has the most context: the one with more tokens on its poorer side; the earlier of
-    equals."""
+def assign_words_to_windows(lengths: Sequence[int], windows: Sequence[tuple[int, int]]) -> list[int]:
+    """Returns for each word the window that gives it the most context: the largest min(tokens before, tokens after).
+
+    Ties go to the earlier window.
+    """
     best = [(-1, 0)] * len(lengths)
-    for number, (begin, end) in enumerate(ranges):
-        before, behind = 0, sum(lengths[begin:end])
+    for number, (begin, end) in enumerate(windows):
+        before, after = 0, sum(lengths[begin:end])
         for word in range(begin, end):
-            behind -= lengths[word]
-            best[word] = max(best[word], (min(before, behind), -number))
+            after -= lengths[word]
+            best[word] = max(best[word], (min(before, after), -number))
             before += lengths[word]
     return [-number for _, number in best]
 
 
-def encode(
+def encode_words(
     rows: Sequence[Sequence[str]], tokenizer: Any, max_length: int, overlap: int | None
-) -> "dict[str, np.ndarray[Any, Any]]":
-    """Flat arrays of rows of words, as data.make_features() takes them, in windows of max_length tokens that share `overlap` (a
-    quarter of what a window holds, if not given).
+) -> dict[str, Array]:
+    """Encodes rows of words, in windows of max_length tokens. Returns flat arrays as data.features.make_features() takes them.
 
-    words: [T] the number in its row of the word that a token is a piece of; -1 of special tokens and of words that belong to
-    another window. firsts: [T] whether it is the first piece of a word with a number. truncated: rows with a word that alone is
-    longer than a window, which loses its end. InputError where a window would hold nothing new.
+    Besides the usual arrays there are two more. word_indices: the index in its row of the word that a token is a piece of; -1
+    for special tokens and for words that belong to another window [T]. is_first_piece: true for the first piece of each word
+    with an index [T]. truncated: number of rows with a word that is longer than a window, which loses the word's end.
+
+    Raises InputError if a window would hold no word, or no more than it shares with the one before.
+
+    Args:
+        rows: The words of each row.
+        tokenizer: Any tokenizer of transformers.
+        max_length: Most tokens of a window, with special tokens.
+        overlap: Most tokens that neighbouring windows share; a quarter of what a window holds if None.
     """
-    specials = Specials.of(tokenizer)
-    capacity = max_length - len(specials)
-    check(capacity >= 1, "data.max_length", max_length, f"holds {len(specials)} special tokens and no word")
+    special = find_special_tokens(tokenizer)
+    if special is None:
+        raise InputError(
+            "model.backbone: its tokenizer encodes a word differently when it adds special tokens, so words cannot be tagged; "
+            "choose another backbone"
+        )
+    capacity = max_length - len(special)
+    check(
+        capacity >= 1,
+        "data.max_length",
+        max_length,
+        f"must be above {len(special)}, the number of special tokens, so that a window holds a word",
+    )
     shared = capacity // 4 if overlap is None else overlap
     check(shared < capacity, "task.window_overlap", overlap, f"must be below the {capacity} tokens that a window holds")
-    pieces = pieces_of((word for row in rows for word in row), tokenizer)
-    nothing = [] if len(specials) else [int(tokenizer.pad_token_id or 0)]  # a sequence has at least one token
+    pieces = tokenize_words(chain.from_iterable(rows), tokenizer)
+    windows = (
+        window
+        for example, row in enumerate(rows)
+        for window in make_windows(example, [pieces[word][:capacity] for word in row], capacity, shared)
+    )
+    if_empty = [] if len(special) else [int(tokenizer.pad_token_id or 0)]  # a sequence has at least one token
+    truncated = sum(any(len(pieces[word]) > capacity for word in row) for row in rows)
+    return {**flatten_windows(windows, special, if_empty), "truncated": np.array(truncated)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class WordWindow:
+    """A window of a sentence, without special tokens.
+
+    Args:
+        example: The row that it is a part of.
+        ids: Token ids of the pieces.
+        word_indices: For each piece the index of its word; -1 if the word belongs to another window.
+    """
+
+    example: int
+    ids: list[int]
+    word_indices: list[int]
+
+
+def make_windows(example: int, pieces: Sequence[Sequence[int]], capacity: int, overlap: int) -> Iterator[WordWindow]:
+    """Yields the windows of one row. pieces: the token ids of each of its words, at most `capacity` for each."""
+    lengths = [len(ids) for ids in pieces]
+    spans = split_into_windows(lengths, capacity, overlap)
+    window_of_word = assign_words_to_windows(lengths, spans)
+    for number, (begin, end) in enumerate(spans):
+        ids: list[int] = []
+        indices: list[int] = []
+        for word in range(begin, end):
+            ids += pieces[word]
+            indices += [word if window_of_word[word] == number else -1] * lengths[word]
+        yield WordWindow(example=example, ids=ids, word_indices=indices)
+
+
+def flatten_windows(windows: Iterable[WordWindow], special: SpecialTokens, if_empty: Sequence[int]) -> dict[str, Array]:
+    """Puts special tokens around each window, and `if_empty` into a window without a piece. Returns the flat arrays."""
     ids: list[int] = []
-    numbers: list[int] = []
-    types: list[int] = []
-    lengths, examples, truncated = [], [], 0
-    for example, row in enumerate(rows):
-        spelled = [pieces[word][:capacity] for word in row]
-        truncated += any(len(pieces[word]) > capacity for word in row)
-        sizes = [len(each) for each in spelled]
-        ranges = windows(sizes, capacity, shared)
-        belongs = owners(sizes, ranges)
-        for window, (begin, end) in enumerate(ranges):
-            inside = [piece for each in spelled[begin:end] for piece in each] or nothing
-            of_words = [[word if belongs[word] == window else -1] * sizes[word] for word in range(begin, end)]
-            mine = [number for each in of_words for number in each] or [-1] * len(nothing)
-            ids += [*specials.before, *inside, *specials.after]
-            numbers += [*[-1] * len(specials.before), *mine, *[-1] * len(specials.after)]
-            types += specials.types_of(len(inside))
-            lengths.append(len(inside) + len(specials))
-            examples.append(example)
-    words, offsets = np.array(numbers, dtype=np.int32), np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    before = np.concatenate([[-1], words[:-1]])
-    before[offsets[:-1]] = -1
+    indices: list[int] = []
+    type_ids: list[int] = []
+    lengths: list[int] = []
+    examples: list[int] = []
+    for window in windows:
+        inside = window.ids or if_empty
+        ids += [*special.before, *inside, *special.after]
+        indices += [-1] * len(special.before)
+        indices += window.word_indices or [-1] * len(if_empty)
+        indices += [-1] * len(special.after)
+        type_ids += special.make_type_ids(len(inside))
+        lengths.append(len(inside) + len(special))
+        examples.append(window.example)
+    arrays = {"input_ids": np.array(ids, dtype=np.int32)}
+    if type_ids:
+        arrays["token_type_ids"] = np.array(type_ids, dtype=np.int32)
+    word_indices = np.array(indices, dtype=np.int32)
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    index_before = np.concatenate([[-1], word_indices[:-1]])
+    index_before[offsets[:-1]] = -1
     return {
-        "input_ids": np.array(ids, dtype=np.int32),
-        **({"token_type_ids": np.array(types, dtype=np.int32)} if types else {}),
-        "words": words,
-        "firsts": (words >= 0) & (words != before),
+        **arrays,
+        "word_indices": word_indices,
+        "is_first_piece": (word_indices >= 0) & (word_indices != index_before),
         "offsets": offsets,
         "examples": np.array(examples, dtype=np.int64),
-        "truncated": np.array(truncated),
     }
