@@ -17,73 +17,68 @@ from typing import Any
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 
-import test_recipes  # noqa: E402
 import torch  # noqa: E402
+from recipe_case import load_cases, load_recipe  # noqa: E402
 
 from hf_finetune.config.loading import load_config  # noqa: E402
 from hf_finetune.train import finetune  # noqa: E402
 
+LOGGED = ("train/loss", "train/gradient_norm", "train/learning_rate", "validation/", "test/")
 
-def digest(path: Path) -> str:
+
+def hash_file(path: Path) -> str:
     """SHA-256 of a file."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def numbers(run_dir: Path) -> dict[str, Any]:
-    """What a finished run came to."""
+def read_numbers(run_dir: Path) -> dict[str, Any]:
+    """Logged losses and metrics, final metrics, and digests of the exported weights of a finished run."""
     rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    losses = [[row["update"], key, value] for row in rows for key, value in sorted(row.items())
-              if key.startswith(("train/loss", "train/gradient_norm", "train/learning_rate", "validation/", "test/"))
-              and "second" not in key]  # fmt: skip
+    logged = [
+        [row["update"], key, value]
+        for row in rows
+        for key, value in sorted(row.items())
+        if key.startswith(LOGGED) and "second" not in key
+    ]
     results = json.loads((run_dir / "results.json").read_text(encoding="utf-8"))
     return {
-        "logged": losses,
+        "logged": logged,
         "results": {key: results[key] for key in ("best", "validation", "test")},
-        "weights": {path.name: digest(path) for path in sorted((run_dir / "model").glob("*.safetensors"))},
+        "weights": {path.name: hash_file(path) for path in sorted((run_dir / "model").glob("*.safetensors"))},
     }
 
 
-def run(settings: dict[str, Any], task: str) -> dict[str, Any]:
+def run(settings: dict[str, Any]) -> dict[str, Any]:
     """The numbers of one run."""
-    config = load_config(settings, [])
-    assert config is not None
-    return numbers(finetune(config, task_name=task).run_dir)
+    return read_numbers(finetune(load_config(settings, [])).run_dir)
 
 
 def record() -> dict[str, Any]:
     """The numbers of all cases, cached and not, and of the demo."""
     torch.set_num_threads(1)
-    found: dict[str, Any] = {}
+    numbers: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
-        for case, job in zip(test_recipes.CASES, test_recipes.make_jobs(Path(folder)), strict=True):
-            settings = job["settings"]
-            found[str(case)] = run(settings | {"name": "plain"}, job["task"])
+        for case in load_cases():
+            settings = case.make_settings(Path(folder) / str(case))
+            numbers[str(case)] = run(settings | {"name": "plain"})
             if case.caches:
-                cached = {"name": "cached", "cache.activations": "on", "cache.dir": f"{folder}/prefix"}
-                found[f"{case} cached"] = run(settings | cached, job["task"])
-            print(case, found[str(case)]["results"]["test"], flush=True)
-        module = test_recipes.load_recipe("classify")
-        demo = {
-            **module.DEFAULTS,
-            **module.DEMO,
-            "output_dir": f"{folder}/demo",
-            "cache.activations": "off",
-            "train.precision": "fp32",
-        }
-        found["demo"] = run(demo, "classification")
-    return found
+                cached = {"name": "cached", "cache.activations": "on", "cache.dir": f"{folder}/cache"}
+                numbers[f"{case} cached"] = run(settings | cached)
+            print(case, numbers[str(case)]["results"]["test"], flush=True)
+        recipe = load_recipe("classify")
+        machine = {"cache.activations": "off", "train.precision": "fp32", "output_dir": f"{folder}/demo"}
+        numbers["demo"] = run({"task.kind": "classify", **recipe.DEFAULTS, **recipe.DEMO, **machine})
+    return numbers
 
 
 def compare(old: dict[str, Any], new: dict[str, Any]) -> int:
-    """Prints a line for each case; 1 if any number differs."""
+    """Prints a line for each case that differs; returns 1 if any does."""
     changed = 0
-    for case in old["cases"].keys() | new["cases"].keys():
-        before, after = old["cases"].get(case), new["cases"].get(case)
-        changed += before != after
-        if before != after:
-            parts = [
-                key for key in ("logged", "results", "weights") if (before or {}).get(key) != (after or {}).get(key)
-            ]
+    for case in sorted(old["cases"].keys() | new["cases"].keys()):
+        before, after = old["cases"].get(case, {}), new["cases"].get(case, {})
+        parts = [key for key in ("logged", "results", "weights") if before.get(key) != after.get(key)]
+        changed += bool(parts)
+        if parts:
             print(f"{case}: DIFFERS in {', '.join(parts)}")
     print(f"{len(new['cases'])} runs, {changed} of them differ")
     return int(changed > 0)

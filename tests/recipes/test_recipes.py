@@ -1,11 +1,10 @@
-"""Every recipe end to end: learns, is killed and goes on to the same weights, and gives the same numbers cached or not, on one
+"""Every recipe end to end: it learns; killed, it resumes to the same weights; and it gives the same numbers cached or not, on one
 process or two, with any micro-batch.
 
-Killed runs and runs on two processes are made once for all cases: starting Python takes longer than the runs.
+Killed runs and runs on two processes are made once for all selected cases: starting Python takes longer than the runs.
 """
 
 import ast
-import importlib
 import json
 import math
 import os
@@ -19,9 +18,8 @@ from typing import Any
 import pytest
 import torch
 from filelock import FileLock
-from recipe_case import Case
+from recipe_case import EVERY_UPDATE, Case, load_cases
 from safetensors.torch import load_file
-from support import tiny
 
 from hf_finetune.config.loading import load_config
 from hf_finetune.recipe import recipe_path
@@ -30,116 +28,83 @@ from hf_finetune.system.errors import InputError
 from hf_finetune.train import RunResult, finetune
 
 HERE = Path(__file__).parent
-CASES: list[Case] = [
-    case for path in sorted(HERE.glob("case_*.py")) for case in importlib.import_module(path.stem).CASES
-]
-EVERY_UPDATE, KILLED_AFTER = 2, 5  # the last checkpoint before the kill is of update 4
+CASES = load_cases()
+RECIPES = sorted(recipe_path("classify").parent.glob("*.py"))
+KILLED_AFTER = 5  # the last checkpoint before the kill is of update 4
 LOSS = 1e-5  # largest difference of a loss between runs that sum in another order
-COMMON = {
-    "data.max_length": 48,
-    "train.epochs": 2,
-    "train.batch_size": 8,
-    "train.learning_rate": 2e-3,
-    "train.head_learning_rate": None,
-    "train.precision": "fp32",
-    "train.dropout_masks": "stateless",
-    "freeze.embeddings": True,
-    "freeze.layers": 1,
-    "cache.activations": "off",
-    "tracking.trackers": [],
-    "tracking.log_every": 1,
-    "checkpoint.every": EVERY_UPDATE,
-}
+Settings = dict[str, Any]
 
 
-def load_recipe(recipe: str) -> Any:
-    """The recipe's module."""
-    spec = importlib.util.spec_from_file_location(recipe, recipe_path(recipe))
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def make_jobs(folder: Path) -> list[dict[str, Any]]:
-    """The settings of every case, its data and backbone made."""
-    jobs = []
-    for case in CASES:
-        own = folder / str(case)
-        (own / "data").mkdir(parents=True)
-        backbone = tiny.make_backbone(own / "backbone", case.family, **{"layers": 2, **case.tiny_options})
-        made = {"model.backbone": str(backbone), "output_dir": str(own / "outputs"), **case.make_data(own / "data")}
-        settings = load_recipe(case.recipe).DEFAULTS | COMMON | made | case.settings
-        jobs.append({"task": case.task, "settings": settings})
-    return jobs
-
-
-def run_all(folder: Path) -> None:
-    """Makes all jobs, kills each once, and trains each on two processes."""
-    jobs = make_jobs(folder)
-    (folder / "jobs.json").write_text(json.dumps(jobs), encoding="utf-8")
+def run_all(folder: Path, cases: list[Case]) -> None:
+    """Makes the settings of the cases, kills a run of each, and trains each on two processes."""
+    settings = {str(case): case.make_settings(folder / str(case)) for case in cases}
+    (folder / "settings.json").write_text(json.dumps(settings), encoding="utf-8")
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_FINETUNE_CACHE": str(folder / "cache")}
-    two = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    for kind, words in (("killed", [sys.executable, str(HERE / "run_cases.py"), "kill", "{}", str(KILLED_AFTER)]),
-                        ("both", [*two, str(HERE / "run_cases.py"), "train", "{}"])):  # fmt: skip
-        path = folder / f"{kind}.json"
-        named = [{**job, "settings": job["settings"] | {"name": kind}} for job in jobs]
-        path.write_text(json.dumps(named), encoding="utf-8")
-        command = [str(path) if word == "{}" else word for word in words]
+    script = str(HERE / "run_cases.py")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    for name, start, words in (
+        ("killed", [sys.executable, script, "kill"], [str(KILLED_AFTER)]),
+        ("both", [*torchrun, script, "train"], []),
+    ):
+        path = folder / f"{name}.json"
+        path.write_text(json.dumps([each | {"name": name} for each in settings.values()]), encoding="utf-8")
+        command = [*start, str(path), *words]
         done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, check=False)
-        (folder / f"{kind}.log").write_text(f"{done.returncode}\n{done.stdout}\n{done.stderr}", encoding="utf-8")
+        (folder / f"{name}.log").write_text(f"{done.returncode}\n{done.stdout}\n{done.stderr}", encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
-def jobs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    """`{str(case): job}`; made by the first of several test workers, the others wait for it."""
+def settings_of_cases(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Settings]:
+    """`{str(case): settings}` of the selected cases. The first of several test workers makes them, the others wait for it."""
+    items: list[Any] = request.session.items
+    names = {str(item.callspec.params["case"]) for item in items if "case" in getattr(item, "fixturenames", ())}
     root = tmp_path_factory.getbasetemp()
     folder = (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / "recipes"
     with FileLock(f"{folder}.lock"):
         if not (folder / "done").exists():
-            run_all(folder)
+            run_all(folder, [case for case in CASES if str(case) in names])
             (folder / "done").touch()
-    made = json.loads((folder / "jobs.json").read_text(encoding="utf-8"))
-    return {str(case): job for case, job in zip(CASES, made, strict=True)}
+    made: dict[str, Settings] = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
+    return made
 
 
-def run(job: dict[str, Any], name: str, **settings: Any) -> RunResult:
-    """A run of a job under a name, with settings over its own."""
-    config = load_config(job["settings"] | settings | {"name": name}, [])
-    assert config is not None
-    return finetune(config, task_name=job["task"])
+def run(settings: Settings, name: str, **changes: Any) -> RunResult:
+    """A run with some settings changed."""
+    return finetune(load_config(settings | changes | {"name": name}, []))
 
 
-def run_dir(job: dict[str, Any], name: str) -> Path:
-    """The folder of a run; the test fails with the log where it is not finished."""
-    folder = Path(job["settings"]["output_dir"]) / name
+def find_run_dir(settings: Settings, name: str) -> Path:
+    """The folder of a run that run_all() made; the test fails with its log if it is missing."""
+    folder = Path(settings["output_dir"]) / name
     log = folder.parent.parent.parent / f"{name}.log"
     assert (folder / "config.yaml").exists(), log.read_text(encoding="utf-8")[-3000:]
     return folder
 
 
-def losses(folder: Path) -> dict[tuple[str, int], float]:
+def read_losses(folder: Path) -> dict[tuple[str, int], float]:
     """Every loss that a run logged, by kind and update."""
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     return {(key, row["update"]): value for row in rows for key, value in row.items() if key.endswith("/loss")}
 
 
-def tensors(folder: Path) -> dict[str, torch.Tensor]:
+def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
     """All tensors of a finished run: weights and optimizer of its last checkpoint, and the exported weights."""
     path, _ = checkpoint.find_newest_intact(folder / "checkpoints")
     assert path is not None
     content = checkpoint.load_checkpoint(path)
-    found = dict(content["model_state_dict"])
+    tensors = dict(content["model_state_dict"])
     for number, state in content["optimizer_state_dict"]["state"].items():
-        found |= {f"{number}/{key}": value for key, value in state.items() if isinstance(value, torch.Tensor)}
-    return found | {f"model/{key}": value for file in (folder / "model").glob("*.safetensors")
-                    for key, value in load_file(file).items()}  # fmt: skip
+        tensors |= {f"{number}/{key}": value for key, value in state.items() if isinstance(value, torch.Tensor)}
+    for file in (folder / "model").glob("*.safetensors"):
+        tensors |= {f"model/{key}": value for key, value in load_file(file).items()}
+    return tensors
 
 
 def assert_same_losses(ours: Path, theirs: Path) -> None:
-    """The same losses at the same updates, but for the order of sums."""
-    found, expected = losses(ours), losses(theirs)
+    """The same losses at the same updates, up to the order of sums."""
+    found, expected = read_losses(ours), read_losses(theirs)
     assert found.keys() == expected.keys()
     assert len(found) > 6
     for place, value in expected.items():
@@ -147,26 +112,25 @@ def assert_same_losses(ours: Path, theirs: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def whole(jobs: dict[str, dict[str, Any]]) -> Callable[[Case], RunResult]:
-    """`whole(case)`: the run of a case on one process, that nothing disturbs; made once."""
+def undisturbed(settings_of_cases: dict[str, Settings]) -> Callable[[Case], RunResult]:
+    """`undisturbed(case)`: the run of a case on one process that nothing interrupts; made once."""
     made: dict[str, RunResult] = {}
 
     def make(case: Case) -> RunResult:
         if str(case) not in made:
-            made[str(case)] = run(jobs[str(case)], "whole")
+            made[str(case)] = run(settings_of_cases[str(case)], "whole")
         return made[str(case)]
 
     return make
 
 
 def test_every_recipe_has_a_case() -> None:
-    recipes = {path.stem for path in recipe_path("classify").parent.glob("*.py")}
-    assert recipes == {case.recipe for case in CASES}
+    assert {path.stem for path in RECIPES} == {case.recipe for case in CASES}
     assert len({str(case) for case in CASES}) == len(CASES)
     assert {"bert", "deberta-v2", "modernbert", "t5", "bart", "gpt2", "llama"} <= {case.family for case in CASES}
 
 
-@pytest.mark.parametrize("path", sorted(recipe_path("classify").parent.glob("*.py")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_a_recipe_is_its_defaults_and_nothing_else(path: Path) -> None:
     """No logic, so that none is shared: a docstring, two imports, settings, and the call."""
     text = path.read_text(encoding="utf-8")
@@ -181,38 +145,38 @@ def test_a_recipe_is_its_defaults_and_nothing_else(path: Path) -> None:
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_a_recipe_learns_is_exact_and_goes_on_where_it_was_killed(
-    case: Case, jobs: dict[str, dict[str, Any]], whole: Callable[[Case], RunResult]
+def test_a_recipe_learns_is_exact_and_resumes_after_a_kill(
+    case: Case, settings_of_cases: dict[str, Settings], undisturbed: Callable[[Case], RunResult]
 ) -> None:
-    job, result = jobs[str(case)], whole(case)
-    first = [value for (kind, _), value in losses(result.run_dir).items() if kind == "train/loss"]
+    settings, result = settings_of_cases[str(case)], undisturbed(case)
+    first = [value for (kind, _), value in read_losses(result.run_dir).items() if kind == "train/loss"]
     assert sum(first[-3:]) < sum(first[:3])
     for split in ("validation", "test"):
         assert all(math.isfinite(value) for value in result.results[split].values()), result.results[split]
     assert result.results["reload_difference"] <= 1e-5
     assert 0 < result.results["parameters"]["trainable"] < result.results["parameters"]["total"]
 
-    killed = run_dir(job, "killed")
+    killed = find_run_dir(settings, "killed")
     assert not (killed / "results.json").exists()
     path, _ = checkpoint.find_newest_intact(killed / "checkpoints")
     assert path is not None
-    assert f"_update{KILLED_AFTER - 1:06d}_" in path.name
-    run(job, "killed")
-    assert losses(killed) == losses(result.run_dir)
-    ours, theirs = tensors(killed), tensors(result.run_dir)
+    assert f"_update{KILLED_AFTER // EVERY_UPDATE * EVERY_UPDATE:06d}_" in path.name
+    run(settings, "killed")
+    assert read_losses(killed) == read_losses(result.run_dir)
+    ours, theirs = read_tensors(killed), read_tensors(result.run_dir)
     assert ours.keys() == theirs.keys()
     assert [name for name, tensor in theirs.items() if not torch.equal(tensor, ours[name])] == []
 
-    small = run(job, "small", **{"train.micro_batch_size": 3})
+    small = run(settings, "small", **{"train.micro_batch_size": 3})
     assert_same_losses(small.run_dir, result.run_dir)
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_a_recipe_gives_the_same_numbers_cached_and_on_two_processes(
-    case: Case, jobs: dict[str, dict[str, Any]], whole: Callable[[Case], RunResult]
+    case: Case, settings_of_cases: dict[str, Settings], undisturbed: Callable[[Case], RunResult]
 ) -> None:
-    job, result = jobs[str(case)], whole(case)
-    both = run_dir(job, "both")
+    settings, result = settings_of_cases[str(case)], undisturbed(case)
+    both = find_run_dir(settings, "both")
     assert_same_losses(both, result.run_dir)
     results = json.loads((both / "results.json").read_text(encoding="utf-8"))
     assert results["processes"] == 2
@@ -221,6 +185,6 @@ def test_a_recipe_gives_the_same_numbers_cached_and_on_two_processes(
     cached = {"cache.activations": "on", "cache.precision": "fp32"}
     if not case.caches:
         with pytest.raises(InputError, match=re.escape("cache.activations (on): ")):
-            run(job, "cached", **cached)
+            run(settings, "cached", **cached)
         return
-    assert_same_losses(run(job, "cached", **cached).run_dir, result.run_dir)
+    assert_same_losses(run(settings, "cached", **cached).run_dir, result.run_dir)
