@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_finetune.config.loading import load_config
+from hf_finetune.system.console import configure_logging
 from hf_finetune.system.errors import InputError, StoppedError, redact
 from hf_finetune.system.signals import EXIT_TRY_AGAIN
 
@@ -58,6 +59,7 @@ def report_errors(function: Callable[[], None], *, debug: bool = False) -> int:
     """Runs `function`; an InputError becomes one `error:` line on standard error and exit code 2, a signal that stopped a
     run exit code 75."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    configure_logging()
     if not debug:
         warnings.filterwarnings("ignore", category=UserWarning)
         warnings.filterwarnings("ignore", category=FutureWarning)

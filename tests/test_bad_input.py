@@ -625,7 +625,7 @@ def test_a_disk_that_fills_up_while_training_keeps_the_last_checkpoint_and_the_r
     disk = make_disk("500k")  # room for the rehearsal and one checkpoint
     message = refusal(capsys, output_dir=str(disk))
     assert message.startswith(f"{disk}/run/checkpoints: the disk is full: ")
-    assert "goes on from its last checkpoint" in message
+    assert "resumes from its last checkpoint" in message
     path, passed_over = checkpoint.find_newest_intact(disk / "run" / "checkpoints")
     assert path is not None
     assert passed_over == []

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from support.runs import TORCHRUN, assert_same_tensors, launch, rows_of, weights
 
-from hf_finetune.cache import store
+from hf_finetune.cache import layout, listing, store
 from hf_finetune.config.loading import to_yaml
 from hf_finetune.config.sections import RunConfig
 from hf_finetune.run.checkpoint import read_manifests
@@ -99,7 +99,7 @@ def test_a_signal_in_a_capture_is_heeded_there(
 ) -> None:
     from hf_finetune.cache import capture as capture_module
 
-    monkeypatch.setattr(store, "CHUNK_TOKENS", 64)
+    monkeypatch.setattr(layout, "CHUNK_TOKENS", 64)
     settings = {**SETTINGS, **FROZEN, "cache.activations": "on", "cache.dir": str(tmp_path / "prefix")}
     config, capture, calls = make_config(**settings), capture_module.capture_chunk, []
 
@@ -113,7 +113,7 @@ def test_a_signal_in_a_capture_is_heeded_there(
         patch.setattr(capture_module, "capture", signalled)
         stopped_by(config, signal.SIGUSR1)
     assert len(calls) == 3
-    (entry,) = store.list_entries(tmp_path / "prefix")
+    (entry,) = listing.list_entries(tmp_path / "prefix")
     assert entry.is_partial
     kept = len(store.read_journals(entry.folder))
     assert kept == 3
@@ -121,8 +121,8 @@ def test_a_signal_in_a_capture_is_heeded_there(
     monkeypatch.setattr(capture_module, "capture", lambda *arguments: counted.append(1) or capture(*arguments))
     finetune(config)
     assert len(counted) > 0
-    (entry,) = store.list_entries(tmp_path / "prefix")
-    assert store.find_damage(entry) is None
+    (entry,) = listing.list_entries(tmp_path / "prefix")
+    assert listing.find_damage(entry) is None
     assert len(counted) + kept == len(entry.manifest["digests"])
 
 
@@ -181,7 +181,7 @@ def test_a_second_signal_ends_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
         assert signals.received == "SIGTERM"
         signal.raise_signal(signal.SIGTERM)  # the same one, that came twice
         assert killed == []
-        signals.since -= 2
+        signals.received_at -= 2
         signal.raise_signal(signal.SIGTERM)
         assert killed == [(os.getpid(), signal.SIGTERM)]
         assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL

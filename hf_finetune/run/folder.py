@@ -21,6 +21,7 @@ from hf_finetune.config.loading import to_yaml
 from hf_finetune.config.sections import RunConfig, as_dict, changed_keys
 from hf_finetune.run.checkpoint import read_manifests
 from hf_finetune.system import processes
+from hf_finetune.system.console import print_message
 from hf_finetune.system.errors import InputError, redact
 from hf_finetune.system.files import write_atomically
 from hf_finetune.system.processes import Runtime
@@ -99,7 +100,7 @@ def archive_run(folder: Path) -> None:
     for path in sorted(folder.iterdir(), key=lambda path: path.name == "config.yaml"):  # last: what makes it a run
         if not path.name.startswith("."):
             path.rename(target / path.name)
-    print(f"checkpoint.resume never: the older run is kept in {target}")
+    print_message(f"checkpoint.resume never: the older run is kept in {target}")
 
 
 def check_same_run(config: RunConfig, recorded: Path) -> None:

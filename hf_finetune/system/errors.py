@@ -1,21 +1,22 @@
-"""The exceptions that mean something to a user, and what no message may show."""
+"""The exceptions that a user meets, and the removal of secrets from messages."""
 
 import re
 
 
 class InputError(Exception):
-    """Something the user gave cannot be used; the message names the setting or the file and line, and the mend.
+    """Something that the user gave cannot be used.
 
-    The command line prints it as one `error:` line on standard error and exits with code 2.
+    The message names the setting, or the file and line, and the fix. The command line prints it as one `error:` line on
+    standard error and exits with code 2.
     """
 
 
 class StoppedError(Exception):
-    """A signal asked the run to stop, and what there was to save is saved; the command line exits with code 75."""
+    """A signal stopped the run after it was saved. The command line exits with code 75."""
 
 
 def redact(text: str) -> str:
-    """A text with all that looks like a Hub token, and passwords and tokens in addresses, blotted out."""
+    """Returns the text without secrets: Hub tokens, and passwords and tokens in URLs, are replaced by ***."""
     text = re.sub(r"\b(hf|api_org)_\w{20,}", r"\1_***", text)
     text = re.sub(r"://\S+@", "://***@", text)
     return re.sub(r"([?&](?:token|api_key|key|password)=)[^&\s]+", r"\1***", text)

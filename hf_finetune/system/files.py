@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, whatever stops the process or the disk."""
+"""Files that are written completely or not at all, and digests of what was written."""
 
 import contextlib
 import errno
@@ -7,47 +7,51 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, cast
-
-import torch
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from hf_finetune.system.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class HashingFile:
-    """A file that is written to, and the digest of what was: what the disk gives back is compared with it."""
+    """A file open for writing that computes the sha256 of what is written: a later reader can detect damage on the disk."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.file = file
         self.digest = hashlib.sha256()
 
     def write(self, content: Any) -> int:
-        """Writes all of it."""
+        """Writes bytes, or anything with the buffer interface."""
         self.digest.update(content)
         return self.file.write(content)
 
     def flush(self) -> None:
-        """Gives to the system what is still held back."""
+        """Passes buffered bytes on to the operating system."""
         self.file.flush()
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """The file has its old content or all of the new. InputError where the disk is full or read-only."""
+    """Replaces a file: it has either its old content or all of the new. InputError if the disk is full or read-only."""
     replace_atomically(path, lambda file: file.write(content), len(content))
 
 
 def replace_atomically(path: Path, write: Callable[[BinaryIO], object], num_bytes: int) -> str:
-    """Has `write` fill a temporary file, syncs it, renames it to `path` and syncs the folder; returns the sha256 of what
-    was written. `num_bytes` are checked to be free. InputError where that cannot be done; `path` is as it was then."""
+    """Replaces a file with what `write` writes, and returns its sha256 in hexadecimal.
+
+    Writes a temporary file, syncs it, renames it to `path` and syncs the folder. Raises InputError if there are fewer than
+    `num_bytes` free, or if the file cannot be written; the file at `path` is unchanged then.
+    """
     temporary = path.with_name(f".{path.name}.writing")
     try:
         if shutil.disk_usage(path.parent).free < num_bytes:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         with temporary.open("wb") as file:
-            hashing = HashingFile(file)
-            write(cast(BinaryIO, hashing))
+            hashing_file = HashingFile(file)
+            write(cast(BinaryIO, hashing_file))
             file.flush()
             os.fsync(file.fileno())
         rename(temporary, path)
@@ -55,24 +59,24 @@ def replace_atomically(path: Path, write: Callable[[BinaryIO], object], num_byte
     except (OSError, RuntimeError) as error:  # torch.save turns a failed write into a RuntimeError
         remove_quietly(temporary)
         raise writing_error(path.parent, num_bytes, error) from None
-    return hashing.digest.hexdigest()
+    return hashing_file.digest.hexdigest()
 
 
 def rename(source: Path, target: Path) -> None:
-    """os.replace, which a file system may say it did and not have done."""
+    """Renames like os.replace, and raises OSError if the file system reported success without renaming."""
     os.replace(source, target)
     if source.exists():
         raise OSError(errno.EIO, f"{source.name} is still there after it was renamed")
 
 
 def remove_quietly(path: Path) -> None:
-    """Removes a file that no one needs, if the disk lets us; what stays behind is removed by a later save."""
+    """Removes a temporary file. If the disk does not allow it, a later save removes it."""
     with contextlib.suppress(OSError):
         path.unlink(missing_ok=True)
 
 
 def sync_folder(folder: Path) -> None:
-    """Makes renames and removals in a folder durable, where the system can sync a folder."""
+    """Makes renames and removals in a folder durable. Windows cannot sync a folder."""
     if os.name == "nt":
         return
     descriptor = os.open(folder, os.O_RDONLY)
@@ -83,35 +87,41 @@ def sync_folder(folder: Path) -> None:
 
 
 def hash_file(path: Path) -> str:
-    """Digest of a file's bytes, in hexadecimal."""
+    """Returns the sha256 of a file's bytes, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def writing_error(folder: Path, num_bytes: int, error: Exception) -> InputError:
-    """What a failed write means to the user."""
+    """Returns the error that tells the user why `num_bytes` could not be written to a folder."""
     cause = error if isinstance(error, OSError) else error.__context__
     if isinstance(cause, OSError) and cause.errno not in FULL_DISK:
         return InputError(f"{folder}: cannot be written: {cause.strerror}")
-    there = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
-    free = shutil.disk_usage(there).free
-    if (
-        cause is None and free > 2 * num_bytes
-    ):  # tokenizers and safetensors say a full disk without an OSError; it is none
+    existing_folder = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    free = shutil.disk_usage(existing_folder).free
+    # tokenizers and safetensors report a full disk without an OSError; with this much free, it is something else
+    if cause is None and free > 2 * num_bytes:
         return InputError(f"{folder}: cannot be written: {' '.join(str(error).split()) or type(error).__name__}")
     return InputError(
-        f"{folder}: the disk is full: {num_bytes / 1e6:.1f} MB are needed and {free / 1e6:.1f} MB are free; make "
-        "room and run the same command again, the run goes on from its last checkpoint"
+        f"{folder}: the disk is full: {num_bytes / 1e6:.1f} MB are needed and {free / 1e6:.1f} MB are free; free some "
+        "space and run the same command again: the run resumes from its last checkpoint"
     )
 
 
-def cache_root(folder: str | None) -> Path:
-    """The folder of all caches: `folder` (cache.dir) if it is given, else HF_FINETUNE_CACHE, else ~/.cache/hf_finetune."""
-    return Path(folder or os.environ.get("HF_FINETUNE_CACHE") or Path.home() / ".cache" / "hf_finetune")
+def cache_root(folder: str | None = None) -> Path:
+    """The folder of the caches: `folder` (cache.dir) if given, else HF_FINETUNE_CACHE, else ~/.cache/hf_finetune.
+
+    Encoded text lies in its subfolder `encoded`, cached hidden states in `activations`. Both can be computed again.
+    """
+    if folder is not None:
+        return Path(folder)
+    return Path(os.environ.get("HF_FINETUNE_CACHE") or Path.home() / ".cache" / "hf_finetune")
 
 
-def digest_tensors(tensors: Mapping[str, torch.Tensor], names: Iterable[str]) -> str:
-    """Digest of the name, type, shape and bytes of tensors."""
+def digest_tensors(tensors: "Mapping[str, torch.Tensor]", names: Iterable[str]) -> str:
+    """Returns the sha256 of the named tensors, in hexadecimal: of their names, dtypes, shapes and bytes, in this order."""
+    import torch
+
     digest = hashlib.sha256()
     for name in names:
         tensor = tensors[name].detach().cpu().contiguous()

@@ -1,4 +1,4 @@
-"""Where a run runs: processes, device, precision, seeds, its locked folder, and the record of the environment."""
+"""The processes, device, precision and seed of a run."""
 
 import atexit
 import contextlib
@@ -15,12 +15,13 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from accelerate.utils import DistributedType, InitProcessGroupKwargs, broadcast_object_list
 
+from hf_finetune.system.console import configure_logging, print_message
 from hf_finetune.system.errors import InputError, StoppedError
 from hf_finetune.system.signals import StopSignals
 
 T = TypeVar("T")
 
-SUPPORTED = (
+SUPPORTED_TYPES = (
     DistributedType.NO,
     DistributedType.MULTI_CPU,
     DistributedType.MULTI_GPU,
@@ -29,11 +30,11 @@ SUPPORTED = (
     DistributedType.MULTI_MLU,
 )
 
-LAUNCHER_VARIABLES = {"RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"}  # besides WORLD_SIZE
+LAUNCHER_VARIABLES = {"RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"}  # set by launchers, together with WORLD_SIZE
 
 
 class Processes(Protocol):
-    """The processes that share a piece of work."""
+    """The processes that work together on a run or on predictions, as one of them sees them."""
 
     @property
     def device(self) -> torch.device:
@@ -41,28 +42,31 @@ class Processes(Protocol):
 
     @property
     def process(self) -> int:
-        """The number of this process, from 0."""
+        """The rank of this process, from 0."""
 
     @property
     def num_processes(self) -> int:
-        """How many processes there are."""
+        """The number of processes."""
 
     def is_asked_to_stop(self) -> bool:
-        """True if a stop signal was received."""
+        """True if this process, or one that polled before it, received a stop signal.
+
+        Processes may get different answers: they act on it only after agree().
+        """
 
     def agree(self, *flags: bool) -> tuple[bool, ...]:
-        """For each flag, True if any process has it set. On all processes."""
+        """Returns for each flag whether any process has set it. All processes must call it."""
 
     def gather(self, value: T) -> list[T]:
-        """The value of every process, in their order, on every process."""
+        """Returns the (picklable) values of all processes, by rank. All processes must call it."""
 
     def stopped_error(self) -> StoppedError:
-        """The error to raise once all have agreed to stop."""
+        """Returns the error to raise after all processes have agreed to stop."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SingleProcess:
-    """One process that works alone and is never asked to stop (a Processes)."""
+    """Processes of a single process that is never asked to stop."""
 
     device: torch.device
     process: int = 0
@@ -83,11 +87,20 @@ class SingleProcess:
 
 @dataclass(frozen=True, kw_only=True)
 class Runtime:
-    """The machine side of a run."""
+    """The processes, device and precision of a run: the Processes of training.
+
+    Attributes:
+        accelerator: The Accelerator of this process.
+        run_dir: The folder of the run, and its name among the processes.
+        precision: fp32, bf16 or fp16.
+        precision_reason: Why this precision was chosen, for the start-up report.
+        notes: Further lines for the start-up report.
+        signals: The stop signals of this process.
+    """
 
     accelerator: Accelerator
     run_dir: Path
-    precision: str  # fp32, bf16 or fp16
+    precision: str
     precision_reason: str
     notes: tuple[str, ...] = ()
     signals: StopSignals = field(default_factory=StopSignals)
@@ -109,13 +122,15 @@ class Runtime:
         return bool(self.accelerator.is_main_process)
 
     def say(self, text: str = "") -> None:
-        """Prints on the main process."""
+        """Prints a line on the main process, through the logger "hf_finetune"."""
         if self.is_main:
-            print(text, flush=True)
+            print_message(text)
 
     def on_main(self, function: Callable[[], T]) -> T:
-        """Runs `function` on the main process; all processes get its (picklable) result, or raise its InputError or
-        StoppedError."""
+        """Runs `function` on the main process only, and returns its (picklable) result on all processes.
+
+        If it raises InputError or StoppedError, all processes raise it. All processes must call on_main().
+        """
         outcome: list[Any] = [None, None]
         if self.is_main:
             try:
@@ -130,17 +145,22 @@ class Runtime:
         return outcome[0]
 
     def is_asked_to_stop(self) -> bool:
-        """Whether a signal has reached this process, or another that has come by here. Not yet agreed on."""
+        """True if this process, or one that polled before it, received a stop signal.
+
+        Processes may get different answers: they act on it only after agree(). Unlike agree(), it is not a collective, so
+        that any process may call it at any time.
+        """
         if self.num_processes == 1:
             return bool(self.signals.received)
-        store = torch.distributed.distributed_c10d._get_default_store()  # looked at between collectives
+        # Private in torch (looked at in 2.13): the only key-value store that all processes of the group already share
+        store = torch.distributed.distributed_c10d._get_default_store()
         key = f"hf_finetune/stop/{self.run_dir}"
         if self.signals.received:
             store.set(key, self.signals.received)
         return bool(self.signals.received) or bool(store.check([key]))
 
     def agree(self, *flags: bool) -> tuple[bool, ...]:
-        """For each flag, whether any process has it set. On all processes."""
+        """Returns for each flag whether any process has set it. All processes must call it."""
         if self.num_processes == 1:
             return flags
         values = torch.tensor([int(flag) for flag in flags], device=self.device)
@@ -148,11 +168,11 @@ class Runtime:
         return tuple(bool(value) for value in values.tolist())
 
     def stopped_error(self) -> StoppedError:
-        """The error to raise where all have agreed to stop."""
+        """Returns the error to raise after all processes have agreed to stop. It names the signal."""
         return StoppedError(self.signals.received or "another process's signal")
 
     def gather(self, value: T) -> list[T]:
-        """The value of every process, in their order, on every process."""
+        """Returns the (picklable) values of all processes, by rank. All processes must call it."""
         if self.num_processes == 1:
             return [value]
         values: list[Any] = [None] * self.num_processes
@@ -161,11 +181,15 @@ class Runtime:
 
 
 def choose_precision(requested: str) -> tuple[str, str]:
-    """fp32, bf16 or fp16, and why."""
-    reason = "as train.precision says"
+    """Returns the precision (fp32, bf16 or fp16) and the reason for it.
+
+    `requested` is train.precision. `auto` follows `accelerate launch --mixed_precision`, else takes bf16 if the processor is
+    fast at it. Raises InputError for fp16 on a CPU.
+    """
+    reason = "set by train.precision"
     launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if requested == "auto" and launched in ("bf16", "fp16"):
-        requested, reason = launched, "as accelerate's mixed_precision says"
+        requested, reason = launched, "set by accelerate's mixed_precision"
     if torch.cuda.is_available() and not is_cpu_requested():
         if requested != "auto":
             return requested, reason
@@ -173,89 +197,119 @@ def choose_precision(requested: str) -> tuple[str, str]:
             return "bf16", "this GPU computes in bf16"
         return "fp32", "this GPU does not compute in bf16"
     if requested == "fp16":
-        raise InputError("train.precision (fp16): needs a GPU; a CPU takes fp32 or bf16")
+        raise InputError("train.precision (fp16): needs a GPU; on a CPU choose fp32 or bf16")
     if requested != "auto":
         return requested, reason
-    amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
-    avx = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
-    if amx or avx:
-        return "bf16", f"this CPU has {'AMX' if amx else 'AVX512-BF16'}"
-    return "fp32", "this CPU has neither AMX nor AVX512-BF16, and bf16 would be slower"
+    if units := find_bf16_units():
+        return "bf16", f"this CPU has {units}"
+    return "fp32", "this CPU has neither AMX nor AVX512-BF16: bf16 would be slower"
+
+
+def find_bf16_units() -> str:
+    """Returns the name of the CPU's units that compute fast in bf16, "" if it has none."""
+    # Private in torch (looked at in 2.13), which has no public name for them. Some versions and builds lack them
+    if getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)():
+        return "AMX"
+    if getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)():
+        return "AVX512-BF16"
+    return ""
 
 
 def is_cpu_requested() -> bool:
-    """Whether `accelerate launch --cpu` started this."""
+    """True if `accelerate launch --cpu` started this process."""
     return os.environ.get("ACCELERATE_USE_CPU", "false").lower() in ("1", "true", "yes")
 
 
 def make_accelerator(precision: str) -> Accelerator:
-    """An Accelerator that sees as many processes as the launcher started, on CPUs too."""
-    # `accelerate launch --multi_gpu` on a machine without a GPU would make processes that each believe to be alone,
-    # unless the Accelerator is told to use CPUs. A fresh state each run lets one process make several runs.
+    """Returns an Accelerator that spans all processes that the launcher started, on CPUs too.
+
+    Raises InputError if the processes do not know of each other, or for a configuration of Accelerate that is not supported.
+    """
+    reset_accelerate()
+    # `accelerate launch --multi_gpu` on a machine without a GPU would make processes that each believe to be the only one,
+    # unless the Accelerator is told to use CPUs
     has_accelerator = torch.accelerator.is_available() and not is_cpu_requested()
-    if PartialState._shared_state and not torch.distributed.is_initialized():
-        AcceleratorState._reset_state(reset_partial_state=True)
-        GradientState._reset_state()
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    launched = world_size == 1 or os.environ.keys() >= LAUNCHER_VARIABLES
-    mixed_precision = "no" if precision == "fp32" else precision
-    # While the main process encodes, exports or pushes, the others wait for it
-    patience = InitProcessGroupKwargs(timeout=timedelta(hours=6))
-    accelerator = (
-        Accelerator(cpu=not has_accelerator, mixed_precision=mixed_precision, kwargs_handlers=[patience])
-        if launched
-        else None
-    )
+    accelerator = None
+    if world_size == 1 or os.environ.keys() >= LAUNCHER_VARIABLES:
+        accelerator = Accelerator(
+            cpu=not has_accelerator,
+            mixed_precision="no" if precision == "fp32" else precision,
+            # Other processes wait that long for the main process to encode, export or push
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=6))],
+        )
     if accelerator is None or accelerator.num_processes != world_size:
         raise InputError(
-            f"WORLD_SIZE says {world_size} processes, and this one does not know of the others; start them with "
-            "torchrun --nproc_per_node N, or accelerate launch --multi_gpu --num_processes N"
+            f"WORLD_SIZE is {world_size}, but this process is not connected to the others; start them with torchrun "
+            "--nproc_per_node N, or accelerate launch --multi_gpu --num_processes N"
         )
-    if accelerator.gradient_accumulation_steps != 1:
-        raise InputError(
-            f"accelerate's gradient_accumulation_steps ({accelerator.gradient_accumulation_steps}): leave it at 1; "
-            "train.micro_batch_size accumulates"
-        )
-    if accelerator.distributed_type not in SUPPORTED:
-        raise InputError(
-            f"accelerate's {accelerator.distributed_type.value} is not supported; "
-            "choose no distributed type or multi-GPU/CPU in `accelerate config`"
-        )
+    check_accelerator(accelerator)
     if accelerator.num_processes > 1:
         atexit.register(leave_process_group)
     return accelerator
 
 
+def reset_accelerate() -> None:
+    """Clears Accelerate's global state, so that one process can make several runs with different precisions."""
+    # Private in Accelerate (looked at in 1.15), whose own tests reset it in this way
+    if PartialState._shared_state and not torch.distributed.is_initialized():
+        AcceleratorState._reset_state(reset_partial_state=True)
+        GradientState._reset_state()
+
+
+def check_accelerator(accelerator: Accelerator) -> None:
+    """Raises InputError for settings of `accelerate config` that the training loop does not support."""
+    if accelerator.gradient_accumulation_steps != 1:
+        raise InputError(
+            f"accelerate's gradient_accumulation_steps ({accelerator.gradient_accumulation_steps}): must be 1; gradients are "
+            "accumulated by train.micro_batch_size"
+        )
+    if accelerator.distributed_type not in SUPPORTED_TYPES:
+        raise InputError(
+            f"accelerate's {accelerator.distributed_type.value} is not supported; "
+            "choose no distributed type or multi-GPU/CPU in `accelerate config`"
+        )
+
+
 def leave_process_group() -> None:
-    """Ends the process group with the process: several runs in one process share it."""
+    """Destroys the process group when the process ends. It cannot end earlier: all runs of a process share it."""
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 
 
 def use_all_cores(accelerator: Accelerator) -> tuple[str, ...]:
-    """On a CPU, undoes the one thread that `accelerate launch` and torchrun set where nobody chose a number."""
-    launched = "ACCELERATE_MIXED_PRECISION" in os.environ or "TORCHELASTIC_RUN_ID" in os.environ
-    if accelerator.device.type != "cpu" or not launched or os.environ.get("OMP_NUM_THREADS") != "1":
+    """On a CPU, raises the one thread that `accelerate launch` and torchrun set by default to this process' share of the cores.
+
+    Returns a note for the start-up report if it did.
+    """
+    is_launched = "ACCELERATE_MIXED_PRECISION" in os.environ or "TORCHELASTIC_RUN_ID" in os.environ
+    if accelerator.device.type != "cpu" or not is_launched or os.environ.get("OMP_NUM_THREADS") != "1":
         return ()
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads = max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
-    torch.set_num_threads(threads)
-    return (f"the launcher's OMP_NUM_THREADS=1 raised to {threads}: {cores} cores",) if threads > 1 else ()
+    num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    num_threads = max(1, num_cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    torch.set_num_threads(num_threads)
+    if num_threads == 1:
+        return ()
+    return (f"the launcher's OMP_NUM_THREADS=1 raised to {num_threads}: {num_cores} cores",)
 
 
 @contextlib.contextmanager
 def start(seed: int, precision: str, run_dir: Path) -> Iterator[Runtime]:
-    """Seeds torch, makes the Accelerator, and notices stop signals until the block ends.
+    """Seeds torch, creates the Accelerator, and receives stop signals until the block ends.
 
-    `precision` is train.precision. `run_dir` names the run to the other processes.
+    Args:
+        seed: The seed of torch.
+        precision: train.precision.
+        run_dir: The folder of the run, and its name among the processes.
     """
-    chosen, reason = choose_precision(precision)
-    accelerator = make_accelerator(chosen)
+    configure_logging()
+    chosen_precision, reason = choose_precision(precision)
+    accelerator = make_accelerator(chosen_precision)
     torch.manual_seed(seed)
     runtime = Runtime(
         accelerator=accelerator,
         run_dir=run_dir,
-        precision=chosen,
+        precision=chosen_precision,
         precision_reason=reason,
         notes=use_all_cores(accelerator),
     )
@@ -264,7 +318,7 @@ def start(seed: int, precision: str, run_dir: Path) -> Iterator[Runtime]:
 
 
 def peak_memory_mb(device: torch.device) -> float:
-    """Most memory held so far: of the GPU where there is one, else of this process."""
+    """Returns the peak memory in MB (2**20 bytes): allocated on the GPU if `device` is one, else resident in this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     try:

@@ -1,6 +1,6 @@
-"""Signals that ask a run to stop: noticed at once, heeded where nothing is lost.
+"""Signals that ask a run to stop. They are received at once, and acted on where no work is lost.
 
-A cluster that takes a machine back sends SIGTERM, Slurm also SIGUSR1 if told to, a person Ctrl-C (SIGINT).
+SIGTERM is sent by a cluster that takes the machine back, SIGUSR1 by Slurm if configured, SIGINT by Ctrl-C.
 """
 
 import contextlib
@@ -10,49 +10,62 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from typing import Any
+from types import FrameType
 
 from hf_finetune.system.errors import StoppedError
 
-EXIT_TRY_AGAIN = 75  # EX_TEMPFAIL of sysexits.h: the same command goes on
+EXIT_TRY_AGAIN = 75  # EX_TEMPFAIL of sysexits.h: the same command resumes the run
 
-STOPPING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name))
+STOP_SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name))
 
-# Ctrl-C under torchrun reaches a process twice, from the terminal and from torchrun
+# Ctrl-C under torchrun reaches a process twice: from the terminal, and from torchrun
 SAME_SIGNAL_SECONDS = 1.0
 
 
 class StopSignals:
-    """What has been received. While there is nothing to save (`ends_at_once`) a signal raises StoppedError where it finds the
-    program; else it is only noted, and the run stops at its next update, batch or chunk. A second one ends at once."""
+    """The stop signal that this process has received, if any.
+
+    As long as a run has nothing to save (`ends_at_once`), a signal raises StoppedError wherever the program is. Within
+    deferred() it is only recorded, and the run stops at its next update, batch or chunk. A second signal ends the process.
+    """
 
     def __init__(self) -> None:
-        self.received = ""
-        self.since = 0.0
+        self.received = ""  # name of the signal
+        self.received_at = 0.0  # seconds, time.monotonic()
         self.ends_at_once = True
 
-    def receive(self, number: int, _: Any = None) -> None:
-        """The handler."""
-        if self.received:
-            if time.monotonic() - self.since > SAME_SIGNAL_SECONDS:
-                signal.signal(number, signal.SIG_DFL)
-                os.kill(os.getpid(), number)
-            return
-        self.received, self.since = signal.Signals(number).name, time.monotonic()
-        if self.ends_at_once:
-            raise StoppedError(self.received)
-        if os.environ.get("LOCAL_RANK", "0") == "0":
-            print(f"{self.received}: saving, then stopping; once more ends at once", file=sys.stderr, flush=True)
-
     @contextlib.contextmanager
-    def install(self) -> Iterator[None]:
-        """Receives within the block; Python lets only a program's main thread do so."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        before = {number: signal.signal(number, self.receive) for number in STOPPING}
+    def deferred(self) -> Iterator[None]:
+        """Within the block, a signal is recorded instead of raised: there is something to save first."""
+        before, self.ends_at_once = self.ends_at_once, False
         try:
             yield
         finally:
-            for number, handler in before.items():
+            self.ends_at_once = before
+
+    def receive(self, number: int, _frame: FrameType | None = None) -> None:
+        """Handles a signal."""
+        if self.received:
+            if time.monotonic() - self.received_at > SAME_SIGNAL_SECONDS:
+                signal.signal(number, signal.SIG_DFL)
+                os.kill(os.getpid(), number)
+            return
+        self.received, self.received_at = signal.Signals(number).name, time.monotonic()
+        if self.ends_at_once:
+            raise StoppedError(self.received)
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            message = f"{self.received}: saving, then stopping; a second signal stops without saving"
+            print(message, file=sys.stderr, flush=True)
+
+    @contextlib.contextmanager
+    def install(self) -> Iterator[None]:
+        """Receives signals within the block. Does nothing outside the main thread, where Python allows no handlers."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        handlers_before = {number: signal.signal(number, self.receive) for number in STOP_SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in handlers_before.items():
                 signal.signal(number, handler)

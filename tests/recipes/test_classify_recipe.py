@@ -294,7 +294,7 @@ def test_processes_that_do_not_know_of_each_other_are_refused(
 ) -> None:
     with monkeypatch.context() as patch:
         patch.setenv("WORLD_SIZE", "3")
-        with pytest.raises(InputError, match="WORLD_SIZE says 3 processes, and this one does not know"):
+        with pytest.raises(InputError, match="WORLD_SIZE is 3, but this process is not connected"):
             finetune(make_config())
     finetune(make_config(**{"train.max_updates": 1}))
 

@@ -43,6 +43,6 @@ def test_a_best_checkpoint_that_is_gone_at_the_end_is_an_error(
 def test_a_distributed_type_that_is_not_supported_is_refused(
     make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(processes, "SUPPORTED", ())
+    monkeypatch.setattr(processes, "SUPPORTED_TYPES", ())
     with pytest.raises(InputError, match="accelerate's NO is not supported"):
         finetune(make_config())

@@ -138,9 +138,9 @@ def test_precision_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
     assert processes.choose_precision("auto")[0] == "fp32"
-    assert processes.choose_precision("bf16") == ("bf16", "as train.precision says")
+    assert processes.choose_precision("bf16") == ("bf16", "set by train.precision")
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
-    assert processes.choose_precision("auto") == ("bf16", "as accelerate's mixed_precision says")
+    assert processes.choose_precision("auto") == ("bf16", "set by accelerate's mixed_precision")
     with pytest.raises(InputError, match=r"train.precision \(fp16\): needs a GPU"):
         processes.choose_precision("fp16")
 
