@@ -1,79 +1,109 @@
-"""The order of examples, and how a batch is shared among processes and micro-batches. Pure functions."""
+"""The order of examples, and how a batch is divided among processes and micro-batches. Pure functions.
+
+N features of a split, B features of a batch. `indices` are the numbers of features in their split.
+"""
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-GROUPED_BATCHES = 50  # batches in a window that is sorted by length; transformers' LengthGroupedSampler has 50 too
+from hf_finetune.data.features import Array
+
+GROUPED_BATCHES = 50  # batches whose features are sorted by length together, as in transformers' LengthGroupedSampler
 
 
-def plan_epoch(lengths: "np.ndarray[Any, Any]", batch_size: int, seed: int, epoch: int) -> list["np.ndarray[Any, Any]"]:
-    """The batches of an epoch, each an array of row numbers; every row once. Law 2: a pure function of its arguments.
+def plan_epoch(lengths: Array, batch_size: int, seed: int, epoch: int) -> list[Array]:
+    """Returns the batches of an epoch. A pure function of its arguments (law 2), so that a run can resume at any update.
 
-    Rows of like length meet in a batch (sorted within windows of 50 batches of a random order), the batches come in
-    random order, and the one that is not full comes last.
+    Features of similar length share a batch, so that there is little padding: a random order is sorted by length within
+    groups of 50 batches. The batches come in random order; the last one may be smaller.
+
+    Args:
+        lengths: Number of tokens of each feature, [N].
+        batch_size: Features of a batch, over all processes.
+        seed: The seed of the run.
+        epoch: The number of the epoch.
+
+    Returns:
+        Arrays of indices, [batch_size] each, the last one perhaps shorter. Every index occurs once.
     """
     generator = np.random.default_rng([seed, 2, epoch])
     order = generator.permutation(len(lengths))
-    num_full = len(order) // batch_size * batch_size
-    window = GROUPED_BATCHES * batch_size
-    batches: list[np.ndarray[Any, Any]] = []
-    for start in range(0, num_full, window):
-        rows = order[start : min(start + window, num_full)]
-        rows = rows[np.argsort(lengths[rows], kind="stable")]
-        batches += np.split(rows, len(rows) // batch_size)
-    batches = [batches[index] for index in generator.permutation(len(batches))]
-    return [*batches, order[num_full:]] if num_full < len(order) else batches
+    num_in_full_batches = len(order) // batch_size * batch_size
+    group_size = GROUPED_BATCHES * batch_size
+    batches: list[Array] = []
+    for start in range(0, num_in_full_batches, group_size):
+        group = order[start : min(start + group_size, num_in_full_batches)]
+        group = group[np.argsort(lengths[group], kind="stable")]
+        batches += np.split(group, len(group) // batch_size)
+    batches = [batches[number] for number in generator.permutation(len(batches))]
+    if num_in_full_batches < len(order):
+        batches.append(order[num_in_full_batches:])
+    return batches
 
 
 @dataclass(frozen=True, kw_only=True)
 class MicroBatchLimit:
-    """The most that one forward on one process takes. tokens: counted with padding; one row always fits."""
+    """The most that one forward pass takes on one process.
+
+    Attributes:
+        num_examples: Number of features.
+        num_tokens: Number of tokens with padding, if limited. A single feature is always allowed.
+    """
 
     num_examples: int
     num_tokens: int | None = None
 
-    def split(
-        self,
-        ordered: "np.ndarray[Any, Any]",
-        lengths: "np.ndarray[Any, Any]",
-        counts: "np.ndarray[Any, Any] | None" = None,
-    ) -> list["np.ndarray[Any, Any]"]:
-        """Pieces of rows that go longest first. counts: sequences of each row; one if not given."""
-        pieces, begin = [], 0
-        while begin < len(ordered):
-            count = self.num_examples
+    def split(self, indices: Array, lengths: Array, sequence_counts: Array | None = None) -> list[Array]:
+        """Splits features into micro-batches.
+
+        Args:
+            indices: The features, longest first, [B].
+            lengths: Number of tokens of each feature's longest sequence, [N].
+            sequence_counts: Number of sequences of each feature, [N]; 1 if not given.
+        """
+        micro_batches, start = [], 0
+        while start < len(indices):
+            size = self.num_examples
             if self.num_tokens is not None:
-                room = self.num_tokens // max(1, int(lengths[ordered[begin]]))  # sequences
-                taken = ordered[begin : begin + count]
-                sequences = np.cumsum(np.ones(len(taken)) if counts is None else counts[taken])
-                count = max(1, int((sequences <= room).sum()))
-            pieces.append(ordered[begin : begin + count])
-            begin += count
-        return pieces
+                max_sequences = self.num_tokens // max(1, int(lengths[indices[start]]))
+                candidates = indices[start : start + size]
+                counts = np.ones(len(candidates)) if sequence_counts is None else sequence_counts[candidates]
+                size = max(1, int((np.cumsum(counts) <= max_sequences).sum()))
+            micro_batches.append(indices[start : start + size])
+            start += size
+        return micro_batches
 
 
 def share_batch(
-    rows: "np.ndarray[Any, Any]",
-    lengths: "np.ndarray[Any, Any]",
+    indices: Array,
+    lengths: Array,
     limit: MicroBatchLimit,
     process: int,
     num_processes: int,
-    counts: "np.ndarray[Any, Any] | None" = None,
-) -> list["np.ndarray[Any, Any]"]:
-    """The micro-batches of one process for one update: the same number on each, some perhaps empty.
+    sequence_counts: Array | None = None,
+) -> list[Array]:
+    """Returns the micro-batches of one process for one update.
 
-    Rows go by length, so that micro-batches pad little, and are dealt so that each process has the same work.
+    All processes get the same number of micro-batches, as collectives need; some may be empty. Features are sorted by length,
+    so that micro-batches have little padding, and dealt in turn, so that processes have similar work.
+
+    Args:
+        indices: The features of the batch, over all processes, [B].
+        lengths: Number of tokens of each feature's longest sequence, [N].
+        limit: The size of a micro-batch.
+        process: The rank of the process.
+        num_processes: The number of processes.
+        sequence_counts: Number of sequences of each feature, [N]; 1 if not given.
     """
-    ordered = rows[np.argsort(-lengths[rows], kind="stable")]
-    pieces = limit.split(ordered, lengths, counts)
-    rounds = -(-len(pieces) // num_processes)
-    pieces += [ordered[:0]] * (rounds * num_processes - len(pieces))
-    return pieces[process::num_processes]
+    longest_first = indices[np.argsort(-lengths[indices], kind="stable")]
+    micro_batches = limit.split(longest_first, lengths, sequence_counts)
+    num_each = -(-len(micro_batches) // num_processes)
+    micro_batches += [longest_first[:0]] * (num_each * num_processes - len(micro_batches))
+    return micro_batches[process::num_processes]
 
 
-def plan_evaluation(lengths: "np.ndarray[Any, Any]", batch_size: int) -> list["np.ndarray[Any, Any]"]:
-    """All rows in length order, longest first, in batches that do not depend on the number of processes."""
+def plan_evaluation(lengths: Array, batch_size: int) -> list[Array]:
+    """Returns the batches of an evaluation: all indices, longest first. They do not depend on the number of processes."""
     order = np.argsort(-lengths, kind="stable")
     return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]

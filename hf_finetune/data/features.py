@@ -1,56 +1,60 @@
-"""From tables to splits, features, batches and batch plans.
+"""Encoded rows, and the padded batches that a model takes.
 
-A feature is one encoded row: one sequence of tokens, or several (the choices of a question). A long document gives several
-features. All features of a split lie in flat arrays with offsets (no padding), so that a batch is one gather. The order of
-features is a pure function of (size, seed, epoch).
+A feature is one encoded row. It has one sequence of tokens, or several (one for each choice of a question). A long document
+gives several features. All features of a split lie in flat arrays with offsets, without padding.
 
-N features, S sequences, T tokens.
+N features of a split, B features of a batch, S sequences, T tokens, H hidden.
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 if TYPE_CHECKING:
+    # --help imports this file, and torch would take it a second
     import torch
 
 Array = np.ndarray[Any, Any]
-IGNORED = -100  # a label that no loss counts, as torch's cross_entropy has it
+
+IGNORED = -100  # a label that does not count in the loss: the default ignore_index of torch's cross_entropy
 
 MODEL_INPUTS = ("input_ids", "token_type_ids")
 
 
-# --- features -------------------------------------------------------------------------------------------------------
-
-
 class Activations(Protocol):
-    """What gives the hidden states of rows."""
+    """Cached hidden states of the sequences of a split."""
 
-    def gather(self, rows: "np.ndarray[Any, Any]", mask: "np.ndarray[Any, Any]") -> "torch.Tensor":
-        """[B, T, H] states of the rows, of any value where the mask [B, T] is false."""
+    def gather(self, sequence_indices: Array, mask: Array) -> "torch.Tensor":
+        """Returns the hidden states of these sequences, any values where the mask [S, T] is false. Shape [S, T, H]."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ragged:
-    """Rows of different lengths, one after the other. values: [sum of lengths]. offsets: [N + 1]."""
+    """N arrays of different lengths, one after the other.
 
-    values: "np.ndarray[Any, Any]"
-    offsets: "np.ndarray[Any, Any]"
+    Attributes:
+        values: All values, [sum of lengths].
+        offsets: Array i is values[offsets[i]:offsets[i + 1]]. [N + 1]
+    """
+
+    values: Array
+    offsets: Array
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
-    def get(self, number: int) -> "np.ndarray[Any, Any]":
-        """One of them."""
-        return self.values[self.offsets[number] : self.offsets[number + 1]]
+    def get(self, index: int) -> Array:
+        """Returns one array."""
+        return self.values[self.offsets[index] : self.offsets[index + 1]]
 
-    def pad(self, rows: "np.ndarray[Any, Any]", fill: int, width: int | None = None) -> "np.ndarray[Any, Any]":
-        """[B, longest, or `width`] of these rows, `fill` behind their ends."""
-        starts = self.offsets[rows]
-        lengths = self.offsets[rows + 1] - starts
+    def pad(self, indices: Array, fill: int, width: int | None = None) -> Array:
+        """Returns the arrays at `indices`, filled up at their ends with `fill`. Shape [B, width], or [B, longest]."""
+        starts = self.offsets[indices]
+        lengths = self.offsets[indices + 1] - starts
         columns = np.arange(int(lengths.max()) if width is None else width)
         mask = columns[None, :] < lengths[:, None]
         return np.where(mask, self.values[np.where(mask, starts[:, None] + columns[None, :], 0)], fill)
@@ -58,22 +62,26 @@ class Ragged:
 
 @dataclass(frozen=True, kw_only=True)
 class Features:
-    """Encoded rows.
+    """The encoded rows of a split.
 
-    inputs: what the tokenizer gives a token (input_ids, token_type_ids), each [T] int32. offsets: [S + 1] tokens of the
-    sequences. labels: [N, ...], Ragged [N], or None where nothing is known to be right. num_truncated: rows that were longer
-    than data.max_length and lost something. rows: [N + 1] sequences of the features; None where each has one. examples: [N]
-    rows of the table; None where each row gave one. extras: what else the task's tokenize() returned. states: hidden states
-    at the boundary of the frozen prefix, where they are stored, by sequence.
+    Attributes:
+        inputs: Flat arrays by name (input_ids, token_type_ids), each [tokens of all sequences] int32.
+        offsets: Sequence i has the tokens offsets[i]:offsets[i + 1]. [S + 1]
+        labels: Targets, an array [N, ...] or a Ragged of N; None for rows without targets.
+        num_truncated: Number of rows that were longer than data.max_length and lost tokens.
+        sequence_offsets: Feature i has the sequences sequence_offsets[i]:sequence_offsets[i + 1]; None if each has one. [N + 1]
+        example_indices: The row of the table that each feature came from; None if each row gave one. [N]
+        extras: Whatever else the task's tokenize() returned.
+        activations: Cached hidden states at the boundary of the frozen prefix, if there are any.
     """
 
-    inputs: dict[str, "np.ndarray[Any, Any]"]
-    offsets: "np.ndarray[Any, Any]"
-    labels: "np.ndarray[Any, Any] | Ragged | None"
+    inputs: dict[str, Array]
+    offsets: Array
+    labels: Array | Ragged | None
     num_truncated: int
-    sequence_offsets: "np.ndarray[Any, Any] | None" = None
-    example_indices: "np.ndarray[Any, Any] | None" = None
-    extras: Mapping[str, "np.ndarray[Any, Any]"] = field(default_factory=dict)
+    sequence_offsets: Array | None = None
+    example_indices: Array | None = None
+    extras: Mapping[str, Array] = field(default_factory=dict)
     activations: Activations | None = None
 
     def __len__(self) -> int:
@@ -81,64 +89,67 @@ class Features:
 
     @property
     def num_sequences(self) -> int:
-        """S."""
+        """The number of sequences, S."""
         return len(self.offsets) - 1
 
     @property
-    def sequence_lengths(self) -> "np.ndarray[Any, Any]":
-        """Tokens of each sequence, [S]."""
+    def sequence_lengths(self) -> Array:
+        """The number of tokens of each sequence, [S]."""
         return np.diff(self.offsets)
 
     @property
-    def lengths(self) -> "np.ndarray[Any, Any]":
-        """Tokens of each feature's longest sequence, [N]."""
-        longest = self.sequence_lengths
-        return longest if self.sequence_offsets is None else np.maximum.reduceat(longest, self.sequence_offsets[:-1])
+    def lengths(self) -> Array:
+        """The number of tokens of each feature's longest sequence, [N]."""
+        lengths = self.sequence_lengths
+        return lengths if self.sequence_offsets is None else np.maximum.reduceat(lengths, self.sequence_offsets[:-1])
 
     @property
-    def num_tokens(self) -> "np.ndarray[Any, Any]":
-        """Tokens of each feature, [N]."""
+    def num_tokens(self) -> Array:
+        """The number of tokens of each feature, over all its sequences, [N]."""
         return self.sequence_lengths if self.sequence_offsets is None else np.diff(self.offsets[self.sequence_offsets])
 
-    def get_sequence_indices(self, rows: "np.ndarray[Any, Any]") -> "np.ndarray[Any, Any]":
-        """Numbers of the sequences of these features, in their order."""
+    def get_sequence_indices(self, indices: Array) -> Array:
+        """Returns the indices of the sequences of these features, in the order of the features. Shape [S]."""
         if self.sequence_offsets is None:
-            return rows
-        return np.concatenate([np.arange(self.sequence_offsets[row], self.sequence_offsets[row + 1]) for row in rows])
+            return indices
+        offsets = self.sequence_offsets
+        return np.concatenate([np.arange(offsets[index], offsets[index + 1]) for index in indices])
 
-    def count_sequences(self, rows: "np.ndarray[Any, Any]") -> "np.ndarray[Any, Any]":
-        """Sequences of each of these features, [B]."""
-        return (
-            np.ones(len(rows), dtype=np.int64)
-            if self.sequence_offsets is None
-            else np.diff(self.sequence_offsets)[rows]
-        )
+    def count_sequences(self, indices: Array) -> Array:
+        """Returns the number of sequences of each of these features. Shape [B]."""
+        if self.sequence_offsets is None:
+            return np.ones(len(indices), dtype=np.int64)
+        return np.diff(self.sequence_offsets)[indices]
 
-    def get_labels(self, rows: "np.ndarray[Any, Any]") -> "np.ndarray[Any, Any] | None":
-        """Labels [B, ...] of these features, padded with IGNORED where they are ragged."""
+    def get_labels(self, indices: Array) -> Array | None:
+        """Returns the targets of these features, padded with IGNORED if they are ragged. Shape [B, ...]."""
         if self.labels is None:
             return None
-        return self.labels.pad(rows, IGNORED) if isinstance(self.labels, Ragged) else self.labels[rows]
+        return self.labels.pad(indices, IGNORED) if isinstance(self.labels, Ragged) else self.labels[indices]
 
-    def get_example(self, row: int) -> int:
-        """The row of the table that a feature was made of."""
-        return row if self.example_indices is None else int(self.example_indices[row])
+    def get_example(self, index: int) -> int:
+        """Returns the row of the table that a feature came from."""
+        return index if self.example_indices is None else int(self.example_indices[index])
 
     def fingerprint(self) -> str:
-        """Digest of all that training sees of these rows."""
+        """Returns a digest of inputs and targets: all of these rows that training depends on."""
         digest = hashlib.sha256()
-        ragged = (self.labels.values, self.labels.offsets) if isinstance(self.labels, Ragged) else (self.labels,)
-        for array in (*self.inputs.values(), self.offsets, *ragged, self.sequence_offsets):
+        labels = (self.labels.values, self.labels.offsets) if isinstance(self.labels, Ragged) else (self.labels,)
+        for array in (*self.inputs.values(), self.offsets, *labels, self.sequence_offsets):
             if array is not None:
                 digest.update(np.ascontiguousarray(array).data)
         return digest.hexdigest()[:16]
 
 
-def make_features(
-    arrays: Mapping[str, "np.ndarray[Any, Any]"], labels: "np.ndarray[Any, Any] | Ragged | None"
-) -> Features:
-    """Features of what a task's tokenize() returned: input_ids (and token_type_ids), offsets, truncated; where they are not
-    one each, rows and examples; all else are extras."""
+def make_features(arrays: Mapping[str, Array], labels: Array | Ragged | None) -> Features:
+    """Returns the features that an encoding's tokenize() and labels() describe.
+
+    Args:
+        arrays: input_ids, offsets and truncated (see Features.inputs, offsets, num_truncated); token_type_ids if the model
+            takes them; rows (Features.sequence_offsets) if features have several sequences; examples (Features.example_indices)
+            if rows gave several features. All others become Features.extras.
+        labels: Targets of the features.
+    """
     known = (*MODEL_INPUTS, "offsets", "truncated", "rows", "examples")
     return Features(
         inputs={name: arrays[name] for name in MODEL_INPUTS if name in arrays},
@@ -153,52 +164,79 @@ def make_features(
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """What one forward takes. B features, S sequences of T tokens with padding.
+    """The input of one forward pass.
 
-    rows: [B] numbers of the features. sequences: [S] numbers of their sequences. counts: [B] sequences of each feature.
-    inputs: what the model is called with, input_ids and attention_mask (and token_type_ids) [S, T] int64. labels: [B, ...] or
-    None. states: [S, T, H], where the features have stored ones.
+    Attributes:
+        feature_indices: Indices of the features in their split, [B].
+        sequence_indices: Indices of their sequences in the split, [S].
+        sequence_counts: Number of sequences of each feature, [B].
+        inputs: Arguments of the model: input_ids, attention_mask and, for some models, token_type_ids. Each [S, T] int64.
+        labels: Targets, [B, ...]; None for features without.
+        activations: Cached hidden states of the sequences, if the features have them, [S, T, H].
     """
 
-    feature_indices: "np.ndarray[Any, Any]"
-    sequence_indices: "np.ndarray[Any, Any]"
-    sequence_counts: "np.ndarray[Any, Any]"
+    feature_indices: Array
+    sequence_indices: Array
+    sequence_counts: Array
     inputs: dict[str, "torch.Tensor"]
     labels: "torch.Tensor | None"
     activations: "torch.Tensor | None" = None
 
     def to(self, device: "torch.device") -> "Batch":
-        """The batch on the device; copied beside the computation where that is a GPU."""
+        """Returns the batch on a device. To a GPU it is copied from pinned memory, so that the CPU does not wait."""
 
-        def move(tensor: "torch.Tensor | None") -> "torch.Tensor | None":
-            if tensor is None or device.type != "cuda":
-                return tensor if tensor is None else tensor.to(device)
+        def move(tensor: "torch.Tensor") -> "torch.Tensor":
+            if device.type != "cuda":
+                return tensor.to(device)
             return tensor.pin_memory().to(device, non_blocking=True)
 
-        moved: dict[str, Any] = {name: move(tensor) for name, tensor in self.inputs.items()}
-        return replace(self, inputs=moved, labels=move(self.labels), activations=move(self.activations))
+        return replace(
+            self,
+            inputs={name: move(tensor) for name, tensor in self.inputs.items()},
+            labels=None if self.labels is None else move(self.labels),
+            activations=None if self.activations is None else move(self.activations),
+        )
 
 
-def collate(features: Features, rows: "np.ndarray[Any, Any]", pad_token_id: int) -> Batch:
-    """The padded batch of these features."""
+def pad_sequences(parts: Sequence[tuple[Features, Array]], pad_token_id: int) -> dict[str, Array]:
+    """Returns the inputs of a forward pass over sequences of one split or several.
+
+    Args:
+        parts: Pairs of the features of a split, and indices of sequences in it. S sequences in all.
+        pad_token_id: Fills input_ids after the end of a sequence. Other inputs are filled with 0.
+
+    Returns:
+        The inputs of the features, and attention_mask: 1 for tokens, 0 for padding. Each [S, T] int64.
+    """
+    longest = max(int((features.offsets[indices + 1] - features.offsets[indices]).max()) for features, indices in parts)
+    columns = np.arange(longest)[None, :]
+    arrays: dict[str, list[Array]] = defaultdict(list)
+    for features, indices in parts:
+        starts, ends = features.offsets[indices, None], features.offsets[indices + 1, None]
+        mask = columns < ends - starts
+        positions = np.where(mask, starts + columns, 0)
+        for name, values in features.inputs.items():
+            fill = pad_token_id if name == "input_ids" else 0
+            arrays[name].append(np.where(mask, values[positions], fill).astype(np.int64))
+        arrays["attention_mask"].append(mask.astype(np.int64))
+    return {name: np.concatenate(padded) for name, padded in arrays.items()}
+
+
+def collate(features: Features, indices: Array, pad_token_id: int) -> Batch:
+    """Returns the padded batch of the features at `indices` [B]."""
     import torch
 
-    sequences = features.get_sequence_indices(rows)
-    starts = features.offsets[sequences]
-    lengths = features.offsets[sequences + 1] - starts
-    columns = np.arange(int(lengths.max()))
-    mask = columns[None, :] < lengths[:, None]
-    positions = np.where(mask, starts[:, None] + columns[None, :], 0)
-    arrays = {
-        name: np.where(mask, flat[positions], pad_token_id if name == "input_ids" else 0).astype(np.int64)
-        for name, flat in features.inputs.items()
-    } | {"attention_mask": mask.astype(np.int64)}
-    labels = features.get_labels(rows)
+    sequences = features.get_sequence_indices(indices)
+    arrays = pad_sequences([(features, sequences)], pad_token_id)
+    labels = features.get_labels(indices)
+    activations = None
+    if features.activations is not None:
+        activations = features.activations.gather(sequences, arrays["attention_mask"] > 0)
     return Batch(
-        feature_indices=rows,
+        feature_indices=indices,
         sequence_indices=sequences,
-        sequence_counts=features.count_sequences(rows),
-        inputs={name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()},
+        sequence_counts=features.count_sequences(indices),
+        inputs={name: torch.from_numpy(array) for name, array in arrays.items()},
         labels=None if labels is None else torch.from_numpy(np.ascontiguousarray(labels)),
-        activations=None if features.activations is None else features.activations.gather(sequences, mask),
+        activations=activations,
     )
