@@ -51,6 +51,7 @@ def make_config(tmp_path: Path, backbones: Callable[..., Path]) -> Callable[...,
                 tiny.write_jsonl(path, tiny.make_rows(count, seed=seed, problem=problem, pair=pair))
             settings.setdefault(f"data.{split}", [str(path)])
         defaults = {
+            "task.kind": "classify",
             "name": "run",
             "output_dir": str(tmp_path / "outputs"),
             "model.backbone": str(backbones("bert")) if "model.backbone" not in settings else "",
@@ -62,8 +63,6 @@ def make_config(tmp_path: Path, backbones: Callable[..., Path]) -> Callable[...,
             "tracking.log_every": 1,
             "train.precision": "fp32",  # whatever this processor is fast at
         }
-        config = load_config(defaults | settings, [])
-        assert config is not None
-        return config
+        return load_config(defaults | settings, [])
 
     return make

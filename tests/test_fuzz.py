@@ -25,7 +25,7 @@ from support import tiny
 
 from hf_finetune.config import loading
 from hf_finetune.config.loading import SECTIONS, TYPES, build_parser, config_from_dict, load_config, to_yaml
-from hf_finetune.config.sections import DataConfig, RunConfig, as_dict
+from hf_finetune.config.sections import DataConfig, RunConfig, to_dict
 from hf_finetune.data.sources import read_table
 from hf_finetune.data.table import Table
 from hf_finetune.export.materialize import materialize
@@ -60,7 +60,7 @@ def config_of(*words: str) -> RunConfig | str:
     except InputError as error:
         return str(error)
     assert config is not None
-    assert config_from_dict(as_dict(config)) == config
+    assert config_from_dict(to_dict(config)) == config
     assert config_from_dict(yaml.safe_load(to_yaml(config))) == config
     return config
 

@@ -16,10 +16,23 @@ from hf_finetune.system.errors import InputError, redact
 FILE_ENDINGS = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
 
 
-def check(holds: bool, key: str, value: object, mend: str) -> None:
-    """Raises InputError `key (value): mend` where `holds` is false."""
-    if not holds:
-        raise InputError(f"{key} ({value}): {mend}")
+# Settings of earlier versions by their new names
+RENAMED = {
+    "prefix.cache": "cache.activations",
+    "prefix.dir": "cache.dir",
+    "prefix.precision": "cache.precision",
+    "freeze.encoder_layers": "freeze.layers",
+    "data.choice_columns": "task.choice_columns",
+}
+
+
+def require(condition: bool, key: str, value: object, message: str) -> None:
+    """Raises InputError `key (value): message` if the condition is false."""
+    if not condition:
+        raise InputError(f"{key} ({value}): {message}")
+
+
+check = require  # until all callers are renamed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +56,7 @@ class ModelConfig:
     dropout: float | None = None
 
     def __post_init__(self) -> None:
-        check(self.dropout is None or 0 <= self.dropout < 1, "model.dropout", self.dropout, "must be in [0, 1)")
+        require(self.dropout is None or 0 <= self.dropout < 1, "model.dropout", self.dropout, "must be in [0, 1)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +72,6 @@ class DataConfig:
         test: The same for the final test; taken from training if not given.
         text_columns: The columns that are read, in the order the recipe says: one text, or two for sentence pairs.
         label_column: The column of what is to be predicted: labels, lists of labels, numbers, tags, answers, texts.
-        choice_columns: Of multiple choice, one column of lists, or one column a choice.
         validation_fraction: Share of the training rows taken for validation where there is no such split.
         test_fraction: Share of the training rows taken for the test where there is no such split; 0 for none.
         max_length: Longest input in tokens, longer ones are cut; the model's own limit, at most 512, if not given.
@@ -74,7 +86,6 @@ class DataConfig:
     test: tuple[str, ...] = ()
     text_columns: tuple[str, ...] = ("text",)
     label_column: str | None = "label"
-    choice_columns: tuple[str, ...] = ()
     validation_fraction: float = 0.1
     test_fraction: float = 0.1
     max_length: int | None = None
@@ -82,9 +93,9 @@ class DataConfig:
     encoding: tuple[str, ...] = ("utf-8",)
 
     def __post_init__(self) -> None:
-        check(bool(self.text_columns), "data.text_columns", "[]", "names at least one column")
-        named = [*self.text_columns, *self.choice_columns, self.label_column]
-        check(
+        require(bool(self.text_columns), "data.text_columns", "[]", "names at least one column")
+        named = [*self.text_columns, self.label_column]
+        require(
             len(set(named)) == len(named),
             "data.text_columns",
             list(self.text_columns),
@@ -92,20 +103,20 @@ class DataConfig:
         )
         for key in ("validation_fraction", "test_fraction"):
             value = getattr(self, key)
-            check(0 <= value < 1, f"data.{key}", value, "must be in [0, 1)")
-        check(
+            require(0 <= value < 1, f"data.{key}", value, "must be in [0, 1)")
+        require(
             self.validation_fraction > 0 or bool(self.validation) or self.dataset is not None,
             "data.validation_fraction",
             self.validation_fraction,
             "must be above 0 where data.validation is not given: the best checkpoint is chosen on validation",
         )
-        check(self.validation_fraction + self.test_fraction < 1, "data.validation_fraction", self.validation_fraction,
+        require(self.validation_fraction + self.test_fraction < 1, "data.validation_fraction", self.validation_fraction,
               f"leaves nothing to train on with data.test_fraction ({self.test_fraction})")  # fmt: skip
-        check(self.max_length is None or self.max_length >= 4, "data.max_length", self.max_length, "must be at least 4")
-        check(self.max_train_examples is None or self.max_train_examples >= 2, "data.max_train_examples",
+        require(self.max_length is None or self.max_length >= 4, "data.max_length", self.max_length, "must be at least 4")
+        require(self.max_train_examples is None or self.max_train_examples >= 2, "data.max_train_examples",
               self.max_train_examples, "must be at least 2")  # fmt: skip
-        check(bool(self.encoding), "data.encoding", "[]", "names at least one encoding, such as utf-8")
-        check(self.subset is None or self.dataset is not None, "data.subset", self.subset, "needs data.dataset")
+        require(bool(self.encoding), "data.encoding", "[]", "names at least one encoding, such as utf-8")
+        require(self.subset is None or self.dataset is not None, "data.subset", self.subset, "needs data.dataset")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,10 +154,10 @@ class FreezeConfig:
         check_layers("freeze.layers", self.layers)
         before = 1
         for stage in self.unfreeze:
-            check(stage.keys() == {"epoch", "layers"}, "freeze.unfreeze", stage,
+            require(stage.keys() == {"epoch", "layers"}, "freeze.unfreeze", stage,
                   "takes epoch and layers, both and no more")  # fmt: skip
             epoch = stage["epoch"]
-            check(isinstance(epoch, int) and epoch > before, "freeze.unfreeze", stage,
+            require(isinstance(epoch, int) and epoch > before, "freeze.unfreeze", stage,
                   "epochs must be whole numbers, rise, and be above 1")  # fmt: skip
             check_layers("freeze.unfreeze", stage["layers"])
             before = int(epoch)
@@ -166,10 +177,10 @@ def check_layers(key: str, value: Any) -> None:
     """Raises InputError where a value does not say how many blocks are frozen."""
     takes = 'takes a count, a negative count, a fraction such as "2/3", or "all"'
     is_count = isinstance(value, int) and not isinstance(value, bool)
-    check(is_count or value == "all" or (isinstance(value, str) and fraction_of(value) is not None), key, value, takes)
+    require(is_count or value == "all" or (isinstance(value, str) and parse_fraction(value) is not None), key, value, takes)
 
 
-def fraction_of(text: str) -> Fraction | None:
+def parse_fraction(text: str) -> Fraction | None:
     """The fraction in [0, 1] that `text` writes as "a/b", or None."""
     if not re.fullmatch(r"\d{1,9}/[1-9]\d{0,8}", text):
         return None
@@ -204,12 +215,12 @@ class AdapterConfig:
 
     def __post_init__(self) -> None:
         for key in ("rank", "alpha"):
-            check(getattr(self, key) >= 1, f"adapter.{key}", getattr(self, key), "must be at least 1")
-        check(0 <= self.dropout < 1, "adapter.dropout", self.dropout, "must be in [0, 1)")
-        check(all(self.targets), "adapter.targets", list(self.targets), "a name is empty")
+            require(getattr(self, key) >= 1, f"adapter.{key}", getattr(self, key), "must be at least 1")
+        require(0 <= self.dropout < 1, "adapter.dropout", self.dropout, "must be in [0, 1)")
+        require(all(self.targets), "adapter.targets", list(self.targets), "a name is empty")
         for field in fields(self) if self.kind == "none" else ():
             value = getattr(self, field.name)
-            check(value == field.default, f"adapter.{field.name}", list(value) if isinstance(value, tuple) else value,
+            require(value == field.default, f"adapter.{field.name}", list(value) if isinstance(value, tuple) else value,
                   "has no meaning without adapter.kind lora")  # fmt: skip
 
 
@@ -228,7 +239,7 @@ class CacheConfig:
     precision: Literal["16-bit", "fp32"] = "16-bit"
 
     def __post_init__(self) -> None:
-        check(self.dir != "", "cache.dir", "''", "must not be empty")
+        require(self.dir != "", "cache.dir", "''", "must not be empty")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -278,22 +289,22 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for key in ("epochs", "max_updates", "batch_size", "micro_batch_size", "micro_batch_tokens", "patience"):
             value = getattr(self, key)
-            check(value is None or value >= 1, f"train.{key}", value, "must be at least 1")
+            require(value is None or value >= 1, f"train.{key}", value, "must be at least 1")
         for key in ("learning_rate", "head_learning_rate"):
             value = getattr(self, key)
-            check(value is None or 0 < value < 10, f"train.{key}", value, "must be above 0 and below 10")
-        check(0 < self.layer_decay <= 1, "train.layer_decay", self.layer_decay, "must be in (0, 1]")
+            require(value is None or 0 < value < 10, f"train.{key}", value, "must be above 0 and below 10")
+        require(0 < self.layer_decay <= 1, "train.layer_decay", self.layer_decay, "must be in (0, 1]")
         for key in ("weight_decay", "max_grad_norm", "min_delta"):
             value = getattr(self, key)
-            check(0 <= value < float("inf"), f"train.{key}", value, "must be 0 or more")
+            require(0 <= value < float("inf"), f"train.{key}", value, "must be 0 or more")
         for key in ("warmup_fraction", "label_smoothing"):
             value = getattr(self, key)
-            check(0 <= value < 1, f"train.{key}", value, "must be in [0, 1)")
-        check((self.micro_batch_size or 1) <= self.batch_size, "train.micro_batch_size", self.micro_batch_size,
+            require(0 <= value < 1, f"train.{key}", value, "must be in [0, 1)")
+        require((self.micro_batch_size or 1) <= self.batch_size, "train.micro_batch_size", self.micro_batch_size,
               f"must not be above train.batch_size ({self.batch_size})")  # fmt: skip
-        check(self.micro_batch_size is None or self.micro_batch_tokens is None, "train.micro_batch_tokens",
+        require(self.micro_batch_size is None or self.micro_batch_tokens is None, "train.micro_batch_tokens",
               self.micro_batch_tokens, "is instead of train.micro_batch_size; give one of them")  # fmt: skip
-        check(self.min_delta == 0 or self.patience is not None, "train.min_delta", self.min_delta,
+        require(self.min_delta == 0 or self.patience is not None, "train.min_delta", self.min_delta,
               "has no meaning without train.patience")  # fmt: skip
 
 
@@ -312,8 +323,8 @@ class EvaluationConfig:
     batch_size: int = 64
 
     def __post_init__(self) -> None:
-        check(self.every == "epoch" or self.every >= 1, "evaluation.every", self.every, "must be at least 1")
-        check(self.batch_size >= 1, "evaluation.batch_size", self.batch_size, "must be at least 1")
+        require(self.every == "epoch" or self.every >= 1, "evaluation.every", self.every, "must be at least 1")
+        require(self.batch_size >= 1, "evaluation.batch_size", self.batch_size, "must be at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -339,12 +350,12 @@ class CheckpointConfig:
     resume: str = "auto"
 
     def __post_init__(self) -> None:
-        check(self.every == "epoch" or self.every >= 1, "checkpoint.every", self.every, "must be at least 1")
-        check(self.every_minutes is None or 0 < self.every_minutes < float("inf"), "checkpoint.every_minutes",
+        require(self.every == "epoch" or self.every >= 1, "checkpoint.every", self.every, "must be at least 1")
+        require(self.every_minutes is None or 0 < self.every_minutes < float("inf"), "checkpoint.every_minutes",
               self.every_minutes, "must be above 0")  # fmt: skip
         for key in ("keep_best", "keep_last"):
             value = getattr(self, key)
-            check(value >= 1, f"checkpoint.{key}", value, "must be at least 1")
+            require(value >= 1, f"checkpoint.{key}", value, "must be at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -360,7 +371,7 @@ class TrackingConfig:
     log_every: int = 10
 
     def __post_init__(self) -> None:
-        check(self.log_every >= 1, "tracking.log_every", self.log_every, "must be at least 1")
+        require(self.log_every >= 1, "tracking.log_every", self.log_every, "must be at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -380,7 +391,7 @@ class HubConfig:
     revision: str | None = None
 
     def __post_init__(self) -> None:
-        check(not self.push or self.repo_id is not None, "hub.repo_id", None, "is needed with hub.push")
+        require(not self.push or self.repo_id is not None, "hub.repo_id", None, "is needed with hub.push")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -420,22 +431,32 @@ class RunConfig:
     hub: HubConfig = HubConfig()
 
     def __post_init__(self) -> None:
-        check(re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", self.name) is not None, "name", self.name,
+        require(re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", self.name) is not None, "name", self.name,
               "takes letters, digits and . _ - inside: a folder's name, not a path (see output_dir)")  # fmt: skip
-        check(0 <= self.seed < 2**31, "seed", self.seed, "must be 0 or more, and below 2147483648")
-        check(
+        require(0 <= self.seed < 2**31, "seed", self.seed, "must be 0 or more, and below 2147483648")
+        require(
             self.model.backbone != "", "model.backbone", "''", "is needed: a Hub id, a folder, or package://NAME/path"
         )
-        check(self.data.dataset is not None or bool(self.data.train), "data.train", "[]",
+        require(self.data.dataset is not None or bool(self.data.train), "data.train", "[]",
               "is needed: files or a folder; or name a data set in data.dataset")  # fmt: skip
-        check(self.adapter.kind == "none" or not self.freeze.unfreeze, "freeze.unfreeze", list(self.freeze.unfreeze),
+        require(self.adapter.kind == "none" or not self.freeze.unfreeze, "freeze.unfreeze", list(self.freeze.unfreeze),
               f"has no meaning with adapter.kind {self.adapter.kind}: pretrained weights stay frozen")  # fmt: skip
-        for key, value in flatten(as_dict(self)):
+        for key, value in flatten(to_dict(self)):
             if redact(str(value)) != str(value):
                 raise InputError(
                     f"{key} (***): holds a token or a password, which would be written into the run's files; give tokens in "
                     "HF_TOKEN or by `hf auth login`"
                 )
+
+    @classmethod
+    def from_settings(cls, settings: Mapping[str, Any]) -> "RunConfig":
+        """Returns the config of settings by their dotted keys, such as `{"task.kind": "classify", "train.epochs": 2}`.
+
+        Settings that are not given have the package's defaults. Raises InputError.
+        """
+        from hf_finetune.config.loading import load_config
+
+        return load_config(settings)
 
     @property
     def run_dir(self) -> Path:
@@ -449,10 +470,10 @@ FREE_ON_RESUME = ("output_dir", "cache.", "train.micro_batch_size", "train.micro
                   "checkpoint.", "tracking.", "hub.", "data.", "freeze.", "adapter.merge")  # fmt: skip
 
 
-def as_dict(config: Any) -> dict[str, Any]:
+def to_dict(config: Any) -> dict[str, Any]:
     """The config as nested plain values (tuples as lists), fit for YAML, JSON and a weights-only checkpoint."""
     return {
-        field.name: as_dict(value)
+        field.name: to_dict(value)
         if dataclasses.is_dataclass(value := getattr(config, field.name))
         else (list(value) if isinstance(value, tuple) else value)
         for field in fields(config)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from hf_finetune.config.sections import DataConfig, check
+from hf_finetune.config.sections import DataConfig, require
 from hf_finetune.data.formats import get_value, is_table, read_lines, read_parallel, read_rows, read_text
 from hf_finetune.data.table import ColumnSpec, Table, check_texts, find_column_setting, text_and_label_spec
 from hf_finetune.system.errors import InputError
@@ -106,7 +106,7 @@ def read_hub_dataset(config: DataConfig, form: ColumnSpec | None = None) -> dict
     tables: dict[str, Table] = {}
     for split in ("train", "validation", "test"):
         wanted: tuple[str, ...] = getattr(config, split)
-        check(len(wanted) <= 1, f"data.{split}", list(wanted), "names one split of data.dataset")
+        require(len(wanted) <= 1, f"data.{split}", list(wanted), "names one split of data.dataset")
         chosen = wanted[0] if wanted else split
         if chosen not in loaded:
             if wanted or split == "train":

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from hf_finetune.config.sections import DataConfig, check
+from hf_finetune.config.sections import DataConfig, require
 from hf_finetune.data.sources import read_hub_dataset, read_table
 from hf_finetune.data.table import ColumnSpec, Table, has_fractions, text_and_label_spec
 
@@ -53,7 +53,7 @@ def load_splits(config: DataConfig, seed: int, form: ColumnSpec | None = None) -
     if fractions:
         kept, carved = split_off(train, form, fractions, seed)
         for split, rows in carved.items():
-            check(
+            require(
                 len(rows) > 0,
                 f"data.{split}_fraction",
                 fractions[split],
@@ -63,8 +63,8 @@ def load_splits(config: DataConfig, seed: int, form: ColumnSpec | None = None) -
             how = "from the end" if form.in_order else f"stratified, seed {seed}" if form.strata else f"seed {seed}"
             notes.append(f"{split}: {len(rows)} of the {len(train)} training rows, {how}")
         train = train.take(kept)
-    check(len(train) > 0, "data.train", list(config.train), "leaves no row to train on")
-    check("validation" in given, "data.validation_fraction", config.validation_fraction, "leaves no validation split")
+    require(len(train) > 0, "data.train", list(config.train), "leaves no row to train on")
+    require("validation" in given, "data.validation_fraction", config.validation_fraction, "leaves no validation split")
     if config.max_train_examples is not None and config.max_train_examples < len(train):
         order = np.arange(len(train)) if form.in_order else np.random.default_rng([seed, 1]).permutation(len(train))
         train = train.take(sorted(order[: config.max_train_examples].tolist()))

@@ -10,7 +10,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 
 from hf_finetune.config.loading import to_yaml
-from hf_finetune.config.sections import RunConfig, as_dict
+from hf_finetune.config.sections import RunConfig, to_dict
 from hf_finetune.data.splits import SPLITS
 from hf_finetune.model import lora
 from hf_finetune.model.backbone import Backbone
@@ -21,7 +21,7 @@ from hf_finetune.tasks.base import Task
 def make_note(loaded: Backbone, config: RunConfig, task: Task, *, metric: str, max_length: int) -> None:
     """Notes in a model and its tokenizer what `hf-finetune predict` and `evaluate` need to know of the training."""
     loaded.model.config.hf_finetune = {
-        "task": as_dict(hide_folders(config).task),
+        "task": to_dict(hide_folders(config).task),
         "task_state": task.state_dict(),
         "text_columns": list(config.data.text_columns),
         "label_column": config.data.label_column,

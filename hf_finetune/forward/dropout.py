@@ -17,7 +17,7 @@ import torch
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from hf_finetune.config.sections import check
+from hf_finetune.config.sections import require
 from hf_finetune.model import heads
 from hf_finetune.model.freezing import set_train_mode
 from hf_finetune.model.structure import make_probe_batch
@@ -189,12 +189,12 @@ def choose_masks(asked: str, seed: int, model: torch.nn.Module, constant: Iterab
     shapes = [probe_shapes(model, constant, seed, num_examples) for num_examples in (1, 2)]
     if not torch.equal(random_state, torch.get_rng_state()):
         reason = "this backbone draws random numbers in another way than functional.dropout"
-        check(asked == "auto", "train.dropout_masks", asked, reason)
+        require(asked == "auto", "train.dropout_masks", asked, reason)
         return DropoutMasks(seed=seed, is_stateless=False, reason=f"from a generator: {reason}")
     for one, two in zip(*shapes, strict=True):
         if one != two and one != torch.Size([1, *two[1:]]):
             reason = f"this backbone drops out a tensor {tuple(two)} whose first dimension is not the examples"
-            check(asked == "auto", "train.dropout_masks", asked, reason)
+            require(asked == "auto", "train.dropout_masks", asked, reason)
             return DropoutMasks(seed=seed, is_stateless=False, reason=f"from a generator: {reason}")
     if not shapes[0]:
         return DropoutMasks(

@@ -15,7 +15,7 @@ import transformers
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 
-from hf_finetune.config.sections import AdapterConfig, ModelConfig, check
+from hf_finetune.config.sections import AdapterConfig, ModelConfig, require
 from hf_finetune.model.head_spec import HeadSpec
 from hf_finetune.model.heads import find_auto_class, find_backbone_prefix
 from hf_finetune.model.structure import find_stack
@@ -134,7 +134,7 @@ def load_backbone(config: ModelConfig, head: HeadSpec, tokenizer: Any) -> Backbo
             for name, part in model.named_modules()
             if isinstance(part, torch.nn.Dropout) and part.p != config.dropout
         ]
-        check(not wrong, "model.dropout", config.dropout, f"this backbone does not take it in {', '.join(wrong[:3])}")
+        require(not wrong, "model.dropout", config.dropout, f"this backbone does not take it in {', '.join(wrong[:3])}")
     return Backbone(
         model=model,
         tokenizer=tokenizer,
@@ -216,7 +216,7 @@ def set_dropout(hf_config: Any, probability: float | None) -> None:
         if is_dropout and (is_rate or (value is None and name == "classifier_dropout")):
             setattr(hf_config, name, probability)
             changed += 1
-    check(changed > 0, "model.dropout", probability, f"{type(hf_config).__name__} has no dropout to set")
+    require(changed > 0, "model.dropout", probability, f"{type(hf_config).__name__} has no dropout to set")
 
 
 def check_weights(backbone: str, model: Any, new: frozenset[str], unexpected: Iterable[str]) -> None:
@@ -253,7 +253,7 @@ def resolve_max_length(backbone: Backbone, asked: int | None) -> int:
     """Tokens an input may have: data.max_length, checked against the model's limit, or that limit, up to 512."""
     table = position_limit(backbone.model)
     if asked is not None:
-        check(table is None or asked <= table, "data.max_length", asked, f"this backbone takes at most {table} tokens")
+        require(table is None or asked <= table, "data.max_length", asked, f"this backbone takes at most {table} tokens")
         return asked
     return min(limit for limit in (int(backbone.tokenizer.model_max_length), table, LONGEST_DEFAULT) if limit)
 

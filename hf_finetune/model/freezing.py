@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from hf_finetune.config.sections import FreezeConfig, check, fraction_of
+from hf_finetune.config.sections import FreezeConfig, require, parse_fraction
 from hf_finetune.model.structure import ModelStructure, analyze_structure, find_stack, record_calls
 from hf_finetune.system.errors import InputError
 
@@ -73,12 +73,12 @@ def resolve_num_blocks(config: FreezeConfig, anatomy: ModelStructure) -> int:
     if value == "all":
         return depth
     if isinstance(value, str):
-        fraction = fraction_of(value)
+        fraction = parse_fraction(value)
         assert fraction is not None  # FreezeConfig checked it
         count = int(fraction * depth + 0.5) if not anatomy.shared else int(fraction == 1) * depth
-        check(not anatomy.shared or fraction in (0, 1), "freeze.layers", value, SHARED_BLOCK)
+        require(not anatomy.shared or fraction in (0, 1), "freeze.layers", value, SHARED_BLOCK)
         return count
-    check(
+    require(
         abs(value) <= depth,
         "freeze.layers",
         value,
@@ -93,7 +93,7 @@ def check_stages(config: FreezeConfig, anatomy: ModelStructure) -> None:
     before = resolve_num_blocks(config, anatomy)
     for stage in config.unfreeze:
         count = resolve_num_blocks(config.at(int(stage["epoch"])), anatomy)
-        check(
+        require(
             count <= before,
             "freeze.unfreeze",
             stage,
@@ -127,7 +127,7 @@ def apply_freezing(
         frozen.update(names)
     for pattern in config.patterns:
         matched = [name for name in sizes if re.search(pattern, name)]
-        check(
+        require(
             bool(matched), "freeze.patterns", pattern, f"matches no parameter (they are named like {next(iter(sizes))})"
         )
         frozen.update(matched)

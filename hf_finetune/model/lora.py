@@ -23,7 +23,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 from transformers.utils.peft_utils import find_adapter_config_file
 
-from hf_finetune.config.sections import AdapterConfig, FreezeConfig, check
+from hf_finetune.config.sections import AdapterConfig, FreezeConfig, require
 from hf_finetune.model import backbone, freezing, heads, structure
 from hf_finetune.model.backbone import Backbone
 from hf_finetune.system.errors import InputError
@@ -110,9 +110,9 @@ def find_layers(model: nn.Module, targets: Iterable[str], num_frozen: int) -> li
     for target in targets if linear else ():
         named = [name for name in inside if name == target or name.endswith(f".{target}")]
         other = next((name for name in named if name not in linear), None)
-        check(bool(named), "adapter.targets", target,
+        require(bool(named), "adapter.targets", target,
               f"names nothing in the blocks above freeze.layers; their linear layers are called {listed}")  # fmt: skip
-        check(other is None, "adapter.targets", target,
+        require(other is None, "adapter.targets", target,
               f"is a {type(inside.get(str(other))).__name__}; LoRA is for linear layers: {listed}")  # fmt: skip
         found.update(named)
     return [name for name in linear if name in found or not targets]

@@ -18,7 +18,7 @@ import yaml
 from filelock import FileLock, Timeout
 
 from hf_finetune.config.loading import to_yaml
-from hf_finetune.config.sections import RunConfig, as_dict, changed_keys
+from hf_finetune.config.sections import RunConfig, to_dict, changed_keys
 from hf_finetune.run.checkpoint import read_manifests
 from hf_finetune.system import processes
 from hf_finetune.system.console import print_message
@@ -109,7 +109,7 @@ def check_same_run(config: RunConfig, recorded: Path) -> None:
         old = yaml.safe_load(recorded.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{recorded}: cannot be read: {error}") from None
-    changed = changed_keys(old if isinstance(old, dict) else {}, as_dict(config))
+    changed = changed_keys(old if isinstance(old, dict) else {}, to_dict(config))
     if changed:
         listed = ", ".join(f"{key} (was {before}, now {after})" for key, before, after in changed)
         raise InputError(

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from hf_finetune.config.sections import RunConfig, as_dict, changed_keys, check, flatten
+from hf_finetune.config.sections import RunConfig, to_dict, changed_keys, require, flatten
 from hf_finetune.model import backbone
 from hf_finetune.run import checkpoint
 from hf_finetune.run.training_run import TrainingRun
@@ -73,7 +73,7 @@ def collect_content(job: TrainingRun, progress: Progress) -> dict[str, Any]:
         "metrics": values,
         "run": {
             "progress": dataclasses.asdict(progress),
-            "config": as_dict(job.config),
+            "config": to_dict(job.config),
             "data": fingerprint_data(job),
             "task": job.config.task.kind,
             "task_state": job.task.state_dict(),
@@ -153,12 +153,12 @@ def find_checkpoint(config: RunConfig, run: Runtime) -> tuple[SavedRun | None, t
 
 def check_config(config: RunConfig, path: Path, content: Mapping[str, Any]) -> None:
     """Raises InputError where a checkpoint is not of this config."""
-    changed = [row for row in changed_keys(content["run"]["config"], as_dict(config)) if row[0] != "name"]
+    changed = [row for row in changed_keys(content["run"]["config"], to_dict(config)) if row[0] != "name"]
     if changed:
         listed = ", ".join(f"{key} (was {old}, now {new})" for key, old, new in changed)
         raise InputError(f"checkpoint.resume ({path}): was made with another config: {listed}")
     layers = dict(flatten(content["run"]["config"])).get("freeze.layers")
-    check(config.adapter.kind == "none" or layers == config.freeze.layers, "freeze.layers",
+    require(config.adapter.kind == "none" or layers == config.freeze.layers, "freeze.layers",
           config.freeze.layers, f"{path.name} has its adapters above {layers}; choose another name")  # fmt: skip
 
 
@@ -224,7 +224,7 @@ def check_data(job: TrainingRun, path: Path, state: Mapping[str, Any]) -> None:
     if different := sorted(
         split for split in found.keys() | state["data"] if state["data"].get(split) != found.get(split)
     ):
-        before, now = dict(flatten(state["config"])), dict(flatten(as_dict(job.config)))
+        before, now = dict(flatten(state["config"])), dict(flatten(to_dict(job.config)))
         keys = [key for key in now if key.startswith("data.") and before.get(key) != now[key]]
         changed = ", ".join(f"{key} (was {before.get(key)}, now {now[key]})" for key in keys)
         raise InputError(

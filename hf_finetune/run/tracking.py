@@ -14,7 +14,7 @@ from accelerate import tracking as accelerate_tracking
 from accelerate.tracking import GeneralTracker, TensorBoardTracker
 from tqdm import tqdm
 
-from hf_finetune.config.sections import RunConfig, as_dict, flatten
+from hf_finetune.config.sections import RunConfig, to_dict, flatten
 from hf_finetune.system.errors import InputError
 from hf_finetune.system.files import write_atomically, writing_error
 from hf_finetune.system.processes import Runtime
@@ -49,7 +49,7 @@ class Tracking:
         dropped from metrics.jsonl, and TensorBoard is told to purge them."""
         self.runtime = runtime
         self.path = runtime.run_dir / "metrics.jsonl"
-        self.settings = {key: make_plain(value) for key, value in flatten(as_dict(config))}
+        self.settings = {key: make_plain(value) for key, value in flatten(to_dict(config))}
         if runtime.is_main:
             drop_rows_after(self.path, start_update)
         trackers: list[str | GeneralTracker] = []

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from hf_finetune.config.sections import RunConfig, check
+from hf_finetune.config.sections import RunConfig, require
 from hf_finetune.data.features import Batch, Features
 from hf_finetune.data.table import ColumnSpec, Table
 from hf_finetune.system.errors import InputError
@@ -45,10 +45,10 @@ class Answering(Task):
     @classmethod
     def form(cls, config: RunConfig) -> ColumnSpec:
         texts = config.data.text_columns
-        check(len(texts) == 2, "data.text_columns", list(texts), "takes two columns, the question and the context")
-        check(config.data.label_column is not None, "data.label_column", None, "names the column of the answers")
+        require(len(texts) == 2, "data.text_columns", list(texts), "takes two columns, the question and the context")
+        require(config.data.label_column is not None, "data.label_column", None, "names the column of the answers")
         smoothing = config.train.label_smoothing
-        check(not smoothing, "train.label_smoothing", smoothing, "is not for positions: question answering has none")
+        require(not smoothing, "train.label_smoothing", smoothing, "is not for positions: question answering has none")
         return ColumnSpec(
             inputs=texts,
             labels=(str(config.data.label_column),),
@@ -111,9 +111,9 @@ class Answering(Task):
                 "question answering needs a fast one (tokenizer.json)"
             )
         room = max_length - tokenizer.num_special_tokens_to_add(pair=True)
-        check(room >= 4, "data.max_length", max_length, "leaves no room for a question and a context")
+        require(room >= 4, "data.max_length", max_length, "leaves no room for a question and a context")
         overlap = DEFAULT_OVERLAP if self.window_overlap is None else self.window_overlap
-        check(self.window_overlap is None or overlap <= room // 2, "task.window_overlap", overlap,
+        require(self.window_overlap is None or overlap <= room // 2, "task.window_overlap", overlap,
               f"windows of {max_length} tokens can share {room // 2}; see data.max_length")  # fmt: skip
         asked = [text.strip() for text in table.columns[self.columns.question]]
         questions, lengths = fit_questions(asked, tokenizer, room // 2)

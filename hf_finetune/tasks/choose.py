@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from hf_finetune.config.sections import RunConfig, check
+from hf_finetune.config.sections import RunConfig, require
 from hf_finetune.data.encoding import tokenize
 from hf_finetune.data.features import Batch, Features
 from hf_finetune.data.table import ColumnSpec, Table
@@ -70,9 +70,9 @@ class Choice(Task):
     @classmethod
     def form(cls, config: RunConfig) -> ColumnSpec:
         data = config.data
-        check(bool(task.choice_columns), "task.choice_columns", "[]",
+        require(bool(task.choice_columns), "task.choice_columns", "[]",
               "names the column of lists of choices, or two or more columns of one choice each")  # fmt: skip
-        check(data.label_column is not None, "data.label_column", None, "names the column of the right choice")
+        require(data.label_column is not None, "data.label_column", None, "names the column of the right choice")
         return ColumnSpec(
             inputs=(*data.text_columns, *task.choice_columns[:2]),
             labels=(str(data.label_column),),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from hf_finetune.config.sections import RunConfig, TaskSettings, check
+from hf_finetune.config.sections import RunConfig, TaskSettings, require
 from hf_finetune.data.encoding import tokenize
 from hf_finetune.data.features import Array, Batch, Features
 from hf_finetune.data.table import ColumnSpec, Table, has_fractions, text_and_label_spec
@@ -46,12 +46,12 @@ class Settings(TaskSettings):
     focal_gamma: float = 0.0
 
     def __post_init__(self) -> None:
-        check(self.label_separator != "", "task.label_separator", "''", "must not be empty")
-        check(
+        require(self.label_separator != "", "task.label_separator", "''", "must not be empty")
+        require(
             self.label_separator is None or self.problem in ("auto", "multi_label"),
             "task.label_separator", self.label_separator, f"has no meaning with task.problem {self.problem}",
         )  # fmt: skip
-        check(0 <= self.focal_gamma < float("inf"), "task.focal_gamma", self.focal_gamma, "must be 0 or more")
+        require(0 <= self.focal_gamma < float("inf"), "task.focal_gamma", self.focal_gamma, "must be 0 or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -289,8 +289,8 @@ class Classification(Task):
     @classmethod
     def make_columns(cls, config: RunConfig) -> TextColumns:
         texts, label = config.data.text_columns, config.data.label_column
-        check(len(texts) in (1, 2), "data.text_columns", list(texts), "takes one or two columns")
-        check(label is not None, "data.label_column", None, "classification needs labels")
+        require(len(texts) in (1, 2), "data.text_columns", list(texts), "takes one or two columns")
+        require(label is not None, "data.label_column", None, "classification needs labels")
         return TextColumns(texts=texts, label=str(label), numbers=config.task.problem == "regression")
 
     @classmethod
@@ -302,7 +302,7 @@ class Classification(Task):
             problem, reason = guess_problem(table, column, settings.label_separator)
         for key, value in (("train.label_smoothing", config.train.label_smoothing), ("task.focal_gamma", settings.focal_gamma),
                            ("task.class_weights", list(settings.class_weights))):  # fmt: skip
-            check(not value or problem == "single_label", key, value,
+            require(not value or problem == "single_label", key, value,
                   f"is for single_label problems, and this one is {problem}")  # fmt: skip
         reader = LabelReader(problem=problem, column=column, separator=settings.label_separator)
         names = ("score",) if problem == "regression" else reader.find_names(table)

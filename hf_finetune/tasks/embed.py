@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hf_finetune.config.sections import RunConfig, check
+from hf_finetune.config.sections import RunConfig, require
 from hf_finetune.data.encoding import tokenize
 from hf_finetune.data.features import Batch, Features
 from hf_finetune.data.table import ColumnSpec, Table
@@ -62,7 +62,7 @@ class Embedding(Task):
     def form(cls, config: RunConfig) -> ColumnSpec:
         first, *others = config.data.text_columns
         label = config.data.label_column
-        check(label is None or len(others) < 2, "data.text_columns", list(config.data.text_columns),
+        require(label is None or len(others) < 2, "data.text_columns", list(config.data.text_columns),
               f"takes two columns where there are scores (data.label_column: {label})")  # fmt: skip
         return ColumnSpec(
             inputs=(first,), labels=(*others, *((label,) if label else ())), texts=(first,), together=(first,)
@@ -72,16 +72,16 @@ class Embedding(Task):
     def from_table(cls, config: RunConfig, table: Table) -> "Embedding":
         """Pairs, triplets, or scored pairs, by the columns that are named."""
         columns, label = config.data.text_columns, config.data.label_column
-        check(len(columns) >= 2, "data.text_columns", list(columns),
+        require(len(columns) >= 2, "data.text_columns", list(columns),
               "takes two columns that belong together, such as [anchor, positive]")  # fmt: skip
         problem = "scored_pairs" if label else "pairs" if len(columns) == 2 else "triplets"
         task = cls.from_facts(config, {"problem": problem})
         if label is None:
             return task
         scores = {task.score_of(table, row) for row in range(len(table))}
-        check(len(scores) > 1, "data.label_column", label, f"training has one score only, {min(scores):g}")
+        require(len(scores) > 1, "data.label_column", label, f"training has one score only, {min(scores):g}")
         scale = task.similarity_scale
-        check(scale == cls.similarity_scale, "task.similarity_scale", scale, "has no meaning where there are scores")
+        require(scale == cls.similarity_scale, "task.similarity_scale", scale, "has no meaning where there are scores")
         return replace(task, score_range=(min(scores), max(scores)))
 
     @classmethod
@@ -210,7 +210,7 @@ class Embedding(Task):
 
     def labels(self, table: Table, arrays: "Mapping[str, np.ndarray[Any, Any]]") -> "np.ndarray[Any, Any]":
         """Scores [N] float32; of pairs the place of the positive behind the anchor, 0, [N]."""
-        check(len(self.text_columns) > 1, "data.text_columns", list(self.text_columns), "measuring takes two columns")
+        require(len(self.text_columns) > 1, "data.text_columns", list(self.text_columns), "measuring takes two columns")
         for row in np.flatnonzero(np.diff(arrays["rows"]) < 2).tolist():
             raise InputError(f"{table.where(row)}: {self.text_columns[1]} is null")
         if self.problem == "scored_pairs":

@@ -5,7 +5,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from hf_finetune.config.sections import check
+from hf_finetune.config.sections import require
 from hf_finetune.data.table import Table
 from hf_finetune.system.errors import InputError
 
@@ -40,8 +40,8 @@ def compute_class_weights(
         except ValueError:
             weight = math.nan
         takes = "takes balanced, or label=weight, weights above 0"
-        check(0 < weight < math.inf, "task.class_weights", entry, takes)
-        check(name in weights, "task.class_weights", entry, f"training has the labels {', '.join(names)}")
+        require(0 < weight < math.inf, "task.class_weights", entry, takes)
+        require(name in weights, "task.class_weights", entry, f"training has the labels {', '.join(names)}")
         weights[name] = weight
     return tuple(weights.values())
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hf_finetune.config.sections import RunConfig, check
+from hf_finetune.config.sections import RunConfig, require
 from hf_finetune.data.encoding import tokenize
 from hf_finetune.data.features import Batch, Features, Ragged
 from hf_finetune.data.table import ColumnSpec, Table
@@ -47,10 +47,10 @@ class SequenceToSequence(Task):
     @classmethod
     def form(cls, config: RunConfig) -> ColumnSpec:
         columns, label, task = config.data.text_columns, config.data.label_column, config.task
-        check(len(columns) == 1, "data.text_columns", list(columns), "takes one column, of the texts that are read")
+        require(len(columns) == 1, "data.text_columns", list(columns), "takes one column, of the texts that are read")
         if label is None:
             raise InputError("data.label_column (None): is needed: the column of the texts that are written")
-        check(task.num_beams > 1 or task.length_penalty == 1, "task.length_penalty", task.length_penalty,
+        require(task.num_beams > 1 or task.length_penalty == 1, "task.length_penalty", task.length_penalty,
               "weighs beams, and task.num_beams is 1")  # fmt: skip
         return ColumnSpec(inputs=columns, labels=(label,), texts=columns, text_files="parallel", together=columns)
 
@@ -107,13 +107,13 @@ class SequenceToSequence(Task):
         start = getattr(config, "decoder_start_token_id", None)
         config.decoder_start_token_id = kept.get("decoder_start_token_id") if start is None else start
         name = getattr(config, "_name_or_path", "")
-        check(config.decoder_start_token_id is not None, "model.backbone", name,
+        require(config.decoder_start_token_id is not None, "model.backbone", name,
               "its config has no decoder_start_token_id, with which a text begins")  # fmt: skip
         ends = as_list(kept.setdefault("eos_token_id", tokenizer.eos_token_id))
-        check(ends == [None] or bool(set(tokenizer(text_target="a")["input_ids"]) & set(ends)), "model.backbone", name,
+        require(ends == [None] or bool(set(tokenizer(text_target="a")["input_ids"]) & set(ends)), "model.backbone", name,
               "its tokenizer does not end a target with the model's end token, so it could not learn to stop")  # fmt: skip
         limit = getattr(config, "max_decoder_position_embeddings", getattr(config, "max_position_embeddings", None))
-        check(limit is None or self.max_target_length <= limit, "task.max_target_length", self.max_target_length,
+        require(limit is None or self.max_target_length <= limit, "task.max_target_length", self.max_target_length,
               f"this backbone writes at most {limit} tokens")  # fmt: skip
         beams = {"num_beams": self.num_beams, "length_penalty": self.length_penalty} if self.num_beams > 1 else {}
         if self.num_beams > 1 and before.early_stopping is not None:

@@ -26,7 +26,7 @@ from hf_finetune.config.loading import (
     setting_types,
     to_yaml,
 )
-from hf_finetune.config.sections import RunConfig, TrainConfig, as_dict, flatten
+from hf_finetune.config.sections import RunConfig, TrainConfig, to_dict, flatten
 from hf_finetune.system.errors import InputError
 
 NEEDED = {"model.backbone": "backbone", "data.train": ["train.csv"]}
@@ -416,12 +416,12 @@ def test_print_config_reports_errors_as_a_run_would() -> None:
 
 def test_config_from_dict_gives_back_what_as_dict_took() -> None:
     config = from_words(defaults=NEEDED | BUSY)
-    assert config_from_dict(as_dict(config)) == config
-    assert config_from_dict(as_dict(config)) != from_words()
+    assert config_from_dict(to_dict(config)) == config
+    assert config_from_dict(to_dict(config)) != from_words()
 
 
 def test_config_from_dict_checks_again() -> None:
-    plain = as_dict(from_words())
+    plain = to_dict(from_words())
     with pytest.raises(InputError, match=r"^train\.epochs \(0\): must be at least 1"):
         config_from_dict(plain | {"train": plain["train"] | {"epochs": 0}})
     with pytest.raises(InputError, match=r"^train\.ema( \(.*\))?: there is no such setting"):

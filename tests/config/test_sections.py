@@ -27,10 +27,10 @@ from hf_finetune.config.sections import (
     TaskConfig,
     TrackingConfig,
     TrainConfig,
-    as_dict,
+    to_dict,
     changed_keys,
     flatten,
-    fraction_of,
+    parse_fraction,
 )
 from hf_finetune.system.errors import InputError
 
@@ -219,7 +219,7 @@ def test_configs_are_frozen_and_take_keywords_only() -> None:
     [("2/3", Fraction(2, 3)), ("0/5", 0), ("6/6", 1), ("7/6", None), ("1/0", None), ("x", None), ("", None), ("1/2/3", None)],
 )  # fmt: skip
 def test_fractions_are_read_between_0_and_1(text: str, value: Fraction | None) -> None:
-    assert fraction_of(text) == value
+    assert parse_fraction(text) == value
 
 
 def test_the_run_folder_is_the_name_under_output_dir() -> None:
@@ -230,7 +230,7 @@ def test_the_run_folder_is_the_name_under_output_dir() -> None:
 
 
 def test_as_dict_has_every_setting_and_plain_values_only() -> None:
-    plain = as_dict(RunConfig(model=MODEL, data=DATA))
+    plain = to_dict(RunConfig(model=MODEL, data=DATA))
     flat = dict(flatten(plain))
     assert flat.keys() == TYPES.keys()
     assert flat["data.train"] == ["train.csv"]
@@ -250,17 +250,17 @@ def test_changed_keys_names_what_differs_and_passes_over_what_no_number_depends_
         tracking=TrackingConfig(trackers=(), log_every=1),
         hub=HubConfig(push=True, repo_id="a/b"),
     )
-    assert changed_keys(as_dict(before), as_dict(after)) == [
+    assert changed_keys(to_dict(before), to_dict(after)) == [
         ("evaluation.metric", "auto", "loss"),
         ("seed", 0, 1),
         ("train.epochs", 3, 5),
     ]
-    assert changed_keys(as_dict(before), as_dict(before)) == []
+    assert changed_keys(to_dict(before), to_dict(before)) == []
 
 
 def test_changed_keys_names_settings_that_an_older_version_did_not_have() -> None:
-    now = as_dict(RunConfig(model=MODEL, data=DATA))
-    then = as_dict(RunConfig(model=MODEL, data=DATA))
+    now = to_dict(RunConfig(model=MODEL, data=DATA))
+    then = to_dict(RunConfig(model=MODEL, data=DATA))
     del then["train"]["layer_decay"]
     assert changed_keys(then, now) == [("train.layer_decay", None, 1.0)]
 

@@ -25,7 +25,7 @@ from hf_finetune.config.sections import (
     ModelConfig,
     CacheConfig,
     RunConfig,
-    as_dict,
+    to_dict,
 )
 from hf_finetune.export import card as card_module
 from hf_finetune.export import model_folder
@@ -215,7 +215,7 @@ def test_the_cards_text_states_metrics_data_freeze_plan_and_settings(runs: Any) 
     assert "trust_remote_code`:" not in card
 
     shown = yaml.safe_load(card.partition("## Settings\n\n```yaml\n")[2].partition("```")[0])
-    own = as_dict(config)
+    own = to_dict(config)
     assert shown.pop("output_dir") == "outputs"
     assert shown["model"].pop("backbone") == Path(own["model"].pop("backbone")).name
     for split in ("train", "validation", "test"):

@@ -16,7 +16,7 @@ from support import tiny
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from hf_finetune.config.loading import load_config
-from hf_finetune.config.sections import RunConfig, as_dict, flatten
+from hf_finetune.config.sections import RunConfig, to_dict, flatten
 from hf_finetune.run import tracking
 from hf_finetune.system.errors import InputError
 from hf_finetune.train import finetune
@@ -128,7 +128,7 @@ def test_the_hparams_tab_has_the_settings_and_the_final_metrics(run: Any) -> Non
 
     started = HParamsPluginData.FromString(content["_hparams_/session_start_info"]).session_start_info
     shown = {name: getattr(value, value.WhichOneof("kind")) for name, value in started.hparams.items()}
-    assert set(shown) == {key for key, _ in flatten(as_dict(config))}
+    assert set(shown) == {key for key, _ in flatten(to_dict(config))}
     assert shown["train.learning_rate"] == 2e-3
     assert shown["train.schedule"] == "linear"
     assert shown["data.text_columns"] == '["text"]'
@@ -282,7 +282,7 @@ def test_wandb_gets_the_config_and_the_numbers_of_metrics_jsonl(
     settings_of_run: dict[str, Any] = {}
     for record in records:
         settings_of_run |= {item.key: json.loads(item.value_json) for item in record.config.update}
-    expected = {key: tracking.make_plain(value) for key, value in flatten(as_dict(config))}
+    expected = {key: tracking.make_plain(value) for key, value in flatten(to_dict(config))}
     assert {key: value for key, value in settings_of_run.items() if key != "_wandb"} == expected
 
     history = [record.history for record in records if record.WhichOneof("record_type") == "history"]
