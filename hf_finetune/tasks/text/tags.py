@@ -1,136 +1,164 @@
-"""Tags as entities: schemes, what breaks them, and scores by entity.
+"""Tags of entities: their schemes, tags that break a scheme, and scores by entity.
 
-An entity is (type, first word, word behind the last). What entities a row of tags means is read as conlleval and seqeval's
-default mode do it: leniently, whatever the scheme, so that an I-x behind an O begins one.
+An entity is (type, first word, word after the last). Which entities a row of tags stands for is decided as in conlleval and in
+the default mode of seqeval: leniently, in every scheme, so that an I-x after an O begins an entity.
 """
 
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from hf_finetune.system.errors import InputError
 
 OUTSIDE = "O"
 
-PREFIXES = {"IOB1": "BI", "IOB2": "BI", "BIOES": "BIES"}  # of each scheme
+PREFIXES = {"IOB1": "BI", "IOB2": "BI", "BIOES": "BIES"}  # of the tags of each scheme, O left out
 
-NAMELESS = "_"  # type of a bare B or I, as seqeval calls it
+NAMELESS = "_"  # the type of a bare B or I, named as in seqeval
 
 Entity = tuple[str, int, int]
 
 
-def parts(tag: str) -> tuple[str, str]:
-    """Prefix and type: ("B", "person") of B-person, ("B", "_") of B, ("O", "") of O."""
+def split_tag(tag: str) -> tuple[str, str]:
+    """Returns prefix and type: ("B", "person") for B-person, ("B", "_") for B, ("O", "") for O."""
     prefix, _, kind = tag.partition("-")
     return (prefix, "") if tag == OUTSIDE else (prefix, kind or NAMELESS)
 
 
-def join(prefix: str, kind: str) -> str:
-    """The tag of a prefix and a type."""
+def join_tag(prefix: str, kind: str) -> str:
+    """Returns the tag of a prefix and a type. It undoes split_tag()."""
     return prefix if kind == NAMELESS else f"{prefix}-{kind}"
 
 
-def is_of(tag: str, scheme: str) -> bool:
-    """Whether a tag can stand in a scheme: O, or one of its prefixes with a type (or none at all)."""
+def belongs_to_scheme(tag: str, scheme: str) -> bool:
+    """True if the scheme has such a tag: O, or one of its prefixes, alone or with a type."""
     return tag == OUTSIDE or re.fullmatch(rf"[{PREFIXES[scheme]}](-(?!_$).+)?", tag, re.DOTALL) is not None
 
 
-def entities(tags: Sequence[str]) -> list[Entity]:
-    """The entities of a row of tags, in order; the same as seqeval's get_entities finds."""
-    found: list[Entity] = []
-    begin, before, kind_before = 0, OUTSIDE, ""
+def list_kinds(tags: Iterable[str]) -> tuple[str, ...]:
+    """Returns the types of entities that tags have, in the order of the tags."""
+    return tuple(dict.fromkeys(kind for _, kind in map(split_tag, tags) if kind))
+
+
+def complete_tags(tags: Iterable[str], scheme: str) -> set[str]:
+    """Returns these tags. If they mark entities, also O and all other tags that the scheme has for their types."""
+    if scheme == "none":
+        return set(tags)
+    return {OUTSIDE} | {join_tag(prefix, kind) for kind in list_kinds(tags) for prefix in PREFIXES[scheme]}
+
+
+def find_entities(tags: Sequence[str]) -> list[Entity]:
+    """Returns the entities of a row of tags, in order. They are those of seqeval's get_entities()."""
+    entities: list[Entity] = []
+    begin, prefix_before, kind_before = 0, OUTSIDE, ""
     for position, tag in enumerate((*tags, OUTSIDE)):
-        prefix, kind = parts(tag)
-        begins = prefix != OUTSIDE and (prefix in "BS" or before in "OES" or kind != kind_before)
-        if before != OUTSIDE and (begins or prefix == OUTSIDE):
-            found.append((kind_before, begin, position))
+        prefix, kind = split_tag(tag)
+        begins = prefix != OUTSIDE and (prefix in "BS" or prefix_before in "OES" or kind != kind_before)
+        if prefix_before != OUTSIDE and (begins or prefix == OUTSIDE):
+            entities.append((kind_before, begin, position))
         if begins:
             begin = position
-        before, kind_before = prefix, kind
-    return found
+        prefix_before, kind_before = prefix, kind
+    return entities
 
 
-def written(found: Iterable[Entity], num_words: int, scheme: str) -> list[str]:
-    """The tags of so many words that say these entities, in order, by the rules of a scheme."""
+def describe_entities(words: Sequence[str], tags: Sequence[str]) -> list[dict[str, Any]]:
+    """Returns the entities of a sentence: type, text, and the words from `begin` up to, not including, `end`."""
+    return [
+        {"type": kind, "text": " ".join(words[begin:end]), "begin": begin, "end": end}
+        for kind, begin, end in find_entities(tags)
+    ]
+
+
+def write_tags(entities: Iterable[Entity], num_words: int, scheme: str) -> list[str]:
+    """Returns the tags of a row of `num_words` words that has these entities, in order, by the rules of a scheme."""
     tags = [OUTSIDE] * num_words
     last_kind, last_end = "", -1
-    for kind, begin, end in found:
+    for kind, begin, end in entities:
         first, last = "B", "I"
         if scheme == "IOB1" and not (last_end == begin and last_kind == kind):
             first = "I"
         elif scheme == "BIOES":
             first, last = ("S" if end - begin == 1 else "B"), "E"
-        tags[begin] = join(first, kind)
+        tags[begin] = join_tag(first, kind)
         for position in range(begin + 1, end):
-            tags[position] = join(last if position == end - 1 else "I", kind)
+            tags[position] = join_tag(last if position == end - 1 else "I", kind)
         last_kind, last_end = kind, end
     return tags
 
 
-def repaired(tags: Sequence[str], scheme: str) -> list[str]:
-    """The tags that a scheme has for the same entities: the tags themselves where they do not break it."""
-    return written(entities(tags), len(tags), scheme)
+def repair_tags(tags: Sequence[str], scheme: str) -> list[str]:
+    """Returns the tags that a scheme has for the same entities. They are the tags themselves if none breaks the scheme."""
+    return write_tags(find_entities(tags), len(tags), scheme)
+
+
+def count_faults(tags: Sequence[str], scheme: str) -> int:
+    """Returns the number of tags that break a scheme."""
+    return sum(tag != right for tag, right in zip(tags, repair_tags(tags, scheme), strict=True))
 
 
 def guess_scheme(rows: Sequence[Sequence[str]]) -> tuple[str, str]:
-    """The scheme that rows of tags are in, and why; none where tags do not look like entities.
+    """Returns the scheme that rows of tags are written in, and why. The scheme is none if the tags do not mark entities.
 
-    Of several the one that the fewest tags break: so of faulty data too. InputError where they are of BILOU, which seqeval's
-    scores do not know.
+    Of IOB1 and IOB2 it is the one that fewer tags break, so that a few faulty tags do not change it. Raises InputError if the
+    tags are of BILOU, which seqeval's scores do not support.
     """
-    found = {tag for row in rows for tag in row}
-    if all(is_of(tag, "BIOES") for tag in found):
-        if any(parts(tag)[0] in "ES" for tag in found):
+    distinct = {tag for row in rows for tag in row}
+    if all(belongs_to_scheme(tag, "BIOES") for tag in distinct):
+        if any(split_tag(tag)[0] in "ES" for tag in distinct):
             return "BIOES", "there are tags with E and S"
-        faults = {scheme: sum(map(num_faults, rows, [scheme] * len(rows))) for scheme in ("IOB2", "IOB1")}
-        scheme = min(faults, key=lambda name: faults[name])
-        return scheme, "entities begin with B" if scheme == "IOB2" else "entities begin with I where they can"
-    if all(tag == OUTSIDE or re.match(r"[BILU]-", tag) for tag in found):
+        faults = {scheme: sum(count_faults(row, scheme) for row in rows) for scheme in ("IOB2", "IOB1")}
+        if faults["IOB1"] < faults["IOB2"]:
+            return "IOB1", "entities begin with I if they can"
+        return "IOB2", "entities begin with B"
+    if all(tag == OUTSIDE or re.match(r"[BILU]-", tag) for tag in distinct):
         raise InputError(
             "task.tag_scheme (auto): the tags look like BILOU; write L- as E- and U- as S-, which is BIOES, "
             "or set task.tag_scheme none"
         )
-    strange = min(tag for tag in found if not is_of(tag, "BIOES"))
-    return "none", f"tags such as {strange} say no entities"
+    other = min(tag for tag in distinct if not belongs_to_scheme(tag, "BIOES"))
+    return "none", f"tags such as {other} do not mark entities"
 
 
-def num_faults(tags: Sequence[str], scheme: str) -> int:
-    """How many tags break a scheme."""
-    return sum(one != other for one, other in zip(tags, repaired(tags, scheme), strict=True))
-
-
-def scheme_of_names(names: Iterable[str]) -> str:
-    """The scheme that a model's labels are of, as far as they tell: IOB1 where none begins with B."""
-    prefixes = {parts(name)[0] for name in names}
-    if not all(is_of(name, "BIOES") for name in names):
+def guess_scheme_of_names(names: Iterable[str]) -> str:
+    """Returns the scheme that a model's label names suggest: IOB1 if none begins with B, none if they do not mark entities."""
+    names = tuple(names)
+    if not all(belongs_to_scheme(name, "BIOES") for name in names):
         return "none"
-    return "BIOES" if prefixes & {"E", "S"} else "IOB2" if "B" in prefixes else "IOB1"
+    prefixes = {split_tag(name)[0] for name in names}
+    if prefixes & {"E", "S"}:
+        return "BIOES"
+    return "IOB2" if "B" in prefixes else "IOB1"
 
 
-def entity_scores(
+def score_entities(
     references: Iterable[Sequence[str]], predictions: Iterable[Sequence[str]], kinds: Iterable[str]
 ) -> dict[str, float]:
-    """f1, precision and recall over all entities, then of each type ("f1/person"), as seqeval's default mode has them: an entity
-    is right where type and both ends are. 0 where nothing can be divided by; nan for a type that is neither in the references
-    nor predicted."""
+    """Returns f1, precision and recall over all entities, then for each type ("f1/person"), as in seqeval's default mode.
+
+    An entity is right if its type and both its ends are. A score is 0 if it would be divided by 0, and nan for a type that
+    neither the references nor the predictions have.
+    """
     right: Counter[str] = Counter()
-    given: Counter[str] = Counter()
-    asked: Counter[str] = Counter()
+    predicted: Counter[str] = Counter()
+    expected: Counter[str] = Counter()
     for reference, prediction in zip(references, predictions, strict=True):
-        expected, found = set(entities(reference)), set(entities(prediction))
-        right.update(kind for kind, _, _ in expected & found)
-        given.update(kind for kind, _, _ in found)
-        asked.update(kind for kind, _, _ in expected)
-    scores = ratios(right.total(), given.total(), asked.total())
+        reference_entities, predicted_entities = set(find_entities(reference)), set(find_entities(prediction))
+        right.update(kind for kind, _, _ in reference_entities & predicted_entities)
+        predicted.update(kind for kind, _, _ in predicted_entities)
+        expected.update(kind for kind, _, _ in reference_entities)
+    scores = compute_f1(right.total(), predicted.total(), expected.total())
     for kind in kinds:
-        of_kind = ratios(right[kind], given[kind], asked[kind])
-        absent = not given[kind] and not asked[kind]
-        scores |= {f"{name}/{kind}": float("nan") if absent else value for name, value in of_kind.items()}
+        scores_of_kind = compute_f1(right[kind], predicted[kind], expected[kind])
+        is_absent = not predicted[kind] and not expected[kind]
+        scores |= {f"{name}/{kind}": float("nan") if is_absent else value for name, value in scores_of_kind.items()}
     return scores
 
 
-def ratios(right: int, given: int, asked: int) -> dict[str, float]:
-    """f1, precision, recall; 0 for what is divided by 0."""
-    precision, recall = right / given if given else 0.0, right / asked if asked else 0.0
+def compute_f1(right: int, predicted: int, expected: int) -> dict[str, float]:
+    """Returns f1, precision and recall from counts of entities; 0 for a value that would be divided by 0."""
+    precision = right / predicted if predicted else 0.0
+    recall = right / expected if expected else 0.0
     f1 = 2 * precision * recall / (precision + recall) if right else 0.0
     return {"f1": f1, "precision": precision, "recall": recall}

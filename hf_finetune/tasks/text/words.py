@@ -7,15 +7,15 @@ T tokens.
 """
 
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
 import numpy as np
 
-from hf_finetune.config.sections import check
-from hf_finetune.data.features import Array
+from hf_finetune.config.sections import require
+from hf_finetune.data.features import IGNORED, Array
 from hf_finetune.system.errors import InputError
 
 WORDS_AT_ONCE = 10_000  # words that one call of the tokenizer takes
@@ -180,14 +180,14 @@ def encode_words(
             "choose another backbone"
         )
     capacity = max_length - len(special)
-    check(
+    require(
         capacity >= 1,
         "data.max_length",
         max_length,
         f"must be above {len(special)}, the number of special tokens, so that a window holds a word",
     )
     shared = capacity // 4 if overlap is None else overlap
-    check(shared < capacity, "task.window_overlap", overlap, f"must be below the {capacity} tokens that a window holds")
+    require(shared < capacity, "task.window_overlap", overlap, f"must be below the {capacity} tokens that a window holds")
     pieces = tokenize_words(chain.from_iterable(rows), tokenizer)
     windows = (
         window
@@ -258,3 +258,22 @@ def flatten_windows(windows: Iterable[WordWindow], special: SpecialTokens, if_em
         "offsets": offsets,
         "examples": np.array(examples, dtype=np.int64),
     }
+
+
+def label_pieces(tags: Sequence[Sequence[int]], arrays: Mapping[str, Array], later_tags: Sequence[int] | None) -> Array:
+    """Returns the label of each token: its word's tag at the first piece, IGNORED at tokens without a word [T].
+
+    Args:
+        tags: The tags of each row, one for each word, as numbers.
+        arrays: What encode_words() returned for these rows.
+        later_tags: For each tag the label of a word's later pieces; None if they are IGNORED.
+    """
+    row_starts = np.cumsum([0, *map(len, tags)])[:-1]
+    flat_tags = np.array([tag for row in tags for tag in row], dtype=np.int64)
+    rows = np.repeat(arrays["examples"], np.diff(arrays["offsets"]))  # of each token
+    is_piece = arrays["word_indices"] >= 0
+    labels = np.full(len(is_piece), IGNORED, dtype=np.int64)
+    labels[is_piece] = flat_tags[row_starts[rows[is_piece]] + arrays["word_indices"][is_piece]]
+    is_later_piece = is_piece & ~arrays["is_first_piece"]
+    labels[is_later_piece] = IGNORED if later_tags is None else np.array(later_tags)[labels[is_later_piece]]
+    return labels
