@@ -16,7 +16,7 @@ from hf_finetune.recipe import EXIT_INPUT, report_errors, run_recipe_file
 from hf_finetune.system.errors import InputError
 
 if TYPE_CHECKING:
-    from hf_finetune.cache import store
+    from hf_finetune.cache import listing
     from hf_finetune.export.predict import Predictor
 
 
@@ -273,9 +273,9 @@ def run_checkpoints(options: argparse.Namespace) -> None:
             told = f"epoch {manifest.epoch:>3}  update {manifest.update:>6}  loss {manifest.loss:.4f}  {value:<18}"
         print(f"{told}  {row.size / 1e6:>9,.1f} MB  {row.state}  {marks:<9}  {row.file}".strip())
     print(f"{len(rows)} checkpoints, {sum(row.size for row in rows) / 1e6:,.1f} MB in {folder}")
-    if damaged := [row.file for row in rows if row.state not in ("whole", "not read")]:
+    if damaged := [row.file for row in rows if row.state not in ("intact", "not read")]:
         raise InputError(
-            f"{folder}: not whole: {', '.join(damaged)}; a run that goes on passes them over, and removes them in time"
+            f"{folder}: damaged: {', '.join(damaged)}; a run that goes on passes them over, and removes them in time"
         )
 
 
@@ -300,10 +300,10 @@ def run_push(options: argparse.Namespace) -> None:
 
 def run_cache_list(options: argparse.Namespace) -> None:
     """hf-finetune cache list."""
-    from hf_finetune.cache import store
+    from hf_finetune.cache import listing
 
     root = cache_root(options)
-    found = store.list_entries(root)
+    found = listing.list_entries(root)
     for entry in found:
         print(describe_entry(entry))
     print(f"{len(found)} entries, {sum(entry.size for entry in found) / 1e6:,.1f} MB in {root}")
@@ -311,13 +311,13 @@ def run_cache_list(options: argparse.Namespace) -> None:
 
 def run_cache_verify(options: argparse.Namespace) -> None:
     """hf-finetune cache verify."""
-    from hf_finetune.cache import store
+    from hf_finetune.cache import listing
 
     root, num_damaged = cache_root(options), 0
-    for entry in store.list_entries(root):
-        fault = store.find_damage(entry)
+    for entry in listing.list_entries(root):
+        fault = listing.find_damage(entry)
         num_damaged += fault is not None and not entry.is_partial
-        print(f"{entry.folder.name}  {fault or 'is whole'}", flush=True)
+        print(f"{entry.folder.name}  {fault or 'is intact'}", flush=True)
     if num_damaged:
         raise InputError(
             f"{root}: {num_damaged} entries are damaged; the next run that needs one computes again what is missing"
@@ -326,11 +326,11 @@ def run_cache_verify(options: argparse.Namespace) -> None:
 
 def run_cache_prune(options: argparse.Namespace) -> None:
     """hf-finetune cache prune."""
-    from hf_finetune.cache import store
+    from hf_finetune.cache import listing
 
     if options.max_size is None and options.older_than is None:
         raise InputError("cache prune: say what to remove: --max-size 20GB, --older-than 30d, or both")
-    removed = store.prune_entries(
+    removed = listing.prune_entries(
         cache_root(options), max_bytes=options.max_size, older_than_seconds=options.older_than
     )
     for entry in removed:
@@ -345,13 +345,13 @@ def cache_root(options: argparse.Namespace) -> Path:
     return store.activations_dir(options.dir)
 
 
-def describe_entry(entry: "store.FoundEntry") -> str:
+def describe_entry(entry: "listing.EntryListing") -> str:
     """One line: key, size, last use, and what the states are of."""
     of, used = entry.manifest, time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.used))
-    told = "not finished" if entry.is_partial else "no manifest that can be read"
+    told = "not finished" if entry.is_partial else "no readable manifest"
     if of:
         made = of["description"]
         told = (
-            f"{made.get('architecture')}, {made.get('blocks')} blocks, {of.get('num_tokens')} tokens, {of.get('kind')}"
+            f"{made.get('architecture')}, {made.get('blocks')} blocks, {of.get('num_tokens')} tokens, {of.get('dtype')}"
         )
     return f"{entry.folder.name}  {entry.size / 1e6:>10,.1f} MB  used {used}  {told}"

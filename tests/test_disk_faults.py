@@ -19,7 +19,7 @@ import pytest
 import torch
 from support import entries
 
-from hf_finetune.cache import store
+from hf_finetune.cache import layout, listing, store
 from hf_finetune.run import checkpoint
 from hf_finetune.system import files
 from hf_finetune.system.errors import InputError
@@ -273,7 +273,7 @@ def test_loading_executes_nothing(tmp_path: Path) -> None:
 
 @pytest.fixture(autouse=True)
 def few_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store, "CHUNK_TOKENS", 128)
+    monkeypatch.setattr(layout, "CHUNK_TOKENS", 128)
 
 
 def entry_in(folder: Path) -> store.Entry:
@@ -285,7 +285,7 @@ def damaged(folder: Path) -> None:
     """A whole entry with a byte flipped."""
     entry = entry_in(folder)
     entries.build(entry)
-    path = entry.folder / store.STATES
+    path = entry.folder / store.ACTIVATIONS
     content = bytearray(path.read_bytes())
     content[7] ^= 1
     path.write_bytes(content)
@@ -309,10 +309,10 @@ def test_pruning_removes_an_entry_or_leaves_it(tmp_path: Path) -> None:
         entries.build(entry_in(folder))
 
     def prune(folder: Path) -> None:
-        store.prune_entries(folder / "root", max_bytes=0, older_than_seconds=None)
+        listing.prune_entries(folder / "root", max_bytes=0, older_than_seconds=None)
 
     for folder, what, _ in each_fault(tmp_path, prepare, prune):
         entry = entry_in(folder)
-        assert not entry.is_complete() or store.find_damage(entries.found_in(entry.root)) is None, what
+        assert not entry.is_complete() or listing.find_damage(entries.found_in(entry.root)) is None, what
         entries.build(entry)
         entries.assert_good(entry)

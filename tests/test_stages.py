@@ -17,7 +17,7 @@ from support.runs import (
     weights,
 )
 
-from hf_finetune.cache import store
+from hf_finetune.cache import listing
 from hf_finetune.config.sections import FreezeConfig, RunConfig
 from hf_finetune.system.errors import InputError
 from hf_finetune.train import finetune
@@ -98,7 +98,7 @@ def test_the_cached_prefix_moves_with_the_boundary(
     finetune(cached)
     for ours, theirs in zip(rows_of(cached.run_dir), rows_of(plain.run_dir), strict=True):
         assert ours == pytest.approx(theirs, abs=1e-5)
-    blocks = sorted(entry.manifest["description"]["blocks"] for entry in store.list_entries(tmp_path / "prefix"))
+    blocks = sorted(entry.manifest["description"]["blocks"] for entry in listing.list_entries(tmp_path / "prefix"))
     assert blocks == [0, 1, 2]
 
 

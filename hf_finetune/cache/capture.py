@@ -1,6 +1,6 @@
-"""Computes the hidden states at the boundary, and attaches them to the features.
+"""Computes the activations at the boundary of the frozen prefix, and attaches them to the features.
 
-B examples, T tokens, H hidden.
+B features, S sequences, T tokens, H hidden.
 """
 
 import contextlib
@@ -9,15 +9,17 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator
-from typing import Any
+from itertools import groupby
+from operator import itemgetter
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
 from hf_finetune.cache import store
-from hf_finetune.cache.store import Entry, StoredActivations
-from hf_finetune.data.features import Batch, Features, collate
+from hf_finetune.cache.reader import StoredActivations
+from hf_finetune.cache.store import Entry
+from hf_finetune.data.features import Array, Batch, collate, pad_sequences
 from hf_finetune.forward.cached import CachedForward
 from hf_finetune.model.structure import eval_mode
 from hf_finetune.run.training_run import TrainingRun
@@ -25,13 +27,13 @@ from hf_finetune.system.errors import InputError, StoppedError
 
 
 class TooLargeError(Exception):
-    """States that fp16 cannot hold."""
+    """Activations that fp16 cannot hold."""
 
 
 @contextlib.contextmanager
-def inference_only(job: TrainingRun) -> Iterator[None]:
-    """Within the block the model may be run in any way; modes and gradients are as before after it."""
-    model = job.train_state.model
+def inference_only(run: TrainingRun) -> Iterator[None]:
+    """Runs the block in eval mode and without gradients. Afterwards the modules have their modes again, and no gradients."""
+    model = run.train_state.model
     try:
         with eval_mode(model), torch.no_grad():
             yield
@@ -39,148 +41,146 @@ def inference_only(job: TrainingRun) -> Iterator[None]:
         model.zero_grad(set_to_none=True)
 
 
-def make_batch(job: TrainingRun, rows: "np.ndarray[Any, Any]") -> Batch:
-    """A batch of training features as evaluation takes it, on the device, without stored states."""
-    features = dataclasses.replace(job.features["train"], activations=None)
-    batch = collate(features, rows, job.train_state.pad_token_id).to(job.runtime.device)
-    return job.task.encoding.prepare(batch, features, job.train_state.model, 0)
+def make_batch(run: TrainingRun, indices: Array) -> Batch:
+    """Returns a batch of training features as evaluation takes it, on the device, without cached activations."""
+    features = dataclasses.replace(run.features["train"], activations=None)
+    batch = collate(features, indices, run.train_state.pad_token_id).to(run.runtime.device)
+    return run.task.encoding.prepare(batch, features, run.train_state.model, 0)
 
 
 def compute_activations(
-    job: TrainingRun, replay: CachedForward, sources: list[tuple[str, int]]
+    run: TrainingRun, cached_forward: CachedForward, source: list[tuple[str, int]]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """States [S, T, H] of sequences of any splits at the boundary, and the mask [S, T] of their tokens."""
-    inputs, mask = pad_sequences(job.features, sources, job.train_state.pad_token_id)
-    states = replay.compute_activations({name: tensor.to(job.runtime.device) for name, tensor in inputs.items()})
-    return states, mask.to(states.device)
+    """Computes the activations at the boundary for sequences of any splits [S, T, H], and the mask of their tokens [S, T].
+
+    source: split and number of each sequence.
+    """
+    parts = [
+        (run.features[split], np.array([number for _, number in group]))
+        for split, group in groupby(source, key=itemgetter(0))
+    ]
+    arrays = pad_sequences(parts, run.train_state.pad_token_id)
+    inputs = {name: torch.from_numpy(array).to(run.runtime.device) for name, array in arrays.items()}
+    activations = cached_forward.compute_activations(inputs)
+    return activations, inputs["attention_mask"].to(activations.device) > 0
 
 
-def attach_activations(job: TrainingRun, entry: Entry | None, replay: CachedForward | None) -> TrainingRun:
-    """The job with the states of all its features, captured where the cache does not hold them. Without a cache, and with
-    auto where the cache's folder cannot be written, the job with no replay. On all processes."""
+# --- the run with its cache -----------------------------------------------------------------------------------------
+
+
+def attach_activations(run: TrainingRun, entry: Entry | None, cached_forward: CachedForward | None) -> TrainingRun:
+    """Returns the run with the activations of all its features, and computes those that the cache does not hold.
+
+    Without an entry, returns the run without a cached forward. So it does if cache.activations is auto and the cache's folder
+    cannot be written; with `on`, that raises InputError. On all processes.
+    """
     try:
-        if entry is not None and replay is not None:
-            entry = complete_entry(job, replay, entry)
+        if entry is not None and cached_forward is not None:
+            entry = complete_entry(run, cached_forward, entry)
     except InputError as error:
-        if job.config.cache.activations == "on":
+        if run.config.cache.activations == "on":
             raise
-        job.runtime.say(f"cache       off after all: {error}\n")
+        run.runtime.say(f"cache       off after all: {error}\n")
         entry = None
     if entry is None:
-        return with_cached_forward(job, None)
-    features = {
-        split: dataclasses.replace(
-            rows,
-            activations=StoredActivations(
-                path=entry.folder / store.STATES,
-                kind=entry.kind,
-                hidden=entry.hidden,
-                starts=entry.layout.starts[split],
-            ),
-        )
-        for split, rows in job.features.items()
-    }
-    return dataclasses.replace(with_cached_forward(job, replay), features=features)
+        return with_cached_forward(run, None)
+    path = entry.folder / store.ACTIVATIONS
+    features = {}
+    for split, part in run.features.items():
+        starts = entry.layout.starts[split]
+        stored = StoredActivations(path=path, dtype=entry.dtype, hidden=entry.hidden, starts=starts)
+        features[split] = dataclasses.replace(part, activations=stored)
+    return dataclasses.replace(with_cached_forward(run, cached_forward), features=features)
 
 
-def with_cached_forward(job: TrainingRun, replay: CachedForward | None) -> TrainingRun:
-    """The job with this replay, or none."""
-    shortcuts = dataclasses.replace(job.train_state.forward_plan, cached=replay)
-    state = dataclasses.replace(job.train_state, forward_plan=shortcuts)
-    return dataclasses.replace(job, stage=dataclasses.replace(job.stage, train_state=state))
+def with_cached_forward(run: TrainingRun, cached_forward: CachedForward | None) -> TrainingRun:
+    """Returns the run with this cached forward, or with none."""
+    plan = dataclasses.replace(run.train_state.forward_plan, cached=cached_forward)
+    state = dataclasses.replace(run.train_state, forward_plan=plan)
+    return dataclasses.replace(run, stage=dataclasses.replace(run.stage, train_state=state))
 
 
-def complete_entry(job: TrainingRun, replay: CachedForward, entry: Entry) -> Entry:
-    """Makes the entry whole, or the one in bf16 where values are too large for fp16; returns the one that is."""
+# --- the capture ----------------------------------------------------------------------------------------------------
+
+
+def complete_entry(run: TrainingRun, cached_forward: CachedForward, entry: Entry) -> Entry:
+    """Completes the entry and returns it; if values are too large for fp16, completes and returns the one in bf16 instead."""
     try:
-        capture_missing(job, replay, entry)
+        capture_missing(run, cached_forward, entry)
         return entry
     except TooLargeError:
-        job.runtime.say("cache       values are too large for fp16: kept in bf16")
-        job.runtime.on_main(lambda: shutil.rmtree(entry.partial, ignore_errors=True))
-        entry = dataclasses.replace(entry, kind="bfloat16")
-        capture_missing(job, replay, entry)
+        run.runtime.say("cache       values are too large for fp16: kept in bf16")
+        run.runtime.on_main(lambda: shutil.rmtree(entry.partial, ignore_errors=True))
+        entry = dataclasses.replace(entry, dtype="bfloat16")
+        capture_missing(run, cached_forward, entry)
         return entry
 
 
-def capture_missing(job: TrainingRun, replay: CachedForward, entry: Entry) -> None:
-    """Each process computes its share of what is missing. One run at a time does it."""
-    run = job.runtime
-    with contextlib.ExitStack() as held:
-        run.on_main(lambda: held.enter_context(store.lock_entry(entry.root, entry.key, run.say)))
-        missing, notes = run.on_main(lambda: store.find_missing_chunks(entry))
+def capture_missing(run: TrainingRun, cached_forward: CachedForward, entry: Entry) -> None:
+    """Computes what is missing in the entry, a share on each process. Other runs that need the entry wait.
+
+    Raises TooLargeError if fp16 cannot hold a value, StoppedError if a signal stops the run, and InputError if a value is not
+    finite or the entry cannot be written. On all processes.
+    """
+    runtime = run.runtime
+    with contextlib.ExitStack() as stack:  # of the main process, which holds the lock for all
+        runtime.on_main(lambda: stack.enter_context(store.lock_entry(entry.root, entry.key, runtime.say)))
+        missing, notes = runtime.on_main(lambda: store.find_missing_chunks(entry))
         for note in notes:
-            run.say(f"cache       {note}")
-        if not missing and run.on_main(entry.is_complete):
+            runtime.say(f"cache       {note}")
+        if not missing and runtime.on_main(entry.is_complete):
             return
         began = time.perf_counter()
-        outcomes = run.gather(capture_share(job, replay, entry, missing)) if missing else []
-        if "stopped" in outcomes:
-            raise run.stopped_error()
-        if "too large" in outcomes:
+        errors = runtime.gather(capture_share(run, cached_forward, entry, missing)) if missing else []
+        if any(isinstance(error, StoppedError) for error in errors):
+            raise runtime.stopped_error()
+        if any(isinstance(error, TooLargeError) for error in errors):
             raise TooLargeError
-        if faults := [outcome for outcome in outcomes if outcome]:
-            raise InputError(faults[0])
-        run.on_main(lambda: store.finish_entry(entry))
-        num_tokens, took = entry.layout.num_tokens, time.perf_counter() - began
-        run.say(f"cache       {num_tokens:,} tokens captured in {took:.1f} s\n")
+        for error in errors:
+            if error is not None:
+                raise error
+        runtime.on_main(lambda: store.finish_entry(entry))
+        num_tokens, seconds = entry.layout.num_tokens, time.perf_counter() - began
+        runtime.say(f"cache       {num_tokens:,} tokens captured in {seconds:.1f} s\n")
 
 
-def capture_share(job: TrainingRun, replay: CachedForward, entry: Entry, missing: list[int]) -> str:
-    """Computes this process's share of the missing chunks; what went wrong, or nothing, for all processes to hear."""
-    run = job.runtime
+def capture_share(
+    run: TrainingRun, cached_forward: CachedForward, entry: Entry, missing: list[int]
+) -> InputError | TooLargeError | StoppedError | None:
+    """Computes this process's share of the missing chunks. Returns the error that ended it, so that all processes can raise it
+    together."""
+    runtime = run.runtime
     chunks = entry.layout.chunks()
-    share = missing[run.process :: run.num_processes]
-    shows = run.is_main and sys.stderr.isatty()
-    with tqdm(total=len(share), desc="capturing the prefix", unit="chunk", disable=not shows, leave=False) as bar:
+    share = missing[runtime.process :: runtime.num_processes]
+    shows_bar = runtime.is_main and sys.stderr.isatty()
+    with tqdm(total=len(share), desc="caching activations", unit="chunk", disable=not shows_bar, leave=False) as bar:
 
         def compute(number: int) -> bytes:
-            if run.is_asked_to_stop():
+            if runtime.is_asked_to_stop():
                 raise StoppedError
-            content = capture_chunk(job, replay, entry, *chunks[number])
+            content = capture_chunk(run, cached_forward, entry, *chunks[number])
             bar.update(1)
             return content
 
         try:
-            with inference_only(job):
-                store.fill_entry(entry, share, run.process, compute)
-        except InputError as error:
-            return str(error)
-        except TooLargeError:
-            return "too large"
-        except StoppedError:
-            return "stopped"
-    return ""
+            with inference_only(run):
+                store.fill_entry(entry, share, runtime.process, compute)
+        except (InputError, TooLargeError, StoppedError) as error:
+            return error
+    return None
 
 
-def capture_chunk(job: TrainingRun, replay: CachedForward, entry: Entry, begin: int, end: int) -> bytes:
-    """The states of features `begin` to `end` of the layout, as the file holds them."""
-    sources = entry.layout.source[begin:end]
-    values, mask = compute_activations(job, replay, sources)
-    stored = values[mask].to(getattr(torch, entry.kind))
+def capture_chunk(run: TrainingRun, cached_forward: CachedForward, entry: Entry, begin: int, end: int) -> bytes:
+    """Computes the activations of the sequences `begin` to `end` of the layout. Returns them as the file holds them."""
+    source = entry.layout.source[begin:end]
+    values, mask = compute_activations(run, cached_forward, source)
+    stored = values[mask].to(getattr(torch, entry.dtype))
     if not bool(torch.isfinite(stored).all()):
-        if entry.kind == "float16" and bool(torch.isfinite(values).all()):
+        if entry.dtype == "float16" and bool(torch.isfinite(values).all()):
             raise TooLargeError
-        split, number = sources[0]
+        split, number = source[0]
         raise InputError(
             f"cache.activations: the frozen blocks give values that are not finite near sequence {number} of {split}; "
-            "--cache.activations off trains without"
+            "train without the cache (--cache.activations off)"
         )
     return stored.cpu().contiguous().view(torch.uint8).numpy().tobytes()
-
-
-def pad_sequences(
-    features: dict[str, Features], sources: list[tuple[str, int]], pad_token_id: int
-) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-    """Padded inputs of sequences of any splits, and their mask [S, T]."""
-    spans = [features[split].offsets[number : number + 2] for split, number in sources]
-    longest = max(int(end - begin) for begin, end in spans)
-    mask = np.zeros((len(sources), longest), dtype=np.int64)
-    names = features[sources[0][0]].inputs.keys()
-    batch = {name: np.full(mask.shape, pad_token_id if name == "input_ids" else 0, dtype=np.int64) for name in names}
-    for index, ((split, _), (begin, end)) in enumerate(zip(sources, spans, strict=True)):
-        mask[index, : end - begin] = 1
-        for name in names:
-            batch[name][index, : end - begin] = features[split].inputs[name][begin:end]
-    tensors = {name: torch.from_numpy(array) for name, array in {**batch, "attention_mask": mask}.items()}
-    return tensors, torch.from_numpy(mask.astype(bool))

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from support import tiny
 from support.runs import TORCHRUN, assert_same_tensors, last_checkpoint, launch, rows_of, run_until
 
-from hf_finetune.cache import decision, store
+from hf_finetune.cache import decision, layout, listing, store
 from hf_finetune.cache.capture import attach_activations, inference_only
 from hf_finetune.config.sections import RunConfig
 from hf_finetune.run import checkpoint
@@ -47,13 +47,13 @@ def cache(tmp_path: Path) -> dict[str, str]:
 
 def entries(cache: dict[str, str]) -> set[str]:
     """The keys of the whole entries."""
-    return {entry.folder.name for entry in store.list_entries(Path(cache["cache.dir"])) if not entry.is_partial}
+    return {entry.folder.name for entry in listing.list_entries(Path(cache["cache.dir"])) if not entry.is_partial}
 
 
 def entry_bytes(cache: dict[str, str]) -> bytes:
     """The states of the only entry."""
     (key,) = entries(cache)
-    return (Path(cache["cache.dir"]) / key / store.STATES).read_bytes()
+    return (Path(cache["cache.dir"]) / key / store.ACTIVATIONS).read_bytes()
 
 
 def assert_like(ours: Path, theirs: Path, tolerance: float) -> None:
@@ -110,7 +110,7 @@ def test_micro_batches_change_nothing_with_a_cache_either(
 def test_two_processes_fill_the_cache_together_and_have_the_numbers_of_one(
     make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store, "CHUNK_TOKENS", 4096)
+    monkeypatch.setattr(layout, "CHUNK_TOKENS", 4096)
     here, there = {"cache.dir": str(tmp_path / "one")}, {"cache.dir": str(tmp_path / "two")}
     alone = make_config(**CACHED, **here, name="alone")
     finetune(alone)
@@ -226,7 +226,7 @@ def test_a_damaged_entry_is_found_and_rebuilt_never_used(
     finetune(make_config(**TINY_RUN, **cache, name="first"))
     good = entry_bytes(cache)
     (key,) = entries(cache)
-    path = Path(cache["cache.dir"]) / key / (store.MANIFEST if "manifest" in damage else store.STATES)
+    path = Path(cache["cache.dir"]) / key / (store.MANIFEST if "manifest" in damage else store.ACTIVATIONS)
     content = bytearray(path.read_bytes())
     if damage == "no manifest":
         path.unlink()
@@ -248,7 +248,7 @@ def test_a_capture_that_is_killed_goes_on_to_the_same_bytes(make_config: MakeCon
     script = tmp_path / "slow.py"
     script.write_text(
         "import sys, time\nfrom hf_finetune.cache import capture, store\nfrom hf_finetune.train import finetune\n"
-        "from hf_finetune.config.loading import load_config\nstore.CHUNK_TOKENS = 64\nfast = capture.capture\n"
+        "from hf_finetune.config.loading import load_config\nlayout.CHUNK_TOKENS = 64\nfast = capture.capture\n"
         "def slow(*arguments):\n    time.sleep(float(sys.argv[2]))\n    print('chunk', flush=True)\n    return fast(*arguments)\n"
         "capture.capture = slow\nfinetune(load_config({}, ['--config', sys.argv[1]]))\n"
     )
@@ -422,7 +422,7 @@ def test_values_too_large_for_fp16_are_kept_in_bf16(
     for name in ("first", "second"):
         finetune(make_config(**settings, name=name))
     assert capsys.readouterr().out.count("too large for fp16") == 1, "the second run finds the entry"
-    (entry,) = store.list_entries(Path(cache["cache.dir"]))
+    (entry,) = listing.list_entries(Path(cache["cache.dir"]))
     assert entry.manifest["kind"] == "bfloat16"
 
 

@@ -1,0 +1,84 @@
+"""The order of the cached activations in their file: every distinct sequence once, the longest first.
+
+U distinct sequences, S sequences of one split.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from hf_finetune.data.features import Array, Features
+
+CHUNK_TOKENS = 4096  # padded tokens of one forward of the capture: enough for full speed, little memory
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """Where the activations of each sequence lie in the file. Equal sequences share one place, also across splits.
+
+    Args:
+        offsets: First token of each distinct sequence, and the end of the last [U + 1].
+        source: Split and sequence number of each distinct sequence.
+        starts: By split, the first token of each of its sequences [S].
+        digest: Digest of all inputs. It does not depend on how they were split.
+    """
+
+    offsets: Array
+    source: list[tuple[str, int]]
+    starts: Mapping[str, Array]
+    digest: str
+
+    @property
+    def num_tokens(self) -> int:
+        """Number of tokens in the file."""
+        return int(self.offsets[-1])
+
+    def chunks(self) -> list[tuple[int, int]]:
+        """Ranges of distinct sequences that are computed and written together. They depend on the features alone."""
+        lengths, ranges, begin = np.diff(self.offsets), [], 0
+        while begin < len(lengths):
+            end = min(len(lengths), begin + max(1, CHUNK_TOKENS // max(1, int(lengths[begin]))))
+            ranges.append((begin, end))
+            begin = end
+        return ranges
+
+
+def make_layout(features: Mapping[str, Features]) -> Layout:
+    """Returns the layout of the features of all splits."""
+    source, words = digest_sequences(features)
+    lengths = np.concatenate([split.sequence_lengths for split in features.values()])
+    order = np.lexsort((words[:, 1], words[:, 0], -lengths))
+    is_new = np.ones(len(order), dtype=bool)
+    is_new[1:] = (words[order][1:] != words[order][:-1]).any(1)
+    first = order[is_new]
+    offsets = np.concatenate([[0], np.cumsum(lengths[first])]).astype(np.int64)
+    starts = np.empty(len(order), dtype=np.int64)
+    starts[order] = offsets[:-1][np.cumsum(is_new) - 1]
+    ends = np.cumsum([split.num_sequences for split in features.values()])
+    names = sorted({name for split in features.values() for name in split.inputs})
+    digest = hashlib.sha256(json.dumps(names).encode() + words[first].tobytes() + lengths[first].tobytes())
+    return Layout(
+        offsets=offsets,
+        source=[source[index] for index in first.tolist()],
+        starts=dict(zip(features, np.split(starts, ends[:-1]), strict=True)),
+        digest=digest.hexdigest(),
+    )
+
+
+def digest_sequences(features: Mapping[str, Features]) -> tuple[list[tuple[str, int]], Array]:
+    """Returns split and number of every sequence, and the digest of its inputs as two 64-bit words [sequences, 2]."""
+    source: list[tuple[str, int]] = []
+    digests: list[bytes] = []
+    for name, split in features.items():
+        arrays = [np.asarray(split.inputs[key]) for key in sorted(split.inputs)]
+        begins, ends = split.offsets[:-1].tolist(), split.offsets[1:].tolist()
+        for number, (begin, end) in enumerate(zip(begins, ends, strict=True)):
+            digest = hashlib.blake2b(digest_size=16)
+            for array in arrays:
+                digest.update(array[begin:end].tobytes())
+            digests.append(digest.digest())
+            source.append((name, number))
+    return source, np.frombuffer(b"".join(digests), dtype=np.uint64).reshape(-1, 2)

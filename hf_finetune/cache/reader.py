@@ -1,0 +1,63 @@
+"""Reads cached activations from the file of an entry.
+
+B sequences of a batch, T tokens, H hidden.
+"""
+
+import mmap
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hf_finetune.data.features import Array
+
+if TYPE_CHECKING:
+    import torch
+
+ITEM_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
+
+# Bytes to gather before the mapped pages are given back. A kernel with large pages maps far more than is read: with 64 MB
+# here, an entire 390 MB file counted as this process's memory. Giving pages back costs nothing measurable.
+RESIDENT_BYTES = 2**20
+
+
+@dataclass(kw_only=True)
+class StoredActivations:
+    """The stored activations of one split's sequences, as a memory map of the entry's file.
+
+    Args:
+        dtype: float16, bfloat16 or float32.
+        hidden: Size H of a hidden state.
+        starts: First token of each sequence [S].
+        unreleased_bytes: Bytes gathered since the mapped pages were given back.
+    """
+
+    path: Path
+    dtype: str
+    hidden: int
+    starts: Array
+    unreleased_bytes: int = 0
+    mapped: mmap.mmap = field(init=False, repr=False)
+    array: Array = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        with self.path.open("rb") as file:
+            self.mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        bits: Any = np.uint16 if ITEM_BYTES[self.dtype] == 2 else np.uint32  # numpy has no bfloat16
+        self.array = np.frombuffer(self.mapped, dtype=bits).reshape(-1, self.hidden)
+
+    def gather(self, indices: Array, mask: Array) -> "torch.Tensor":
+        """Returns the activations of the sequences at `indices` [B, T, H]. Positions where the mask [B, T] is false have the
+        values of some other token."""
+        import torch
+
+        positions = np.where(mask, self.starts[indices][:, None] + np.arange(mask.shape[1]), 0)
+        values = self.array[positions]
+        self.unreleased_bytes += values.nbytes
+        if self.unreleased_bytes > RESIDENT_BYTES:  # mapped pages of the file count as this process's memory
+            self.unreleased_bytes = 0
+            if hasattr(self.mapped, "madvise"):
+                self.mapped.madvise(mmap.MADV_DONTNEED)
+        bits = torch.int16 if ITEM_BYTES[self.dtype] == 2 else torch.int32
+        return torch.from_numpy(values).view(bits).view(getattr(torch, self.dtype))
