@@ -1,27 +1,81 @@
-"""Cross entropy over a vocabulary, a part of the tokens at a time: no second tensor of all logits in fp32.
+"""Cross entropies, as sums with the number of their targets. All are computed in fp32.
 
-N tokens, V entries of the vocabulary.
+cross_entropy() has weights and a focal exponent, for a few classes. sum_token_entropy() is for a whole vocabulary: it takes some
+of the tokens at a time, so that there is no second tensor of all logits in fp32. Imported inside functions: it needs torch.
+
+C classes, N tokens, T tokens of one sequence, V entries of the vocabulary.
 """
 
 from collections.abc import Iterator
 from typing import Any
 
 import torch
+from torch.nn import functional as F
 
 from hf_finetune.data.features import IGNORED
 
-LOGITS_AT_ONCE = 2**24  # in fp32 64 MB
+LOGITS_AT_ONCE = 2**24  # 64 MB in fp32
 
 
-def parts(positions: torch.Tensor, vocabulary: int) -> Iterator[torch.Tensor]:
-    """The positions, so many at once as LOGITS_AT_ONCE allows."""
-    yield from positions.split(max(1, LOGITS_AT_ONCE // vocabulary))
+def cross_entropy(
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    *,
+    label_smoothing: float = 0.0,
+    class_weights: tuple[float, ...] = (),
+    focal_gamma: float = 0.0,
+) -> tuple[torch.Tensor, float]:
+    """Returns the cross entropy of logits [..., C], summed over all labels [...] that are not IGNORED, and their number.
+
+    Args:
+        logits: [..., C].
+        labels: [...], class numbers or IGNORED.
+        label_smoothing: Share of each target that is spread evenly over all classes, as in torch's cross_entropy.
+        class_weights: C weights. If given, the sum of the labels' weights replaces their number, as in torch's cross_entropy.
+        focal_gamma: Each term is multiplied by (1 - p) ** gamma, where p is the probability of its label (Lin et al. 2017,
+            arXiv:1708.02002, eq. 4).
+    """
+    is_target = labels.reshape(-1) != IGNORED
+    targets = labels.reshape(-1)[is_target]
+    scores = logits.reshape(-1, logits.shape[-1])[is_target].float()
+    weights = torch.tensor(class_weights, device=scores.device) if class_weights else None
+    if not focal_gamma:
+        total = F.cross_entropy(scores, targets, weight=weights, reduction="sum", label_smoothing=label_smoothing)
+    else:
+        terms = F.cross_entropy(scores, targets, weight=weights, reduction="none", label_smoothing=label_smoothing)
+        probabilities = F.log_softmax(scores, -1).gather(-1, targets[:, None])[:, 0].exp()
+        total = (terms * (1 - probabilities) ** focal_gamma).sum()
+    return total, float(len(targets)) if weights is None else float(weights[targets].sum())
+
+
+def sum_token_entropy(
+    logits: torch.Tensor, labels: torch.Tensor, label_smoothing: float = 0.0
+) -> tuple[torch.Tensor, float]:
+    """Returns the cross entropy of logits [..., V], summed over all labels [...] that are not IGNORED, and their number."""
+    flat = labels.reshape(-1)
+    total = TokenEntropy.apply(logits.reshape(-1, logits.shape[-1]), flat, label_smoothing)
+    return total, float((flat != IGNORED).sum())
+
+
+def score_tokens(logits: torch.Tensor, labels: torch.Tensor) -> tuple[float, int, int]:
+    """Scores one sequence: logits [T, V] against labels [T].
+
+    Returns the summed cross entropy over all labels that are not IGNORED, the number of them that have the largest logit, and
+    their number.
+    """
+    positions = (labels != IGNORED).nonzero()[:, 0]
+    total, num_correct = 0.0, 0
+    for chunk in split_positions(positions, logits.shape[-1]):
+        scores, targets = logits[chunk].float(), labels[chunk]
+        total += float(F.cross_entropy(scores, targets, reduction="sum"))
+        num_correct += int((scores.argmax(-1) == targets).sum())
+    return total, num_correct, len(positions)
 
 
 class TokenEntropy(torch.autograd.Function):
-    """The summed cross entropy of logits [N, V] with labels [N] that are not IGNORED; in fp32, whatever the logits are in.
+    """The summed cross entropy of logits [N, V] and labels [N] that are not IGNORED, smoothed as in torch's cross_entropy.
 
-    Smoothed as torch's cross_entropy does it. Of the forward only the logits and one number a token are kept.
+    Of the forward pass only the logits and one number a token are saved for the backward pass.
     """
 
     @staticmethod
@@ -29,11 +83,11 @@ class TokenEntropy(torch.autograd.Function):
         positions = (labels != IGNORED).nonzero()[:, 0]
         normalizers = []
         total = torch.zeros((), dtype=torch.float32, device=logits.device)
-        for some in parts(positions, logits.shape[-1]):
-            scores = logits[some].float()
+        for chunk in split_positions(positions, logits.shape[-1]):
+            scores = logits[chunk].float()
             normalizers.append(scores.logsumexp(-1))
-            right = scores.gather(-1, labels[some][:, None])[:, 0]
-            total += (normalizers[-1] - (1 - label_smoothing) * right).sum()
+            target_scores = scores.gather(-1, labels[chunk][:, None])[:, 0]
+            total += (normalizers[-1] - (1 - label_smoothing) * target_scores).sum()
             if label_smoothing:
                 total -= label_smoothing * scores.mean(-1).sum()
         ctx.save_for_backward(logits, labels, positions, torch.cat(normalizers) if normalizers else total[None])
@@ -44,63 +98,18 @@ class TokenEntropy(torch.autograd.Function):
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         logits, labels, positions, normalizers = ctx.saved_tensors
         gradient = torch.zeros_like(logits)
-        done = 0
-        for some in parts(positions, logits.shape[-1]):
-            values = (logits[some].float() - normalizers[done : done + len(some), None]).exp_()
+        start = 0
+        for chunk in split_positions(positions, logits.shape[-1]):
+            values = (logits[chunk].float() - normalizers[start : start + len(chunk), None]).exp_()
             if ctx.label_smoothing:
                 values -= ctx.label_smoothing / logits.shape[-1]
-            right = torch.full((len(some), 1), ctx.label_smoothing - 1, dtype=values.dtype, device=values.device)
-            values.scatter_add_(-1, labels[some][:, None], right)
-            gradient[some] = (values * gradients[0]).to(gradient.dtype)
-            done += len(some)
+            at_targets = torch.full((len(chunk), 1), ctx.label_smoothing - 1, dtype=values.dtype, device=values.device)
+            values.scatter_add_(-1, labels[chunk][:, None], at_targets)
+            gradient[chunk] = (values * gradients[0]).to(gradient.dtype)
+            start += len(chunk)
         return gradient, None, None
 
 
-def token_entropy(
-    logits: torch.Tensor, labels: torch.Tensor, label_smoothing: float = 0.0
-) -> tuple[torch.Tensor, float]:
-    """Sum of the cross entropy of logits [..., V] over all labels [...] that are not IGNORED, and their number."""
-    flat = labels.reshape(-1)
-    total = TokenEntropy.apply(logits.reshape(-1, logits.shape[-1]), flat, label_smoothing)
-    return total, float((flat != IGNORED).sum())
-
-
-def token_sums(logits: torch.Tensor, labels: torch.Tensor) -> tuple[float, int, int]:
-    """Of one sequence's logits [T, V]: the summed cross entropy over all labels [T] that are not IGNORED, how many of them
-    have the largest logit, and their number."""
-    positions = (labels != IGNORED).nonzero()[:, 0]
-    total, right = 0.0, 0
-    for some in parts(positions, logits.shape[-1]):
-        scores, targets = logits[some].float(), labels[some]
-        total += float(torch.nn.functional.cross_entropy(scores, targets, reduction="sum"))
-        right += int((scores.argmax(-1) == targets).sum())
-    return total, right, len(positions)
-
-
-def cross_entropy(
-    logits: "torch.Tensor",
-    labels: "torch.Tensor",
-    *,
-    label_smoothing: float = 0.0,
-    class_weights: tuple[float, ...] = (),
-    focal_gamma: float = 0.0,
-) -> "tuple[torch.Tensor, float]":
-    """Sum over all labels [...] that are not IGNORED of the cross entropy with logits [..., C], in fp32, and their number.
-
-    With class_weights the sum of the labels' weights stands in for the number, as in torch's cross_entropy. focal_gamma: each
-    term is multiplied by (1 - p) ** gamma, p being the probability of its label (Lin et al. 2017, arXiv:1708.02002, eq. 4).
-    """
-    import torch
-    from torch.nn import functional as F
-
-    taken = labels.reshape(-1) != IGNORED
-    targets = labels.reshape(-1)[taken]
-    scores = logits.reshape(-1, logits.shape[-1])[taken].float()
-    weights = torch.tensor(class_weights, device=scores.device) if class_weights else None
-    if not focal_gamma:
-        total = F.cross_entropy(scores, targets, weight=weights, reduction="sum", label_smoothing=label_smoothing)
-    else:
-        terms = F.cross_entropy(scores, targets, weight=weights, reduction="none", label_smoothing=label_smoothing)
-        sure = F.log_softmax(scores, -1).gather(-1, targets[:, None])[:, 0].exp()
-        total = (terms * (1 - sure) ** focal_gamma).sum()
-    return total, float(len(targets)) if weights is None else float(weights[targets].sum())
+def split_positions(positions: torch.Tensor, vocabulary_size: int) -> Iterator[torch.Tensor]:
+    """Splits positions [N] into chunks whose logits are at most LOGITS_AT_ONCE numbers."""
+    yield from positions.split(max(1, LOGITS_AT_ONCE // vocabulary_size))

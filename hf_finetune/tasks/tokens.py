@@ -1,138 +1,152 @@
-"""What tasks share whose model says something of every token: loss, perplexity, token accuracy; and how a causal model writes.
+"""Parts for tasks that predict tokens: the loss, perplexity and token accuracy, and greedy generation by a causal model.
 
 B features, T tokens, V entries of the vocabulary.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from hf_finetune.config.sections import RunConfig, check
-from hf_finetune.data.features import IGNORED, Batch, Features
+from hf_finetune.config.sections import RunConfig, require
+from hf_finetune.data.features import IGNORED, Array, Batch, Features
 from hf_finetune.data.table import Table
 from hf_finetune.system.errors import InputError
-from hf_finetune.tasks.base import Kept, Task
+from hf_finetune.tasks.base import GeneratingScoring, Outputs, SummedObjective
 
 if TYPE_CHECKING:
     import torch
 
-LARGEST_EXPONENT = 700.0  # exp of more is no float64
+METRIC_NAMES = ("perplexity", "token_accuracy")
 
-NO_LABELS = (None, "label")  # data.label_column where it was not set
+LARGEST_EXPONENT = 700.0  # exp() of a larger number overflows float64
+
+DEFAULT_LABEL_COLUMNS = (None, "label")  # values of data.label_column if the user did not set it
+
+
+def check_columns(config: RunConfig, *, task_name: str, most: int, takes: str) -> None:
+    """Raises InputError if the settings name no text column, more than `most`, or a label column."""
+    columns, label = config.data.text_columns, config.data.label_column
+    require(1 <= len(columns) <= most, "data.text_columns", list(columns), takes)
+    require(label in DEFAULT_LABEL_COLUMNS, "data.label_column", label, f"must be null: {task_name} has no labels")
+
+
+# --- loss and metrics -----------------------------------------------------------------------------------------------
+
+
+def get_targets(batch: Batch, *, is_causal: bool) -> "torch.Tensor":
+    """Returns the token to predict at each position, or IGNORED [B, T].
+
+    They are the batch's labels. For a causal model each label is moved one position to the left, and the last position has no
+    target.
+    """
+    assert batch.labels is not None
+    if not is_causal:
+        return batch.labels.long()
+    from torch.nn import functional as F
+
+    return F.pad(batch.labels[:, 1:].long(), (0, 1), value=IGNORED)
 
 
 @dataclass(frozen=True, kw_only=True)
-class TokenTask(Task):
-    """Tokens are predicted over the whole vocabulary. `tokenizer`: where for_predictions() gave it."""
+class TokenObjective(SummedObjective):
+    """Cross entropy over the vocabulary.
 
+    Args:
+        is_causal: Each position predicts the next token, not its own.
+        label_smoothing: Share of each target that is spread evenly over the vocabulary.
+    """
+
+    is_causal: bool
     label_smoothing: float = 0.0
-    tokenizer: Any = None
 
-    @property
-    def asks(self) -> bool:
-        """Whether rows are what is asked of the model, not what it is trained or measured on."""
-        return self.tokenizer is not None
+    def loss(self, outputs: "torch.Tensor", batch: Batch) -> "tuple[torch.Tensor, float]":
+        """Cross entropy of logits [B, T, V], summed over all targets, and their number."""
+        from hf_finetune.tasks.losses import sum_token_entropy
 
-    def for_predictions(self, tokenizer: Any) -> "TokenTask":
-        return replace(self, tokenizer=tokenizer)
+        return sum_token_entropy(outputs, get_targets(batch, is_causal=self.is_causal), self.label_smoothing)
+
+
+def score_sequences(outputs: "torch.Tensor", targets: "torch.Tensor") -> list[Array]:
+    """Scores logits [B, T, V] against targets [B, T].
+
+    Returns for each sequence the summed cross entropy without smoothing, the number of correct tokens, and the number of targets
+    [3].
+    """
+    from hf_finetune.tasks.losses import score_tokens
+
+    return [np.array(score_tokens(logits, labels)) for logits, labels in zip(outputs, targets, strict=True)]
+
+
+def compute_token_metrics(scores: Outputs) -> dict[str, float]:
+    """Returns perplexity, exp(mean cross entropy), and the share of correct tokens, over all targets; nan without any.
+
+    scores: of each feature, as score_sequences() returns them.
+    """
+    total, num_correct, count = np.stack(scores).sum(0).tolist()
+    if not count:
+        return dict.fromkeys(METRIC_NAMES, math.nan)
+    mean = total / count
+    perplexity = math.inf if mean > LARGEST_EXPONENT else math.exp(mean)
+    return {"perplexity": perplexity, "token_accuracy": num_correct / count}
+
+
+# --- generation -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class CausalScoring(GeneratingScoring):
+    """Scoring of a causal model: token metrics for evaluation, greedily generated text for predictions.
+
+    Args:
+        max_target_length: Most tokens that are generated.
+        pad_token_id: What the prompts of a batch are padded with. for_inference() sets it.
+    """
+
+    max_target_length: int
+    pad_token_id: int | None = None
 
     @property
     def metric_names(self) -> tuple[str, ...]:
-        return ("perplexity", "token_accuracy")
+        return METRIC_NAMES
 
-    def targets(self, batch: Batch) -> "torch.Tensor":
-        """[B, T] what the model should say at each token, IGNORED where nothing."""
-        assert batch.labels is not None
-        return batch.labels.long()
+    def reduce(self, outputs: "torch.Tensor", batch: Batch) -> list[Array]:
+        """Sums over the targets of a feature, as score_sequences() returns them [3]."""
+        return score_sequences(outputs, get_targets(batch, is_causal=True))
 
-    def loss(self, outputs: "torch.Tensor", batch: Batch) -> "tuple[torch.Tensor, float]":
-        """Sum of the cross entropy over all targets, and their number."""
-        from hf_finetune.tasks.losses import token_entropy
-
-        return token_entropy(outputs, self.targets(batch), self.label_smoothing)
-
-    def keep(self, outputs: "torch.Tensor", batch: Batch) -> "list[np.ndarray[Any, Any]]":
-        """Of each feature [3]: the summed cross entropy, not smoothed, how many targets are right, and their number."""
-        from hf_finetune.tasks.losses import token_sums
-
-        rows = zip(outputs, self.targets(batch), strict=True)
-        return [np.array(token_sums(logits, labels)) for logits, labels in rows]
-
-    def metrics(
-        self, metric: str, kept: Kept, features: Features, table: Table, rows: "np.ndarray[Any, Any]"
+    def compute_metrics(
+        self, metric: str, outputs: Outputs, features: Features, table: Table, indices: Array
     ) -> dict[str, float]:
-        """Perplexity, exp of the mean cross entropy of all targets, and the share of them that are right; nan of none."""
-        total, right, count = np.stack(kept).sum(0).tolist()
-        if not count:
-            return dict.fromkeys(self.metric_names, math.nan)
-        mean = total / count
-        perplexity = math.inf if mean > LARGEST_EXPONENT else math.exp(mean)
-        return {"perplexity": perplexity, "token_accuracy": right / count}
+        return compute_token_metrics(outputs)
 
+    def for_inference(self, tokenizer: Any) -> Self:
+        pad = tokenizer.pad_token_id
+        return replace(self, pad_token_id=tokenizer.eos_token_id if pad is None else pad)
 
-@dataclass(frozen=True, kw_only=True)
-class CausalTask(TokenTask):
-    """Each token is predicted from those before it; text is written greedily, at most max_target_length tokens."""
-
-    max_target_length: int
-
-    auto_class = "AutoModelForCausalLM"
-    pipeline_tag = "text-generation"
-
-    def targets(self, batch: Batch) -> "torch.Tensor":
-        """The labels, each one token earlier: T - 1 of a block."""
-        assert batch.labels is not None
-        from torch.nn import functional as F
-
-        return F.pad(batch.labels[:, 1:].long(), (0, 1), value=IGNORED)
-
-    def prepare_model(self, model: Any, tokenizer: Any) -> None:
-        """Sets how the model writes, here and in the exported folder: greedily. InputError where it sees later tokens."""
-        import transformers
-
-        before = model.generation_config
-        kept = {
-            name: value for name in ("bos_token_id", "eos_token_id") if (value := getattr(before, name)) is not None
-        }
-        ends = kept.setdefault("eos_token_id", tokenizer.eos_token_id)
-        model.generation_config = transformers.GenerationConfig(
-            **{**kept, "eos_token_id": self.end_ids(ends, tokenizer)},
-            pad_token_id=tokenizer.pad_token_id,
-            max_new_tokens=self.max_target_length,
+    def generate(self, model: Any, batch: Batch) -> list[Array]:
+        """Continues each sequence greedily. A prompt loses its beginning if the model has too few positions for it and the
+        generated tokens."""
+        ids, mask = pad_left(batch.inputs["input_ids"], batch.inputs["attention_mask"])
+        num_positions, num_new = getattr(model.config, "max_position_embeddings", None), self.max_target_length
+        if isinstance(num_positions, int) and num_positions > 0:
+            longest_prompt = max(1, num_positions - self.max_target_length)
+            ids, mask = ids[:, -longest_prompt:], mask[:, -longest_prompt:]
+            num_new = min(self.max_target_length, num_positions - ids.shape[1])
+        generated = model.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            max_new_tokens=num_new,
             do_sample=False,
+            num_beams=1,
+            pad_token_id=self.pad_token_id,
         )
-        check(not sees_later_tokens(model), "model.backbone", getattr(model.config, "_name_or_path", ""),
-              "this backbone reads in both directions, so it cannot be trained to say what comes next")  # fmt: skip
-
-    def end_ids(self, ends: Any, tokenizer: Any) -> Any:
-        """The ids that end a text."""
-        return ends
-
-    def generate(self, model: Any, batch: Batch) -> "list[np.ndarray[Any, Any]]":
-        """What the model writes behind each row, greedily. Prompts are cut at their beginning where it has no positions left
-        for them."""
-        ids, mask = left_padded(batch.inputs["input_ids"], batch.inputs["attention_mask"])
-        limit, new = getattr(model.config, "max_position_embeddings", None), self.max_target_length
-        if isinstance(limit, int) and limit > 0:
-            most = max(1, limit - self.max_target_length)
-            ids, mask = ids[:, -most:], mask[:, -most:]
-            new = min(self.max_target_length, limit - ids.shape[1])
-        pad, end = self.tokenizer.pad_token_id, self.tokenizer.eos_token_id
-        written = model.generate(
-            input_ids=ids, attention_mask=mask, max_new_tokens=new, do_sample=False, num_beams=1,
-            pad_token_id=end if pad is None else pad,
-        )  # fmt: skip
-        return list(written[:, ids.shape[1] :].cpu().numpy())
-
-    @property
-    def predicts_by_generating(self) -> bool:
-        return True
+        return list(generated[:, ids.shape[1] :].cpu().numpy())
 
 
-def left_padded(ids: "torch.Tensor", mask: "torch.Tensor") -> "tuple[torch.Tensor, torch.Tensor]":
-    """Ids and mask [B, T] with each row's padding moved from its end to its beginning: a causal model writes on from the last
+def pad_left(ids: "torch.Tensor", mask: "torch.Tensor") -> "tuple[torch.Tensor, torch.Tensor]":
+    """Moves the padding of each row of ids and mask [B, T] from its end to its beginning: a causal model continues from the last
     column."""
     import torch
 
@@ -141,27 +155,47 @@ def left_padded(ids: "torch.Tensor", mask: "torch.Tensor") -> "tuple[torch.Tenso
     return ids.gather(1, columns), mask.gather(1, columns)
 
 
-def sees_later_tokens(model: Any) -> bool:
-    """Whether what a model says of a token depends on a later one."""
+EndIds = int | Sequence[int] | None  # as GenerationConfig.eos_token_id takes them
+
+
+def get_end_ids(model: Any, tokenizer: Any) -> EndIds:
+    """Returns the token ids that end a generated text: the model's own, else the tokenizer's eos token."""
+    own = model.generation_config.eos_token_id
+    return tokenizer.eos_token_id if own is None else own
+
+
+def set_greedy_generation(model: Any, tokenizer: Any, *, end_ids: EndIds, max_new_tokens: int) -> None:
+    """Replaces the model's generation settings, which the exported folder carries, by greedy search.
+
+    The first token (bos) stays the model's own.
+    """
+    import transformers
+
+    bos = model.generation_config.bos_token_id
+    kept = {} if bos is None else {"bos_token_id": bos}
+    model.generation_config = transformers.GenerationConfig(
+        **kept,
+        eos_token_id=end_ids,
+        pad_token_id=tokenizer.pad_token_id,
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+    )
+
+
+def check_is_causal(model: Any) -> None:
+    """Raises InputError if the model's output for a token depends on a later token."""
     import torch
 
     from hf_finetune.model import heads
+    from hf_finetune.model.structure import eval_mode
 
     device = next(model.parameters()).device
     ids = torch.tensor([[3, 4, 3, 4], [3, 4, 3, 5]], device=device) % model.config.vocab_size
-    training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            logits = heads.run_model(model, {"input_ids": ids, "attention_mask": torch.ones_like(ids)})
-    finally:
-        model.train(training)
-    return not torch.allclose(logits[0, :3], logits[1, :3], atol=1e-5 * float(logits.abs().max()))
-
-
-def check_columns(config: RunConfig, name: str, most: int, takes: str) -> None:
-    """Raises InputError where the columns are not those of a task without labels."""
-    columns = config.data.text_columns
-    check(1 <= len(columns) <= most, "data.text_columns", list(columns), takes)
-    if config.data.label_column not in NO_LABELS:
-        raise InputError(f"data.label_column ({config.data.label_column}): {name} has no labels; takes null")
+    with eval_mode(model), torch.no_grad():
+        logits = heads.run_model(model, {"input_ids": ids, "attention_mask": torch.ones_like(ids)})
+    if not torch.allclose(logits[0, :3], logits[1, :3], atol=1e-5 * float(logits.abs().max())):
+        name = getattr(model.config, "_name_or_path", "")
+        raise InputError(
+            f"model.backbone ({name}): must be a causal model; this one reads in both directions, so it cannot be trained to "
+            "predict the next token"
+        )
