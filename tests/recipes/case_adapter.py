@@ -4,7 +4,7 @@ summarizes."""
 from dataclasses import replace
 
 import case_classification
-import case_instruction
+import case_instruct
 import case_sequence_to_sequence
 from recipe_case import Case
 
@@ -25,7 +25,7 @@ def first_of(cases: list[Case], family: str) -> Case:
 CASES = [
     with_lora(first_of(case_classification.CASES, "bert"), **{"train.learning_rate": 5e-3}),
     with_lora(
-        first_of(case_instruction.CASES, "llama"), **{"adapter.targets": ["q_proj", "v_proj"], "adapter.dropout": 0.1}
+        first_of(case_instruct.CASES, "llama"), **{"adapter.targets": ["q_proj", "v_proj"], "adapter.dropout": 0.1}
     ),
     with_lora(first_of(case_sequence_to_sequence.CASES, "t5")),
 ]

@@ -1,4 +1,4 @@
-"""Lines of a tiny language for recipes/model_language.py: each class of words keeps to itself, so that neighbours tell a word."""
+"""Lines of a tiny language for recipes/model_language.py. A line has words of one class, so that each word predicts the others."""
 
 import random
 from pathlib import Path
@@ -11,7 +11,7 @@ COUNTS = {"train": 128, "validation": 32, "test": 32}  # lines
 
 
 def make_data(folder: Path) -> dict[str, Any]:
-    """Text files in which the words of a class come in their order."""
+    """Writes text files in which the words of a class come in their order."""
     generator = random.Random(0)
     for split, count in COUNTS.items():
         lines = []
@@ -25,20 +25,14 @@ def make_data(folder: Path) -> dict[str, Any]:
 
 
 COMMON = {"data.max_length": 16, "train.learning_rate": 5e-3, "train.epochs": 4}
+MASKED = {**COMMON, "task.objective": "masked"}
 CASES = [
     *(
-        Case(task="language_modelling", recipe="model_language", family=family, make_data=make_data, settings=COMMON)
+        Case(recipe="model_language", family=family, make_data=make_data, settings=COMMON)
         for family in ("gpt2", "llama")
     ),
     *(
-        Case(
-            task="language_modelling",
-            recipe="model_language",
-            family=family,
-            make_data=make_data,
-            settings={**COMMON, "task.objective": "masked"},
-            caches=False,
-        )
+        Case(recipe="model_language", family=family, make_data=make_data, settings=MASKED, caches=False)
         for family in ("bert", "modernbert", "deberta-v2")
     ),
 ]
