@@ -1,4 +1,4 @@
-"""Where the numbers go: metrics.jsonl always, trackers through Accelerate, a progress bar or plain lines."""
+"""Records the numbers of a run: metrics.jsonl, the trackers of Accelerate, and a progress bar or plain lines."""
 
 import json
 import math
@@ -14,22 +14,22 @@ from accelerate import tracking as accelerate_tracking
 from accelerate.tracking import GeneralTracker, TensorBoardTracker
 from tqdm import tqdm
 
-from hf_finetune.config.sections import RunConfig, to_dict, flatten
+from hf_finetune.config.sections import RunConfig, flatten, to_dict
 from hf_finetune.system.errors import InputError
 from hf_finetune.system.files import write_atomically, writing_error
 from hf_finetune.system.processes import Runtime
 from hf_finetune.training.loop import Update
 
-# Accelerate's name of a tracker -> the pip package, where the two differ
+# Accelerate's name of a tracker -> its pip package, if it has another name
 PIP_NAMES = {"comet_ml": "comet-ml", "clearml": "clearml", "wandb": "hf-finetune[wandb]"}
 
 
 def check_trackers(names: tuple[str, ...]) -> None:
-    """Raises InputError for a tracker that Accelerate does not know, or that is not installed."""
+    """Raises InputError for a tracker that Accelerate does not know or that is not installed, and for wandb without a key."""
     known = sorted(str(name) for name in accelerate_tracking.LOGGER_TYPE_TO_CLASS)
     for name in names:
         if name not in known:
-            raise InputError(f"tracking.trackers ({name}): Accelerate has {', '.join(known)}")
+            raise InputError(f"tracking.trackers ({name}): must be one of {', '.join(known)}")
         if find_spec(name) is None:
             raise InputError(f"tracking.trackers ({name}): is not installed; pip install '{PIP_NAMES.get(name, name)}'")
         if name == "wandb" and os.environ.get("WANDB_MODE") not in ("offline", "disabled", "dryrun"):
@@ -37,16 +37,19 @@ def check_trackers(names: tuple[str, ...]) -> None:
 
             if not wandb.api.api_key:
                 raise InputError(
-                    "tracking.trackers (wandb): there is no key; run `wandb login`, or set WANDB_MODE=offline"
+                    "tracking.trackers (wandb): there is no API key; run `wandb login`, or set WANDB_MODE=offline"
                 )
 
 
 class Tracking:
-    """The open trackers of a run. Used on all processes; only the main one writes."""
+    """The open trackers of a run. All processes use it; only the main one writes."""
 
     def __init__(self, config: RunConfig, runtime: Runtime, *, start_update: int) -> None:
-        """Opens the trackers. What was logged after `start_update` by a run that was cut off is taken back: rows are
-        dropped from metrics.jsonl, and TensorBoard is told to purge them."""
+        """Opens the trackers.
+
+        An interrupted run may have logged updates after `start_update`. Their rows are removed from metrics.jsonl, and
+        TensorBoard purges them.
+        """
         self.runtime = runtime
         self.path = runtime.run_dir / "metrics.jsonl"
         self.settings = {key: make_plain(value) for key, value in flatten(to_dict(config))}
@@ -56,7 +59,7 @@ class Tracking:
         options: dict[str, dict[str, Any]] = {}
         for name in config.tracking.trackers:
             if name == "tensorboard":
-                # also from update 1 on: a run may have been cut off before its first checkpoint
+                # Purges from update 1 on, too: a run may have been interrupted before its first checkpoint
                 trackers.append(TensorBoardTracker("tensorboard", str(runtime.run_dir), purge_step=start_update + 1))
             else:
                 trackers.append(name)
@@ -72,11 +75,11 @@ class Tracking:
         accelerator.log_with = accelerate_tracking.filter_trackers(trackers, str(runtime.run_dir))
         accelerator.init_trackers("hf-finetune", init_kwargs=options)
         for tracker in accelerator.trackers:
-            if tracker.name != "tensorboard":  # its HParams tab wants the metrics too: see finish()
+            if tracker.name != "tensorboard":  # its HParams tab needs the metrics too: see finish()
                 tracker.store_init_configuration(self.settings)
 
     def log(self, values: Mapping[str, float], *, update: int, epoch: int) -> None:
-        """One row: to metrics.jsonl and to every tracker, at this update."""
+        """Writes one row of numbers to metrics.jsonl and to every tracker."""
         if self.runtime.is_main:
             row = {"update": update, "epoch": epoch, "time": round(time.time(), 3), **values}
             try:
@@ -87,36 +90,39 @@ class Tracking:
         self.runtime.accelerator.log(dict(values), step=update)
 
     def log_split(self, split: str, values: Mapping[str, float], *, update: int, epoch: int) -> None:
-        """The metrics of a split as one row; nothing where there are none."""
+        """Writes the metrics of a split as one row; nothing if there are none."""
         if values:
             self.log({f"{split}/{name}": value for name, value in values.items()}, update=update, epoch=epoch)
 
     def finish(self, final: Mapping[str, Mapping[str, float]]) -> None:
-        """Closes the trackers; TensorBoard's HParams tab gets the settings, and shows the curves of `final` beside them."""
+        """Closes the trackers. final: metrics by split, which TensorBoard's HParams tab shows next to the settings."""
         from torch.utils.tensorboard.summary import hparams
 
         tags = {f"{split}/{name}": 0.0 for split, values in final.items() for name in values}
         for tracker in self.runtime.accelerator.trackers:
             if tracker.name == "tensorboard" and self.runtime.is_main:
-                for summary in hparams(self.settings, tags):  # not add_hparams(), which adds curves of one point each
+                # Not add_hparams(), which adds a curve of one point for each metric
+                for summary in hparams(self.settings, tags):
                     tracker.writer.file_writer.add_summary(summary)
-            tracker.finish()  # not end_training(), which would end the process group too
+            tracker.finish()  # not Accelerator.end_training(), which would end the process group too
 
 
 def replace_nan(value: Any) -> Any:
-    """Nested values with null for nan and the infinities, which JSON does not have."""
+    """Returns nested values with None for nan and the infinities, which JSON does not have."""
     if isinstance(value, Mapping):
-        return {key: replace_nan(each) for key, each in value.items()}
+        return {key: replace_nan(item) for key, item in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def make_plain(value: Any) -> Any:
-    """A setting as TensorBoard's and W&B's configs take it."""
-    return value if isinstance(value, (bool, int, float, str)) else "" if value is None else json.dumps(value)
+    """Returns a setting as the configs of TensorBoard and W&B take it: a number or a string."""
+    if isinstance(value, (bool, int, float, str)):
+        return value
+    return "" if value is None else json.dumps(value)
 
 
 def make_run_id(runtime: Runtime) -> str:
-    """The run's own id at W&B, drawn once and kept in the folder, so that a resumed run goes on in the same curves."""
+    """Returns the run's id at W&B. It is drawn once and kept in the run folder, so that a resumed run continues its curves."""
     path = runtime.run_dir / "wandb-id"
     if runtime.is_main and not path.exists():
         import secrets
@@ -126,22 +132,22 @@ def make_run_id(runtime: Runtime) -> str:
 
 
 def drop_rows_after(path: Path, update: int) -> None:
-    """Takes the rows of later updates, and a last line that was cut off, out of metrics.jsonl."""
+    """Removes the rows of later updates, and a last line that was cut off, from metrics.jsonl."""
     if not path.exists():
         return
-    kept = []
+    lines = []
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
             row = json.loads(line)
         except json.JSONDecodeError:
             continue
-        if row["update"] <= update and (update or row["update"]):
-            kept.append(line + "\n")
-    write_atomically(path, "".join(kept).encode())
+        if update and row["update"] <= update:  # a run that starts at its first update keeps no row
+            lines.append(line + "\n")
+    write_atomically(path, "".join(lines).encode())
 
 
 def make_training_row(update: Update) -> dict[str, float]:
-    """The logged numbers of an update."""
+    """Returns the numbers of an update that are logged."""
     return {
         "train/loss": update.loss,
         "train/gradient_norm": update.gradient_norm,
@@ -152,7 +158,7 @@ def make_training_row(update: Update) -> dict[str, float]:
 
 
 class ProgressBar:
-    """Loss, rate and time left: a bar where standard error is a terminal, else nothing but the lines of `say`."""
+    """Shows loss, speed and time left: a bar if standard error is a terminal, else a plain line for each logged update."""
 
     def __init__(self, total_updates: int, start_update: int, runtime: Runtime) -> None:
         self.runtime = runtime
@@ -163,27 +169,27 @@ class ProgressBar:
             dynamic_ncols=True,
             disable=not (runtime.is_main and sys.stderr.isatty()),
         )
-        self.total, self.started, self.first = total_updates, time.perf_counter(), start_update
+        self.total, self.first, self.started = total_updates, start_update, time.perf_counter()
 
     def advance(self, update: Update, *, log: bool) -> None:
-        """Shows one update; as a line only where it is logged."""
+        """Shows one update. log: without a bar, print a line."""
         self.bar.update(1)
         self.bar.set_postfix(loss=f"{update.loss:.4f}", refresh=False)
         if self.bar.disable and log:
-            done = update.number - self.first
-            left = (time.perf_counter() - self.started) / done * (self.total - update.number)
+            num_done = update.number - self.first
+            seconds_left = (time.perf_counter() - self.started) / num_done * (self.total - update.number)
             self.runtime.say(
                 f"update {update.number}/{self.total}  epoch {update.epoch}  loss {update.loss:.4f}  "
-                f"{update.num_tokens / update.seconds:,.0f} tokens/s  {left:.0f} s left"
+                f"{update.num_tokens / update.seconds:,.0f} tokens/s  {seconds_left:.0f} s left"
             )
 
     def say(self, text: str) -> None:
-        """A line that does not break the bar."""
+        """Prints a line without breaking the bar."""
         if self.bar.disable:
             self.runtime.say(text)
         else:
             self.bar.write(text)
 
     def close(self) -> None:
-        """Leaves the bar as it stands."""
+        """Closes the bar and leaves it on the screen."""
         self.bar.close()

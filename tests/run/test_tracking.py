@@ -308,7 +308,7 @@ def test_wandb_gets_the_config_and_the_numbers_of_metrics_jsonl(
 
 
 def test_a_tracker_that_accelerate_does_not_know_is_an_error_that_lists_those_it_knows() -> None:
-    with pytest.raises(InputError, match=r"^tracking\.trackers \(tensorbord\): Accelerate has .*tensorboard.*wandb"):
+    with pytest.raises(InputError, match=r"^tracking\.trackers \(tensorbord\): must be one of .*tensorboard.*wandb"):
         tracking.check_trackers(("tensorboard", "tensorbord"))
 
 
