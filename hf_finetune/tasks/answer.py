@@ -1,287 +1,285 @@
-"""Extractive question answering, with unanswerable questions. N windows, B of a batch, T tokens.
+"""Extractive question answering: the answer is a part of the context, or there is none.
 
-A question with its context is one feature, or, where the context is long, several windows that overlap.
+A question with its context is one feature or, if the context is long, several windows that overlap.
+
+B features of a batch, N features of a split (windows), T tokens.
 """
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from hf_finetune.config.sections import RunConfig, require
-from hf_finetune.data.features import Batch, Features
+import numpy as np
+
+from hf_finetune.config.sections import RunConfig, TaskSettings, require
+from hf_finetune.data.features import Array, Batch, Features
 from hf_finetune.data.table import ColumnSpec, Table
+from hf_finetune.model.head_spec import HeadSpec
 from hf_finetune.system.errors import InputError
-from hf_finetune.tasks.base import Kept, Task
+from hf_finetune.tasks.base import Columns, Encoding, Outputs, Scoring, SummedObjective, Task
 from hf_finetune.tasks.text import squad
-from hf_finetune.tasks.text.squad import Answer, Columns
+from hf_finetune.tasks.text.contexts import encode_questions, find_answer_tokens
 
 if TYPE_CHECKING:
-    import numpy as np
     import torch
-
-DEFAULT_OVERLAP = 128  # tokens, as doc_stride of BERT's run_squad.py and transformers' run_qa.py
-
-CHUNK = 1000  # questions that are tokenized at once
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answering(Task):
-    """unanswerable: training has questions without an answer, so that none may be given."""
+class Settings(TaskSettings):
+    """Settings of question answering.
 
-    columns: Columns
-    window_overlap: int | None
-    longest_answer: int
-    num_best: int
-    null_threshold: float
-    unanswerable: bool = False
+    Args:
+        window_overlap: Tokens that neighbouring windows of a long context share; 128, or half of a short window, if not given.
+        longest_answer: Most tokens of an answer.
+        num_best: Start positions, and end positions, that are tried in each window.
+        null_threshold: Predict no answer if its score exceeds the best span's by more than this. Only used if training has
+            questions without an answer.
+    """
 
-    name = "answering"
-    problem = "question_answering"
-    auto_class = "AutoModelForQuestionAnswering"
-    pipeline_tag = "question-answering"
-    settings = frozenset({"window_overlap", "longest_answer", "num_best", "null_threshold"})
+    window_overlap: int | None = None
+    longest_answer: int = 30
+    num_best: int = 20
+    null_threshold: float = 0.0
 
-    @classmethod
-    def form(cls, config: RunConfig) -> ColumnSpec:
-        texts = config.data.text_columns
-        require(len(texts) == 2, "data.text_columns", list(texts), "takes two columns, the question and the context")
-        require(config.data.label_column is not None, "data.label_column", None, "names the column of the answers")
-        smoothing = config.train.label_smoothing
-        require(not smoothing, "train.label_smoothing", smoothing, "is not for positions: question answering has none")
-        return ColumnSpec(
-            inputs=texts,
-            labels=(str(config.data.label_column),),
-            optional=squad.OPTIONAL,
-            texts=texts,
-            together=texts[1:],
-        )
+    def __post_init__(self) -> None:
+        overlap = self.window_overlap
+        require(overlap is None or overlap >= 0, "task.window_overlap", overlap, "must be 0 or more")
+        require(self.longest_answer >= 1, "task.longest_answer", self.longest_answer, "must be at least 1")
+        require(self.num_best >= 1, "task.num_best", self.num_best, "must be at least 1")
+        require(abs(self.null_threshold) < float("inf"), "task.null_threshold", self.null_threshold, "must be finite")
 
-    @classmethod
-    def from_table(cls, config: RunConfig, table: Table) -> "Answering":
-        task = cls.from_facts(config, {})
-        found = [bool(squad.answers_of(table, row, task.columns)) for row in range(len(table))]
-        if not any(found):
-            raise InputError(f"data.label_column ({task.columns.answers}): no training question has an answer")
-        return replace(task, unanswerable=not all(found))
 
-    @classmethod
-    def from_facts(cls, config: RunConfig, facts: Mapping[str, Any]) -> "Answering":
-        question, context = config.data.text_columns
-        return cls(
-            columns=Columns(question=question, context=context, answers=str(config.data.label_column)),
-            window_overlap=config.task.window_overlap,
-            longest_answer=config.task.longest_answer,
-            num_best=config.task.num_best,
-            null_threshold=config.task.null_threshold,
-            unanswerable=bool(facts.get("unanswerable", False)),
-        )
+def get_settings(config: RunConfig) -> Settings:
+    """Returns `config.task`, which is of this task."""
+    assert isinstance(config.task, Settings)
+    return config.task
 
-    def facts(self) -> dict[str, Any]:
-        return {"unanswerable": self.unanswerable}
+
+@dataclass(frozen=True, kw_only=True)
+class AnsweringColumns(Columns):
+    """The columns of the question, the context and the answers."""
+
+    names: squad.ColumnNames
 
     @property
-    def metric_names(self) -> tuple[str, ...]:
-        of_kinds = ("HasAns_f1", "HasAns_exact", "NoAns_f1", "NoAns_exact") if self.unanswerable else ()
-        return ("f1", "exact_match", *of_kinds)
+    def spec(self) -> ColumnSpec:
+        """Questions about the same context stay in one split."""
+        texts = (self.names.question, self.names.context)
+        return ColumnSpec(
+            inputs=texts,
+            labels=(self.names.answers,),
+            optional=squad.OPTIONAL_COLUMNS,
+            texts=texts,
+            together=(self.names.context,),
+        )
 
-    def model_settings(self) -> dict[str, Any]:
-        return {"num_labels": 2}  # start and end, whatever the backbone was trained for
+    def make_row(self, texts: Sequence[str]) -> dict[str, Any]:
+        if len(texts) != 2:
+            raise InputError(f"--text: takes two texts, the question and the context, not {len(texts)}")
+        return dict(zip((self.names.question, self.names.context), texts, strict=True))
 
-    # --- windows
+
+@dataclass(frozen=True, kw_only=True)
+class AnsweringEncoding(Encoding):
+    """Questions and contexts to windows, answers to the tokens in which they begin and end."""
+
+    names: squad.ColumnNames
+    window_overlap: int | None = None
 
     def encoded_columns(self) -> tuple[str, ...]:
-        return (self.columns.question, self.columns.context)
+        return (self.names.question, self.names.context)
 
     def encoding_settings(self) -> dict[str, Any]:
         return {"window_overlap": self.window_overlap}
 
-    def tokenize(self, table: Table, tokenizer: Any, max_length: int) -> "dict[str, np.ndarray[Any, Any]]":
-        """Windows of question and context. extras: begins and ends, the characters of the context that each token stands
-        for, -1 outside it.
+    def tokenize(self, table: Table, tokenizer: Any, max_length: int) -> dict[str, Array]:
+        """Returns the arrays of text.contexts.encode_questions(): with char_starts [T] and char_ends [T]."""
+        questions, contexts = table.columns[self.names.question], table.columns[self.names.context]
+        return encode_questions(questions, contexts, tokenizer, max_length, self.window_overlap)
 
-        A question longer than half a window is cut to that (and counted as truncated); windows share no more than half of
-        what the question leaves of them.
+    def labels(self, table: Table, arrays: Mapping[str, Array]) -> Array:
+        """Returns the tokens in which the first answer begins and ends, int64 [N, 2].
+
+        They are 0 and 0, the first token, if the window does not hold the complete answer, as in BERT's run_squad.py.
         """
-        import numpy as np
-
-        if not getattr(tokenizer, "is_fast", False):
-            raise InputError(
-                f"model.backbone: its tokenizer ({type(tokenizer).__name__}) does not say where tokens stand in the text; "
-                "question answering needs a fast one (tokenizer.json)"
-            )
-        room = max_length - tokenizer.num_special_tokens_to_add(pair=True)
-        require(room >= 4, "data.max_length", max_length, "leaves no room for a question and a context")
-        overlap = DEFAULT_OVERLAP if self.window_overlap is None else self.window_overlap
-        require(self.window_overlap is None or overlap <= room // 2, "task.window_overlap", overlap,
-              f"windows of {max_length} tokens can share {room // 2}; see data.max_length")  # fmt: skip
-        asked = [text.strip() for text in table.columns[self.columns.question]]
-        questions, lengths = fit_questions(asked, tokenizer, room // 2)
-        windows: list[list[dict[str, np.ndarray[Any, Any]]]] = [[] for _ in questions]
-        by_overlap: dict[int, list[int]] = defaultdict(list)
-        for row, length in enumerate(lengths):
-            by_overlap[min(overlap, (room - length) // 2)].append(row)
-        for shared, rows in by_overlap.items():
-            for start in range(0, len(rows), CHUNK):
-                chunk = rows[start : start + CHUNK]
-                contexts = [table.columns[self.columns.context][row] for row in chunk]
-                encoded = tokenizer([questions[row] for row in chunk], contexts, truncation="only_second", stride=shared,
-                                    max_length=max_length, return_overflowing_tokens=True)  # fmt: skip
-                for number, encoding in zip(encoded["overflow_to_sample_mapping"], encoded.encodings, strict=True):
-                    has_types = "token_type_ids" in encoded
-                    windows[chunk[number]].append(arrays_of(encoding, contexts[number], has_types=has_types))
-        flat = [window for of_row in windows for window in of_row]
-        return {
-            **{name: np.concatenate([window[name] for window in flat]) for name in flat[0]},
-            "offsets": np.cumsum([0, *(len(window["input_ids"]) for window in flat)], dtype=np.int64),
-            "examples": np.repeat(np.arange(len(windows)), [len(of_row) for of_row in windows]),
-            "truncated": np.array(sum(kept != whole for kept, whole in zip(questions, asked, strict=True))),
-        }
-
-    def labels(self, table: Table, arrays: "Mapping[str, np.ndarray[Any, Any]]") -> "np.ndarray[Any, Any]":
-        """[N, 2] int64: the tokens in which the first answer begins and ends; 0 and 0, the first token, of a window that does
-        not hold it whole, as in BERT's run_squad.py."""
-        import numpy as np
-
-        firsts = [next(iter(squad.answers_of(table, row, self.columns)), None) for row in range(len(table))]
-        targets = np.zeros((len(arrays["examples"]), 2), dtype=np.int64)
+        answers = [squad.read_answers(table, row, self.names) for row in range(len(table))]
+        labels = np.zeros((len(arrays["examples"]), 2), dtype=np.int64)
         for window, row in enumerate(arrays["examples"]):
-            if (answer := firsts[row]) is not None:
-                start, stop = arrays["offsets"][window : window + 2]
-                targets[window] = tokens_of(answer, arrays["begins"][start:stop], arrays["ends"][start:stop])
-        return targets
+            if answers[row]:
+                tokens = slice(*arrays["offsets"][window : window + 2])
+                char_starts, char_ends = arrays["char_starts"][tokens], arrays["char_ends"][tokens]
+                labels[window] = find_answer_tokens(answers[row][0], char_starts, char_ends)
+        return labels
 
     def describe(self, features: Features, table: Table, max_length: int) -> list[tuple[str, str]]:
-        import numpy as np
-
+        """The windows; the questions with and without an answer; the answers that no window holds completely."""
         labels, examples = features.labels, features.example_indices
         assert isinstance(labels, np.ndarray)
         assert examples is not None
-        lines = [f"{len(table):,} questions in {len(features):,} windows of at most {max_length} tokens"]
+        windows = f"{len(table):,} questions in {len(features):,} windows of at most {max_length} tokens"
         if features.num_truncated:
-            lines.append(f"questions longer than half a window, and cut: {features.num_truncated:,}")
-        answered = np.array([bool(squad.answers_of(table, row, self.columns)) for row in range(len(table))])
-        held = np.zeros(len(table), dtype=bool)
-        held[examples[labels.any(-1)]] = True
-        cut = int((answered & ~held).sum())
-        without = int((~answered).sum())
-        count = f"{int(answered.sum()):,} questions with an answer, {without:,} without"
-        lost = f"whole in no window, and not trained on: {cut:,}" if cut else "each answer is whole in a window"
-        return [("input", "; ".join(lines)), ("answers", f"{count}; {lost}")]
+            windows += f"; {features.num_truncated:,} questions are longer than half a window and were cut"
+        has_answer = np.array([bool(squad.read_answers(table, row, self.names)) for row in range(len(table))])
+        is_held = np.zeros(len(table), dtype=bool)
+        is_held[examples[labels.any(-1)]] = True
+        num_lost = int((has_answer & ~is_held).sum())
+        lost = "each answer fits into a window"
+        if num_lost:
+            lost = f"{num_lost:,} answers fit into no window and are not trained on"
+        answers = f"{int(has_answer.sum()):,} questions with an answer, {int((~has_answer).sum()):,} without; {lost}"
+        return [("input", windows), ("answers", answers)]
 
-    # --- forward
+
+@dataclass(frozen=True, kw_only=True)
+class AnsweringObjective(SummedObjective):
+    """Cross entropy of the tokens in which the answer begins and ends."""
 
     def loss(self, outputs: "torch.Tensor", batch: Batch) -> "tuple[torch.Tensor, float]":
-        """Half the cross entropies of start and end over a window's own tokens, and the number of windows. Padding takes no
-        part, so that the loss does not depend on what a window is batched with."""
+        """Mean of the cross entropies of start and end, summed over windows, and the number of windows. outputs: [B, T, 2].
+
+        Padding is masked, so that the loss does not depend on the other windows of the batch.
+        """
         from torch.nn import functional as F
 
         assert batch.labels is not None
         logits = outputs.float().masked_fill(batch.inputs["attention_mask"][..., None] == 0, float("-inf"))
         return F.cross_entropy(logits, batch.labels, reduction="sum") / 2, float(len(batch.labels))
 
-    def keep(self, outputs: "torch.Tensor", batch: Batch) -> "list[np.ndarray[Any, Any]]":
-        """Start and end logits [T, 2] of each window's tokens."""
+
+@dataclass(frozen=True, kw_only=True)
+class AnsweringScoring(Scoring):
+    """Logits to answers and SQuAD's metrics.
+
+    Args:
+        names: The columns.
+        num_best, longest_answer, null_threshold: See Settings.
+        unanswerable: Training has questions without an answer, so the model may give none.
+    """
+
+    names: squad.ColumnNames
+    num_best: int = 20
+    longest_answer: int = 30
+    null_threshold: float = 0.0
+    unanswerable: bool = False
+
+    @property
+    def metric_names(self) -> tuple[str, ...]:
+        if self.unanswerable:
+            return ("f1", "exact_match", "HasAns_f1", "HasAns_exact", "NoAns_f1", "NoAns_exact")
+        return ("f1", "exact_match")
+
+    def reduce(self, outputs: "torch.Tensor", batch: Batch) -> list[Array]:
+        """Start and end logits of each window's tokens, without padding [T, 2]."""
         lengths = batch.inputs["attention_mask"].sum(-1).tolist()
-        return [row[:length] for row, length in zip(outputs.float().cpu().numpy(), lengths, strict=True)]
+        return [logits[:length] for logits, length in zip(outputs.float().cpu().numpy(), lengths, strict=True)]
 
-    # --- answers
-
-    def answers(
-        self, kept: Kept, features: Features, table: Table, rows: "np.ndarray[Any, Any]"
-    ) -> Iterator[tuple[int, Answer]]:
-        """The rows of the table that these windows are of, in its order, and the answer to each."""
+    def find_answers(
+        self, outputs: Outputs, features: Features, table: Table, indices: Array
+    ) -> Iterator[tuple[int, squad.Answer]]:
+        """Yields the rows of the table that the features at `indices` were made of, in order, each with its answer."""
         windows: dict[int, list[squad.Window]] = defaultdict(list)
-        for row, logits in zip(rows.tolist(), kept, strict=True):
-            tokens = slice(*features.offsets[row : row + 2])
-            begins, ends = (features.extras[name][tokens] for name in ("begins", "ends"))
-            windows[features.get_example(row)].append(squad.Window(logits=logits, begins=begins, ends=ends))
+        for feature, logits in zip(indices.tolist(), outputs, strict=True):
+            tokens = slice(*features.offsets[feature : feature + 2])
+            char_starts, char_ends = features.extras["char_starts"][tokens], features.extras["char_ends"][tokens]
+            window = squad.Window(logits=logits, char_starts=char_starts, char_ends=char_ends)
+            windows[features.get_example(feature)].append(window)
         threshold = self.null_threshold if self.unanswerable else None
         search = squad.Search(num_best=self.num_best, longest=self.longest_answer, null_threshold=threshold)
-        for example in sorted(windows):
-            context = table.columns[self.columns.context][example]
-            yield example, squad.best_answer(context, windows[example], search)
+        for row in sorted(windows):
+            yield row, squad.find_best_answer(table.columns[self.names.context][row], windows[row], search)
 
-    def metrics(
-        self, metric: str, kept: Kept, features: Features, table: Table, rows: "np.ndarray[Any, Any]"
+    def compute_metrics(
+        self, metric: str, outputs: Outputs, features: Features, table: Table, indices: Array
     ) -> dict[str, float]:
-        """In [0, 1]; as SQuAD 2.0 counts where training or these rows have unanswerable questions, else as 1.1."""
-        found = dict(self.answers(kept, features, table, rows))
-        golds = [[text for text, _ in squad.answers_of(table, row, self.columns)] for row in found]
-        texts = [answer.text for answer in found.values()]
-        values = squad.score_answers(texts, golds, unanswerable=self.unanswerable or not all(golds))
+        """In [0, 1]; those of SQuAD 2.0 if training or these rows have questions without an answer, else those of 1.1."""
+        answers = dict(self.find_answers(outputs, features, table, indices))
+        references = [[text for text, _ in squad.read_answers(table, row, self.names)] for row in answers]
+        texts = [answer.text for answer in answers.values()]
+        values = squad.score_answers(texts, references, unanswerable=self.unanswerable or not all(references))
         return {name: values[name] for name in self.metric_names}
 
-    def predictions(self, kept: Kept, features: Features, table: Table) -> Iterator[dict[str, Any]]:
-        """id, answer, score, begin and end (characters of the context; null where there is no answer), and, of a model that
-        may give none, no_answer_score, which task.null_threshold is compared with."""
-        import numpy as np
+    def make_predictions(self, outputs: Outputs, features: Features, table: Table) -> Iterator[dict[str, Any]]:
+        """For each question id, answer, score, and begin and end (characters of the context; null if there is no answer). If the
+        model may give no answer, also no_answer_score, which is compared with task.null_threshold."""
+        for row, answer in self.find_answers(outputs, features, table, np.arange(len(features))):
+            prediction: dict[str, Any] = {
+                "id": squad.get_id(table, row),
+                "answer": answer.text,
+                "score": answer.score,
+                "begin": answer.begin,
+                "end": answer.end,
+            }
+            if self.unanswerable:
+                prediction["no_answer_score"] = answer.no_answer_score
+            yield prediction
 
-        for row, answer in self.answers(kept, features, table, np.arange(len(features))):
-            found = {"id": squad.id_of(table, row), "answer": answer.text, "score": answer.score,
-                     "begin": answer.begin, "end": answer.end}  # fmt: skip
-            yield {**found, "no_answer_score": answer.no_answer_score} if self.unanswerable else found
-
-    def document(self, predictions: Sequence[Mapping[str, Any]]) -> Any:
-        """What SQuAD's evaluation scripts read: the answer of each id."""
-        answers = {row["id"]: row["answer"] for row in predictions}
+    def make_document(self, predictions: Sequence[Mapping[str, Any]]) -> Any:
+        """The answer of each id, as SQuAD's evaluation scripts read it. InputError if two questions have the same id."""
+        answers = {prediction["id"]: prediction["answer"] for prediction in predictions}
         if len(answers) != len(predictions):
-            raise InputError(
-                "--out: of a .json file every question needs an id of its own; .jsonl takes them as they are"
-            )
+            raise InputError("--out: a .json file needs a different id for each question; write a .jsonl file instead")
         return answers
 
-    def row_of_texts(self, texts: Sequence[str]) -> dict[str, Any]:
-        if len(texts) != 2:
-            raise InputError(f"--text: takes two texts, the question and the context, not {len(texts)}")
-        return dict(zip((self.columns.question, self.columns.context), texts, strict=True))
 
-    def card(self) -> str:
-        none = " Some of its questions have no answer in the context." if self.unanswerable else ""
-        return f"extractive question answering: the answer is a part of the context.{none}"
+@dataclass(frozen=True, kw_only=True)
+class Answering(Task):
+    """Extractive question answering.
 
+    Args:
+        unanswerable: Training has questions without an answer, so the model may give none.
+    """
 
-def fit_questions(questions: Sequence[str], tokenizer: Any, most: int) -> tuple[list[str], list[int]]:
-    """The questions, those of more than `most` tokens cut, and the tokens of each."""
-    fitting, lengths = [], []
-    for start in range(0, len(questions), CHUNK):
-        # verbose: else it warns of inputs that are too long, which these are not
-        encoded = tokenizer(list(questions[start : start + CHUNK]), add_special_tokens=False, verbose=False)
-        for question, encoding in zip(questions[start : start + CHUNK], encoded.encodings, strict=True):
-            while len(encoding.ids) > most:  # a word that is cut may become more tokens
-                question = question[: min(encoding.offsets[most - 1][1], len(question) - 1)]
-                encoding = tokenizer([question], add_special_tokens=False, verbose=False).encodings[0]
-            fitting.append(question)
-            lengths.append(len(encoding.ids))
-    return fitting, lengths
+    Settings = Settings
+    auto_classes = ("AutoModelForQuestionAnswering",)
 
+    unanswerable: bool = False
 
-def arrays_of(encoding: Any, context: str, *, has_types: bool) -> "dict[str, np.ndarray[Any, Any]]":
-    """Ids, token types where there are any, and the characters of each token of a window, without blanks at their ends."""
-    import numpy as np
+    @classmethod
+    def make_columns(cls, config: RunConfig) -> AnsweringColumns:
+        texts, label, smoothing = config.data.text_columns, config.data.label_column, config.train.label_smoothing
+        require(len(texts) == 2, "data.text_columns", list(texts), "must be two columns, the question and the context")
+        require(label is not None, "data.label_column", None, "question answering needs the column of the answers")
+        require(
+            not smoothing, "train.label_smoothing", smoothing, "must be 0: question answering has no label smoothing"
+        )
+        question, context = texts
+        return AnsweringColumns(names=squad.ColumnNames(question=question, context=context, answers=str(label)))
 
-    begins, ends = np.full((2, len(encoding.ids)), -1, dtype=np.int32)
-    for token, (sequence, (begin, end)) in enumerate(zip(encoding.sequence_ids, encoding.offsets, strict=True)):
-        if sequence == 1:
-            while begin < end and context[begin].isspace():  # byte-level tokens hold the blank before the word
-                begin += 1
-            while begin < end and context[end - 1].isspace():
-                end -= 1
-            begins[token], ends[token] = begin, end
-    found = {"input_ids": np.array(encoding.ids, dtype=np.int32), "begins": begins, "ends": ends}
-    return found | ({"token_type_ids": np.array(encoding.type_ids, dtype=np.int32)} if has_types else {})
+    @classmethod
+    def from_table(cls, config: RunConfig, table: Table) -> "Answering":
+        """Finds out whether there are questions without an answer. InputError if no question has one."""
+        names = cls.make_columns(config).names
+        has_answer = [bool(squad.read_answers(table, row, names)) for row in range(len(table))]
+        if not any(has_answer):
+            raise InputError(f"data.label_column ({names.answers}): no training question has an answer")
+        return cls.from_state(config, {"unanswerable": not all(has_answer)})
 
+    @classmethod
+    def from_state(cls, config: RunConfig, state: Mapping[str, Any]) -> "Answering":
+        settings, columns = get_settings(config), cls.make_columns(config)
+        unanswerable = bool(state.get("unanswerable", False))
+        return cls(
+            problem="question_answering",
+            unanswerable=unanswerable,
+            pipeline_tag="question-answering",
+            # Two outputs, for start and end, even if the backbone was trained with another number
+            head=HeadSpec(auto_class=cls.auto_classes[0], config_entries={"num_labels": 2}),
+            columns=columns,
+            encoding=AnsweringEncoding(names=columns.names, window_overlap=settings.window_overlap),
+            objective=AnsweringObjective(),
+            scoring=AnsweringScoring(
+                names=columns.names,
+                num_best=settings.num_best,
+                longest_answer=settings.longest_answer,
+                null_threshold=settings.null_threshold,
+                unanswerable=unanswerable,
+            ),
+        )
 
-def tokens_of(answer: tuple[str, int], begins: "np.ndarray[Any, Any]", ends: "np.ndarray[Any, Any]") -> tuple[int, int]:
-    """The tokens of a window in which an answer begins and ends; 0 and 0 where the window does not hold it whole."""
-    import numpy as np
+    def state_dict(self) -> dict[str, Any]:
+        return {"unanswerable": self.unanswerable}
 
-    text, place = answer
-    start = place + len(text) - len(text.lstrip())
-    end = place + len(text.rstrip())
-    inside = np.flatnonzero(begins >= 0)
-    if not len(inside) or begins[inside[0]] > start or ends[inside[-1]] < end:
-        return 0, 0
-    first = int(np.searchsorted(begins[inside], start, side="right")) - 1
-    last = int(np.searchsorted(ends[inside], end, side="left"))
-    return int(inside[first]), int(inside[last])
+    def describe_for_card(self) -> str:
+        text = "extractive question answering: the answer is a part of the context."
+        return f"{text} Some of its questions have no answer in the context." if self.unanswerable else text

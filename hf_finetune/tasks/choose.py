@@ -1,22 +1,27 @@
-"""Multiple choice: which of two or more texts goes with a stem, their number free by row. B rows, S sequences, C choices."""
+"""Multiple choice: which of two or more texts is right for a prompt. The number of choices may differ from row to row.
+
+B features of a batch, N features of a split, S sequences, C choices of a row.
+"""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from hf_finetune.config.sections import RunConfig, require
+import numpy as np
+
+from hf_finetune.config.sections import RunConfig, TaskSettings, require
 from hf_finetune.data.encoding import tokenize
-from hf_finetune.data.features import Batch, Features
+from hf_finetune.data.features import Array, Batch, Features
 from hf_finetune.data.table import ColumnSpec, Table
+from hf_finetune.model.head_spec import HeadSpec
 from hf_finetune.system.errors import InputError
-from hf_finetune.tasks.base import Kept, Task
+from hf_finetune.tasks.base import Columns, Encoding, Outputs, Scoring, SummedObjective, Task
 
 if TYPE_CHECKING:
-    import numpy as np
     import torch
 
-# How labels name the right choice; where several readings fit as many training rows, the first of them is meant
+# How labels name the right choice. If several readings fit the same number of training rows, the first of them is taken
 READINGS = {
     "name": "the choices' own names",
     "text": "the choices' texts",
@@ -26,14 +31,30 @@ READINGS = {
 
 
 @dataclass(frozen=True, kw_only=True)
+class Settings(TaskSettings):
+    """Settings of multiple choice.
+
+    Args:
+        choice_columns: The column of lists of choices, or two or more columns of one choice each.
+    """
+
+    choice_columns: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
 class Choices:
-    """The choices of a row, and their names where the data give them (`{"text": [...], "label": ["A", "B", ...]}`)."""
+    """The choices of a row.
+
+    Args:
+        texts: The choices [C].
+        names: Their names [C], if the data give them: `{"text": [...], "label": ["A", "B", ...]}`. Else ().
+    """
 
     texts: tuple[str, ...]
     names: tuple[str, ...] = ()
 
-    def index(self, label: Any, reading: str) -> int | None:
-        """The choice, from 0, that a label read in this way means; None where it means none, or several."""
+    def find_index(self, label: Any, reading: str) -> int | None:
+        """Returns the choice, from 0, that a label stands for in a reading. None if it stands for none or for several."""
         if isinstance(label, bool) or label is None:
             return None
         if isinstance(label, float) and label.is_integer():
@@ -47,156 +68,165 @@ class Choices:
         if reading == "letter":
             number = ord(word.upper()) - ord("A") if len(word) == 1 else -1
             return number if 0 <= number < min(26, len(self.texts)) else None
-        among = self.names if reading == "name" else self.texts
-        places = [place for place, each in enumerate(among) if each.strip() == word]
-        return places[0] if len(places) == 1 else None
+        candidates = self.names if reading == "name" else self.texts
+        indices = [index for index, candidate in enumerate(candidates) if candidate.strip() == word]
+        return indices[0] if len(indices) == 1 else None
 
 
 @dataclass(frozen=True, kw_only=True)
-class Choice(Task):
-    """reading: how labels name the right choice, one of READINGS."""
+class ChoiceColumns(Columns):
+    """The columns of the prompt, the choices and the label."""
 
-    stem_columns: tuple[str, ...]
+    prompts: tuple[str, ...]
+    choices: tuple[str, ...]
+    label: str
+
+    @property
+    def spec(self) -> ColumnSpec:
+        """Rows with the same prompt stay in one split. A row may lack all but the first two choices."""
+        return ColumnSpec(
+            inputs=(*self.prompts, *self.choices[:2]),
+            labels=(self.label,),
+            optional=self.choices[2:],
+            texts=self.prompts,
+            together=self.prompts,
+        )
+
+    def make_row(self, texts: Sequence[str]) -> dict[str, Any]:
+        num_prompts, num_columns = len(self.prompts), len(self.choices)
+        count = len(texts) - num_prompts
+        if count < 2 or (num_columns > 1 and count > num_columns):
+            takes = {1: "two or more choices", 2: "two choices"}.get(num_columns, f"two to {num_columns} choices")
+            prompt = "prompt" if num_prompts == 1 else f"{num_prompts} texts of the prompt ({', '.join(self.prompts)})"
+            raise InputError(f"--text: takes the {prompt} and then {takes}, not {len(texts)} texts")
+        row: dict[str, Any] = dict(zip(self.prompts, texts, strict=False))
+        choices = list(texts[num_prompts:])
+        if num_columns == 1:
+            return {**row, self.choices[0]: choices}
+        return row | dict(zip(self.choices, [*choices, *[None] * (num_columns - count)], strict=True))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChoiceReader:
+    """Reads the choices and the label of a row.
+
+    Args:
+        choice_columns: One column of lists of choices, or several columns of one choice each.
+        label_column: The column of the label.
+        reading: How labels name the right choice; a key of READINGS.
+    """
+
     choice_columns: tuple[str, ...]
     label_column: str
     reading: str = "index"
-    label_smoothing: float = 0.0
 
-    name = "choice"
-    problem = "multiple_choice"
-    auto_class = "AutoModelForMultipleChoice"
-    pipeline_tag = "multiple-choice"
-
-    @classmethod
-    def form(cls, config: RunConfig) -> ColumnSpec:
-        data = config.data
-        require(bool(task.choice_columns), "task.choice_columns", "[]",
-              "names the column of lists of choices, or two or more columns of one choice each")  # fmt: skip
-        require(data.label_column is not None, "data.label_column", None, "names the column of the right choice")
-        return ColumnSpec(
-            inputs=(*data.text_columns, *task.choice_columns[:2]),
-            labels=(str(data.label_column),),
-            optional=task.choice_columns[2:],
-            texts=data.text_columns,
-            together=data.text_columns,
-        )
-
-    @classmethod
-    def from_table(cls, config: RunConfig, table: Table) -> "Choice":
-        """Tells by all training rows how labels are to be read."""
-        task = cls.from_facts(config, {})
-        rows = [(table.columns[task.label_column][row], task.choices(table, row)) for row in range(len(table))]
-        fitting = dict.fromkeys(READINGS, 0)
-        for reading in READINGS:
-            fitting[reading] = sum(choices.index(label, reading) is not None for label, choices in rows)
-        if any(fitting.values()):
-            task = replace(task, reading=max(fitting, key=lambda reading: fitting[reading]))  # of equal ones the first
-        for row in range(len(table)):
-            task.right_choice(table, row)
-        return task
-
-    @classmethod
-    def from_facts(cls, config: RunConfig, facts: Mapping[str, Any]) -> "Choice":
-        return cls(
-            stem_columns=config.data.text_columns,
-            choice_columns=config.task.choice_columns,
-            label_column=str(config.data.label_column),
-            reading=facts.get("reading", "index"),
-            label_smoothing=config.train.label_smoothing,
-        )
-
-    def facts(self) -> dict[str, Any]:
-        return {"reading": self.reading}
-
-    @property
-    def metric_names(self) -> tuple[str, ...]:
-        return ("accuracy",)
-
-    # --- rows
-
-    def choices(self, table: Table, row: int) -> Choices:
-        """The choices of a row. InputError with file and line where they are fewer than two, or no texts."""
-        value: Any
-        names: Any = ()
-        if len(self.choice_columns) == 1:
-            column, value = self.choice_columns[0], table.columns[self.choice_columns[0]][row]
-            if isinstance(value, Mapping):  # as ARC and CommonsenseQA have it on the Hub
-                value, names = value.get("text"), value.get("label") or ()
-            if not isinstance(value, (list, tuple)):
-                raise InputError(
-                    f"{table.where(row)}: {column} ({value}) is no list of choices; see task.choice_columns"
-                )
-            found = list(value)
-        else:
-            column, found = ", ".join(self.choice_columns), [table.columns[name][row] for name in self.choice_columns]
-            while found and (
-                found[-1] is None or found[-1] == ""
-            ):  # a row with fewer choices leaves the last ones empty
-                found.pop()
-        for number, text in enumerate(found):
+    def read_choices(self, table: Table, row: int) -> Choices:
+        """Returns the choices of a row. InputError with file and line if there are fewer than two, or if one is not a text."""
+        where = f"{table.where(row)}: {', '.join(self.choice_columns)}"
+        texts, names = self.read_list(table, row)
+        for number, text in enumerate(texts):
             if not isinstance(text, str) or not text.strip():
-                raise InputError(f"{table.where(row)}: {column}: choice {number} ({text!r}) is no text")
-        if len(found) < 2:
-            raise InputError(f"{table.where(row)}: {column}: two or more choices are needed, it has {len(found)}")
-        if names and len(names) != len(found):
-            raise InputError(f"{table.where(row)}: {column}: {len(names)} labels for {len(found)} choices")
-        return Choices(texts=tuple(found), names=tuple(map(str, names)))
+                raise InputError(f"{where}: choice {number} ({text!r}) is not a text")
+        if len(texts) < 2:
+            raise InputError(f"{where}: needs at least two choices, has {len(texts)}")
+        if names and len(names) != len(texts):
+            raise InputError(f"{where}: {len(names)} labels for {len(texts)} choices")
+        return Choices(texts=tuple(texts), names=tuple(map(str, names)))
 
-    def right_choice(self, table: Table, row: int) -> int:
-        """The right choice of a row, from 0. InputError with file and line where the label names none."""
-        label, choices = table.columns[self.label_column][row], self.choices(table, row)
-        found = choices.index(label, self.reading)
-        if found is None:
+    def read_list(self, table: Table, row: int) -> tuple[list[Any], Sequence[Any]]:
+        """Returns the values of a row's choices, and their names if the data give them."""
+        if len(self.choice_columns) > 1:
+            texts = [table.columns[name][row] for name in self.choice_columns]
+            while texts and texts[-1] in (None, ""):  # a row with fewer choices leaves the last ones empty
+                texts.pop()
+            return texts, ()
+        (column,) = self.choice_columns
+        value: Any = table.columns[column][row]
+        names: Sequence[Any] = ()
+        if isinstance(value, Mapping):  # as in ARC and CommonsenseQA on the Hub
+            value, names = value.get("text"), value.get("label") or ()
+        if not isinstance(value, (list, tuple)):
+            raise InputError(
+                f"{table.where(row)}: {column} ({value}) is not a list of choices; see task.choice_columns"
+            )
+        return list(value), names
+
+    def guess_reading(self, table: Table) -> str:
+        """Returns the reading in which the labels of the most rows name a choice; index if they do in none."""
+        counts = dict.fromkeys(READINGS, 0)
+        for row in range(len(table)):
+            label, choices = table.columns[self.label_column][row], self.read_choices(table, row)
+            for reading in READINGS:
+                counts[reading] += choices.find_index(label, reading) is not None
+        if not any(counts.values()):
+            return "index"
+        return max(READINGS, key=lambda reading: counts[reading])  # the first of equal ones
+
+    def read_label(self, table: Table, row: int) -> int:
+        """Returns the right choice of a row, from 0. InputError with file and line if the label names none."""
+        label, choices = table.columns[self.label_column][row], self.read_choices(table, row)
+        index = choices.find_index(label, self.reading)
+        if index is None:
             raise InputError(
                 f"{table.where(row)}: {self.label_column} ({label}) names none of the {len(choices.texts)} choices, or several; "
                 f"labels are {READINGS[self.reading]}, as in most training rows"
             )
-        return found
+        return index
 
-    # --- data
+
+@dataclass(frozen=True, kw_only=True)
+class ChoiceEncoding(Encoding):
+    """A sequence for each choice, and the index of the right one."""
+
+    prompts: tuple[str, ...]
+    reader: ChoiceReader
 
     def encoded_columns(self) -> tuple[str, ...]:
-        return (*self.stem_columns, *self.choice_columns)
+        return (*self.prompts, *self.reader.choice_columns)
 
     def encoding_settings(self) -> dict[str, Any]:
-        return {"stem_columns": len(self.stem_columns)}
+        """The number of prompt columns: with another number, the same columns give other sequences."""
+        return {"prompt_columns": len(self.prompts)}
 
-    def tokenize(self, table: Table, tokenizer: Any, max_length: int) -> "dict[str, np.ndarray[Any, Any]]":
-        """A sequence for each choice: the stem's columns joined with a blank, and the choice."""
-        import numpy as np
-
-        choices = [self.choices(table, row).texts for row in range(len(table))]
+    def tokenize(self, table: Table, tokenizer: Any, max_length: int) -> dict[str, Array]:
+        """Encodes each choice as a pair of texts: the prompt's columns, joined with a space, and the choice."""
+        choices = [self.reader.read_choices(table, row).texts for row in range(len(table))]
         counts = [len(texts) for texts in choices]
-        stems = [" ".join(table.columns[name][row] for name in self.stem_columns) for row in range(len(table))]
-        repeated = [stem for stem, count in zip(stems, counts, strict=True) for _ in range(count)]
+        prompts = [" ".join(table.columns[name][row] for name in self.prompts) for row in range(len(table))]
+        repeated = [prompt for prompt, count in zip(prompts, counts, strict=True) for _ in range(count)]
         arrays = tokenize([repeated, [text for texts in choices for text in texts]], tokenizer, max_length)
         return {**arrays, "rows": np.cumsum([0, *counts], dtype=np.int64)}
 
-    def labels(self, table: Table, arrays: "Mapping[str, np.ndarray[Any, Any]]") -> "np.ndarray[Any, Any]":
-        """The right choice of each row, [N] int64, from 0."""
-        import numpy as np
-
-        return np.array([self.right_choice(table, row) for row in range(len(table))], dtype=np.int64)
+    def labels(self, table: Table, arrays: Mapping[str, Array]) -> Array:
+        """Returns the right choice of each row, from 0, int64 [N]."""
+        return np.array([self.reader.read_label(table, row) for row in range(len(table))], dtype=np.int64)
 
     def describe(self, features: Features, table: Table, max_length: int) -> list[tuple[str, str]]:
-        import numpy as np
-
-        cut = f"{features.num_truncated:,} stems with a choice are longer and were cut"
-        counts = Counter(features.count_sequences(np.arange(len(features))).tolist())
-        shown = ", ".join(f"{count} in {rows:,} rows" for count, rows in sorted(counts.items()))
+        """The input; the numbers of choices; how labels are read; how often each index is right."""
         assert isinstance(features.labels, np.ndarray)
+        num_choices = Counter(features.count_sequences(np.arange(len(features))).tolist())
+        shown = ", ".join(f"{count} in {rows:,} rows" for count, rows in sorted(num_choices.items()))
         right = ", ".join(
-            f"{rows:,} times {place}" for place, rows in sorted(Counter(features.labels.tolist()).items())
+            f"{index} in {rows:,} rows" for index, rows in sorted(Counter(features.labels.tolist()).items())
         )
+        cut = f"{features.num_truncated:,} prompts with a choice are longer and were cut"
         return [
             ("input", f"at most {max_length} tokens; {cut}"),
-            ("choices", f"{shown}; labels are {READINGS[self.reading]}; the right one is {right}"),
+            ("choices", f"{shown}; labels are {READINGS[self.reader.reading]}; the right one is {right}"),
         ]
 
-    # --- forward
+
+@dataclass(frozen=True, kw_only=True)
+class ChoiceObjective(SummedObjective):
+    """Cross entropy among the choices of each row."""
+
+    label_smoothing: float = 0.0
 
     def loss(self, outputs: "torch.Tensor", batch: Batch) -> "tuple[torch.Tensor, float]":
-        """Sum over rows of the cross entropy among a row's own choices, and the number of rows."""
+        """Loss summed over rows, and their number. outputs: a logit for each choice of all rows [S, 1].
+
+        A softmax is taken over a row's own choices, so label smoothing is spread over these alone.
+        """
         import torch
 
         assert batch.labels is not None
@@ -206,48 +236,104 @@ class Choice(Task):
             batch_first=True,
             padding_value=float("-inf"),
         )
-        chances = logits.log_softmax(-1)  # [B, C]
-        own = torch.arange(logits.shape[1], device=outputs.device) < counts[:, None]
-        right = chances.gather(1, batch.labels[:, None])[:, 0]
-        even = chances.masked_fill(~own, 0.0).sum(-1) / counts
-        return -((1 - self.label_smoothing) * right + self.label_smoothing * even).sum(), float(len(counts))
+        log_probabilities = logits.log_softmax(-1)  # [B, C]
+        is_choice = torch.arange(logits.shape[1], device=outputs.device) < counts[:, None]
+        right = log_probabilities.gather(1, batch.labels[:, None])[:, 0]
+        uniform = log_probabilities.masked_fill(~is_choice, 0.0).sum(-1) / counts
+        return -((1 - self.label_smoothing) * right + self.label_smoothing * uniform).sum(), float(len(counts))
 
-    def keep(self, outputs: "torch.Tensor", batch: Batch) -> "list[np.ndarray[Any, Any]]":
-        """Logits [C] of each row's choices."""
-        import numpy as np
 
+@dataclass(frozen=True, kw_only=True)
+class ChoiceScoring(Scoring):
+    """Logits to choices, probabilities and accuracy."""
+
+    reader: ChoiceReader
+
+    @property
+    def metric_names(self) -> tuple[str, ...]:
+        return ("accuracy",)
+
+    def reduce(self, outputs: "torch.Tensor", batch: Batch) -> list[Array]:
+        """Logits of each row's choices [C]."""
         return np.split(outputs.float()[:, 0].cpu().numpy(), np.cumsum(batch.sequence_counts)[:-1])
 
-    # --- use
-
-    def metrics(
-        self, metric: str, kept: Kept, features: Features, table: Table, rows: "np.ndarray[Any, Any]"
+    def compute_metrics(
+        self, metric: str, outputs: Outputs, features: Features, table: Table, indices: Array
     ) -> dict[str, float]:
-        import numpy as np
+        chosen = np.array([logits.argmax() for logits in outputs])
+        return {"accuracy": float((chosen == features.get_labels(indices)).mean())}
 
-        chosen = np.array([logits.argmax() for logits in kept])
-        return {"accuracy": float((chosen == features.get_labels(rows)).mean())}
-
-    def predictions(self, kept: Kept, features: Features, table: Table) -> Iterator[dict[str, Any]]:
+    def make_predictions(self, outputs: Outputs, features: Features, table: Table) -> Iterator[dict[str, Any]]:
         """For each row: choice (its index, from 0), its text, and the probability of every choice."""
         from scipy.special import softmax
 
-        for row, logits in enumerate(kept):
+        for row, logits in enumerate(outputs):
             best = int(logits.argmax())
-            probabilities = [float(chance) for chance in softmax(logits)]
-            yield {"choice": best, "text": self.choices(table, row).texts[best], "probabilities": probabilities}
+            probabilities = [float(probability) for probability in softmax(logits)]
+            text = self.reader.read_choices(table, row).texts[best]
+            yield {"choice": best, "text": text, "probabilities": probabilities}
 
-    def row_of_texts(self, texts: Sequence[str]) -> dict[str, Any]:
-        stems, most = len(self.stem_columns), len(self.choice_columns)
-        count = len(texts) - stems
-        if count < 2 or (most > 1 and count > most):
-            some = "two or more choices" if most == 1 else "two choices" if most == 2 else f"two to {most} choices"
-            stem = "stem" if stems == 1 else f"{stems} texts of the stem ({', '.join(self.stem_columns)})"
-            raise InputError(f"--text: takes the {stem} and then {some}, not {len(texts)} texts")
-        row: dict[str, Any] = dict(zip(self.stem_columns, texts, strict=False))
-        if most == 1:
-            return {**row, self.choice_columns[0]: list(texts[stems:])}
-        return row | dict(zip(self.choice_columns, [*texts[stems:], *[None] * (most - count)], strict=True))
 
-    def card(self) -> str:
-        return "multiple choice: which of two or more texts goes with a stem."
+@dataclass(frozen=True, kw_only=True)
+class Choice(Task):
+    """Multiple choice.
+
+    Args:
+        reading: How labels name the right choice; a key of READINGS.
+    """
+
+    Settings = Settings
+    auto_classes = ("AutoModelForMultipleChoice",)
+
+    reading: str = "index"
+
+    @classmethod
+    def make_columns(cls, config: RunConfig) -> ChoiceColumns:
+        assert isinstance(config.task, Settings)
+        prompts, choices, label = config.data.text_columns, config.task.choice_columns, config.data.label_column
+        require(
+            bool(choices),
+            "task.choice_columns",
+            "[]",
+            "must be a column of lists of choices, or two or more columns of one choice each",
+        )
+        require(label is not None, "data.label_column", None, "multiple choice needs the column of the right choice")
+        names = [*prompts, *choices, label]
+        require(
+            len(set(names)) == len(names),
+            "task.choice_columns",
+            list(choices),
+            f"must differ from each other, from data.text_columns ({', '.join(prompts)}) and data.label_column ({label})",
+        )
+        return ChoiceColumns(prompts=prompts, choices=choices, label=str(label))
+
+    @classmethod
+    def from_table(cls, config: RunConfig, table: Table) -> "Choice":
+        """Finds the reading of labels that fits the most training rows. InputError at the first row that it does not fit."""
+        columns = cls.make_columns(config)
+        reader = ChoiceReader(choice_columns=columns.choices, label_column=columns.label)
+        reader = replace(reader, reading=reader.guess_reading(table))
+        for row in range(len(table)):
+            reader.read_label(table, row)
+        return cls.from_state(config, {"reading": reader.reading})
+
+    @classmethod
+    def from_state(cls, config: RunConfig, state: Mapping[str, Any]) -> "Choice":
+        columns, reading = cls.make_columns(config), state.get("reading", "index")
+        reader = ChoiceReader(choice_columns=columns.choices, label_column=columns.label, reading=reading)
+        return cls(
+            problem="multiple_choice",
+            reading=reading,
+            pipeline_tag="multiple-choice",
+            head=HeadSpec(auto_class=cls.auto_classes[0]),
+            columns=columns,
+            encoding=ChoiceEncoding(prompts=columns.prompts, reader=reader),
+            objective=ChoiceObjective(label_smoothing=config.train.label_smoothing),
+            scoring=ChoiceScoring(reader=reader),
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"reading": self.reading}
+
+    def describe_for_card(self) -> str:
+        return "multiple choice: which of two or more texts is right for a prompt."

@@ -315,7 +315,7 @@ class Tagging(Task):
     @classmethod
     def make_columns(cls, config: RunConfig) -> TaggingColumns:
         texts, label = config.data.text_columns, config.data.label_column
-        require(len(texts) == 1, "data.text_columns", list(texts), "takes one column, of lists of words")
+        require(len(texts) == 1, "data.text_columns", list(texts), "must be one column, of lists of words")
         require(label is not None, "data.label_column", None, "tagging needs the column of the tags")
         return TaggingColumns(text=texts[0], label=str(label))
 

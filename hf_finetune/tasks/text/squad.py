@@ -1,4 +1,7 @@
-"""What SQuAD says of answers: how they are written, the best of many spans, and the counting of its official scripts."""
+"""SQuAD: answers as its files write them, the best span of the model's logits, and the metrics of its official scripts.
+
+T tokens of a window.
+"""
 
 import re
 import string
@@ -9,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from hf_finetune.data.features import Array
 from hf_finetune.data.table import Table
 from hf_finetune.system.errors import InputError
 
@@ -16,76 +20,76 @@ from hf_finetune.system.errors import InputError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Columns:
-    """The names of the columns."""
+class ColumnNames:
+    """The names of the three columns."""
 
     question: str
     context: str
     answers: str
 
 
-OPTIONAL = ("id", "is_impossible")  # columns that are read where they are there
+OPTIONAL_COLUMNS = ("id", "is_impossible")  # are read if the table has them
 
 
-def answers_of(table: Table, row: int, columns: Columns) -> list[tuple[str, int]]:
-    """The answers of a row, each with the character it begins at; none where the question cannot be answered.
+def read_answers(table: Table, row: int, names: ColumnNames) -> list[tuple[str, int]]:
+    """Returns the answers of a row, each with the position of its first character. The list is empty if there is no answer.
 
-    InputError with file and line where they are not written as SQuAD has them, or do not stand in the context.
+    Raises InputError with file and line if they are not written as in SQuAD, or are not in the context at their position.
     """
-    where, value = f"{place(table, row)}: {columns.answers}", table.columns[columns.answers][row]
     if is_impossible(table, row):
         return []
-    if isinstance(value, (list, tuple)) and all(isinstance(each, Mapping) for each in value):
-        value = {key: [each.get(key) for each in value] for key in ("text", "answer_start")}
+    where, value = f"{describe_row(table, row)}: {names.answers}", table.columns[names.answers][row]
+    if isinstance(value, (list, tuple)) and all(isinstance(answer, Mapping) for answer in value):
+        value = {key: [answer.get(key) for answer in value] for key in ("text", "answer_start")}
     texts, starts = (value.get(key) if isinstance(value, Mapping) else None for key in ("text", "answer_start"))
     if not isinstance(texts, (list, tuple)) or not isinstance(starts, (list, tuple)) or len(texts) != len(starts):
         raise InputError(
-            f"{where} ({shortened(value)}) must be {{text: [...], answer_start: [...]}}, as many of one as of the other; "
-            "empty lists where there is no answer"
+            f"{where} ({shorten(value)}) must be {{text: [...], answer_start: [...]}}, two lists of the same length; "
+            "give empty lists if there is no answer"
         )
-    context = table.columns[columns.context][row]
+    context = table.columns[names.context][row]
     for text, start in zip(texts, starts, strict=True):
         if not isinstance(text, str) or not text.strip():
-            raise InputError(f"{where}: the text {text!r} is no answer; empty lists say that there is none")
+            raise InputError(f"{where}: the text {text!r} is not an answer; give empty lists if there is no answer")
         if not isinstance(start, int) or isinstance(start, bool):
-            raise InputError(f"{where}: answer_start ({start}) of {shortened(text)!r} must be a whole number")
+            raise InputError(f"{where}: answer_start ({start}) of {shorten(text)!r} must be a whole number")
         if start < 0 or context[start : start + len(text)] != text:
-            raise InputError(f"{where}: {misplaced(context, text, start)}")
+            raise InputError(f"{where}: {describe_misplaced_answer(context, text, start)}")
     return list(zip(texts, starts, strict=True))
 
 
 def is_impossible(table: Table, row: int) -> bool:
-    """Whether the row says so itself, in a column is_impossible."""
+    """True if the table has a column is_impossible that is true in this row."""
     value = table.columns["is_impossible"][row] if "is_impossible" in table.columns else None
     return str(value).lower() in ("true", "1")
 
 
-def misplaced(context: str, text: str, start: int) -> str:
-    """What is wrong with an answer that does not stand where it should, and where it does."""
-    places = [found.start() for found in re.finditer(re.escape(text), context)]
-    hint = "it stands nowhere in the context"
-    if places:
-        hint = f"the nearest one begins at {min(places, key=lambda each: abs(each - start))}"
+def describe_misplaced_answer(context: str, text: str, start: int) -> str:
+    """Returns the part of an error about an answer that is not at its position: what is there, and where the answer is."""
+    positions = [match.start() for match in re.finditer(re.escape(text), context)]
+    hint = "the answer does not occur in the context"
+    if positions:
+        hint = f"the nearest occurrence begins at {min(positions, key=lambda position: abs(position - start))}"
     there = context[start : start + len(text)] if start >= 0 else ""
-    return f"answer_start ({start}) of {shortened(text)!r}: the context has {shortened(there)!r} there; {hint}"
+    return f"answer_start ({start}) of {shorten(text)!r}: the context has {shorten(there)!r} there; {hint}"
 
 
-def shortened(value: Any, longest: int = 60) -> str:
-    """At most so many characters of a value, for an error."""
+def shorten(value: Any, longest: int = 60) -> str:
+    """Returns the first `longest` characters of a value, for an error."""
     text = str(value)
     return text if len(text) <= longest else f"{text[:longest]}..."
 
 
-def id_of(table: Table, row: int) -> str:
-    """The question's id; where it has none, its number in the table, from 1."""
+def get_id(table: Table, row: int) -> str:
+    """Returns the id of a question. If it has none, it is the number of the row, from 1."""
     value = table.columns["id"][row] if "id" in table.columns else None
     return str(row + 1) if value is None else str(value)
 
 
-def place(table: Table, row: int) -> str:
-    """`file:line` of a row, and the question's id where it has one: a SQuAD file has a line for nothing."""
+def describe_row(table: Table, row: int) -> str:
+    """Returns `file:line` of a row, and the id of the question if it has one: the lines of a SQuAD file are not questions."""
     value = table.columns["id"][row] if "id" in table.columns else None
-    return table.where(row) + ("" if value is None else f" (id {value})")
+    return table.where(row) if value is None else f"{table.where(row)} (id {value})"
 
 
 # --- the best span --------------------------------------------------------------------------------------------------
@@ -93,10 +97,15 @@ def place(table: Table, row: int) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """The answer to a question: characters begin to end of the context; "" and None where none is given.
+    """The answer to a question.
 
-    score: its probability among the spans that were tried. no_answer_score: the logits of no answer less those of the best
-    span; None where every question has an answer, or the context has no span.
+    Args:
+        text: A substring of the context; "" if there is no answer.
+        begin: Position of its first character in the context; None if there is no answer.
+        end: Position after its last character; None if there is no answer.
+        score: Its probability among the spans that were tried.
+        no_answer_score: Sum of the logits for no answer, minus that of the best span. None if every question of training has an
+            answer, or if the context has no span.
     """
 
     text: str
@@ -108,117 +117,141 @@ class Answer:
 
 @dataclass(frozen=True, kw_only=True)
 class Window:
-    """A part of the context. logits: [T, 2] of start and end. begins, ends: [T] characters of each token, -1 outside the
-    context."""
+    """A part of the context, with the model's outputs.
 
-    logits: "np.ndarray[Any, Any]"
-    begins: "np.ndarray[Any, Any]"
-    ends: "np.ndarray[Any, Any]"
+    Args:
+        logits: Of the answer's start and end [T, 2].
+        char_starts, char_ends: The characters of the context that each token stands for; -1 outside the context [T].
+    """
+
+    logits: Array
+    char_starts: Array
+    char_ends: Array
 
 
 @dataclass(frozen=True, kw_only=True)
 class Search:
-    """num_best: starts and ends of each window that are tried. longest: tokens of an answer. null_threshold: of
-    no_answer_score, above which none is given; None where every question has an answer."""
+    """How the best span is searched.
+
+    Args:
+        num_best: Number of start positions, and of end positions, that are tried in each window.
+        longest: Most tokens of an answer.
+        null_threshold: No answer is given if its no_answer_score is above this; None if there is always an answer.
+    """
 
     num_best: int
     longest: int
     null_threshold: float | None
 
 
-def best_answer(context: str, windows: Iterable[Window], search: Search) -> Answer:
-    """The span with the largest sum of start and end logit over all windows of a question, a substring of the context.
+def find_best_answer(context: str, windows: Iterable[Window], search: Search) -> Answer:
+    """Returns the span with the largest sum of start and end logit over all windows of a question.
 
-    As transformers' run_qa.py has it: no answer scores what the first token does, in the window where that is least.
+    As in transformers' run_qa.py, the score of no answer is the sum of the first token's logits, in the window where it is least.
     """
-    spans: dict[tuple[int, int], float] = {}
-    null = np.inf
+    scores_of_spans: dict[tuple[int, int], float] = {}
+    null_score = np.inf
     for window in windows:
-        null = min(null, float(window.logits[0].sum(dtype=np.float64)))
-        for span, score in spans_of(window, search).items():
-            spans[span] = max(score, spans.get(span, -np.inf))
-    best = sorted(spans, key=lambda span: (-spans[span], span))[: search.num_best]
-    scores = [spans[span] for span in best]
+        null_score = min(null_score, float(window.logits[0].sum(dtype=np.float64)))
+        for span, score in find_spans(window, search).items():
+            scores_of_spans[span] = max(score, scores_of_spans.get(span, -np.inf))
+    best = sorted(scores_of_spans, key=lambda span: (-scores_of_spans[span], span))[: search.num_best]
     if not best:  # a context without a token
         return Answer(text="", begin=None, end=None, score=1.0)
-    odds = None
+    scores = [scores_of_spans[span] for span in best]
+    no_answer_score = None
     if search.null_threshold is not None:
-        odds = null - scores[0]
-        scores.append(null)
-    chances = np.exp(np.array(scores) - max(scores))
-    chances /= chances.sum()
-    if odds is not None and search.null_threshold is not None and odds > search.null_threshold:
-        return Answer(text="", begin=None, end=None, score=float(chances[-1]), no_answer_score=odds)
+        no_answer_score = null_score - scores[0]
+        scores.append(null_score)
+    probabilities = np.exp(np.array(scores) - max(scores))
+    probabilities /= probabilities.sum()
+    if no_answer_score is not None and search.null_threshold is not None and no_answer_score > search.null_threshold:
+        return Answer(text="", begin=None, end=None, score=float(probabilities[-1]), no_answer_score=no_answer_score)
     begin, end = best[0]
-    return Answer(text=context[begin:end], begin=begin, end=end, score=float(chances[0]), no_answer_score=odds)
+    return Answer(
+        text=context[begin:end], begin=begin, end=end, score=float(probabilities[0]), no_answer_score=no_answer_score
+    )
 
 
-def spans_of(window: Window, search: Search) -> dict[tuple[int, int], float]:
-    """Characters and score of the spans of a window that are tried: of the best starts with the best ends those that are in
-    order and not too long; where there is no such pair, of all starts with all ends."""
-    tokens = np.flatnonzero(window.begins >= 0)
+def find_spans(window: Window, search: Search) -> dict[tuple[int, int], float]:
+    """Returns characters (begin, end) and score of the spans of a window that are tried.
+
+    These are all pairs of the best starts and the best ends that are in order and not too long. If there is no such pair, all
+    starts and all ends are tried.
+    """
+    tokens = np.flatnonzero(window.char_starts >= 0)
     if not len(tokens):
         return {}
-    starts, ends = (window.logits[tokens, side].astype(np.float64) for side in (0, 1))
-    found: dict[tuple[int, int], float] = {}
+    start_logits, end_logits = (window.logits[tokens, side].astype(np.float64) for side in (0, 1))
+    spans: dict[tuple[int, int], float] = {}
     for count in (search.num_best, len(tokens)):
-        first, last = (np.argsort(-logits, kind="stable")[:count] for logits in (starts, ends))
-        width = last[None, :] - first[:, None]
+        starts, ends = (np.argsort(-logits, kind="stable")[:count] for logits in (start_logits, end_logits))
+        width = ends[None, :] - starts[:, None]
         for i, j in zip(*np.nonzero((width >= 0) & (width < search.longest)), strict=True):
-            span = int(window.begins[tokens[first[i]]]), int(window.ends[tokens[last[j]]])
+            span = int(window.char_starts[tokens[starts[i]]]), int(window.char_ends[tokens[ends[j]]])
             if span[0] < span[1]:
-                found[span] = max(float(starts[first[i]] + ends[last[j]]), found.get(span, -np.inf))
-        if found:
+                spans[span] = max(float(start_logits[starts[i]] + end_logits[ends[j]]), spans.get(span, -np.inf))
+        if spans:
             break
-    return found
+    return spans
 
 
-# --- the official counting ------------------------------------------------------------------------------------------
+# --- metrics of the official scripts --------------------------------------------------------------------------------
 
 ARTICLES = re.compile(r"\b(a|an|the)\b")
 
 PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
-def normalized(text: str) -> str:
-    """Lower case, without ASCII punctuation, articles and superfluous blanks, in the scripts' order."""
+def normalize_answer(text: str) -> str:
+    """Returns a text in lower case without ASCII punctuation, articles and extra white space, in the order of the scripts."""
     return " ".join(ARTICLES.sub(" ", text.lower().translate(PUNCTUATION)).split())
 
 
-def f1_of(answer: str, gold: str) -> float:
-    """F1 over the words that both have. Of answers without a word: 1 where neither has one (there is no answer), else 0."""
-    ours, theirs = normalized(answer).split(), normalized(gold).split()
-    if not ours or not theirs:
-        return float(ours == theirs)
-    same = sum((Counter(ours) & Counter(theirs)).values())
-    return 2 * same / (len(ours) + len(theirs))
+def compute_f1(answer: str, reference: str) -> float:
+    """Returns F1 over the words that two answers share. If one has no words, it is 1 if the other has none either, else 0."""
+    words, reference_words = normalize_answer(answer).split(), normalize_answer(reference).split()
+    if not words or not reference_words:
+        return float(words == reference_words)
+    num_shared = sum((Counter(words) & Counter(reference_words)).values())
+    return 2 * num_shared / (len(words) + len(reference_words))
 
 
 def score_answers(
-    answers: Sequence[str], golds: Sequence[Sequence[str]], *, unanswerable: bool = False
+    answers: Sequence[str], references: Sequence[Sequence[str]], *, unanswerable: bool = False
 ) -> dict[str, float]:
-    """f1 and exact_match in [0, 1] (the scripts print percents): the best over a question's golds, the mean over questions.
+    """Returns f1 and exact_match in [0, 1]; the official scripts print percents.
 
-    With unanswerable questions, which have no golds, as SQuAD 2.0's script counts, and its values of both kinds of questions
-    besides (nan where there is none of a kind); else as that of 1.1.
+    A question scores its best over its references, and the metric is the mean over questions. If `unanswerable`, the metrics are
+    those of SQuAD 2.0's script: a question without references is right if the answer is empty, and both metrics are also given
+    for the questions with and without an answer (nan if there are none). Else they are those of the script of 1.1.
     """
     exact, f1 = [], []
-    for answer, allowed in zip(answers, golds, strict=True):
+    for answer, allowed in zip(answers, references, strict=True):
         if unanswerable:
-            allowed = [gold for gold in allowed if normalized(gold)] or [""]
-        exact.append(max((float(normalized(answer) == normalized(gold)) for gold in allowed), default=0.0))
-        f1.append(
-            max((f1_of(answer, gold) if unanswerable or normalized(gold) else 0.0 for gold in allowed), default=0.0)
+            allowed = [reference for reference in allowed if normalize_answer(reference)] or [""]
+        exact.append(
+            max((float(normalize_answer(answer) == normalize_answer(reference)) for reference in allowed), default=0.0)
         )
-    values = {"f1": mean(f1), "exact_match": mean(exact)}
+        f1.append(
+            max(
+                (
+                    compute_f1(answer, reference) if unanswerable or normalize_answer(reference) else 0.0
+                    for reference in allowed
+                ),
+                default=0.0,
+            )
+        )
+    values = {"f1": compute_mean(f1), "exact_match": compute_mean(exact)}
     if not unanswerable:
         return values
-    for kind, chosen in (("HasAns", True), ("NoAns", False)):
-        rows = [row for row, allowed in enumerate(golds) if bool(allowed) == chosen]
-        values |= {f"{kind}_f1": mean([f1[row] for row in rows]), f"{kind}_exact": mean([exact[row] for row in rows])}
+    for name, has_answer in (("HasAns", True), ("NoAns", False)):
+        rows = [row for row, allowed in enumerate(references) if bool(allowed) == has_answer]
+        values[f"{name}_f1"] = compute_mean([f1[row] for row in rows])
+        values[f"{name}_exact"] = compute_mean([exact[row] for row in rows])
     return values
 
 
-def mean(values: Sequence[float]) -> float:
-    """The mean; nan of nothing."""
+def compute_mean(values: Sequence[float]) -> float:
+    """Returns the mean; nan if there are no values."""
     return sum(values) / len(values) if values else float("nan")
