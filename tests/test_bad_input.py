@@ -293,7 +293,7 @@ SETTING_CASES = [
     Case(name="checkpoint that is not there", words=("--checkpoint.resume", "none.pt"),
          starts="checkpoint.resume (none.pt): no such file"),
     Case(name="checkpoint that is none", words=("--checkpoint.resume", "none.pt"), spoil=replace("none.pt", "x"),
-         starts="none.pt: is no whole checkpoint"),
+         starts="none.pt: is not an intact checkpoint"),
 ]  # fmt: skip
 
 
@@ -471,7 +471,7 @@ def test_a_folder_of_other_files_is_not_written_to(work: Path, capsys: pytest.Ca
     (work / "outputs" / "run" / "config.yaml").unlink()
     before = digest(work / "outputs")
     message = refusal(capsys)
-    assert message.startswith("name (run): outputs/run holds files, and they are not of a run")
+    assert message.startswith("name (run): outputs/run holds files that do not belong to a run")
     assert digest(work / "outputs") == before
 
 
@@ -487,7 +487,7 @@ def test_a_run_whose_config_cannot_be_read_is_not_written_to(
 
 def test_an_output_folder_that_is_a_file_is_named(fresh: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (fresh / "outputs").write_text("mine")
-    assert refusal(capsys).startswith("output_dir (outputs): outputs/run cannot be made or written: ")
+    assert refusal(capsys).startswith("output_dir (outputs): outputs/run cannot be created or written: ")
     assert (fresh / "outputs").read_text() == "mine"
 
 
@@ -532,7 +532,7 @@ def test_two_runs_in_one_folder_at_once_name_the_other(
     before = digest(work / "outputs")
     for words in ([], ["--checkpoint.resume", "never"]):
         message = refusal(capsys, *words)
-        assert message.startswith("outputs/run: another run is at work in this folder (")
+        assert message.startswith("outputs/run: another run uses this folder (")
         assert f"{socket.gethostname()} process {holder.pid}" in message
         assert digest(work / "outputs") == before
 
@@ -552,7 +552,7 @@ def test_a_run_on_another_machine_is_in_the_way_until_its_mark_is_removed(
     mark.write_text("elsewhere process 5")
     before = digest(work / "outputs")
     message = refusal(capsys)
-    assert "a run on another machine is at work in this folder (elsewhere process 5)" in message
+    assert "a run on another machine uses this folder (elsewhere process 5)" in message
     assert "remove outputs/run/.running" in message
     assert digest(work / "outputs") == before
     mark.unlink()
@@ -765,6 +765,6 @@ def test_the_script_itself_ends_with_2_and_one_line_where_another_run_is_at_work
         assert digest(work / "outputs") == held
     assert ended.returncode == 2, ended.stderr
     assert len(ended.stderr.splitlines()) == 1, ended.stderr
-    assert ended.stderr.startswith("error: outputs/run: another run is at work in this folder (")
+    assert ended.stderr.startswith("error: outputs/run: another run uses this folder (")
     assert f"process {os.getpid()}" in ended.stderr
     assert digest(work / "outputs") == before
