@@ -14,6 +14,7 @@ import numpy as np
 
 from hf_finetune.config.sections import RunConfig, TaskSettings, require
 from hf_finetune.data.features import Array, Batch, Features, Ragged
+from hf_finetune.data.formats import CONLL
 from hf_finetune.data.table import ColumnSpec, Table
 from hf_finetune.model.head_spec import HeadSpec
 from hf_finetune.system.errors import InputError
@@ -85,7 +86,7 @@ class TaggingColumns(Columns):
 
     @property
     def spec(self) -> ColumnSpec:
-        return ColumnSpec(inputs=(self.text,), labels=(self.label,), text_files="conll", together=(self.text,))
+        return ColumnSpec(inputs=(self.text,), labels=(self.label,), text_files=CONLL, together=(self.text,))
 
     def make_row(self, texts: Sequence[str]) -> dict[str, Any]:
         if len(texts) != 1:

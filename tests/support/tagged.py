@@ -1,4 +1,4 @@
-"""Made sentences with tags, and tokenizers of several kinds that cut words into pieces."""
+"""Made sentences with tags, and tokenizers of several kinds that split words into pieces."""
 
 import random
 import tempfile
@@ -16,22 +16,22 @@ ENDS = [("[CLS]", 2), ("[SEP]", 3)]
 
 
 def make_rows(count: int, *, seed: int = 0, longest: int = 12) -> list[dict[str, Any]]:
-    """Learnable rows in IOB2: words of a class are its entities, a second one behind the first is inside of it."""
+    """Returns rows in IOB2 that a model can learn: the one or two words of a class in a sentence are an entity of its type."""
     generator = random.Random(seed)
     rows = []
     for number in range(count):
         kind = list(tiny.CLASSES)[number % 3]
         tokens = generator.choices(tiny.FILLER, k=generator.randint(1, longest))
         tags = ["O"] * len(tokens)
-        at, size = generator.randint(0, len(tokens)), generator.randint(1, 2)
-        tokens[at:at] = generator.choices(tiny.CLASSES[kind].split(), k=size)
-        tags[at:at] = [f"B-{kind}", f"I-{kind}"][:size]
+        position, size = generator.randint(0, len(tokens)), generator.randint(1, 2)
+        tokens[position:position] = generator.choices(tiny.CLASSES[kind].split(), k=size)
+        tags[position:position] = [f"B-{kind}", f"I-{kind}"][:size]
         rows.append({"tokens": tokens, "tags": tags})
     return rows
 
 
 def write_splits(folder: Path, counts: tuple[int, int, int] = (48, 16, 16), **options: Any) -> dict[str, Any]:
-    """Three files of rows, and the settings that name them."""
+    """Writes three files of rows. Returns the settings that name them."""
     return {
         f"data.{split}": [str(tiny.write_jsonl(folder / f"{split}.jsonl", make_rows(count, seed=seed, **options)))]
         for seed, (split, count) in enumerate(zip(("train", "validation", "test"), counts, strict=True))
@@ -39,13 +39,13 @@ def write_splits(folder: Path, counts: tuple[int, int, int] = (48, 16, 16), **op
 
 
 def wrap(tokenizer: Any, **options: Any) -> Any:
-    """As transformers has it."""
+    """Returns the tokenizer as one of transformers, with special tokens."""
     names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
     return transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=64, **names, **options)
 
 
 def word_piece() -> Any:
-    """BERT's kind: every letter is a piece, and a few longer ones are; control characters are dropped."""
+    """Returns a tokenizer like BERT's. Its pieces are all letters and a few longer ones; it drops control characters."""
     pieces = [*tiny.VOCABULARY, "ing", "##ing", "##s", *LETTERS, *(f"##{letter}" for letter in LETTERS), *".,'!"]
     vocabulary = {piece: number for number, piece in enumerate(dict.fromkeys(pieces))}
     tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
@@ -57,7 +57,8 @@ def word_piece() -> Any:
 
 
 def byte_level(kind: str = "RobertaTokenizer") -> Any:
-    """RoBERTa's kind, which marks a space before a word; without `kind` as ModernBERT's, of no class of its own."""
+    """Returns a tokenizer like RoBERTa's, which marks the space before a word. kind: its class in transformers; "" for one like
+    ModernBERT's, which has no class of its own."""
     trained = tokenizers.ByteLevelBPETokenizer()
     texts = [" ".join(row["tokens"]) for row in make_rows(40)]
     trained.train_from_iterator(texts, vocab_size=320, special_tokens=["<s>", "<pad>", "</s>", "<unk>", "<mask>"])
@@ -72,7 +73,7 @@ def byte_level(kind: str = "RobertaTokenizer") -> Any:
 
 
 def unigram() -> Any:
-    """SentencePiece's kind."""
+    """Returns a tokenizer like those of SentencePiece."""
     trained = tokenizers.SentencePieceUnigramTokenizer()
     texts = [" ".join(row["tokens"]) for row in make_rows(40)]
     specials = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
