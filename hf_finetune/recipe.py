@@ -9,16 +9,18 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hf_finetune.config.loading import load_config
+from hf_finetune.config.help import format_help
+from hf_finetune.config.loading import choose_kind, load_config, read_settings, to_yaml
+from hf_finetune.config.tasks import TASKS, load_task
 from hf_finetune.system.console import configure_logging
 from hf_finetune.system.errors import InputError, StoppedError, redact
 from hf_finetune.system.signals import EXIT_TRY_AGAIN
 
 EXIT_INPUT = 2
+FLAGS = frozenset({"--help", "-h", "--print_config", "--debug"})
 
 
 def run_recipe(
-    task_name: str,
     defaults: Mapping[str, Any],
     *,
     demo: Mapping[str, Any] | None = None,
@@ -27,18 +29,38 @@ def run_recipe(
 ) -> int:
     """Reads settings (recipe defaults, --config, command line), fine-tunes, and returns the exit code.
 
-    `demo` goes over the defaults where neither --config nor the command line names any data.
+    Args:
+        defaults: Settings by their dotted keys, task.kind included.
+        demo: Settings that override the defaults if neither --config nor the command line names data.
+        description: Text at the top of --help.
+        arguments: Words of the command line; those of this process if not given.
     """
-    words = list(sys.argv[1:] if arguments is None else arguments)
+    given_words = list(sys.argv[1:] if arguments is None else arguments)
+    words = [word for word in given_words if word not in FLAGS]
+    flags = FLAGS & {*given_words}
 
     def run() -> None:
-        config = load_config(defaults, words, demo=demo, prog=Path(sys.argv[0]).stem, description=description)
-        if config is not None:
-            from hf_finetune.train import finetune
+        if flags & {"--help", "-h"}:
+            print_help(defaults, words, demo=demo, description=description)
+            return
+        config = load_config(defaults, words, demo=demo)
+        if "--print_config" in flags:
+            print(to_yaml(config), end="")
+            return
+        from hf_finetune.train import finetune
 
-            finetune(config, task_name=task_name)
+        finetune(config)
 
-    return exit_process(report_errors(run, debug="--debug" in words))
+    return exit_process(report_errors(run, debug="--debug" in flags))
+
+
+def print_help(
+    defaults: Mapping[str, Any], words: Sequence[str], *, demo: Mapping[str, Any] | None, description: str
+) -> None:
+    """Prints the settings of the recipe's task, or, if there is no recipe, of the task that the words name."""
+    kind = choose_kind(defaults, read_settings(words))
+    prog = f"hf-finetune train {kind}" if kind in TASKS else f"hf-finetune train --task.kind {kind}"
+    print(format_help(load_task(kind).Settings, defaults, demo=demo, prog=prog, description=description))
 
 
 def exit_process(code: int) -> int:
@@ -82,7 +104,7 @@ def report_errors(function: Callable[[], None], *, debug: bool = False) -> int:
 
 
 def recipe_path(name: str) -> Path:
-    """The file of a recipe: in the wheel inside the package, in a checkout beside it."""
+    """The file of a recipe: inside the package if it was installed from a wheel, next to the package in a checkout."""
     package = Path(__file__).parent
     for folder in (package / "recipes", package.parent / "recipes"):
         if (folder / f"{name}.py").is_file():
@@ -90,7 +112,7 @@ def recipe_path(name: str) -> Path:
     known = sorted(
         path.stem for folder in (package / "recipes", package.parent / "recipes") for path in folder.glob("*.py")
     )
-    raise InputError(f"train {name}: there is no such recipe; there are {', '.join(known)}")
+    raise InputError(f"train {name}: there is no such recipe; the recipes are {', '.join(known)}")
 
 
 def run_recipe_file(name: str, arguments: Sequence[str]) -> int:
@@ -102,3 +124,9 @@ def run_recipe_file(name: str, arguments: Sequence[str]) -> int:
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else 0 if end.code is None else 1
     return 0
+
+
+def run_settings(arguments: Sequence[str]) -> int:
+    """Trains with `--config FILE.yaml` and other settings that name the task: by its recipe, if it has one."""
+    kind = choose_kind({}, read_settings([word for word in arguments if word not in FLAGS]))
+    return run_recipe_file(kind, arguments) if kind in TASKS else run_recipe({}, arguments=arguments)

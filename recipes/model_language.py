@@ -15,6 +15,7 @@ import sys
 from hf_finetune import run_recipe
 
 DEFAULTS = {
+    "task.kind": "model_language",
     "data.label_column": None,
     # 5e-5, linear to 0, 8 blocks an update and 3 epochs are the defaults of transformers' run_clm.py and run_mlm.py (theirs
     # have no warm-up; ours is 10 % of the updates, which costs nothing and spares AdamW's first ones)
@@ -24,4 +25,4 @@ DEFAULTS = {
 }
 
 if __name__ == "__main__":
-    sys.exit(run_recipe("language_modelling", DEFAULTS, description=__doc__))
+    sys.exit(run_recipe(DEFAULTS, description=__doc__))

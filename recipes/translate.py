@@ -19,6 +19,7 @@ import sys
 from hf_finetune import run_recipe
 
 DEFAULTS = {
+    "task.kind": "translate",
     "model.backbone": "google-t5/t5-small",
     "data.text_columns": ["source"],
     "data.label_column": "target",
@@ -31,4 +32,4 @@ DEFAULTS = {
 }
 
 if __name__ == "__main__":
-    sys.exit(run_recipe("translation", DEFAULTS, description=__doc__))
+    sys.exit(run_recipe(DEFAULTS, description=__doc__))

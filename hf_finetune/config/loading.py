@@ -7,7 +7,7 @@ import dataclasses
 import difflib
 import typing
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import fields
 from typing import Any
 
 import yaml
@@ -21,17 +21,18 @@ from hf_finetune.system.errors import InputError
 SECTIONS = tuple(field.name for field in fields(RunConfig) if field.name not in ("name", "output_dir", "seed"))
 
 
+def get_section_classes(settings: type[TaskSettings] = TaskSettings) -> dict[str, Any]:
+    """Returns the class of every section by its name. settings: the Settings class of the task."""
+    hints = typing.get_type_hints(RunConfig) | {"task": settings}
+    return {section: hints[section] for section in SECTIONS}
+
+
 def get_setting_types(settings: type[TaskSettings] = TaskSettings) -> dict[str, Any]:
     """Returns the type of every setting by its dotted key. settings: the Settings class of the task."""
-    types: dict[str, Any] = {}
-    hints = typing.get_type_hints(RunConfig)
-    for field in fields(RunConfig):
-        section = settings if field.name == "task" else hints[field.name]
-        if is_dataclass(section):
-            section_hints = typing.get_type_hints(section)
-            types |= {f"{field.name}.{inner.name}": section_hints[inner.name] for inner in fields(section)}
-        else:
-            types[field.name] = section
+    types = {key: hint for key, hint in typing.get_type_hints(RunConfig).items() if key not in SECTIONS}
+    for name, section in get_section_classes(settings).items():
+        hints = typing.get_type_hints(section)
+        types |= {f"{name}.{field.name}": hints[field.name] for field in fields(section)}
     return types
 
 
@@ -164,8 +165,8 @@ def make_config(settings: Mapping[str, Any]) -> RunConfig:
     for field in fields(task_settings):
         if field.name not in values["task"] and field.default is field.default_factory is dataclasses.MISSING:
             raise InputError(f"task.{field.name} (null): must be given; {kind} has no default for it")
-    hints = typing.get_type_hints(RunConfig) | {"task": task_settings}
-    return RunConfig(**run_values, **{section: hints[section](**values[section]) for section in SECTIONS})
+    sections = {name: section(**values[name]) for name, section in get_section_classes(task_settings).items()}
+    return RunConfig(**run_values, **sections)
 
 
 def to_yaml(config: RunConfig) -> str:

@@ -1,12 +1,12 @@
 """RunConfig and its sections: frozen dataclasses that check themselves. Imports nothing heavy.
 
-The docstrings' Args sections are the help texts of `--help`.
+The Args sections of the docstrings are the texts of `--help` and of docs/settings.md.
 """
 
 import dataclasses
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, is_dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -40,13 +40,13 @@ class ModelConfig:
     """The pretrained backbone.
 
     Args:
-        backbone: Hub id, folder, or package://NAME/path of a folder in an installed package; a suffix
-            #sha256=HEX has the weight file checked before it is loaded.
+        backbone: Hub id, folder, or package://NAME/path for a folder in an installed package. With the suffix
+            #sha256=HEX, the digest of the weight file is checked before it is loaded.
         revision: Branch, tag or commit of a backbone on the Hub.
-        trust_remote_code: Run the Python code that a Hub repository carries.
-        attention: Attention implementation, as transformers names them (eager, sdpa, flash_attention_2); its own
-            choice if not given.
-        dropout: One probability for every dropout of the model; the backbone's own if not given.
+        trust_remote_code: Run Python code from the backbone's repository on the Hub.
+        attention: Attention implementation, by its name in transformers (eager, sdpa, flash_attention_2). If not given,
+            transformers chooses.
+        dropout: Probability for every dropout of the model. If not given, the backbone's own.
     """
 
     backbone: str = ""
@@ -64,19 +64,20 @@ class DataConfig:
     """The labelled text.
 
     Args:
-        dataset: Data set on the Hub, or a folder that the datasets library loads.
-        subset: Configuration of that data set, where it has several.
-        train: Files (csv, tsv, json, jsonl, parquet, also .gz), globs, package://NAME/path, or what the recipe takes besides (a
-            folder with one sub-folder of .txt files a class, CoNLL files, text files). With data.dataset, the name of its split.
-        validation: The same for validation; taken from training if not given.
-        test: The same for the final test; taken from training if not given.
-        text_columns: The columns that are read, in the order the recipe says: one text, or two for sentence pairs.
-        label_column: The column of what is to be predicted: labels, lists of labels, numbers, tags, answers, texts.
-        validation_fraction: Share of the training rows taken for validation where there is no such split.
-        test_fraction: Share of the training rows taken for the test where there is no such split; 0 for none.
-        max_length: Longest input in tokens, longer ones are cut; the model's own limit, at most 512, if not given.
-        max_train_examples: Train on so many examples, drawn with the seed.
-        encoding: Text encodings, tried in order for each file.
+        dataset: Data set on the Hub, or a folder that the datasets library can load.
+        subset: Configuration of that data set, if it has several.
+        train: Training data: csv, tsv, json, jsonl or parquet files (.gz too), file patterns, package://NAME/path, or another
+            format that the recipe reads (a folder with one sub-folder of .txt files per class, CoNLL files, text files). With
+            data.dataset, the name of the split.
+        validation: Validation data, in the same formats. If not given, a part of the training data is used.
+        test: Data of the final test, in the same formats. If not given, a part of the training data is used.
+        text_columns: Columns of the input text, in the order that the recipe describes: one text, or two for sentence pairs.
+        label_column: Column of the target: labels, lists of labels, numbers, tags, answers or texts.
+        validation_fraction: Share of the training data that is used for validation if data.validation is not given.
+        test_fraction: Share of the training data that is used for the test if data.test is not given; 0 for no test.
+        max_length: Maximum length of an input in tokens. If not given, the model's own limit, at most 512.
+        max_train_examples: Number of training examples to use, drawn with the seed. If not given, all.
+        encoding: Text encodings of the files; the first that fits is used.
     """
 
     dataset: str | None = None
@@ -93,13 +94,13 @@ class DataConfig:
     encoding: tuple[str, ...] = ("utf-8",)
 
     def __post_init__(self) -> None:
-        require(bool(self.text_columns), "data.text_columns", "[]", "names at least one column")
-        named = [*self.text_columns, self.label_column]
+        require(bool(self.text_columns), "data.text_columns", "[]", "must name at least one column")
+        columns = [*self.text_columns, self.label_column]
         require(
-            len(set(named)) == len(named),
+            len(set(columns)) == len(columns),
             "data.text_columns",
             list(self.text_columns),
-            f"the columns, data.label_column ({self.label_column}) among them, must differ",
+            f"must differ from each other and from data.label_column ({self.label_column})",
         )
         for key in ("validation_fraction", "test_fraction"):
             value = getattr(self, key)
@@ -108,23 +109,33 @@ class DataConfig:
             self.validation_fraction > 0 or bool(self.validation) or self.dataset is not None,
             "data.validation_fraction",
             self.validation_fraction,
-            "must be above 0 where data.validation is not given: the best checkpoint is chosen on validation",
+            "must be above 0 if data.validation is not given: the best checkpoint is chosen by validation",
         )
-        require(self.validation_fraction + self.test_fraction < 1, "data.validation_fraction", self.validation_fraction,
-              f"leaves nothing to train on with data.test_fraction ({self.test_fraction})")  # fmt: skip
-        require(self.max_length is None or self.max_length >= 4, "data.max_length", self.max_length, "must be at least 4")
-        require(self.max_train_examples is None or self.max_train_examples >= 2, "data.max_train_examples",
-              self.max_train_examples, "must be at least 2")  # fmt: skip
-        require(bool(self.encoding), "data.encoding", "[]", "names at least one encoding, such as utf-8")
-        require(self.subset is None or self.dataset is not None, "data.subset", self.subset, "needs data.dataset")
+        require(
+            self.validation_fraction + self.test_fraction < 1,
+            "data.validation_fraction",
+            self.validation_fraction,
+            f"must be below 1 together with data.test_fraction ({self.test_fraction}): nothing is left to train on",
+        )
+        for key, minimum in (("max_length", 4), ("max_train_examples", 2)):
+            value = getattr(self, key)
+            require(value is None or value >= minimum, f"data.{key}", value, f"must be at least {minimum}")
+        require(bool(self.encoding), "data.encoding", "[]", "must name at least one encoding, such as utf-8")
+        require(
+            self.subset is None or self.dataset is not None,
+            "data.subset",
+            self.subset,
+            "must be used with data.dataset",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
 class TaskSettings:
-    """The task, and its own settings: each task has a subclass with more fields (hf_finetune/tasks).
+    """The task. Each task has its own settings besides task.kind, in a subclass (hf_finetune/tasks).
 
     Args:
-        kind: Name of the task, which is its recipe's, or the import path of a class of your own: my_package.tasks:MyTask.
+        kind: Name of the task, which is also the name of its recipe; or the import path of your own class, such as
+            my_package.tasks:MyTask.
     """
 
     paths: ClassVar[tuple[str, ...]] = ()  # fields that hold a path of this machine, which a model card must not show
@@ -134,15 +145,15 @@ class TaskSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class FreezeConfig:
-    """What stays as it was pretrained.
+    """The pretrained weights that are not trained.
 
     Args:
-        embeddings: Freeze all that feeds the first block.
-        layers: Blocks frozen from the bottom up: a count, a negative count left free at the top, a fraction
-            such as 2/3, or all.
-        patterns: Regular expressions; a parameter whose name one of them finds (re.search) is frozen.
-        unfreeze: Gradual unfreezing, such as [{epoch: 2, layers: 2}, {epoch: 3, layers: 0}]: from the start of
-            that epoch, counted from 1, so many blocks are frozen.
+        embeddings: Freeze everything below the first block.
+        layers: Number of blocks to freeze, counted from the bottom; a negative number -N to train the N top blocks; a fraction
+            such as 2/3; or all.
+        patterns: Regular expressions. A parameter is frozen if one of them matches anywhere in its name (re.search).
+        unfreeze: Gradual unfreezing, such as [{epoch: 2, layers: 2}, {epoch: 3, layers: 0}]: the number of frozen blocks from
+            the start of each of these epochs, counted from 1.
     """
 
     embeddings: bool = False
@@ -152,20 +163,29 @@ class FreezeConfig:
 
     def __post_init__(self) -> None:
         check_layers("freeze.layers", self.layers)
-        before = 1
+        previous = 1
         for stage in self.unfreeze:
-            require(stage.keys() == {"epoch", "layers"}, "freeze.unfreeze", stage,
-                  "takes epoch and layers, both and no more")  # fmt: skip
+            require("encoder_layers" not in stage, "freeze.unfreeze", stage, "encoder_layers is now called layers")
+            require(
+                stage.keys() == {"epoch", "layers"},
+                "freeze.unfreeze",
+                stage,
+                "must have exactly the keys epoch and layers",
+            )
             epoch = stage["epoch"]
-            require(isinstance(epoch, int) and epoch > before, "freeze.unfreeze", stage,
-                  "epochs must be whole numbers, rise, and be above 1")  # fmt: skip
+            require(
+                isinstance(epoch, int) and epoch > previous,
+                "freeze.unfreeze",
+                stage,
+                "must have epochs that are whole numbers above 1, in ascending order",
+            )
             check_layers("freeze.unfreeze", stage["layers"])
-            before = int(epoch)
+            previous = int(epoch)
         for pattern in self.patterns:
             try:
                 re.compile(pattern)
             except (re.error, OverflowError, RecursionError) as error:
-                raise InputError(f"freeze.patterns ({pattern}): not a regular expression: {error}") from None
+                raise InputError(f"freeze.patterns ({pattern}): must be a regular expression: {error}") from None
 
     def at(self, epoch: int) -> "FreezeConfig":
         """What is frozen in an epoch, counted from 1."""
@@ -174,10 +194,15 @@ class FreezeConfig:
 
 
 def check_layers(key: str, value: Any) -> None:
-    """Raises InputError where a value does not say how many blocks are frozen."""
-    takes = 'takes a count, a negative count, a fraction such as "2/3", or "all"'
+    """Raises InputError if a value is not a number of blocks to freeze."""
     is_count = isinstance(value, int) and not isinstance(value, bool)
-    require(is_count or value == "all" or (isinstance(value, str) and parse_fraction(value) is not None), key, value, takes)
+    is_fraction = isinstance(value, str) and parse_fraction(value) is not None
+    require(
+        is_count or is_fraction or value == "all",
+        key,
+        value,
+        'must be a count, a negative count, a fraction such as "2/3", or "all"',
+    )
 
 
 def parse_fraction(text: str) -> Fraction | None:
@@ -190,17 +215,18 @@ def parse_fraction(text: str) -> Fraction | None:
 
 @dataclass(frozen=True, kw_only=True)
 class AdapterConfig:
-    """Small matrices that are trained instead of the weights beside them. An optional extra: pip install 'hf-finetune[lora]'.
+    """Small matrices that are trained instead of the pretrained weights: pip install 'hf-finetune[lora]'.
 
     Args:
         kind: lora trains LoRA matrices (Hu et al. 2021, arXiv:2106.09685) in the blocks above freeze.layers, and the new
-            head; every pretrained weight stays frozen. Wants up to ten times the train.learning_rate of training the weights.
-        rank: Columns of the matrices.
-        alpha: What the matrices add is multiplied by alpha / rank.
-        dropout: Dropout probability of what goes into the matrices.
-        targets: Names of the linear layers that get them, such as query and value, or the ends of names with dots; all linear
-            layers of the blocks if not given.
-        merge: model/ holds a whole model with the matrices added to the weights, which loads without peft, not the adapter alone.
+            head. All pretrained weights stay frozen. The best train.learning_rate is up to ten times that of full fine-tuning.
+        rank: Rank of the matrices.
+        alpha: Scale of the matrices: their output is multiplied by alpha / rank.
+        dropout: Dropout probability at the input of the matrices.
+        targets: Names of the linear layers that get matrices, such as query and value, or the last parts of dotted names. If
+            not given, all linear layers of the blocks.
+        merge: Add the matrices to the weights, and export a complete model that loads without peft. If false, model/ holds the
+            adapter alone.
     """
 
     # Rank and alpha are those of the paper's own RoBERTa scripts (github.com/microsoft/LoRA, NLU/roberta_*.sh, with learning
@@ -217,21 +243,24 @@ class AdapterConfig:
         for key in ("rank", "alpha"):
             require(getattr(self, key) >= 1, f"adapter.{key}", getattr(self, key), "must be at least 1")
         require(0 <= self.dropout < 1, "adapter.dropout", self.dropout, "must be in [0, 1)")
-        require(all(self.targets), "adapter.targets", list(self.targets), "a name is empty")
-        for field in fields(self) if self.kind == "none" else ():
-            value = getattr(self, field.name)
-            require(value == field.default, f"adapter.{field.name}", list(value) if isinstance(value, tuple) else value,
-                  "has no meaning without adapter.kind lora")  # fmt: skip
+        require(all(self.targets), "adapter.targets", list(self.targets), "must not have an empty name")
+        if self.kind == "none":
+            for field in fields(self):
+                value = getattr(self, field.name)
+                shown = list(value) if isinstance(value, tuple) else value
+                require(value == field.default, f"adapter.{field.name}", shown, "must be used with adapter.kind lora")
 
 
 @dataclass(frozen=True, kw_only=True)
 class CacheConfig:
-    """What is frozen is computed once and kept on disk, for all epochs and runs.
+    """The caches: encoded text, and activations, which are the outputs of frozen layers.
 
     Args:
-        activations: on, off, or auto: on where it saves time on this machine, which is measured, printed and kept to on resume.
-        dir: Folder of the cache, shared by all runs; prefix/ under HF_FINETUNE_CACHE if not given.
-        precision: What hidden states are kept in: 16-bit (fp16; bf16 where values are too large for it) or fp32.
+        activations: Compute the frozen layers once, and store their outputs for all epochs and runs. auto: measured at the start,
+            and on if it saves time on this machine. The decision is printed, and kept when the run is resumed.
+        dir: Folder of all caches, shared by all runs: encoded text and activations lie under it. If not given,
+            HF_FINETUNE_CACHE, else ~/.cache/hf_finetune.
+        precision: Number format of stored activations: 16-bit (fp16, or bf16 if values are too large for it) or fp32.
     """
 
     activations: Literal["auto", "on", "off"] = "auto"
@@ -244,28 +273,29 @@ class CacheConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """How the free parameters are trained.
+    """The training.
 
     Args:
         epochs: Passes over the training examples.
-        max_updates: Stop after so many updates, whatever train.epochs says.
-        batch_size: Examples an update, over all processes and micro-batches.
-        micro_batch_size: Examples a forward on one process; the process's whole share of the batch if not given.
-            The numbers do not depend on it.
-        micro_batch_tokens: Tokens a forward on one process, padding included, instead of a number of examples.
+        max_updates: Maximum number of updates; training stops there even if train.epochs is not reached.
+        batch_size: Examples per update, over all processes and micro-batches.
+        micro_batch_size: Examples per forward pass on one process. If not given, the process's share of the batch in one
+            pass. The results do not depend on it.
+        micro_batch_tokens: Tokens per forward pass on one process, padding included; an alternative to train.micro_batch_size.
         learning_rate: Peak learning rate of the backbone.
-        head_learning_rate: Peak learning rate of the new head; train.learning_rate if not given.
-        layer_decay: Factor on the learning rate from each block to the one below it; 1 for none.
+        head_learning_rate: Peak learning rate of the new head. If not given, train.learning_rate.
+        layer_decay: Factor on the learning rate from each block to the block below it; 1 for none.
         weight_decay: Decoupled weight decay of AdamW, on matrices only (not on biases and norms).
-        warmup_fraction: Share of all updates over which the learning rate rises from near 0 to its peak.
-        schedule: Course of the learning rate after the warm-up, down to 0 or constant.
-        max_grad_norm: Gradients are scaled down to this global norm; 0 for no limit.
-        label_smoothing: Share of the target spread evenly over all classes, tags or tokens, where the loss is a cross entropy.
-        precision: auto takes bf16 where the processor is fast at it, else fp32, and says why.
-        dropout_masks: stateless draws them from a hash of seed, update, example and position, so that the numbers do not
-            depend on how examples are grouped; torch from a generator. auto takes stateless on a CPU, where it is faster.
-        patience: Stop after so many evaluations in a row without a better validation metric; never if not given.
-        min_delta: What counts as better for train.patience, in units of the metric.
+        warmup_fraction: Share of all updates in which the learning rate rises from near 0 to its peak.
+        schedule: Course of the learning rate after the warm-up: linear or cosine down to 0, or constant.
+        max_grad_norm: Maximum global norm of the gradients, which are scaled down to it; 0 for no limit.
+        label_smoothing: Share of the target that is spread evenly over all classes, tags or tokens, for cross-entropy losses.
+        precision: Number format of the computation. auto: bf16 if the processor is fast at it, else fp32; the reason is printed.
+        dropout_masks: Random generator of dropout. stateless: masks are a hash of seed, update, example and position, so
+            results do not depend on how examples are grouped. torch: a sequential generator. auto: stateless on a CPU, where it
+            is faster, else torch.
+        patience: Stop after this number of evaluations in a row without a better validation metric. If not given, never.
+        min_delta: Smallest improvement that counts as better for train.patience, in units of the metric.
     """
 
     epochs: int = 3
@@ -300,12 +330,24 @@ class TrainConfig:
         for key in ("warmup_fraction", "label_smoothing"):
             value = getattr(self, key)
             require(0 <= value < 1, f"train.{key}", value, "must be in [0, 1)")
-        require((self.micro_batch_size or 1) <= self.batch_size, "train.micro_batch_size", self.micro_batch_size,
-              f"must not be above train.batch_size ({self.batch_size})")  # fmt: skip
-        require(self.micro_batch_size is None or self.micro_batch_tokens is None, "train.micro_batch_tokens",
-              self.micro_batch_tokens, "is instead of train.micro_batch_size; give one of them")  # fmt: skip
-        require(self.min_delta == 0 or self.patience is not None, "train.min_delta", self.min_delta,
-              "has no meaning without train.patience")  # fmt: skip
+        require(
+            self.micro_batch_size is None or self.micro_batch_size <= self.batch_size,
+            "train.micro_batch_size",
+            self.micro_batch_size,
+            f"must be at most train.batch_size ({self.batch_size})",
+        )
+        require(
+            self.micro_batch_size is None or self.micro_batch_tokens is None,
+            "train.micro_batch_tokens",
+            self.micro_batch_tokens,
+            "must not be given together with train.micro_batch_size",
+        )
+        require(
+            self.min_delta == 0 or self.patience is not None,
+            "train.min_delta",
+            self.min_delta,
+            "must be used with train.patience",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -313,9 +355,9 @@ class EvaluationConfig:
     """Validation during training.
 
     Args:
-        every: "epoch", or a number of updates. The last update is always evaluated.
-        metric: What "best" means: auto, loss, a name this package computes offline, or a metric on the Hub.
-        batch_size: Examples a forward.
+        every: Updates between two evaluations, or "epoch". There is always an evaluation after the last update.
+        metric: Metric that decides which checkpoint is the best: auto, loss, a metric of this package, or one on the Hub.
+        batch_size: Examples per forward pass.
     """
 
     every: int | Literal["epoch"] = "epoch"
@@ -329,17 +371,17 @@ class EvaluationConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
-    """What is saved and resumed.
+    """Saving and resuming.
 
     Args:
-        every: "epoch", or a number of updates. The last update and every new best are always saved.
-        every_minutes: Save also when so many minutes have passed since the last save.
-        content: full, or trainable: only what trains and the optimizer, with the digest of the rest; `hf-finetune materialize`
-            makes a whole model of it.
-        keep_best: Checkpoints kept for the best values of evaluation.metric.
-        keep_last: Newest checkpoints kept.
-        resume: auto goes on from the newest whole checkpoint of the run; never starts anew and moves an older run of
-            the same name aside; or the path of a checkpoint.
+        every: Updates between two checkpoints, or "epoch". The last update and every new best are always saved.
+        every_minutes: Also save if this number of minutes has passed since the last checkpoint.
+        content: full; or trainable, which saves only trained weights and the optimizer, with the digest of the rest:
+            `hf-finetune materialize` makes a complete model from it.
+        keep_best: Number of checkpoints to keep with the best values of evaluation.metric.
+        keep_last: Number of newest checkpoints to keep.
+        resume: auto continues from the newest intact checkpoint of the run. never starts again, and moves an earlier run of the
+            same name to another folder. Or the path of a checkpoint.
     """
 
     every: int | Literal["epoch"] = "epoch"
@@ -351,8 +393,12 @@ class CheckpointConfig:
 
     def __post_init__(self) -> None:
         require(self.every == "epoch" or self.every >= 1, "checkpoint.every", self.every, "must be at least 1")
-        require(self.every_minutes is None or 0 < self.every_minutes < float("inf"), "checkpoint.every_minutes",
-              self.every_minutes, "must be above 0")  # fmt: skip
+        require(
+            self.every_minutes is None or 0 < self.every_minutes < float("inf"),
+            "checkpoint.every_minutes",
+            self.every_minutes,
+            "must be above 0",
+        )
         for key in ("keep_best", "keep_last"):
             value = getattr(self, key)
             require(value >= 1, f"checkpoint.{key}", value, "must be at least 1")
@@ -360,11 +406,11 @@ class CheckpointConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrackingConfig:
-    """Where the numbers are shown.
+    """Logging of the numbers.
 
     Args:
         trackers: Trackers of Accelerate by name (tensorboard, wandb, ...); [] for none.
-        log_every: Updates between two logged rows of training.
+        log_every: Updates between two logged training losses.
     """
 
     trackers: tuple[str, ...] = ("tensorboard",)
@@ -376,13 +422,13 @@ class TrackingConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class HubConfig:
-    """Sharing on the Hugging Face Hub. Nothing is uploaded unless asked for.
+    """Sharing on the Hugging Face Hub. Nothing is uploaded by default.
 
     Args:
         push: Push the best model when the run ends.
         repo_id: Repository as user/name.
         private: Make a new repository private.
-        revision: Branch to push to; the main one if not given.
+        revision: Branch to push to. If not given, the main branch.
     """
 
     push: bool = False
@@ -391,28 +437,17 @@ class HubConfig:
     revision: str | None = None
 
     def __post_init__(self) -> None:
-        require(not self.push or self.repo_id is not None, "hub.repo_id", None, "is needed with hub.push")
+        require(not self.push or self.repo_id is not None, "hub.repo_id", None, "must be given with hub.push")
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """The run.
+    """All settings of a run.
 
     Args:
-        name: Folder of the run under output_dir.
+        name: Name of the run's folder in output_dir.
         output_dir: Folder of all runs.
-        seed: Of the new head, the splits, the order of examples and dropout.
-        model: The pretrained backbone
-        data: The labelled text
-        task: What the labels mean
-        freeze: What stays as it was pretrained
-        adapter: What is trained beside it
-        cache: What is frozen is computed once
-        train: How the rest is trained
-        evaluation: Validation during training
-        checkpoint: What is saved and resumed
-        tracking: Where the numbers are shown
-        hub: Sharing on the Hugging Face Hub
+        seed: Random seed for the new head, splits, example order and dropout.
     """
 
     name: str = "run"
@@ -431,21 +466,36 @@ class RunConfig:
     hub: HubConfig = HubConfig()
 
     def __post_init__(self) -> None:
-        require(re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", self.name) is not None, "name", self.name,
-              "takes letters, digits and . _ - inside: a folder's name, not a path (see output_dir)")  # fmt: skip
+        require(
+            re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", self.name) is not None,
+            "name",
+            self.name,
+            "must be a folder's name of letters, digits and . _ - (not a path; see output_dir)",
+        )
         require(0 <= self.seed < 2**31, "seed", self.seed, "must be 0 or more, and below 2147483648")
         require(
-            self.model.backbone != "", "model.backbone", "''", "is needed: a Hub id, a folder, or package://NAME/path"
+            self.model.backbone != "",
+            "model.backbone",
+            "''",
+            "must be given: a Hub id, a folder, or package://NAME/path",
         )
-        require(self.data.dataset is not None or bool(self.data.train), "data.train", "[]",
-              "is needed: files or a folder; or name a data set in data.dataset")  # fmt: skip
-        require(self.adapter.kind == "none" or not self.freeze.unfreeze, "freeze.unfreeze", list(self.freeze.unfreeze),
-              f"has no meaning with adapter.kind {self.adapter.kind}: pretrained weights stay frozen")  # fmt: skip
+        require(
+            self.data.dataset is not None or bool(self.data.train),
+            "data.train",
+            "[]",
+            "must be given: files or a folder; or name a data set in data.dataset",
+        )
+        require(
+            self.adapter.kind == "none" or not self.freeze.unfreeze,
+            "freeze.unfreeze",
+            list(self.freeze.unfreeze),
+            f"must not be used with adapter.kind {self.adapter.kind}: pretrained weights stay frozen",
+        )
         for key, value in flatten(to_dict(self)):
             if redact(str(value)) != str(value):
                 raise InputError(
-                    f"{key} (***): holds a token or a password, which would be written into the run's files; give tokens in "
-                    "HF_TOKEN or by `hf auth login`"
+                    f"{key} (***): must not hold a token or a password, because it would be written into the run's files; "
+                    "give tokens in HF_TOKEN or by `hf auth login`"
                 )
 
     @classmethod
@@ -464,24 +514,34 @@ class RunConfig:
         return Path(self.output_dir) / self.name
 
 
-# Settings that may differ between a run and its resumption: no trained number depends on them; or, with data, what
-# they stand for is recognised by its digest; or, with freeze, what changes is carried over name by name and reported.
-FREE_ON_RESUME = ("output_dir", "cache.", "train.micro_batch_size", "train.micro_batch_tokens", "evaluation.batch_size",
-                  "checkpoint.", "tracking.", "hub.", "data.", "freeze.", "adapter.merge")  # fmt: skip
+# Settings that may change when a run is resumed. No trained number depends on them; or a digest of their contents is compared
+# (data); or their effect is carried over parameter by parameter, and printed (freeze).
+FREE_ON_RESUME = (
+    "output_dir",
+    "cache.",
+    "train.micro_batch_size",
+    "train.micro_batch_tokens",
+    "evaluation.batch_size",
+    "checkpoint.",
+    "tracking.",
+    "hub.",
+    "data.",
+    "freeze.",
+    "adapter.merge",
+)
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """The config as nested plain values (tuples as lists), fit for YAML, JSON and a weights-only checkpoint."""
+    """Returns the config as nested plain values (tuples as lists), for YAML, JSON and weights-only checkpoints."""
+    values = {field.name: getattr(config, field.name) for field in fields(config)}
     return {
-        field.name: to_dict(value)
-        if dataclasses.is_dataclass(value := getattr(config, field.name))
-        else (list(value) if isinstance(value, tuple) else value)
-        for field in fields(config)
+        name: to_dict(value) if is_dataclass(value) else list(value) if isinstance(value, tuple) else value
+        for name, value in values.items()
     }
 
 
 def flatten(nested: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Pairs of dotted key and value, in order."""
+    """Yields pairs of dotted key and value, in order."""
     for key, value in nested.items():
         if isinstance(value, Mapping):
             yield from flatten(value, f"{prefix}{key}.")
@@ -490,7 +550,7 @@ def flatten(nested: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 
 
 def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
-    """`(dotted key, old value, new value)` of what differs and matters to a resumed run's numbers."""
+    """Returns `(dotted key, old value, new value)` of the settings that differ and must not change when a run is resumed."""
     before, after = dict(flatten(old)), dict(flatten(new))
     return [
         (key, before.get(key), after.get(key))

@@ -24,11 +24,13 @@ def load_task(kind: str) -> Any:
     path = TASKS.get(kind, kind)
     module, separator, name = path.partition(":")
     if not separator:
-        raise InputError(f"task.kind ({kind}): takes one of {', '.join(TASKS)}, or a class as my_package.tasks:MyTask")
+        raise InputError(
+            f"task.kind ({kind}): must be one of {', '.join(TASKS)}, or a class as my_package.tasks:MyTask"
+        )
     try:
         task = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
-        raise InputError(f"task.kind ({kind}): cannot be imported: {error}") from None
+        raise InputError(f"task.kind ({kind}): cannot be imported: {error}") from error
     if not isinstance(getattr(task, "Settings", None), type):
         raise InputError(f"task.kind ({kind}): is not a task: it has no Settings; see hf_finetune.tasks.base.Task")
     return task

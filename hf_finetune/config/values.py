@@ -32,7 +32,9 @@ def convert(key: str, hint: Any, value: Any) -> Any:
     try:
         return convert_list(key, hint, value) if is_list(hint) else convert_scalar(hint, value)
     except (TypeError, ValueError, OverflowError):
-        raise InputError(f"{key} ({format_value(value)}): must be {describe_type(hint)}{suggest_quotes(hint, value)}") from None
+        raise InputError(
+            f"{key} ({format_value(value)}): must be {describe_type(hint)}{suggest_quotes(hint, value)}"
+        ) from None
 
 
 def is_list(hint: Any) -> bool:
