@@ -2,23 +2,26 @@
 
 import glob
 import os.path
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from hf_finetune.config.sections import DataConfig, require
-from hf_finetune.data.formats import get_value, is_table, read_lines, read_parallel, read_rows, read_text
+from hf_finetune.data.formats import get_value, is_table, read_rows
 from hf_finetune.data.table import ColumnSpec, Table, check_texts, find_column_setting, text_and_label_spec
 from hf_finetune.system.errors import InputError
 from hf_finetune.system.locations import local_path
 
 
 def find_files(locations: Sequence[str], key: str) -> list[Path]:
-    """Every file (or class folder) that the locations name, globs expanded and sorted."""
+    """Returns the files and folders that the locations name. Globs are expanded, and their matches sorted.
+
+    `key` is the setting that errors name. Raises InputError for a location without any file.
+    """
     paths: list[Path] = []
     for location in locations:
         path = local_path(location, key)
-        if os.path.exists(path):  # Path.exists raises where a name is too long
+        if os.path.exists(path):  # Path.exists raises an error if the name is too long
             paths.append(Path(path))
             continue
         matches = sorted(glob.glob(path, recursive=True))
@@ -29,108 +32,140 @@ def find_files(locations: Sequence[str], key: str) -> list[Path]:
 
 
 def read_table(
-    locations: Sequence[str], config: DataConfig, key: str, form: ColumnSpec | None = None, *, needs_labels: bool = True
+    locations: Sequence[str],
+    config: DataConfig,
+    key: str,
+    spec: ColumnSpec | None = None,
+    *,
+    needs_labels: bool = True,
 ) -> Table:
-    """All rows of the locations, with the columns of `form` (a text with a label, if not given) checked to be in every row.
+    """Reads all rows of the locations.
 
-    Labels are kept where there are any; without `needs_labels` they may be missing.
+    Args:
+        locations: Files, folders, globs, or package://NAME/path.
+        config: The names of the columns, and the encodings of text files.
+        key: The setting that errors name.
+        spec: The columns to read; texts with a label if not given.
+        needs_labels: False if rows may lack the label columns. Labels are read if there are any.
+
+    Raises InputError, with file and line, if a row lacks a column, or a text is null, empty or not a string.
     """
-    form = form or text_and_label_spec(config.text_columns, str(config.label_column))
-    columns: dict[str, list[Any]] = {name: [] for name in form.columns}
-    needed = {*form.inputs, *(form.labels if needs_labels else ())}
+    if spec is None:
+        spec = text_and_label_spec(config.text_columns, str(config.label_column))
+    columns: dict[str, list[Any]] = {name: [] for name in spec.columns}
+    required = {*spec.inputs, *(spec.labels if needs_labels else ())}
     files: list[str] = []
     lines: list[int] = []
     word_lines: list[list[int]] = []
-    for path, rows in read_files(locations, config, key, form, needs_labels=needs_labels):
-        empty = True
+    for path, rows in read_files(locations, config, key, spec, needs_labels=needs_labels):
+        num_rows_before = len(files)
         for line, row in rows:
-            empty = False
             file = str(row[""] if path.is_dir() else path)
-            for name in columns:
+            for name, values in columns.items():
                 try:
-                    value = get_value(row, name)
+                    values.append(get_value(row, name))
                 except KeyError:
-                    value = None
-                    if name in needed:
-                        found = ", ".join(str(column) for column in row if column != "#lines") or "none"
-                        raise InputError(
-                            f"{file}:{line}: no column {name!r} (columns: {found}); see {find_column_setting(name, config)}"
-                        ) from None
-                columns[name].append(value)
+                    if name in required:
+                        raise missing_column_error(f"{file}:{line}", name, row, config, spec) from None
+                    values.append(None)
             files.append(file)
             lines.append(line)
             word_lines.append([] if is_table(path) else row.get("#lines", []))
-        if empty:
+        if len(files) == num_rows_before:
             raise InputError(f"{path}: is empty")
     table = Table(columns=columns, files=files, lines=lines, word_lines=word_lines if any(word_lines) else None)
-    check_texts(table, form)
+    check_texts(table, spec)
     return table
 
 
+def missing_column_error(
+    where: str, name: str, row: Mapping[str, Any], config: DataConfig, spec: ColumnSpec
+) -> InputError:
+    """Returns the error for a row without a required column. `where`: origin of the row."""
+    names = ", ".join(str(column) for column in row if column != "#lines") or "none"
+    return InputError(f"{where}: no column {name!r} (columns: {names}); see {find_column_setting(name, config, spec)}")
+
+
 def read_files(
-    locations: Sequence[str], config: DataConfig, key: str, form: ColumnSpec, *, needs_labels: bool = True
+    locations: Sequence[str], config: DataConfig, key: str, spec: ColumnSpec, *, needs_labels: bool = True
 ) -> Iterator[tuple[Path, Iterable[tuple[int, dict[str, Any]]]]]:
-    """Each file and its rows. Of parallel text files the second of two is named; without `needs_labels` one may be alone, and
-    holds sources."""
+    """Yields each file and its rows. Of a pair of text files, yields the second one.
+
+    Without `needs_labels`, a single text file is read as the first of a pair.
+    """
     paths = find_files(locations, key)
-    plain = [path for path in paths if not is_table(path) and path.is_file()]
-    if form.text_files == "parallel" and plain:
-        if len(paths) == 1 and not needs_labels:
-            yield plain[0], read_lines(plain[0], read_text(plain[0], config.encoding), config)
-            return
-        if len(plain) != len(paths) or len(plain) % 2:
-            named = ", ".join(map(str, paths))
-            raise InputError(f"{key} ({named}): text files come in twos, first the source and then its target")
-        for source, target in zip(plain[::2], plain[1::2], strict=True):
-            yield target, read_parallel(source, target, config)
+    text_paths = [path for path in paths if not is_table(path) and path.is_file()]
+    read_pair = None if spec.text_files is None else spec.text_files.read_pair
+    is_single_source = len(paths) == 1 and not needs_labels
+    if read_pair is None or not text_paths or is_single_source:
+        for path in paths:
+            yield path, read_rows(path, config, spec.text_files)
         return
-    for path in paths:
-        yield path, read_rows(path, config, form.text_files)
+    if len(text_paths) != len(paths) or len(text_paths) % 2:
+        names = ", ".join(map(str, paths))
+        raise InputError(f"{key} ({names}): text files must come in pairs, each source followed by its target")
+    for source, target in zip(text_paths[::2], text_paths[1::2], strict=True):
+        yield target, read_pair(source, target, config)
 
 
-def read_hub_dataset(config: DataConfig, form: ColumnSpec | None = None) -> dict[str, Table]:
-    """The splits train, validation and test, as far as they are there, of a data set on the Hub.
+def read_hub_dataset(config: DataConfig, spec: ColumnSpec | None = None) -> dict[str, Table]:
+    """Reads a data set of the Hub: its splits train, validation and test, as far as it has them.
 
-    data.train, data.validation and data.test name its splits where they are called otherwise. A split whose labels are
-    all -1, as benchmarks hide their tests, is left out.
+    If data.train, data.validation or data.test is given, it is the name of the split to read instead. A split is left out if all
+    its labels are -1: benchmarks hide the labels of their tests in this way.
+
+    Args:
+        config: The data set, and the names of its columns.
+        spec: The columns to read; texts with a label if not given.
+
+    Raises InputError if the data set cannot be loaded, or lacks a split or a column.
     """
     import datasets
 
-    form = form or text_and_label_spec(config.text_columns, str(config.label_column))
+    if spec is None:
+        spec = text_and_label_spec(config.text_columns, str(config.label_column))
     datasets.disable_progress_bars()
     name = config.dataset or ""
     try:
-        loaded = datasets.load_dataset(name, config.subset)
+        dataset = datasets.load_dataset(name, config.subset)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         raise InputError(f"data.dataset ({name}): cannot be loaded: {str(error).splitlines()[0]}") from None
     tables: dict[str, Table] = {}
     for split in ("train", "validation", "test"):
-        wanted: tuple[str, ...] = getattr(config, split)
-        require(len(wanted) <= 1, f"data.{split}", list(wanted), "names one split of data.dataset")
-        chosen = wanted[0] if wanted else split
-        if chosen not in loaded:
-            if wanted or split == "train":
-                raise InputError(f"data.{split} ({chosen}): {name} has the splits {', '.join(loaded)}")
-            continue
-        rows = loaded[chosen]
-        if any("." in column and column not in rows.column_names for column in form.columns):
-            rows = rows.flatten()  # {"translation": {"de": ...}} has the column translation.de then
-        for column in (*form.inputs, *form.labels):
-            if column not in rows.column_names:
-                setting, found = find_column_setting(column, config), ", ".join(rows.column_names)
-                raise InputError(f"{setting} ({column}): {name} has no such column (columns: {found})")
-        feature = rows.features.get(config.label_column)
-        class_names = tuple(getattr(getattr(feature, "feature", feature), "names", None) or ()) or None
-        columns = {
-            column: list(rows[column]) if column in rows.column_names else [None] * len(rows) for column in form.columns
-        }
-        if class_names and split != "train" and set(map(str, columns[str(config.label_column)])) == {"-1"}:
-            continue
-        tables[split] = Table(
-            columns=columns,
-            files=[f"{name}/{chosen}"] * len(rows),
-            lines=list(range(1, len(rows) + 1)),
-            class_names=class_names,
-        )
-        check_texts(tables[split], form)
+        names: tuple[str, ...] = getattr(config, split)
+        require(len(names) <= 1, f"data.{split}", list(names), "must name one split of data.dataset")
+        split_name = names[0] if names else split
+        if split_name in dataset:
+            table = make_hub_table(dataset[split_name], f"{name}/{split_name}", config, spec)
+            if split == "train" or not hides_labels(table, config):
+                check_texts(table, spec)
+                tables[split] = table
+        elif names or split == "train":
+            raise InputError(f"data.{split} ({split_name}): {name} has the splits {', '.join(dataset)}")
     return tables
+
+
+def make_hub_table(rows: Any, origin: str, config: DataConfig, spec: ColumnSpec) -> Table:
+    """Returns the table of a split (a datasets.Dataset). `origin` names the data set and the split."""
+    if any("." in column and column not in rows.column_names for column in spec.columns):
+        rows = rows.flatten()  # so that {"translation": {"de": ...}} has the column translation.de
+    for column in (*spec.inputs, *spec.labels):
+        if column not in rows.column_names:
+            setting, names = find_column_setting(column, config, spec), ", ".join(rows.column_names)
+            raise InputError(f"{setting} ({column}): {origin} has no such column (columns: {names})")
+    feature = rows.features.get(config.label_column)
+    class_names = getattr(getattr(feature, "feature", feature), "names", None)
+    return Table(
+        columns={
+            column: list(rows[column]) if column in rows.column_names else [None] * len(rows) for column in spec.columns
+        },
+        files=[origin] * len(rows),
+        lines=list(range(1, len(rows) + 1)),
+        class_names=tuple(class_names) if class_names else None,
+    )
+
+
+def hides_labels(table: Table, config: DataConfig) -> bool:
+    """True if all labels of a table of the Hub are -1 and the column has named classes."""
+    labels = table.columns.get(str(config.label_column), [])
+    return table.class_names is not None and set(map(str, labels)) == {"-1"}

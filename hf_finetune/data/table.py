@@ -1,98 +1,121 @@
-"""A table: columns of equal length, and for each row the file and line it came from."""
+"""A table: columns of equal length, and the file and line that each row came from."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from hf_finetune.config.sections import DataConfig
-from hf_finetune.data.formats import TextFiles
+from hf_finetune.data.formats import CLASS_FOLDERS, TextFormat
 from hf_finetune.system.errors import InputError
 
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """Columns of equal length, and for each row where it came from."""
+    """N rows, and where each came from.
+
+    Attributes:
+        columns: The values of each column, N each.
+        files: The file of each row, or the name of a Hub data set and its split.
+        lines: The line of each row in its file, from 1; 0 if the file is one row.
+        class_names: The names of the classes, if the label column of a Hub data set holds class numbers.
+        word_lines: The line of each word of each row, if a file has one word a line.
+    """
 
     columns: dict[str, list[Any]]
-    files: list[str]  # of each row
-    lines: list[int]  # of each row, counted from 1; 0 where the whole file is the row
-    class_names: tuple[str, ...] | None = None  # of an integer label column of a Hub data set
-    word_lines: list[list[int]] | None = None  # of each row's words, where they have lines of their own
+    files: list[str]
+    lines: list[int]
+    class_names: tuple[str, ...] | None = None
+    word_lines: list[list[int]] | None = None
 
     def __len__(self) -> int:
         return len(self.files)
 
     def where(self, row: int) -> str:
-        """`file:line` of a row."""
+        """Returns the origin of a row for error messages, `file:line` or `file`."""
         return f"{self.files[row]}:{self.lines[row]}" if self.lines[row] else self.files[row]
 
     def take(self, rows: Sequence[int]) -> "Table":
-        """The table of these rows, in this order."""
+        """Returns a table of these rows, in this order."""
         return Table(
             columns={name: [values[row] for row in rows] for name, values in self.columns.items()},
             files=[self.files[row] for row in rows],
             lines=[self.lines[row] for row in rows],
             class_names=self.class_names,
-            word_lines=self.word_lines and [self.word_lines[row] for row in rows],
+            word_lines=None if self.word_lines is None else [self.word_lines[row] for row in rows],
         )
 
 
 @dataclass(frozen=True, kw_only=True)
 class ColumnSpec:
-    """What a task needs of its rows, by the names of columns.
+    """The columns that a task reads, and how its rows may be split.
 
-    inputs: in every row. labels: in every row that is trained or evaluated on. optional: taken where they are there. texts:
-    those of them that must be strings with something in them. text_files: what files that are no tables hold. together: rows
-    that are equal in these stay in one split. strata: the column whose values every split gets its share of. in_order: splits
-    are taken from the end and not drawn.
+    Attributes:
+        inputs: Columns that every row must have.
+        labels: Columns that every row must have in training and evaluation.
+        optional: Columns that are read if a row has them; None if not.
+        texts: Those of the columns that must be strings with some text in them.
+        text_files: How the task reads files that are not tables; None if it cannot.
+        together: Rows with equal values in these columns stay in one split, so that no test text was trained on.
+        strata: The column whose values are spread evenly over the splits.
+        in_order: True if splits are taken from the end of the rows instead of drawn at random.
+        settings: The setting that names a column, for errors, if it is not data.text_columns or data.label_column.
     """
 
     inputs: tuple[str, ...]
     labels: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
     texts: tuple[str, ...] = ()
-    text_files: TextFiles = ""
+    text_files: TextFormat | None = None
     together: tuple[str, ...] = ()
     strata: str | None = None
     in_order: bool = False
+    settings: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """All of them."""
+        """All columns, each once."""
         return tuple(dict.fromkeys((*self.inputs, *self.labels, *self.optional)))
 
 
 def text_and_label_spec(texts: tuple[str, ...], label: str, *, numbers: bool = False) -> ColumnSpec:
-    """The columns of texts with a label, or with a number."""
-    return ColumnSpec(inputs=texts, labels=(label,), texts=texts, text_files="classes", together=texts,
-                     strata=None if numbers else label)  # fmt: skip
+    """Returns the columns of texts with a label. numbers: the labels are numbers to predict, which are not stratified."""
+    return ColumnSpec(
+        inputs=texts,
+        labels=(label,),
+        texts=texts,
+        text_files=CLASS_FOLDERS,
+        together=texts,
+        strata=None if numbers else label,
+    )
 
 
-def find_column_setting(column: str, config: DataConfig) -> str:
-    """The setting that names a column."""
-    choices = "task.choice_columns" if column in config.choice_columns else "data.text_columns"
-    return "data.label_column" if column == config.label_column else choices
+def find_column_setting(column: str, config: DataConfig, spec: ColumnSpec) -> str:
+    """Returns the dotted key of the setting that names a column."""
+    if column == config.label_column:
+        return "data.label_column"
+    return spec.settings.get(column, "data.text_columns")
 
 
 def has_fractions(values: Iterable[Any]) -> bool:
-    """Whether all values are numbers (or strings of such) and some are not whole."""
-    some = False
+    """True if all values are numbers (or strings of such) and at least one is not an integer. nan counts as such a number."""
+    has_fraction = False
     for value in values:
         if isinstance(value, bool) or not isinstance(value, (int, float, str)):
             return False
         try:
-            some = not float(value).is_integer() or some  # nan too: encode_labels says where it is
+            number = float(value)
         except (ValueError, OverflowError):
             return False
-    return some
+        has_fraction = has_fraction or not number.is_integer()
+    return has_fraction
 
 
 def describe_value(value: Any, expected: str = "a string") -> str:
-    """Says in an error what is wrong with a value: "null", "empty", or "an int, not a string".
+    """Returns what is wrong with a value, for error messages: "null", "empty", or "an int, not a string".
 
     Args:
-        value: the value of a row that cannot be used.
-        expected: what it should be, with its article.
+        value: The value of a row that cannot be used.
+        expected: What the value should be, with an article.
     """
     if value is None:
         return "null"
