@@ -1,1 +1,1 @@
-"""The tasks, one file each, and what they share: base classes, losses and metrics."""
+"""The tasks, one file each: what the columns of the data mean. Their names are in hf_finetune/config/tasks.py."""

@@ -224,9 +224,9 @@ class ClassificationScoring(Scoring):
         }[self.problem]
 
     def check_metric(self, name: str, key: str = "evaluation.metric") -> str:
-        name = metrics.SHORT_NAMES.get(name, name)
+        name = metrics.expand_name(name)
         if name != "loss":
-            metrics.load(name, key)
+            metrics.load_metric(name, key)
             metrics.check_fits(name, self.problem, key)
         return name
 

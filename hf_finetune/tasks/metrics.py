@@ -1,20 +1,21 @@
-"""Metrics that work offline, called as `evaluate`'s are; any other name is loaded through `evaluate`.
+"""Metrics that need no network. Any other name is loaded with the `evaluate` package.
 
-`load(name).compute(predictions=..., references=...)` returns `{name: value}`.
+A metric is a function of predictions and references that returns a number. B examples, C classes.
 """
 
 import difflib
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 import numpy as np
 
 from hf_finetune.system.errors import InputError
+from hf_finetune.system.locations import install_hint
 
-Values = Any  # anything numpy makes an array of
+Values = Any  # anything that numpy makes an array of
+Metric = Callable[[Values, Values], float]  # of predictions and references
 
 LOWER_IS_BETTER = frozenset(
     {"loss", "mse", "mae", "rmse", "mape", "smape", "perplexity", "wer", "cer", "ter", "brier_score"}
@@ -22,59 +23,63 @@ LOWER_IS_BETTER = frozenset(
 
 
 def accuracy(predictions: Values, references: Values) -> float:
-    """Share of examples that are right; of several labels, share of all decisions."""
+    """Share of correct predictions. With several labels an example, every label counts as one prediction."""
     return float(np.mean(np.asarray(predictions) == np.asarray(references)))
 
 
 def exact_match(predictions: Values, references: Values) -> float:
-    """Share of examples that are right in every label."""
+    """Share of examples with all labels correct."""
     equal = np.asarray(predictions) == np.asarray(references)
     return float(np.mean(equal.reshape(len(equal), -1).all(axis=1)))
 
 
-def averaged(name: str, average: str) -> Callable[[Values, Values], float]:
-    """scikit-learn's f1, precision or recall, 0 where it is undefined."""
+def make_averaged(name: str, average: str) -> Metric:
+    """Returns scikit-learn's f1, precision or recall with this average. A class for which it is undefined counts as 0."""
 
     def compute(predictions: Values, references: Values) -> float:
         import sklearn.metrics
 
-        return float(
-            getattr(sklearn.metrics, f"{name}_score")(references, predictions, average=average, zero_division=0)
-        )
+        score = getattr(sklearn.metrics, f"{name}_score")
+        return float(score(references, predictions, average=average, zero_division=0))
 
     return compute
 
 
 def matthews_correlation(predictions: Values, references: Values) -> float:
-    """Matthews correlation coefficient, over any number of classes."""
+    """Matthews correlation coefficient, for any number of classes."""
     from sklearn.metrics import matthews_corrcoef
 
     return float(matthews_corrcoef(references, predictions))
 
 
 def roc_auc(predictions: Values, references: Values) -> float:
-    """Area under the ROC curve; `predictions` are probabilities: [B], [B, 2], [B, C] (one against the rest, macro), or
-    [B, C] beside 0/1 references [B, C]. nan where a class is missing."""
+    """Area under the ROC curve, nan if a class does not occur in the references.
+
+    Args:
+        predictions: Probabilities: of the second of two classes [B], of two classes [B, 2], or of more classes [B, C] (each class
+            against all others, averaged over classes).
+        references: Class numbers [B]; or 0/1 [B, C] for several labels an example, averaged over the labels that have both.
+    """
     from sklearn.metrics import roc_auc_score
 
     scores, targets = np.asarray(predictions, dtype=float), np.asarray(references)
-    if targets.ndim == 1 and scores.ndim == 2 and scores.shape[1] == 2:
-        scores = scores[:, 1]
-    multi_class = targets.ndim == 1 and scores.ndim == 2
-    if multi_class and len(np.unique(targets)) < scores.shape[1]:
-        return math.nan
     if targets.ndim == 2:
-        both = (targets.min(axis=0) == 0) & (targets.max(axis=0) == 1)
-        if not both.any():
+        has_both = (targets.min(axis=0) == 0) & (targets.max(axis=0) == 1)
+        if not has_both.any():
             return math.nan
-        targets, scores = targets[:, both], scores[:, both]
-    elif len(np.unique(targets)) < 2:
+        return float(roc_auc_score(targets[:, has_both], scores[:, has_both], average="macro"))
+    if scores.ndim == 2 and scores.shape[1] == 2:
+        scores = scores[:, 1]
+    num_classes = max(2, scores.shape[1]) if scores.ndim == 2 else 2
+    if len(np.unique(targets)) < num_classes:
         return math.nan
-    return float(roc_auc_score(targets, scores, average="macro", **({"multi_class": "ovr"} if multi_class else {})))
+    if scores.ndim == 2:
+        return float(roc_auc_score(targets, scores, average="macro", multi_class="ovr"))
+    return float(roc_auc_score(targets, scores, average="macro"))
 
 
-def correlation(name: str) -> Callable[[Values, Values], float]:
-    """scipy's pearsonr or spearmanr; nan where one side is constant."""
+def make_correlation(name: str) -> Metric:
+    """Returns scipy's pearsonr or spearmanr. The value is nan if predictions or references are constant."""
 
     def compute(predictions: Values, references: Values) -> float:
         import scipy.stats
@@ -92,18 +97,18 @@ def mse(predictions: Values, references: Values) -> float:
     return float(np.mean((np.asarray(predictions, dtype=float) - np.asarray(references, dtype=float)) ** 2))
 
 
-OFFLINE: dict[str, Callable[[Values, Values], float]] = {
+OFFLINE: dict[str, Metric] = {
     "accuracy": accuracy,
     "exact_match": exact_match,
     **{
-        f"{name}_{average}": averaged(name, average)
+        f"{name}_{average}": make_averaged(name, average)
         for name in ("f1", "precision", "recall")
         for average in ("macro", "micro", "weighted")
     },
     "matthews_correlation": matthews_correlation,
     "roc_auc": roc_auc,
-    "pearson": correlation("pearsonr"),
-    "spearman": correlation("spearmanr"),
+    "pearson": make_correlation("pearsonr"),
+    "spearman": make_correlation("spearmanr"),
     "mse": mse,
 }
 
@@ -116,72 +121,74 @@ SHORT_NAMES = {
     "spearmanr": "spearman",
 }
 
-NEEDS_SCORES = frozenset({"roc_auc"})
+NEEDS_SCORES = frozenset({"roc_auc"})  # computed from probabilities instead of predicted labels
 
-FOR_NUMBERS = frozenset({"pearson", "spearman", "mse"})  # the offline ones that a regression can use, with loss
+FOR_REGRESSION = frozenset({"pearson", "spearman", "mse"})  # of OFFLINE; the others are for labels
 
-FOR_ONE_LABEL = frozenset({"matthews_correlation"})
-
-
-@dataclass(frozen=True, kw_only=True)
-class Metric:
-    """A metric computed offline, with the call of evaluate's."""
-
-    name: str
-
-    def compute(self, *, predictions: Values, references: Values) -> dict[str, float]:
-        """`{name: value}`."""
-        return {self.name: OFFLINE[self.name](predictions, references)}
+FOR_SINGLE_LABELS = frozenset({"matthews_correlation"})
 
 
-@dataclass(frozen=True, kw_only=True)
-class HubMetric:
-    """A metric of the Hub, through `evaluate`; of several values the one called as the metric, else the first."""
-
-    name: str
-    module: Any
-
-    def compute(self, *, predictions: Values, references: Values) -> dict[str, float]:
-        """`{name: value}`."""
-        values = self.module.compute(predictions=predictions, references=references)
-        return {self.name: float(values.get(self.name, next(iter(values.values()))))}
+def expand_name(name: str) -> str:
+    """Returns the full name of a metric: f1_macro for f1."""
+    return SHORT_NAMES.get(name, name)
 
 
 @cache
-def load(name: str, key: str = "evaluation.metric") -> Metric | HubMetric:
-    """The metric `name`; InputError, naming `key` and the nearest right name, where there is none such."""
-    name = SHORT_NAMES.get(name, name)
-    if name in OFFLINE:
-        return Metric(name=name)
-    import evaluate  # 4 seconds: only where a metric of the Hub is asked for
+def load_metric(name: str, key: str = "evaluation.metric") -> Metric:
+    """Returns the metric of this name. InputError, with the setting `key` and the nearest name, if there is none.
 
+    A metric of the Hub (or a file with one) needs the `evaluate` package. If it computes several values, the one that has its
+    name counts, else the first.
+    """
+    name = expand_name(name)
+    if name in OFFLINE:
+        return OFFLINE[name]
+    near = difflib.get_close_matches(name, [*OFFLINE, *SHORT_NAMES], n=1)
+    hint = f"did you mean {near[0]}?" if near else f"offline metrics are {', '.join(OFFLINE)}"
     try:
-        return HubMetric(name=name, module=evaluate.load(name))
+        import evaluate  # takes 4 seconds, so only for metrics of the Hub
+    except ImportError:
+        install = install_hint("evaluate")
+        raise InputError(
+            f"{key} ({name}): is not an offline metric ({hint}), and metrics of the Hub need a package: {install}"
+        ) from None
+    try:
+        module = evaluate.load(name)
     except (OSError, ImportError, ValueError) as error:
-        near = difflib.get_close_matches(name, [*OFFLINE, *SHORT_NAMES], n=1)
-        hint = f"did you mean {near[0]}?" if near else f"offline there are {', '.join(OFFLINE)}"
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise InputError(f"{key} ({name}): no such metric; {hint} (evaluate.load: {reason})") from None
+        raise InputError(f"{key} ({name}): there is no such metric; {hint} (evaluate.load: {reason})") from None
+    return make_hub_metric(name, module)
+
+
+def make_hub_metric(name: str, module: Any) -> Metric:
+    """Returns the metric of a module that evaluate.load() returned."""
+
+    def compute(predictions: Values, references: Values) -> float:
+        values = module.compute(predictions=predictions, references=references)
+        return float(values.get(name, next(iter(values.values()))))
+
+    return compute
 
 
 def check_fits(name: str, problem: str, key: str = "evaluation.metric") -> None:
-    """Raises InputError, naming `key`, where an offline metric cannot be computed for a problem."""
+    """Raises InputError, with the setting `key`, if an offline metric cannot be computed for a problem of classification."""
     if name not in OFFLINE:
         return
-    fits = name in FOR_NUMBERS if problem == "regression" else name not in FOR_NUMBERS
-    if not fits or (name in FOR_ONE_LABEL and problem == "multi_label"):
+    fits = (name in FOR_REGRESSION) == (problem == "regression")
+    if not fits or (name in FOR_SINGLE_LABELS and problem == "multi_label"):
         raise InputError(f"{key} ({name}): cannot be computed for a {problem} problem")
 
 
 def greater_is_better(name: str) -> bool:
-    """Whether a larger value is better."""
+    """True if a larger value of the metric is better."""
     return name not in LOWER_IS_BETTER
 
 
 def compute_all(names: Iterable[str], *, predictions: Values, scores: Values, references: Values) -> dict[str, float]:
-    """The metrics of those names, each from the predictions or, where it needs them, the probabilities."""
+    """Computes metrics by their names, without "loss": from the predictions, or from the scores (probabilities) if a metric
+    needs those."""
     values: dict[str, float] = {}
-    for name in dict.fromkeys(SHORT_NAMES.get(name, name) for name in names if name != "loss"):
-        given = scores if name in NEEDS_SCORES else predictions
-        values |= load(name).compute(predictions=given, references=references)
+    for name in dict.fromkeys(expand_name(name) for name in names if name != "loss"):
+        inputs = scores if name in NEEDS_SCORES else predictions
+        values[name] = load_metric(name)(inputs, references)
     return values

@@ -1,26 +1,30 @@
-"""Summarization: short texts for long ones, measured by ROUGE."""
+"""Summarization: short texts for long ones, scored by ROUGE."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
-from hf_finetune.tasks.sequence_to_sequence import SequenceToSequence, package
+from hf_finetune.tasks.sequence_to_sequence import SequenceToSequence, Settings
+from hf_finetune.tasks.text.references import TextMetrics, import_package
+
+__all__ = ["Settings", "Summarization"]
+
+ROUGE_NAMES = ("rougeL", "rouge1", "rouge2", "rougeLsum")
+
+
+def compute_rouge(texts: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
+    """Mean F-measures from 0 to 1 by the package rouge-score, with stemming as in transformers' run_summarization.py.
+
+    The best of several references counts. rougeLsum splits sentences at line breaks.
+    """
+    scorer = import_package("rouge_score.rouge_scorer", "ROUGE").RougeScorer(ROUGE_NAMES, use_stemmer=True)
+    pairs = zip(texts, references, strict=True)
+    scores = [scorer.score_multi(list(of_text), text) for text, of_text in pairs]
+    return {name: float(np.mean([score[name].fmeasure for score in scores])) for name in ROUGE_NAMES}
 
 
 class Summarization(SequenceToSequence):
-    """Short texts for long ones, measured by ROUGE."""
+    """Short texts for long ones."""
 
-    name = problem = pipeline_tag = "summarization"
-
-    @property
-    def scorer(self) -> tuple[tuple[str, ...], Callable[..., dict[str, float]]]:
-        return ("rougeL", "rouge1", "rouge2", "rougeLsum"), rouge
-
-
-def rouge(texts: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
-    """Mean F-measures from 0 to 1 by rouge-score, words stemmed as in transformers' run_summarization.py; of several references
-    the best counts. rougeLsum splits sentences at line breaks."""
-    names = ("rougeL", "rouge1", "rouge2", "rougeLsum")
-    scorer = package("rouge_score.rouge_scorer", "ROUGE").RougeScorer(names, use_stemmer=True)
-    found = [scorer.score_multi(list(right), text) for text, right in zip(texts, references, strict=True)]
-    return {name: float(np.mean([scores[name].fmeasure for scores in found])) for name in names}
+    noun = "summarization"
+    text_metrics = TextMetrics(names=ROUGE_NAMES, compute=compute_rouge)

@@ -1,0 +1,56 @@
+"""References, which generated texts are compared with, and the metrics that do so."""
+
+import importlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hf_finetune.data.table import Table, describe_value
+from hf_finetune.system.errors import InputError
+from hf_finetune.system.locations import install_hint
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextMetrics:
+    """Metrics that compare generated texts with references.
+
+    Args:
+        names: Their names; the first decides which checkpoint is best, unless evaluation.metric names another.
+        compute: From B texts and the one or more references of each, the values by name.
+    """
+
+    names: tuple[str, ...]
+    compute: Callable[[Sequence[str], Sequence[Sequence[str]]], dict[str, float]]
+
+
+def import_package(module: str, purpose: str) -> Any:
+    """Returns the imported module. InputError with the pip command if its package is missing."""
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        install = install_hint(module.partition(".")[0])
+        raise InputError(f"task.generate_examples: {purpose} needs a package: {install}; or set it to 0") from None
+
+
+def list_references(value: Any) -> list[str]:
+    """The references of a target: itself, or the items of a list. Empty if any is not a text."""
+    texts = as_list(value)
+    return texts if all(isinstance(text, str) and text.strip() for text in texts) else []
+
+
+def read_references(table: Table, row: int, column: str) -> list[str]:
+    """The references of a row, one or more; the first is trained on. InputError with file and line if there is none."""
+    value = table.columns[column][row]
+    references = list_references(value)
+    if references:
+        return references
+    where = f"{table.where(row)}: {column}"
+    if isinstance(value, (list, tuple)) and value:
+        item = next(text for text in value if not isinstance(text, str) or not text.strip())
+        raise InputError(f"{where} has an item that is {describe_value(item)}")
+    raise InputError(f"{where} is {describe_value(value, 'a text or a list of texts')}")
+
+
+def as_list(value: Any) -> list[Any]:
+    """The items of a list or tuple; or the value alone, in a list."""
+    return list(value) if isinstance(value, (list, tuple)) else [value]
