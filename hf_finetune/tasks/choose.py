@@ -90,6 +90,7 @@ class ChoiceColumns(Columns):
             optional=self.choices[2:],
             texts=self.prompts,
             together=self.prompts,
+            settings=dict.fromkeys(self.choices, "task.choice_columns"),
         )
 
     def make_row(self, texts: Sequence[str]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hf_finetune.data.features import Array, Features, Ragged
+from hf_finetune.data.formats import LINES
 from hf_finetune.data.table import ColumnSpec, Table
 from hf_finetune.system.errors import InputError
 from hf_finetune.tasks.base import Columns, Encoding
@@ -18,7 +19,7 @@ class DocumentColumns(Columns):
 
     @property
     def spec(self) -> ColumnSpec:
-        return ColumnSpec(inputs=(self.text,), text_files="lines", in_order=True)
+        return ColumnSpec(inputs=(self.text,), text_files=LINES, in_order=True)
 
     def make_row(self, texts: Sequence[str]) -> dict[str, Any]:
         if len(texts) != 1:
