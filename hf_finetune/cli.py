@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, NoReturn
 
 from hf_finetune import __version__
 from hf_finetune.config.sections import AdapterConfig, FreezeConfig
-from hf_finetune.recipe import EXIT_INPUT, report_errors, run_recipe_file
+from hf_finetune.config.tasks import TASKS
+from hf_finetune.config.values import convert
+from hf_finetune.recipe import EXIT_INPUT, report_errors, run_recipe_file, run_settings
 from hf_finetune.system.errors import InputError
 
 if TYPE_CHECKING:
@@ -31,14 +33,8 @@ class Parser(argparse.ArgumentParser):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one subcommand and returns the exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    if len(words) >= 2 and words[0] == "train" and not words[1].startswith("-"):
-        code = 0
-
-        def train() -> None:
-            nonlocal code
-            code = run_recipe_file(words[1], words[2:])
-
-        return report_errors(train, debug="--debug" in words) or code
+    if words[:1] == ["train"] and len(words) >= 2 and words[1:] not in (["--help"], ["-h"]):
+        return run_train(words[1:])
     if words[:1] == ["verify-resume"] and len(words) >= 2 and not words[1].startswith("-"):
         return run_verify_resume(words[1], words[2:])
     options = build_parser().parse_args(words)
@@ -52,10 +48,12 @@ def build_parser() -> Parser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=Parser)
 
     train = commands.add_parser(
-        "train", help="run a recipe: hf-finetune train classify [settings]; --help after the recipe lists them"
+        "train",
+        help="run a recipe: hf-finetune train classify [settings]",
+        usage="hf-finetune train RECIPE [settings], or hf-finetune train --config FILE.yaml [settings]",
+        epilog="The settings of a recipe: hf-finetune train RECIPE --help",
     )
-    train.add_argument("recipe", help="such as classify")
-    train.set_defaults(function=lambda options: run_recipe_file(options.recipe, []))
+    train.add_argument("recipe", metavar="RECIPE", choices=tuple(TASKS), help=f"one of {', '.join(TASKS)}")
 
     verify = commands.add_parser(
         "verify-resume",
@@ -69,7 +67,7 @@ def build_parser() -> Parser:
     inspect.add_argument("model", help="run folder, model folder, package://NAME/path, or Hub id")
     inspect.add_argument("--format", choices=("table", "json", "csv"), default="table", help="of the list")
     inspect.add_argument("--freeze.embeddings", dest="embeddings", action="store_true", help="embeddings frozen")
-    inspect.add_argument("--freeze.layers", dest="encoder_layers", default="0", help="as in the config")
+    inspect.add_argument("--freeze.layers", dest="layers", default="0", help="as in the config")
     inspect.add_argument("--freeze.patterns", dest="patterns", nargs="+", default=[], help="as in the config")
     inspect.add_argument(
         "--adapter.kind", dest="kind", choices=("none", "lora"), default="none", help="as in the config"
@@ -86,7 +84,10 @@ def build_parser() -> Parser:
             "--text-columns", nargs="+", default=(), help="columns of the file; those of the training if not given"
         )
         command.add_argument(
-            "--choice-columns", nargs="+", default=(), help="the same for the choices, of multiple choice"
+            "--choice-columns",
+            nargs="+",
+            default=(),
+            help="columns of the choices, for multiple choice; those of the training if not given",
         )
     evaluate.add_argument(
         "--data", required=True, nargs="+", help="csv, tsv, json, jsonl, parquet (.gz), or what else the recipe takes"
@@ -166,6 +167,17 @@ def quantity(text: str, units: dict[str, int]) -> float:
     return float(found[1]) * units[found[2]]
 
 
+def run_train(words: Sequence[str]) -> int:
+    """hf-finetune train. Without the name of a recipe, task.kind in the settings chooses it."""
+    code = 0
+
+    def train() -> None:
+        nonlocal code
+        code = run_settings(words) if words[0].startswith("-") else run_recipe_file(words[0], words[1:])
+
+    return report_errors(train, debug="--debug" in words) or code
+
+
 def run_verify_resume(recipe: str, words: Sequence[str]) -> int:
     """hf-finetune verify-resume. Exit code 1 where the runs differ."""
     parser = Parser(
@@ -196,11 +208,10 @@ def run_verify_resume(recipe: str, words: Sequence[str]) -> int:
 
 def run_inspect(options: argparse.Namespace) -> None:
     """hf-finetune inspect."""
-    layers = options.encoder_layers
     config = FreezeConfig(
         embeddings=options.embeddings,
         patterns=tuple(options.patterns),
-        encoder_layers=int(layers) if re.fullmatch(r"-?\d{1,9}", layers) else layers,
+        layers=convert("freeze.layers", int | str, options.layers),
     )
     wanted = AdapterConfig(kind=options.kind, rank=options.rank, targets=tuple(options.targets))
     from hf_finetune.model import freezing, lora, parameter_table
