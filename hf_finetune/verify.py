@@ -1,4 +1,4 @@
-"""Proof that a run which is killed ends as one that is not: real processes, real SIGKILLs, every tensor compared."""
+"""Proves that a killed run ends like one that was never killed: real processes, real SIGKILLs, every tensor compared."""
 
 import json
 import os
@@ -19,26 +19,39 @@ from hf_finetune.recipe import recipe_path
 from hf_finetune.run import checkpoint
 from hf_finetune.system.errors import InputError
 
-# Where kernels sum in an order of their own (GPUs): largest difference of a tensor, relative to its largest value
-TOLERANCE_ELSEWHERE = 1e-3
+# Largest allowed difference of a tensor on a GPU, whose kernels choose their own order of sums; relative to its largest value
+GPU_TOLERANCE = 1e-3
 
 NEVER = 1e9  # seconds
 
 
+# --- processes ------------------------------------------------------------------------------------------------------
+
+
 @dataclass(frozen=True, kw_only=True)
 class ProcessResult:
-    """One process of a run, from its start to its end or to the kill."""
+    """One process of a run, from its start to its end. lines: its standard output and standard error."""
 
     lines: tuple[str, ...]
     returncode: int
     was_killed: bool
 
+    @property
+    def has_resumed(self) -> bool:
+        """True if the process resumed from a checkpoint."""
+        return any("resuming after update" in line for line in self.lines)
+
 
 def run_and_kill(
-    command: Sequence[str], seconds_left: Callable[[str], float | None], *, at_first: float = NEVER
+    command: Sequence[str], seconds_left: Callable[[str], float | None], *, seconds_from_start: float = NEVER
 ) -> ProcessResult:
-    """Runs a command and kills its whole process group with SIGKILL `at_first` seconds after the start, or so many seconds
-    after a line for which `seconds_left` says a number. Standard error is with the lines."""
+    """Runs a command, and kills its process group with SIGKILL.
+
+    Args:
+        command: The words of the command.
+        seconds_left: Takes a line that the process printed. Returns the seconds until the kill, or None to wait for a later line.
+        seconds_from_start: Seconds from the start of the process to the kill, whatever it prints.
+    """
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
     )
@@ -50,58 +63,84 @@ def run_and_kill(
             killed.set()
             os.killpg(process.pid, getattr(signal, "SIGKILL", signal.SIGTERM))
 
-    timers = [threading.Timer(at_first, kill)] if at_first < NEVER else []
-    for timer in timers:
-        timer.start()
+    timers: list[threading.Timer] = []
+
+    def start_timer(seconds: float) -> None:
+        timers.append(threading.Timer(seconds, kill))
+        timers[-1].start()
+
+    if seconds_from_start < NEVER:
+        start_timer(seconds_from_start)
     lines: list[str] = []
     for line in process.stdout:
         lines.append(line.rstrip("\n"))
-        left = None if len(timers) > 1 else seconds_left(line)
-        if left is not None:
-            timers.append(threading.Timer(left, kill))
-            timers[-1].start()
+        seconds = seconds_left(line) if len(timers) < 2 else None
+        if seconds is not None:
+            start_timer(seconds)
     code = process.wait()
     for timer in timers:
         timer.cancel()
     return ProcessResult(lines=tuple(lines), returncode=code, was_killed=killed.is_set())
 
 
-def list_saved_checkpoints(life: ProcessResult) -> list[str]:
-    """Names of the checkpoints that a process said it had saved."""
-    return [line.split()[1] for line in life.lines if line.startswith("saved ckpt_")]
+def run_to_end(command: Sequence[str]) -> ProcessResult:
+    """Runs a command without killing it. Raises InputError with its error if it fails."""
+    result = run_and_kill(command, lambda _: None)
+    check_success(result)
+    return result
+
+
+def check_success(result: ProcessResult) -> None:
+    """Raises InputError with the last lines of a process that failed."""
+    if result.returncode != 0:
+        errors = [line for line in result.lines if line.startswith("error:")]
+        reason = errors[-1] if errors else " / ".join(result.lines[-5:])
+        raise InputError(f"verify-resume: the run failed with exit code {result.returncode}: {reason}")
+
+
+def make_command(recipe: str, words: Sequence[str], processes: int) -> list[str]:
+    """Returns the command that runs the file of a recipe; with several processes, under torchrun."""
+    launcher = [sys.executable]
+    if processes > 1:
+        launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    return [*launcher, str(recipe_path(recipe)), *words]
+
+
+# --- checkpoints ----------------------------------------------------------------------------------------------------
+
+
+def list_saved_checkpoints(result: ProcessResult) -> list[str]:
+    """Returns the names of the checkpoints that a process reported as saved."""
+    return [line.split()[1] for line in result.lines if line.startswith("saved ckpt_")]
 
 
 def parse_update(name: str) -> int:
-    """The update in a checkpoint's file name."""
+    """Returns the update in the file name of a checkpoint."""
     return int(name.partition("_update")[2].partition("_")[0])
 
 
-def count_lost_updates(run_dir: Path, life: ProcessResult) -> int:
-    """Updates between the newest checkpoint that was list_saved_checkpoints and the newest that is whole on disk; 0 where none is lost."""
+def count_lost_updates(run_dir: Path, result: ProcessResult) -> int:
+    """Returns the number of updates between the newest checkpoint that was reported as saved and the newest intact one on disk;
+    0 if nothing was lost."""
     newest, _ = checkpoint.find_newest_intact(run_dir / "checkpoints")
     on_disk = parse_update(newest.name) if newest else 0
-    return max([parse_update(name) - on_disk for name in list_saved_checkpoints(life)] + [0])
+    return max([0, *(parse_update(name) - on_disk for name in list_saved_checkpoints(result))])
 
 
-def find_last_checkpoint(run_dir: Path) -> dict[str, Any]:
-    """The newest checkpoint of a finished run."""
+def load_last_checkpoint(run_dir: Path) -> dict[str, Any]:
+    """Returns the content of the newest checkpoint of a run. Raises InputError if it has no intact one."""
     path, _ = checkpoint.find_newest_intact(run_dir / "checkpoints")
     if path is None:
-        raise InputError(f"{run_dir}: has no checkpoint that verifies")
+        raise InputError(f"{run_dir}: has no intact checkpoint")
     return checkpoint.load_checkpoint(path)
 
 
-def collect_tensors(content: Any, place: str = "") -> dict[str, torch.Tensor]:
-    """All tensors in nested dicts and lists by their place."""
-    if isinstance(content, torch.Tensor):
-        return {place: content}
-    items = content.items() if isinstance(content, dict) else enumerate(content) if isinstance(content, list) else ()
-    return {name: tensor for key, value in items for name, tensor in collect_tensors(value, f"{place}/{key}").items()}
+# --- comparison -----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """How many tensors two runs have, how many differ in a bit, and the largest difference relative to the largest value."""
+    """The tensors of two runs. largest: the largest difference, relative to the largest value of its tensor."""
 
     num_tensors: int
     num_different: int
@@ -109,90 +148,129 @@ class Comparison:
 
 
 def compare(ours: Path, theirs: Path) -> Comparison:
-    """Compares the last checkpoints (weights, optimizer) and the exported weights of two finished runs."""
-    from safetensors.torch import load_file
-
-    found = []
-    for run_dir in (ours, theirs):
-        content = find_last_checkpoint(run_dir)
-        content.pop("run")
-        found.append(
-            collect_tensors(content)
-            | collect_tensors(load_file(next((run_dir / "model").glob("*model.safetensors"))), "model")
-        )
-    first, second = found
+    """Compares the last checkpoints (weights, optimizer) and the exported weights of two finished runs, bit for bit."""
+    first, second = collect_run_tensors(ours), collect_run_tensors(theirs)
     if first.keys() != second.keys():
         return Comparison(num_tensors=len(first), num_different=len(first.keys() ^ second.keys()), largest=float("inf"))
-    largest, different = 0.0, 0
+    largest, num_different = 0.0, 0
     for name, tensor in first.items():
         other = second[name]
         if torch.equal(tensor, other):
             continue
-        different += 1
+        num_different += 1
         scale = max(float(tensor.abs().max()), 1e-12)
         largest = max(largest, float((tensor.double() - other.double()).abs().max()) / scale)
-    return Comparison(num_tensors=len(first), num_different=different, largest=largest)
+    return Comparison(num_tensors=len(first), num_different=num_different, largest=largest)
 
 
-def make_command(recipe: str, words: Sequence[str], processes: int) -> list[str]:
-    """The command that runs a recipe's file, on several processes under torchrun."""
-    launcher = [sys.executable]
-    if processes > 1:
-        launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    return [*launcher, str(recipe_path(recipe)), *words]
+def collect_run_tensors(run_dir: Path) -> dict[str, torch.Tensor]:
+    """Returns the tensors of a run's last checkpoint and of its exported model, by their position."""
+    from safetensors.torch import load_file
+
+    content = load_last_checkpoint(run_dir)
+    content.pop("run")
+    weights = load_file(next((run_dir / "model").glob("*model.safetensors")))
+    return collect_tensors(content) | collect_tensors(weights, "model")
+
+
+def collect_tensors(content: Any, position: str = "") -> dict[str, torch.Tensor]:
+    """Returns all tensors in nested dicts and lists, by their position such as `/a/0`."""
+    if isinstance(content, torch.Tensor):
+        return {position: content}
+    items: list[tuple[Any, Any]] = []
+    if isinstance(content, dict):
+        items = list(content.items())
+    elif isinstance(content, list):
+        items = list(enumerate(content))
+    tensors = {}
+    for key, value in items:
+        tensors |= collect_tensors(value, f"{position}/{key}")
+    return tensors
+
+
+# --- hf-finetune verify-resume --------------------------------------------------------------------------------------
 
 
 def verify_resume(recipe: str, words: Sequence[str], *, updates: int, kills: int, processes: int, seed: int) -> bool:
-    """Trains `updates` updates without stopping, and again killed at random ones; prints what it finds, and returns whether
-    all tensors are equal: bit for bit on a CPU, within TOLERANCE_ELSEWHERE elsewhere."""
+    """Trains once without a kill and once with kills at random updates, compares all tensors, and prints the result.
+
+    Args:
+        recipe: Name of the recipe.
+        words: Its settings, as on the command line.
+        updates: Number of updates to train.
+        kills: Number of kills.
+        processes: Number of processes, under torchrun.
+        seed: Random seed for the moments of the kills.
+
+    Returns:
+        True if no saved update was lost and all tensors are equal: bit for bit on a CPU, within GPU_TOLERANCE elsewhere.
+    """
     if not 0 < kills < updates:
         raise InputError(f"--kills ({kills}): must be above 0 and below --updates ({updates})")
-    chance = random.Random(seed)
-    with tempfile.TemporaryDirectory(prefix="hf-finetune-verify-") as folder:
-        own = ["--output_dir", folder, "--train.max_updates", str(updates), "--tracking.trackers", "[]"]
-        own += ["--tracking.log_every", "1", "--hub.push", "false", "--checkpoint.resume", "auto"]
-        own += ["--checkpoint.every", str(max(1, updates // (2 * kills)))]
-        print(f"training {updates} updates without stopping", flush=True)
-        whole = run_and_kill(make_command(recipe, [*words, *own, "--name", "whole"], processes), lambda _: None)
-        check_ended(whole)
-        cached = find_last_checkpoint(Path(folder) / "whole")["run"]["progress"]["cached"]
-        # auto measures anew in each run, and could decide otherwise
-        own += ["--name", "killed", "--cache.activations", "on" if cached else "off"]
-        run_dir, lost, resumes = Path(folder) / "killed", 0, 0
-        for number in sorted(chance.sample(range(1, updates), kills)):
-            after = chance.uniform(0.0, 0.2)
-
-            def seconds_left(line: str, number: int = number, after: float = after) -> float | None:
-                words_of_line = line.split()
-                is_update = line.startswith("update ") and "/" in words_of_line[1]
-                return after if is_update and int(words_of_line[1].partition("/")[0]) >= number else None
-
-            life = run_and_kill(make_command(recipe, [*words, *own], processes), seconds_left)
-            resumes += any("resuming after update" in line for line in life.lines)
-            if not life.was_killed:
-                check_ended(life)
-            else:
-                lost += count_lost_updates(run_dir, life)
-                saved = list_saved_checkpoints(life)
-                print(f"killed after update {number}; last saved: {saved[-1] if saved else 'none'}", flush=True)
-        life = run_and_kill(make_command(recipe, [*words, *own], processes), lambda _: None)
-        check_ended(life)
-        resumes += any("resuming after update" in line for line in life.lines)
+    with tempfile.TemporaryDirectory(prefix="hf-finetune-verify-") as name:
+        folder = Path(name)
+        settings = {
+            "output_dir": name,
+            "train.max_updates": updates,
+            "tracking.trackers": "[]",
+            "tracking.log_every": 1,
+            "hub.push": "false",
+            "checkpoint.resume": "auto",
+            "checkpoint.every": max(1, updates // (2 * kills)),
+        }
+        words = [*words, *(word for key, value in settings.items() for word in (f"--{key}", str(value)))]
+        print(f"training {updates} updates without a kill", flush=True)
+        run_to_end(make_command(recipe, [*words, "--name", "complete"], processes))
+        # With auto, each run measures again whether to cache, and could decide differently
+        is_cached = load_last_checkpoint(folder / "complete")["run"]["progress"]["cached"]
+        words += ["--name", "killed", "--cache.activations", "on" if is_cached else "off"]
+        run_dir = folder / "killed"
+        num_lost, num_resumes = run_with_kills(
+            make_command(recipe, words, processes), run_dir, updates=updates, kills=kills, seed=seed
+        )
         device = json.loads((run_dir / "results.json").read_text(encoding="utf-8"))["device"]
-        found = compare(run_dir, Path(folder) / "whole")
-    allowed = 0.0 if device == "cpu" else TOLERANCE_ELSEWHERE
-    is_equal = found.largest <= allowed and lost == 0
+        comparison = compare(run_dir, folder / "complete")
+    allowed = 0.0 if device == "cpu" else GPU_TOLERANCE
     print(
-        f"\n{kills} kills, {resumes} resumes, {lost} saved updates lost\n"
-        f"{found.num_tensors} tensors of weights and optimizer compared on {device}: {found.num_different} differ; largest "
-        f"relative difference {found.largest:.1e}, allowed {allowed:.1e}\n"
-        f"{'the killed run ended as the other' if is_equal else 'THE KILLED RUN ENDED OTHERWISE'}"
+        f"\n{kills} kills, {num_resumes} resumes, {num_lost} saved updates lost\n"
+        f"{comparison.num_tensors} tensors of weights and optimizer compared on {device}: {comparison.num_different} differ; "
+        f"largest relative difference {comparison.largest:.1e}, allowed {allowed:.1e}"
     )
-    return is_equal
+    if comparison.largest > allowed:
+        print("FAILED: the killed run ended with different weights")
+    elif num_lost:
+        print("FAILED: saved updates were lost")
+    else:
+        print("OK: the killed run ended with the same weights")
+    return comparison.largest <= allowed and num_lost == 0
 
 
-def check_ended(life: ProcessResult) -> None:
-    """Raises InputError with the last lines where a run that was not killed did not end well."""
-    if life.returncode != 0:
-        error = next((line for line in reversed(life.lines) if line.startswith("error:")), " / ".join(life.lines[-5:]))
-        raise InputError(f"verify-resume: the run failed with exit code {life.returncode}: {error}")
+def run_with_kills(command: Sequence[str], run_dir: Path, *, updates: int, kills: int, seed: int) -> tuple[int, int]:
+    """Runs a command, kills it at random updates and starts it again until it ends.
+
+    Returns the number of saved updates that were lost, and the number of processes that resumed.
+    """
+    chance = random.Random(seed)
+    num_lost, num_resumes = 0, 0
+    for number in sorted(chance.sample(range(1, updates), kills)):
+        result = run_and_kill(command, wait_for_update(number, chance.uniform(0.0, 0.2)))
+        num_resumes += result.has_resumed
+        if result.was_killed:
+            num_lost += count_lost_updates(run_dir, result)
+            names = list_saved_checkpoints(result)
+            print(f"killed after update {number}; last saved: {names[-1] if names else 'none'}", flush=True)
+        else:
+            check_success(result)
+    num_resumes += run_to_end(command).has_resumed
+    return num_lost, num_resumes
+
+
+def wait_for_update(number: int, seconds: float) -> Callable[[str], float | None]:
+    """Returns a function for run_and_kill() that answers `seconds` once an update from `number` on is printed."""
+
+    def seconds_left(line: str) -> float | None:
+        words = line.split()
+        is_update = line.startswith("update ") and "/" in words[1]
+        return seconds if is_update and int(words[1].partition("/")[0]) >= number else None
+
+    return seconds_left

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 from support import tiny
+from support.configs import make_small_config
 
-from hf_finetune.config.loading import load_config
 from hf_finetune.config.sections import RunConfig
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -39,30 +39,10 @@ def backbones(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 
 @pytest.fixture
 def make_config(tmp_path: Path, backbones: Callable[..., Path]) -> Callable[..., RunConfig]:
-    """`make_config(**{"train.epochs": 1})`: a RunConfig on a small backbone and 60 + 24 + 24 made rows under tmp_path.
-
-    `problem` and `pair` choose the made data; every other key is a setting over these defaults.
-    """
+    """`make_config(**{"train.epochs": 1})`: the config of a small run under tmp_path (support.configs.make_small_config)."""
 
     def make(problem: str = "single_label", pair: bool = False, **settings: Any) -> RunConfig:
-        for seed, (split, count) in enumerate((("train", 60), ("validation", 24), ("test", 24))):
-            path = tmp_path / f"{split}-{problem}{'-pair' if pair else ''}.jsonl"
-            if not path.exists():
-                tiny.write_jsonl(path, tiny.make_rows(count, seed=seed, problem=problem, pair=pair))
-            settings.setdefault(f"data.{split}", [str(path)])
-        defaults = {
-            "task.kind": "classify",
-            "name": "run",
-            "output_dir": str(tmp_path / "outputs"),
-            "model.backbone": str(backbones("bert")) if "model.backbone" not in settings else "",
-            "data.text_columns": ["text", "other"] if pair else ["text"],
-            "train.epochs": 2,
-            "train.batch_size": 8,
-            "train.learning_rate": 2e-3,
-            "tracking.trackers": [],
-            "tracking.log_every": 1,
-            "train.precision": "fp32",  # whatever this processor is fast at
-        }
-        return load_config(defaults | settings, [])
+        backbone = settings.get("model.backbone") or backbones("bert")
+        return make_small_config(tmp_path, backbone, problem, pair, **settings)
 
     return make

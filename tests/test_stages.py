@@ -10,11 +10,11 @@ import torch
 from support.runs import (
     TORCHRUN,
     assert_same_tensors,
-    last_checkpoint,
     launch,
-    rows_of,
+    load_exported_weights,
+    load_last_checkpoint,
+    read_untimed_metrics,
     run_until,
-    weights,
 )
 
 from hf_finetune.cache import listing
@@ -45,7 +45,7 @@ def settings(backbones: Callable[..., Path], tmp_path: Path) -> dict[str, Any]:
 
 def steps_of(run_dir: Path) -> dict[str, int]:
     """How many updates each parameter has had."""
-    saved = last_checkpoint(run_dir)["optimizer_state_dict"]
+    saved = load_last_checkpoint(run_dir)["optimizer_state_dict"]
     return {
         name: int(saved["state"][number]["step"])
         for group in saved["param_groups"]
@@ -82,11 +82,11 @@ def test_a_staged_run_that_was_stopped_ends_with_the_same_bits(
     for stop in stops:
         run_until(config, stop, monkeypatch)
     finetune(config)
-    assert_same_tensors(weights(config.run_dir), weights(whole.run_dir))
-    ours, theirs = last_checkpoint(config.run_dir), last_checkpoint(whole.run_dir)
+    assert_same_tensors(load_exported_weights(config.run_dir), load_exported_weights(whole.run_dir))
+    ours, theirs = load_last_checkpoint(config.run_dir), load_last_checkpoint(whole.run_dir)
     assert ours.pop("run")["progress"] == theirs.pop("run")["progress"]
     assert_same_tensors(ours, theirs)
-    assert rows_of(config.run_dir) == rows_of(whole.run_dir)
+    assert read_untimed_metrics(config.run_dir) == read_untimed_metrics(whole.run_dir)
 
 
 def test_the_cached_prefix_moves_with_the_boundary(
@@ -96,7 +96,7 @@ def test_the_cached_prefix_moves_with_the_boundary(
     finetune(plain)
     cached = make_config(**settings, **{"cache.activations": "on", "cache.precision": "fp32"}, name="cached")
     finetune(cached)
-    for ours, theirs in zip(rows_of(cached.run_dir), rows_of(plain.run_dir), strict=True):
+    for ours, theirs in zip(read_untimed_metrics(cached.run_dir), read_untimed_metrics(plain.run_dir), strict=True):
         assert ours == pytest.approx(theirs, abs=1e-5)
     blocks = sorted(entry.manifest["description"]["blocks"] for entry in listing.list_entries(tmp_path / "prefix"))
     assert blocks == [0, 1, 2]
@@ -108,7 +108,7 @@ def test_stages_on_two_processes(make_config: MakeConfig, settings: dict[str, An
     together = make_config(**settings, name="together")
     done = launch(TORCHRUN, together, {}, tmp_path)
     assert done.returncode == 0, done.stdout[-1500:] + done.stderr
-    for ours, theirs in zip(rows_of(together.run_dir), rows_of(alone.run_dir), strict=True):
+    for ours, theirs in zip(read_untimed_metrics(together.run_dir), read_untimed_metrics(alone.run_dir), strict=True):
         assert ours == pytest.approx(theirs, abs=1e-5)
 
 
@@ -133,7 +133,7 @@ def test_the_best_of_an_early_stage_comes_back_whole(
         count.clear()
         config = make_config(**settings, **{"checkpoint.content": content, "evaluation.metric": "loss"}, name=content)
         finetune(config)
-        found.append(weights(config.run_dir))
+        found.append(load_exported_weights(config.run_dir))
         best = next((config.run_dir / "checkpoints").glob("ckpt_*_update000004_*.pt"))
         saved = torch.load(best, weights_only=True)["model_state_dict"]
         assert all(torch.equal(found[-1][name], tensor) for name, tensor in saved.items() if name in found[-1])
@@ -141,7 +141,7 @@ def test_the_best_of_an_early_stage_comes_back_whole(
 
 
 def test_what_would_be_frozen_again_is_refused(make_config: MakeConfig, settings: dict[str, Any]) -> None:
-    with pytest.raises(InputError, match=r"freeze\.unfreeze .*would freeze again what trains: 0 blocks"):
+    with pytest.raises(InputError, match=r"freeze\.unfreeze .*must not freeze blocks that trained before: until then, 0 blocks"):
         finetune(make_config(**settings | {"freeze.layers": 0}))
 
 

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from support.runs import TORCHRUN, assert_same_tensors, launch, rows_of, weights
+from support.runs import TORCHRUN, assert_same_tensors, launch, load_exported_weights, read_untimed_metrics
 
 from hf_finetune.cache import layout, listing, store
 from hf_finetune.config.loading import to_yaml
@@ -62,8 +62,8 @@ def test_a_signal_in_training_costs_nothing(
     (newest,) = [each for each in read_manifests(config.run_dir / "checkpoints") if each.update == update]
     assert newest.value is None  # what is due at this update is still to come
     finetune(config)
-    assert_same_tensors(weights(config.run_dir), weights(whole.run_dir))
-    assert rows_of(config.run_dir) == rows_of(whole.run_dir)
+    assert_same_tensors(load_exported_weights(config.run_dir), load_exported_weights(whole.run_dir))
+    assert read_untimed_metrics(config.run_dir) == read_untimed_metrics(whole.run_dir)
     assert [each.update for each in read_manifests(config.run_dir / "checkpoints")] == [
         each.update for each in read_manifests(whole.run_dir / "checkpoints")
     ]
@@ -90,8 +90,8 @@ def test_a_signal_in_an_evaluation_is_heeded_there(make_config: MakeConfig, monk
         stopped_by(config, signal.SIGTERM)
     assert read_manifests(config.run_dir / "checkpoints")[-1].update == 8
     finetune(config)
-    assert_same_tensors(weights(config.run_dir), weights(whole.run_dir))
-    assert rows_of(config.run_dir) == rows_of(whole.run_dir)
+    assert_same_tensors(load_exported_weights(config.run_dir), load_exported_weights(whole.run_dir))
+    assert read_untimed_metrics(config.run_dir) == read_untimed_metrics(whole.run_dir)
 
 
 def test_a_signal_in_a_capture_is_heeded_there(
@@ -168,7 +168,7 @@ def test_a_process_ends_with_75_within_seconds_and_goes_on(make_config: MakeConf
     done = launch([sys.executable], config, {}, tmp_path)
     assert done.returncode == 0, done.stderr
     assert "resuming after update" in done.stdout
-    assert_same_tensors(weights(config.run_dir), weights(whole.run_dir))
+    assert_same_tensors(load_exported_weights(config.run_dir), load_exported_weights(whole.run_dir))
 
 
 def test_a_second_signal_ends_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -230,7 +230,7 @@ def test_two_processes_agree_to_stop_and_three_go_on(make_config: MakeConfig, tm
     done = launch([*TORCHRUN[:-1], "3"], config, {"train.micro_batch_size": 2}, tmp_path)
     assert done.returncode == 0, done.stdout[-1500:] + done.stderr
     assert f"resuming after update {saved.update}" in done.stdout
-    for ours, theirs in zip(rows_of(config.run_dir), rows_of(whole.run_dir), strict=True):
+    for ours, theirs in zip(read_untimed_metrics(config.run_dir), read_untimed_metrics(whole.run_dir), strict=True):
         assert ours == pytest.approx(theirs, abs=1e-5)
 
 

@@ -1,4 +1,4 @@
-"""hf-finetune verify-resume: it finds runs equal that are, and runs different that are not."""
+"""hf-finetune verify-resume: it finds equal runs equal, and different runs different."""
 
 import os
 import subprocess
@@ -29,7 +29,7 @@ MakeConfig = Callable[..., RunConfig]
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_a_killed_run_ends_as_one_that_is_not(
+def test_a_killed_run_ends_like_one_that_was_not_killed(
     make_config: MakeConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str], processes: int
 ) -> None:
     path = tmp_path / "run.yaml"
@@ -40,16 +40,16 @@ def test_a_killed_run_ends_as_one_that_is_not(
     assert "2 kills, " in shown
     assert "0 saved updates lost" in shown
     assert " 0 differ" in shown
-    assert shown.endswith("the killed run ended as the other\n")
+    assert shown.endswith("OK: the killed run ended with the same weights\n")
 
 
 def test_runs_that_differ_are_found(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     ours, theirs = make_config(name="ours"), make_config(name="theirs", seed=1)
     for config in (ours, theirs):
         finetune(config)
-    found = compare(ours.run_dir, theirs.run_dir)
-    assert found.num_different > 10
-    assert found.largest > 1e-3
+    comparison = compare(ours.run_dir, theirs.run_dir)
+    assert comparison.num_different > 10
+    assert comparison.largest > 1e-3
     same = compare(ours.run_dir, ours.run_dir)
     assert (same.num_different, same.largest) == (0, 0.0)
     assert same.num_tensors > 60
@@ -67,20 +67,20 @@ def test_a_saved_update_that_is_gone_is_counted(make_config: MakeConfig, monkeyp
     config = make_config()
     run_until(config, 8, monkeypatch)
     name = checkpoint.read_references(config.run_dir / "checkpoints")["last"]
-    life = ProcessResult(lines=("run x", f"saved {name}", "saved by the bell"), returncode=-9, was_killed=True)
-    assert list_saved_checkpoints(life) == [name]
-    assert count_lost_updates(config.run_dir, life) == 0
+    result = ProcessResult(lines=("run x", f"saved {name}", "saved by the bell"), returncode=-9, was_killed=True)
+    assert list_saved_checkpoints(result) == [name]
+    assert count_lost_updates(config.run_dir, result) == 0
     (config.run_dir / "checkpoints" / str(name)).write_bytes(b"")
-    assert count_lost_updates(config.run_dir, life) == 8
+    assert count_lost_updates(config.run_dir, result) == 8
 
 
-def test_a_process_group_is_killed_whole(tmp_path: Path) -> None:
+def test_the_entire_process_group_is_killed(tmp_path: Path) -> None:
     code = "import subprocess, sys, time; c = subprocess.Popen(['sleep', '60'])"
     code += "; print('child', c.pid, flush=True); time.sleep(60)"
-    life = run_and_kill([sys.executable, "-c", code], lambda line: 0.1 if line.startswith("child") else None)
-    assert life.was_killed
-    assert life.returncode == -9
-    pid = int(life.lines[0].split()[1])
+    result = run_and_kill([sys.executable, "-c", code], lambda line: 0.1 if line.startswith("child") else None)
+    assert result.was_killed
+    assert result.returncode == -9
+    pid = int(result.lines[0].split()[1])
     state = subprocess.run(
         ["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False
     ).stdout.strip()
@@ -88,13 +88,13 @@ def test_a_process_group_is_killed_whole(tmp_path: Path) -> None:
     assert os.getpid() != pid
 
 
-def test_settings_that_fail_are_told(make_config: MakeConfig) -> None:
+def test_settings_that_fail_are_reported(make_config: MakeConfig) -> None:
     with pytest.raises(InputError, match="verify-resume: the run failed with exit code 2: error: "):
         verify_resume("classify", ["--train.epochs", "0"], updates=4, kills=1, processes=1, seed=0)
     with pytest.raises(InputError, match="must be above 0 and below --updates"):
         verify_resume("classify", [], updates=4, kills=4, processes=1, seed=0)
 
 
-def test_tensors_are_found_in_every_corner() -> None:
+def test_tensors_are_collected_from_nested_dicts_and_lists() -> None:
     content = {"a": [torch.ones(1), {"b": torch.zeros(2)}], "c": 3}
     assert set(verify.collect_tensors(content)) == {"/a/0", "/a/1/b"}

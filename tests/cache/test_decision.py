@@ -17,7 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from support import tiny
-from support.runs import TORCHRUN, assert_same_tensors, last_checkpoint, launch, rows_of, run_until
+from support.runs import TORCHRUN, assert_same_tensors, launch, load_last_checkpoint, read_untimed_metrics, run_until
 
 from hf_finetune.cache import decision, layout, listing, store
 from hf_finetune.cache.capture import attach_activations, inference_only
@@ -58,7 +58,7 @@ def entry_bytes(cache: dict[str, str]) -> bytes:
 
 def assert_like(ours: Path, theirs: Path, tolerance: float) -> None:
     """Equal rows of metrics.jsonl, up to the tolerance; a correlation of all but constant predictions is left out."""
-    for one, other in zip(rows_of(ours), rows_of(theirs), strict=True):
+    for one, other in zip(read_untimed_metrics(ours), read_untimed_metrics(theirs), strict=True):
         kept = {key: value for key, value in one.items() if not key.endswith(("pearson", "spearman"))}
         assert kept == pytest.approx({key: other[key] for key in kept}, abs=tolerance)
 
@@ -135,16 +135,16 @@ def test_a_stopped_run_goes_on_with_its_cache_to_the_same_bits(
         run_until(config, stop, monkeypatch)
     finetune(config)
     assert_same_tensors(
-        last_checkpoint(config.run_dir)["model_state_dict"], last_checkpoint(whole.run_dir)["model_state_dict"]
+        load_last_checkpoint(config.run_dir)["model_state_dict"], load_last_checkpoint(whole.run_dir)["model_state_dict"]
     )
-    assert rows_of(config.run_dir) == rows_of(whole.run_dir)
+    assert read_untimed_metrics(config.run_dir) == read_untimed_metrics(whole.run_dir)
 
 
 def test_early_stopping_works_from_the_cache(make_config: MakeConfig, cache: dict[str, str]) -> None:
     settings = {"train.epochs": 20, "train.patience": 1, "train.learning_rate": 1e-6, "evaluation.metric": "accuracy"}
     result = finetune(make_config(**CACHED, **cache, **settings))
     assert result.results["best"]["epoch"] < 20
-    assert max(row["epoch"] for row in rows_of(result.run_dir)) < 20
+    assert max(row["epoch"] for row in read_untimed_metrics(result.run_dir)) < 20
 
 
 # --- hits and misses ------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
-from support.runs import assert_same_tensors, last_checkpoint, run_until
+from support.runs import assert_same_tensors, load_last_checkpoint, run_until
 
 from hf_finetune import Predictor, cli
 from hf_finetune.config.sections import RunConfig
@@ -67,7 +67,7 @@ def test_it_is_a_fraction_of_the_bytes_and_the_run_is_the_same(
     finetune(small)
     assert_same_tensors(exported(small.run_dir / "model"), exported(full.run_dir / "model"))
     assert best_of(small).stat().st_size < 0.8 * best_of(full).stat().st_size
-    assert "classifier.bias" in last_checkpoint(small.run_dir)["model_state_dict"]
+    assert "classifier.bias" in load_last_checkpoint(small.run_dir)["model_state_dict"]
     for config in (full, small):
         materialize(best_of(config), tmp_path / f"{config.name}-whole")
         assert_same_tensors(exported(tmp_path / f"{config.name}-whole"), exported(full.run_dir / "model"))

@@ -17,7 +17,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 from support import tiny
-from support.runs import assert_same_tensors, last_checkpoint, run_until
+from support.runs import assert_same_tensors, load_last_checkpoint, run_until
 
 from hf_finetune import Predictor, cli
 from hf_finetune.config.loading import load_config
@@ -25,10 +25,10 @@ from hf_finetune.config.sections import AdapterConfig, FreezeConfig, RunConfig
 from hf_finetune.export import hub
 from hf_finetune.export.materialize import materialize
 from hf_finetune.forward import cached, dropout
+from hf_finetune.forward.plan import find_forward_plan
 from hf_finetune.model import backbone, freezing, lora, structure
 from hf_finetune.model.backbone import Backbone
 from hf_finetune.model.lora import PREFIX
-from hf_finetune.forward.plan import find_forward_plan
 from hf_finetune.run.setup import make_freeze_plan
 from hf_finetune.system.errors import InputError
 from hf_finetune.train import RunResult, finetune
@@ -257,7 +257,7 @@ def test_a_stopped_run_ends_with_the_same_bits(
     finetune(whole)
     run_until(cut, 5, monkeypatch)
     finetune(cut)
-    ours, theirs = last_checkpoint(cut.run_dir), last_checkpoint(whole.run_dir)
+    ours, theirs = load_last_checkpoint(cut.run_dir), load_last_checkpoint(whole.run_dir)
     for key in ("model_state_dict", "optimizer_state_dict", "metrics", "loss"):
         assert_same_tensors(ours[key], theirs[key], key)
     assert sum("lora_" in name for name in ours["model_state_dict"]) == 12
@@ -374,7 +374,7 @@ def test_a_checkpoint_loads_into_the_model_that_peft_has_put_the_layers_in(
     settings.modules_to_save = None
     peft.inject_adapter_in_model(settings, model)
     assert (
-        str(model.load_state_dict(last_checkpoint(config.run_dir)["model_state_dict"]))
+        str(model.load_state_dict(load_last_checkpoint(config.run_dir)["model_state_dict"]))
         == "<All keys matched successfully>"
     )
 

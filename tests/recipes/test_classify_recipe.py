@@ -15,11 +15,11 @@ from support.runs import (
     BIN,
     TORCHRUN,
     assert_same_tensors,
-    last_checkpoint,
     launch,
-    rows_of,
+    load_exported_weights,
+    load_last_checkpoint,
+    read_untimed_metrics,
     run_until,
-    weights,
 )
 
 from hf_finetune.config.sections import RunConfig
@@ -50,7 +50,7 @@ def test_every_problem_learns_and_leaves_the_promised_files(
     result = finetune(config)
     assert result.results["metric"] == metric
     assert result.results["test"][metric] >= least
-    rows = rows_of(config.run_dir)
+    rows = read_untimed_metrics(config.run_dir)
     losses = [row["train/loss"] for row in rows if "train/loss" in row]
     assert sum(losses[-4:]) < sum(losses[:4]) * 0.7
     assert {path.name for path in config.run_dir.iterdir()} == {
@@ -127,11 +127,11 @@ def test_a_stopped_run_ends_with_the_same_bits(
     for stop in stops:
         run_until(config, stop, monkeypatch)
     finetune(config)
-    assert_same_tensors(weights(config.run_dir), weights(whole.run_dir))
-    ours, theirs = last_checkpoint(config.run_dir), last_checkpoint(whole.run_dir)
+    assert_same_tensors(load_exported_weights(config.run_dir), load_exported_weights(whole.run_dir))
+    ours, theirs = load_last_checkpoint(config.run_dir), load_last_checkpoint(whole.run_dir)
     assert ours.pop("run")["progress"] == theirs.pop("run")["progress"]
     assert_same_tensors(ours, theirs)
-    assert rows_of(config.run_dir) == rows_of(whole.run_dir)
+    assert read_untimed_metrics(config.run_dir) == read_untimed_metrics(whole.run_dir)
 
 
 def test_early_stopping_survives_a_resume(
@@ -146,7 +146,7 @@ def test_early_stopping_survives_a_resume(
     run_until(config, results["updates"] - 9, monkeypatch)
     finetune(config)
     assert json.loads((config.run_dir / "results.json").read_text())["updates"] == results["updates"]
-    assert_same_tensors(weights(config.run_dir), weights(whole.run_dir))
+    assert_same_tensors(load_exported_weights(config.run_dir), load_exported_weights(whole.run_dir))
 
 
 def test_a_finished_run_says_so_and_trains_nothing(make_config: MakeConfig, capsys: pytest.CaptureFixture[str]) -> None:
@@ -174,7 +174,7 @@ def test_a_half_written_checkpoint_is_passed_over(
     newest.write_bytes(newest.read_bytes()[:-100])
     finetune(config)
     assert "passed over" in capsys.readouterr().out
-    assert_same_tensors(weights(config.run_dir), weights(whole.run_dir))
+    assert_same_tensors(load_exported_weights(config.run_dir), load_exported_weights(whole.run_dir))
 
 
 def test_resume_from_a_path(make_config: MakeConfig, uninterrupted: Callable[..., RunConfig]) -> None:
@@ -186,7 +186,7 @@ def test_resume_from_a_path(make_config: MakeConfig, uninterrupted: Callable[...
         finetune(make_config(**settings, **{"checkpoint.resume": str(path), "train.weight_decay": 0.5}))
     config = make_config(**settings, **{"checkpoint.resume": str(path)})
     finetune(config)
-    assert_same_tensors(weights(config.run_dir), weights(whole.run_dir))
+    assert_same_tensors(load_exported_weights(config.run_dir), load_exported_weights(whole.run_dir))
     with pytest.raises(InputError, match="no such file; takes auto, never, or the path of a checkpoint"):
         finetune(make_config(**settings, **{"checkpoint.resume": "nowhere.pt", "name": "third"}))
 
@@ -202,7 +202,7 @@ def test_resume_never_starts_anew_and_keeps_the_old_run_aside(
     finetune(make_config(**{"checkpoint.resume": "never", "name": "whole"}))
     aside = whole.run_dir.with_name("whole.1")
     assert before == {path.name: path.read_bytes() for path in (aside / "checkpoints").iterdir()}
-    assert_same_tensors(weights(whole.run_dir), weights(aside))
+    assert_same_tensors(load_exported_weights(whole.run_dir), load_exported_weights(aside))
 
 
 def test_a_best_checkpoint_that_is_damaged_counts_no_more(
@@ -211,7 +211,7 @@ def test_a_best_checkpoint_that_is_damaged_counts_no_more(
     """It is found out before training, not after; the run still ends with a model."""
     config = make_config(**{"checkpoint.every": 2, "evaluation.every": 2, "checkpoint.keep_last": 9})
     run_until(config, 9, monkeypatch)
-    best = last_checkpoint(config.run_dir)["run"]["progress"]["best_update"]
+    best = load_last_checkpoint(config.run_dir)["run"]["progress"]["best_update"]
     for path in (config.run_dir / "checkpoints").glob(f"*update{best:06d}*.pt"):
         path.write_bytes(b"damaged")
     result = finetune(config)
@@ -233,7 +233,7 @@ def test_numbers_do_not_depend_on_the_micro_batch(make_config: MakeConfig, limit
     finetune(reference)
     config = make_config(problem, **settings, **{f"train.micro_batch_{key}": value for key, value in limit.items()})
     finetune(config)
-    for ours, theirs in zip(rows_of(config.run_dir), rows_of(reference.run_dir), strict=True):
+    for ours, theirs in zip(read_untimed_metrics(config.run_dir), read_untimed_metrics(reference.run_dir), strict=True):
         # A correlation of predictions that are all but constant, as after few updates, magnifies their last bits
         ours = {key: value for key, value in ours.items() if not key.endswith(("pearson", "spearman"))}
         assert ours == pytest.approx({key: theirs[key] for key in ours}, abs=1e-5)
@@ -267,7 +267,7 @@ def test_two_processes_give_the_numbers_of_one(
     assert "x 2 processes" in done.stdout
     assert done.stdout.count("freeze plan") == 1
     assert json.loads((together.run_dir / "results.json").read_text())["processes"] == 2
-    for ours, theirs in zip(rows_of(together.run_dir), rows_of(alone.run_dir), strict=True):
+    for ours, theirs in zip(read_untimed_metrics(together.run_dir), read_untimed_metrics(alone.run_dir), strict=True):
         exact = {key for key in ours if key.startswith("validation/") and key != "validation/loss"}
         assert {key: ours[key] for key in exact} == {key: theirs[key] for key in exact}
         assert ours == pytest.approx(theirs, abs=1e-5)
@@ -284,7 +284,7 @@ def test_a_run_of_two_processes_goes_on_with_one(
     done = launch(TORCHRUN, config, {}, tmp_path)
     assert done.returncode == 0, done.stdout[-1500:] + done.stderr
     assert "resuming after update 4" in done.stdout or "resuming after update 6" in done.stdout
-    ours, theirs = weights(config.run_dir), weights(whole.run_dir)
+    ours, theirs = load_exported_weights(config.run_dir), load_exported_weights(whole.run_dir)
     for name in ours:
         torch.testing.assert_close(ours[name], theirs[name], rtol=0, atol=1e-5)
 
@@ -313,7 +313,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(make_config: MakeConfig, tmp_path
     assert done.returncode == 0, done.stdout[-1500:] + done.stderr
     assert "resuming after update" in done.stdout
     assert_same_tensors(
-        last_checkpoint(config.run_dir)["model_state_dict"], last_checkpoint(whole.run_dir)["model_state_dict"]
+        load_last_checkpoint(config.run_dir)["model_state_dict"], load_last_checkpoint(whole.run_dir)["model_state_dict"]
     )
 
 
@@ -338,7 +338,7 @@ def test_nothing_is_left_in_the_default_generator(make_config: MakeConfig) -> No
     seldom = make_config(name="seldom")
     finetune(seldom)
     assert_same_tensors(
-        last_checkpoint(often.run_dir)["model_state_dict"], last_checkpoint(seldom.run_dir)["model_state_dict"]
+        load_last_checkpoint(often.run_dir)["model_state_dict"], load_last_checkpoint(seldom.run_dir)["model_state_dict"]
     )
 
 
@@ -362,7 +362,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_change(
     config = make_config(**{"checkpoint.every": 1})
     with pytest.raises(InputError, match=r"update \d+: the loss \(nan\) is not finite; .*train-single_label.jsonl:\d+"):
         finetune(config)
-    assert all(torch.isfinite(tensor).all() for tensor in last_checkpoint(config.run_dir)["model_state_dict"].values())
+    assert all(torch.isfinite(tensor).all() for tensor in load_last_checkpoint(config.run_dir)["model_state_dict"].values())
 
 
 def test_a_run_that_saved_nothing_may_be_begun_again_with_other_settings(
@@ -371,7 +371,7 @@ def test_a_run_that_saved_nothing_may_be_begun_again_with_other_settings(
     """As after a loss that was not finite at update 1, when the message says to lower the learning rate."""
     run_until(make_config(), 1, monkeypatch)
     lower = finetune(make_config(**{"train.learning_rate": 1e-4}))
-    assert rows_of(lower.run_dir)[0]["update"] == 1
+    assert read_untimed_metrics(lower.run_dir)[0]["update"] == 1
     with pytest.raises(InputError, match=r"another config: train.learning_rate \(was 0.0001, now 0.002\)"):
         finetune(make_config())
 

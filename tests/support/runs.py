@@ -11,63 +11,73 @@ import pytest
 import torch
 import transformers
 
+from hf_finetune.config.loading import to_yaml
 from hf_finetune.config.sections import RunConfig
-from hf_finetune.train import after_update, finetune
+from hf_finetune.train import finetune, finish_update
+
+BIN = Path(sys.executable).parent
+TORCHRUN = [str(BIN / "torchrun"), "--standalone", "--nproc_per_node", "2"]
 
 
-def rows_of(run_dir: Path) -> list[dict[str, Any]]:
-    """metrics.jsonl without what depends on the clock."""
-    lines = (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
+    """The rows of metrics.jsonl."""
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def read_untimed_metrics(run_dir: Path) -> list[dict[str, Any]]:
+    """The rows of metrics.jsonl, without the values that depend on the clock."""
     return [
-        {key: value for key, value in json.loads(line).items() if key != "time" and not key.endswith("per_second")}
-        for line in lines
+        {key: value for key, value in row.items() if key != "time" and not key.endswith("per_second")}
+        for row in read_metrics(run_dir)
     ]
 
 
-def weights(run_dir: Path) -> dict[str, torch.Tensor]:
-    """The exported weights."""
-    return transformers.AutoModelForSequenceClassification.from_pretrained(run_dir / "model").state_dict()
+def load_exported_weights(run_dir: Path) -> dict[str, torch.Tensor]:
+    """The weights of the exported model, loaded by transformers."""
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(run_dir / "model")
+    weights: dict[str, torch.Tensor] = model.state_dict()
+    return weights
 
 
-def last_checkpoint(run_dir: Path) -> dict[str, Any]:
-    """The newest checkpoint, opened as a user would."""
-    return torch.load(
-        max((run_dir / "checkpoints").glob("*.pt"), key=lambda path: path.name.split("_")[2]), weights_only=True
-    )
+def load_last_checkpoint(run_dir: Path) -> dict[str, Any]:
+    """The newest checkpoint, opened with torch.load."""
+    path = max((run_dir / "checkpoints").glob("*.pt"), key=lambda path: path.name.split("_")[2])
+    content: dict[str, Any] = torch.load(path, weights_only=True)
+    return content
 
 
-def assert_same_tensors(ours: Any, theirs: Any, place: str = "") -> None:
-    """Nested dicts and lists of equal values, tensors equal bit for bit."""
-    assert type(ours) is type(theirs), place
+def assert_same_tensors(ours: Any, theirs: Any, position: str = "") -> None:
+    """Nested dicts and lists have equal values, and tensors that are equal bit for bit. `position` is shown if they differ."""
+    assert type(ours) is type(theirs), position
     if isinstance(ours, torch.Tensor):
-        assert torch.equal(ours, theirs), place
+        assert torch.equal(ours, theirs), position
     elif isinstance(ours, dict):
-        assert ours.keys() == theirs.keys(), place
+        assert ours.keys() == theirs.keys(), position
         for key in ours:
-            assert_same_tensors(ours[key], theirs[key], f"{place}/{key}")
+            assert_same_tensors(ours[key], theirs[key], f"{position}/{key}")
     elif isinstance(ours, (list, tuple)):
-        assert len(ours) == len(theirs), place
-        for position, (one, other) in enumerate(zip(ours, theirs, strict=True)):
-            assert_same_tensors(one, other, f"{place}/{position}")
+        assert len(ours) == len(theirs), position
+        for index, (one, other) in enumerate(zip(ours, theirs, strict=True)):
+            assert_same_tensors(one, other, f"{position}/{index}")
     else:
-        assert ours == theirs, place
+        assert ours == theirs, position
 
 
 class CutOffError(Exception):
-    """Thrown into a run to stop it."""
+    """Raised inside a run to cut it off."""
 
 
 def run_until(config: RunConfig, update: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs, and stops after that update (its checkpoint, if one is due, is written before the next begins)."""
+    """Trains, and cuts the run off after this update and its checkpoint, if one is due."""
 
     def stopping(*arguments: Any, **options: Any) -> Any:
-        progress = after_update(*arguments, **options)
+        progress = finish_update(*arguments, **options)
         if progress.update == update:
             raise CutOffError
         return progress
 
     with monkeypatch.context() as patch:
-        patch.setattr("hf_finetune.train.after_update", stopping)
+        patch.setattr("hf_finetune.train.finish_update", stopping)
         with pytest.raises(CutOffError):
             finetune(config)
 
@@ -75,9 +85,10 @@ def run_until(config: RunConfig, update: int, monkeypatch: pytest.MonkeyPatch) -
 def launch(
     words: list[str], config: RunConfig, settings: dict[str, Any], cwd: Path
 ) -> subprocess.CompletedProcess[str]:
-    """Runs the recipe's own file under a launcher, in a process of its own, with the config as a file."""
-    from hf_finetune.config.loading import to_yaml
+    """Runs the file of the recipe classify in another process.
 
+    words: the launcher, such as TORCHRUN. settings: further settings for the command line. cwd: gets the config as a file.
+    """
     path = cwd / f"{config.name}.yaml"
     path.write_text(to_yaml(config), encoding="utf-8")
     recipe = Path(__file__).parents[2] / "recipes" / "classify.py"
@@ -89,11 +100,5 @@ def launch(
         text=True,
         timeout=90,
         check=False,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},  # as in this process: the same bits want the same threads
+        env={**os.environ, "OMP_NUM_THREADS": "1"},  # as in this process: equal bits need equal threads
     )
-
-
-BIN = Path(sys.executable).parent
-
-
-TORCHRUN = [str(BIN / "torchrun"), "--standalone", "--nproc_per_node", "2"]
