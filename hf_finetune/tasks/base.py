@@ -1,11 +1,17 @@
-"""A task: what the columns of the data mean. It has four parts, each tested apart; none of them knows how a run trains.
+"""The task: what the columns of the data mean, and what the model learns from them. A new task is written by subclassing the
+classes of this module (hf_finetune/tasks/classify.py is an example).
 
-columns    which columns the task reads
-encoding   text to tokens and targets
-objective  what is minimized
-scoring    what is kept of the model's outputs, the metrics and the predictions
+A task is composed of four parts. Each can be tested alone, and none depends on how a run trains:
 
-B features of a batch, S sequences, T tokens, N features of a split, D numbers of an embedding.
+Columns    the columns that the task reads
+Encoding   turns rows of a table into tokens and targets
+Objective  the loss
+Scoring    turns outputs of the model into metrics and predictions
+
+An example is a row of a table. It is encoded as one or more features (a long text as several windows), and a feature has one or
+more sequences of tokens (the choices of a question). Batches are made of features.
+
+N features of a split, B features of a batch, S sequences of a batch, T tokens, D numbers of an embedding.
 """
 
 import math
@@ -23,82 +29,93 @@ from hf_finetune.model.head_spec import HeadSpec
 from hf_finetune.system.errors import InputError
 
 if TYPE_CHECKING:
-    # The files of tasks import torch inside functions: --help reads their Settings, and has no second to spare for it
+    # --help imports the tasks for their Settings, and torch takes a second to import: tasks import it inside functions
     from pathlib import Path
 
     import torch
 
-Outputs = Sequence[Any]  # N entries, one for each feature: arrays of any shape
+Outputs = Sequence[Any]  # for each feature what Scoring.reduce() returned, an array; or its generated text
 
 
 class Columns(ABC):
-    """Which columns a task reads, and what the words of `hf-finetune predict --text` mean."""
+    """The columns that a task reads."""
 
     @property
     @abstractmethod
     def spec(self) -> ColumnSpec:
-        """The columns, and how rows are grouped when splits are drawn."""
+        """The names of the columns, and which rows stay together when splits are drawn."""
 
     @property
     def num_example_texts(self) -> int:
-        """How many texts of one example `hf-finetune predict --text` takes."""
+        """The number of texts that an example command `hf-finetune predict --text` shows."""
         return len(self.spec.inputs)
 
     @abstractmethod
     def make_row(self, texts: Sequence[str]) -> dict[str, Any]:
-        """The row that the texts of `hf-finetune predict --text` stand for. InputError if they are too few or too many."""
+        """Returns the row for the texts of `hf-finetune predict --text`. InputError if there are too few or too many."""
 
 
 class Encoding(ABC):
-    """Text to tokens and targets."""
+    """Turns rows of a table into tokens and targets."""
 
     @property
     def name(self) -> str:
-        """A name that no other encoding has: part of the key of the cache of encoded texts."""
+        """A name that no other encoding has. It is part of the key under which tokenized texts are cached."""
         return f"{type(self).__module__}.{type(self).__qualname__}"
 
     @property
     def why_inputs_change(self) -> str:
-        """Why the inputs differ from epoch to epoch, or "" if they do not. Inputs that differ cannot be cached."""
+        """The reason why inputs differ from epoch to epoch (random masks, for example), or "" if they do not.
+
+        The activations of such inputs cannot be cached.
+        """
         return ""
 
     @abstractmethod
     def encoded_columns(self) -> tuple[str, ...]:
-        """The columns that tokenize() reads."""
+        """Returns the columns that tokenize() reads."""
 
     def encoding_settings(self) -> dict[str, Any]:
-        """The plain settings that tokenize() depends on, apart from max_length."""
+        """Returns the settings that tokenize() depends on, as plain values, without max_length."""
         return {}
 
     @abstractmethod
     def tokenize(self, table: Table, tokenizer: Any, max_length: int) -> dict[str, Array]:
-        """Flat arrays as data.features.make_features() takes them. A pure function: its result is kept on disk."""
+        """Returns the flat arrays that data.features.make_features() takes.
+
+        Must be a pure function of the arguments, encoded_columns() and encoding_settings(): its result is cached on disk.
+        """
 
     @abstractmethod
     def labels(self, table: Table, arrays: Mapping[str, Array]) -> Array | Ragged | None:
-        """Targets of the N features, from the table and the arrays of tokenize(). InputError with file and line if a label
-        cannot be used."""
+        """Returns the targets [N, ...] of the features, made from the table and the arrays of tokenize().
+
+        InputError with file and line if a label cannot be used.
+        """
 
     def prepare(self, batch: Batch, features: Features, model: Any, epoch: int) -> Batch:
-        """The batch as the model takes it. `epoch` counts from 1 in training and is 0 in evaluation."""
+        """Returns the batch as the model takes it. epoch: from 1 in training, 0 in evaluation."""
         return batch
 
     def describe(self, features: Features, table: Table, max_length: int) -> list[tuple[str, str]]:
-        """Lines about the training data, printed before update 0: pairs of a short name and a text."""
+        """Returns the lines about the training data that are printed before training: pairs of a short name and a text."""
         cut = f"{features.num_truncated:,} training texts are longer and were cut"
         return [("input", f"at most {max_length} tokens; {cut}")]
 
     def for_inference(self, tokenizer: Any) -> Self:
-        """The encoding of rows without targets, if it differs: a prompt without its answer, for example."""
+        """Returns the encoding of rows without targets. It differs, for example, if a prompt is encoded without its answer."""
         return self
 
 
 @dataclass(frozen=True, kw_only=True)
 class UpdateLoss:
-    """The loss of one update.
+    """The loss of one update, as a function of its micro-batches.
 
-    micro_batch: outputs and batch of a micro-batch to the loss that backward() takes, a sum over targets, and their number.
-    total: sum and number of targets of the whole batch over all processes, if they are known before the micro-batches run.
+    Args:
+        micro_batch: From the outputs and the batch of a micro-batch, returns the loss that is propagated backward, summed over
+            targets, and the number of targets.
+        total: The loss of the entire batch, over all processes, summed over targets, and their number; None if they are the sums
+            of what micro_batch returns.
     """
 
     micro_batch: "Callable[[torch.Tensor, Batch], tuple[torch.Tensor, float]]"
@@ -106,38 +123,53 @@ class UpdateLoss:
 
 
 class UpdateForwards(Protocol):
-    """The forward passes of one update, as an objective may ask for them."""
+    """Runs forward passes for an objective that needs them before an update.
+
+    features: The features of the training split. indices: Those of the batch [B], over all micro-batches and processes.
+    """
 
     features: Features
-    indices: Array  # [B] of the features of the whole batch, over all micro-batches and processes
+    indices: Array
 
     def embed_all(self, embed: "Callable[[torch.Tensor, Batch], torch.Tensor]") -> "torch.Tensor":
-        """Embeddings [S, D] of all sequences of the batch, from all processes, without a graph."""
+        """Returns the embeddings [S, D] of all sequences of the batch, over all processes, detached from the graph.
+
+        embed: From outputs and batch of a micro-batch, returns the embeddings of its sequences.
+        """
 
     def find_positions(self, batch: Batch) -> list[int]:
-        """Positions of a micro-batch's sequences among the S of embed_all()."""
+        """Returns the positions of a micro-batch's sequences among the S of embed_all()."""
 
 
 class Objective(ABC):
-    """What is minimized. Write a SummedObjective if the loss is a sum over targets, an InBatchObjective if it compares the
-    features of a batch with each other."""
+    """The loss.
+
+    Subclass SummedObjective if the loss is a sum over targets, InBatchObjective if it compares the features of a batch with each
+    other.
+    """
 
     @abstractmethod
     def start_update(self, forwards: UpdateForwards) -> UpdateLoss:
-        """The loss of an update, before its micro-batches run."""
+        """Returns the loss of an update. Called before its micro-batches run."""
 
     @abstractmethod
     def evaluate(self, outputs: "torch.Tensor", batch: Batch) -> tuple[float, float]:
-        """Loss of one evaluation batch, summed over targets, and their number."""
+        """Returns the loss of one evaluation batch, summed over targets, and their number."""
 
     @abstractmethod
     def mean(self, sums: Sequence[tuple[float, float]], outputs: Outputs, features: Features, indices: Array) -> float:
-        """Mean loss of the features at `indices`, nan without targets. sums: what evaluate() returned for each batch.
-        outputs: what Scoring.reduce() kept of each feature."""
+        """Returns the mean loss of the features at `indices`, nan if they have no targets.
+
+        Args:
+            sums: What evaluate() returned for each of their batches.
+            outputs: What Scoring.reduce() returned for each of them.
+            features: The features of the split.
+            indices: Which of these were evaluated.
+        """
 
     @abstractmethod
     def timing_loss(self, outputs: "torch.Tensor", batch: Batch) -> "torch.Tensor":
-        """A loss of one micro-batch alone, for measuring how long a backward pass takes."""
+        """Returns a loss of one micro-batch alone. It is used only to measure how long a backward pass takes."""
 
 
 class SummedObjective(Objective):
@@ -145,8 +177,11 @@ class SummedObjective(Objective):
 
     @abstractmethod
     def loss(self, outputs: "torch.Tensor", batch: Batch) -> "tuple[torch.Tensor, float]":
-        """Loss summed over all targets, and their number (or the sum of their weights). Law 1: nothing else counts targets.
-        `outputs`: what model.heads.run_model() returned."""
+        """Returns the loss summed over all targets of a micro-batch, and their number (or the sum of their weights).
+
+        The mean loss is the sum over all micro-batches, divided by the sum of these numbers: targets are counted nowhere else
+        (law 1 in docs/design.md). outputs: What model.heads.run_model() returned, such as logits.
+        """
 
     def start_update(self, forwards: UpdateForwards) -> UpdateLoss:
         return UpdateLoss(micro_batch=self.loss)
@@ -166,25 +201,31 @@ class SummedObjective(Objective):
 
 
 class InBatchObjective(Objective):
-    """A loss that compares the sequences of a batch with each other, such as in-batch negatives.
+    """A loss that compares the sequences of a batch with each other, for example by in-batch negatives.
 
-    It is exact over micro-batches and processes (GradCache, Gao et al. 2021, arXiv:2101.06983): all sequences are embedded, the
-    gradient of the whole batch's loss with respect to each embedding is taken, and each micro-batch goes backward from its
-    part of it.
+    The loss is that of the entire batch, however it is split into micro-batches and processes (GradCache, Gao et al. 2021,
+    arXiv:2101.06983): all sequences are embedded, the gradient of the loss with respect to the embeddings is computed, and
+    each micro-batch propagates its part of this gradient backward.
     """
 
-    EVALUATION_SIZE: ClassVar[int] = 64  # features that an evaluation compares; fixed, so that losses can be compared
+    EVALUATION_SIZE: ClassVar[int] = 64  # features compared with each other in evaluation, whatever the batch size is
 
     @abstractmethod
     def embed(self, outputs: "torch.Tensor", batch: Batch) -> "torch.Tensor":
-        """Embeddings [S, D] of a batch's sequences."""
+        """Returns the embeddings [S, D] of the sequences of a micro-batch."""
 
     @abstractmethod
     def batch_loss(
         self, embeddings: "torch.Tensor", counts: Array, features: Features, indices: Array
     ) -> "tuple[torch.Tensor, float]":
-        """Loss of a whole batch, summed over targets, and their number. embeddings: [S, D]. counts: [B] sequences of each
-        feature. indices: [B] of the features."""
+        """Returns the loss of an entire batch, summed over targets, and their number.
+
+        Args:
+            embeddings: Of all sequences of the batch [S, D].
+            counts: Number of sequences of each feature [B].
+            features: The features of the split.
+            indices: Those of the batch [B].
+        """
 
     def start_update(self, forwards: UpdateForwards) -> UpdateLoss:
         import torch
@@ -194,18 +235,18 @@ class InBatchObjective(Objective):
         loss, count = self.batch_loss(embeddings, features.count_sequences(indices), features, indices)
         (gradient,) = torch.autograd.grad(loss, embeddings)
 
-        def pull(outputs: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, float]:
-            """A sum whose gradient is that of the whole batch's loss."""
+        def compute_surrogate(outputs: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, float]:
+            """Returns a sum whose gradient is the micro-batch's part of the gradient of the batch's loss."""
             own = self.embed(outputs, batch).float()
             return (own * gradient[forwards.find_positions(batch)]).sum(), 0.0
 
-        return UpdateLoss(micro_batch=pull, total=(float(loss.detach()), count))
+        return UpdateLoss(micro_batch=compute_surrogate, total=(float(loss.detach()), count))
 
     def evaluate(self, outputs: "torch.Tensor", batch: Batch) -> tuple[float, float]:
         return 0.0, 0.0  # mean() computes the loss from the embeddings
 
     def mean(self, sums: Sequence[tuple[float, float]], outputs: Outputs, features: Features, indices: Array) -> float:
-        """Over groups of EVALUATION_SIZE features in their order. outputs: embeddings [sequences, D] of each feature."""
+        """Compares the features in groups of EVALUATION_SIZE, in their order. outputs: Embeddings [sequences, D] of each."""
         import torch
 
         if features.labels is None:
@@ -225,54 +266,71 @@ class InBatchObjective(Objective):
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationOutput:
-    """Mean loss over all targets (nan without any), and what Scoring.reduce() kept of each feature, in their order."""
+    """The mean loss over all targets (nan without any), and what Scoring.reduce() returned for each feature, in order."""
 
     loss: float
     outputs: Outputs
 
 
 class Runner(Protocol):
-    """Runs the model over features of one split, on all processes. Each feature is computed exactly once."""
+    """Runs the model over features of one split. All processes share the work, and all get the results. Each feature is
+    computed exactly once."""
 
     def compute_outputs(self, indices: Array) -> EvaluationOutput:
-        """Loss and reduced outputs of the features at `indices`."""
+        """Returns the mean loss of the features at `indices`, and their reduced outputs."""
 
     def generate_texts(self, generate: Callable[[Any, Batch], list[Array]], indices: Array) -> list[str]:
-        """The texts that `generate` has the model write for the features at `indices`."""
+        """Returns the texts of the token ids that `generate` returns for the features at `indices`."""
 
 
 class Scoring(ABC):
-    """What is kept of the model's outputs, the metrics and the predictions."""
+    """Turns outputs of the model into metrics and predictions.
+
+    The outputs of a split may be too large to keep. So reduce() is called after each forward pass, and the other methods take
+    what it returned for all features.
+    """
 
     @property
     @abstractmethod
     def metric_names(self) -> tuple[str, ...]:
-        """The metrics that are reported. The first decides which checkpoint is best, unless evaluation.metric names another."""
+        """The metrics that are computed at each evaluation."""
 
     @property
     def default_metric(self) -> str:
-        """The metric that evaluation.metric auto stands for."""
+        """The metric that decides which checkpoint is best, unless evaluation.metric names another."""
         return self.metric_names[0]
 
     def check_metric(self, name: str, key: str = "evaluation.metric") -> str:
-        """The full name of a metric. InputError, naming `key`, if it cannot be computed for this task."""
-        if name not in ("loss", *self.metric_names):
-            raise InputError(f"{key} ({name}): this task has loss, {', '.join(self.metric_names)}")
+        """Returns the full name of a metric. InputError, with the setting `key`, if this task cannot compute it."""
+        names = ("loss", *self.metric_names)
+        if name not in names:
+            raise InputError(f"{key} ({name}): must be one of {', '.join(names)}")
         return name
 
     @abstractmethod
     def reduce(self, outputs: "torch.Tensor", batch: Batch) -> list[Array]:
-        """For each of the B features the little that compute_metrics() and make_predictions() need of its outputs."""
+        """Returns, for each of the B features, the part of its outputs that metrics and predictions need.
+
+        outputs: What model.heads.run_model() returned, such as logits [B, C].
+        """
 
     @abstractmethod
     def compute_metrics(
         self, metric: str, outputs: Outputs, features: Features, table: Table, indices: Array
     ) -> dict[str, float]:
-        """All of metric_names, and `metric`, from what reduce() kept of the features at `indices`, in their order."""
+        """Returns all of metric_names, and `metric` if it is another one.
+
+        Args:
+            metric: The metric that decides which checkpoint is best.
+            outputs: What reduce() returned for each of the features at `indices`.
+            features: The features of the split.
+            table: The rows of the split.
+            indices: Which of the features were evaluated.
+        """
 
     @abstractmethod
     def make_predictions(self, outputs: Outputs, features: Features, table: Table) -> Iterator[dict[str, Any]]:
-        """One row of `hf-finetune predict` for each row of the table, in its order. outputs: of all features."""
+        """Yields a prediction for each row of the table, in order. outputs: What reduce() returned for each feature."""
 
     def evaluate(
         self,
@@ -284,29 +342,32 @@ class Scoring(ABC):
         indices: Array,
         max_texts: int | None = None,
     ) -> dict[str, float]:
-        """Loss and metrics of the features at `indices`. max_texts: generate at most that many texts."""
-        found = runner.compute_outputs(indices)
-        return {"loss": found.loss, **self.compute_metrics(metric, found.outputs, features, table, indices)}
+        """Returns loss and metrics of the features at `indices`.
+
+        max_texts: The most texts to generate, if metrics need generated texts; None for as many as the settings ask for.
+        """
+        result = runner.compute_outputs(indices)
+        return {"loss": result.loss, **self.compute_metrics(metric, result.outputs, features, table, indices)}
 
     def predict(self, runner: Runner, features: Features, table: Table) -> Iterator[dict[str, Any]]:
-        """Predictions for all rows of a table."""
+        """Yields a prediction for each row of the table, in order."""
         return self.make_predictions(runner.compute_outputs(np.arange(len(features))).outputs, features, table)
 
     def make_document(self, predictions: Sequence[Mapping[str, Any]]) -> Any:
-        """What `hf-finetune predict --out FILE.json` writes of all predictions."""
+        """Returns what `hf-finetune predict --out FILE.json` writes for all predictions."""
         return list(predictions)
 
     def for_inference(self, tokenizer: Any) -> Self:
-        """The scoring of rows without targets, if it differs."""
+        """Returns the scoring of rows without targets, if it differs."""
         return self
 
 
 class GeneratingScoring(Scoring):
-    """Scoring of a task whose predictions are generated texts. make_predictions() takes these texts."""
+    """Scoring of a task whose predictions are generated texts: the outputs that make_predictions() takes are these texts."""
 
     @abstractmethod
     def generate(self, model: Any, batch: Batch) -> list[Array]:
-        """For each of the B features the token ids that the model generates."""
+        """Returns the token ids [length] that the model generates for each of the B features."""
 
     def predict(self, runner: Runner, features: Features, table: Table) -> Iterator[dict[str, Any]]:
         return self.make_predictions(runner.generate_texts(self.generate, np.arange(len(features))), features, table)
@@ -314,19 +375,24 @@ class GeneratingScoring(Scoring):
 
 @dataclass(frozen=True, kw_only=True)
 class Task(ABC):
-    """What the columns mean. Built by from_table() for a run, by from_state() for a model that an earlier run made.
+    """A task. from_table() makes it for a new run, from_state() for a model that an earlier run trained.
 
     Args:
         columns, encoding, objective, scoring: The four parts.
-        head: The head that the backbone is loaded with.
-        pipeline_tag: The Hub's name of the task.
-        problem: Which of the task's problems this is, such as single_label.
+        head: The head with which the backbone is loaded.
+        pipeline_tag: Name of the task on the Hub.
+        problem: The variant of the task, such as single_label.
         label_names: Names of the head's outputs, if they have any.
+
+    Class variables:
+        Settings: The dataclass of the settings `task.*`.
+        auto_classes: Classes of transformers whose models belong to this task, for models that were trained elsewhere.
+        library_name: The library that loads the exported model.
     """
 
-    Settings: ClassVar[type[TaskSettings]] = TaskSettings  # the fields of `task.*`
-    auto_classes: ClassVar[tuple[str, ...]] = ()  # of transformers, for finding the task of a model made elsewhere
-    library_name: ClassVar[str] = "transformers"  # the library that loads the exported model
+    Settings: ClassVar[type[TaskSettings]] = TaskSettings
+    auto_classes: ClassVar[tuple[str, ...]] = ()
+    library_name: ClassVar[str] = "transformers"
 
     columns: Columns
     encoding: Encoding
@@ -340,40 +406,45 @@ class Task(ABC):
     @classmethod
     @abstractmethod
     def make_columns(cls, config: RunConfig) -> Columns:
-        """The columns that the settings name. InputError if they do not fit the task."""
+        """Returns the columns that the settings name. InputError if they do not fit the task."""
 
     @classmethod
     @abstractmethod
     def from_state(cls, config: RunConfig, state: Mapping[str, Any]) -> Self:
-        """The task as state_dict() of an earlier run has it."""
+        """Returns the task with the state of an earlier run, as state_dict() returned it."""
 
     @classmethod
     def from_table(cls, config: RunConfig, table: Table) -> Self:
-        """The task as the training table has it. InputError with file and line if a row cannot be used."""
+        """Returns the task with what it learns from the training table, such as the labels.
+
+        InputError with file and line if a row cannot be used.
+        """
         return cls.from_state(config, {})
 
     @classmethod
     def read_state(cls, model_config: Any) -> dict[str, Any]:
-        """The state as far as the config of a model that was made elsewhere tells it."""
+        """Returns the state of a model that was trained elsewhere, as far as its config contains it."""
         return {}
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain values: all that was learned from the training table. Two runs on the same data have the same."""
+        """Returns what from_table() learned from the training table, as plain values. It is equal for equal data."""
         return {}
 
-    def prepare_model(self, model: Any, tokenizer: Any) -> None:
-        """Sets what the exported model carries (generation settings), before training. InputError if the model cannot do the
-        task."""
+    def prepare_model(self, model: Any, tokenizer: Any) -> None:  # noqa: B027 - most tasks have nothing to change
+        """Changes the model's config, generation settings or the tokenizer before training; the exported model has them too.
 
-    def write_extras(self, folder: "Path", model: Any, max_length: int) -> None:
-        """Writes files that the exported folder holds next to model and tokenizer."""
+        InputError if the model cannot do the task.
+        """
+
+    def write_extras(self, folder: "Path", model: Any, max_length: int) -> None:  # noqa: B027
+        """Writes further files into the exported folder, next to model and tokenizer."""
 
     @abstractmethod
     def describe_for_card(self) -> str:
-        """What the model was fine-tuned for, as the model card says it."""
+        """Returns the end of the model card's sentence "fine-tuned with hf-finetune for ...", and more sentences."""
 
     def for_inference(self, tokenizer: Any) -> Self:
-        """The task for rows without targets."""
+        """Returns the task for rows without targets."""
         return replace(
             self, encoding=self.encoding.for_inference(tokenizer), scoring=self.scoring.for_inference(tokenizer)
         )

@@ -1,8 +1,11 @@
-"""Text and sentence-pair classification: one label, several labels, or a number. B examples, C classes, N rows."""
+"""Classification of texts and pairs of texts: one label, several labels, or a number to predict.
+
+B examples of a batch, N examples of a split, C classes.
+"""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -10,7 +13,7 @@ import numpy as np
 from hf_finetune.config.sections import RunConfig, TaskSettings, require
 from hf_finetune.data.encoding import tokenize
 from hf_finetune.data.features import Array, Batch, Features
-from hf_finetune.data.table import ColumnSpec, Table, has_fractions, text_and_label_spec
+from hf_finetune.data.table import ColumnSpec, Table, describe_value, has_fractions, text_and_label_spec
 from hf_finetune.model.head_spec import HeadSpec
 from hf_finetune.system.errors import InputError
 from hf_finetune.tasks import metrics
@@ -26,7 +29,7 @@ from hf_finetune.tasks.labels import (
 if TYPE_CHECKING:
     import torch
 
-DECISION_THRESHOLD = 0.5  # of a label's probability, multi_label
+DECISION_THRESHOLD = 0.5  # multi_label: labels with a larger probability are predicted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +39,7 @@ class Settings(TaskSettings):
     Args:
         problem: single_label, multi_label or regression; auto chooses by the label column and prints why.
         label_separator: Splits a string of several labels; not needed if the column holds lists.
-        class_weights: balanced, or label=weight for some labels; the others weigh 1.
+        class_weights: Weights of the labels in the loss: balanced, or label=weight for some labels; the others weigh 1.
         focal_gamma: Exponent of the focal loss; 0 is plain cross entropy.
     """
 
@@ -49,18 +52,20 @@ class Settings(TaskSettings):
         require(self.label_separator != "", "task.label_separator", "''", "must not be empty")
         require(
             self.label_separator is None or self.problem in ("auto", "multi_label"),
-            "task.label_separator", self.label_separator, f"has no meaning with task.problem {self.problem}",
-        )  # fmt: skip
+            "task.label_separator",
+            self.label_separator,
+            f"has no effect with task.problem {self.problem}",
+        )
         require(0 <= self.focal_gamma < float("inf"), "task.focal_gamma", self.focal_gamma, "must be 0 or more")
 
 
 @dataclass(frozen=True, kw_only=True)
 class TextColumns(Columns):
-    """One or two text columns and a label column."""
+    """One or two text columns and a label column. numbers: the labels are numbers to predict."""
 
     texts: tuple[str, ...]
     label: str
-    numbers: bool = False  # the label is a number to predict
+    numbers: bool = False
 
     @property
     def spec(self) -> ColumnSpec:
@@ -75,40 +80,49 @@ class TextColumns(Columns):
 
 @dataclass(frozen=True, kw_only=True)
 class LabelReader:
-    """Reads the label names of a row."""
+    """Reads the label names of a row.
+
+    Args:
+        problem: single_label, multi_label or regression.
+        column: The label column.
+        separator: Splits a string of several labels (multi_label); None if the column holds lists.
+    """
 
     problem: str
     column: str
     separator: str | None
 
     def read(self, table: Table, row: int) -> list[str]:
-        """The label names of a row: exactly one for single_label, any number for multi_label."""
+        """Returns the label names of a row: exactly one for single_label, any number for multi_label.
+
+        InputError with file and line if there is no usable label.
+        """
         value = table.columns[self.column][row]
         if self.problem != "multi_label":
-            return [self.name(table, row, value)]
+            return [self.name_label(table, row, value)]
         if isinstance(value, str) and self.separator:
             values: list[Any] = [part.strip() for part in value.split(self.separator) if part.strip()]
         elif isinstance(value, (list, tuple)):
             values = list(value)
         elif value is None:
-            raise InputError(f"{table.where(row)}: {self.column} is null; a row without labels has an empty list")
+            raise InputError(f"{table.where(row)}: {self.column} is null; give a row without labels an empty list")
         else:
             raise InputError(
                 f"{table.where(row)}: {self.column} ({value}) is not a list; a string of several labels needs "
                 "task.label_separator"
             )
-        return [self.name(table, row, value) for value in values]
+        return [self.name_label(table, row, value) for value in values]
 
-    def name(self, table: Table, row: int, value: Any) -> str:
-        """One label as a string."""
+    def name_label(self, table: Table, row: int, value: Any) -> str:
+        """Returns the name of one label: of the data set's classes if these are known and the value is a number."""
         where, names = f"{table.where(row)}: {self.column}", table.class_names
         if value is None or (isinstance(value, str) and not value.strip()):
-            raise InputError(f"{where} is {'null' if value is None else 'empty'}")
+            raise InputError(f"{where} is {describe_value(value)}")
         if isinstance(value, (list, tuple, dict)):
-            raise InputError(f"{where} ({value}) is not a single label; see task.problem")
+            raise InputError(f"{where} ({value}) is not a single label; set task.problem to multi_label for lists")
         if isinstance(value, float):
             if not value.is_integer():
-                raise InputError(f"{where} ({value}) is not a class; see task.problem regression")
+                raise InputError(f"{where} ({value}) is not a class; set task.problem to regression for numbers")
             value = int(value)
         if names is not None and isinstance(value, int):
             if not 0 <= value < len(names):
@@ -117,7 +131,10 @@ class LabelReader:
         return str(value)
 
     def find_names(self, table: Table) -> tuple[str, ...]:
-        """All labels in the data set's own order, else numbers by value and names by alphabet; never by first occurrence."""
+        """Returns all labels: in the data set's own order if it has one, else integers by value, then names by alphabet.
+
+        Never in the order of the rows, which would change with the split. InputError if there are fewer than two.
+        """
         counts = Counter(label for row in range(len(table)) for label in self.read(table, row))
         if len(counts) < 2:
             only = f"only {next(iter(counts))!r}" if counts else "no label"
@@ -127,13 +144,21 @@ class LabelReader:
 
 @dataclass(frozen=True, kw_only=True)
 class ClassificationEncoding(Encoding):
-    """Texts to one sequence each, labels to class numbers, 0/1 rows or numbers."""
+    """Turns the one or two texts of an example into one sequence, and its labels into a class number, 0/1 [C] or a number.
+
+    Args:
+        texts: The text columns.
+        reader: Reads the labels.
+        label_names: Names of the C classes.
+        class_weights: Weights of the classes, for describe().
+        reason: Why this problem was chosen, for describe().
+    """
 
     texts: tuple[str, ...]
     reader: LabelReader
     label_names: tuple[str, ...] = ()
     class_weights: tuple[float, ...] = ()
-    reason: str = ""  # why this problem
+    reason: str = ""
 
     def encoded_columns(self) -> tuple[str, ...]:
         return self.texts
@@ -142,7 +167,7 @@ class ClassificationEncoding(Encoding):
         return tokenize([table.columns[name] for name in self.texts], tokenizer, max_length)
 
     def labels(self, table: Table, arrays: Mapping[str, Array]) -> Array:
-        """Class numbers [N] int64, 0/1 [N, C] float32, or numbers [N] float32."""
+        """Returns class numbers [N] int64, 0/1 [N, C] float32 for multi_label, or numbers [N] float32 for regression."""
         if self.reader.problem == "regression":
             column = self.reader.column
             return np.array([read_number(table, row, column) for row in range(len(table))], dtype=np.float32)
@@ -152,7 +177,7 @@ class ClassificationEncoding(Encoding):
             if -1 in numbers:
                 name = self.reader.read(table, row)[numbers.index(-1)]
                 raise InputError(
-                    f"{table.where(row)}: the label {name!r} is not among the {len(index)} that training has"
+                    f"{table.where(row)}: the label {name!r} is not one of the {len(index)} labels of the training data"
                 )
         if self.reader.problem == "single_label":
             return np.array([numbers[0] for numbers in rows], dtype=np.int64)
@@ -162,7 +187,7 @@ class ClassificationEncoding(Encoding):
         return targets
 
     def describe(self, features: Features, table: Table, max_length: int) -> list[tuple[str, str]]:
-        """The input; the problem and why; the labels and how many training examples have each."""
+        """The input, the problem and why it was chosen, the labels and the number of training examples of each."""
         labels: Any = features.labels
         head = f"{self.reader.problem}, {self.reason}: "
         lines = super().describe(features, table, max_length)
@@ -176,7 +201,10 @@ class ClassificationEncoding(Encoding):
 
 @dataclass(frozen=True, kw_only=True)
 class ClassificationObjective(SummedObjective):
-    """Cross entropy, binary cross entropy over all B x C, or squared errors."""
+    """Cross entropy (single_label), binary cross entropy of each label (multi_label), or squared error (regression).
+
+    class_weights, focal_gamma: As in losses.cross_entropy(), for single_label only.
+    """
 
     problem: str
     label_smoothing: float = 0.0
@@ -184,7 +212,7 @@ class ClassificationObjective(SummedObjective):
     focal_gamma: float = 0.0
 
     def loss(self, outputs: "torch.Tensor", batch: Batch) -> "tuple[torch.Tensor, float]":
-        """Loss summed over all terms, and their number. outputs: logits [B, C]."""
+        """Returns the loss summed over its terms (B, or B x C for multi_label), and their number. outputs: logits [B, C]."""
         from torch.nn import functional as F
 
         from hf_finetune.tasks.losses import cross_entropy
@@ -206,14 +234,10 @@ class ClassificationObjective(SummedObjective):
 
 @dataclass(frozen=True, kw_only=True)
 class ClassificationScoring(Scoring):
-    """Logits to probabilities, metrics and predictions."""
+    """Turns logits into probabilities, metrics and predictions."""
 
     problem: str
     label_names: tuple[str, ...]
-
-    @property
-    def default_metric(self) -> str:
-        return {"single_label": "accuracy", "multi_label": "f1_micro", "regression": "pearson"}[self.problem]
 
     @property
     def metric_names(self) -> tuple[str, ...]:
@@ -231,7 +255,7 @@ class ClassificationScoring(Scoring):
         return name
 
     def reduce(self, outputs: "torch.Tensor", batch: Batch) -> list[Array]:
-        """Logits [C]."""
+        """Returns the logits [C] of each example."""
         return list(outputs.float().cpu().numpy())
 
     def compute_metrics(
@@ -246,12 +270,12 @@ class ClassificationScoring(Scoring):
         )
 
     def make_predictions(self, outputs: Outputs, features: Features, table: Table) -> Iterator[dict[str, Any]]:
-        """For each text: label (or labels, or score) and the probability of every label."""
+        """Yields `{label, probabilities}`, `{labels, probabilities}` or `{score}` for each example."""
         for scores in self.compute_scores(np.stack(outputs)):
             yield dict(self.describe_scores(scores))
 
     def decode(self, logits: Array) -> Array:
-        """Class numbers [B], 0/1 [B, C] by a probability above 0.5, or numbers [B]."""
+        """Returns the predicted class numbers [B], 0/1 [B, C] for multi_label, or numbers [B] for regression."""
         if self.problem == "single_label":
             return logits.argmax(-1)
         if self.problem == "multi_label":
@@ -259,7 +283,7 @@ class ClassificationScoring(Scoring):
         return logits[:, 0]
 
     def compute_scores(self, logits: Array) -> Array:
-        """Softmax or sigmoid [B, C], or the numbers [B, 1]."""
+        """Returns probabilities [B, C] by softmax or sigmoid, or the numbers [B, 1] for regression."""
         from scipy.special import expit, softmax
 
         if self.problem == "regression":
@@ -267,7 +291,7 @@ class ClassificationScoring(Scoring):
         return softmax(logits, axis=-1) if self.problem == "single_label" else expit(logits)
 
     def describe_scores(self, scores: Sequence[float]) -> Mapping[str, Any]:
-        """`{label, probabilities}`, `{labels, probabilities}` or `{score}`."""
+        """Returns the prediction of one example from its probabilities [C], or from its number [1]."""
         if self.problem == "regression":
             return {"score": float(scores[0])}
         probabilities = {name: float(score) for name, score in zip(self.label_names, scores, strict=True)}
@@ -279,7 +303,12 @@ class ClassificationScoring(Scoring):
 
 @dataclass(frozen=True, kw_only=True)
 class Classification(Task):
-    """Text classification."""
+    """Text classification.
+
+    Args:
+        problem: single_label, multi_label or regression.
+        class_weights: The weight of each label, or ().
+    """
 
     Settings = Settings
     auto_classes = ("AutoModelForSequenceClassification",)
@@ -288,38 +317,41 @@ class Classification(Task):
 
     @classmethod
     def make_columns(cls, config: RunConfig) -> TextColumns:
+        assert isinstance(config.task, Settings)
         texts, label = config.data.text_columns, config.data.label_column
-        require(len(texts) in (1, 2), "data.text_columns", list(texts), "takes one or two columns")
-        require(label is not None, "data.label_column", None, "classification needs labels")
+        require(len(texts) in (1, 2), "data.text_columns", list(texts), "must be one column or two")
+        require(label is not None, "data.label_column", None, "must be the column of the labels")
         return TextColumns(texts=texts, label=str(label), numbers=config.task.problem == "regression")
 
     @classmethod
     def from_table(cls, config: RunConfig, table: Table) -> "Classification":
         """Finds the problem (if task.problem is auto) and the labels, in a fixed order, in the training rows."""
+        assert isinstance(config.task, Settings)
         settings, column = config.task, str(config.data.label_column)
-        problem, reason = settings.problem, "set by task.problem"
+        problem, reason = str(settings.problem), "set by task.problem"
         if problem == "auto":
             problem, reason = guess_problem(table, column, settings.label_separator)
-        for key, value in (("train.label_smoothing", config.train.label_smoothing), ("task.focal_gamma", settings.focal_gamma),
-                           ("task.class_weights", list(settings.class_weights))):  # fmt: skip
-            require(not value or problem == "single_label", key, value,
-                  f"is for single_label problems, and this one is {problem}")  # fmt: skip
+        check_loss_settings(config.train.label_smoothing, settings, problem)
         reader = LabelReader(problem=problem, column=column, separator=settings.label_separator)
         names = ("score",) if problem == "regression" else reader.find_names(table)
         weights: tuple[float, ...] = ()
         if settings.class_weights:
             counts = Counter(reader.read(table, row)[0] for row in range(len(table)))
             weights = compute_class_weights(settings.class_weights, names, counts)
-        task = cls.from_state(config, {"problem": problem, "labels": names, "class_weights": weights})
-        return replace(task, encoding=replace(task.encoding, reason=reason))
+        return cls.compose(config, problem, names, weights, reason)
 
     @classmethod
     def from_state(cls, config: RunConfig, state: Mapping[str, Any]) -> "Classification":
-        settings, problem, names = config.task, state["problem"], tuple(state["labels"])
-        weights = tuple(state.get("class_weights", ()))
-        reader = LabelReader(
-            problem=problem, column=str(config.data.label_column), separator=settings.label_separator
-        )
+        return cls.compose(config, state["problem"], tuple(state["labels"]), tuple(state.get("class_weights", ())))
+
+    @classmethod
+    def compose(
+        cls, config: RunConfig, problem: str, names: tuple[str, ...], weights: tuple[float, ...], reason: str = ""
+    ) -> "Classification":
+        """Returns the task of a problem, its labels and their weights. reason: why it is this problem."""
+        assert isinstance(config.task, Settings)
+        settings, columns = config.task, cls.make_columns(config)
+        reader = LabelReader(problem=problem, column=columns.label, separator=settings.label_separator)
         return cls(
             problem=problem,
             label_names=names,
@@ -328,9 +360,9 @@ class Classification(Task):
             head=HeadSpec(
                 auto_class=cls.auto_classes[0], config_entries=make_config_entries(problem, names), has_labels=True
             ),
-            columns=cls.make_columns(config),
+            columns=columns,
             encoding=ClassificationEncoding(
-                texts=config.data.text_columns, reader=reader, label_names=names, class_weights=weights
+                texts=columns.texts, reader=reader, label_names=names, class_weights=weights, reason=reason
             ),
             objective=ClassificationObjective(
                 problem=problem,
@@ -357,8 +389,21 @@ class Classification(Task):
         return f"{self.problem.replace('_', '-')} text classification.\n{labels}: {', '.join(self.label_names)}."
 
 
+def check_loss_settings(label_smoothing: float, settings: Settings, problem: str) -> None:
+    """Raises InputError if a setting of the cross entropy was changed for a problem with another loss."""
+    if problem == "single_label":
+        return
+    changed = {
+        "train.label_smoothing": label_smoothing,
+        "task.focal_gamma": settings.focal_gamma,
+        "task.class_weights": list(settings.class_weights),
+    }
+    for key, value in changed.items():
+        require(not value, key, value, f"is for single_label problems, and this one is {problem}")
+
+
 def make_config_entries(problem: str, names: Sequence[str]) -> dict[str, Any]:
-    """Entries of the model's config: the names of the labels, and transformers' name of the problem."""
+    """Returns entries of the model's config: the names of the labels, and transformers' name of the problem."""
     return {
         "id2label": dict(enumerate(names)),
         "label2id": {name: number for number, name in enumerate(names)},
@@ -367,7 +412,7 @@ def make_config_entries(problem: str, names: Sequence[str]) -> dict[str, Any]:
 
 
 def guess_problem(table: Table, column: str, separator: str | None) -> tuple[str, str]:
-    """The problem that a label column looks like, and why."""
+    """Returns the problem that a label column looks like, and why."""
     values = table.columns[column]
     if separator is not None:
         return "multi_label", f"task.label_separator splits {column}"

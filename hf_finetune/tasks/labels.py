@@ -1,4 +1,4 @@
-"""Labels and numbers as several tasks read and print them."""
+"""Labels and numbers: functions that several tasks read and print them with."""
 
 import math
 import re
@@ -9,29 +9,36 @@ from hf_finetune.config.sections import require
 from hf_finetune.data.table import Table
 from hf_finetune.system.errors import InputError
 
-LARGEST_TARGET = 3.4028234663852886e38  # of float32, which the targets of a regression are
+LARGEST_TARGET = 3.4028234663852886e38  # the largest float32: targets of a regression are float32
 
 
 def format_counts(counts: Mapping[str, int], most: int = 8) -> str:
-    """Names and their counts, the most frequent first."""
+    """Returns names and their counts as text, the most frequent first, and at most `most` of them."""
     ordered = Counter(counts).most_common()
-    shown = ", ".join(f"{name} {count:,}" for name, count in ordered[:most])
-    return shown + (f", and {len(ordered) - most} more" if len(ordered) > most else "")
+    shown = [f"{name} {count:,}" for name, count in ordered[:most]]
+    if len(ordered) > most:
+        shown.append(f"and {len(ordered) - most} more")
+    return ", ".join(shown)
 
 
 def compute_class_weights(
     requested: Sequence[str], names: Sequence[str], counts: Mapping[str, int]
 ) -> tuple[float, ...]:
-    """The weight of each label under task.class_weights; () if that is empty.
+    """Returns the weight of each label, in the order of `names`; () if no weights are requested.
 
-    balanced: all labels / (number of labels x labels of the name), as scikit-learn's compute_class_weight; a name that
-    training does not have weighs 1.
+    balanced gives the weights of scikit-learn's compute_class_weight, n / (k x n of the label), for n training labels of which
+    k are different. A label that does not occur in training has the weight 1.
+
+    Args:
+        requested: The setting task.class_weights. InputError if it is not balanced or label=weight.
+        names: All labels.
+        counts: The number of training examples by label.
     """
     if not requested:
         return ()
     if list(requested) == ["balanced"]:
-        present = sum(count > 0 for count in counts.values())
-        return tuple(sum(counts.values()) / (present * counts[name]) if counts.get(name) else 1.0 for name in names)
+        total, num_present = sum(counts.values()), sum(count > 0 for count in counts.values())
+        return tuple(total / (num_present * counts[name]) if counts.get(name) else 1.0 for name in names)
     weights = dict.fromkeys(names, 1.0)
     for entry in requested:
         name, _, value = entry.rpartition("=")
@@ -39,32 +46,35 @@ def compute_class_weights(
             weight = float(value)
         except ValueError:
             weight = math.nan
-        takes = "takes balanced, or label=weight, weights above 0"
-        require(0 < weight < math.inf, "task.class_weights", entry, takes)
-        require(name in weights, "task.class_weights", entry, f"training has the labels {', '.join(names)}")
+        fix = "must be balanced, or label=weight with a weight above 0"
+        require(0 < weight < math.inf, "task.class_weights", entry, fix)
+        require(name in weights, "task.class_weights", entry, f"the label must be one of {', '.join(names)}")
         weights[name] = weight
     return tuple(weights.values())
 
 
 def describe_class_weights(names: Sequence[str], weights: Sequence[float]) -> list[tuple[str, str]]:
-    """A start-up line with the class weights, if there are any."""
+    """Returns the line about class weights that is printed before training; no line if there are no weights."""
     shown = ", ".join(f"{name} {weight:.3g}" for name, weight in zip(names, weights, strict=False))
     return [("weights", shown)] if weights else []
 
 
 def sort_numbers_first(name: str) -> tuple[int, float, str]:
-    """Sort key: whole numbers by value, then names. No two labels are equal."""
+    """Returns a sort key that puts integers first, by value, and then all other names by alphabet.
+
+    Different labels have different keys, so that the order never depends on the rows.
+    """
     return (0, float(name), name) if re.fullmatch(r"-?\d+", name) else (1, 0.0, name)
 
 
 def read_number(table: Table, row: int, column: str, reason: str = "which task.problem regression needs") -> float:
-    """A finite number to predict. InputError with file and line if the value is not one; `reason` says why it must be."""
+    """Returns the number in a row. InputError with file and line if it is not a finite number; `reason` says why it must be."""
     value = table.columns[column][row]
     try:
         if value is None or isinstance(value, bool):
             raise ValueError
         number = float(value)
-    except OverflowError:  # a whole number beyond every float
+    except OverflowError:  # an integer that is too large for a float
         number = math.inf
     except (TypeError, ValueError):
         shown = "null" if value is None else repr(value)
