@@ -1,4 +1,4 @@
-"""Text classification, as recipes' tests run it; its own tests are in test_classify.py."""
+"""Cases of recipes/classify.py. More tests of this recipe are in test_classify_recipe.py."""
 
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,7 @@ from support import tiny
 
 
 def make_data(folder: Path) -> dict[str, Any]:
-    """Three classes, told by one word."""
+    """Writes texts of three classes; one word of a text decides."""
     return {
         f"data.{split}": [str(tiny.write_jsonl(folder / f"{split}.jsonl", tiny.make_rows(count, seed=seed)))]
         for seed, (split, count) in enumerate((("train", 48), ("validation", 16), ("test", 16)))
@@ -16,6 +16,4 @@ def make_data(folder: Path) -> dict[str, Any]:
 
 
 SETTINGS = {"train.learning_rate": 1e-2, "train.epochs": 6}
-CASES = [
-    Case(task="classification", recipe="classify", family="bert", make_data=make_data, settings=SETTINGS),
-]
+CASES = [Case(recipe="classify", family="bert", make_data=make_data, settings=SETTINGS)]
