@@ -1,6 +1,6 @@
 """A run in the order of time. READ THIS FIRST.
 
-finetune() is the whole run. train() iterates over training.loop.train_steps(), which yields after every optimizer update;
+finetune() is the entire run. train() iterates over training.loop.train_steps(), which yields after every optimizer update;
 what other packages do with callbacks is an `if` in its loop.
 """
 
@@ -94,9 +94,7 @@ def train(run: TrainingRun, progress: Progress, tracker: tracking.Tracking, cloc
     config, schedule, runtime = run.config, run.schedule, run.runtime
     end = run.find_stage_end(progress.num_settled)
     bar = tracking.ProgressBar(schedule.total_updates, progress.update, runtime)
-    steps = train_steps(
-        run.train_state, run.features["train"], run.task, config, runtime, start_update=progress.update
-    )
+    steps = train_steps(run.train_state, run.features["train"], run.task, config, runtime, start_update=progress.update)
     steps = clock.count_updates(steps)
     last_save = time.monotonic()
     try:
@@ -187,9 +185,7 @@ def explain_not_finite(run: TrainingRun, error: NotFiniteError) -> InputError:
     origins = ", ".join(run.locate(index) for index in shown) + (", ..." if len(error.indices) > len(shown) else "")
     last = checkpoint.find_last(run.checkpoint_dir)
     kept = f"the last good checkpoint is {last}" if last else "nothing has been saved yet"
-    return InputError(
-        f"{error}; look at its examples (rows {rows}: {origins}), or lower train.learning_rate; {kept}"
-    )
+    return InputError(f"{error}; look at its examples (rows {rows}: {origins}), or lower train.learning_rate; {kept}")
 
 
 # --- before training and between stages -----------------------------------------------------------------------------

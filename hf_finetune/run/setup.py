@@ -79,8 +79,7 @@ def encode_splits(
 
     def encode_all() -> dict[str, Features]:
         return {
-            split: encode(encoding, table, tokenizer, max_length, root=root)
-            for split, table in splits.tables().items()
+            split: encode(encoding, table, tokenizer, max_length, root=root) for split, table in splits.tables().items()
         }
 
     def fill_cache() -> None:
@@ -91,7 +90,7 @@ def encode_splits(
 
 
 def find_next_epoch(schedule: Schedule, progress: Progress) -> int:
-    """The epoch, counted from 1, of the next update; of the last update if there is no next one."""
+    """The epoch, counted from 1, of the next update; of the last update after the end."""
     return schedule.epoch(
         progress.update if progress.stopped else min(progress.num_settled + 1, schedule.total_updates)
     )

@@ -47,7 +47,7 @@ class ModelRunner:
         objective, scoring = self.task.objective, self.task.scoring
 
         def run_batch(batch: Batch) -> BatchResult:
-            with self.forward_plan(batch.activations):
+            with self.forward_plan.active(batch.activations):
                 outputs = heads.run_model(self.model, batch.inputs)
             return *objective.evaluate(outputs, batch), scoring.reduce(outputs, batch)
 
@@ -88,4 +88,3 @@ class ModelRunner:
             for index, entry in zip(batches[number], of_batch, strict=True):
                 entries[position[int(index)]] = entry
         return [(loss, count) for _, loss, count, _ in gathered], entries
-

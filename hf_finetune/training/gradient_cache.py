@@ -1,4 +1,4 @@
-"""The forward passes of one update, and the embeddings of its whole batch (GradCache, Gao et al. 2021, arXiv:2101.06983).
+"""The forward passes of one update, and the embeddings of its entire batch (GradCache, Gao et al. 2021, arXiv:2101.06983).
 
 S sequences of a batch, D numbers of an embedding.
 """

@@ -70,9 +70,7 @@ def train_steps(
         set_train_mode(state.model, state.eval_modules)
         state.optimizer.zero_grad()
         micro_batches = share_batch(indices, lengths, limit, runtime.process, runtime.num_processes, counts)
-        update_batch = UpdateBatch(
-            number=update, epoch=epoch + 1, feature_indices=indices, micro_batches=micro_batches
-        )
+        update_batch = UpdateBatch(number=update, epoch=epoch + 1, feature_indices=indices, micro_batches=micro_batches)
         loss = accumulate_gradients(state, features, task, runtime, update_batch)
         rates = set_learning_rates(state.optimizer, update, schedule.total_updates, config.train)
         norm, skipped = step_optimizer(state, runtime, loss, update_batch, config.train.max_grad_norm)

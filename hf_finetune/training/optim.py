@@ -1,4 +1,4 @@
-"""Parameter groups, the optimizer, and the learning rate as a pure function of the update."""
+"""The optimizer and its parameter groups."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -13,8 +13,8 @@ from hf_finetune.training.schedule import compute_learning_rate
 def make_parameter_groups(
     model: torch.nn.Module, plan: FreezePlan, config: TrainConfig, new_parameters: Iterable[str]
 ) -> list[dict[str, Any]]:
-    """AdamW groups of the free parameters: by part where train.layer_decay is below 1, else backbone and head, and each
-    with and without weight decay. `name` and `peak_learning_rate` stand in the group beside AdamW's own keys.
+    """AdamW groups of the trainable parameters: backbone and head (each part of the model if train.layer_decay is below 1),
+    each with and without weight decay. A group has `name` and `peak_learning_rate` in addition to AdamW's own keys.
 
     Biases and norms (fewer than two dimensions) get no weight decay, as in BERT's own training
     (google-research/bert, optimization.py).
@@ -50,14 +50,15 @@ def make_parameter_groups(
 
 
 def build_optimizer(groups: list[dict[str, Any]], device: torch.device) -> torch.optim.AdamW:
-    """AdamW, fused where torch has it so. Built from named parameters: its state records the names."""
+    """AdamW, fused if torch has that for the device. It is built from named parameters, so its state records the names."""
     fused = device.type in ("cuda", "cpu", "mps", "xpu")
     return torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.999), eps=1e-8, fused=fused)
 
 
 def restore_optimizer_state(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> tuple[list[str], list[str]]:
-    """Takes over the state of every parameter that has one, by name: the groups may be others. Returns the names that have
-    none and start fresh, and those whose state is dropped. Rates and decay stay those of the optimizer's own groups."""
+    """Restores the state of each parameter by its name, so the groups may differ from the saved ones. Learning rates and weight
+    decay stay those of the optimizer. Returns the names without a saved state, which start fresh, and the saved names that the
+    optimizer does not have."""
     named = {
         name: saved["state"][number]
         for group in saved["param_groups"]
@@ -78,7 +79,7 @@ def restore_optimizer_state(optimizer: torch.optim.Optimizer, saved: dict[str, A
 
 
 def set_learning_rates(optimizer: Any, update: int, total_updates: int, config: TrainConfig) -> dict[str, float]:
-    """Sets every group's rate for `update`; returns `{group: rate}`."""
+    """Sets the learning rate of every group for `update`, counted from 0. Returns `{group: rate}`."""
     factor = compute_learning_rate(update, total_updates, config)
     for group in optimizer.param_groups:
         group["lr"] = group["peak_learning_rate"] * factor

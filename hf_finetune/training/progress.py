@@ -11,7 +11,7 @@ from hf_finetune.tasks import metrics
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """Where a run stands. All that decides what happens next is here or follows from the config."""
+    """The state of a run apart from its tensors. Together with the config it decides what happens next."""
 
     update: int = 0
     best_value: float | None = None
@@ -20,15 +20,15 @@ class Progress:
     patience_value: float | None = None  # the last value that counted as better, by train.min_delta
     evaluations_without_gain: int = 0
     stopped: bool = False  # early stopping has ended the training
-    cached: bool | None = None  # whether the frozen prefix is; not known before the first update of a stage
-    pending: bool = False  # stopped by a signal before what is due after `update` (evaluation, checkpoint) was done
+    cached: bool | None = None  # True if training runs from cached activations; None before the first update of a stage
+    pending: bool = False  # a signal stopped the run before the evaluation and save that are due after `update`
     train_loss: float | None = None  # of the last update
     skipped_updates: int = 0  # by fp16's loss scaler
     history: tuple[dict[str, Any], ...] = ()  # a row for every evaluation: update, epoch, and the metrics
 
     @property
     def num_settled(self) -> int:
-        """Updates after which all that was due is done."""
+        """Updates whose evaluation and save are done."""
         return self.update - 1 if self.pending else self.update
 
 
@@ -36,7 +36,7 @@ FRESH = Progress()
 
 
 def load_progress(saved: Mapping[str, Any]) -> Progress:
-    """The progress of a checkpoint's plain values."""
+    """The progress that a checkpoint holds as plain values."""
     known = {field: saved[field] for field in Progress.__dataclass_fields__ if field in saved}
     return Progress(**known | {"history": tuple(saved.get("history", ()))})
 
@@ -44,7 +44,8 @@ def load_progress(saved: Mapping[str, Any]) -> Progress:
 def update_best_and_patience(
     progress: Progress, values: dict[str, float], *, metric: str, epoch: int, config: TrainConfig
 ) -> Progress:
-    """The progress after an evaluation: its numbers, the best so far, and whether patience has run out. nan is never better."""
+    """The progress after an evaluation with these metrics: adds them to the history, updates the best value and the count of
+    evaluations without improvement, and stops if train.patience is exceeded. nan is never better."""
     value, row = values[metric], {"update": progress.update, "epoch": epoch, **values}
     progress = dataclasses.replace(progress, history=(*progress.history, row))
     sign = 1.0 if metrics.greater_is_better(metric) else -1.0
@@ -53,6 +54,6 @@ def update_best_and_patience(
         progress = dataclasses.replace(progress, best_value=value, best_update=progress.update, best_epoch=epoch)
     if before is None or before != before or sign * (value - before) > config.min_delta:
         return dataclasses.replace(progress, patience_value=value, evaluations_without_gain=0)
-    without = progress.evaluations_without_gain + 1
-    stopped = config.patience is not None and without >= config.patience
-    return dataclasses.replace(progress, evaluations_without_gain=without, stopped=stopped)
+    count = progress.evaluations_without_gain + 1
+    stopped = config.patience is not None and count >= config.patience
+    return dataclasses.replace(progress, evaluations_without_gain=count, stopped=stopped)

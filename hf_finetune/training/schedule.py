@@ -8,23 +8,24 @@ from hf_finetune.config.sections import RunConfig, TrainConfig
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """How long a run is. The position in it is a pure function of the number of updates done."""
+    """The length of a run in updates."""
 
     updates_per_epoch: int
     total_updates: int
 
     def epoch(self, update: int) -> int:
-        """The epoch, counted from 1, that the update counted from 1 belongs to."""
+        """The epoch of an update; both count from 1."""
         return max(1, -(-update // self.updates_per_epoch))
 
     def is_due(self, every: int | str, update: int) -> bool:
-        """Whether what is done `every` epoch or so many updates is due after `update`; after the last it is."""
+        """True if something that happens `every` epoch, or every that many updates, is due after `update`. It always is after the
+        last update."""
         period = self.updates_per_epoch if every == "epoch" else int(every)
         return update % period == 0 or update == self.total_updates
 
 
 def make_schedule(num_examples: int, config: RunConfig) -> Schedule:
-    """The schedule of a config on so many training examples."""
+    """The schedule for a number of training features."""
     updates_per_epoch = math.ceil(num_examples / config.train.batch_size)
     total = updates_per_epoch * config.train.epochs
     return Schedule(updates_per_epoch=updates_per_epoch, total_updates=min(total, config.train.max_updates or total))

@@ -70,6 +70,6 @@ def run_training_forward(
     place (its distributed wrapper)."""
     batch = collate(features, indices, state.pad_token_id).to(device)
     batch = task.encoding.prepare(batch, features, state.model, update_batch.epoch)
-    masks = state.dropout_masks(update_batch.number, batch.sequence_indices, device)
-    with state.forward_plan(batch.activations), masks:
+    masks = state.dropout_masks.active(update_batch.number, batch.sequence_indices, device)
+    with state.forward_plan.active(batch.activations), masks:
         return heads.run_model(state.model, batch.inputs, through), batch
