@@ -115,21 +115,24 @@ def choose_kind(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> str:
 
     Raises InputError if there is none, or if both name one and differ.
     """
-    recipe_kind, given_kind = defaults.get("task.kind"), given.get("task.kind")
-    if isinstance(given_kind, Words):
-        given_kind = join_words("task.kind", given_kind, str)
-    kind = recipe_kind if given_kind is None else given_kind
-    if kind is None:
+    kinds = []
+    for settings in (defaults, given):
+        if "task.kind" in settings:
+            kind = settings["task.kind"]
+            kind = join_words("task.kind", kind, str) if isinstance(kind, Words) else kind
+            kinds.append(convert("task.kind", str, kind))
+    if not kinds:
         raise InputError(
             f"task.kind (null): must be given: one of {', '.join(TASKS)}, or a class as my_package.tasks:MyTask"
         )
-    if recipe_kind not in (None, kind):
-        instead = f"hf-finetune train {kind}" if kind in TASKS else f"hf-finetune train --task.kind {kind}"
+    kind = kinds[-1]
+    if kind != kinds[0]:
+        recipe = kind if kind in TASKS else f"--task.kind {kind}"
         raise InputError(
-            f"task.kind ({format_value(kind)}): must be {recipe_kind}, the task of this recipe; use the other task's recipe "
-            f"({instead}), or no recipe at all (hf-finetune train --config FILE.yaml)"
+            f"task.kind ({kind}): must be {kinds[0]}, the task of this recipe; use the other task's recipe "
+            f"(hf-finetune train {recipe}), or no recipe at all (hf-finetune train --config FILE.yaml)"
         )
-    return convert("task.kind", str, kind)
+    return kind
 
 
 def load_config(

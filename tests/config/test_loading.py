@@ -1,50 +1,46 @@
 """From defaults, YAML and the command line to a RunConfig: layers, wording of errors, --help and --print_config."""
 
-import functools
+import json
+import re
+import shlex
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, make_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from hf_finetune.config import loading
+from hf_finetune import cli
+from hf_finetune.config.help import format_help, read_help_texts
 from hf_finetune.config.loading import (
     SECTIONS,
-    TYPES,
-    build_parser,
-    check_key,
     config_from_dict,
-    expected,
+    get_section_classes,
+    get_setting_types,
     load_config,
-    read_arguments,
-    read_yaml,
-    setting_types,
+    split_arguments,
     to_yaml,
 )
-from hf_finetune.config.sections import RunConfig, TrainConfig, to_dict, flatten
+from hf_finetune.config.sections import RENAMED, RunConfig, TaskSettings, TrainConfig, flatten, to_dict
+from hf_finetune.config.tasks import TASKS, load_task
+from hf_finetune.config.values import convert, describe_type
+from hf_finetune.config.yaml_files import read_yaml
+from hf_finetune.recipe import run_recipe
 from hf_finetune.system.errors import InputError
 
-NEEDED = {"model.backbone": "backbone", "data.train": ["train.csv"]}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_parser() -> Iterator[None]:
-    """Building a parser takes 40 ms and parsing none; nothing but --help, with a description of its own, changes it."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loading, "build_parser", functools.cache(build_parser))
-        yield
+NEEDED = {"task.kind": "classify", "model.backbone": "backbone", "data.train": ["train.csv"]}
+SETTINGS = load_task("classify").Settings
+TYPES = get_setting_types(SETTINGS)
 
 
 def from_words(*words: str, defaults: Mapping[str, Any] = NEEDED) -> RunConfig:
     """The config of a command line."""
-    config = load_config(defaults, words)
-    assert config is not None
-    return config
+    return load_config(defaults, words)
 
 
 def write(folder: Path, text: str | bytes, name: str = "config.yaml") -> str:
@@ -105,7 +101,9 @@ def test_the_later_of_two_files_and_of_two_arguments_holds(tmp_path: Path) -> No
 def test_nothing_given_leaves_the_defaults_of_the_dataclasses() -> None:
     config = from_words()
     assert config == RunConfig(
-        model=type(config.model)(backbone="backbone"), data=type(config.data)(train=("train.csv",))
+        model=type(config.model)(backbone="backbone"),
+        data=type(config.data)(train=("train.csv",)),
+        task=SETTINGS(kind="classify"),
     )
 
 
@@ -122,9 +120,10 @@ DEMO = {"name": "demo", "data.train": ["demo.csv"], "train.epochs": 11}
 def test_the_demo_holds_where_no_data_are_named(tmp_path: Path) -> None:
     path = write(tmp_path, "train: {batch_size: 6}\n")
     config = load_config(
-        {"model.backbone": "backbone", "train.epochs": 5}, ["--config", path, "--seed", "1"], demo=DEMO
+        {"task.kind": "classify", "model.backbone": "backbone", "train.epochs": 5},
+        ["--config", path, "--seed", "1"],
+        demo=DEMO,
     )
-    assert config is not None
     assert (config.name, config.data.train, config.train.epochs) == ("demo", ("demo.csv",), 11)
     assert (config.train.batch_size, config.seed) == (6, 1)
 
@@ -133,14 +132,12 @@ def test_the_demo_holds_where_no_data_are_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("key", ["data.train", "data.dataset"])
 def test_named_data_leave_nothing_of_the_demo(tmp_path: Path, key: str, in_yaml: bool) -> None:
     words = ["--config", write(tmp_path, nested_yaml(key, "mine"))] if in_yaml else [f"--{key}", "mine"]
-    assert load_config({"model.backbone": "b"}, words, demo=DEMO) == load_config(
-        {"model.backbone": "b", key: "mine"}, []
-    )
+    defaults = {"task.kind": "classify", "model.backbone": "b"}
+    assert load_config(defaults, words, demo=DEMO) == load_config(defaults | {key: "mine"}, [])
 
 
 def test_the_command_line_goes_over_the_demo(tmp_path: Path) -> None:
-    config = load_config({"model.backbone": "backbone"}, ["--train.epochs", "2", "--name", "mine"], demo=DEMO)
-    assert config is not None
+    config = load_config(NEEDED, ["--train.epochs", "2", "--name", "mine"], demo=DEMO)
     assert (config.name, config.data.train, config.train.epochs) == ("mine", ("demo.csv",), 2)
 
 
@@ -182,8 +179,16 @@ def test_sections_may_be_written_dotted_in_yaml(tmp_path: Path) -> None:
         ("train.schedule", "cosine", "cosine"),
         ("task.label_separator", "';'", None),  # see below: quotes are YAML's
         ("data.text_columns", "text_a", ("text_a",)),
-        ("data.text_columns", "[a, b]", ("a", "b")),
-        ("data.text_columns", "['a, b', c]", ("a, b", "c")),
+        ("data.text_columns", "['a', 'b']", ("a", "b")),
+        ("data.text_columns", '["a, b", "c"]', ("a, b", "c")),
+        ("data.text_columns", "  [ 'a' ,\"it's\" ]  ", ("a", "it's")),
+        ("freeze.patterns", "['[0-3]', '(a|b)']", ("[0-3]", "(a|b)")),
+        ("freeze.unfreeze", "[{epoch: 2, layers: 1/3}]", ({"epoch": 2, "layers": "1/3"},)),
+        ("freeze.unfreeze", "[]", ()),
+        ("cache.activations", "on", "on"),
+        ("cache.activations", "off", "off"),
+        ("train.learning_rate", "1.5e-3", 1.5e-3),
+        ("seed", "0x10", 16),
         ("tracking.trackers", "[]", ()),
         ("tracking.trackers", "null", ()),
         ("data.train", "some/*.csv", None),
@@ -211,9 +216,46 @@ def test_several_words_after_one_flag_are_a_list() -> None:
     assert config.seed == 1
 
 
+@pytest.mark.parametrize(
+    ("key", "text", "ways"),
+    [
+        ("freeze.patterns", "[0-3]", """'["0-3"]' for a list, '["[0-3]"]' for the text [0-3]"""),
+        ("freeze.patterns", "[abc]", """'["abc"]' for a list, '["[abc]"]' for the text [abc]"""),
+        ("data.train", "[ab].csv[12]", """'["[ab].csv[12]"]' for the text [ab].csv[12]"""),
+        ("data.train", "[a, b]", """'["a", "b"]' for a list, '["[a, b]"]' for the text [a, b]"""),
+        ("data.train", '["a", b]', """'["a", "b"]' for a list, '["[\\"a\\", b]"]' for the text ["a", b]"""),
+        ("tracking.trackers", "[1, true]", """'["1", "true"]' for a list, '["[1, true]"]' for the text [1, true]"""),
+        ("freeze.patterns", "[{a: b}]", """'["[{a: b}]"]' for the text [{a: b}]"""),
+        ("freeze.patterns", "[']", """'["['"'"']"]' for the text [']"""),
+    ],
+)
+def test_brackets_without_quotes_could_be_a_list_or_a_text_and_the_error_shows_how_to_write_both(
+    key: str, text: str, ways: str
+) -> None:
+    message = error_of(f"--{key}", text)
+    assert message == f"{key} ({text}): must be a list in quotes, because it could also be one text: write {ways}"
+    assert error_of(defaults=NEEDED | {key: text}) == message
+    first, *others = shlex.split(message.partition(": write ")[2].rpartition(" for the text ")[0])
+    as_text = others[-1] if others else first
+    assert value_of(from_words(f"--{key}", as_text), key) == (text,)
+    assert value_of(from_words(f"--{key}", first), key)
+
+
+def test_a_list_that_the_shell_has_split_is_an_error_that_shows_the_words() -> None:
+    message = error_of("--data.train", "[a.en,", "b.de]")
+    assert message == (
+        """data.train ([a.en, b.de]): must be in quotes, because a shell splits it: write '["a.en", "b.de"]', """
+        "or the words alone: a.en b.de"
+    )
+
+
+def test_each_of_several_words_is_a_text_as_it_was_typed() -> None:
+    assert from_words("--freeze.patterns", "[0-3]", "null", "# x").freeze.patterns == ("[0-3]", "null", "# x")
+
+
 def test_one_plain_value_is_a_list_of_one_for_every_list() -> None:
-    lists = [key for key, hint in TYPES.items() if expected(hint) == "a list of strings"]
-    assert len(lists) == 10
+    lists = [key for key, hint in TYPES.items() if describe_type(hint) == "a list of strings"]
+    assert len(lists) == 9
     for key in lists:
         needed = NEEDED | ({"adapter.kind": "lora"} if key.startswith("adapter.") else {})
         assert value_of(from_words(f"--{key}", "value", defaults=needed), key) == ("value",)
@@ -249,16 +291,17 @@ SAME_ERRORS = [
     ("evaluation.every", "1.5", 'must be a whole number or "epoch"'),
     ("evaluation.every", "true", 'must be a whole number or "epoch"'),
     ("checkpoint.every", "0", "must be at least 1"),
-    ("freeze.layers", "some", "takes a count"),
-    ("freeze.layers", "2.5", "takes a count"),
-    ("freeze.layers", "true", "takes a count"),
-    ("freeze.layers", "null", "takes a count"),
-    ("freeze.layers", "[1]", "takes a count"),
-    ("freeze.patterns", "(", "not a regular expression"),
-    ("data.text_columns", "[1, 2]", "must be a list of strings"),
-    ("data.text_columns", "[[a]]", "must be a list of strings"),
-    ("data.text_columns", "[null]", "must be a list of strings"),
-    ("data.text_columns", "[]", "names at least one column"),
+    ("freeze.layers", "some", "must be a count"),
+    ("freeze.layers", "2.5", "must be a count"),
+    ("freeze.layers", "true", "must be a count"),
+    ("freeze.layers", "null", "must be a count"),
+    ("freeze.layers", "[1]", "must be a count"),
+    ("freeze.patterns", "(", "must be a regular expression"),
+    ("data.text_columns", "[]", "must name at least one column"),
+    ("freeze.unfreeze", "[1]", "must be a list of mappings, such as [{epoch: 2, layers: 1}]"),
+    ("freeze.unfreeze", "[{2: 1}]", "must be a list of mappings"),
+    ("freeze.unfreeze", "x", "must be a list of mappings"),
+    ("freeze.unfreeze", "[{epoch: 2, encoder_layers: 1}]", "encoder_layers is now called layers"),
     ("name", "a/b", "not a path"),
 ]
 
@@ -275,8 +318,22 @@ def test_an_error_reads_the_same_from_yaml_and_from_the_command_line(
     assert fragment in typed
 
 
+@pytest.mark.parametrize("written", ["[1, 2]", "[[a]]", "[null]", "{a: b}", "5", "true"])
+def test_a_list_of_strings_in_yaml_takes_strings_alone(tmp_path: Path, written: str) -> None:
+    message = error_of("--config", write(tmp_path, nested_yaml("data.text_columns", written)))
+    assert "must be a list of strings" in message or message.startswith("data.text_columns.a (b): there is no such")
+
+
+def test_a_number_in_yaml_where_a_string_belongs_is_shown_in_quotes(tmp_path: Path) -> None:
+    path = write(tmp_path, "data: {label_column: 4}\n")
+    assert error_of("--config", path) == 'data.label_column (4): must be a string or null; put it in quotes: "4"'
+    assert from_words("--data.label_column", "4").data.label_column == "4"
+
+
 def test_every_setting_that_takes_no_null_refuses_it(tmp_path: Path) -> None:
-    strict = [key for key, hint in TYPES.items() if "null" not in expected(hint) and "list" not in expected(hint)]
+    strict = [
+        key for key, hint in TYPES.items() if "null" not in describe_type(hint) and "list" not in describe_type(hint)
+    ]
     assert len(strict) >= 30
     for key in strict:
         assert error_of("--config", write(tmp_path, nested_yaml(key, "null"))).startswith(f"{key} (null): "), key
@@ -285,6 +342,7 @@ def test_every_setting_that_takes_no_null_refuses_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize("value", ["[{]", "[a: b: c]", "[!!int x]", "[2024-13-45]", "[" * 600 + "]"])
 def test_a_list_that_yaml_cannot_read_is_an_error(value: str) -> None:
     assert error_of("--data.train", value).startswith("data.train ([")
+    assert error_of("--freeze.unfreeze", value).startswith("freeze.unfreeze ([")
 
 
 @pytest.mark.parametrize(
@@ -297,7 +355,7 @@ def test_a_list_that_yaml_cannot_read_is_an_error(value: str) -> None:
         ("max_lenght", "data.max_length"),
         ("trian.epochs", "train.epochs"),
         ("data.epochs", "train.epochs"),
-        ("freeze.encoder_layer", "freeze.layers"),
+        ("freeze.layer", "freeze.layers"),
         ("sed", "seed"),
         ("output", "output_dir"),
         ("backbone", "model.backbone"),
@@ -308,6 +366,14 @@ def test_an_unknown_key_names_the_nearest_right_one(tmp_path: Path, wrong: str, 
     message = error_of(f"--{wrong}", "1")
     assert message == f"{wrong} (1): there is no such setting; did you mean {right}?"
     assert error_of("--config", write(tmp_path, nested_yaml(wrong, "1"))) == message
+
+
+@pytest.mark.parametrize("old", sorted(RENAMED))
+def test_a_key_of_an_earlier_version_names_the_new_one(tmp_path: Path, old: str) -> None:
+    message = error_of(f"--{old}", "auto")
+    assert message == f"{old} (auto): is now called {RENAMED[old]}"
+    assert error_of("--config", write(tmp_path, nested_yaml(old, "auto"))) == message
+    assert any(RENAMED[old] in get_setting_types(load_task(kind).Settings) for kind in ("classify", "choose"))
 
 
 def test_a_key_like_no_other_is_sent_to_the_help() -> None:
@@ -401,17 +467,17 @@ BUSY = {
 
 
 def test_print_config_prints_what_config_reads_back(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    assert load_config(NEEDED | BUSY, ["--train.epochs", "9", "--print_config"]) is None
+    assert run_recipe(NEEDED | BUSY, arguments=["--train.epochs", "9", "--print_config"]) == 0
     printed = capsys.readouterr().out
     again = load_config({}, ["--config", write(tmp_path, printed)])
     assert again == from_words("--train.epochs", "9", defaults=NEEDED | BUSY)
-    assert again is not None
     assert again.train.epochs == 9
     assert dict(flatten(yaml.safe_load(printed))).keys() == TYPES.keys()
 
 
-def test_print_config_reports_errors_as_a_run_would() -> None:
-    assert error_of("--print_config", "--train.epochs", "0") == "train.epochs (0): must be at least 1"
+def test_print_config_reports_errors_as_a_run_would(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_recipe(NEEDED, arguments=["--print_config", "--train.epochs", "0"]) == 2
+    assert capsys.readouterr().err == "error: train.epochs (0): must be at least 1\n"
 
 
 def test_config_from_dict_gives_back_what_as_dict_took() -> None:
@@ -461,7 +527,7 @@ odd_values = st.sampled_from(
 )  # fmt: skip
 
 
-def outcome(*words: str, defaults: Mapping[str, Any] = NEEDED) -> RunConfig | str | None:
+def outcome(*words: str, defaults: Mapping[str, Any] = NEEDED) -> RunConfig | str:
     """The config of a command line, or the text of its InputError."""
     try:
         return load_config(defaults, words)
@@ -472,15 +538,15 @@ def outcome(*words: str, defaults: Mapping[str, Any] = NEEDED) -> RunConfig | st
 @settings(max_examples=150, deadline=None, derandomize=True)
 @given(words=st.lists(st.one_of(words_of_settings, odd_values, st.text(max_size=12)), max_size=6))
 def test_any_command_line_gives_a_config_or_an_input_error(words: list[str]) -> None:
-    assert outcome(*(word for word in words if word not in ("--help", "-h"))) != ""
+    assert outcome(*words) != ""
 
 
 @settings(max_examples=100, deadline=None, derandomize=True)
-@given(key=st.sampled_from(sorted(TYPES)), value=st.one_of(odd_values, st.text(max_size=12)))
+@given(key=st.sampled_from(sorted(set(TYPES) - {"task.kind"})), value=st.one_of(odd_values, st.text(max_size=12)))
 def test_any_value_of_any_setting_gives_a_config_or_an_input_error(key: str, value: str) -> None:
     typed, in_recipe = outcome(f"--{key}={value}"), outcome(defaults=NEEDED | {key: value})
     assert typed == in_recipe
-    assert isinstance(typed, RunConfig) or (typed or "").startswith(key.split(".")[0])
+    assert isinstance(typed, RunConfig) or typed.startswith(key.split(".")[0])
 
 
 plain_values = st.recursive(
@@ -507,24 +573,153 @@ def test_any_file_gives_settings_or_an_input_error(tmp_path_factory: pytest.Temp
     assert isinstance(outcome("--config", str(path)), (RunConfig, str))
 
 
+# --- the task -------------------------------------------------------------------------------------------------------
+
+
+def test_task_settings_are_the_tasks_own_class() -> None:
+    assert from_words("--task.problem", "regression").task == SETTINGS(kind="classify", problem="regression")
+    tagging = load_config(NEEDED | {"task.kind": "tag"}, ["--task.tag_scheme", "BIOES"])
+    assert tagging.task == load_task("tag").Settings(kind="tag", tag_scheme="BIOES")
+
+
+def test_a_setting_of_another_task_is_an_error_that_lists_this_tasks_own(tmp_path: Path) -> None:
+    message = error_of("--task.tag_scheme", "BIOES")
+    own = ", ".join(key for key in TYPES if key.startswith("task.") and key != "task.kind")
+    assert message == f"task.tag_scheme (BIOES): classify has no such setting; it has {own}"
+    assert error_of("--config", write(tmp_path, "task: {tag_scheme: BIOES}\n")) == message
+
+
+def test_without_a_task_the_error_lists_the_tasks() -> None:
+    with pytest.raises(InputError) as caught:
+        RunConfig.from_settings({"model.backbone": "b", "data.train": "a.csv"})
+    assert str(caught.value).startswith(f"task.kind (null): must be given: one of {', '.join(TASKS)}, or a class")
+    assert (
+        load_config({}, ["--task.kind", "classify", "--model.backbone", "b", "--data.train", "a"]).task.kind
+        == "classify"
+    )
+
+
+@pytest.mark.parametrize("in_yaml", [False, True])
+def test_a_recipe_with_a_config_of_another_task_is_an_error_that_names_both_ways_out(
+    tmp_path: Path, in_yaml: bool
+) -> None:
+    words = ["--config", write(tmp_path, "task: {kind: tag}\n")] if in_yaml else ["--task.kind", "tag"]
+    assert error_of(*words) == (
+        "task.kind (tag): must be classify, the task of this recipe; use the other task's recipe (hf-finetune train tag), "
+        "or no recipe at all (hf-finetune train --config FILE.yaml)"
+    )
+    assert "(hf-finetune train --task.kind a.b:C)" in error_of("--task.kind", "a.b:C")
+
+
+def test_naming_the_recipes_own_task_again_changes_nothing(tmp_path: Path) -> None:
+    assert from_words("--task.kind", "classify") == from_text(tmp_path, "task: {kind: classify}\n") == from_words()
+
+
+@pytest.mark.parametrize(
+    ("kind", "fragment"),
+    [
+        ("nope", "must be one of classify, tag, "),
+        ("no_such_package:Task", "cannot be imported: No module named"),
+        ("hf_finetune.tasks.classify:Nope", "cannot be imported: "),
+        ("hf_finetune.config.sections:RunConfig", "is not a task: it has no Settings"),
+        (["a", "b"], "must be a string"),
+    ],
+)
+def test_a_task_that_does_not_exist_is_an_error(kind: Any, fragment: str) -> None:
+    with pytest.raises(InputError) as caught:
+        load_config(NEEDED | {"task.kind": kind})
+    assert str(caught.value).startswith(f"task.kind ({kind}): ")
+    assert fragment in str(caught.value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OwnSettings(TaskSettings):
+    """Settings of a task of one's own.
+
+    Args:
+        depth: How deep.
+        mode: How.
+    """
+
+    depth: int
+    mode: Literal["a", "b"] = "a"
+
+
+class OwnTask:
+    """As much of a task as the settings need."""
+
+    Settings = OwnSettings
+
+
+@pytest.fixture
+def own_task(monkeypatch: pytest.MonkeyPatch) -> str:
+    """The import path of OwnTask."""
+    monkeypatch.setitem(sys.modules, "my_package.tasks", sys.modules[__name__])
+    return "my_package.tasks:OwnTask"
+
+
+def test_a_task_of_ones_own_has_its_own_settings(own_task: str, tmp_path: Path) -> None:
+    config = RunConfig.from_settings(NEEDED | {"task.kind": own_task, "task.depth": 3})
+    assert config.task == OwnSettings(kind=own_task, depth=3)
+    assert load_config({}, ["--config", write(tmp_path, to_yaml(config))]) == config
+    with pytest.raises(InputError, match=r"^task\.depth \(null\): must be given; .*OwnTask has no default for it$"):
+        load_config(NEEDED | {"task.kind": own_task})
+
+
+def test_a_task_without_settings_says_so(own_task: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(OwnTask, "Settings", TaskSettings)
+    with pytest.raises(InputError, match=r"OwnTask has no such setting; it has no settings of its own$"):
+        load_config(NEEDED | {"task.kind": own_task, "task.depth": 3})
+
+
+def test_a_config_names_its_task_so_that_it_repeats_the_run_without_a_recipe(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    config = from_words("--task.problem", "regression", "--train.epochs", "7")
+    path = write(tmp_path, to_yaml(config))
+    assert cli.main(["train", "--config", path, "--print_config"]) == 0
+    assert capsys.readouterr().out == to_yaml(config)
+    assert cli.main(["train", "tag", "--config", path]) == 2
+    assert "use the other task's recipe (hf-finetune train classify)" in capsys.readouterr().err
+
+
+def test_train_without_recipe_runs_a_task_of_ones_own(
+    own_task: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    words = ["--task.kind", own_task, "--model.backbone", "b", "--data.train", "a.csv", "--task.depth", "2"]
+    assert cli.main(["train", *words, "--print_config"]) == 0
+    assert yaml.safe_load(capsys.readouterr().out)["task"] == {"kind": own_task, "depth": 2, "mode": "a"}
+    assert cli.main(["train", *words, "--help"]) == 0
+    assert "--task.depth                  How deep. [a whole number; required]" in capsys.readouterr().out
+    assert cli.main(["train", "--seed", "1"]) == 2
+    assert "task.kind (null): must be given" in capsys.readouterr().err
+
+
 # --- parts ----------------------------------------------------------------------------------------------------------
 
 
-def test_setting_types_lists_every_field_of_every_section() -> None:
-    assert setting_types() == TYPES
+def test_setting_types_has_every_field_of_every_section() -> None:
     assert {key for key in TYPES if "." not in key} == {"name", "output_dir", "seed"}
-    assert setting_types(TrainConfig, "x.").keys() == {f"x.{name}" for name in TrainConfig.__dataclass_fields__}
-    for key in TYPES:
-        check_key(key)
-        assert expected(TYPES[key])
+    assert get_section_classes(SETTINGS).keys() == {*SECTIONS}
+    for name, section in get_section_classes(SETTINGS).items():
+        assert [key for key in TYPES if key.startswith(f"{name}.")] == [
+            f"{name}.{f}" for f in [field.name for field in fields(section)]
+        ]
+    assert [key for key in get_setting_types() if key.startswith("task.")] == ["task.kind"]
+    assert all(describe_type(hint) for hint in TYPES.values())
 
 
-def test_read_arguments_keeps_the_order() -> None:
-    assert read_arguments(["--seed", "1", "--data.train", "a", "b", "--seed=2", "--name="]) == [
-        ("seed", "1"),
+def test_a_type_that_no_setting_can_have_is_a_programming_error() -> None:
+    with pytest.raises(TypeError, match=r"a setting cannot have the type .*bytes.*; it takes int, float, str"):
+        convert("task.blob", bytes, "x")
+
+
+def test_split_arguments_keeps_the_order() -> None:
+    assert split_arguments(["--seed", "1", "--data.train", "a", "b", "--seed=2", "--name="]) == [
+        ("seed", ["1"]),
         ("data.train", ["a", "b"]),
-        ("seed", "2"),
-        ("name", ""),
+        ("seed", ["2"]),
+        ("name", [""]),
     ]
 
 
@@ -536,18 +731,57 @@ def test_read_yaml_flattens(tmp_path: Path) -> None:
 # --- help -----------------------------------------------------------------------------------------------------------
 
 
-def test_help_lists_every_setting_with_the_recipes_own_defaults(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as ended:
-        load_config(NEEDED | {"train.epochs": 77}, ["--help"], prog="classify", description="What it does.")
+def test_help_shows_the_defaults_of_the_recipe_and_names_the_demos_values(capsys: pytest.CaptureFixture[str]) -> None:
+    defaults = NEEDED | {"train.epochs": 77, "data.train": []}
+    demo = {"train.epochs": 78, "data.train": ["demo.csv"], "train.patience": 5}
+    assert run_recipe(defaults, demo=demo, description="What it does.\n\n    a command", arguments=["--help"]) == 0
     text = capsys.readouterr().out
-    assert ended.value.code == 0
-    assert "What it does." in text
-    assert "77" in text
-    assert all(f"--{key} " in text for key in TYPES)
-    assert all(f"--{key}" in build_parser("x", "").format_help() for key in ("config", "print_config", "debug"))
+    assert text.startswith("usage: hf-finetune train classify ")
+    assert "\n\nWhat it does.\n\n    a command\n\n" in text
+    words = " ".join(text.split())
+    assert "--train.epochs Passes over the training examples. [a whole number; default: 77; demo: 78]" in words
+    assert "[a list of strings; required, or data.dataset; demo: demo.csv]" in words
+    assert "If not given, never. [a whole number; demo: 5]" in words
+    assert "[a string; default: backbone]" in words
+    for option in ("--config", "--print_config", "--debug", "--help"):
+        assert f"\n  {option} " in text
 
 
-HEAVY = ("torch", "transformers", "accelerate", "datasets", "numpy", "tensorboard")
+@pytest.mark.parametrize("kind", TASKS)
+def test_help_has_every_setting_of_the_task_once_and_no_others(kind: str) -> None:
+    settings = load_task(kind).Settings
+    text = format_help(settings, {})
+    keys = re.findall(r"^  --(\S+)", text, flags=re.MULTILINE)
+    assert sorted(set(keys) - {"config", "print_config", "debug", "help"}) == sorted(
+        set(get_setting_types(settings)) - {"task.kind"}
+    )
+    assert len(set(keys)) == len(keys)
+    for name, section in get_section_classes(settings).items():
+        assert f"\n\n{name}: " in text or section is TaskSettings
+        assert list(read_help_texts(section)) == [field.name for field in fields(section)]
+
+
+@pytest.mark.parametrize("columns", [40, 80, 200])
+def test_help_fits_the_terminal(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    lines = format_help(SETTINGS, {}).splitlines()
+    assert max(map(len, lines[2:])) <= min(max(columns, 62), 110)
+    assert "" in lines
+
+
+def test_a_key_too_long_for_its_column_has_its_text_below(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    long = "a_setting_with_a_very_long_name"
+    section = make_dataclass("Long", [(long, int, 1)], bases=(TaskSettings,), frozen=True, kw_only=True)
+    section.__doc__ = f"""Long.
+
+    Args:
+        {long}: Text.
+    """
+    assert f"  --task.{long}\n{' ' * 32}Text. [a whole number; default: 1]" in format_help(section, {})
+
+
+HEAVY = ("torch", "transformers", "accelerate", "datasets", "tensorboard", "scipy", "pyarrow")
 
 
 @pytest.mark.parametrize(
@@ -555,11 +789,12 @@ HEAVY = ("torch", "transformers", "accelerate", "datasets", "numpy", "tensorboar
     [
         ("import hf_finetune", 0),
         ("import hf_finetune.config.loading, hf_finetune.recipe, hf_finetune.cli", 0),
-        ("from hf_finetune import run_recipe; run_recipe('classification', {}, arguments=['--help'])", 0),
-        ("from hf_finetune import run_recipe; sys.exit(run_recipe('classification', {}, arguments=['--sed', '1']))", 2),
+        *((f"from hf_finetune.cli import main; sys.exit(main(['train', '{kind}', '--help']))", 0) for kind in TASKS),
+        ("from hf_finetune.cli import main; sys.exit(main(['train', 'classify', '--sed', '1']))", 2),
+        ("from hf_finetune.cli import main; sys.exit(main(['train', 'classify', '--print_config']))", 0),
     ],
 )
-def test_nothing_heavy_is_imported_before_the_settings_hold(code: str, status: int) -> None:
+def test_nothing_heavy_is_imported_before_the_settings_are_checked(code: str, status: int) -> None:
     script = f"""
 import atexit, sys
 atexit.register(lambda: print("heavy:", [name for name in {HEAVY} if name in sys.modules]))
