@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 from hf_finetune.cache import capture, decision
 from hf_finetune.config.sections import RunConfig
 from hf_finetune.export import hub, model_folder
-from hf_finetune.run import checkpoint, report, resume, tracking
+from hf_finetune.run import checkpoint, report, resume, saving, tracking
 from hf_finetune.run.folder import open_run, record_run
 from hf_finetune.run.setup import find_next_epoch, prepare_stage, read_finished_results, set_up
 from hf_finetune.run.training_run import Clock, TrainingRun, evaluate_split, preflight_check
@@ -163,7 +163,7 @@ def finish_update(
     progress = dataclasses.replace(progress, pending=False)
     if saves:
         with clock("save"):
-            file = resume.save_run(run, progress)
+            file = saving.save_run(run, progress)
         bar.say(f"saved {file}")
     if progress.stopped and number < schedule.total_updates:
         bar.say(f"{run.metric} did not improve in {progress.evaluations_without_gain} evaluations: stopping early")
@@ -173,7 +173,7 @@ def finish_update(
 def save_and_stop(run: TrainingRun, progress: Progress, clock: Clock, bar: tracking.ProgressBar) -> NoReturn:
     """Saves after an update that is not evaluated yet, and raises StoppedError. On all processes."""
     with clock("save"):
-        file = resume.save_run(run, dataclasses.replace(progress, pending=True))
+        file = saving.save_run(run, dataclasses.replace(progress, pending=True))
     bar.say(f"saved {file}")
     raise run.runtime.stopped_error()
 

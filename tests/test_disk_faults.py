@@ -263,7 +263,7 @@ def test_loading_executes_nothing(tmp_path: Path) -> None:
         manifest |= {"size": path.stat().st_size, "sha256": files.hash_file(path)}
         path.with_suffix(".json").write_text(json.dumps(manifest))
         assert checkpoint.find_damage_in_file(path) is None  # whoever wrote it could write its digest too
-        with pytest.raises(InputError, match="no whole checkpoint"):
+        with pytest.raises(InputError, match="not an intact checkpoint"):
             checkpoint.load_checkpoint(path)
         assert not marker.exists()
 

@@ -47,7 +47,7 @@ def test_a_small_checkpoint_gives_the_whole_model_back(
     materialize(path, out)
     assert_same_tensors(exported(out), exported(config.run_dir / "model"))
     model = transformers.AutoModelForSequenceClassification.from_pretrained(out)
-    assert model.config.id2label == dict(enumerate(content["run"]["facts"]["labels"]))
+    assert model.config.id2label == dict(enumerate(content["run"]["task_state"]["labels"]))
     ours, theirs = (
         list(Predictor.from_pretrained(str(each)).predict([{"text": "a red cat"}])) for each in (out, config.run_dir)
     )
@@ -113,18 +113,18 @@ def test_what_cannot_be_made_whole_is_refused(make_config: MakeConfig, tmp_path:
     with pytest.raises(InputError, match="no such checkpoint"):
         materialize(tmp_path / "none.pt", out)
     shutil.copy(path, tmp_path / "alone.pt")
-    with pytest.raises(InputError, match="no manifest"):
+    with pytest.raises(InputError, match="no readable manifest"):
         materialize(tmp_path / "alone.pt", out)
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
-    with pytest.raises(InputError, match="does not have the digest"):
+    with pytest.raises(InputError, match="does not match the digest"):
         materialize(path, out)
     other = tmp_path / "other"
     checkpoint.save_checkpoint(
         other, {"epoch": 1, "update": 1, "loss": 0.5, "w": torch.ones(1)}, metric="accuracy", value=None
     )
-    with pytest.raises(InputError, match="not one of hf-finetune's"):
+    with pytest.raises(InputError, match="is not a checkpoint of hf-finetune"):
         materialize(next(other.glob("*.pt")), out)
     assert not out.exists()
 
@@ -146,7 +146,7 @@ def test_the_checkpoints_of_a_run_are_listed(
         [(False, False), (True, True)],
     )
     assert cli.main(["checkpoints", str(moved), "--verify"]) == 0
-    assert capsys.readouterr().out.count(" whole ") == 2
+    assert capsys.readouterr().out.count(" intact ") == 2
     path = sorted((Path(moved) / "checkpoints").glob("*.pt"))[0]
     content = bytearray(path.read_bytes())
     content[100] ^= 1
@@ -154,8 +154,8 @@ def test_the_checkpoints_of_a_run_are_listed(
     (path.parent / "ckpt_epoch0003_update000024_loss0.1.pt").write_bytes(b"no manifest")
     assert cli.main(["checkpoints", str(moved), "--verify"]) == 2
     shown = capsys.readouterr()
-    assert "does not have the digest its manifest says" in shown.out
-    assert "has no manifest that can be read" in shown.out
+    assert "does not match the digest in its manifest" in shown.out
+    assert "has no readable manifest" in shown.out
     assert shown.err.startswith("error: ")
     assert shown.err.count("\n") == 1
     assert cli.main(["checkpoints", str(tmp_path)]) == 2

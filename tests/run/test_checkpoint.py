@@ -90,7 +90,7 @@ def test_a_malicious_pickle_is_refused(tmp_path: Path) -> None:
             return (Path.touch, (tmp_path / "executed",))
 
     torch.save({"run": Evil()}, tmp_path / "evil.pt")
-    with pytest.raises(InputError, match="is no whole checkpoint"):
+    with pytest.raises(InputError, match="is not an intact checkpoint"):
         checkpoint.load_checkpoint(tmp_path / "evil.pt")
     assert not (tmp_path / "executed").exists()
 
@@ -129,7 +129,7 @@ def test_a_manifest_that_makes_no_sense_is_left_out(tmp_path: Path, change: dict
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     assert checkpoint.read_manifests(tmp_path) == []
     assert [row.state for row in checkpoint.list_checkpoints(tmp_path, verify=True)] == [
-        "has no manifest that can be read"
+        "has no readable manifest"
     ]
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints that a run refuses to go on from."""
+"""Checkpoints that a run refuses to resume from."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -16,26 +16,26 @@ MakeConfig = Callable[..., RunConfig]
 
 def test_a_checkpoint_of_another_package_is_refused(make_config: MakeConfig, tmp_path: Path) -> None:
     torch.save({"epoch": 1, "model_state_dict": {}}, tmp_path / "other.pt")
-    with pytest.raises(InputError, match="is a checkpoint, but not one of hf-finetune's"):
+    with pytest.raises(InputError, match="is not a checkpoint of hf-finetune"):
         finetune(make_config(**{"checkpoint.resume": str(tmp_path / "other.pt")}))
 
 
 def test_other_data_under_the_same_name_are_refused(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     config = make_config(**{"checkpoint.every": 2})
     with monkeypatch.context() as patch:
-        patch.setattr("hf_finetune.run.resume.load_best", lambda *_: pytest.fail("stopped before the export"))
+        patch.setattr("hf_finetune.run.resume.load_best_weights", lambda *_: pytest.fail("stopped before the export"))
         with pytest.raises(pytest.fail.Exception):
             finetune(config)
     path = Path(config.data.validation[0])
     path.write_text(path.read_text(encoding="utf-8").replace("the ", "a "), encoding="utf-8")
-    with pytest.raises(InputError, match=r"the data are not those it was made with \(validation differ\)"):
+    with pytest.raises(InputError, match=r"was made from other data \(validation differs\)"):
         finetune(config)
 
 
 def test_a_best_checkpoint_that_is_gone_at_the_end_is_an_error(
     make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hf_finetune.run.checkpoint.find_whole", lambda *_: None)
+    monkeypatch.setattr("hf_finetune.run.checkpoint.find_intact", lambda *_: None)
     with pytest.raises(InputError, match=r"the best checkpoint .* is missing or damaged"):
         finetune(make_config())
 

@@ -1,0 +1,112 @@
+"""Saves a run: collects the content of a checkpoint and writes it."""
+
+import dataclasses
+from typing import Any
+
+import torch
+
+from hf_finetune.config.sections import to_dict
+from hf_finetune.run import checkpoint
+from hf_finetune.run.training_run import TrainingRun
+from hf_finetune.system.files import digest_tensors
+from hf_finetune.tasks import metrics
+from hf_finetune.training.loop import make_micro_batch_limit
+from hf_finetune.training.progress import Progress
+
+
+def save_run(run: TrainingRun, progress: Progress) -> str:
+    """Writes a checkpoint and then removes old ones. Returns its file name. On all processes.
+
+    Raises InputError if the disk is full, cannot be written, or does not give back what was written.
+    """
+
+    def write() -> str:
+        content = collect_content(run, progress)
+        saved = checkpoint.save_checkpoint(
+            run.checkpoint_dir,
+            content,
+            metric=run.metric,
+            value=content["metrics"].get(run.metric),
+            best_update=progress.best_update,
+        )
+        checkpoint.remove_old_checkpoints(
+            run.checkpoint_dir,
+            saved,
+            keep_best=run.config.checkpoint.keep_best,
+            keep_last=run.config.checkpoint.keep_last,
+            greater_is_better=metrics.greater_is_better(run.metric),
+            best_update=progress.best_update,
+        )
+        return saved.file
+
+    return run.runtime.on_main(write)
+
+
+def collect_content(run: TrainingRun, progress: Progress) -> dict[str, Any]:
+    """Returns the dict of a checkpoint.
+
+    `metrics` are those of an evaluation after this update; empty if there was none, and then `loss` is the training loss.
+    Random states are not saved: everything that is drawn depends on the seed, the update and the process alone.
+    """
+    scaler, optimizer = run.runtime.accelerator.scaler, run.train_state.optimizer.optimizer
+    weights = run.train_state.model.state_dict()
+    omitted = list_omitted_names(run) if run.config.checkpoint.content == "trainable" else []
+    last = progress.history[-1] if progress.history else {}
+    values = {}
+    if last.get("update") == progress.update:
+        values = {key: value for key, value in last.items() if key not in ("update", "epoch")}
+    return {
+        "epoch": run.schedule.epoch(progress.update),
+        "update": progress.update,
+        "model_state_dict": {name: tensor for name, tensor in weights.items() if name not in set(omitted)},
+        "optimizer_state_dict": optimizer.state_dict(),
+        "scheduler_state_dict": {
+            "update": progress.update,
+            "total_updates": run.schedule.total_updates,
+            "learning_rates": {group["name"]: group["lr"] for group in optimizer.param_groups},
+        },
+        "loss": values.get("loss", progress.train_loss),
+        "metrics": values,
+        "run": {
+            "progress": dataclasses.asdict(progress),
+            "config": to_dict(run.config),
+            "data": fingerprint_data(run),
+            "task": run.config.task.kind,
+            "task_state": run.task.state_dict(),
+            "max_length": run.max_length,
+            "metric": run.metric,
+            "frozen": sorted(run.plan.frozen),
+            "omitted": {"names": omitted, "digest": digest_tensors(weights, omitted)} if omitted else None,
+            "summation_order": describe_summation_order(run),
+            "scaler": scaler.state_dict() if scaler is not None else None,
+        },
+    }
+
+
+def list_omitted_names(run: TrainingRun) -> list[str]:
+    """Returns the names that checkpoint.content trainable leaves out: parameters that are in the backbone's files and train in
+    no stage of the run."""
+    model = run.train_state.model
+    not_in_backbone_files = run.trainable_in_last_stage | run.backbone.new_parameters
+    owners = {id(parameter): name for name, parameter in model.named_parameters()}  # tied weights have one owner
+    return sorted(
+        name
+        for name, tensor in model.state_dict(keep_vars=True).items()
+        if id(tensor) in owners and owners[id(tensor)] in run.plan.frozen - not_in_backbone_files
+    )
+
+
+def fingerprint_data(run: TrainingRun) -> dict[str, str]:
+    """Returns the digest of the encoded data of each split."""
+    return {split: features.fingerprint() for split, features in run.features.items()}
+
+
+def describe_summation_order(run: TrainingRun) -> str:
+    """Returns what the order of floating-point sums depends on. If it is the same, a resumed run is equal bit for bit."""
+    runtime = run.runtime
+    limit = make_micro_batch_limit(run.config, runtime.num_processes)
+    micro_batches = f"micro-batches of {limit.num_examples}"
+    if limit.num_tokens:
+        micro_batches += f" and {limit.num_tokens} tokens"
+    threads = f"{runtime.num_processes} x {torch.get_num_threads()} threads of {runtime.device.type}"
+    return f"{threads}, {runtime.precision}, {micro_batches}"
