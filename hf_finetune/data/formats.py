@@ -77,8 +77,16 @@ def read_json_lines(path: Path, text: str) -> Rows:
         except (ValueError, RecursionError) as error:
             raise InputError(f"{path}:{number}: broken JSON: {describe_json_error(error)}") from None
         if not isinstance(row, dict):
-            raise InputError(f"{path}:{number}: must be a JSON object with named columns, not a {type(row).__name__}")
+            raise InputError(f"{path}:{number}: must be a JSON object with named columns, not {name_type(row)}")
         yield number, row
+
+
+def name_type(value: Any) -> str:
+    """Returns the type of a value with its article, for error messages: "null", "a list", "an int"."""
+    if value is None:
+        return "null"
+    name = type(value).__name__
+    return f"an {name}" if name[0] in "aeiou" else f"a {name}"
 
 
 def check_unicode(text: str, value: Any) -> None:
@@ -114,7 +122,7 @@ def read_json(path: Path, text: str) -> Rows:
         rows = [rows]
     for number, row in enumerate(rows, 1):
         if not isinstance(row, dict):
-            raise InputError(f"{path}: record {number} must be a JSON object, not a {type(row).__name__}")
+            raise InputError(f"{path}: record {number} must be a JSON object, not {name_type(row)}")
         yield number, row
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hf_finetune.config.sections import DataConfig
-from hf_finetune.data.formats import CLASS_FOLDERS, TextFormat
+from hf_finetune.data.formats import CLASS_FOLDERS, TextFormat, name_type
 from hf_finetune.system.errors import InputError
 
 
@@ -118,14 +118,10 @@ def describe_value(value: Any, expected: str = "a string") -> str:
         expected: What the value should be, with an article.
     """
     if value is None:
-        return "null"
-    if isinstance(value, str) and not value.strip():
+        return name_type(value)
+    if (isinstance(value, str) and not value.strip()) or (isinstance(value, (list, tuple, dict)) and not value):
         return "empty"
-    if isinstance(value, (list, tuple, dict)) and not value:
-        return "empty"
-    name = type(value).__name__
-    article = "an" if name[0] in "aeiou" else "a"
-    return f"{article} {name}, not {expected}"
+    return f"{name_type(value)}, not {expected}"
 
 
 def check_texts(table: Table, spec: ColumnSpec) -> None:

@@ -1,9 +1,10 @@
-"""files.py: a file is there whole or not at all."""
+"""A file is complete or not there; the folder of the caches."""
 
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from hf_finetune.system import files
 from hf_finetune.system.errors import InputError
@@ -21,3 +22,41 @@ def test_a_write_that_fails_leaves_the_old_content(tmp_path: Path) -> None:
         files.replace_atomically(path, fail, 10)
     assert path.read_bytes() == b"old"
     assert [entry.name for entry in tmp_path.iterdir()] == ["results.json"]
+
+
+def test_a_write_returns_the_digest_of_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    digest = files.replace_atomically(path, lambda file: (file.write(b"one"), file.write(b"two"), file.flush()), 6)
+    assert path.read_bytes() == b"onetwo"
+    assert digest == files.hash_file(path)
+
+
+def test_a_rename_that_did_not_happen_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "old").touch()
+    monkeypatch.setattr(files.os, "replace", lambda source, target: None)
+    with pytest.raises(OSError, match="still there after it was renamed"):
+        files.rename(tmp_path / "old", tmp_path / "new")
+
+
+def test_the_digest_of_tensors_depends_on_names_dtypes_shapes_and_values() -> None:
+    tensor = torch.arange(4)
+    variants = [
+        ({"a": tensor}, ["a"]),
+        ({"b": tensor}, ["b"]),
+        ({"a": tensor.double()}, ["a"]),
+        ({"a": tensor.reshape(2, 2)}, ["a"]),
+        ({"a": tensor + 1}, ["a"]),
+        ({"a": tensor, "b": tensor}, ["a", "b"]),
+        ({"a": tensor, "b": tensor}, ["b", "a"]),
+    ]
+    digests = [files.digest_tensors(tensors, names) for tensors, names in variants]
+    assert len(set(digests)) == len(variants)
+    assert files.digest_tensors({"a": tensor.clone(), "c": tensor}, ["a"]) == digests[0]
+
+
+def test_the_cache_is_cache_dir_or_the_environments_or_in_the_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_FINETUNE_CACHE", "/some/where")
+    assert files.cache_root("/given") == Path("/given")
+    assert files.cache_root() == Path("/some/where")
+    monkeypatch.delenv("HF_FINETUNE_CACHE")
+    assert files.cache_root(None) == Path.home() / ".cache" / "hf_finetune"

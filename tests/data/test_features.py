@@ -1,0 +1,83 @@
+"""Batches are padded as the tokenizer pads, with their labels and in order."""
+
+import numpy as np
+import pytest
+import torch
+from support.encoded import PAIRS, TEXTS, flat_features, make_tokenizer
+
+from hf_finetune.data.features import Array, Features, Ragged, collate, pad_sequences
+
+SEEDS = (0, 1, 2, 31)
+
+
+@pytest.mark.parametrize("texts", [TEXTS, PAIRS])
+@pytest.mark.parametrize("ends_only", [False, True])
+@pytest.mark.parametrize("token_types", [False, True])
+@pytest.mark.parametrize("pad_token", ["[PAD]", "[SEP]"])
+def test_a_batch_equals_the_tokenizers_own_padding(
+    texts: list[list[str]], ends_only: bool, token_types: bool, pad_token: str
+) -> None:
+    tokenizer = make_tokenizer(ends_only=ends_only, token_types=token_types)
+    tokenizer.pad_token = pad_token
+    features = flat_features(texts, tokenizer, 16)
+    for seed in SEEDS:
+        rows = np.random.default_rng(seed).permutation(25)[: seed % 7 + 1]
+        columns = [[column[row] for row in rows] for column in texts]
+        theirs = tokenizer(*columns, truncation=True, max_length=16, padding=True, return_tensors="pt")
+        batch = collate(features, rows, tokenizer.pad_token_id)
+        ours = batch.inputs
+        assert set(ours) == set(theirs) == {*tokenizer.model_input_names}
+        assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+        assert {tensor.dtype for tensor in ours.values()} == {torch.int64}
+        assert batch.labels is not None
+        assert len(batch.labels) == len(rows)
+        assert batch.sequence_counts.tolist() == [1] * len(rows)
+
+
+@pytest.mark.parametrize("labels", [np.arange(25), np.arange(25, dtype=np.float32), np.eye(25, 3, dtype=np.float32)])
+def test_a_batch_has_the_labels_of_its_rows(labels: Array) -> None:
+    features = Features(**vars(flat_features(TEXTS, make_tokenizer(), 16)) | {"labels": labels})
+    batch = collate(features, np.array([7, 0, 24]), 0)
+    assert batch.labels is not None
+    assert np.array_equal(batch.labels.numpy(), labels[[7, 0, 24]])
+    assert batch.labels.dtype == torch.from_numpy(labels).dtype
+
+
+def test_ragged_labels_are_padded_with_a_label_that_does_not_count() -> None:
+    values = Ragged(values=np.arange(60), offsets=np.concatenate([[0], np.cumsum(np.arange(25) % 5)]))
+    features = Features(**vars(flat_features(TEXTS, make_tokenizer(), 16)) | {"labels": values})
+    batch = collate(features, np.array([3, 0, 7]), 0)
+    assert batch.labels is not None
+    assert batch.labels.tolist() == [[3, 4, 5], [-100, -100, -100], [11, 12, -100]]
+    assert len(features.fingerprint()) == 16
+
+
+def test_a_batch_of_features_with_several_sequences_has_them_all_in_order() -> None:
+    all_sequences = flat_features(TEXTS, make_tokenizer(), 16)
+    several = Features(**vars(all_sequences) | {"sequence_offsets": np.array([0, 2, 3, 7, 25]), "labels": np.arange(4)})
+    assert len(several) == 4
+    assert several.num_sequences == 25
+    assert several.lengths.tolist() == [
+        int(all_sequences.lengths[a:b].max()) for a, b in ((0, 2), (2, 3), (3, 7), (7, 25))
+    ]
+    assert several.num_tokens.tolist() == [
+        int(all_sequences.lengths[a:b].sum()) for a, b in ((0, 2), (2, 3), (3, 7), (7, 25))
+    ]
+    batch, alone = collate(several, np.array([2, 0]), 0), collate(all_sequences, np.array([3, 4, 5, 6, 0, 1]), 0)
+    assert batch.sequence_indices.tolist() == [3, 4, 5, 6, 0, 1]
+    assert batch.sequence_counts.tolist() == [4, 2]
+    assert all(torch.equal(batch.inputs[name], alone.inputs[name]) for name in alone.inputs)
+    assert several.fingerprint() != Features(**vars(all_sequences) | {"labels": np.arange(4)}).fingerprint()
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_sequences_of_several_splits_are_padded_like_those_of_one(seed: int) -> None:
+    tokenizer = make_tokenizer()
+    together = flat_features(TEXTS, tokenizer, 16)
+    train, test = (flat_features([texts], tokenizer, 16) for texts in (TEXTS[0][:10], TEXTS[0][10:]))
+    indices = np.random.default_rng(seed).permutation(25)[:9]
+    parts = [(train, np.array([index])) if index < 10 else (test, np.array([index - 10])) for index in indices]
+    ours, theirs = pad_sequences(parts, 7), pad_sequences([(together, indices)], 7)
+    assert list(ours) == list(theirs) == ["input_ids", "token_type_ids", "attention_mask"]
+    assert all(np.array_equal(ours[name], theirs[name]) for name in theirs)
+    assert {array.dtype for array in ours.values()} == {np.dtype(np.int64)}
