@@ -188,7 +188,7 @@ DATA_CASES = [
     Case(name="empty file", spoil=replace("train.jsonl", ""), starts="train.jsonl: is empty"),
     Case(name="empty validation", spoil=replace("validation.jsonl", "\n"), starts="validation.jsonl: is empty"),
     Case(name="csv with a header alone", words=CSV, spoil=replace("train.csv", HEADER), starts="train.csv: is empty"),
-    Case(name="folder without texts", words=FOLDER, spoil=classes(a=[]), starts="classes: holds no sub-folders"),
+    Case(name="folder without texts", words=FOLDER, spoil=classes(a=[]), starts="classes: has no subfolders"),
     # a missing column
     Case(name="no text column", spoil=append("train.jsonl", '{"label": "food"}'), starts="train.jsonl:25: no column 't"),
     Case(name="no label column", spoil=append("test.jsonl", '{"text": "a"}'), starts="test.jsonl:7: no column 'label'"),

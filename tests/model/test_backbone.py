@@ -201,7 +201,7 @@ def test_weights_with_another_digest_are_refused_before_they_are_read(
 @pytest.mark.parametrize(
     ("location", "message"),
     [
-        ("package://carried_backbone/weights/other", r"the package carried_backbone holds no weights/other"),
+        ("package://carried_backbone/weights/other", r"the package carried_backbone has no weights/other"),
         (
             "package://not_installed_xyz/model",
             r"no package 'not_installed_xyz' is installed; pip install not-installed",

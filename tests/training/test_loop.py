@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,6 @@ from hf_finetune.data.batches import MicroBatchLimit
 from hf_finetune.run.folder import open_run
 from hf_finetune.run.setup import set_up
 from hf_finetune.run.training_run import Clock, TrainingRun
-from hf_finetune.system import processes
 from hf_finetune.system.errors import InputError
 from hf_finetune.train import finetune
 from hf_finetune.training.evaluation import run_evaluation
@@ -131,41 +129,10 @@ def test_bf16_trains_and_reloads(make_config: MakeConfig) -> None:
     assert result.results["reload_difference"] == 0.0
 
 
-def test_precision_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
-    assert processes.choose_precision("auto") == ("bf16", "this CPU has AMX")
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
-    assert processes.choose_precision("auto")[0] == "fp32"
-    assert processes.choose_precision("bf16") == ("bf16", "set by train.precision")
-    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
-    assert processes.choose_precision("auto") == ("bf16", "set by accelerate's mixed_precision")
-    with pytest.raises(InputError, match=r"train.precision \(fp16\): needs a GPU"):
-        processes.choose_precision("fp16")
-
-
 def test_accumulation_by_accelerate_is_refused(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
     with pytest.raises(InputError, match=r"gradient_accumulation_steps \(4\).*train.micro_batch_size"):
         finetune(make_config())
-
-
-def test_a_launcher_that_sets_one_thread_gets_all_cores(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from types import SimpleNamespace
-
-    accelerator: Any = SimpleNamespace(device=torch.device("cpu"))
-    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(6)), raising=False)
-    chosen: list[int] = []
-    monkeypatch.setattr(torch, "set_num_threads", chosen.append)
-    for variable in ("ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID", "LOCAL_WORLD_SIZE"):
-        monkeypatch.delenv(variable, raising=False)
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    assert processes.use_all_cores(accelerator) == ()
-    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "any")
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    assert "raised to 3" in processes.use_all_cores(accelerator)[0]
-    assert chosen == [3]
 
 
 def test_gradients_that_overflow_for_good_stop_the_run(job: Any, monkeypatch: pytest.MonkeyPatch) -> None:
