@@ -21,8 +21,8 @@ from hf_finetune.model.backbone import (
     LOADING_ERRORS,
     LONGEST_DEFAULT,
     holds_model,
-    model_source,
-    position_limit,
+    find_model_source,
+    find_position_limit,
     silence_transformers,
 )
 from hf_finetune.system.errors import InputError
@@ -57,7 +57,7 @@ class Predictor:
         columns: text_columns, label_column and choice_columns, if they have other names than in training. InputError if there
         is no model, or if it belongs to no task.
         """
-        source = model_source(location)
+        source = find_model_source(location)
         if Path(location).is_dir() and source == location and not holds_model(Path(location)):
             raise InputError(f"{location}: holds no finished run (model/config.json) and no model (config.json)")
         try:
@@ -76,7 +76,7 @@ class Predictor:
     def max_length(self) -> int:
         """Longest input in tokens: where training cut, which the tokenizer records, and never more than the positions."""
         limits = [min(int(self.tokenizer.model_max_length), NO_LIMIT)]
-        positions = position_limit(self.model)
+        positions = find_position_limit(self.model)
         if positions is not None:
             limits.append(positions)
         return min(limits) if limits[0] < NO_LIMIT else min(*limits, LONGEST_DEFAULT)

@@ -1,8 +1,9 @@
-"""The model side of the frozen prefix: run a model up to the boundary, and run what is above from stored states.
+"""Runs a model up to the boundary of its frozen prefix, and from there with cached activations.
 
-Nothing is taken out of the model: for the time of a forward, some modules' `forward` is another function. Names,
-state_dict, optimizer and the distributed wrapper see the model they know. Which modules, is found by running a probe and
-looking at shapes: no family's names are needed, and what cannot be proven equal is refused with the reason.
+The model stays as it is: names, state_dict, optimizer and the distributed wrapper do not change. During one forward pass some
+modules return placeholders, and the module at the boundary gets the cached activations as its input. Which modules these are
+is found with a probe: one forward pass of a small batch, and the shapes in it. So no model family needs to be known by name.
+A model whose outputs on the probe are not equal afterwards is refused with the reason.
 
 B examples, T tokens, H hidden.
 """
@@ -17,58 +18,85 @@ from torch import nn
 
 from hf_finetune.model import heads
 from hf_finetune.model.freezing import FreezePlan
-from hf_finetune.model.structure import find_stack, make_probe_batch
+from hf_finetune.model.structure import eval_mode, find_first_tensor, find_stack, make_probe_batch
 
 PROBE_TOKENS = 5  # a length that no other dimension of the probe has
 
-SAME_SUMS = 1e-6  # largest difference of a logit on the probe, in fp32, relative to the largest logit
+# Largest difference of a logit on the probe, in fp32, relative to the largest logit: the same sums in the same order.
+SAME_SUMS = 1e-6
+
+NEEDS_MORE = "its upper blocks need more of the lower ones than hidden states"
 
 
 class CannotCacheError(Exception):
-    """Why a model's prefix cannot be replayed."""
+    """The activations of a model's frozen prefix cannot replace it. The message is the reason."""
 
 
 class _BoundaryReachedError(Exception):
-    """Ends a forward at the boundary, with its states."""
+    """Ends a forward pass at the boundary, and carries its activations."""
 
-    def __init__(self, states: torch.Tensor) -> None:
+    def __init__(self, activations: torch.Tensor) -> None:
         super().__init__()
-        self.states = states
+        self.activations = activations
 
 
 @contextlib.contextmanager
-def replace_forwards(replaced: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
-    """Within the block each module's forward is the given function."""
-    before = {module: vars(module).get("forward") for module in replaced}
-    for module, function in replaced.items():
-        module.forward = function
+def replace_forwards(forwards: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
+    """Replaces the `forward` of each module by the given function until the block ends.
+
+    A hook cannot keep a module from computing, so the attribute is set on the instance. Two traps follow: all threads see the
+    replacement, so only one thread may run the model; and torch.compile must compile inside the block or not at all, because
+    a compiled graph keeps the forward that it was traced with.
+    """
+    own_forwards = {module: vars(module).get("forward") for module in forwards}
+    for module, forward in forwards.items():
+        module.forward = forward
     try:
         yield
     finally:
-        for module, earlier in before.items():
-            if earlier is None:
+        for module, own_forward in own_forwards.items():
+            if own_forward is None:
                 del module.forward
             else:
-                module.forward = earlier
+                module.forward = own_forward
 
 
 @dataclass(frozen=True, kw_only=True)
 class Placeholder:
-    """What is returned instead of a module's output: zeros [B, T, width], beside them None for each extra output."""
+    """The form of a module's output: a tensor [B, T, width], and after it a number of extra outputs.
+
+    Args:
+        width: Last dimension of the tensor.
+        num_extras: Extra outputs, which are replaced by None. None if the output is the bare tensor.
+    """
 
     width: int
-    num_extras: int | None  # None: a bare tensor
+    num_extras: int | None
 
     def make_output(self, tensor: torch.Tensor) -> Any:
-        """The tensor in the form of the module's output."""
+        """Returns the tensor in the form of the module's output."""
         return tensor if self.num_extras is None else (tensor, *[None] * self.num_extras)
+
+    def make_forward(self, tensor: torch.Tensor) -> Callable[..., Any]:
+        """Returns a forward that ignores its arguments and returns the tensor in the form of the module's output."""
+
+        def forward(*_: Any, **__: Any) -> Any:
+            return self.make_output(tensor)
+
+        return forward
 
 
 @dataclass(frozen=True, kw_only=True)
 class CachedForward:
-    """How to run a model up to and from its boundary: the input of the lowest block that is not constant, or the output
-    of the last one where all are. `stand_ins` are the constant modules below, each topmost of its kind; `dtype` is that of
-    the states in the computation."""
+    """Runs a model up to its boundary, or from it.
+
+    Args:
+        model: The bare model.
+        boundary: The lowest block whose input is constant and that trains; the last block if none trains.
+        is_output: The activations are the output of `boundary`, not its input.
+        placeholders: The frozen modules below the boundary that return hidden states, without those inside another one.
+        dtype: Of the activations in the computation.
+    """
 
     model: nn.Module
     boundary: nn.Module
@@ -77,91 +105,97 @@ class CachedForward:
     dtype: torch.dtype = torch.float32
 
     def compute_activations(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Hidden states [B, T, H] at the boundary; nothing above is run."""
-        original = self.boundary.forward
+        """Returns the activations at the boundary [B, T, H]. Modules above it do not run."""
 
-        def stop(*arguments: Any, **keywords: Any) -> None:
-            if self.is_output:
-                raise _BoundaryReachedError(find_first_tensor(original(*arguments, **keywords)))
+        def stop_at_input(_: nn.Module, arguments: Any, keywords: Any) -> None:
             raise _BoundaryReachedError(arguments[0] if arguments else keywords["hidden_states"])
 
+        def stop_at_output(_: nn.Module, __: Any, output: Any) -> None:
+            raise _BoundaryReachedError(find_first_tensor(output))
+
+        if self.is_output:
+            handle = self.boundary.register_forward_hook(stop_at_output)
+        else:
+            handle = self.boundary.register_forward_pre_hook(stop_at_input, with_kwargs=True)
         try:
-            with replace_forwards({self.boundary: stop}):
-                heads.run_model(self.model, batch)
+            heads.run_model(self.model, batch)
         except _BoundaryReachedError as reached:
-            return reached.states
+            return reached.activations
+        finally:
+            handle.remove()
         raise CannotCacheError("the model does not run its blocks")
 
     @contextlib.contextmanager
-    def from_activations(self, states: torch.Tensor) -> Iterator[None]:
-        """Within the block the model takes these states at the boundary, and computes nothing below it."""
-        original = self.boundary.forward
-        zero = states.new_zeros(1)
+    def from_activations(self, activations: torch.Tensor) -> Iterator[None]:
+        """Makes the model take the activations [B, T, H] at the boundary, and compute nothing below it, until the block ends."""
 
-        def stand_in_for(form: Placeholder) -> Callable[..., Any]:
-            return lambda *_, **__: form.make_output(zero.expand(*states.shape[:2], form.width))
-
-        def inject(*arguments: Any, **keywords: Any) -> Any:
+        def inject(_: nn.Module, arguments: Any, keywords: Any) -> Any:
             if arguments:
-                return original(states, *arguments[1:], **keywords)
-            return original(**{**keywords, "hidden_states": states})
+                return (activations, *arguments[1:]), keywords
+            return arguments, {**keywords, "hidden_states": activations}
 
-        replaced = {module: stand_in_for(form) for module, form in self.placeholders.items()}
-        if self.is_output:
-            form = self.placeholders[self.boundary]
-            replaced[self.boundary] = lambda *_, **__: form.make_output(states)
-        else:
-            replaced[self.boundary] = inject
-        with replace_forwards(replaced):
+        zero, shape = activations.new_zeros(1), activations.shape[:2]
+        forwards = {
+            module: placeholder.make_forward(zero.expand(*shape, placeholder.width))
+            for module, placeholder in self.placeholders.items()
+        }
+        with contextlib.ExitStack() as stack:
+            if self.is_output:
+                forwards[self.boundary] = self.placeholders[self.boundary].make_forward(activations)
+            else:
+                handle = self.boundary.register_forward_pre_hook(inject, with_kwargs=True)
+                stack.callback(handle.remove)
+            stack.enter_context(replace_forwards(forwards))
             yield
 
 
-def find_first_tensor(output: Any) -> Any:
-    """The hidden states of a block's output."""
-    return output[0] if isinstance(output, (tuple, list)) else output
-
-
 def is_hidden_states(value: Any) -> bool:
-    """Whether a value has the form of hidden states."""
+    """True if a value is a tensor of three dimensions, as hidden states are."""
     return isinstance(value, torch.Tensor) and value.ndim == 3
 
 
 @dataclass(kw_only=True)
 class Call:
-    """One call of a module on the probe: when it began and ended, whether it was given states [B, T, H], and its output."""
+    """One call of a module during the probe.
+
+    Args:
+        module: The module.
+        start: Time at which the call started, in calls and returns since the probe started.
+        takes_hidden_states: True if an argument has the form [B, T, H].
+        end: Time at which it returned.
+        output: What it returned.
+    """
 
     module: nn.Module
-    began: int
-    takes_states: bool
-    ended: int = 0
+    start: int
+    takes_hidden_states: bool
+    end: int = 0
     output: Any = None
 
 
 def trace_calls(model: nn.Module, batch: Mapping[str, torch.Tensor]) -> list[Call]:
-    """Every call of every module in one forward, in the order in which they began."""
+    """Runs one forward pass and returns the calls of all modules, in the order in which they started."""
     calls: list[Call] = []
-    waiting: list[Call] = []
-    clock = 0
-
+    running: list[Call] = []
     shape = batch["input_ids"].shape
+    time = 0
 
-    def begin(module: nn.Module, arguments: Any, keywords: Any) -> None:
-        nonlocal clock
-        clock += 1
-        takes_states = any(
-            is_hidden_states(value) and value.shape[:2] == shape for value in (*arguments, *keywords.values())
-        )
-        calls.append(Call(module=module, began=clock, takes_states=takes_states))
-        waiting.append(calls[-1])
+    def start_call(module: nn.Module, arguments: Any, keywords: Any) -> None:
+        nonlocal time
+        time += 1
+        values = (*arguments, *keywords.values())
+        takes_hidden_states = any(is_hidden_states(value) and value.shape[:2] == shape for value in values)
+        calls.append(Call(module=module, start=time, takes_hidden_states=takes_hidden_states))
+        running.append(calls[-1])
 
-    def end(_: nn.Module, __: Any, output: Any) -> None:
-        nonlocal clock
-        clock += 1
-        call = waiting.pop()
-        call.ended, call.output = clock, output
+    def end_call(_: nn.Module, __: Any, output: Any) -> None:
+        nonlocal time
+        time += 1
+        call = running.pop()
+        call.end, call.output = time, output
 
-    handles = [module.register_forward_pre_hook(begin, with_kwargs=True) for module in model.modules()]
-    handles += [module.register_forward_hook(end) for module in model.modules()]
+    handles = [module.register_forward_pre_hook(start_call, with_kwargs=True) for module in model.modules()]
+    handles += [module.register_forward_hook(end_call) for module in model.modules()]
     try:
         heads.run_model(model, batch)
     finally:
@@ -171,87 +205,77 @@ def trace_calls(model: nn.Module, batch: Mapping[str, torch.Tensor]) -> list[Cal
 
 
 def find_cached_forward(model: nn.Module, plan: FreezePlan) -> CachedForward:
-    """The replay of a model under a freeze plan, proven on a probe. Raises CannotReplayError with the reason.
+    """Returns how a model runs from cached activations under a freeze plan, checked on a probe.
 
-    The model must be in fp32 and not yet prepared.
+    The model must be in fp32 and not yet prepared by Accelerate. Raises CannotCacheError with the reason if there is no frozen
+    prefix, or if the outputs would differ.
     """
     depth = plan.num_prefix_blocks
     if depth < 0:
-        raise CannotCacheError("the embeddings train, so nothing is constant (see freeze.embeddings)")
+        raise CannotCacheError("the embeddings train, so no activations are constant (see freeze.embeddings)")
     if plan.structure.shared:
         raise CannotCacheError("this backbone runs one shared block many times")
     _, stack = find_stack(model)
     is_output = depth == len(stack)
     boundary = stack[depth - 1] if is_output else stack[depth]
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
+    with eval_mode(model):
         with torch.no_grad():
             calls = trace_calls(model, make_probe_batch(model, PROBE_TOKENS))
-        at = next((call for call in calls if call.module is boundary), None)
-        if at is None:
+        boundary_call = next((call for call in calls if call.module is boundary), None)
+        if boundary_call is None:
             raise CannotCacheError("the model does not run its blocks")
-        replay = CachedForward(
-            model=model,
-            boundary=boundary,
-            is_output=is_output,
-            placeholders=find_placeholders(
-                model, plan, calls, at.ended if is_output else at.began, is_output=is_output
-            ),
-        )
-        check_equality(replay)
-    finally:
-        for module, training in modes.items():
-            module.training = training
-    return replay
+        end = boundary_call.end if is_output else boundary_call.start
+        placeholders = find_placeholders(model, plan, calls, end)
+        cached = CachedForward(model=model, boundary=boundary, is_output=is_output, placeholders=placeholders)
+        check_equality(cached)
+    return cached
 
 
-def find_placeholders(
-    model: nn.Module, plan: FreezePlan, calls: list[Call], end: int, *, is_output: bool
-) -> dict[nn.Module, Placeholder]:
-    """The topmost modules of frozen parameters only, run below the boundary only, that give [B, T, width]."""
+def find_placeholders(model: nn.Module, plan: FreezePlan, calls: list[Call], end: int) -> dict[nn.Module, Placeholder]:
+    """Returns the modules that need not run below the boundary, with the form of their outputs.
+
+    These are the modules that have frozen parameters only, return hidden states [B, T, width], and run before `end` only. A
+    module inside another one of them is left out.
+    """
     frozen = {id(parameter) for name, parameter in model.named_parameters() if name in plan.frozen}
-    found: dict[nn.Module, Placeholder] = {}
+    placeholders: dict[nn.Module, Placeholder] = {}
     covered: set[nn.Module] = set()
     for module in model.modules():  # a parent comes before its children
-        own = [call for call in calls if call.module is module]
+        module_calls = [call for call in calls if call.module is module]
         parameters = list(module.parameters())
-        if module in covered or not own or not parameters or any(id(each) not in frozen for each in parameters):
+        if module in covered or not module_calls or not parameters:
             continue
-        output = own[0].output
-        states = find_first_tensor(output)
-        if any(call.ended > end for call in own) or not isinstance(states, torch.Tensor):
+        if any(id(parameter) not in frozen for parameter in parameters) or any(call.end > end for call in module_calls):
             continue
-        if states.ndim != 3 or states.shape[:2] != (2, PROBE_TOKENS):
+        output = module_calls[0].output
+        hidden_states = find_first_tensor(output)
+        if not is_hidden_states(hidden_states) or hidden_states.shape[:2] != (2, PROBE_TOKENS):
             continue
-        extras = output[1:] if isinstance(output, (tuple, list)) else None
-        if extras and any(extra is not None for extra in extras) and not is_output:
-            # DeBERTa's blocks return their attention's weights, which nobody reads: the proof tells
-            extras = [None] * len(extras)
-        found[module] = Placeholder(width=states.shape[-1], num_extras=None if extras is None else len(extras))
+        # Extra outputs that are not None (DeBERTa's blocks return their attention weights) become None, too: check_equality
+        # fails if a module reads them
+        num_extras = len(output) - 1 if isinstance(output, (tuple, list)) else None
+        placeholders[module] = Placeholder(width=hidden_states.shape[-1], num_extras=num_extras)
         covered.update(module.modules())
-    return found
+    return placeholders
 
 
-def check_equality(replay: CachedForward) -> None:
-    """Raises CannotReplayError where the replay's logits on the probe are not the model's."""
+def check_equality(cached: CachedForward) -> None:
+    """Raises CannotCacheError if the logits on the probe differ when the model runs from its activations."""
     for length in (PROBE_TOKENS, PROBE_TOKENS + 4):
-        batch = make_probe_batch(replay.model, length)
+        batch = make_probe_batch(cached.model, length)
         with torch.no_grad():
-            expected = heads.run_model(replay.model, batch)
-            states = replay.compute_activations(batch)
+            expected = heads.run_model(cached.model, batch)
+            activations = cached.compute_activations(batch)
             try:
-                with replay.from_activations(states):
-                    found = heads.run_model(replay.model, batch)
+                with cached.from_activations(activations):
+                    logits = heads.run_model(cached.model, batch)
             except (RuntimeError, TypeError, ValueError, AttributeError, IndexError) as error:
                 reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-                raise CannotCacheError(
-                    f"its upper blocks need more of the lower ones than hidden states ({reason})"
-                ) from None
-        if not is_close(found, expected, SAME_SUMS):
-            raise CannotCacheError("its upper blocks need more of the lower ones than hidden states")
+                raise CannotCacheError(f"{NEEDS_MORE} ({reason})") from None
+        if not is_close(logits, expected, SAME_SUMS):
+            raise CannotCacheError(NEEDS_MORE)
 
 
-def is_close(found: torch.Tensor, expected: torch.Tensor, tolerance: float, floor: float = 0.0) -> bool:
-    """Whether two tensors differ by no more than a share of the largest value, and `floor`."""
-    return float((found - expected).abs().max()) <= tolerance * float(expected.abs().max()) + floor
+def is_close(values: torch.Tensor, expected: torch.Tensor, tolerance: float, floor: float = 0.0) -> bool:
+    """True if no value differs by more than `tolerance` times the largest expected value, plus `floor`."""
+    return float((values - expected).abs().max()) <= tolerance * float(expected.abs().max()) + floor

@@ -1,11 +1,11 @@
-"""What a forward need not compute: the cached prefix, and all but the first token of the last block."""
+"""What a forward pass of a model need not compute: found once for each stage of training, applied to every forward pass."""
 
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
+from torch import nn
 
 from hf_finetune.forward.cached import CachedForward, CannotCacheError, find_cached_forward
 from hf_finetune.forward.first_token import Cuts, apply_cuts, find_first_token_cuts
@@ -14,27 +14,36 @@ from hf_finetune.model.freezing import FreezePlan
 
 @dataclass(frozen=True, kw_only=True)
 class ForwardPlan:
-    """What a forward need not compute. `first_token`: the cuts of the last block."""
+    """What a forward pass need not compute.
+
+    Args:
+        cached: How the model runs from cached activations, if it can.
+        first_token: Cuts of the last block, of which the head reads the first token only.
+    """
 
     cached: CachedForward | None = None
     first_token: Cuts = field(default_factory=dict)
 
     @contextlib.contextmanager
-    def __call__(self, states: torch.Tensor | None) -> Iterator[None]:
-        """Within the block the model takes the shortcuts; from `states` [B, T, H] where they are given."""
+    def active(self, activations: torch.Tensor | None) -> Iterator[None]:
+        """Applies the plan to every forward pass until the block ends. The model starts from the activations [B, T, H] at the
+        boundary if they are given, else from its inputs."""
         with contextlib.ExitStack() as stack:
             stack.enter_context(apply_cuts(self.first_token))
-            if states is not None and self.cached is not None:
-                stack.enter_context(self.cached.from_activations(states.to(self.cached.dtype)))
+            if activations is not None and self.cached is not None:
+                stack.enter_context(self.cached.from_activations(activations.to(self.cached.dtype)))
             yield
 
 
 FULL_FORWARD = ForwardPlan()
 
 
-def find_forward_plan(model: Any, plan: FreezePlan) -> tuple[ForwardPlan, str]:
-    """What a forward of this model need not compute, each part proven on a probe; and why the activations of its prefix cannot
-    be cached, or ""."""
+def find_forward_plan(model: nn.Module, plan: FreezePlan) -> tuple[ForwardPlan, str]:
+    """Returns what a forward pass of this model need not compute, each part checked on a probe, and why its activations
+    cannot be cached ("" if they can).
+
+    The model must be in fp32 and not yet prepared by Accelerate.
+    """
     cuts = find_first_token_cuts(model, plan)
     try:
         return ForwardPlan(cached=find_cached_forward(model, plan), first_token=cuts), ""

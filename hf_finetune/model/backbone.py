@@ -22,19 +22,29 @@ from hf_finetune.model.structure import find_stack
 from hf_finetune.system.errors import InputError
 from hf_finetune.system.locations import local_path, model_files
 
-# What damaged or missing files make transformers, tokenizers, safetensors and json raise.
+# What transformers, tokenizers, safetensors and json raise if files are damaged or missing
 LOADING_ERRORS = (
     *(OSError, ValueError, RuntimeError, KeyError, ImportError, TypeError, AttributeError, EOFError, ArithmeticError),
     *(SafetensorError, StrictDataclassError, pickle.UnpicklingError),
 )
 
-LONGEST_DEFAULT = 512  # tokens, where neither the tokenizer nor the positions set a limit
+LONGEST_DEFAULT = 512  # tokens; the limit of an input if neither data.max_length nor the model sets a lower one
 
 
 @dataclass(frozen=True, kw_only=True)
 class Backbone:
-    """A model with its tokenizer. `new_parameters` were not in the pretrained files: the head; `replaces_head` where these hold
-    one for other labels. `adapter_parameters` are those of adapters in the model, which are as `adapter` says."""
+    """A pretrained model with a head, and its tokenizer.
+
+    Args:
+        model: The transformers model, in fp32.
+        tokenizer: Its tokenizer; None if the model was loaded without one.
+        source: model.backbone, or the location that the model was loaded from.
+        new_parameters: Names of the parameters that the pretrained files do not hold: those of the head.
+        revision: Branch, tag or commit of a model on the Hub.
+        replaces_head: The files hold a head for other labels, which the new one replaces.
+        adapter: Settings of the adapters in the model, if it has any.
+        adapter_parameters: Names of the adapters' parameters.
+    """
 
     model: Any
     tokenizer: Any
@@ -47,18 +57,19 @@ class Backbone:
 
     @property
     def is_exported_as_adapter(self) -> bool:
-        """Whether what is saved of it is an adapter, which needs the pretrained model beside it."""
+        """True if an adapter is exported, which needs the pretrained model to run; not a complete model."""
         return self.adapter is not None and not self.adapter.merge
 
     @property
     def pad_token_id(self) -> int:
-        """The id that pads."""
+        """Id of the padding token."""
         return int(self.tokenizer.pad_token_id)
 
 
 @contextlib.contextmanager
 def silence_transformers() -> Iterator[None]:
-    """transformers' progress bars and load reports off: what matters in them we check and say ourselves."""
+    """Turns off transformers' progress bars and load reports until the block ends. What matters in them is checked and printed
+    by this package."""
     level = transformers.logging.get_verbosity()
     bars = transformers.logging.is_progress_bar_enabled()
     transformers.logging.set_verbosity(logging.CRITICAL)
@@ -73,18 +84,22 @@ def silence_transformers() -> Iterator[None]:
 
 
 def load_tokenizer(config: ModelConfig) -> Any:
-    """The backbone's tokenizer, with a padding token (the end-of-sequence token where it has none of its own)."""
+    """Returns the backbone's tokenizer, which pads on the right.
+
+    If it has no padding token, the end-of-sequence token pads. Raises InputError if it has neither, if its files are missing or
+    damaged, or if it knows special tokens only.
+    """
     source, file = model_files(config.backbone, "model.backbone")
     try:
         with silence_transformers():
             tokenizer = transformers.AutoTokenizer.from_pretrained(
                 source, revision=config.revision, trust_remote_code=config.trust_remote_code, **file
             )
-    except Exception as error:  # noqa: BLE001  tokenizers raises nothing narrower for a file it cannot read
-        raise loading_error(config.backbone, source, "tokenizer", error) from None
+    except Exception as error:  # noqa: BLE001  tokenizers raises Exception for a damaged file
+        raise make_loading_error(config.backbone, source, "tokenizer", error) from None
     if not set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens):
         raise InputError(
-            f"model.backbone ({config.backbone}): its tokenizer knows special tokens only; are the tokenizer's files missing?"
+            f"model.backbone ({config.backbone}): its tokenizer knows special tokens only; are files of the tokenizer missing?"
         )
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token is None:
@@ -92,12 +107,15 @@ def load_tokenizer(config: ModelConfig) -> Any:
                 f"model.backbone ({config.backbone}): its tokenizer has neither a padding nor an end token"
             )
         tokenizer.pad_token = tokenizer.eos_token
-    tokenizer.padding_side = "right"  # decoder classifiers read the last token that is no padding
+    tokenizer.padding_side = "right"  # classifiers on decoders read the last token before the padding
     return tokenizer
 
 
 def load_backbone(config: ModelConfig, head: HeadSpec, tokenizer: Any) -> Backbone:
-    """The model in fp32 with a head for the task's labels. The new head's weights depend on torch's seed alone."""
+    """Loads the model in fp32 with a head for the task. The weights of a new head depend on torch's seed only.
+
+    Raises InputError if files are missing or damaged, or if model.dropout cannot be set everywhere.
+    """
     source, file = model_files(config.backbone, "model.backbone")
     try:
         with silence_transformers():
@@ -116,25 +134,19 @@ def load_backbone(config: ModelConfig, head: HeadSpec, tokenizer: Any) -> Backbo
                 revision=config.revision,
                 trust_remote_code=config.trust_remote_code,
                 dtype=torch.float32,
-                ignore_mismatched_sizes=head.has_labels,  # a head for other labels is made anew
+                ignore_mismatched_sizes=head.has_labels,  # a head for other labels is replaced
                 output_loading_info=True,
                 **({"attn_implementation": config.attention} if config.attention else {}),
                 **file,
                 **make_dtype_options(file),
             )
     except LOADING_ERRORS as error:
-        raise loading_error(config.backbone, source, "model", error) from None
+        raise make_loading_error(config.backbone, source, "model", error) from None
     if getattr(model, "hf_quantizer", None) is not None and file:
-        model.hf_quantizer.remove_quantization_config(model)  # else save_pretrained refuses the model
+        model.hf_quantizer.remove_quantization_config(model)  # a GGUF file's, else save_pretrained refuses the model
     new = frozenset(report["missing_keys"]) | {key[0] for key in report["mismatched_keys"]}
     check_weights(config.backbone, model, new, report["unexpected_keys"])
-    if config.dropout is not None:
-        wrong = [
-            name
-            for name, part in model.named_modules()
-            if isinstance(part, torch.nn.Dropout) and part.p != config.dropout
-        ]
-        require(not wrong, "model.dropout", config.dropout, f"this backbone does not take it in {', '.join(wrong[:3])}")
+    check_dropout(model, config.dropout)
     return Backbone(
         model=model,
         tokenizer=tokenizer,
@@ -146,53 +158,57 @@ def load_backbone(config: ModelConfig, head: HeadSpec, tokenizer: Any) -> Backbo
 
 
 def make_dtype_options(file: Mapping[str, str]) -> dict[str, Any]:
-    """What has from_pretrained convert a GGUF file's tensors to floating point, which alone can be trained. Versions of
-    transformers without GgufConfig do nothing else."""
+    """Returns the options that make from_pretrained convert the tensors of a GGUF file to floating point, which can be trained.
+    Versions of transformers without GgufConfig always convert them."""
     if not file or not hasattr(transformers, "GgufConfig"):
         return {}
     return {"quantization_config": transformers.GgufConfig(dequantize=True)}
 
 
-def model_source(location: str, key: str = "MODEL") -> str:
-    """Where the model of a run folder (its model/), model folder, package or Hub repository is."""
+def find_model_source(location: str, key: str = "MODEL") -> str:
+    """Returns the folder or Hub id of the model at a location: a run folder (its model/), model folder, package or Hub
+    repository. Raises InputError that names `key` if a package does not hold it."""
     inside = Path(location) / "model"
     return str(inside) if holds_model(inside) else local_path(location, key)
 
 
 def holds_model(folder: Path) -> bool:
-    """Whether a folder holds a model, or an adapter of one."""
+    """True if a folder holds a model, or an adapter for one."""
     return (folder / "config.json").is_file() or (folder / "adapter_config.json").is_file()
 
 
 def load_pretrained(location: str) -> Backbone:
-    """The model in a run folder, model folder, package or Hub repository, with the head it has or gets, without tokenizer."""
-    source, file = model_files(model_source(location), "MODEL")
+    """Loads the model in a run folder, model folder, package or Hub repository, without its tokenizer.
+
+    The head is the one that its config names, else a new classifier. Raises InputError if files are missing or damaged.
+    """
+    source, file = model_files(find_model_source(location), "MODEL")
     try:
         with silence_transformers():
             config = transformers.AutoConfig.from_pretrained(source, **file)
-            kind: Any = transformers.AutoModelForCausalLM if file else find_auto_class(config)
-            model, report = kind.from_pretrained(source, output_loading_info=True, **file, **make_dtype_options(file))
+            model_class: Any = transformers.AutoModelForCausalLM if file else find_auto_class(config)
+            model, report = model_class.from_pretrained(
+                source, output_loading_info=True, **file, **make_dtype_options(file)
+            )
     except LOADING_ERRORS as error:
-        raise loading_error(location, source, "model", error, key="MODEL") from None
+        raise make_loading_error(location, source, "model", error, key="MODEL") from None
     return Backbone(model=model, tokenizer=None, source=location, new_parameters=frozenset(report["missing_keys"]))
 
 
-def check_ids(backbone: Backbone, largest: int) -> None:
-    """Raises InputError where the tokenizer gives ids that the model has no embeddings for."""
-    rows = backbone.model.get_input_embeddings().num_embeddings
-    if largest >= rows:
-        raise InputError(
-            f"model.backbone ({backbone.source}): its tokenizer gives the id {largest}, and the model has {rows} embeddings; "
-            "are they of one model?"
-        )
-
-
-def loading_error(
+def make_loading_error(
     backbone: str, source: str, what: str, error: BaseException, key: str = "model.backbone"
 ) -> InputError:
-    """One line that tells a missing backbone from a damaged one."""
+    """Returns an error of one line that distinguishes a missing backbone from a damaged one.
+
+    Args:
+        backbone: The location as the user gave it.
+        source: The folder or Hub id that it stands for.
+        what: What was being loaded: model, tokenizer or adapter.
+        error: What the library raised.
+        key: The setting that the user gave.
+    """
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    if os.path.isdir(source):  # false for a name too long for a path, too
+    if os.path.isdir(source):  # false also for a name that is too long for a path
         return InputError(f"{key} ({backbone}): the {what} in this folder cannot be loaded: {lines[0]}")
     return InputError(
         f"{key} ({backbone}): there is no such folder, and the Hub gives no such model "
@@ -200,27 +216,38 @@ def loading_error(
     )
 
 
-def decode_texts(tokenizer: Any, written: Iterable[Any]) -> list[str]:
-    """The texts that arrays of token ids stand for, special tokens left out."""
-    return list(tokenizer.batch_decode([ids.tolist() for ids in written], skip_special_tokens=True))
+# --- checks ---------------------------------------------------------------------------------------------------------
 
 
-def set_dropout(hf_config: Any, probability: float | None) -> None:
-    """Sets every dropout probability of a transformers config, nested ones too."""
+def check_ids(backbone: Backbone, largest: int) -> None:
+    """Raises InputError if the tokenizer gives an id that the model has no embedding for."""
+    num_embeddings = backbone.model.get_input_embeddings().num_embeddings
+    if largest >= num_embeddings:
+        raise InputError(
+            f"model.backbone ({backbone.source}): its tokenizer gives the id {largest}, and the model has {num_embeddings} "
+            "embeddings; are they of one model?"
+        )
+
+
+def check_dropout(model: Any, probability: float | None) -> None:
+    """Raises InputError if a dropout layer has another probability than model.dropout, if that is given."""
     if probability is None:
         return
-    changed = 0
-    for name, value in vars(hf_config).items():
-        is_rate = isinstance(value, (int, float)) and not isinstance(value, bool)
-        is_dropout = "drop" in name and "layerdrop" not in name  # which leaves out whole blocks
-        if is_dropout and (is_rate or (value is None and name == "classifier_dropout")):
-            setattr(hf_config, name, probability)
-            changed += 1
-    require(changed > 0, "model.dropout", probability, f"{type(hf_config).__name__} has no dropout to set")
+    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, torch.nn.Dropout)}
+    wrong = [name for name, layer in layers.items() if layer.p != probability]
+    require(not wrong, "model.dropout", probability, f"this backbone does not take it in {', '.join(wrong[:3])}")
 
 
 def check_weights(backbone: str, model: Any, new: frozenset[str], unexpected: Iterable[str]) -> None:
-    """Raises InputError where the files lack weights of the backbone or have more blocks, or values are not finite."""
+    """Raises InputError if the files lack weights of the backbone, hold more blocks than it has, or hold values that are not
+    finite.
+
+    Args:
+        backbone: The location as the user gave it.
+        model: The loaded model.
+        new: Names of the parameters that the files do not hold.
+        unexpected: Names of the tensors in the files that the model does not have.
+    """
     prefix = find_backbone_prefix(model)
     output = model.get_output_embeddings()
     heads = {name for name, part in model.named_modules() if part is output and output is not None}
@@ -239,7 +266,7 @@ def check_weights(backbone: str, model: Any, new: frozenset[str], unexpected: It
     extra = sorted(name for name in unexpected if name.removeprefix(prefix).startswith(f"{stack}."))
     if extra:
         raise InputError(
-            f"model.backbone ({backbone}): its files have {len(extra)} tensors of blocks that its config does not, such as "
+            f"model.backbone ({backbone}): its files have {len(extra)} tensors of blocks that its config does not have, such as "
             f"{extra[0]}; are they of another model?"
         )
     for name, tensor in model.named_parameters():
@@ -249,19 +276,39 @@ def check_weights(backbone: str, model: Any, new: frozenset[str], unexpected: It
             )
 
 
-def resolve_max_length(backbone: Backbone, asked: int | None) -> int:
-    """Tokens an input may have: data.max_length, checked against the model's limit, or that limit, up to 512."""
-    table = position_limit(backbone.model)
-    if asked is not None:
-        require(table is None or asked <= table, "data.max_length", asked, f"this backbone takes at most {table} tokens")
-        return asked
-    return min(limit for limit in (int(backbone.tokenizer.model_max_length), table, LONGEST_DEFAULT) if limit)
+# --- settings of the model ------------------------------------------------------------------------------------------
 
 
-def position_limit(model: Any) -> int | None:
-    """Tokens that the model has positions for; None where it has no such limit.
+def set_dropout(hf_config: Any, probability: float | None) -> None:
+    """Sets every dropout probability of a transformers config, if one is given. Raises InputError if it has none."""
+    if probability is None:
+        return
+    num_changed = 0
+    for name, value in vars(hf_config).items():
+        is_rate = isinstance(value, (int, float)) and not isinstance(value, bool)
+        is_dropout = "drop" in name and "layerdrop" not in name  # layerdrop leaves out entire blocks
+        if is_dropout and (is_rate or (value is None and name == "classifier_dropout")):
+            setattr(hf_config, name, probability)
+            num_changed += 1
+    require(num_changed > 0, "model.dropout", probability, f"{type(hf_config).__name__} has no dropout to set")
 
-    RoBERTa, MPNet and their kin count positions from padding_idx + 1 (their create_position_ids_from_input_ids).
+
+def resolve_max_length(backbone: Backbone, max_length: int | None) -> int:
+    """Returns the most tokens that an input may have: data.max_length if it is given, else the limit of model and tokenizer, at
+    most 512. Raises InputError if data.max_length is above the model's limit."""
+    limit = find_position_limit(backbone.model)
+    if max_length is not None:
+        message = f"this backbone takes at most {limit} tokens"
+        require(limit is None or max_length <= limit, "data.max_length", max_length, message)
+        return max_length
+    limits = (int(backbone.tokenizer.model_max_length), limit, LONGEST_DEFAULT)
+    return min(tokens for tokens in limits if tokens)
+
+
+def find_position_limit(model: Any) -> int | None:
+    """Returns the number of tokens that the model has position embeddings for; None if it has no such limit.
+
+    RoBERTa, MPNet and their relatives count positions from padding_idx + 1 (create_position_ids_from_input_ids in transformers).
     """
     positions = getattr(model.config, "max_position_embeddings", None)
     if not isinstance(positions, int) or positions <= 0:
@@ -270,3 +317,8 @@ def position_limit(model: Any) -> int | None:
         if name.endswith("position_embeddings") and getattr(part, "padding_idx", None) is not None:
             return positions - part.padding_idx - 1
     return positions
+
+
+def decode_texts(tokenizer: Any, sequences: Iterable[Any]) -> list[str]:
+    """Returns the texts of arrays of token ids, without special tokens."""
+    return list(tokenizer.batch_decode([ids.tolist() for ids in sequences], skip_special_tokens=True))

@@ -1,6 +1,4 @@
-"""Which tensors train. The model's stack of blocks is found by its structure, and what feeds it by autograd's graph, so
-that no family's names are needed.
-"""
+"""Which parameters train. Parts of a model are found by structure and by autograd's graph, so no family is known by name."""
 
 import re
 from collections.abc import Iterable
@@ -10,15 +8,24 @@ from typing import Any
 import torch
 from torch import nn
 
-from hf_finetune.config.sections import FreezeConfig, require, parse_fraction
+from hf_finetune.config.sections import FreezeConfig, parse_fraction, require
 from hf_finetune.model.structure import ModelStructure, analyze_structure, find_stack, record_calls
 from hf_finetune.system.errors import InputError
+
+SHARED_BLOCK = 'this backbone runs one shared block many times: freeze all of it ("all") or none of it (0)'
 
 
 @dataclass(frozen=True, kw_only=True)
 class FreezePlan:
-    """Which parameters are frozen. `num_prefix_blocks` blocks above frozen embeddings have a constant output (-1: none
-    has, not even the embeddings). `adapters` are the parameters of adapters."""
+    """Which parameters are frozen.
+
+    Args:
+        structure: The parts of the model.
+        frozen: Names of the frozen parameters.
+        sizes: Number of values of each parameter, by name.
+        num_prefix_blocks: Blocks above frozen embeddings whose output is constant; -1 if the embeddings train.
+        adapters: Names of the parameters of adapters.
+    """
 
     structure: ModelStructure
     frozen: frozenset[str]
@@ -33,31 +40,49 @@ class FreezePlan:
 
     @property
     def num_total(self) -> int:
-        """Parameters in all."""
+        """Number of values of all parameters."""
         return sum(self.sizes.values())
 
     @property
     def num_trainable(self) -> int:
-        """Parameters that train."""
-        return sum(size for name, size in self.sizes.items() if name not in self.frozen)
+        """Number of values of the parameters that train."""
+        return self.count_trainable(self.sizes)
+
+    def count_trainable(self, names: Iterable[str]) -> int:
+        """Returns the number of values of those of the named parameters that train."""
+        return sum(self.sizes[name] for name in names if name not in self.frozen)
 
     def table(self) -> list[tuple[str, int, str]]:
-        """Rows of part, parameters, and "trains", "frozen" or how many train; neighbours alike are one row."""
-        rows: list[tuple[str, int, int, str, tuple[int, int]]] = []
-        for part, names in self.structure.parts().items():
-            kind = " of adapters" * bool(self.adapters.intersection(names))
-            size = sum(self.sizes[name] for name in names)
-            free = sum(self.sizes[name] for name in names if name not in self.frozen)
-            is_block, last = part.startswith("block "), rows[-1] if rows else None
-            if last and is_block and last[0].startswith("block") and last[4] == (size, free):
-                first = last[0].split()[1].split("-")[0]
-                rows[-1] = (f"blocks {first}-{part.split()[1]}", last[1] + size, last[2] + free, kind, last[4])
-            elif names:
-                rows.append((part, size, free, kind, (size, free)))
-        return [
-            (part, size, "trains" if free == size else "frozen" if free == 0 else f"{free:,}{kind} train")
-            for part, size, free, kind, _ in rows
-        ]
+        """Rows of a part, its number of values, and "trains", "frozen" or how many of them train. Neighbouring blocks that are
+        alike are one row."""
+        parts = {part: names for part, names in self.structure.parts().items() if names}
+        rows: list[list[str]] = []  # parts of each row
+        for part, names in parts.items():
+            if rows and part.startswith("block ") and rows[-1][-1].startswith("block "):
+                previous = parts[rows[-1][-1]]
+                is_like_previous = self.count_values(previous) == self.count_values(names)
+                if is_like_previous and self.count_trainable(previous) == self.count_trainable(names):
+                    rows[-1].append(part)
+                    continue
+            rows.append([part])
+        return [self.make_row(row, [name for part in row for name in parts[part]]) for row in rows]
+
+    def count_values(self, names: Iterable[str]) -> int:
+        """Returns the number of values of the named parameters."""
+        return sum(self.sizes[name] for name in names)
+
+    def make_row(self, parts: list[str], names: list[str]) -> tuple[str, int, str]:
+        """Returns a row of the table: one part, or several blocks, with these parameters."""
+        title = parts[0]
+        if len(parts) > 1:
+            title = f"blocks {parts[0].removeprefix('block ')}-{parts[-1].removeprefix('block ')}"
+        size, num_trainable = self.count_values(names), self.count_trainable(names)
+        if num_trainable == size:
+            return title, size, "trains"
+        if num_trainable == 0:
+            return title, size, "frozen"
+        kind = " of adapters" if self.adapters.intersection(names) else ""
+        return title, size, f"{num_trainable:,}{kind} train"
 
     def describe(self) -> str:
         """The table as text."""
@@ -67,70 +92,65 @@ class FreezePlan:
         return "\n".join(lines)
 
 
-def resolve_num_blocks(config: FreezeConfig, anatomy: ModelStructure) -> int:
-    """How many blocks from the bottom up freeze.layers means on this model."""
-    value, depth = config.layers, len(anatomy.blocks)
+# --- what the settings mean -----------------------------------------------------------------------------------------
+
+
+def resolve_num_blocks(config: FreezeConfig, structure: ModelStructure) -> int:
+    """Returns how many blocks freeze.layers freezes in this model, from the bottom up. Raises InputError if it has too few
+    blocks, or shares one block and would freeze a part of it."""
+    value, depth = config.layers, len(structure.blocks)
     if value == "all":
         return depth
     if isinstance(value, str):
         fraction = parse_fraction(value)
         assert fraction is not None  # FreezeConfig checked it
-        count = int(fraction * depth + 0.5) if not anatomy.shared else int(fraction == 1) * depth
-        require(not anatomy.shared or fraction in (0, 1), "freeze.layers", value, SHARED_BLOCK)
-        return count
-    require(
-        abs(value) <= depth,
-        "freeze.layers",
-        value,
-        f"this backbone has {depth} {'block' if depth == 1 else 'blocks'}"
-        + (f"; {SHARED_BLOCK}" if anatomy.shared else ""),
-    )
+        require(not structure.shared or fraction in (0, 1), "freeze.layers", value, SHARED_BLOCK)
+        return int(fraction * depth + 0.5)
+    message = f"this backbone has {depth} {'block' if depth == 1 else 'blocks'}"
+    if structure.shared:
+        message += f"; {SHARED_BLOCK}"
+    require(abs(value) <= depth, "freeze.layers", value, message)
     return value if value >= 0 else depth + value
 
 
-def check_stages(config: FreezeConfig, anatomy: ModelStructure) -> None:
-    """Raises InputError where a stage of freeze.unfreeze freezes what trained before."""
-    before = resolve_num_blocks(config, anatomy)
+def check_stages(config: FreezeConfig, structure: ModelStructure) -> None:
+    """Raises InputError if a stage of freeze.unfreeze freezes blocks that trained in the stage before."""
+    num_frozen_before = resolve_num_blocks(config, structure)
     for stage in config.unfreeze:
-        count = resolve_num_blocks(config.at(int(stage["epoch"])), anatomy)
-        require(
-            count <= before,
-            "freeze.unfreeze",
-            stage,
-            f"would freeze again what trains: {before} blocks are frozen before",
-        )
-        before = count
+        num_frozen = resolve_num_blocks(config.at(int(stage["epoch"])), structure)
+        message = f"must not freeze blocks that trained before: until then, {num_frozen_before} blocks are frozen"
+        require(num_frozen <= num_frozen_before, "freeze.unfreeze", stage, message)
+        num_frozen_before = num_frozen
 
 
-SHARED_BLOCK = 'this backbone runs one shared block many times: it is frozen whole ("all") or not at all (0)'
+# --- applied to a model ---------------------------------------------------------------------------------------------
 
 
 def apply_freezing(
-    model: Any,
+    model: nn.Module,
     config: FreezeConfig,
-    anatomy: ModelStructure | None = None,
+    structure: ModelStructure | None = None,
     *,
     adapters: frozenset[str] = frozenset(),
     new: frozenset[str] = frozenset(),
 ) -> FreezePlan:
-    """Sets requires_grad as the config says, and returns the plan. In a model with adapters nothing trains but their
-    parameters and the `new` ones.
+    """Sets requires_grad of every parameter as the config says, and returns the plan.
 
-    Raises InputError where a pattern matches nothing, or nothing would train.
+    If the model has adapters, only their parameters and the `new` ones train. Raises InputError if a pattern matches no
+    parameter, or if nothing would train.
     """
-    anatomy = anatomy or analyze_structure(model)
+    structure = structure or analyze_structure(model)
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
-    frozen = set(anatomy.unused)
+    frozen = set(structure.unused)
     if config.embeddings:
-        frozen.update(anatomy.embeddings)
-    for names in anatomy.blocks[: resolve_num_blocks(config, anatomy)]:
+        frozen.update(structure.embeddings)
+    for names in structure.blocks[: resolve_num_blocks(config, structure)]:
         frozen.update(names)
     for pattern in config.patterns:
-        matched = [name for name in sizes if re.search(pattern, name)]
-        require(
-            bool(matched), "freeze.patterns", pattern, f"matches no parameter (they are named like {next(iter(sizes))})"
-        )
-        frozen.update(matched)
+        matches = [name for name in sizes if re.search(pattern, name)]
+        message = f"matches no parameter (a name looks like {next(iter(sizes))})"
+        require(bool(matches), "freeze.patterns", pattern, message)
+        frozen.update(matches)
     if adapters:
         frozen.update(sizes.keys() - adapters - new)
     if len(frozen) == len(sizes):
@@ -141,7 +161,7 @@ def apply_freezing(
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name not in frozen)
     return FreezePlan(
-        structure=anatomy,
+        structure=structure,
         frozen=frozenset(frozen),
         sizes=sizes,
         num_prefix_blocks=count_constant_blocks(model),
@@ -150,59 +170,73 @@ def apply_freezing(
 
 
 def count_constant_blocks(model: nn.Module) -> int:
-    """Blocks whose output needs no gradient, from the bottom; -1 where the input of block 0 needs one."""
+    """Returns the number of blocks, from the bottom, whose output needs no gradient; -1 if the input of block 0 needs one."""
     _, stack = find_stack(model)
-    first_input: list[torch.Tensor] = []
+    inputs: list[torch.Tensor] = []
 
     def keep_input(_: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
-        first_input.append(arguments[0] if arguments else keywords["hidden_states"])
+        inputs.append(arguments[0] if arguments else keywords["hidden_states"])
 
     handle = stack[0].register_forward_pre_hook(keep_input, with_kwargs=True)
     try:
         _, outputs = record_calls(model, stack)
     finally:
         handle.remove()
-    if first_input[0].requires_grad:
+    if inputs[0].requires_grad:
         return -1
     depth = 0
     for block in stack:
-        if any(tensor.requires_grad for tensor in outputs[block]):
+        if any(output.requires_grad for output in outputs[block]):
             break
         depth += 1
     return depth
 
 
 def find_eval_modules(model: nn.Module, *, has_adapters: bool = False) -> list[nn.Module]:
-    """The modules to keep in eval mode, each by itself: all in what is frozen (of a model with adapters, where everything is but
-    them, below the boundary alone: dropout belongs to training the blocks above); what has no parameters (dropout) and
-    runs below the boundary, even if above it again (T5's dropout); and, where the first block's input is constant, the
-    module that runs the stack, since some (BART's encoder) drop out by a function and their own mode."""
+    """Returns the modules that stay in eval mode during training. Each counts alone, without its children.
+
+    - Every module whose parameters are all frozen, with all modules inside it. If the model has adapters, only below the
+      boundary: dropout belongs to the training of the blocks above it, whose weights are frozen.
+    - Every module without parameters that runs below the boundary, such as T5's dropout, which runs above it again.
+    - If the input of block 0 is constant, the module that runs the stack: BART's encoder drops out by its own mode.
+    """
     stack_name, stack = find_stack(model)
-    ran: list[nn.Module] = []
-    handles = [module.register_forward_pre_hook(lambda module, _: ran.append(module)) for module in model.modules()]
+    order: list[nn.Module] = []  # of the calls
+
+    def record(module: nn.Module, _: Any) -> None:
+        order.append(module)
+
+    handles = [module.register_forward_pre_hook(record) for module in model.modules()]
     try:
         depth = count_constant_blocks(model)
     finally:
         for handle in handles:
             handle.remove()
-    inside, boundary = set(stack[-1].modules()), 0
-    if depth >= 0:
-        boundary = ran.index(stack[depth]) if depth < len(stack) else max(i for i, m in enumerate(ran) if m in inside)
-    below, constant = set(ran[:boundary]), list[nn.Module]()
+    below = order[: find_boundary(order, stack, depth)]
+    modules: list[nn.Module] = []
     for module in model.modules():
         parameters = list(module.parameters())
-        if has_adapters and module not in below:
-            continue
-        if parameters and not any(parameter.requires_grad for parameter in parameters):
-            constant += module.modules()
+        is_frozen = bool(parameters) and not any(parameter.requires_grad for parameter in parameters)
+        if is_frozen and (module in below or not has_adapters):
+            modules += module.modules()
     if depth >= 0:
-        constant += [module for module in ran[:boundary] if not any(True for _ in module.parameters())]
-        constant.append(model.get_submodule(stack_name.rpartition(".")[0]))
-    return list(dict.fromkeys(constant))
+        modules += [module for module in below if not any(True for _ in module.parameters())]
+        modules.append(model.get_submodule(stack_name.rpartition(".")[0]))
+    return list(dict.fromkeys(modules))
 
 
-def set_train_mode(model: nn.Module, constant: Iterable[nn.Module]) -> None:
-    """model.train(), with what is constant left in eval mode."""
+def find_boundary(order: list[nn.Module], stack: nn.ModuleList, depth: int) -> int:
+    """Returns the position of the boundary above `depth` constant blocks in the order of the calls."""
+    if depth < 0:
+        return 0
+    if depth < len(stack):
+        return order.index(stack[depth])
+    inside_last = set(stack[-1].modules())
+    return max(position for position, module in enumerate(order) if module in inside_last)
+
+
+def set_train_mode(model: nn.Module, eval_modules: Iterable[nn.Module]) -> None:
+    """Puts the model into train mode, except for the given modules."""
     model.train()
-    for module in constant:
-        module.training = False  # not eval(), which would take all inside along
+    for module in eval_modules:
+        module.training = False  # not eval(), which includes the modules inside

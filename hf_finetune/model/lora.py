@@ -1,8 +1,8 @@
-"""LoRA through peft: small matrices beside the linear layers of the upper blocks train, the weights themselves do not.
+"""LoRA through peft: small matrices next to the linear layers of the upper blocks train, the pretrained weights do not.
 
-The model stays the object that it is: peft puts a layer of its own around each linear layer, in place, and nothing around the
-model or its head. So what trains, replays, saves and resumes models knows no adapters; a linear layer's `weight` is called
-`base_layer.weight` then, and `lora_A.default.weight` and `lora_B.default.weight` stand beside it.
+The model stays the same object. peft replaces each linear layer in place by a layer of its own, and wraps neither the model nor
+its head. So the code that trains, caches, saves and resumes models does not know adapters. The `weight` of such a linear layer is
+called `base_layer.weight`, and `lora_A.default.weight` and `lora_B.default.weight` are next to it.
 """
 
 import contextlib
@@ -10,7 +10,7 @@ import copy
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,29 +31,19 @@ from hf_finetune.system.locations import local_path, model_files
 
 WEIGHTS = "adapter_model.safetensors"
 
-# Where the config of the whole model is, below the adapter's folder: beside adapter_config.json, transformers would take it
-# for the sign of whole weights
+# Subfolder of an adapter's folder for the config of the complete model: transformers would take a config.json next to
+# adapter_config.json as a sign of complete weights
 MODEL_CONFIG = "config"
 
 LINEAR = (nn.Linear, Conv1D)
 
-NAME = "default"  # peft's for a model's only adapter
+NAME = "default"  # peft's name of a model's only adapter
 
-PREFIX = "base_model.model."  # of the names of tensors in peft's files
-
-# What peft calls the classes of transformers
-TASK_TYPES = {
-    "AutoModelForSequenceClassification": "SEQ_CLS",
-    "AutoModelForTokenClassification": "TOKEN_CLS",
-    "AutoModelForQuestionAnswering": "QUESTION_ANS",
-    "AutoModelForCausalLM": "CAUSAL_LM",
-    "AutoModelForSeq2SeqLM": "SEQ_2_SEQ_LM",
-    "AutoModel": "FEATURE_EXTRACTION",
-}
+PREFIX = "base_model.model."  # start of the names of the tensors in peft's files
 
 
 def import_peft(key: str) -> Any:
-    """peft. InputError where it is not installed; `key` is what needs it."""
+    """Imports peft. Raises InputError if it is not installed; `key` is the setting that needs it."""
     try:
         import peft
     except ImportError:
@@ -65,10 +55,10 @@ def import_peft(key: str) -> Any:
 
 
 def add_adapters(loaded: Backbone, adapter: AdapterConfig, freeze: FreezeConfig, seed: int) -> Backbone:
-    """The backbone with adapters in its blocks above freeze.layers (and in all of a decoder), or as it is with
-    adapter.kind none. They add nothing yet; their first values are a function of the seed.
+    """Puts adapters into the blocks above freeze.layers and into all blocks of a decoder, and returns the backbone with them.
 
-    InputError where peft is missing, or adapter.targets names no linear layer there.
+    New adapters change no output; their first values are a function of the seed. Without adapter.kind, the backbone is returned
+    as it is. Raises InputError if peft is missing, or if adapter.targets names no linear layer of these blocks.
     """
     if adapter.kind == "none":
         return loaded
@@ -80,99 +70,114 @@ def add_adapters(loaded: Backbone, adapter: AdapterConfig, freeze: FreezeConfig,
             f"freeze.layers ({freeze.layers}): leaves no block for the adapters of adapter.kind "
             f"({adapter.kind}); freeze fewer"
         )
-    find_modules_to_save(model, loaded.new_parameters)  # an error now rather than after the training
+    find_modules_to_save(model, loaded.new_parameters)  # raises its error now rather than after training
     inject_adapters(peft, model, adapter, layers, seed)
     names = frozenset(name for name, _ in model.named_parameters() if is_adapter_parameter(name))
     return replace(loaded, adapter=adapter, adapter_parameters=names)
 
 
 def inject_adapters(peft: Any, model: Any, adapter: AdapterConfig, layers: Iterable[str], seed: int) -> None:
-    """Puts adapters around the named layers; all parameters require gradients then, as of a model that was just loaded."""
+    """Puts adapters around the named linear layers. All parameters require gradients afterwards, as in a model that was just
+    loaded."""
+    names = list(layers)
     torch.manual_seed(seed)
     settings = peft.LoraConfig(
-        r=adapter.rank, lora_alpha=adapter.alpha, lora_dropout=adapter.dropout, target_modules=list(layers),
-        fan_in_fan_out=any(isinstance(model.get_submodule(name), Conv1D) for name in layers),
-    )  # fmt: skip
+        r=adapter.rank,
+        lora_alpha=adapter.alpha,
+        lora_dropout=adapter.dropout,
+        target_modules=names,
+        fan_in_fan_out=any(isinstance(model.get_submodule(name), Conv1D) for name in names),
+    )
     peft.inject_adapter_in_model(settings, model, NAME)
     model.requires_grad_(True)
 
 
-def find_layers(model: nn.Module, targets: Iterable[str], num_frozen: int) -> list[str]:
-    """Names of the linear layers that `targets` (all, where there are none) mean in the blocks above `num_frozen`; none where
-    there are no such blocks. InputError where a target means none, or something else."""
-    blocks = find_trainable_blocks(model, num_frozen)
+def find_layers(model: nn.Module, targets: Sequence[str], num_frozen: int) -> list[str]:
+    """Returns the names of the linear layers that `targets` select in the blocks above the lowest `num_frozen`; all of them if
+    there are no targets. Raises InputError if a target names none, or a module that is not linear."""
     inside = {
-        f"{block}.{name}": module for block in blocks for name, module in model.get_submodule(block).named_modules()
+        f"{block}.{name}": module
+        for block in find_trainable_blocks(model, num_frozen)
+        for name, module in model.get_submodule(block).named_modules()
     }
     linear = [name for name, module in inside.items() if isinstance(module, LINEAR)]
-    listed = ", ".join(dict.fromkeys(name.rpartition(".")[2] for name in linear))
-    found: set[str] = set()
-    for target in targets if linear else ():
-        named = [name for name in inside if name == target or name.endswith(f".{target}")]
-        other = next((name for name in named if name not in linear), None)
-        require(bool(named), "adapter.targets", target,
-              f"names nothing in the blocks above freeze.layers; their linear layers are called {listed}")  # fmt: skip
-        require(other is None, "adapter.targets", target,
-              f"is a {type(inside.get(str(other))).__name__}; LoRA is for linear layers: {listed}")  # fmt: skip
-        found.update(named)
-    return [name for name in linear if name in found or not targets]
+    if not targets or not linear:
+        return linear
+    last_parts = ", ".join(dict.fromkeys(name.rpartition(".")[2] for name in linear))
+    selected: set[str] = set()
+    for target in targets:
+        matches = [name for name in inside if name == target or name.endswith(f".{target}")]
+        message = f"names nothing in the blocks above freeze.layers; their linear layers are called {last_parts}"
+        require(bool(matches), "adapter.targets", target, message)
+        for name in matches:
+            message = f"is a {type(inside[name]).__name__}; LoRA is for linear layers: {last_parts}"
+            require(name in linear, "adapter.targets", target, message)
+        selected.update(matches)
+    return [name for name in linear if name in selected]
 
 
 def find_trainable_blocks(model: nn.Module, num_frozen: int) -> list[str]:
-    """Names of the blocks above the lowest `num_frozen`, and of the decoder's where there is one beside the encoder."""
+    """Returns the names of the blocks above the lowest `num_frozen`, and of all blocks of a decoder that has its own."""
     stack_name, stack = structure.find_stack(model)
     names = [f"{stack_name}.{number}" for number in range(num_frozen, len(stack))]
-    decoder: Any = model.get_decoder() if getattr(model.config, "is_encoder_decoder", False) else None  # type: ignore[operator]
+    decoder: Any = None
+    if getattr(model.config, "is_encoder_decoder", False):
+        decoder = model.get_decoder()  # type: ignore[operator]
     if isinstance(decoder, nn.Module) and not set(stack) & set(decoder.modules()):
-        other_name, other = structure.find_stack(model, decoder)
-        names += [f"{other_name}.{number}" for number in range(len(other))]
+        decoder_stack_name, decoder_stack = structure.find_stack(model, decoder)
+        names += [f"{decoder_stack_name}.{number}" for number in range(len(decoder_stack))]
     return names
 
 
 def is_adapter_parameter(name: str) -> bool:
-    """Whether a parameter of this name is an adapter's."""
+    """True if a parameter of this name belongs to an adapter."""
     return f".lora_A.{NAME}." in name or f".lora_B.{NAME}." in name
 
 
 def find_modules_to_save(model: nn.Module, new_parameters: Iterable[str]) -> list[str]:
-    """Names of the modules that an adapter's file carries whole, because of their new parameters: the topmost that have no
-    others, and for what is new elsewhere (the bias of a masked language model's head, whose weight is the embeddings') the
-    module that it belongs to. InputError where that is the model itself."""
-    new, found = set(new_parameters), set[str]()
+    """Returns the names of the modules that are saved in full with the adapter (peft's modules_to_save).
+
+    These are the topmost modules whose parameters are all new, and the parent of any other new parameter, such as the output
+    bias of a masked language model, whose weight is tied to the embeddings. Raises InputError if a new parameter belongs to the
+    model itself.
+    """
+    remaining = set(new_parameters)
+    modules: set[str] = set()
     for name, module in model.named_modules():
-        own = {f"{name}.{each}" for each, _ in module.named_parameters()}
-        if name and own and own <= new:
-            found.add(name)
-            new -= own
-    for name in new:
+        parameters = {f"{name}.{parameter_name}" for parameter_name, _ in module.named_parameters()}
+        if name and parameters and parameters <= remaining:
+            modules.add(name)
+            remaining -= parameters
+    for name in remaining:
         if "." not in name:
             raise InputError(
-                f"adapter.kind (lora): {name} is new, and an adapter carries modules; train without adapters"
+                f"adapter.kind (lora): {name} is new and belongs to no module, and an adapter's file holds modules; train "
+                "without adapters"
             )
-        found.add(name.rpartition(".")[0])
-    return sorted(name for name in found if not any(name.startswith(f"{other}.") for other in found))
+        modules.add(name.rpartition(".")[0])
+    return sorted(name for name in modules if not any(name.startswith(f"{other}.") for other in modules))
 
 
 @contextlib.contextmanager
 def with_random_adapters(loaded: Backbone) -> Iterator[None]:
-    """Within the block the adapters add something, as they will once they are trained: what is proven equal on a probe is so
-    with them."""
-    own = dict(loaded.model.named_parameters())
+    """Fills the adapters with random values until the block ends. New adapters change no output, so a check on a probe that two
+    outputs are equal would show nothing."""
+    parameters = dict(loaded.model.named_parameters())
     generator = torch.Generator().manual_seed(0)
-    kept = {name: own[name].detach().clone() for name in sorted(loaded.adapter_parameters)}
+    saved = {name: parameters[name].detach().clone() for name in sorted(loaded.adapter_parameters)}
     with torch.no_grad():
-        for name, values in kept.items():
-            own[name].copy_(torch.randn(values.shape, generator=generator) / values.shape[-1] ** 0.5)
+        for name, values in saved.items():
+            parameters[name].copy_(torch.randn(values.shape, generator=generator) / values.shape[-1] ** 0.5)
     try:
         yield
     finally:
         with torch.no_grad():
-            for name, values in kept.items():
-                own[name].copy_(values)
+            for name, values in saved.items():
+                parameters[name].copy_(values)
 
 
 def describe_adapters(loaded: Backbone) -> list[str]:
-    """What is said of the adapters before update 0: a line, or none."""
+    """Returns the lines about the adapters that are printed before the first update: one, or none without adapters."""
     if loaded.adapter is None:
         return []
     layers = [name for name in loaded.adapter_parameters if ".lora_A." in name]
@@ -185,8 +190,8 @@ def describe_adapters(loaded: Backbone) -> list[str]:
 
 
 def save_model(loaded: Backbone, auto_class: str, folder: Path) -> None:
-    """Writes a model as from_pretrained loads it: whole, with adapters merged into the weights; or, with adapter.merge false,
-    the adapter alone."""
+    """Writes a model so that from_pretrained loads it: the complete model, with adapters merged into the weights; or, if
+    adapter.merge is false, only the adapter."""
     if loaded.adapter is None:
         loaded.model.save_pretrained(folder)
     elif loaded.adapter.merge:
@@ -196,7 +201,7 @@ def save_model(loaded: Backbone, auto_class: str, folder: Path) -> None:
 
 
 def merge_adapters(model: nn.Module) -> dict[str, torch.Tensor]:
-    """The state_dict of the model without adapters that computes what this one does."""
+    """Returns the state_dict of a model without adapters that computes the same."""
     deltas = {
         f"{name}.weight": module.get_delta_weight(NAME)
         for name, module in model.named_modules()
@@ -212,38 +217,46 @@ def merge_adapters(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def save_adapter(loaded: Backbone, auto_class: str, folder: Path) -> None:
-    """Writes adapter and new head as peft does, the config of the whole model below it, and how it generates."""
+    """Writes the adapter and the new head as peft does, the config of the complete model in a subfolder, and the generation
+    config."""
     model = loaded.model
-    settings = copy.copy(model.peft_config[NAME])
-    layers = {name.partition(".lora_A.")[0] for name in loaded.adapter_parameters if ".lora_A." in name}
-    settings.target_modules = sorted(layers)  # peft's own set has no order, and shortens many names to few
-    holders = find_modules_to_save(model, loaded.new_parameters)
-    settings.modules_to_save = holders or None
-    settings.base_model_name_or_path = find_base_name(loaded.source)
-    settings.revision, settings.inference_mode = loaded.revision, True
-    settings.task_type = TASK_TYPES.get(auto_class)
-    if settings.task_type is None:  # AutoPeftModel finds the class by this
-        settings.auto_mapping = {"base_model_class": type(model).__name__, "parent_library": type(model).__module__}
-    within = tuple(f"{holder}." for holder in holders)
-    tensors = {  # cloned: in a file no two may share their memory
+    modules = find_modules_to_save(model, loaded.new_parameters)
+    inside = tuple(f"{module}." for module in modules)
+    tensors = {  # cloned, because no two tensors in a file may share memory
         PREFIX + name.replace(f".{NAME}.", "."): tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
         for name, tensor in model.state_dict().items()
-        if name in loaded.adapter_parameters or name.startswith(within)
+        if name in loaded.adapter_parameters or name.startswith(inside)
     }
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
-    settings.save_pretrained(folder)
+    make_peft_settings(loaded, auto_class, modules).save_pretrained(folder)
     config = copy.deepcopy(model.config)
     config.architectures = [type(model).__name__]  # as save_pretrained does
-    if loaded.source.startswith("package://"):  # found on other machines, and checked, where a path is not
+    if loaded.source.startswith("package://"):  # other machines find it by this name, and check it; not by a path
         config.hf_finetune = {**(getattr(config, "hf_finetune", None) or {}), "backbone": loaded.source}
     config.save_pretrained(folder / MODEL_CONFIG)
     if model.can_generate():
         model.generation_config.save_pretrained(folder)
 
 
+def make_peft_settings(loaded: Backbone, auto_class: str, modules: list[str]) -> Any:
+    """Returns the LoraConfig that is written to adapter_config.json. `modules` are saved in full with the adapter."""
+    model = loaded.model
+    settings = copy.copy(model.peft_config[NAME])
+    layers = {name.partition(".lora_A.")[0] for name in loaded.adapter_parameters if ".lora_A." in name}
+    settings.target_modules = sorted(layers)  # peft's own set has no order, and shortens many names to few
+    settings.modules_to_save = modules or None
+    settings.base_model_name_or_path = find_base_name(loaded.source)
+    settings.revision, settings.inference_mode = loaded.revision, True
+    settings.task_type = heads.find_peft_task_type(auto_class)
+    if settings.task_type is None:  # AutoPeftModel finds the class by this instead
+        settings.auto_mapping = {"base_model_class": type(model).__name__, "parent_library": type(model).__module__}
+    return settings
+
+
 def find_base_name(source: str) -> str:
-    """What every program here loads the backbone by: its Hub id as given, or the whole path of its folder or file."""
+    """Returns the name by which every program on this machine loads the backbone: its Hub id, or the absolute path of its folder
+    or file."""
     path = local_path(source.partition("#sha256=")[0], "model.backbone")
     return os.path.abspath(path) if os.path.exists(path) else path
 
@@ -252,7 +265,8 @@ def find_base_name(source: str) -> str:
 
 
 def read_adapter_settings(source: str) -> dict[str, Any] | None:
-    """adapter_config.json of a folder or Hub repository that holds an adapter and no whole model, else None."""
+    """Returns the content of adapter_config.json in a folder or Hub repository that holds an adapter and no complete model, else
+    None. Raises InputError if the adapter is not a LoRA."""
     if os.path.isfile(source) or (Path(source) / "config.json").is_file():
         return None
     path = find_adapter_config_file(source)
@@ -265,72 +279,79 @@ def read_adapter_settings(source: str) -> dict[str, Any] | None:
 
 
 def load_config(source: str) -> Any:
-    """The transformers config of the model in a folder or Hub repository, or of the whole model that its adapter makes: the
-    pretrained one's where the adapter brings none."""
+    """Loads the transformers config of the model in a folder or Hub repository. For an adapter it is the config of the complete
+    model: the one in the adapter's folder, else that of the pretrained model."""
     settings = read_adapter_settings(source)
     if settings is None:
         return transformers.AutoConfig.from_pretrained(source)
     try:
         return transformers.AutoConfig.from_pretrained(source, subfolder=MODEL_CONFIG)
-    except (OSError, ValueError):  # of the Hub, of a folder
+    except (OSError, ValueError):  # OSError for the Hub, ValueError for a folder
         base, file = model_files(settings["base_model_name_or_path"], source)
         return transformers.AutoConfig.from_pretrained(base, revision=settings.get("revision"), **file)
 
 
 def load_model(source: str, auto_class: str, hf_config: Any) -> Any:
-    """The model in a folder or Hub repository, in fp32; where that holds an adapter, the pretrained model with the adapter in
-    it, its modules as they are in training. InputError where the adapter is not of this model."""
-    kind, settings = getattr(transformers, auto_class), read_adapter_settings(source)
+    """Loads the model in a folder or Hub repository in fp32. For an adapter it is the pretrained model with the adapter in it, as
+    in training. Raises InputError if the adapter does not fit the model."""
+    model_class, settings = getattr(transformers, auto_class), read_adapter_settings(source)
     if settings is None:
-        return kind.from_pretrained(source, dtype=torch.float32)
-    return load_adapter(source, kind, hf_config, settings).model
+        return model_class.from_pretrained(source, dtype=torch.float32)
+    return load_adapter(source, model_class, hf_config, settings).model
 
 
-def load_adapter(source: str, kind: Any, hf_config: Any, settings: Mapping[str, Any]) -> Backbone:
-    """The pretrained model that an adapter is of, with the adapter in it."""
-    peft, noted = import_peft(source), getattr(hf_config, "hf_finetune", None) or {}
-    name = noted.get("backbone") or settings["base_model_name_or_path"]
-    base, file = model_files(name, f"{source}: its pretrained model")
+def load_adapter(source: str, model_class: Any, hf_config: Any, settings: Mapping[str, Any]) -> Backbone:
+    """Loads the pretrained model of an adapter, and puts the adapter into it. Raises InputError if it does not fit."""
+    peft, recorded = import_peft(source), getattr(hf_config, "hf_finetune", None) or {}
+    name = recorded.get("backbone") or settings["base_model_name_or_path"]
+    key, revision = f"{source}: its pretrained model", settings.get("revision")
+    base, file = model_files(name, key)
     try:
-        model = kind.from_pretrained(
-            base, config=hf_config, revision=settings.get("revision"), dtype=torch.float32,
-            ignore_mismatched_sizes=True, **file,
-        )  # fmt: skip
-    except backbone.LOADING_ERRORS as error:
-        raise backbone.loading_error(name, base, "model", error, key=f"{source}: its pretrained model") from None
-    own = peft.LoraConfig.from_pretrained(source)
-    own.modules_to_save, own.inference_mode = None, False
-    peft.inject_adapter_in_model(own, model, NAME)
-    path = Path(source) / WEIGHTS if os.path.isdir(source) else hf_hub_download(source, WEIGHTS)
-    tensors = {
-        re.sub(r"\.lora_([AB])\.weight$", rf".lora_\1.{NAME}.weight", key.removeprefix(PREFIX)): tensor
-        for key, tensor in load_file(path).items()
-    }
-    result = model.load_state_dict(tensors, strict=False)
-    lacking = [key for key in result.missing_keys if is_adapter_parameter(key)]
-    if result.unexpected_keys or lacking:
-        raise InputError(
-            f"{source}: its adapter is not of {name}: they differ in {[*result.unexpected_keys, *lacking][0]}"
+        model = model_class.from_pretrained(
+            base, config=hf_config, revision=revision, dtype=torch.float32, ignore_mismatched_sizes=True, **file
         )
+    except backbone.LOADING_ERRORS as error:
+        raise backbone.make_loading_error(name, base, "model", error, key=key) from None
+    lora_config = peft.LoraConfig.from_pretrained(source)
+    lora_config.modules_to_save, lora_config.inference_mode = None, False
+    peft.inject_adapter_in_model(lora_config, model, NAME)
+    tensors = read_adapter_tensors(source)
+    result = model.load_state_dict(tensors, strict=False)
+    missing = [key for key in result.missing_keys if is_adapter_parameter(key)]
+    if result.unexpected_keys or missing:
+        example = [*result.unexpected_keys, *missing][0]
+        raise InputError(f"{source}: its adapter does not fit {name}: only one of them has {example}")
     if model.can_generate():
         with contextlib.suppress(OSError):
             model.generation_config = transformers.GenerationConfig.from_pretrained(source)
     model.requires_grad_(True)
-    names = frozenset(key for key, _ in model.named_parameters() if is_adapter_parameter(key))
+    adapter_parameters = frozenset(key for key, _ in model.named_parameters() if is_adapter_parameter(key))
     return Backbone(
         model=model,
         tokenizer=None,
         source=name,
-        new_parameters=frozenset(tensors) - names,
-        revision=settings.get("revision"),
-        adapter=AdapterConfig(kind="lora", rank=own.r, alpha=own.lora_alpha, dropout=own.lora_dropout),
-        adapter_parameters=names,
+        new_parameters=frozenset(tensors) - adapter_parameters,
+        revision=revision,
+        adapter=AdapterConfig(
+            kind="lora", rank=lora_config.r, alpha=lora_config.lora_alpha, dropout=lora_config.lora_dropout
+        ),
+        adapter_parameters=adapter_parameters,
     )
 
 
+def read_adapter_tensors(source: str) -> dict[str, torch.Tensor]:
+    """Reads the tensors of an adapter in a folder or Hub repository, by the names that they have in the model."""
+    path = Path(source) / WEIGHTS if os.path.isdir(source) else hf_hub_download(source, WEIGHTS)
+    return {
+        re.sub(r"\.lora_([AB])\.weight$", rf".lora_\1.{NAME}.weight", key.removeprefix(PREFIX)): tensor
+        for key, tensor in load_file(path).items()
+    }
+
+
 def load_any_model(location: str) -> Backbone:
-    """The model in a run folder, model folder, package or Hub repository, with its adapter where it has one."""
-    source = backbone.model_source(location)
+    """Loads the model in a run folder, model folder, package or Hub repository, with its adapter if it has one, without its
+    tokenizer. Raises InputError if files are missing or damaged, or if the adapter does not fit."""
+    source = backbone.find_model_source(location)
     try:
         with backbone.silence_transformers():
             settings = read_adapter_settings(source)
@@ -339,4 +360,4 @@ def load_any_model(location: str) -> Backbone:
             hf_config = load_config(source)
             return load_adapter(source, heads.find_auto_class(hf_config), hf_config, settings)
     except backbone.LOADING_ERRORS as error:
-        raise backbone.loading_error(location, source, "adapter", error, key="MODEL") from None
+        raise backbone.make_loading_error(location, source, "adapter", error, key="MODEL") from None

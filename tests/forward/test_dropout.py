@@ -1,4 +1,4 @@
-"""Masks without a stream: as random as torch's, a function of the example alone, and the right gradient, in every family.
+"""Counter-based dropout masks: as random as torch's, a function of the example only, with the right gradient, in every family.
 
 Statistics are deterministic: seeds are fixed, so a bound of 5 standard deviations fails for a reason or never.
 """
@@ -27,30 +27,32 @@ from hf_finetune.system.errors import InputError
 
 
 def effective(probability: float) -> float:
-    """The probability that 16 bits can tell."""
+    """The probability, rounded to 16 bits."""
     return round(probability * 2**16) / 2**16
 
 
-def active(rows: Sequence[int] | int, seed: int = 1, update: int = 1, shared: Sequence[int] = ()) -> StatelessDropout:
-    """The mode for these examples, or for the first so many."""
-    numbers = torch.arange(rows) if isinstance(rows, int) else torch.tensor(rows)
-    return StatelessDropout(seed, update, numbers, frozenset(shared))
+def active(
+    examples: Sequence[int] | int, seed: int = 1, update: int = 1, shared: Sequence[int] = ()
+) -> StatelessDropout:
+    """The mode for these examples, or for the first N."""
+    indices = torch.arange(examples) if isinstance(examples, int) else torch.tensor(examples)
+    return StatelessDropout(seed, update, indices, frozenset(shared))
 
 
-def masks(
-    rows: Sequence[int] | int, shape: tuple[int, ...], probability: float = 0.5, places: int = 1, **key: Any
+def draw_masks(
+    examples: Sequence[int] | int, shape: tuple[int, ...], probability: float = 0.5, calls: int = 1, **key: Any
 ) -> torch.Tensor:
-    """What is kept at successive places: bool [places, B, *shape]."""
-    with active(rows, **key) as mode:
+    """What successive calls of dropout keep: bool [calls, B, *shape]."""
+    with active(examples, **key) as mode:
         ones = torch.ones(len(mode.example_keys), *shape)
-        return torch.stack([F.dropout(ones, probability) != 0 for _ in range(places)])
+        return torch.stack([F.dropout(ones, probability) != 0 for _ in range(calls)])
 
 
 # --- the masks are random -------------------------------------------------------------------------------------------
 
 
 def check_independent(kept: torch.Tensor, probability: float) -> None:
-    """No two columns of bool [N samples, M] are correlated: all pairs together, and the worst pair."""
+    """Asserts that no two columns of bool [N samples, M] are correlated: all pairs together, and the worst pair."""
     keep = 1 - effective(probability)
     values = (kept.double() - keep) / (keep * (1 - keep)) ** 0.5
     scores = (values.T @ values / len(values) ** 0.5)[*torch.triu_indices(kept.shape[1], kept.shape[1], 1)]
@@ -75,13 +77,13 @@ def test_rate_expectation_and_variance(probability: float, seed: int) -> None:
 
 @pytest.mark.parametrize("probability", [0.1, 0.3, 0.5])
 def test_columns_are_independent(probability: float) -> None:
-    """All pairs of 384 columns, so all four lanes of a hash and all neighbours, over 8192 tokens."""
-    check_independent(masks(64, (128, 384), probability, seed=5)[0].flatten(0, 1), probability)
+    """All pairs of 384 columns, with all four lanes of a hash and all neighbours among them, over 8192 tokens."""
+    check_independent(draw_masks(64, (128, 384), probability, seed=5)[0].flatten(0, 1), probability)
 
 
 def test_triples_of_columns_are_independent() -> None:
-    """A row's columns are multiples of one key: pairs could be fine and triples not."""
-    dropped = ~masks(128, (128, 96), 0.3, seed=6)[0].flatten(0, 1)
+    """The columns of a token are multiples of one key, so pairs might be independent and triples not."""
+    dropped = ~draw_masks(128, (128, 96), 0.3, seed=6)[0].flatten(0, 1)
     generator = np.random.default_rng(0)
     chosen = [generator.choice(96, 3, replace=False) for _ in range(3000)] + [[i, i + 1, i + 2] for i in range(94)]
     for size in (2, 3):
@@ -93,29 +95,30 @@ def test_triples_of_columns_are_independent() -> None:
 
 
 @pytest.mark.parametrize("probability", [0.1, 0.5])
-def test_tokens_heads_places_examples_updates_and_seeds_are_independent(probability: float) -> None:
-    """Each as [N samples, M], M being all of the kind times a few columns: a column's own pattern cannot average out."""
+def test_tokens_heads_calls_examples_updates_and_seeds_are_independent(probability: float) -> None:
+    """Each as [N samples, M], where M is all values of the kind times a few columns, so that a column's pattern cannot average
+    out."""
     groups = [
-        masks(4096, (32, 8), probability)[0],  # [B, T, D]
-        masks(4096, (4, 4, 16), probability)[0],  # [B, h, T, T]
-        masks(64, (512, 8), probability)[0].transpose(0, 1),
-        masks(2048, (8,), probability, places=32).transpose(0, 1),  # [B, D]
-        torch.cat([masks(2048, (8,), probability, update=update) for update in range(32)]).transpose(0, 1),
-        torch.cat([masks(2048, (8,), probability, seed=seed) for seed in range(32)]).transpose(0, 1),
+        draw_masks(4096, (32, 8), probability)[0],  # [B, T, D]
+        draw_masks(4096, (4, 4, 16), probability)[0],  # [B, h, T, T]
+        draw_masks(64, (512, 8), probability)[0].transpose(0, 1),
+        draw_masks(2048, (8,), probability, calls=32).transpose(0, 1),  # [B, D]
+        torch.cat([draw_masks(2048, (8,), probability, update=update) for update in range(32)]).transpose(0, 1),
+        torch.cat([draw_masks(2048, (8,), probability, seed=seed) for seed in range(32)]).transpose(0, 1),
     ]
     for kept in groups:
         check_independent(kept.flatten(1), probability)
 
 
 @pytest.mark.parametrize(("seed", "update"), [(0, 0), (0, 1), (1, 0), (2, 7)])
-def test_no_example_has_at_a_place_the_mask_of_another_at_another(seed: int, update: int) -> None:
-    drawn = masks(16, (4, 64), places=16, seed=seed, update=update)
+def test_no_two_examples_and_calls_have_the_same_mask(seed: int, update: int) -> None:
+    drawn = draw_masks(16, (4, 64), calls=16, seed=seed, update=update)
     assert len(drawn.flatten(0, 1).unique(dim=0)) == 16 * 16
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-def test_no_shared_place_has_the_mask_of_another_update(seed: int) -> None:
-    drawn = [masks(1, (4, 64), places=16, seed=seed, update=update, shared=range(16)) for update in range(16)]
+def test_no_two_calls_and_updates_have_the_same_shared_mask(seed: int) -> None:
+    drawn = [draw_masks(1, (4, 64), calls=16, seed=seed, update=update, shared=range(16)) for update in range(16)]
     assert len(torch.cat(drawn).flatten(1).unique(dim=0)) == 16 * 16
 
 
@@ -141,32 +144,34 @@ def test_mix_is_splitmix64() -> None:
     ]  # fmt: skip
 
 
-# --- and belong to the example alone --------------------------------------------------------------------------------
+# --- and belong to the example only ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("place", [0, 3])
+@pytest.mark.parametrize("call", [0, 3])
 @pytest.mark.parametrize("shape", [(7, 30), (30,), (1, 1), (1,), (2, 7, 7), (1, 1, 5), (3, 2, 5, 6)])
-def test_an_example_has_one_mask_in_any_batch_with_any_padding(shape: tuple[int, ...], place: int) -> None:
-    rows = [7, 0, 2**40, 3]
-    whole = masks(rows, shape, places=place + 1)[place]
+def test_an_example_has_one_mask_in_any_batch_with_any_padding(shape: tuple[int, ...], call: int) -> None:
+    examples = [7, 0, 2**40, 3]
+    whole = draw_masks(examples, shape, calls=call + 1)[call]
     assert len(whole.flatten(1).unique(dim=0)) > 1 or whole[0].numel() == 1
     for picked in ([2], [3, 1], [1, 0, 3, 2]):
-        torch.testing.assert_close(masks([rows[i] for i in picked], shape, places=place + 1)[place], whole[picked])
+        torch.testing.assert_close(
+            draw_masks([examples[i] for i in picked], shape, calls=call + 1)[call], whole[picked]
+        )
     for size, extra in itertools.product(range(len(shape)), (1, 2, 7)):
         longer = (*shape[:size], shape[size] + extra, *shape[size + 1 :])
-        padded = masks(rows, longer, places=place + 1)[place]
+        padded = draw_masks(examples, longer, calls=call + 1)[call]
         torch.testing.assert_close(padded.narrow(size + 1, 0, shape[size]), whole)
-    padded = masks(rows, tuple(size + 5 for size in shape), places=place + 1)[place]
+    padded = draw_masks(examples, tuple(size + 5 for size in shape), calls=call + 1)[call]
     torch.testing.assert_close(padded[tuple(slice(size) for size in whole.shape)], whole)
 
 
 @pytest.mark.parametrize("shape", [(1, 16, 32), (16, 32)])
-def test_a_tensor_that_no_example_owns_has_one_mask_an_update(shape: tuple[int, ...]) -> None:
-    """DeBERTa's relative positions; also where there happen to be as many examples as positions."""
+def test_a_tensor_that_belongs_to_no_example_has_one_mask_in_an_update(shape: tuple[int, ...]) -> None:
+    """DeBERTa's relative positions; also if there happen to be as many examples as positions."""
 
-    def draw(rows: Sequence[int], update: int = 1) -> torch.Tensor:
-        with active(rows, update=update, shared=[1]):
-            F.dropout(torch.ones(len(rows), 8), 0.5)
+    def draw(examples: Sequence[int], update: int = 1) -> torch.Tensor:
+        with active(examples, update=update, shared=[1]):
+            F.dropout(torch.ones(len(examples), 8), 0.5)
             drawn = F.dropout(torch.ones(shape), 0.5)
         assert drawn.shape == shape
         return drawn.reshape(16, 32)
@@ -182,9 +187,9 @@ def test_a_tensor_that_no_example_owns_has_one_mask_an_update(shape: tuple[int, 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
 def test_values_and_gradients_are_those_of_a_product_with_the_mask(dtype: torch.dtype) -> None:
-    """In every precision the mask of fp32, of contiguous tensors and others."""
+    """In every precision with the mask of fp32, for contiguous tensors and others."""
     torch.manual_seed(0)
-    kept = masks(4, (6, 11), 0.3)[0].to(dtype) * (1 / (1 - effective(0.3)))
+    kept = draw_masks(4, (6, 11), 0.3)[0].to(dtype) * (1 / (1 - effective(0.3)))
     base, weights = torch.randn(6, 11, 4).to(dtype), torch.randn(11, 4, 6).to(dtype)
     views = [
         base.permute(2, 0, 1).contiguous(),
@@ -207,7 +212,7 @@ def test_values_and_gradients_are_those_of_a_product_with_the_mask(dtype: torch.
             torch.testing.assert_close(ours_gradient, theirs_gradient)
 
 
-def test_what_is_dropped_is_zero_even_of_infinity_and_nan() -> None:
+def test_dropped_values_are_zero_even_if_they_were_infinite_or_nan() -> None:
     drawn = torch.tensor([[-5, 5, -5, 5]], dtype=torch.int32)
     values = torch.tensor([[np.inf, 2.0, np.nan, -3.0]], dtype=torch.float32)
     assert apply_mask(values, drawn, 0, 2.0).tolist() == [[0, 4, 0, -6]]
@@ -222,8 +227,8 @@ def test_every_call_is_caught_and_only_inside_the_mode() -> None:
     with active(3) as mode:
         ours = [layer(x), F.dropout(x, 0.5), F.dropout(x, p=0.5), F.dropout(x), F.dropout(input=x, training=True)]
     assert mode.shapes == [(3, 4, 5)] * 5
-    for place, kept in enumerate(masks(3, (4, 5), places=5)):
-        torch.testing.assert_close(ours[place], x * kept * 2)
+    for call, kept in enumerate(draw_masks(3, (4, 5), calls=5)):
+        torch.testing.assert_close(ours[call], x * kept * 2)
     assert torch.equal(torch.get_rng_state(), state)
     outside = layer(x)
     torch.set_rng_state(state)
@@ -231,7 +236,7 @@ def test_every_call_is_caught_and_only_inside_the_mode() -> None:
     assert len(mode.shapes) == 5
 
 
-def test_nothing_is_drawn_where_nothing_drops_out() -> None:
+def test_nothing_is_drawn_if_nothing_drops_out() -> None:
     x, layer = torch.randn(3, 4), nn.Dropout(0.5)
     with active(3) as mode:
         assert F.dropout(x, 0.0) is x
@@ -280,15 +285,15 @@ def by_hand(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, probability: floa
 
 
 def gradients(output: torch.Tensor, inputs: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
-    """Of a sum that weighs every number of the output differently."""
+    """The gradients of a sum that weighs every number of the output differently."""
     weights = torch.linspace(-1, 1, output.numel()).view(output.shape)
     return torch.autograd.grad((output.float() * weights).sum(), inputs, retain_graph=True)
 
 
 @pytest.mark.parametrize("probability", [0.0, 1e-9, 0.3])
 @pytest.mark.parametrize("name", list(ATTENTION))
-def test_attention_is_torchs_but_for_the_mask_of_its_weights(name: str, probability: float) -> None:
-    """1e-9 rounds to nothing, by the matrix products."""
+def test_attention_is_torchs_apart_from_the_mask_of_its_weights(name: str, probability: float) -> None:
+    """A probability of 1e-9 rounds to 0, and takes the matrix products."""
     inputs = make_heads(name)
     with active(3) as mode:
         ours = F.scaled_dot_product_attention(*inputs, dropout_p=probability, **ATTENTION[name])
@@ -324,7 +329,7 @@ def test_attention_in_bf16_is_close_to_fp32(keys: int, probability: float) -> No
     [(False, 0.0), (False, 0.3), ("lowest", 0.0), ("lowest", 0.3), (-torch.inf, 0.3)],
 )
 def test_a_query_that_may_see_no_key_stays_finite(blocked: Any, probability: float, dtype: torch.dtype) -> None:
-    """As queries at padding in some families."""
+    """Queries at padding see no key in some families."""
     inputs = make_heads("plain", dtype)
     attn_mask = torch.ones(3, 1, 5, 7, dtype=torch.bool)
     attn_mask[1], attn_mask[2, :, 3:] = False, False
@@ -345,29 +350,35 @@ def test_attention_in_bf16_takes_a_mask_in_fp32() -> None:
 
 # --- in every family ------------------------------------------------------------------------------------------------
 
-IDS = ((7, 9, 3), (5, 6, 7, 8, 9, 3), (11, 12, 13, 3), (20, 6, 25, 30, 8, 9, 3))  # one end each, as BART and T5 want
-ROWS = (11, 2, 40, 7)
+IDS = (
+    (7, 9, 3),
+    (5, 6, 7, 8, 9, 3),
+    (11, 12, 13, 3),
+    (20, 6, 25, 30, 8, 9, 3),
+)  # one end token each, as BART and T5 require
+INDICES = (11, 2, 40, 7)  # of these examples
 
 
 def make_model(family: str) -> Any:
-    """In training, with every dropout on. DeBERTa drops out as many positions as there are examples, [4, D], and shows it."""
+    """A model in train mode, with every dropout on. DeBERTa drops out as many positions as there are examples, [4, D]; its
+    weights are large, so that it shows."""
     names = [name for name in vars(tiny.make_config(family)) if "drop" in name]
     changes = {"position_buckets": 2, "initializer_range": 0.2} if family == "deberta-v2" else {}
     return tiny.make_model(family, **{name: 0.0 if "layerdrop" in name else 0.3 for name in names}, **changes).train()
 
 
 def run(model: Any, parts: Sequence[Sequence[int]], extra: int = 0, update: int = 3) -> dict[str, torch.Tensor]:
-    """Logits in the order of the examples, and the gradients of a sum over them, from these micro-batches."""
+    """Returns logits in the order of the examples, and the gradients of a sum over them, from these micro-batches."""
     model.zero_grad()
     logits = torch.zeros(len(IDS), 3)
     factors = torch.linspace(-1, 1, logits.numel()).view(logits.shape)
-    draw = choose_masks("stateless", 1, model, ())
+    masks = choose_masks("stateless", 1, model, ())
     for part in parts:
         longest = max(len(IDS[i]) for i in part) + extra
         pad = model.config.pad_token_id
         ids = torch.tensor([[*IDS[i], *[pad] * (longest - len(IDS[i]))] for i in part])
         attention_mask = (torch.arange(longest) < torch.tensor([len(IDS[i]) for i in part])[:, None]).long()
-        with draw(update, np.array([ROWS[i] for i in part])):
+        with masks.active(update, np.array([INDICES[i] for i in part])):
             output = model(input_ids=ids, attention_mask=attention_mask).logits
         (output * factors[list(part)]).sum().backward()
         logits[list(part)] = output.detach()
@@ -395,7 +406,7 @@ def test_one_number_an_example_has_a_mask_too() -> None:
 
 
 class Escaping(torch.nn.Module):
-    """A model whose attention draws its masks inside torch, where no mode sees it."""
+    """A model whose attention draws its masks inside torch, where no mode sees the call."""
 
     def __init__(self, config: Any) -> None:
         super().__init__()
@@ -404,7 +415,7 @@ class Escaping(torch.nn.Module):
         self.attention = torch.nn.MultiheadAttention(8, 2, dropout=0.5, batch_first=True)
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> tuple[torch.Tensor]:
-        """The attention's output."""
+        """Returns the attention's output."""
         states = self.embedding(input_ids)
         return (self.attention(states, states, states)[0],)
 

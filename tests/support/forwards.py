@@ -1,5 +1,6 @@
 """Models, batches and their outputs, for the tests of forward/."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,11 +10,15 @@ from hf_finetune.forward.cached import CachedForward
 from hf_finetune.model import freezing
 from support import tiny
 
-IDS = ((2, 7, 9, 3), (2, 5, 6, 7, 8, 9, 3), (2, 11, 3), (2, 20, 6, 25, 30, 8, 9, 12, 3))  # one end each, as T5 wants
+Gradients = dict[str, torch.Tensor]
+
+# Each ends with one end token, as T5 requires
+ROWS = ((2, 7, 9, 3), (2, 5, 6, 7, 8, 9, 3), (2, 11, 3), (2, 20, 6, 25, 30, 8, 9, 12, 3))
 
 
 def make(family: str, blocks: int | str, layers: int = 4, **changes: Any) -> tuple[Any, freezing.FreezePlan]:
-    """A frozen model; its weights are made large, because with tiny ones wrong things look right."""
+    """Returns a model with that many frozen blocks, and its plan. The weights are large: with tiny ones, wrong outputs look
+    right."""
     model = tiny.make_model(family, layers=layers, **changes)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -22,8 +27,8 @@ def make(family: str, blocks: int | str, layers: int = 4, **changes: Any) -> tup
     return model, plan
 
 
-def batch_of(model: Any, rows: Any = IDS, extra: int = 0) -> dict[str, torch.Tensor]:
-    """A batch padded to its longest, and more."""
+def make_batch(model: Any, rows: Sequence[Sequence[int]] = ROWS, extra: int = 0) -> dict[str, torch.Tensor]:
+    """Returns a batch padded to its longest row and `extra` tokens more."""
     longest = max(map(len, rows)) + extra
     pad = model.config.pad_token_id
     ids = torch.tensor([[*row, *[pad] * (longest - len(row))] for row in rows])
@@ -31,29 +36,35 @@ def batch_of(model: Any, rows: Any = IDS, extra: int = 0) -> dict[str, torch.Ten
     return {"input_ids": ids, "attention_mask": mask}
 
 
-def stored(found: CachedForward, model: Any, longest: int) -> torch.Tensor:
-    """States captured from each example alone, padded with garbage."""
+def capture_activations(cached: CachedForward, model: Any, longest: int) -> torch.Tensor:
+    """Returns the activations of ROWS, each captured alone, padded with garbage [4, longest, H]."""
     with torch.no_grad():
-        alone = [found.compute_activations(batch_of(model, [row]))[0] for row in IDS]
-    states = torch.full((len(IDS), longest, alone[0].shape[-1]), 3.0)
-    for row, each in enumerate(alone):
-        states[row, : len(each)] = each
-    return states
+        captured = [cached.compute_activations(make_batch(model, [row]))[0] for row in ROWS]
+    activations = torch.full((len(ROWS), longest, captured[0].shape[-1]), 3.0)
+    for number, values in enumerate(captured):
+        activations[number, : len(values)] = values
+    return activations
 
 
-def outcome(model: Any, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """Logits, and the gradient of each parameter that has one."""
+def compute_outcome(model: Any, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, Gradients]:
+    """Returns the logits, and the gradient of each parameter that has one."""
     model.zero_grad(set_to_none=True)
     logits = model(**batch).logits
     logits.sin().sum().backward()
-    return logits.detach(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    return logits.detach(), gradients
 
 
-def assert_same(ours: Any, theirs: Any, tolerance: float = 1e-6) -> None:
-    """Logits and all gradients equal, relative to the largest of each or to 1."""
-    assert float((ours[0] - theirs[0]).abs().max()) <= tolerance * max(1.0, float(theirs[0].abs().max()))
-    assert ours[1].keys() == theirs[1].keys()
-    largest = max(float(gradient.abs().max()) for gradient in theirs[1].values())
-    for name, gradient in theirs[1].items():
+def assert_same(
+    outcome: tuple[torch.Tensor, Gradients], expected: tuple[torch.Tensor, Gradients], tolerance: float = 1e-6
+) -> None:
+    """Asserts that logits and all gradients are equal, relative to the largest of each or to 1."""
+    logits, gradients = outcome
+    expected_logits, expected_gradients = expected
+    bound = tolerance * max(1.0, float(expected_logits.abs().max()))
+    assert float((logits - expected_logits).abs().max()) <= bound
+    assert gradients.keys() == expected_gradients.keys()
+    largest = max(float(gradient.abs().max()) for gradient in expected_gradients.values())
+    for name, gradient in expected_gradients.items():
         bound = 10 * tolerance * float(gradient.abs().max()) + tolerance * largest
-        assert float((ours[1][name] - gradient).abs().max()) <= bound, name
+        assert float((gradients[name] - gradient).abs().max()) <= bound, name
