@@ -1,22 +1,20 @@
-"""losses.py against torch's own, and against sums written out."""
+"""Losses against torch's own, and against sums written out."""
 
 import math
 
-import numpy as np
 import pytest
 import torch
-from sklearn.utils.class_weight import compute_class_weight
+from torch.nn import functional as F
 
 from hf_finetune.data.features import IGNORED
-from hf_finetune.system.errors import InputError
-from hf_finetune.tasks.classify import distribution, weights_line, weights_of
-from hf_finetune.tasks.losses import cross_entropy
+from hf_finetune.tasks import losses
+from hf_finetune.tasks.losses import cross_entropy, score_tokens, sum_token_entropy
 
 WEIGHTS = (0.5, 1.0, 4.0, 2.5)
 
 
-def made(seed: int, shape: tuple[int, ...] = (6, 5)) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits [..., 4], and labels of which about a quarter are ignored, the first never."""
+def make_batch(seed: int, shape: tuple[int, ...] = (6, 5)) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits [..., 4], and labels. About a quarter of the labels are ignored, but never the first."""
     generator = torch.Generator().manual_seed(seed)
     logits = torch.randn(*shape, 4, generator=generator) * 3
     labels = torch.randint(0, 4, shape, generator=generator)
@@ -29,9 +27,9 @@ def made(seed: int, shape: tuple[int, ...] = (6, 5)) -> tuple[torch.Tensor, torc
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_sum_over_count_is_torchs_mean(seed: int, smoothing: float, weights: tuple[float, ...]) -> None:
-    """With weights, without, smoothed, for flat and for nested labels, the gradients too."""
+    """Loss and gradients, with and without weights and smoothing, for flat and for nested labels."""
     for shape in ((30,), (6, 5)):
-        logits, labels = made(seed, shape)
+        logits, labels = make_batch(seed, shape)
         ours, theirs = logits.clone().requires_grad_(), logits.clone().requires_grad_()
         total, count = cross_entropy(ours, labels, label_smoothing=smoothing, class_weights=weights)
         loss = torch.nn.CrossEntropyLoss(
@@ -46,68 +44,92 @@ def test_sum_over_count_is_torchs_mean(seed: int, smoothing: float, weights: tup
 @pytest.mark.parametrize("weights", [(), WEIGHTS])
 @pytest.mark.parametrize("gamma", [0.5, 2.0, 5.0])
 def test_focal_loss_is_the_sum_written_out(gamma: float, weights: tuple[float, ...]) -> None:
-    logits, labels = made(3)
+    logits, labels = make_batch(3)
     total, count = cross_entropy(logits, labels, focal_gamma=gamma, class_weights=weights)
-    expected, weighed = 0.0, 0.0
+    expected, total_weight = 0.0, 0.0
     for scores, label in zip(logits.reshape(-1, 4).tolist(), labels.reshape(-1).tolist(), strict=True):
         if label == IGNORED:
             continue
         probability = math.exp(scores[label]) / sum(map(math.exp, scores))
         weight = weights[label] if weights else 1.0
         expected -= weight * (1 - probability) ** gamma * math.log(probability)
-        weighed += weight
+        total_weight += weight
     assert float(total) == pytest.approx(expected, rel=1e-5)
-    assert count == pytest.approx(weighed)
+    assert count == pytest.approx(total_weight)
 
 
-def test_a_focal_loss_counts_sure_targets_less() -> None:
-    sure, unsure = torch.tensor([[9.0, 0.0]]), torch.tensor([[0.1, 0.0]])
+def test_focal_loss_weighs_probable_targets_less() -> None:
+    probable, improbable = torch.tensor([[9.0, 0.0]]), torch.tensor([[0.1, 0.0]])
     label = torch.tensor([0])
 
-    def left(logits: torch.Tensor) -> float:
+    def compute_factor(logits: torch.Tensor) -> float:
         return float(cross_entropy(logits, label, focal_gamma=2)[0] / cross_entropy(logits, label)[0])
 
-    assert left(sure) < 1e-6 < 0.2 < left(unsure)
+    assert compute_factor(probable) < 1e-6 < 0.2 < compute_factor(improbable)
 
 
-def test_ignored_labels_alone_are_nothing() -> None:
+def test_the_sum_over_ignored_labels_is_zero() -> None:
     logits = torch.randn(2, 3, 4, requires_grad=True)
     total, count = cross_entropy(logits, torch.full((2, 3), IGNORED), class_weights=WEIGHTS)
     assert (float(total.detach()), count) == (0.0, 0.0)
 
 
-def test_half_precision_is_summed_in_full() -> None:
-    logits, labels = made(4)
+def test_16_bit_logits_are_summed_in_fp32() -> None:
+    logits, labels = make_batch(4)
     total, _ = cross_entropy(logits.bfloat16(), labels)
     assert total.dtype == torch.float32
     torch.testing.assert_close(total, cross_entropy(logits.bfloat16().float(), labels)[0])
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_balanced_weights_are_scikit_learns(seed: int) -> None:
-    labels = np.random.default_rng(seed).choice(["a", "b", "c", "d"], size=200, p=[0.7, 0.2, 0.07, 0.03])
-    names, counts = np.unique(labels, return_counts=True)
-    ours = weights_of(["balanced"], names.tolist(), dict(zip(names.tolist(), counts.tolist(), strict=True)))
-    assert ours == pytest.approx(compute_class_weight("balanced", classes=names, y=labels).tolist())
+# --- the whole vocabulary -------------------------------------------------------------------------------------------
 
 
-def test_a_label_that_training_lacks_weighs_one() -> None:
-    assert weights_of(["balanced"], ["a", "b", "c"], {"a": 3, "c": 1}) == pytest.approx((4 / 6, 1.0, 2.0))
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+@pytest.mark.parametrize("at_once", [2**24, 64])
+def test_token_entropy_is_torchs_cross_entropy_with_its_gradient(
+    monkeypatch: pytest.MonkeyPatch, seed: int, smoothing: float, at_once: int
+) -> None:
+    monkeypatch.setattr(losses, "LOGITS_AT_ONCE", at_once)
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(0, 11, (3, 7), generator=generator)
+    labels[torch.rand(3, 7, generator=generator) < 0.3] = IGNORED
+    ours = torch.randn(3, 7, 11, generator=generator, requires_grad=True)
+    theirs = ours.detach().clone().requires_grad_()
+    total, count = sum_token_entropy(ours, labels, smoothing)
+    expected = F.cross_entropy(theirs.reshape(-1, 11), labels.reshape(-1), reduction="sum", label_smoothing=smoothing)
+    assert count == int((labels != IGNORED).sum())
+    torch.testing.assert_close(total, expected)
+    (total / 3).backward()
+    (expected / 3).backward()
+    torch.testing.assert_close(ours.grad, theirs.grad)
 
 
-def test_named_weights() -> None:
-    assert weights_of([], ["a", "b"], {}) == ()
-    assert weights_of(["b=2.5", "x=y=3"], ["a", "b", "x=y"], {}) == (1.0, 2.5, 3.0)
-    assert weights_line(["a", "b"], (1.0, 2.5)) == [("weights", "a 1, b 2.5")]
-    assert weights_line(["a", "b"], ()) == []
+def test_token_entropy_of_16_bit_logits_is_computed_in_fp32() -> None:
+    logits = torch.randn(5, 13).bfloat16().requires_grad_()
+    total, _ = sum_token_entropy(logits, torch.arange(5))
+    torch.testing.assert_close(total, F.cross_entropy(logits.detach().float(), torch.arange(5), reduction="sum"))
+    total.backward()
+    assert logits.grad is not None
+    assert logits.grad.dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize("asked", ["b", "b=", "b=heavy", "b=0", "b=-1", "b=inf", "b=nan", "z=2", "=2"])
-def test_weights_that_cannot_be(asked: str) -> None:
-    with pytest.raises(InputError, match=r"task\.class_weights"):
-        weights_of([asked], ["a", "b"], {"a": 1, "b": 1})
+def test_token_entropy_without_targets_is_zero_and_has_a_gradient() -> None:
+    logits = torch.randn(4, 6, requires_grad=True)
+    total, count = sum_token_entropy(logits, torch.full((4,), IGNORED))
+    total.backward()
+    assert (float(total.detach()), count) == (0.0, 0.0)
+    assert logits.grad is not None
+    assert not logits.grad.any()
 
 
-def test_a_distribution_shows_the_frequent_first() -> None:
-    assert distribution({"a": 1, "b": 2000}) == "b 2,000, a 1"
-    assert distribution(dict.fromkeys("abcdefghij", 1)).endswith("h 1, and 2 more")
+@pytest.mark.parametrize("at_once", [2**24, 20])
+def test_scores_of_a_sequence_are_entropy_correct_tokens_and_targets(
+    monkeypatch: pytest.MonkeyPatch, at_once: int
+) -> None:
+    monkeypatch.setattr(losses, "LOGITS_AT_ONCE", at_once)
+    logits, labels = make_batch(5, (12,))
+    total, num_correct, count = score_tokens(logits, labels)
+    assert total == pytest.approx(float(cross_entropy(logits, labels)[0]), rel=1e-5)
+    assert num_correct == int((logits.argmax(-1) == labels).sum())
+    assert count == int((labels != IGNORED).sum())

@@ -1,4 +1,4 @@
-"""Language modelling: blocks that lose nothing, the model's own loss, masks of (seed, epoch, example), written text."""
+"""Language modelling: blocks that lose nothing, the model's own loss, masks of (seed, epoch, feature), generated text."""
 
 import dataclasses
 import importlib.util
@@ -14,24 +14,24 @@ import torch
 import transformers
 from support import tiny
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from torch.nn import functional as F
 
+from hf_finetune.config.loading import load_config
 from hf_finetune.config.sections import ModelConfig, RunConfig
-from hf_finetune.data import sources
-from hf_finetune.data.encoding import encoding_key
-from hf_finetune.data.features import Features, Ragged, collate, make_features
+from hf_finetune.data.encoding import make_encoding_key
+from hf_finetune.data.features import IGNORED, Features, Ragged, collate, make_features
 from hf_finetune.data.sources import read_table
 from hf_finetune.data.splits import load_splits
 from hf_finetune.export.predict import Predictor
 from hf_finetune.model import backbone, heads
 from hf_finetune.system.errors import InputError
-from hf_finetune.tasks import TASKS, build, form_of, losses
-from hf_finetune.tasks.model_language import CausalLanguageModel, MaskedLanguageModel, choose
+from hf_finetune.tasks.masked_language import MaskedEncoding
+from hf_finetune.tasks.model_language import LanguageModelling
 from hf_finetune.tasks.text import packing
+from hf_finetune.tasks.tokens import TokenObjective, get_targets
 from hf_finetune.train import finetune
 
 MakeConfig = Callable[..., RunConfig]
-ENDING, MASK, PAD = 3, 4, 0  # ids of the tiny tokenizer
+MASK, PAD = 4, 0  # ids of the tiny tokenizer
 LINES = ["the cat", "", "a big dog here now", "fish", "", "one red bird then"]
 
 
@@ -44,132 +44,92 @@ def lm(make_config: MakeConfig, tmp_path: Path) -> MakeConfig:
             text = "\n".join(lines or LINES * 8) + "\n"
             (tmp_path / f"{split}.txt").write_text(text, encoding="utf-8")
             settings.setdefault(f"data.{split}", [str(tmp_path / f"{split}.txt")])
-        return make_config(**{"data.label_column": None, "data.max_length": 8, **settings})
+        return make_config(
+            **{"task.kind": "model_language", "data.label_column": None, "data.max_length": 8, **settings}
+        )
 
     return make
 
 
-def pieces_tokenizer() -> Any:
-    """A WordPiece tokenizer of letters: each word is as many pieces as it has letters."""
+def make_letter_tokenizer() -> Any:
+    """A WordPiece tokenizer of letters: each letter of a word is one token."""
     letters = "abcdefghijklmnopqrstuvwxyz"
     entries = [*tiny.SPECIAL, *letters, *(f"##{letter}" for letter in letters)]
-    tokenizer = Tokenizer(models.WordPiece({each: place for place, each in enumerate(entries)}, unk_token="[UNK]"))
+    vocabulary = {entry: index for index, entry in enumerate(entries)}
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
     )
     return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]",
+        tokenizer_object=tokenizer,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
         mask_token="[MASK]",
-    )  # fmt: skip
+    )
 
 
-def features_of(config: RunConfig, tokenizer: Any, split: str = "train", length: int = 8) -> tuple[Any, Features]:
-    """The task and its features of a split."""
-    form = form_of("language_modelling", config)
-    table = read_table(getattr(config.data, split), config.data, f"data.{split}", form)
-    task = build("language_modelling", config, table)
-    arrays = task.tokenize(table, tokenizer, length)
-    return task, make_features(arrays, task.labels(table, arrays))
+def encode(config: RunConfig, tokenizer: Any, length: int = 8) -> tuple[LanguageModelling, Features]:
+    """The task, and the features of its training rows."""
+    spec = LanguageModelling.make_columns(config).spec
+    table = read_table(config.data.train, config.data, "data.train", spec)
+    task = LanguageModelling.from_table(config, table)
+    arrays = task.encoding.tokenize(table, tokenizer, length)
+    return task, make_features(arrays, task.encoding.labels(table, arrays))
 
 
-def sequences(features: Features) -> list[list[int]]:
+def get_sequences(features: Features) -> list[list[int]]:
     """The ids of each feature."""
-    return [features.inputs["input_ids"][start:end].tolist() for start, end in
-            zip(features.offsets[:-1], features.offsets[1:], strict=True)]  # fmt: skip
+    ids, offsets = features.inputs["input_ids"], features.offsets
+    return [ids[offsets[number] : offsets[number + 1]].tolist() for number in range(len(features))]
 
 
-def model_of(family: str, seed: int = 0) -> Any:
+def make_model(family: str, seed: int = 0) -> Any:
     """A small random language model."""
     torch.manual_seed(seed)
     kind = transformers.AutoModelForCausalLM if family in ("gpt2", "llama") else transformers.AutoModelForMaskedLM
     return kind.from_config(tiny.make_config(family)).eval()
 
 
-# --- the sum of the loss --------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("smoothing", [0.0, 0.2])
-@pytest.mark.parametrize("at_once", [2**24, 64])
-def test_token_entropy_is_torchs_cross_entropy_with_its_gradient(
-    monkeypatch: pytest.MonkeyPatch, seed: int, smoothing: float, at_once: int
-) -> None:
-    monkeypatch.setattr(losses, "LOGITS_AT_ONCE", at_once)
-    generator = torch.Generator().manual_seed(seed)
-    labels = torch.randint(0, 11, (3, 7), generator=generator)
-    labels[torch.rand(3, 7, generator=generator) < 0.3] = -100
-    ours = torch.randn(3, 7, 11, generator=generator, requires_grad=True)
-    theirs = ours.detach().clone().requires_grad_()
-    total, count = losses.token_entropy(ours, labels, smoothing)
-    expected = F.cross_entropy(theirs.reshape(-1, 11), labels.reshape(-1), reduction="sum", label_smoothing=smoothing)
-    assert count == int((labels != -100).sum())
-    torch.testing.assert_close(total, expected)
-    (total / 3).backward()
-    (expected / 3).backward()
-    torch.testing.assert_close(ours.grad, theirs.grad)
-
-
-def test_token_entropy_of_16_bit_logits_is_computed_in_32() -> None:
-    logits = torch.randn(5, 13).bfloat16().requires_grad_()
-    total, _ = losses.token_entropy(logits, torch.arange(5))
-    torch.testing.assert_close(total, F.cross_entropy(logits.detach().float(), torch.arange(5), reduction="sum"))
-    total.backward()
-    assert logits.grad is not None
-    assert logits.grad.dtype == torch.bfloat16
-
-
-def test_token_entropy_of_nothing_is_zero_with_a_gradient() -> None:
-    logits = torch.randn(4, 6, requires_grad=True)
-    total, count = losses.token_entropy(logits, torch.full((4,), -100))
-    total.backward()
-    assert (float(total.detach()), count) == (0.0, 0.0)
-    assert not logits.grad.any()
-
-
 @pytest.mark.parametrize("family", ["gpt2", "llama", "bert", "modernbert", "deberta-v2"])
 def test_the_loss_is_the_models_own(lm: MakeConfig, backbones: Callable[..., Path], family: str) -> None:
     config = lm(**{"model.backbone": str(backbones(family)), "task.objective": "auto", "data.max_length": 16})
-    task, features = features_of(config, tiny.make_tokenizer(), length=16)
-    model, rows = model_of(family), np.arange(len(features))
-    batch = task.prepare(collate(features, rows, PAD), features, model, 1)
+    task, features = encode(config, tiny.make_tokenizer(), length=16)
+    model, indices = make_model(family), np.arange(len(features))
+    batch = task.encoding.prepare(collate(features, indices, PAD), features, model, 1)
+    assert batch.labels is not None
     with torch.no_grad():
         outputs = heads.run_model(model, batch.inputs)
-        total, count = task.loss(outputs, batch)
+        total, count = task.objective.loss(outputs, batch)
         own = model(**batch.inputs, labels=batch.labels.long()).loss
     torch.testing.assert_close(total / count, own)
     if task.problem == "causal":
-        assert count == sum(len(ids) - 1 for ids in sequences(features))  # T - 1 targets a block
-    kept = task.keep(outputs, batch)
-    values = task.metrics("perplexity", kept, features, None, rows)
+        assert count == sum(len(ids) - 1 for ids in get_sequences(features))  # T - 1 targets a block
+    reduced = task.scoring.reduce(outputs, batch)
+    values = task.scoring.compute_metrics("perplexity", reduced, features, None, indices)
     assert values["perplexity"] == pytest.approx(math.exp(own.item()), rel=1e-5)
-    targets = task.targets(batch)
-    is_right = (outputs.argmax(-1) == targets)[targets != -100]
-    assert values["token_accuracy"] == pytest.approx(is_right.float().mean().item())
-    assert all(array.shape == (3,) for array in kept)  # never [T, V]
-
-
-def test_perplexity_of_no_target_is_nan_and_of_too_much_infinite(lm: MakeConfig) -> None:
-    task = CausalLanguageModel.from_facts(lm(), {})
-    rows = np.arange(1)
-    assert math.isnan(task.metrics("perplexity", [np.zeros(3)], None, None, rows)["perplexity"])
-    assert task.metrics("perplexity", [np.array([9000.0, 0, 1])], None, None, rows)["perplexity"] == math.inf
+    targets = get_targets(batch, is_causal=task.problem == "causal")
+    is_correct = (outputs.argmax(-1) == targets)[targets != IGNORED]
+    assert values["token_accuracy"] == pytest.approx(is_correct.float().mean().item())
+    assert all(array.shape == (3,) for array in reduced)  # never [T, V]
 
 
 # --- blocks ---------------------------------------------------------------------------------------------------------
 
 
-def test_blocks_of_a_text_file_hold_its_whole_text_in_order(lm: MakeConfig, backbones: Callable[..., Path]) -> None:
+def test_blocks_of_a_text_file_hold_all_its_text_in_order(lm: MakeConfig, backbones: Callable[..., Path]) -> None:
     config = lm(**{"model.backbone": str(backbones("gpt2"))})
     tokenizer = tiny.make_tokenizer()
-    _, features = features_of(config, tokenizer)
+    _, features = encode(config, tokenizer)
     text = Path(config.data.train[0]).read_text(encoding="utf-8")
     begin, expected = [2], tokenizer(text, add_special_tokens=False)["input_ids"]
-    found = sequences(features)
-    assert [each for ids in found for each in ids] == begin + expected
-    assert {len(ids) for ids in found[:-1]} == {8}
-    assert 0 < len(found[-1]) < 8  # the tail is kept
-    assert len(features.labels) == len(found)
+    sequences = get_sequences(features)
+    assert [token for ids in sequences for token in ids] == begin + expected
+    assert {len(ids) for ids in sequences[:-1]} == {8}
+    assert 0 < len(sequences[-1]) < 8  # the rest is kept
+    assert len(features.labels) == len(sequences)
     assert features.num_truncated == 0
 
 
@@ -177,22 +137,22 @@ def test_a_file_in_chunks_has_the_same_tokens(
     lm: MakeConfig, backbones: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = lm(**{"model.backbone": str(backbones("gpt2"))})
-    _, whole = features_of(config, tiny.make_tokenizer())
+    _, whole = encode(config, tiny.make_tokenizer())
     monkeypatch.setattr(packing, "CHUNK_CHARACTERS", 10)
-    _, chunked = features_of(config, tiny.make_tokenizer())
-    assert sequences(whole) == sequences(chunked)
+    _, chunked = encode(config, tiny.make_tokenizer())
+    assert get_sequences(whole) == get_sequences(chunked)
     assert whole.example_indices.tolist() == chunked.example_indices.tolist()
 
 
-def test_a_blocks_example_is_the_line_that_it_begins_in(lm: MakeConfig, backbones: Callable[..., Path]) -> None:
+def test_the_example_of_a_block_is_the_line_of_its_first_token(lm: MakeConfig, backbones: Callable[..., Path]) -> None:
     lines = ["the cat", "", "a big dog here now", "fish here"]
     config = lm(lines, **{"model.backbone": str(backbones("gpt2")), "data.max_length": 4})
-    _, features = features_of(config, tiny.make_tokenizer(), length=4)
+    _, features = encode(config, tiny.make_tokenizer(), length=4)
     # [CLS] the cat a | big dog here now | fish here
     assert features.example_indices.tolist() == [0, 2, 3]
 
 
-def test_rows_of_a_table_and_files_are_divided_by_the_end_token(
+def test_there_is_an_end_token_between_rows_and_files(
     lm: MakeConfig, backbones: Callable[..., Path], tmp_path: Path
 ) -> None:
     table = tiny.write_jsonl(tmp_path / "a.jsonl", [{"text": "the cat"}, {"text": " "}, {"text": "a dog\nfish"}])
@@ -200,22 +160,22 @@ def test_rows_of_a_table_and_files_are_divided_by_the_end_token(
     config = lm(**{"model.backbone": str(backbones("bert")), "data.train": [str(table), str(tmp_path / "b.txt")],
                    "data.max_length": 64})  # fmt: skip
     tokenizer = tiny.make_tokenizer()
-    _, features = features_of(config, tokenizer, length=64)
-    words = tokenizer.convert_ids_to_tokens(sequences(features)[0])
+    _, features = encode(config, tokenizer, length=64)
+    words = tokenizer.convert_ids_to_tokens(get_sequences(features)[0])
     assert words == ["[CLS]", "the", "cat", "[SEP]", "a", "dog", "fish", "[SEP]", "one", "bird", "[SEP]"]
-    assert features.extras["words"].tolist() == [-1, 0, 1, -1, 2, 3, 4, -1, 5, 6, -1]
+    assert features.extras["word_indices"].tolist() == [-1, 0, 1, -1, 2, 3, 4, -1, 5, 6, -1]
 
 
 @pytest.mark.parametrize(("family", "ends"), [("gpt2", [3]), ("bert", [])])
-def test_without_packing_each_text_stands_alone_and_none_is_lost(
+def test_without_packing_each_text_has_its_own_examples_and_none_is_lost(
     lm: MakeConfig, backbones: Callable[..., Path], family: str, ends: list[int]
 ) -> None:
     config = lm(**{"model.backbone": str(backbones(family)), "task.packing": "none", "data.max_length": 4})
     tokenizer = tiny.make_tokenizer()
-    _, features = features_of(config, tokenizer, length=4)
-    found = sequences(features)
+    _, features = encode(config, tokenizer, length=4)
+    sequences = get_sequences(features)
     by_line: dict[int, list[int]] = {}
-    for row, ids in zip(features.example_indices.tolist(), found, strict=True):
+    for row, ids in zip(features.example_indices.tolist(), sequences, strict=True):
         assert 0 < len(ids) <= 4
         by_line.setdefault(row, []).extend(ids if family == "gpt2" else ids[1:-1])
     lines = LINES * 8
@@ -225,17 +185,17 @@ def test_without_packing_each_text_stands_alone_and_none_is_lost(
         assert ids == ([2, *text, *ends] if family == "gpt2" else text)
 
 
-def test_masked_blocks_stand_between_special_tokens(lm: MakeConfig) -> None:
-    _, features = features_of(lm(), tiny.make_tokenizer())
-    assert all(ids[0] == 2 and ids[-1] == 3 and len(ids) <= 8 for ids in sequences(features))
-    inner = [each for ids in sequences(features) for each in ids[1:-1]]
+def test_masked_blocks_are_between_special_tokens(lm: MakeConfig) -> None:
+    _, features = encode(lm(), tiny.make_tokenizer())
+    assert all(ids[0] == 2 and ids[-1] == 3 and len(ids) <= 8 for ids in get_sequences(features))
+    inner = [token for ids in get_sequences(features) for token in ids[1:-1]]
     assert inner == tiny.make_tokenizer()("\n".join(LINES * 8), add_special_tokens=False)["input_ids"]
 
 
 def test_splits_are_taken_from_the_end_of_a_file_and_fewer_lines_from_its_beginning(lm: MakeConfig) -> None:
     lines = [f"line {number}" for number in range(40)]
     config = lm(lines, **{"data.validation": [], "data.test": [], "data.max_train_examples": 5})
-    splits = load_splits(config.data, 0, form_of("language_modelling", config))
+    splits = load_splits(config.data, 0, LanguageModelling.make_columns(config).spec)
     assert splits.train.columns["text"] == lines[:5]
     assert splits.validation.lines[-1] - splits.validation.lines[0] == len(splits.validation) - 1
     assert splits.validation.columns["text"] + splits.test.columns["text"] == lines[32:] or (
@@ -243,199 +203,254 @@ def test_splits_are_taken_from_the_end_of_a_file_and_fewer_lines_from_its_beginn
     )
 
 
-def test_the_kept_encoding_tells_files_apart(lm: MakeConfig, tmp_path: Path) -> None:
+def test_the_key_of_the_cache_depends_on_the_files_of_the_rows(lm: MakeConfig, tmp_path: Path) -> None:
     config = lm(["the cat", "a dog"])
-    form = form_of("language_modelling", config)
+    spec = LanguageModelling.make_columns(config).spec
     for name, text in (("one.txt", "the cat\n"), ("two.txt", "a dog\n")):
         (tmp_path / name).write_text(text, encoding="utf-8")
     rows = [{"text": "the cat"}, {"text": "a dog"}]
-    places = [config.data.train, (str(tmp_path / "one.txt"), str(tmp_path / "two.txt")),
-              (str(tiny.write_jsonl(tmp_path / "rows.jsonl", rows)),)]  # fmt: skip
-    tables = [read_table(place, config.data, "data.train", form) for place in places]
-    task = build("language_modelling", config, tables[0])
+    locations = [
+        config.data.train,
+        (str(tmp_path / "one.txt"), str(tmp_path / "two.txt")),
+        (str(tiny.write_jsonl(tmp_path / "rows.jsonl", rows)),),
+    ]
+    tables = [read_table(location, config.data, "data.train", spec) for location in locations]
+    encoding = LanguageModelling.from_table(config, tables[0]).encoding
     assert all(table.columns == tables[0].columns for table in tables)
-    assert len({encoding_key(task, table, tiny.make_tokenizer(), 8) for table in tables}) == 3
+    assert len({make_encoding_key(encoding, table, tiny.make_tokenizer(), 8) for table in tables}) == 3
 
 
 # --- masks ----------------------------------------------------------------------------------------------------------
 
 
-def masked_features(count: int = 400, length: int = 40, seed: int = 0) -> Features:
+def make_masked_features(count: int = 400, length: int = 40, seed: int = 0) -> Features:
     """Features of random ordinary tokens between special ones."""
     ids = np.random.default_rng(seed).integers(5, len(tiny.VOCABULARY), (count, length)).astype(np.int32)
     ids[:, 0], ids[:, -1] = 2, 3
     words = np.where(ids < 5, -1, np.arange(count * length).reshape(count, length)).astype(np.int32)
     offsets = np.arange(count + 1) * length
     return Features(
-        inputs={"input_ids": ids.reshape(-1)}, offsets=offsets, num_truncated=0,
+        inputs={"input_ids": ids.reshape(-1)},
+        offsets=offsets,
+        num_truncated=0,
         labels=Ragged(values=ids.reshape(-1), offsets=offsets),
-        extras={"words": words.reshape(-1), "mask_token": np.array(MASK), "random_tokens": np.arange(5, len(tiny.VOCABULARY))},
-    )  # fmt: skip
+        extras={
+            "word_indices": words.reshape(-1),
+            "mask_token_id": np.array(MASK),
+            "replacement_ids": np.arange(5, len(tiny.VOCABULARY)),
+        },
+    )
 
 
 @pytest.fixture
-def masked(lm: MakeConfig) -> MaskedLanguageModel:
-    """The masked task of seed 0."""
-    return MaskedLanguageModel.from_facts(lm(), {})
+def masked() -> MaskedEncoding:
+    """An encoding with the masks of seed 0."""
+    return MaskedEncoding(
+        text="text", packing="blocks", joins_lines=True, mask_fraction=0.15, whole_word_masks=False, mask_seed=0
+    )
 
 
-def drawn(
-    task: MaskedLanguageModel, features: Features, rows: list[int], view: int
+def draw(
+    encoding: MaskedEncoding, features: Features, indices: list[int], epoch: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Inputs and labels of rows in a view."""
-    batch = task.prepare(collate(features, np.array(rows), PAD), features, None, view)
+    """Inputs and labels of features in an epoch."""
+    batch = encoding.prepare(collate(features, np.array(indices), PAD), features, None, epoch)
     assert batch.labels is not None
     return batch.inputs["input_ids"], batch.labels
 
 
-def test_masks_are_a_function_of_seed_view_and_example(masked: MaskedLanguageModel) -> None:
-    features = masked_features(8)
-    ids, labels = drawn(masked, features, list(range(8)), 1)
-    for rows in ([3], [7, 3, 0], list(range(8))):  # whatever they are with
-        some_ids, some_labels = drawn(masked, features, rows, 1)
-        assert torch.equal(some_ids, ids[rows])
-        assert torch.equal(some_labels, labels[rows])
-    for other in (drawn(masked, features, list(range(8)), 2), drawn(masked, features, list(range(8)), 0),
-                  drawn(dataclasses.replace(masked, mask_seed=1), features, list(range(8)), 1)):  # fmt: skip
+def test_masks_are_a_function_of_seed_epoch_and_feature(masked: MaskedEncoding) -> None:
+    features = make_masked_features(8)
+    everything = list(range(8))
+    ids, labels = draw(masked, features, everything, 1)
+    for indices in ([3], [7, 3, 0], everything):  # in whatever batch
+        some_ids, some_labels = draw(masked, features, indices, 1)
+        assert torch.equal(some_ids, ids[indices])
+        assert torch.equal(some_labels, labels[indices])
+    other_seed = dataclasses.replace(masked, mask_seed=1)
+    for other in (
+        draw(masked, features, everything, 2),
+        draw(masked, features, everything, 0),
+        draw(other_seed, features, everything, 1),
+    ):
         assert not torch.equal(other[1], labels)
 
 
-def test_eight_in_ten_are_masked_one_is_another_one_itself(masked: MaskedLanguageModel) -> None:
-    features = masked_features()
+def test_a_batch_without_labels_has_no_masks(masked: MaskedEncoding) -> None:
+    features = dataclasses.replace(make_masked_features(2), labels=None)
+    batch = collate(features, np.arange(2), PAD)
+    assert masked.prepare(batch, features, None, 0) is batch
+
+
+def test_labels_are_the_original_tokens_and_special_tokens_are_never_chosen(masked: MaskedEncoding) -> None:
+    features = make_masked_features()
     original = torch.from_numpy(features.inputs["input_ids"].reshape(400, 40).astype(np.int64))
-    for view in (0, 1, 5):
-        ids, labels = drawn(masked, features, list(range(400)), view)
-        chosen = labels != -100
+    for epoch in (0, 1, 5):
+        ids, labels = draw(masked, features, list(range(400)), epoch)
+        chosen = labels != IGNORED
         assert chosen.sum(1).tolist() == [6] * 400  # 15 % of 38, rounded
         assert torch.equal(labels[chosen], original[chosen])
         assert torch.equal(ids[~chosen], original[~chosen])
-        assert not chosen[:, [0, -1]].any()  # special tokens never
-        shown, right = ids[chosen], original[chosen]
+        assert not chosen[:, [0, -1]].any()
+        shown, target = ids[chosen], original[chosen]
         assert (shown == MASK).float().mean() == pytest.approx(0.8, abs=0.03)
-        assert (shown == right).float().mean() == pytest.approx(0.1, abs=0.03)
-        others = shown[(shown != MASK) & (shown != right)]
+        assert (shown == target).float().mean() == pytest.approx(0.1, abs=0.03)
+        others = shown[(shown != MASK) & (shown != target)]
         assert len(others) / len(shown) == pytest.approx(0.1, abs=0.03)
-        assert int(others.min()) >= 5  # no special token stands for another
+        assert int(others.min()) >= 5  # no special token replaces another
         assert len(set(others.tolist())) > 20
 
 
-def test_all_positions_are_as_likely(masked: MaskedLanguageModel) -> None:
-    features = masked_features(2000, 12)
-    _, labels = drawn(masked, features, list(range(2000)), 3)
-    share = (labels != -100).float().mean(0)[1:-1]
+def test_all_positions_are_equally_probable(masked: MaskedEncoding) -> None:
+    features = make_masked_features(2000, 12)
+    _, labels = draw(masked, features, list(range(2000)), 3)
+    share = (labels != IGNORED).float().mean(0)[1:-1]
     assert share.min() > 0.16
     assert share.max() < 0.24  # 2 of 10
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_whole_words_are_taken_whole(seed: int) -> None:
-    words = np.array([-1, 0, 0, 0, 1, 2, 2, 3, 4, 4, 4, 4, 5, -1])
-    chosen = choose(np.random.default_rng(seed), words, 0.5, whole=True)
-    taken = set(words[chosen].tolist())
-    assert sorted(chosen.tolist()) == [place for place, word in enumerate(words) if word in taken]
-    assert 0 < len(chosen) <= 6
-    assert choose(np.random.default_rng(seed), np.array([-1, 7, 7, 7, 8, 8, 8, 8]), 0.1, whole=True).tolist() == [
-        1,
-        2,
-        3,
-    ]
-    for whole in (True, False):
-        assert not len(choose(np.random.default_rng(seed), np.array([-1, -1]), 0.5, whole=whole))
-        assert len(choose(np.random.default_rng(seed), np.array([-1, 0]), 0.01, whole=whole)) == 1  # one at least
 
 
 def test_whole_words_of_a_text_come_from_the_tokenizer(lm: MakeConfig) -> None:
     lines = ["house cat", "x a dog"] * 12
     config = lm(lines, **{"task.whole_word_masks": True, "task.mask_fraction": 0.4})
-    task, features = features_of(config, pieces_tokenizer(), length=32)
-    assert features.extras["words"][:13].tolist() == [-1, *[0] * 5, *[1] * 3, 2, 3, *[4] * 2]
-    for view in range(5):
-        _, labels = drawn(task, features, list(range(len(features))), view)
-        for row in range(len(features)):
-            start, end = features.offsets[row], features.offsets[row + 1]
-            words, chosen = features.extras["words"][start:end], (labels[row] != -100).numpy()[: end - start]
+    task, features = encode(config, make_letter_tokenizer(), length=32)
+    word_indices = features.extras["word_indices"]
+    assert word_indices[:13].tolist() == [-1, *[0] * 5, *[1] * 3, 2, 3, *[4] * 2]
+    for epoch in range(5):
+        _, labels = draw(task.encoding, features, list(range(len(features))), epoch)
+        for number in range(len(features)):
+            start, end = features.offsets[number], features.offsets[number + 1]
+            words, chosen = word_indices[start:end], (labels[number] != IGNORED).numpy()[: end - start]
             assert chosen.any()
             for word in set(words[chosen].tolist()):
                 assert chosen[words == word].all()
 
 
-def test_the_prefix_of_masked_inputs_is_not_cached(lm: MakeConfig) -> None:
+def test_masked_inputs_cannot_be_cached(lm: MakeConfig) -> None:
     config = lm(**{"freeze.embeddings": True, "freeze.layers": 1, "cache.activations": "on"})
-    with pytest.raises(InputError, match=r"cache.activations \(on\): the masks are drawn anew"):
-        finetune(config, task_name="language_modelling")
+    with pytest.raises(InputError, match=r"cache.activations \(on\): the masks are drawn again"):
+        finetune(config)
 
 
 # --- which objective ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("family", "asked", "problem", "reason"),
-    [("gpt2", "auto", "causal", "the backbone is a GPT2Model"), ("llama", "auto", "causal", "the backbone is a LlamaModel"),
-     ("bert", "auto", "masked", "the backbone is a BertModel"), ("bert", "masked", "masked", "as task.objective says")],
-)  # fmt: skip
-def test_the_objective_is_what_the_backbone_is_made_for(
-    lm: MakeConfig, backbones: Callable[..., Path], family: str, asked: str, problem: str, reason: str
+    ("family", "requested", "objective", "reason"),
+    [
+        ("gpt2", "auto", "causal", "the backbone is a GPT2Model"),
+        ("llama", "auto", "causal", "the backbone is a LlamaModel"),
+        ("bert", "auto", "masked", "the backbone is a BertModel"),
+        ("bert", "masked", "masked", "set by task.objective"),
+    ],
+)
+def test_the_objective_is_the_one_that_the_backbone_was_made_for(
+    lm: MakeConfig, backbones: Callable[..., Path], family: str, requested: str, objective: str, reason: str
 ) -> None:
-    config = lm(**{"model.backbone": str(backbones(family)), "task.objective": asked})
-    task, features = features_of(config, tiny.make_tokenizer())
-    assert (task.problem, task.reason) == (problem, reason)
-    assert task.name == f"{problem}_language_modelling"
-    assert dict(task.describe(features, None, 8))["objective"] == f"{problem}: {reason}"
-    assert TASKS[task.name].from_table(config, None).name == task.name  # its own key names it
+    config = lm(**{"model.backbone": str(backbones(family)), "task.objective": requested})
+    task, features = encode(config, tiny.make_tokenizer())
+    assert task.problem == objective
+    assert dict(task.encoding.describe(features, None, 8))["objective"] == f"{objective}: {reason}"
+    assert task.head.auto_class == {"causal": "AutoModelForCausalLM", "masked": "AutoModelForMaskedLM"}[objective]
+    assert task.objective == TokenObjective(is_causal=objective == "causal")
 
 
-def test_a_backbone_that_cannot_be_read_is_the_loaders_error(lm: MakeConfig, tmp_path: Path) -> None:
+def test_the_state_holds_the_objective_and_the_seed_of_the_masks(lm: MakeConfig) -> None:
+    masked = LanguageModelling.from_table(lm(seed=7), None)
+    assert masked.state_dict() == {"objective": "masked", "mask_seed": 7}
+    restored = LanguageModelling.from_state(lm(seed=8), masked.state_dict())
+    assert restored.encoding == dataclasses.replace(masked.encoding, reason="")
+    causal = LanguageModelling.from_state(lm(), {"objective": "causal"})
+    assert causal.state_dict() == {"objective": "causal"}
+
+
+@pytest.mark.parametrize(
+    ("architectures", "objective"),
+    [
+        (["GPT2LMHeadModel"], "causal"),
+        (["LlamaForCausalLM"], "causal"),
+        (["BertLMHeadModel"], "causal"),
+        (["BertForMaskedLM"], "masked"),
+    ],
+)
+def test_the_objective_of_a_model_made_elsewhere_is_that_of_its_head(architectures: list[str], objective: str) -> None:
+    state = LanguageModelling.read_state(transformers.PretrainedConfig(architectures=architectures))
+    assert state == {"objective": objective}
+
+
+def test_a_backbone_that_cannot_be_read_is_reported_when_it_is_loaded(lm: MakeConfig, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="there is no such folder"):
-        finetune(lm(**{"model.backbone": str(tmp_path / "none")}), task_name="language_modelling")
+        finetune(lm(**{"model.backbone": str(tmp_path / "none")}))
 
 
 @pytest.mark.parametrize(
     ("family", "settings", "message"),
     [
-        ("gpt2", {"task.objective": "masked"}, r"task.objective \(masked\): gpt2 models are made for causal"),
-        ("t5", {}, "t5 models are made for neither causal nor masked"),
+        ("gpt2", {"task.objective": "masked"}, r"task.objective \(masked\): must be causal for gpt2 models, or auto"),
+        ("t5", {}, "must be a causal or a masked language model; t5 models are neither"),
         ("bert", {"task.objective": "causal"}, "reads in both directions"),
         (
             "gpt2",
             {"task.mask_fraction": 0.3},
-            r"task.mask_fraction \(0.3\): causal language modelling has no such setting",
+            r"task.mask_fraction \(0.3\): has no meaning in causal language modelling",
         ),
-        ("bert", {"task.max_target_length": 5}, r"task.max_target_length \(5\): masked language modelling has no such"),
-        ("bert", {"data.label_column": "topic"}, r"data.label_column \(topic\): language modelling has no labels"),
-        ("bert", {"data.text_columns": ["text", "more"]}, r"data.text_columns .*takes one column"),
+        (
+            "llama",
+            {"task.whole_word_masks": True},
+            r"task.whole_word_masks \(True\): has no meaning in causal language modelling",
+        ),
         (
             "bert",
-            {"evaluation.metric": "f1"},
-            r"evaluation.metric \(f1\): masked_language_modelling has loss, perplexity",
+            {"task.max_target_length": 5},
+            r"task.max_target_length \(5\): has no meaning in masked language modelling",
         ),
+        (
+            "bert",
+            {"data.label_column": "topic"},
+            r"data.label_column \(topic\): must be null: language modelling has no labels",
+        ),
+        ("bert", {"data.text_columns": ["text", "more"]}, r"data.text_columns .*takes one column"),
+        ("bert", {"evaluation.metric": "f1"}, r"evaluation.metric \(f1\): must be one of loss, perplexity"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(
     lm: MakeConfig, backbones: Callable[..., Path], family: str, settings: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(InputError, match=message):
-        finetune(lm(**{"model.backbone": str(backbones(family)), **settings}), task_name="language_modelling")
+        finetune(lm(**{"model.backbone": str(backbones(family)), **settings}))
 
 
-def test_text_that_is_none_is_refused_with_its_line(
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"task.mask_fraction": 1.0}, r"task.mask_fraction \(1.0\): must be in \(0, 1\)"),
+        ({"task.mask_fraction": 0.0}, r"task.mask_fraction \(0.0\): must be in \(0, 1\)"),
+        ({"task.max_target_length": 0}, r"task.max_target_length \(0\): must be at least 1"),
+    ],
+)
+def test_values_that_cannot_be_are_refused(lm: MakeConfig, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        lm(**settings)
+
+
+def test_a_value_that_is_not_a_text_is_refused_with_its_line(
     lm: MakeConfig, backbones: Callable[..., Path], tmp_path: Path
 ) -> None:
-    def refused(rows: list[Any], family: str = "bert", **settings: Any) -> str:
+    def find_error(rows: list[Any]) -> str:
         path = tiny.write_jsonl(tmp_path / "rows.jsonl", [{"text": row} for row in rows])
-        config = lm(**{"model.backbone": str(backbones(family)), "data.train": [str(path)], **settings})
+        config = lm(**{"model.backbone": str(backbones("bert")), "data.train": [str(path)]})
         with pytest.raises(InputError) as caught:
-            features_of(config, settings.get("tokenizer") or tiny.make_tokenizer())
+            encode(config, tiny.make_tokenizer())
         return str(caught.value)
 
-    assert "rows.jsonl:2: text is null" in refused(["a", None])
-    assert "rows.jsonl:1: text is a int, not a string" in refused([7])
-    assert "rows.jsonl:1: there is no text in text of all 2 rows" in refused(["", "  \n"])
+    assert "rows.jsonl:2: text is null" in find_error(["a", None])
+    assert "rows.jsonl:1: text is an int, not a string" in find_error([7])
+    assert "rows.jsonl:1: the column text has no text in any of its 2 rows" in find_error(["", "  \n"])
 
 
-def test_tokenizers_that_cannot_do_it_are_refused(lm: MakeConfig, backbones: Callable[..., Path]) -> None:
-    model = model_of("bert")
+def test_tokenizers_without_the_tokens_that_masks_need_are_refused(lm: MakeConfig) -> None:
+    model = make_model("bert")
     config = lm(**{"task.whole_word_masks": True})
-    task = MaskedLanguageModel.from_facts(config, {})
+    task = LanguageModelling.from_state(config, {"objective": "masked"})
     without = tiny.make_tokenizer()
     without.mask_token = None
     with pytest.raises(InputError, match="its tokenizer has no mask token"):
@@ -444,20 +459,24 @@ def test_tokenizers_that_cannot_do_it_are_refused(lm: MakeConfig, backbones: Cal
     class Slow:
         is_fast, mask_token_id = False, MASK
 
-    with pytest.raises(InputError, match=r"task.whole_word_masks \(True\).*not a fast one"):
+    with pytest.raises(InputError, match=r"task.whole_word_masks \(True\): needs a backbone with a fast tokenizer"):
         task.prepare_model(model, Slow())
     undivided = tiny.make_tokenizer()
     undivided.backend_tokenizer.pre_tokenizer = pre_tokenizers.Split("#", "isolated")
-    with pytest.raises(InputError, match="does not divide a text into words"):
-        features_of(config, undivided)
+    with pytest.raises(InputError, match=r"task.whole_word_masks \(True\): .*divides a text into words"):
+        encode(config, undivided)
+
+
+def test_texts_that_cannot_be_divided_or_continued_are_refused(lm: MakeConfig, backbones: Callable[..., Path]) -> None:
+    gpt2 = {"model.backbone": str(backbones("gpt2"))}
     endless = tiny.make_tokenizer()
     endless.eos_token = endless.sep_token = None
     with pytest.raises(InputError, match="no end token"):
-        features_of(lm(**{"task.packing": "none", "model.backbone": str(backbones("gpt2"))}), endless)
+        encode(lm(**{"task.packing": "none", **gpt2}), endless)
     bare = tiny.make_tokenizer()
     bare.backend_tokenizer.post_processor = processors.TemplateProcessing(single="$A", pair="$A $B", special_tokens=[])
-    with pytest.raises(InputError, match="one token, so that nothing follows"):
-        features_of(lm(["cat"], **{"model.backbone": str(backbones("gpt2"))}), bare)
+    with pytest.raises(InputError, match="the text has one token, so there is no next token to predict"):
+        encode(lm(["cat"], **gpt2), bare)
 
 
 # --- use ------------------------------------------------------------------------------------------------------------
@@ -470,25 +489,30 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
     def make(family: str) -> Path:
         if family not in made:
-            from hf_finetune.config.loading import load_config
-
             folder = tmp_path_factory.mktemp(f"lm-{family}")
             (folder / "train.txt").write_text("\n".join(LINES * 20) + "\n", encoding="utf-8")
             tokenizer = tiny.make_tokenizer()
-            if family in ("gpt2", "llama"):  # a text is gone on from, so nothing may end it
+            if family in ("gpt2", "llama"):  # texts are continued, so no token may end them
                 post = processors.TemplateProcessing(single="[CLS] $A", pair="$A $B", special_tokens=[("[CLS]", 2)])
                 tokenizer.backend_tokenizer.post_processor = post
             tiny.make_backbone(folder / "backbone", family)
             tokenizer.save_pretrained(folder / "backbone")
-            config = load_config(
-                {"output_dir": str(folder), "name": "run", "model.backbone": str(folder / "backbone"),
-                 "data.train": [str(folder / "train.txt")], "data.label_column": None, "data.max_length": 16,
-                 "train.epochs": 4, "train.learning_rate": 1e-2, "train.batch_size": 4, "train.precision": "fp32",
-                 "tracking.trackers": [], **({"task.max_target_length": 6} if family in ("gpt2", "llama") else {})},
-                [],
-            )  # fmt: skip
-            assert config is not None
-            made[family] = finetune(config, task_name="language_modelling").run_dir
+            settings = {
+                "task.kind": "model_language",
+                "output_dir": str(folder),
+                "model.backbone": str(folder / "backbone"),
+                "data.train": [str(folder / "train.txt")],
+                "data.label_column": None,
+                "data.max_length": 16,
+                "train.epochs": 4,
+                "train.learning_rate": 1e-2,
+                "train.batch_size": 4,
+                "train.precision": "fp32",
+                "tracking.trackers": [],
+            }
+            if family in ("gpt2", "llama"):
+                settings["task.max_target_length"] = 6
+            made[family] = finetune(load_config(settings, [])).run_dir
         return made[family]
 
     return make
@@ -498,7 +522,7 @@ PROMPTS = ["the", "a big dog here", "one red", "fish", "the cat a big dog", "now
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
-def test_text_written_in_a_batch_is_that_written_alone_and_the_pipelines(
+def test_text_generated_in_a_batch_equals_text_generated_alone_and_by_the_pipeline(
     trained: Callable[[str], Path], family: str
 ) -> None:
     predictor = Predictor.from_pretrained(str(trained(family)))
@@ -507,8 +531,8 @@ def test_text_written_in_a_batch_is_that_written_alone_and_the_pipelines(
     assert together == [next(iter(predictor.predict([row]))) for row in rows]
     pipe = transformers.pipeline("text-generation", model=str(trained(family) / "model"))
     for row in together:
-        (found,) = pipe(row["text"], do_sample=False)  # its length is the exported one
-        assert found["generated_text"] == row["text"] + row["continuation"]
+        (answer,) = pipe(row["text"], do_sample=False)  # its length is in the exported generation settings
+        assert answer["generated_text"] == row["text"] + row["continuation"]
     assert len({row["continuation"] for row in together}) > 1
     model = transformers.AutoModelForCausalLM.from_pretrained(trained(family) / "model")
     assert model.generation_config.max_new_tokens == 6
@@ -519,11 +543,11 @@ def test_a_prompt_longer_than_the_positions_is_cut_at_its_beginning(trained: Cal
     predictor = Predictor.from_pretrained(str(trained("gpt2")))
     words = " ".join(["fish cat"] * 40 + PROMPTS[1:2] * 20)
     (whole,) = predictor.predict([{"text": words}])
-    last = words.split()[-60:]  # 66 positions, 6 of them to be written
+    last = words.split()[-60:]  # 66 positions, 6 of them for generated tokens
     ids = torch.tensor([predictor.tokenizer.convert_tokens_to_ids(last)])
-    written = predictor.model.generate(input_ids=ids, attention_mask=torch.ones_like(ids))
+    generated = predictor.model.generate(input_ids=ids, attention_mask=torch.ones_like(ids))
     assert (
-        whole["continuation"].split() == predictor.tokenizer.decode(written[0, 60:], skip_special_tokens=True).split()
+        whole["continuation"].split() == predictor.tokenizer.decode(generated[0, 60:], skip_special_tokens=True).split()
     )
 
 
@@ -536,10 +560,11 @@ def test_masks_are_filled_as_the_pipeline_does(trained: Callable[[str], Path]) -
     assert [len(row["fills"]) for row in rows] == [1, 2, 1]
     pipe = transformers.pipeline("fill-mask", model=str(run / "model"))
     for row in rows:
-        found = pipe(row["text"])
-        for ours, theirs in zip(row["fills"], found if len(row["fills"]) > 1 else [found], strict=True):
-            assert [each["token"] for each in ours] == [each["token_str"] for each in theirs]
-            assert [each["score"] for each in ours] == pytest.approx([each["score"] for each in theirs], rel=1e-4)
+        answer = pipe(row["text"])
+        by_mask = answer if len(row["fills"]) > 1 else [answer]
+        for ours, theirs in zip(row["fills"], by_mask, strict=True):
+            assert [fill["token"] for fill in ours] == [fill["token_str"] for fill in theirs]
+            assert [fill["score"] for fill in ours] == pytest.approx([fill["score"] for fill in theirs], rel=1e-4)
     longer = " ".join(["the cat"] * 12 + ["[MASK]"])  # two windows of 16 tokens
     assert len(next(iter(predictor.predict([{"text": longer}])))["fills"]) == 1
 
@@ -558,16 +583,25 @@ def test_evaluate_gives_the_runs_own_numbers(trained: Callable[[str], Path], fam
     assert results["metric"] == "perplexity"
 
 
-def test_what_is_asked_must_have_something_to_say(trained: Callable[[str], Path]) -> None:
-    causal, mask = (Predictor.from_pretrained(str(trained(family))) for family in ("gpt2", "bert"))
-    with pytest.raises(InputError, match="row 2: text is empty; there is nothing to go on from"):
+def test_a_text_without_words_or_masks_cannot_be_predicted(trained: Callable[[str], Path]) -> None:
+    causal, masked = (Predictor.from_pretrained(str(trained(family))) for family in ("gpt2", "bert"))
+    with pytest.raises(InputError, match="row 2: text is empty; the model needs a text to continue"):
         causal.predict([{"text": "a"}, {"text": " "}])
-    with pytest.raises(InputError, match=r"row 1: text has no \[MASK\], where the model fills in"):
-        mask.predict([{"text": "the cat"}])
-    for predictor in (causal, mask):
+    with pytest.raises(InputError, match=r"row 1: text has no \[MASK\], the mask token to fill in"):
+        masked.predict([{"text": "the cat"}])
+    for predictor in (causal, masked):
         with pytest.raises(InputError, match="--text: takes one text, not 2"):
-            predictor.task.row_of_texts(["a", "b"])
-        assert "language modelling" in predictor.task.card()
+            predictor.task.columns.make_row(["a", "b"])
+        assert "language modelling" in predictor.task.describe_for_card()
+
+
+def test_a_model_made_elsewhere_is_a_language_model(backbones: Callable[..., Path], tmp_path: Path) -> None:
+    for family, problem in (("gpt2", "causal"), ("bert", "masked")):
+        make_model(family).save_pretrained(tmp_path / family)
+        tiny.make_tokenizer().save_pretrained(tmp_path / family)
+        task = Predictor.from_pretrained(str(tmp_path / family)).task
+        assert isinstance(task, LanguageModelling)
+        assert task.problem == problem
 
 
 # --- GGUF -----------------------------------------------------------------------------------------------------------
@@ -603,8 +637,7 @@ def write_gguf(path: Path, model: Any) -> None:
                     .swapaxes(1, 2)
                     .reshape(array.shape)
                 )
-        found = names.get_name(name, try_suffixes=(".weight",))
-        out.add_tensor(found, np.ascontiguousarray(array))
+        out.add_tensor(names.get_name(name, try_suffixes=(".weight",)), np.ascontiguousarray(array))
     out.write_header_to_file()
     out.write_kv_data_to_file()
     out.write_tensors_to_file()
@@ -613,12 +646,12 @@ def write_gguf(path: Path, model: Any) -> None:
 
 def test_a_gguf_file_is_a_backbone(lm: MakeConfig, tmp_path: Path) -> None:
     pytest.importorskip("gguf")
-    model = model_of("llama", seed=3)
+    model = make_model("llama", seed=3)
     path = tmp_path / "model.gguf"
     write_gguf(path, model)
     config = lm(**{"model.backbone": str(path)})
-    task, _ = features_of(config, tiny.make_tokenizer())
-    assert task.reason == "the backbone is a llama"
+    task, features = encode(config, tiny.make_tokenizer())
+    assert ("objective", "causal: the backbone is a llama") in task.encoding.describe(features, None, 8)
     tokenizer = backbone.load_tokenizer(config.model)
     assert tokenizer.convert_tokens_to_ids("hammer") == tiny.VOCABULARY.index("hammer")
     loaded = backbone.load_backbone(config.model, task.head, tokenizer)
@@ -634,9 +667,9 @@ def test_a_gguf_file_is_a_backbone(lm: MakeConfig, tmp_path: Path) -> None:
 
 def test_a_gguf_file_without_the_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "model.gguf").touch()
-    find = importlib.util.find_spec
-    monkeypatch.setattr(sources.importlib.util, "find_spec", lambda name: None if name == "gguf" else find(name))
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "gguf" else find_spec(name))
     with pytest.raises(
-        InputError, match=r"model.backbone .*model.gguf\): a GGUF file is read by the package gguf: pip install"
+        InputError, match=r"model.backbone .*model.gguf\): a GGUF file needs the package gguf: pip install"
     ):
         backbone.load_tokenizer(ModelConfig(backbone=str(tmp_path / "model.gguf")))
