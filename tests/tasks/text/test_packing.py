@@ -93,9 +93,9 @@ def test_special_tokens_in_a_text_belong_to_no_word() -> None:
 def test_texts_that_are_not_texts_are_refused_with_their_line() -> None:
     assert packing.get_text(make_table(["", "a"]), "text", 0) == ""
     for value, fault in ((None, "null"), (7, "an int, not a string"), (["a"], "a list, not a string")):
-        with pytest.raises(InputError, match=f"a.txt:1: text is {fault}"):
+        with pytest.raises(InputError, match=rf"a\.txt:1: text is {fault}"):
             packing.get_text(make_table([value]), "text", 0)
-    with pytest.raises(InputError, match="a.txt:1: the column text has no text in any of its 2 rows"):
+    with pytest.raises(InputError, match=r"a\.txt:1: the column text has no text in any of its 2 rows"):
         packing.tokenize_documents(make_table(["", " "]), "text", tiny.make_tokenizer(), join_lines=True)
 
 
