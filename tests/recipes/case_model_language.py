@@ -1,4 +1,4 @@
-"""Lines of a tiny language for recipes/model_language.py. All words of a line are of one class, so that they predict each other."""
+"""Lines of a tiny language for recipes/model_language.py. The words of a line are of one class, so they predict each other."""
 
 import random
 from pathlib import Path
