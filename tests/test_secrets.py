@@ -1,4 +1,4 @@
-"""Tokens and passwords reach no log, config, card, tracker, checkpoint or error message."""
+"""Tokens and passwords do not get into logs, configs, cards, trackers, checkpoints or error messages."""
 
 import os
 import subprocess
@@ -25,13 +25,13 @@ SECRETS = {
 PASSWORD = "passw0rdOfTheHub"
 
 
-def assert_clean(place: str, content: bytes) -> None:
-    """No secret in it."""
+def assert_no_secret(source: str, content: bytes) -> None:
+    """The content has none of the secrets. `source` is shown if it does."""
     for secret in (*SECRETS.values(), PASSWORD):
-        assert secret.encode() not in content, place
+        assert secret.encode() not in content, source
 
 
-def test_no_secret_in_anything_a_run_leaves(
+def test_no_file_of_a_run_has_a_secret(
     make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in SECRETS.items():
@@ -40,13 +40,13 @@ def test_no_secret_in_anything_a_run_leaves(
     config = make_config(**{"tracking.trackers": ["tensorboard"]})
     done = launch([sys.executable], config, {}, tmp_path)
     assert done.returncode == 0, done.stderr
-    assert_clean("output", (done.stdout + done.stderr).encode())
+    assert_no_secret("output", (done.stdout + done.stderr).encode())
     files = [path for path in config.run_dir.rglob("*") if path.is_file()]
     assert {"environment.json", "config.yaml", "README.md", "metrics.jsonl"} <= {path.name for path in files}
     assert any("tfevents" in path.name for path in files)
     assert any(path.suffix == ".pt" for path in files)
     for path in files:
-        assert_clean(str(path), path.read_bytes())
+        assert_no_secret(str(path), path.read_bytes())
 
 
 @pytest.mark.parametrize(
@@ -60,13 +60,13 @@ def test_no_secret_in_anything_a_run_leaves(
         "api_org_" + SECRETS["AWS_SECRET_ACCESS_KEY"],
     ],
 )
-def test_what_looks_like_a_secret_is_blotted_out(text: str) -> None:
+def test_what_looks_like_a_secret_is_redacted(text: str) -> None:
     shown = redact(text)
-    assert_clean("text", shown.encode())
+    assert_no_secret("text", shown.encode())
     assert "***" in shown
 
 
-def test_what_does_not_is_left() -> None:
+def test_other_text_is_unchanged() -> None:
     for text in (
         "/home/ada/hf_finetune/outputs/run",
         "hf_finetune_results",
@@ -85,11 +85,11 @@ def test_a_secret_in_a_setting_is_refused_and_not_shown(make_config: MakeConfig,
     with pytest.raises(InputError, match="holds a token or a password") as raised:
         make_config(**{key: value})
     assert str(raised.value).startswith(f"{key} (***)")
-    assert_clean("error", str(raised.value).encode())
+    assert_no_secret("error", str(raised.value).encode())
 
 
 def test_a_push_that_fails_does_not_show_the_token(make_config: MakeConfig, tmp_path: Path) -> None:
-    """The Hub of this process is a port where nobody listens."""
+    """The Hub of this process is a port on which nothing listens."""
     config = make_config()
     finetune(config)
     (tmp_path / "config.yaml").write_text(to_yaml(config))
@@ -103,11 +103,11 @@ def test_a_push_that_fails_does_not_show_the_token(make_config: MakeConfig, tmp_
     )
     assert done.returncode == 2
     assert b"error" in done.stderr
-    assert_clean("push", done.stdout)
-    assert_clean("push", done.stderr)
+    assert_no_secret("push", done.stdout)
+    assert_no_secret("push", done.stderr)
 
 
 def test_the_commands_do_not_take_a_token() -> None:
-    """It comes from the environment or the Hub's own file: a command line is seen by everyone on the machine."""
+    """A token comes from the environment or the Hub's own file. Everyone on the machine can see a command line."""
     with pytest.raises(SystemExit):
         cli.main(["push", "run", "--repo-id", "a/b", "--token", "x"])
