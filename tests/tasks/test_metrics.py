@@ -1,4 +1,4 @@
-"""The offline metrics against scikit-learn and scipy called directly, and the way to any other metric."""
+"""The offline metrics against scikit-learn and scipy, and metrics loaded with the `evaluate` package."""
 
 import json
 import math
@@ -18,7 +18,7 @@ from scipy.special import softmax
 
 from hf_finetune.system.errors import InputError
 from hf_finetune.tasks import metrics
-from hf_finetune.tasks.classify import Classification
+from hf_finetune.tasks.classify import ClassificationScoring
 
 SEEDS = range(5)
 SHAPES = {"binary": (2, None), "classes": (4, None), "labels": (2, 3)}  # values, columns
@@ -26,7 +26,7 @@ AVERAGES = ("macro", "micro", "weighted")
 
 
 def draw(shape: str, seed: int, count: int = 60) -> tuple[np.ndarray, np.ndarray]:
-    """Predictions and references of which about half agree."""
+    """Returns predictions and references of which about half agree."""
     values, columns = SHAPES[shape]
     generator = np.random.default_rng(seed)
     size = (count,) if columns is None else (count, columns)
@@ -35,11 +35,11 @@ def draw(shape: str, seed: int, count: int = 60) -> tuple[np.ndarray, np.ndarray
     return np.where(generator.random(size) < 0.5, references, guesses), references
 
 
-def value(name: str, predictions: Any, references: Any) -> float:
-    computed = metrics.load(name).compute(predictions=predictions, references=references)
-    assert list(computed) == [name]
-    assert type(computed[name]) is float
-    return computed[name]
+def compute(name: str, predictions: Any, references: Any) -> float:
+    """Returns the value of an offline metric, a plain float."""
+    value = metrics.load_metric(name)(predictions, references)
+    assert type(value) is float
+    return value
 
 
 # --- the numbers ----------------------------------------------------------------------------------------------------
@@ -51,7 +51,7 @@ def value(name: str, predictions: Any, references: Any) -> float:
 def test_f1_precision_and_recall_are_scikit_learns(kind: str, shape: str, seed: int) -> None:
     predictions, references = draw(shape, seed)
     score: Callable[..., float] = getattr(sklearn.metrics, f"{kind}_score")
-    values = [value(f"{kind}_{average}", predictions, references) for average in AVERAGES]
+    values = [compute(f"{kind}_{average}", predictions, references) for average in AVERAGES]
     assert values == [score(references, predictions, average=average) for average in AVERAGES]
     assert len(set(values)) > 1  # the averages differ on these data
 
@@ -61,18 +61,18 @@ def test_f1_precision_and_recall_are_scikit_learns(kind: str, shape: str, seed: 
 def test_exact_match_is_scikit_learns_accuracy(shape: str, seed: int) -> None:
     predictions, references = draw(shape, seed)
     expected = sklearn.metrics.accuracy_score(references, predictions)
-    assert value("exact_match", predictions, references) == pytest.approx(expected, abs=1e-12)
+    assert compute("exact_match", predictions, references) == pytest.approx(expected, abs=1e-12)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_accuracy_is_scikit_learns_and_over_several_labels_counts_decisions(seed: int) -> None:
+def test_accuracy_is_scikit_learns_and_counts_each_of_several_labels(seed: int) -> None:
     predictions, references = draw("classes", seed)
     expected = sklearn.metrics.accuracy_score(references, predictions)
-    assert value("accuracy", predictions, references) == pytest.approx(expected, abs=1e-12)
+    assert compute("accuracy", predictions, references) == pytest.approx(expected, abs=1e-12)
     predictions, references = draw("labels", seed)
     expected = sklearn.metrics.accuracy_score(references.ravel(), predictions.ravel())
-    assert value("accuracy", predictions, references) == pytest.approx(expected, abs=1e-12)
-    assert value("accuracy", predictions, references) > value("exact_match", predictions, references)
+    assert compute("accuracy", predictions, references) == pytest.approx(expected, abs=1e-12)
+    assert compute("accuracy", predictions, references) > compute("exact_match", predictions, references)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -80,7 +80,7 @@ def test_accuracy_is_scikit_learns_and_over_several_labels_counts_decisions(seed
 def test_matthews_correlation_is_scikit_learns(shape: str, seed: int) -> None:
     predictions, references = draw(shape, seed)
     expected = sklearn.metrics.matthews_corrcoef(references, predictions)
-    assert value("matthews_correlation", predictions, references) == expected
+    assert compute("matthews_correlation", predictions, references) == expected
     assert 0.1 < expected < 0.9
 
 
@@ -91,17 +91,17 @@ def test_roc_auc_is_scikit_learns_for_two_classes_many_classes_and_several_label
 
     references = generator.integers(0, 2, 80)
     scores = softmax(generator.normal(size=(80, 2)) + np.eye(2)[references], axis=1)
-    assert value("roc_auc", scores, references) == scored(references, scores[:, 1])
-    assert value("roc_auc", scores[:, 1], references) == scored(references, scores[:, 1])
+    assert compute("roc_auc", scores, references) == scored(references, scores[:, 1])
+    assert compute("roc_auc", scores[:, 1], references) == scored(references, scores[:, 1])
 
     references = generator.integers(0, 4, 80)
     scores = softmax(generator.normal(size=(80, 4)) + np.eye(4)[references], axis=1)
     expected = scored(references, scores, multi_class="ovr", average="macro")
-    assert value("roc_auc", scores, references) == expected
+    assert compute("roc_auc", scores, references) == expected
 
     references = generator.integers(0, 2, (80, 3))
     scores = generator.random((80, 3)) + 0.5 * references
-    assert value("roc_auc", scores, references) == scored(references, scores, average="macro")
+    assert compute("roc_auc", scores, references) == scored(references, scores, average="macro")
     assert 0.55 < expected < 1
 
 
@@ -110,17 +110,17 @@ def test_correlations_and_squared_error_are_scipys_and_scikit_learns(seed: int) 
     generator = np.random.default_rng(seed)
     references = generator.normal(size=50).round(1)  # with ties
     predictions = references**3 + generator.normal(size=50)
-    assert value("pearson", predictions, references) == scipy.stats.pearsonr(predictions, references).statistic
-    assert value("spearman", predictions, references) == scipy.stats.spearmanr(predictions, references).statistic
+    assert compute("pearson", predictions, references) == scipy.stats.pearsonr(predictions, references).statistic
+    assert compute("spearman", predictions, references) == scipy.stats.spearmanr(predictions, references).statistic
     expected = sklearn.metrics.mean_squared_error(references, predictions)
-    assert value("mse", predictions, references) == pytest.approx(expected, rel=1e-12)
+    assert compute("mse", predictions, references) == pytest.approx(expected, rel=1e-12)
 
 
-def test_plain_lists_do_as_well_as_arrays() -> None:
-    assert value("accuracy", [1, 0, 2, 2], [1, 1, 2, 0]) == 0.5
-    assert value("exact_match", [[1, 0], [1, 1]], [[1, 0], [0, 1]]) == 0.5
-    assert value("f1_micro", [[1, 0], [1, 1]], [[1, 0], [0, 1]]) == pytest.approx(0.8)
-    assert value("mse", [1, 2], [1, 4]) == 2.0
+def test_metrics_take_lists_as_well_as_arrays() -> None:
+    assert compute("accuracy", [1, 0, 2, 2], [1, 1, 2, 0]) == 0.5
+    assert compute("exact_match", [[1, 0], [1, 1]], [[1, 0], [0, 1]]) == 0.5
+    assert compute("f1_micro", [[1, 0], [1, 1]], [[1, 0], [0, 1]]) == pytest.approx(0.8)
+    assert compute("mse", [1, 2], [1, 4]) == 2.0
 
 
 # --- edges ----------------------------------------------------------------------------------------------------------
@@ -131,67 +131,69 @@ def test_plain_lists_do_as_well_as_arrays() -> None:
     ("predictions", "references"), [([1, 1, 1], [1, 2, 3]), ([1, 2, 3], [2, 2, 2]), ([1], [2]), ([], [])]
 )
 def test_a_correlation_with_a_constant_is_nan(name: str, predictions: list[float], references: list[float]) -> None:
-    assert math.isnan(value(name, predictions, references))
+    assert math.isnan(compute(name, predictions, references))
 
 
-def test_roc_auc_is_nan_where_a_class_is_missing() -> None:
-    assert math.isnan(value("roc_auc", [[0.2, 0.8], [0.6, 0.4]], [1, 1]))
-    assert math.isnan(value("roc_auc", [[0.2, 0.3, 0.5], [0.6, 0.2, 0.2]], [0, 2]))
-    assert math.isnan(value("roc_auc", [[0.2, 0.3], [0.6, 0.2]], [[1, 0], [1, 0]]))
+def test_roc_auc_is_nan_if_a_class_does_not_occur() -> None:
+    assert math.isnan(compute("roc_auc", [[0.2, 0.8], [0.6, 0.4]], [1, 1]))
+    assert math.isnan(compute("roc_auc", [[0.2, 0.3, 0.5], [0.6, 0.2, 0.2]], [0, 2]))
+    assert math.isnan(compute("roc_auc", [[0.2, 0.3], [0.6, 0.2]], [[1, 0], [1, 0]]))
 
 
-def test_roc_auc_over_several_labels_leaves_out_those_without_both_answers() -> None:
+def test_roc_auc_over_several_labels_omits_those_that_are_always_0_or_always_1() -> None:
     scores, references = [[0.2, 0.9], [0.6, 0.1], [0.7, 0.3]], [[0, 1], [0, 1], [1, 1]]
-    assert value("roc_auc", scores, references) == 1.0
+    assert compute("roc_auc", scores, references) == 1.0
 
 
 @pytest.mark.parametrize("name", [name for name in metrics.OFFLINE if name.startswith(("f1", "precision", "recall"))])
-def test_a_class_never_predicted_counts_as_0_without_a_warning(name: str, recwarn: pytest.WarningsRecorder) -> None:
-    assert 0 < value(name, [0, 0, 0, 1], [0, 1, 2, 1]) < 1
-    assert value(name, [1, 1], [0, 0]) == 0
+def test_a_class_that_is_never_predicted_counts_as_0_without_a_warning(
+    name: str, recwarn: pytest.WarningsRecorder
+) -> None:
+    assert 0 < compute(name, [0, 0, 0, 1], [0, 1, 2, 1]) < 1
+    assert compute(name, [1, 1], [0, 0]) == 0
     assert not recwarn.list
 
 
 @pytest.mark.filterwarnings("ignore:A single label was found")
-def test_one_class_everywhere_is_all_right_or_all_wrong() -> None:
+def test_references_of_a_single_class() -> None:
     for name in ("accuracy", "exact_match", "f1_macro", "f1_micro", "precision_weighted", "recall_macro"):
-        assert value(name, [1, 1, 1], [1, 1, 1]) == 1
-    assert value("matthews_correlation", [1, 1, 1], [1, 1, 1]) == 0
-    assert value("matthews_correlation", [0, 1, 0], [1, 1, 1]) == 0
+        assert compute(name, [1, 1, 1], [1, 1, 1]) == 1
+    assert compute("matthews_correlation", [1, 1, 1], [1, 1, 1]) == 0
+    assert compute("matthews_correlation", [0, 1, 0], [1, 1, 1]) == 0
 
 
 # --- names ----------------------------------------------------------------------------------------------------------
 
 
-def test_the_issues_metrics_are_all_there_offline() -> None:
-    asked = {"accuracy", "matthews_correlation", "roc_auc", "pearson", "spearman", "mse", "exact_match"}
-    asked |= {f"{kind}_{average}" for kind in ("f1", "precision", "recall") for average in AVERAGES}
-    assert set(metrics.OFFLINE) == asked
+def test_all_promised_metrics_are_offline() -> None:
+    promised = {"accuracy", "matthews_correlation", "roc_auc", "pearson", "spearman", "mse", "exact_match"}
+    promised |= {f"{kind}_{average}" for kind in ("f1", "precision", "recall") for average in AVERAGES}
+    assert set(metrics.OFFLINE) == promised
 
 
 @pytest.mark.parametrize(("short", "name"), sorted(metrics.SHORT_NAMES.items()))
-def test_a_short_name_means_a_whole_one(short: str, name: str) -> None:
-    assert name in metrics.OFFLINE
-    assert metrics.load(short).name == name
+def test_a_short_name_stands_for_a_full_name(short: str, name: str) -> None:
+    assert metrics.expand_name(short) == metrics.expand_name(name) == name
+    assert metrics.load_metric(short) is metrics.OFFLINE[name]
 
 
-def test_whether_larger_is_better() -> None:
+def test_a_larger_value_is_better_except_for_errors_and_losses() -> None:
     assert {name for name in (*metrics.OFFLINE, "loss") if not metrics.greater_is_better(name)} == {"mse", "loss"}
     assert metrics.greater_is_better("bleu")
     assert not metrics.greater_is_better("wer")
 
 
-def compute_all(names: list[str], task: Classification, logits: Any, labels: Any) -> dict[str, float]:
-    """The metrics of a task's decisions and probabilities."""
-    return metrics.compute_all(names, predictions=task.decode(logits), scores=task.scores(logits), references=labels)
+def compute_all(names: list[str], scoring: ClassificationScoring, logits: Any, labels: Any) -> dict[str, float]:
+    """Returns metrics of the predictions and probabilities of logits."""
+    predictions, scores = scoring.decode(logits), scoring.compute_scores(logits)
+    return metrics.compute_all(names, predictions=predictions, scores=scores, references=labels)
 
 
 @pytest.mark.parametrize("problem", ["single_label", "multi_label", "regression"])
-def test_only_metrics_that_can_be_computed_fit_a_problem(problem: str) -> None:
-    """Which of them fit is tried out, by computing each on predictions of that problem."""
+def test_a_metric_that_fits_a_problem_can_be_computed_for_it(problem: str) -> None:
     generator = np.random.default_rng(0)
     names = ("score",) if problem == "regression" else ("a", "b", "c")
-    task = Classification(problem=problem, label_names=names, label_column="label")
+    scoring = ClassificationScoring(problem=problem, label_names=names)
     logits = generator.normal(size=(30, len(names))).astype(np.float32)
     labels: Any = {
         "single_label": generator.integers(0, 3, 30),
@@ -205,33 +207,34 @@ def test_only_metrics_that_can_be_computed_fit_a_problem(problem: str) -> None:
         except InputError:
             continue
         fitting.add(name)
-        computed = compute_all([name], task, logits, labels)
+        computed = compute_all([name], scoring, logits, labels)
         assert list(computed) == [name]
         assert math.isfinite(computed[name])
     numbers = {"pearson", "spearman", "mse"}
-    assert fitting == {
+    expected = {
         "single_label": set(metrics.OFFLINE) - numbers,
         "multi_label": set(metrics.OFFLINE) - numbers - {"matthews_correlation"},
         "regression": numbers,
-    }[problem]  # fmt: skip
+    }
+    assert fitting == expected[problem]
     metrics.check_fits("a-metric-of-the-hub", problem)
 
 
-def test_a_metric_that_does_not_fit_is_an_error_that_names_both() -> None:
+def test_the_error_of_a_metric_that_does_not_fit_names_metric_and_problem() -> None:
     with pytest.raises(InputError, match=r"^evaluation\.metric \(mse\): cannot be computed for a multi_label problem$"):
         metrics.check_fits("mse", "multi_label")
 
 
 def test_compute_all_gives_each_metric_once_from_predictions_or_probabilities() -> None:
-    task = Classification(problem="single_label", label_names=("a", "b"), label_column="label")
+    scoring = ClassificationScoring(problem="single_label", label_names=("a", "b"))
     logits, labels = np.array([[2.0, 1.0], [0.0, 3.0], [1.0, 0.5]], dtype=np.float32), np.array([0, 1, 1])
-    computed = compute_all(["loss", "f1", "accuracy", "f1_macro", "roc_auc", "accuracy"], task, logits, labels)
+    computed = compute_all(["loss", "f1", "accuracy", "f1_macro", "roc_auc", "accuracy"], scoring, logits, labels)
     assert list(computed) == ["f1_macro", "accuracy", "roc_auc"]
     assert computed["accuracy"] == pytest.approx(2 / 3)
     assert computed["roc_auc"] == sklearn.metrics.roc_auc_score(labels, softmax(logits, axis=1)[:, 1])
 
 
-# --- metrics through evaluate ---------------------------------------------------------------------------------------
+# --- metrics of the Hub ---------------------------------------------------------------------------------------------
 
 SCRIPT = """
 import datasets
@@ -252,24 +255,29 @@ import json, sys, time
 from hf_finetune.tasks import metrics
 from hf_finetune.system.errors import InputError
 
-metrics.load("f1")
+metrics.load_metric("f1")
 answer = {"imported": [name for name in ("evaluate", "torch", "datasets") if name in sys.modules]}
 import evaluate
 for name in ("acuracy", "zzz", "somebody/something"):
     started = time.monotonic()
     try:
-        metrics.load(name)
+        metrics.load_metric(name)
     except InputError as error:
         answer[name] = [str(error), time.monotonic() - started]
-local = metrics.load(sys.argv[1])
-answer["local"] = [local.compute(predictions=[1, 2, 3, 1], references=[1, 2, 0, 0]) for _ in range(2)]
+local = metrics.load_metric(sys.argv[1])
+answer["local"] = [local([1, 2, 3, 1], [1, 2, 0, 0]) for _ in range(2)]
+sys.modules["evaluate"] = None  # as if it were not installed
+try:
+    metrics.load_metric("wer")
+except InputError as error:
+    answer["wer"] = str(error)
 print(json.dumps(answer))
 """
 
 
 @pytest.fixture(scope="module")
 def answer(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What a new process finds: evaluate takes seconds to import, and keeps its files where HF_HOME says."""
+    """Results of SCRIPT in a new process: evaluate takes seconds to import, and writes its files into HF_HOME."""
     folder = tmp_path_factory.mktemp("evaluate")
     script = folder / "half_accuracy.py"
     script.write_text(SCRIPT, encoding="utf-8")
@@ -284,34 +292,38 @@ def test_an_offline_metric_imports_neither_evaluate_nor_torch(answer: dict[str, 
     assert answer["imported"] == []
 
 
-def test_an_unknown_name_is_an_error_with_the_nearest_one_at_once_without_a_network(answer: dict[str, Any]) -> None:
+def test_the_error_of_an_unknown_name_has_the_nearest_one_and_needs_no_network(answer: dict[str, Any]) -> None:
     for name, hint in (
         ("acuracy", r"did you mean accuracy\?"),
-        ("zzz", "offline there are accuracy, exact_match, f1_macro, .*, mse"),
-        ("somebody/something", "offline there are accuracy, .*"),
+        ("zzz", "offline metrics are accuracy, exact_match, f1_macro, .*, mse"),
+        ("somebody/something", "offline metrics are accuracy, .*"),
     ):
         message, seconds = answer[name]
-        pattern = rf"evaluation\.metric \({name}\): no such metric; {hint} \(evaluate\.load: .*\)"
+        pattern = rf"evaluation\.metric \({name}\): there is no such metric; {hint} \(evaluate\.load: .*\)"
         assert re.fullmatch(pattern, message)
         assert seconds < 15
 
 
-def test_a_metric_script_is_loaded_through_evaluate_and_gives_its_first_value(answer: dict[str, Any]) -> None:
-    assert answer["local"] == [{answer["script"]: 0.25}] * 2
+def test_without_evaluate_the_error_has_the_command_that_installs_it(answer: dict[str, Any]) -> None:
+    assert re.match(r"evaluation\.metric \(wer\): is not an offline metric \(", answer["wer"])
+    assert re.search(r"\), and metrics of the Hub need a package: pip install .*evaluate", answer["wer"])
 
 
-def test_of_several_values_the_one_called_as_the_metric_counts() -> None:
+def test_the_value_of_a_metric_script_is_its_first(answer: dict[str, Any]) -> None:
+    assert answer["local"] == [0.25, 0.25]
+
+
+def test_the_value_of_a_metric_is_the_one_with_its_name_or_else_the_first() -> None:
     class Module:
         def compute(self, *, predictions: Any, references: Any) -> dict[str, float]:
             return {"other": 1, "mine": 2}
 
     for name, expected in (("mine", 2.0), ("theirs", 1.0)):
-        metric = metrics.HubMetric(name=name, module=Module())
-        assert metric.compute(predictions=[0], references=[0]) == {name: expected}
+        assert metrics.make_hub_metric(name, Module())([0], [0]) == expected
 
 
 @pytest.mark.parametrize("name", ["somebody/metric", "/folder/metric.py"])
-def test_a_checkpoint_of_a_metric_from_the_hub_or_a_script_has_a_file_name(name: str) -> None:
+def test_the_name_of_a_hub_metric_or_a_script_makes_a_valid_file_name_of_a_checkpoint(name: str) -> None:
     from hf_finetune.run.checkpoint import make_checkpoint_name
 
     file = make_checkpoint_name(1, 10, 0.5, name, 0.25)
