@@ -1,6 +1,5 @@
 """From defaults, YAML and the command line to a RunConfig: layers, wording of errors, --help and --print_config."""
 
-import json
 import re
 import shlex
 import subprocess

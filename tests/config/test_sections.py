@@ -1,6 +1,7 @@
 """RunConfig: every check of every section, who reads each setting, and which way the package's imports go."""
 
 import ast
+import functools
 import inspect
 import re
 from collections.abc import Iterable, Mapping
@@ -13,30 +14,33 @@ import pytest
 
 import hf_finetune
 from hf_finetune.config import sections
-from hf_finetune.config.loading import SECTIONS, TYPES
+from hf_finetune.config.loading import SECTIONS, get_setting_types
 from hf_finetune.config.sections import (
     AdapterConfig,
+    CacheConfig,
     CheckpointConfig,
     DataConfig,
     EvaluationConfig,
     FreezeConfig,
     HubConfig,
     ModelConfig,
-    CacheConfig,
     RunConfig,
-    TaskConfig,
     TrackingConfig,
     TrainConfig,
-    to_dict,
     changed_keys,
     flatten,
     parse_fraction,
+    to_dict,
 )
+from hf_finetune.config.tasks import TASKS, load_task
 from hf_finetune.system.errors import InputError
 
 PACKAGE = Path(hf_finetune.__file__).parent
 NAN, INFINITY = float("nan"), float("inf")
 MODEL = ModelConfig(backbone="backbone")
+SETTINGS = {kind: load_task(kind).Settings for kind in TASKS}
+TASK = SETTINGS["classify"](kind="classify")
+TYPES = get_setting_types(SETTINGS["classify"])
 DATA = DataConfig(train=("train.csv",))
 STAGED = FreezeConfig(unfreeze=({"epoch": 2, "layers": 0},))
 
@@ -47,7 +51,6 @@ STAGED = FreezeConfig(unfreeze=({"epoch": 2, "layers": 0},))
 CASES: list[tuple[type, dict[str, Any], str, str]] = [
     *((ModelConfig, {"dropout": value}, "model.dropout", "in [0, 1)") for value in (-0.1, 1.0, 7, NAN)),
     (DataConfig, {"text_columns": ()}, "data.text_columns", "at least one column"),
-    (DataConfig, {"choice_columns": ("a", "a")}, "data.text_columns", "must differ"),
     (DataConfig, {"text_columns": ("a", "a")}, "data.text_columns", "must differ"),
     (DataConfig, {"text_columns": ("label",)}, "data.text_columns", "data.label_column (label)"),
     *((DataConfig, {"validation_fraction": value}, "data.validation_fraction", "[0, 1)") for value in (-0.1, 1.0, NAN)),
@@ -57,44 +60,73 @@ CASES: list[tuple[type, dict[str, Any], str, str]] = [
     *((DataConfig, {"max_length": value}, "data.max_length", "at least 4") for value in (3, 0, -1)),
     (DataConfig, {"max_train_examples": 1}, "data.max_train_examples", "at least 2"),
     (DataConfig, {"encoding": ()}, "data.encoding", "at least one"),
-    (DataConfig, {"subset": "mrpc"}, "data.subset", "needs data.dataset"),
+    (DataConfig, {"subset": "mrpc"}, "data.subset", "must be used with data.dataset"),
     *((AdapterConfig, {"kind": "lora", key: 0}, f"adapter.{key}", "at least 1") for key in ("rank", "alpha")),
     (AdapterConfig, {"kind": "lora", "dropout": 1.0}, "adapter.dropout", "in [0, 1)"),
-    (AdapterConfig, {"kind": "lora", "targets": ("query", "")}, "adapter.targets", "a name is empty"),
-    (AdapterConfig, {"rank": 4}, "adapter.rank", "without adapter.kind lora"),
+    (AdapterConfig, {"kind": "lora", "targets": ("query", "")}, "adapter.targets", "must not have an empty name"),
+    (AdapterConfig, {"rank": 4}, "adapter.rank", "must be used with adapter.kind lora"),
     (
         RunConfig,
-        {"model": MODEL, "data": DATA, "adapter": AdapterConfig(kind="lora"), "freeze": STAGED},
+        {"model": MODEL, "data": DATA, "task": TASK, "adapter": AdapterConfig(kind="lora"), "freeze": STAGED},
         "freeze.unfreeze",
         "pretrained weights stay frozen",
     ),
     *(
-        (TaskConfig, {key: 0}, f"task.{key}", "at least 1")
-        for key in ("longest_answer", "num_best", "max_target_length", "num_beams")
+        (SETTINGS[kind], {"kind": kind, key: 0}, f"task.{key}", "at least 1")
+        for kind, key in (
+            ("answer", "longest_answer"),
+            ("answer", "num_best"),
+            ("summarize", "max_target_length"),
+            ("translate", "num_beams"),
+            ("instruct", "max_target_length"),
+            ("model_language", "max_target_length"),
+        )
     ),
     *(
-        (TaskConfig, {key: -1}, f"task.{key}", "0 or more")
-        for key in ("window_overlap", "generate_examples", "focal_gamma")
+        (SETTINGS[kind], {"kind": kind, key: -1}, f"task.{key}", "0 or more")
+        for kind, key in (
+            ("answer", "window_overlap"),
+            ("tag", "window_overlap"),
+            ("summarize", "generate_examples"),
+            ("classify", "focal_gamma"),
+            ("tag", "focal_gamma"),
+        )
     ),
-    *((TaskConfig, {"mask_fraction": value}, "task.mask_fraction", "in (0, 1)") for value in (0.0, 1.0, NAN)),
     *(
-        (TaskConfig, {key: value}, f"task.{key}", "finite")
-        for key in ("null_threshold", "length_penalty", "similarity_scale")
+        (
+            SETTINGS["model_language"],
+            {"kind": "model_language", "mask_fraction": value},
+            "task.mask_fraction",
+            "in (0, 1)",
+        )
+        for value in (0.0, 1.0, NAN)
+    ),
+    *(
+        (SETTINGS[kind], {"kind": kind, key: value}, f"task.{key}", "finite")
+        for kind, key in (("answer", "null_threshold"), ("summarize", "length_penalty"), ("embed", "similarity_scale"))
         for value in (NAN, INFINITY)
     ),
-    (TaskConfig, {"similarity_scale": 0.0}, "task.similarity_scale", "above 0"),
-    (TaskConfig, {"label_separator": ""}, "task.label_separator", "not be empty"),
-    (TaskConfig, {"label_separator": ",", "problem": "regression"}, "task.label_separator", "task.problem regression"),
-    (TaskConfig, {"label_separator": ",", "problem": "single_label"}, "task.label_separator", "problem single_label"),
+    (SETTINGS["embed"], {"kind": "embed", "similarity_scale": 0.0}, "task.similarity_scale", "above 0"),
+    *(
+        (
+            SETTINGS["classify"],
+            {"kind": "classify", "label_separator": ",", "problem": problem},
+            "task.label_separator",
+            problem,
+        )
+        for problem in ("regression", "single_label")
+    ),
+    (SETTINGS["classify"], {"kind": "classify", "label_separator": ""}, "task.label_separator", "not be empty"),
     *(
         (FreezeConfig, {"layers": value}, "freeze.layers", "a count, a negative count, a fraction")
         for value in ("some", "", "4/3", "1/0", "-1/2", "1 / 2", "0.5")
     ),
-    (FreezeConfig, {"unfreeze": ({"epoch": 2},)}, "freeze.unfreeze", "both and no more"),
-    (FreezeConfig, {"unfreeze": ({"epoch": 1, "layers": 0},)}, "freeze.unfreeze", "rise, and be above 1"),
-    (FreezeConfig, {"unfreeze": ({"epoch": 2, "layers": "x"},)}, "freeze.unfreeze", "takes a count"),
+    (FreezeConfig, {"unfreeze": ({"epoch": 2, "encoder_layers": 1},)}, "freeze.unfreeze", "is now called layers"),
+    (FreezeConfig, {"unfreeze": ({"epoch": 2},)}, "freeze.unfreeze", "must have exactly the keys epoch and layers"),
+    (FreezeConfig, {"unfreeze": ({"epoch": 1, "layers": 0},)}, "freeze.unfreeze", "in ascending order"),
+    (FreezeConfig, {"unfreeze": ({"epoch": 2, "layers": "x"},)}, "freeze.unfreeze", "must be a count"),
     (CheckpointConfig, {"every_minutes": 0.0}, "checkpoint.every_minutes", "must be above 0"),
-    (FreezeConfig, {"patterns": ("ok", "(")}, "freeze.patterns", "not a regular expression"),
+    (FreezeConfig, {"patterns": ("ok", "(")}, "freeze.patterns", "must be a regular expression"),
     *(
         (TrainConfig, {key: 0}, f"train.{key}", "at least 1")
         for key in ("epochs", "max_updates", "batch_size", "micro_batch_size", "micro_batch_tokens", "patience")
@@ -116,7 +148,12 @@ CASES: list[tuple[type, dict[str, Any], str, str]] = [
         for value in (-0.1, 1.0, NAN)
     ),
     (TrainConfig, {"batch_size": 8, "micro_batch_size": 9}, "train.micro_batch_size", "train.batch_size (8)"),
-    (TrainConfig, {"micro_batch_size": 2, "micro_batch_tokens": 9}, "train.micro_batch_tokens", "give one of them"),
+    (
+        TrainConfig,
+        {"micro_batch_size": 2, "micro_batch_tokens": 9},
+        "train.micro_batch_tokens",
+        "not be given together",
+    ),
     (CacheConfig, {"dir": ""}, "cache.dir", "must not be empty"),
     (TrainConfig, {"min_delta": 0.1}, "train.min_delta", "train.patience"),
     *((EvaluationConfig, {"every": value}, "evaluation.every", "at least 1") for value in (0, -3)),
@@ -125,14 +162,17 @@ CASES: list[tuple[type, dict[str, Any], str, str]] = [
     (CheckpointConfig, {"keep_best": 0}, "checkpoint.keep_best", "at least 1"),
     (CheckpointConfig, {"keep_last": 0}, "checkpoint.keep_last", "at least 1"),
     (TrackingConfig, {"log_every": 0}, "tracking.log_every", "at least 1"),
-    (HubConfig, {"push": True}, "hub.repo_id", "is needed with hub.push"),
+    (HubConfig, {"push": True}, "hub.repo_id", "must be given with hub.push"),
     *(
-        (RunConfig, {"name": value, "model": MODEL, "data": DATA}, "name", "a folder's name, not a path")
+        (RunConfig, {"name": value, "model": MODEL, "data": DATA, "task": TASK}, "name", "not a path")
         for value in ("", ".", "..", "../up", "a/b", "/tmp", "a\\b", ".hidden", "-x", "a b", "a\n", "ü")
     ),
-    *((RunConfig, {"seed": value, "model": MODEL, "data": DATA}, "seed", "0 or more") for value in (-1, 2**31)),
-    (RunConfig, {"data": DATA}, "model.backbone", "a Hub id, a folder, or package://NAME/path"),
-    (RunConfig, {"model": MODEL}, "data.train", "data.dataset"),
+    *(
+        (RunConfig, {"seed": value, "model": MODEL, "data": DATA, "task": TASK}, "seed", "0 or more")
+        for value in (-1, 2**31)
+    ),
+    (RunConfig, {"data": DATA, "task": TASK}, "model.backbone", "a Hub id, a folder, or package://NAME/path"),
+    (RunConfig, {"model": MODEL, "task": TASK}, "data.train", "data.dataset"),
 ]
 
 
@@ -159,25 +199,25 @@ def test_every_check_in_the_module_is_failed_by_a_case(monkeypatch: pytest.Monke
     calls = [
         node
         for node in ast.walk(ast.parse(Path(sections.__file__).read_text(encoding="utf-8")))
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "check"
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "require"
     ]
     failed: set[int] = set()
-    original = sections.check
+    original = sections.require
 
-    def recording(holds: bool, key: str, value: object, mend: str) -> None:
-        if not holds:
+    def recording(condition: bool, key: str, value: object, message: str) -> None:
+        if not condition:
             frame = inspect.currentframe()
             assert frame is not None
             assert frame.f_back is not None
             failed.add(frame.f_back.f_lineno)
-        original(holds, key, value, mend)
+        original(condition, key, value, message)
 
-    monkeypatch.setattr(sections, "check", recording)
+    monkeypatch.setattr(sections, "require", recording)
     for section, given, _, _ in CASES:
         message_of(section, given)
     assert len(calls) >= 25
     missed = [call.lineno for call in calls if not failed & set(range(call.lineno, (call.end_lineno or 0) + 1))]
-    assert not missed, f"config.py: no case fails the checks in lines {missed}"
+    assert not missed, f"sections.py: no case fails the checks in lines {missed}"
 
 
 @pytest.mark.parametrize(
@@ -188,7 +228,7 @@ def test_every_check_in_the_module_is_failed_by_a_case(monkeypatch: pytest.Monke
         (DataConfig, {"validation_fraction": 0.0, "dataset": "glue"}),
         (DataConfig, {"dataset": "glue", "subset": "mrpc"}),
         (DataConfig, {"max_length": 4, "max_train_examples": 2}),
-        (TaskConfig, {"label_separator": " ", "problem": "multi_label"}),
+        (SETTINGS["classify"], {"kind": "classify", "label_separator": " ", "problem": "multi_label"}),
         (FreezeConfig, {"layers": "all"}),
         (FreezeConfig, {"layers": "3/3"}),
         (FreezeConfig, {"layers": -2}),
@@ -197,8 +237,8 @@ def test_every_check_in_the_module_is_failed_by_a_case(monkeypatch: pytest.Monke
         (TrainConfig, {"min_delta": 0.1, "patience": 1}),
         (EvaluationConfig, {"every": 1}),
         (HubConfig, {"push": True, "repo_id": "user/name"}),
-        (RunConfig, {"name": "a-b_c.1", "seed": 2**31 - 1, "model": MODEL, "data": DATA}),
-        (RunConfig, {"model": MODEL, "data": DataConfig(dataset="glue")}),
+        (RunConfig, {"name": "a-b_c.1", "seed": 2**31 - 1, "model": MODEL, "data": DATA, "task": TASK}),
+        (RunConfig, {"model": MODEL, "data": DataConfig(dataset="glue"), "task": TASK}),
     ],
 )
 def test_the_edges_of_what_is_allowed_are_allowed(section: type, given: dict[str, Any]) -> None:
@@ -207,7 +247,7 @@ def test_the_edges_of_what_is_allowed_are_allowed(section: type, given: dict[str
 
 
 def test_configs_are_frozen_and_take_keywords_only() -> None:
-    run = RunConfig(model=MODEL, data=DATA)
+    run = RunConfig(model=MODEL, data=DATA, task=TASK)
     with pytest.raises(FrozenInstanceError):
         run.train.epochs = 4  # type: ignore[misc]
     with pytest.raises(TypeError):
@@ -223,14 +263,16 @@ def test_fractions_are_read_between_0_and_1(text: str, value: Fraction | None) -
 
 
 def test_the_run_folder_is_the_name_under_output_dir() -> None:
-    assert RunConfig(name="a", output_dir="some/where", model=MODEL, data=DATA).run_dir == Path("some/where/a")
+    assert RunConfig(name="a", output_dir="some/where", model=MODEL, data=DATA, task=TASK).run_dir == Path(
+        "some/where/a"
+    )
 
 
 # --- plain values ---------------------------------------------------------------------------------------------------
 
 
 def test_as_dict_has_every_setting_and_plain_values_only() -> None:
-    plain = to_dict(RunConfig(model=MODEL, data=DATA))
+    plain = to_dict(RunConfig(model=MODEL, data=DATA, task=TASK))
     flat = dict(flatten(plain))
     assert flat.keys() == TYPES.keys()
     assert flat["data.train"] == ["train.csv"]
@@ -238,10 +280,11 @@ def test_as_dict_has_every_setting_and_plain_values_only() -> None:
 
 
 def test_changed_keys_names_what_differs_and_passes_over_what_no_number_depends_on() -> None:
-    before = RunConfig(model=MODEL, data=DATA)
+    before = RunConfig(model=MODEL, data=DATA, task=TASK)
     after = RunConfig(
         model=MODEL,
         data=DATA,
+        task=TASK,
         seed=1,
         output_dir="elsewhere",
         train=TrainConfig(epochs=5, micro_batch_size=2),
@@ -259,8 +302,8 @@ def test_changed_keys_names_what_differs_and_passes_over_what_no_number_depends_
 
 
 def test_changed_keys_names_settings_that_an_older_version_did_not_have() -> None:
-    now = to_dict(RunConfig(model=MODEL, data=DATA))
-    then = to_dict(RunConfig(model=MODEL, data=DATA))
+    now = to_dict(RunConfig(model=MODEL, data=DATA, task=TASK))
+    then = to_dict(RunConfig(model=MODEL, data=DATA, task=TASK))
     del then["train"]["layer_decay"]
     assert changed_keys(then, now) == [("train.layer_decay", None, 1.0)]
 
@@ -273,9 +316,10 @@ def test_every_key_that_may_change_on_resume_is_a_setting() -> None:
 # --- no setting without a reader ------------------------------------------------------------------------------------
 
 SECTION_OF = {f"{section.title()}Config": section for section in SECTIONS} | {"RunConfig": ""}
-SECTION_OF |= {"Backbone": ""}  # whose `adapter` is that section
+SECTION_OF |= {"Backbone": "", "Settings": "task"}  # the `adapter` of a Backbone is that section
 
 
+@functools.cache
 def modules() -> dict[str, ast.Module]:
     """Every module of the package by its dotted name below hf_finetune ("" for __init__)."""
     found = {}
@@ -288,12 +332,20 @@ def modules() -> dict[str, ast.Module]:
 
 class SettingReads(ast.NodeVisitor):
     """Dotted keys of the settings that a module reads off configs: `config.train.epochs`, names that stand for a section,
-    and getattr. What a name stands for is told by annotations and assignments in the same function."""
+    calls of functions that return the task's Settings, and getattr. Annotations and assignments in the same function show
+    what a name stands for."""
 
     def __init__(self, module: ast.Module) -> None:
         self.found: set[str] = set()
         self.patterns: set[str] = set()
         self.names: dict[str, str] = {}
+        self.task_readers = {  # functions that return the settings of the task
+            node.name
+            for node in ast.walk(module)
+            if isinstance(node, ast.FunctionDef)
+            and isinstance(node.returns, ast.Name)
+            and node.returns.id == "Settings"
+        }
         self.strings = {n.value for n in ast.walk(module) if isinstance(n, ast.Constant) and isinstance(n.value, str)}
         self.visit(module)
 
@@ -301,6 +353,9 @@ class SettingReads(ast.NodeVisitor):
         """The section that an expression is ("" for the whole RunConfig), or None."""
         if isinstance(node, ast.Name):
             return self.names.get(node.id)
+        if isinstance(node, ast.Call):
+            is_reader = isinstance(node.func, ast.Name) and node.func.id in self.task_readers
+            return "task" if is_reader or ast.unparse(node) == "cast(Settings, config.task)" else None
         if isinstance(node, ast.Attribute):
             if node.attr == "config":
                 return ""
@@ -349,19 +404,51 @@ class SettingReads(ast.NodeVisitor):
             self.found |= {f"{section}.{text}".lstrip(".") for text in self.strings}
 
 
-def without_reader(settings: Iterable[str]) -> list[str]:
-    """Those settings that no code outside config.py reads."""
-    reads = [SettingReads(module) for name, module in modules().items() if name != "config"]
+@functools.cache
+def read_module(name: str) -> SettingReads:
+    """The settings that a module reads."""
+    return SettingReads(modules()[name])
+
+
+def without_reader(settings: Iterable[str], names: Iterable[str]) -> list[str]:
+    """Those settings that none of these modules reads."""
+    reads = [read_module(name) for name in names]
     found = set().union(*(read.found for read in reads))
     patterns = set().union(*(read.patterns for read in reads))
     return [key for key in settings if key not in found and not any(re.fullmatch(p, key) for p in patterns)]
 
 
+OUTSIDE = tuple(name for name in modules() if not name.startswith("config"))
+
+
+def task_modules(kind: str) -> list[str]:
+    """The modules of a task's class and its bases."""
+    names = {base.__module__.partition(".")[2] for base in load_task(kind).__mro__}
+    return sorted(name for name in names if name.startswith("tasks."))
+
+
+def own_keys(kind: str) -> list[str]:
+    """The settings of one task."""
+    return [key for key in get_setting_types(SETTINGS[kind]) if key.startswith("task.") and key != "task.kind"]
+
+
 def test_every_setting_is_read_by_code() -> None:
-    assert len(TYPES) >= 45
-    assert without_reader(TYPES) == []
+    shared = [key for key in TYPES if not key.startswith("task.") or key == "task.kind"]
+    assert len(shared) >= 45
+    assert without_reader(shared, OUTSIDE) == []
+
+
+@pytest.mark.parametrize("kind", TASKS)
+def test_every_setting_of_a_task_is_read_by_its_own_code(kind: str) -> None:
+    assert own_keys(kind)
+    assert without_reader(own_keys(kind), task_modules(kind)) == []
+    assert without_reader(["task.ema"], task_modules(kind)) == ["task.ema"]
+
+
+def test_all_tasks_together_have_the_settings_that_are_documented() -> None:
+    assert len({key for kind in TASKS for key in own_keys(kind)}) >= 24
 
 
 @pytest.mark.parametrize("invented", ["train.ema", "hub.every", "momentum", "data.revision", "freeze.epochs"])
 def test_the_guard_finds_a_setting_that_no_code_reads(invented: str) -> None:
-    assert without_reader([*TYPES, invented]) == [invented]
+    assert without_reader([*TYPES, invented], OUTSIDE) == [invented]
