@@ -326,13 +326,13 @@ class Tagging(Task):
 
         Each type of entities has all tags of the scheme, even those that training lacks: validation may have them.
         """
-        settings, rows = get_settings(config), range(len(table))
+        settings, columns, rows = get_settings(config), cls.make_columns(config), range(len(table))
         scheme: str = settings.tag_scheme
         reason = "set by task.tag_scheme"
         if scheme == "auto":
-            reader = make_reader(config, "none")
+            reader = make_reader(columns, settings, "none")
             scheme, reason = guess_scheme([reader.read_raw_tags(table, row) for row in rows])
-        reader = make_reader(config, scheme)
+        reader = make_reader(columns, settings, scheme)
         counts = Counter(tag for row in rows for tag in reader.read_tags(table, row))
         if len(counts) < 2:
             raise InputError(
@@ -353,8 +353,10 @@ class Tagging(Task):
 
     @classmethod
     def from_state(cls, config: RunConfig, state: Mapping[str, Any]) -> "Tagging":
-        settings, names, default_tag = get_settings(config), tuple(state["labels"]), state["default"]
-        weights, reader = tuple(state.get("class_weights", ())), make_reader(config, state["scheme"])
+        settings, columns = get_settings(config), cls.make_columns(config)
+        reader = make_reader(columns, settings, state["scheme"])
+        names, default_tag = tuple(state["labels"]), state["default"]
+        weights = tuple(state.get("class_weights", ()))
         entries = {"id2label": dict(enumerate(names)), "label2id": number_names(names)}
         return cls(
             problem="tags" if reader.scheme == "none" else "entities",
@@ -364,7 +366,7 @@ class Tagging(Task):
             class_weights=weights,
             pipeline_tag="token-classification",
             head=HeadSpec(auto_class=cls.auto_classes[0], config_entries=entries, has_labels=True),
-            columns=cls.make_columns(config),
+            columns=columns,
             encoding=TaggingEncoding(
                 reader=reader,
                 label_names=names,
@@ -404,13 +406,13 @@ class Tagging(Task):
         return f"finding entities ({self.scheme}).\n{len(kinds)} types: {', '.join(kinds)}"
 
 
-def make_reader(config: RunConfig, scheme: str) -> TagReader:
-    """Returns the reader of the columns that the settings name."""
+def make_reader(columns: TaggingColumns, settings: Settings, scheme: str) -> TagReader:
+    """Returns the reader of these columns in a scheme."""
     return TagReader(
-        text_column=config.data.text_columns[0],
-        label_column=str(config.data.label_column),
+        text_column=columns.text,
+        label_column=columns.label,
         scheme=scheme,
-        repairs=get_settings(config).tag_faults == "repair",
+        repairs=settings.tag_faults == "repair",
     )
 
 

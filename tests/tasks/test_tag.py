@@ -379,7 +379,7 @@ def test_the_metric_may_be_a_score_of_one_type() -> None:
         (make_rows("a b|O B-x"), {"data.text_columns": ["tokens", "other"]}, r"data.text_columns .*: must be one column"),
         (make_rows("a b|O B-x"), {"data.label_column": None}, r"data.label_column \(None\): tagging needs the column"),
         (make_rows("a b|O B-x"), {"task.num_beams": 2}, r"task.num_beams"),
-        (make_rows("a b|O B-x"), {"task.class_weights": ["B-y=2"]}, r"task.class_weights \(B-y=2\): training has the labels"),
+        (make_rows("a b|O B-x"), {"task.class_weights": ["B-y=2"]}, r"task.class_weights \(B-y=2\): the label must be one of B-x"),
     ],
 )  # fmt: skip
 def test_errors_name_file_line_and_word(rows: list[dict[str, Any]], settings: dict[str, Any], message: str) -> None:
@@ -457,7 +457,9 @@ def test_conll_column_by_number(tmp_path: Path, column: str, tags: list[str]) ->
 
 @pytest.mark.parametrize("column", ["1", "5", "0"])
 def test_conll_without_the_column(tmp_path: Path, column: str) -> None:
-    with pytest.raises(InputError, match=rf"data.label_column \({column}\): the file has 4 columns, the first"):
+    with pytest.raises(
+        InputError, match=rf"data.label_column \({column}\): the file has 4 columns, and words are in the first"
+    ):
         read(tmp_path / "a.conll", CONLL, **{"data.label_column": column})
 
 
@@ -469,7 +471,7 @@ def test_conll_gzipped_with_tabs_and_windows_lines(tmp_path: Path) -> None:
 
 
 def test_conll_ragged(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"a.conll:4: 3 columns where there should be 2"):
+    with pytest.raises(InputError, match=r"a.conll:4: 3 columns, expected 2"):
         read(tmp_path / "a.conll", "a O\nb O\n\nc d O\n")
 
 
@@ -504,9 +506,9 @@ def test_conllu(tmp_path: Path, column: str, expected: list[str]) -> None:
 
 
 def test_conllu_errors(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"data.label_column \(pos\): of a CoNLL-U file one of id, form"):
+    with pytest.raises(InputError, match=r"data.label_column \(pos\): for a CoNLL-U file must be one of id, form"):
         read(tmp_path / "a.conllu", CONLLU, **{"data.label_column": "pos"})
-    with pytest.raises(InputError, match=r"a.conllu:1: 2 columns where there should be 10"):
+    with pytest.raises(InputError, match=r"a.conllu:1: 2 columns, expected 10"):
         read(tmp_path / "a.conllu", "1\tcat\n")
 
 
