@@ -1,4 +1,4 @@
-"""Loading a pretrained model and its tokenizer: from where, what is checked, and what the head is."""
+"""Loading a pretrained model and its tokenizer: locations, checks, and the head."""
 
 import hashlib
 import json
@@ -17,8 +17,9 @@ from torch import nn
 from hf_finetune.config.sections import ModelConfig
 from hf_finetune.model import backbone
 from hf_finetune.model.backbone import Backbone
+from hf_finetune.model.head_spec import HeadSpec
 from hf_finetune.system.errors import InputError
-from hf_finetune.tasks.classify import Classification
+from hf_finetune.tasks.classify import make_config_entries
 
 Backbones = Callable[..., Path]
 FAMILIES = sorted(tiny.FAMILIES)
@@ -28,14 +29,21 @@ WITH_POSITIONS = [
 OFFSET = {"camembert", "roberta", "xlm-roberta"}  # positions start after the padding id
 
 
-def make_task(*names: str, problem: str = "single_label") -> Classification:
-    return Classification(problem=problem, label_names=names or ("a", "b", "c"), label_column="label")
+def make_head(*names: str, problem: str = "single_label") -> HeadSpec:
+    return HeadSpec(
+        auto_class="AutoModelForSequenceClassification",
+        config_entries=make_config_entries(problem, names),
+        has_labels=True,
+    )
 
 
-def load(location: Path | str, task: Classification | None = None, **settings: Any) -> Backbone:
+ABC = make_head("a", "b", "c")
+
+
+def load(location: Path | str, head: HeadSpec = ABC, seed: int = 0, **settings: Any) -> Backbone:
     config = ModelConfig(backbone=str(location), **settings)
-    torch.manual_seed(0)
-    return backbone.load_backbone(config, (task or make_task()).head, backbone.load_tokenizer(config))
+    torch.manual_seed(seed)
+    return backbone.load_backbone(config, head, backbone.load_tokenizer(config))
 
 
 def forward(model: Any, length: int = 6) -> torch.Tensor:
@@ -69,7 +77,7 @@ def change_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], obj
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_pretrained_weights_are_loaded_in_fp32_and_only_the_head_is_new(backbones: Backbones, family: str) -> None:
     folder = backbones(family)
-    loaded = load(folder, make_task("x", "y", "z", "w"))
+    loaded = load(folder, make_head("x", "y", "z", "w"))
     prefix = f"{loaded.model.base_model_prefix}."
     saved = load_file(folder / "model.safetensors")
     weights = loaded.model.state_dict()
@@ -86,11 +94,8 @@ def test_the_pretrained_weights_are_loaded_in_fp32_and_only_the_head_is_new(back
 
 
 @pytest.mark.parametrize("family", ["bert", "gpt2", "t5"])
-def test_the_new_head_depends_on_the_seed_alone(backbones: Backbones, family: str) -> None:
-    first, second = load(backbones(family)), load(backbones(family))
-    config = ModelConfig(backbone=str(backbones(family)))
-    torch.manual_seed(1)
-    other = backbone.load_backbone(config, make_task().head, backbone.load_tokenizer(config))
+def test_the_new_head_depends_on_the_seed_only(backbones: Backbones, family: str) -> None:
+    first, second, other = (load(backbones(family), seed=seed) for seed in (0, 0, 1))
     heads = [dict(loaded.model.named_parameters()) for loaded in (first, second, other)]
     matrices = [name for name in first.new_parameters if heads[0][name].ndim == 2]
     assert matrices
@@ -107,16 +112,16 @@ def test_the_new_head_depends_on_the_seed_alone(backbones: Backbones, family: st
         ("regression", "regression"),
     ],
 )
-def test_the_problem_stands_in_the_config_as_transformers_names_it(
+def test_the_config_has_the_problem_by_the_name_of_transformers(
     backbones: Backbones, problem: str, expected: str
 ) -> None:
     names = ("score",) if problem == "regression" else ("a", "b", "c")
-    loaded = load(backbones("bert"), make_task(*names, problem=problem))
+    loaded = load(backbones("bert"), make_head(*names, problem=problem))
     assert loaded.model.config.problem_type == expected
     assert loaded.model.config.num_labels == len(names)
 
 
-def test_the_asked_attention_implementation_is_used(backbones: Backbones) -> None:
+def test_the_attention_implementation_of_the_settings_is_used(backbones: Backbones) -> None:
     assert load(backbones("bert"), attention="eager").model.config._attn_implementation == "eager"
     assert load(backbones("bert"), attention="sdpa").model.config._attn_implementation == "sdpa"
 
@@ -126,18 +131,18 @@ def test_an_unknown_attention_implementation_is_an_input_error(backbones: Backbo
         load(backbones("bert"), attention="flush")
 
 
-def test_a_fine_tuned_classifier_keeps_its_head_only_where_the_number_of_labels_is_the_same(
+def test_a_fine_tuned_classifier_keeps_its_head_only_if_the_number_of_labels_is_the_same(
     backbones: Backbones, tmp_path: Path
 ) -> None:
-    first = load(backbones("bert"), make_task("a", "b", "c"))
+    first = load(backbones("bert"), make_head("a", "b", "c"))
     first.model.save_pretrained(tmp_path)
     first.tokenizer.save_pretrained(tmp_path)
 
-    again = load(tmp_path, make_task("a", "b", "c"))
+    again = load(tmp_path, make_head("a", "b", "c"))
     assert again.new_parameters == frozenset()
     assert torch.equal(again.model.classifier.weight, first.model.classifier.weight)
 
-    wider = load(tmp_path, make_task("a", "b", "c", "d", "e"))
+    wider = load(tmp_path, make_head("a", "b", "c", "d", "e"))
     assert wider.new_parameters == {"classifier.weight", "classifier.bias"}
     assert wider.model.classifier.weight.shape == (5, 32)
     assert torch.isfinite(forward(wider.model)).all()
@@ -145,12 +150,12 @@ def test_a_fine_tuned_classifier_keeps_its_head_only_where_the_number_of_labels_
     assert torch.equal(pooler, first.model.bert.pooler.dense.weight)
 
 
-def test_loading_says_nothing(backbones: Backbones, capfd: pytest.CaptureFixture[str]) -> None:
+def test_loading_prints_nothing(backbones: Backbones, capfd: pytest.CaptureFixture[str]) -> None:
     load(backbones("bert"))
     assert capfd.readouterr() == ("", "")
 
 
-def test_load_any_takes_a_run_folder_a_model_folder_and_a_package(
+def test_load_pretrained_takes_a_run_folder_a_model_folder_and_a_package(
     backbones: Backbones, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = tmp_path / "run"
@@ -170,7 +175,7 @@ def test_load_any_takes_a_run_folder_a_model_folder_and_a_package(
 
 
 def make_package(folder: Path, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An importable package `carried_backbone` with a model in it, which breaks where it is imported."""
+    """Writes a package `carried_backbone` with a model in it, which raises an error if it is imported."""
     package = folder / "carried_backbone"
     (package / "weights").mkdir(parents=True)
     (package / "__init__.py").write_text("raise RuntimeError('imported')\n", encoding="utf-8")
@@ -194,7 +199,7 @@ def test_weights_with_another_digest_are_refused_before_they_are_read(
 ) -> None:
     make_package(tmp_path, backbones("bert"), monkeypatch)
     location = f"package://carried_backbone/weights/bert#sha256={'0' * 64}"
-    with pytest.raises(InputError, match=r"model\.backbone \(package://.*model\.safetensors is not the file"):
+    with pytest.raises(InputError, match=r"model\.backbone \(package://.*model\.safetensors is not the expected file"):
         load(location)
 
 
@@ -249,7 +254,7 @@ def test_dropout_is_the_backbones_own_unless_given(backbones: Backbones, family:
     assert rates[0] == rates[1]
 
 
-def test_dropout_does_not_leave_out_whole_blocks(backbones: Backbones) -> None:
+def test_model_dropout_does_not_set_layerdrop(backbones: Backbones) -> None:
     config = load(backbones("bart"), dropout=0.25).model.config
     assert (config.encoder_layerdrop, config.decoder_layerdrop) == (0.0, 0.0)
 
@@ -259,7 +264,7 @@ def test_a_backbone_that_has_no_dropout_to_set_is_an_error() -> None:
         backbone.set_dropout(SimpleNamespace(hidden_size=3, drop_path=None), 0.1)
 
 
-def test_a_dropout_that_a_backbone_does_not_take_is_an_error(
+def test_a_dropout_that_a_backbone_does_not_use_is_an_error(
     backbones: Backbones, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def set_but_one(config: Any, _: float) -> None:
@@ -288,7 +293,7 @@ def test_a_tokenizer_without_a_padding_token_pads_with_the_end_token(backbones: 
     assert loaded.tokenizer.pad_token == "[SEP]"
     assert loaded.pad_token_id == loaded.model.config.pad_token_id == 3
     assert loaded.tokenizer.padding_side == "right"
-    # A decoder's classifier reads the last token that is no padding: padding must not change the answer
+    # A classifier on a decoder reads the last token before the padding, so padding must not change the logits
     ids = torch.tensor([[5, 6, 7, 8]])
     padded = torch.tensor([[5, 6, 7, 8, 3, 3]])
     mask = torch.tensor([[1, 1, 1, 1, 0, 0]])
@@ -332,13 +337,13 @@ def test_the_longest_input_is_the_tokenizers_limit_and_512_at_most(backbones: Ba
     assert backbone.resolve_max_length(loaded, 2000) == 2000
 
 
-def test_the_longest_input_of_mpnet_beside_a_tokenizer_that_pads_with_0(backbones: Backbones) -> None:
+def test_the_longest_input_of_mpnet_with_a_tokenizer_that_pads_with_0(backbones: Backbones) -> None:
     loaded = load(backbones("mpnet"))
     loaded.tokenizer.model_max_length = 10**6
     forward(loaded.model.eval(), backbone.resolve_max_length(loaded, None))
 
 
-# --- files that are missing, damaged, or another model's ------------------------------------------------------------
+# --- files that are missing, damaged, or of another model -----------------------------------------------------------
 
 
 @pytest.mark.parametrize("location", ["nobody/nothing", "/nowhere/at/all", "no-such-model"])
@@ -359,11 +364,11 @@ def cut(name: str) -> Callable[[Path], object]:
 DAMAGES: dict[str, Callable[[Path], object]] = {
     "no config": lambda folder: (folder / "config.json").unlink(),
     "broken config": write_bytes("config.json", b'{"model_type": "bert"'),
-    "config of no model": write_bytes("config.json", b'{"model_type": "no-such-type"}'),
+    "unknown model type": write_bytes("config.json", b'{"model_type": "no-such-type"}'),
     "no weights": lambda folder: (folder / "model.safetensors").unlink(),
     "cut weights": cut("model.safetensors"),
     "empty weights": write_bytes("model.safetensors", b""),
-    "no weights at all": write_bytes("model.safetensors", b"hello, this is no model"),
+    "text as weights": write_bytes("model.safetensors", b"hello, this is not a model"),
     "broken tokenizer": cut("tokenizer.json"),
 }
 
@@ -402,7 +407,7 @@ def test_one_missing_tensor_is_an_error_that_names_it(broken: Path) -> None:
         load(broken)
 
 
-def test_a_missing_pooler_is_new_and_no_error(broken: Path) -> None:
+def test_a_missing_pooler_is_new_and_not_an_error(broken: Path) -> None:
     change_weights(broken, lambda weights: [weights.pop(name) for name in list(weights) if "pooler" in name])
     pooler = {"bert.pooler.dense.weight", "bert.pooler.dense.bias"}
     assert load(broken).new_parameters == pooler | {"classifier.weight", "classifier.bias"}

@@ -1,7 +1,8 @@
-"""What trains, what is constant, and what `inspect` says of it, over every family of tests/tiny.py."""
+"""What trains, what is constant, and what `inspect` prints about it, in every family of tests/support/tiny.py."""
 
 import copy
 import csv
+import dataclasses
 import io
 import json
 from typing import Any
@@ -12,19 +13,20 @@ import torch
 from support import tiny
 from torch import nn
 
-from hf_finetune.config.sections import FreezeConfig
+from hf_finetune.config.sections import DataConfig, FreezeConfig, ModelConfig, RunConfig
 from hf_finetune.data.features import Features
 from hf_finetune.model import freezing, parameter_table, structure
 from hf_finetune.model.backbone import set_dropout
 from hf_finetune.model.freezing import FreezePlan
 from hf_finetune.system.errors import InputError
-from hf_finetune.tasks.classify import Classification
-from hf_finetune.training.evaluation import run_evaluation
+from hf_finetune.system.processes import SingleProcess
+from hf_finetune.tasks.classify import Classification, Settings
+from hf_finetune.training.evaluation import ModelRunner
 
 LAYERS = 3
 IDS = torch.tensor([[5, 6, 7, 8, 9, 3], [25, 10, 11, 12, 30, 3]])
 
-# family -> part -> parameters of the stock transformers model, given by the beginnings of their names
+# family -> part -> parameters of the transformers model, by the starts of their names
 HEAD = ("classifier.",)
 BERT_PARTS = {
     "embeddings": ("bert.embeddings.",),
@@ -103,17 +105,17 @@ DEPTHS = [(family, count) for family in LAYERED for count in (0, 1, 2, 3)] + [("
 
 
 def make_dropping(family: str, probability: float = 0.4) -> Any:
-    """A model of a family in which everything that can drop out does so with `probability`."""
+    """A model of a family in which all dropout has this probability."""
     config = tiny.make_config(family, layers=LAYERS, num_labels=3)
     set_dropout(config, probability)
-    for name in ("encoder_layerdrop", "decoder_layerdrop"):  # leaves out whole blocks: another thing
+    for name in ("encoder_layerdrop", "decoder_layerdrop"):  # leaves out entire blocks
         if hasattr(config, name):
             setattr(config, name, 0.0)
     return tiny.make_model(family, layers=LAYERS, **{k: v for k, v in vars(config).items() if "drop" in k})
 
 
 def make_frozen(family: str, model: Any, **settings: Any) -> FreezePlan:
-    """Frozen as `settings` say, in train_mode."""
+    """Freezes the model as the settings say, and puts it into train mode."""
     plan = freezing.apply_freezing(model, FreezeConfig(**settings))
     freezing.set_train_mode(model, freezing.find_eval_modules(model))
     return plan
@@ -127,15 +129,15 @@ def forward(model: Any, *, seed: int) -> torch.Tensor:
 def boundary_outputs(
     model: Any, count: int, *, seeds: tuple[int, ...]
 ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """What block `count` is given (without one: what the topmost gives), and the logits, of a forward for each seed."""
+    """Returns the input of block `count` (the output of the last block if there is none), and the logits, for each seed."""
     _, stack = structure.find_stack(model)
-    seen: list[torch.Tensor] = []
+    values: list[torch.Tensor] = []
 
     def keep_input(_: nn.Module, arguments: Any, keywords: Any) -> None:
-        seen.append((arguments[0] if arguments else keywords["hidden_states"]).detach().clone())
+        values.append((arguments[0] if arguments else keywords["hidden_states"]).detach().clone())
 
     def keep_output(_: nn.Module, arguments: Any, output: Any) -> None:
-        seen.append((output[0] if isinstance(output, tuple) else output).detach().clone())
+        values.append((output[0] if isinstance(output, tuple) else output).detach().clone())
 
     if count < len(stack):
         handle = stack[count].register_forward_pre_hook(keep_input, with_kwargs=True)
@@ -143,22 +145,22 @@ def boundary_outputs(
         handle = stack[-1].register_forward_hook(keep_output)
     boundary, logits = [], []
     for seed in seeds:
-        seen.clear()
+        values.clear()
         logits.append(forward(model, seed=seed).detach())
-        boundary.append(seen[-1] if count == len(stack) else seen[0])  # a shared block runs several times
+        boundary.append(values[-1] if count == len(stack) else values[0])  # a shared block runs several times
     handle.remove()
     return boundary, logits
 
 
-# --- anatomy --------------------------------------------------------------------------------------------------------
+# --- structure --------------------------------------------------------------------------------------------------------
 
 
-def test_every_family_of_the_tests_has_its_parts_written_down_here() -> None:
+def test_every_family_has_its_parts_listed_here() -> None:
     assert set(PARTS) == set(tiny.FAMILIES)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_each_parameter_stands_in_exactly_one_part(family: str) -> None:
+def test_each_parameter_is_in_exactly_one_part(family: str) -> None:
     model = tiny.make_model(family, layers=LAYERS)
     parts = structure.analyze_structure(model).parts()
     listed = [name for names in parts.values() for name in names]
@@ -173,18 +175,18 @@ def test_parts_are_those_of_the_family(family: str) -> None:
     names = [name for name, _ in model.named_parameters()]
     expected = dict(PARTS[family])
     stack = expected.pop("blocks")
-    anatomy = structure.analyze_structure(model)
+    parts = structure.analyze_structure(model)
 
-    assert anatomy.stack_name == stack
-    assert len(anatomy.blocks) == (1 if family == "albert" else LAYERS)
-    assert anatomy.shared == (family == "albert")
-    for number, block in enumerate(anatomy.blocks):
+    assert parts.stack_name == stack
+    assert len(parts.blocks) == (1 if family == "albert" else LAYERS)
+    assert parts.shared == (family == "albert")
+    for number, block in enumerate(parts.blocks):
         assert sorted(block) == sorted(name for name in names if name.startswith(f"{stack}.{number}."))
-    found = {"embeddings": anatomy.embeddings, **anatomy.rest}
+    found = {"embeddings": parts.embeddings, **parts.rest}
     assert {part: sorted(members) for part, members in found.items()} == {
         part: sorted(name for name in names if name.startswith(beginnings)) for part, beginnings in expected.items()
     }
-    assert anatomy.unused == ()
+    assert parts.unused == ()
 
 
 def test_a_parameter_that_no_output_depends_on_is_unused_and_does_not_train() -> None:
@@ -211,7 +213,7 @@ def test_a_stack_that_no_forward_runs_is_an_error() -> None:
         structure.analyze_structure(model)
 
 
-def test_dissecting_and_applying_leave_mode_weights_and_hooks_as_they_were() -> None:
+def test_analyzing_and_freezing_change_no_mode_weight_or_hook() -> None:
     model = tiny.make_model("bert").train()
     before = copy.deepcopy(model.state_dict())
     freezing.apply_freezing(model, FreezeConfig(embeddings=True))
@@ -222,14 +224,14 @@ def test_dissecting_and_applying_leave_mode_weights_and_hooks_as_they_were() -> 
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-# --- what is frozen stays, what is free trains ----------------------------------------------------------------------
+# --- what is frozen stays, the rest trains --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_training_update_changes_everything_free_and_no_bit_of_what_is_frozen(family: str) -> None:
+def test_updates_change_every_trainable_parameter_and_no_bit_of_a_frozen_one(family: str) -> None:
     model = make_dropping(family, 0.1)
     count = 1 if family == "albert" else 2
-    plan = make_frozen(family, model, embeddings=True, encoder_layers=count)
+    plan = make_frozen(family, model, embeddings=True, layers=count)
     expected = {*plan.structure.embeddings, *(name for block in plan.structure.blocks[:count] for name in block)}
     assert plan.frozen == expected
     assert {name for name, p in model.named_parameters() if not p.requires_grad} == expected
@@ -237,7 +239,7 @@ def test_a_training_update_changes_everything_free_and_no_bit_of_what_is_frozen(
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2, weight_decay=0.1)
-    for seed in (1, 2):  # the second: some biases get their first gradient by the new weights
+    for seed in (1, 2):  # twice: some biases get their first gradient from the new weights
         optimizer.zero_grad()
         nn.functional.cross_entropy(forward(model, seed=seed), torch.tensor([0, 2])).backward()
         optimizer.step()
@@ -249,15 +251,15 @@ def test_a_training_update_changes_everything_free_and_no_bit_of_what_is_frozen(
 
 
 @pytest.mark.parametrize(("family", "count"), DEPTHS)
-def test_the_prefix_is_constant_in_training_while_what_is_above_it_drops_out(family: str, count: int) -> None:
+def test_the_prefix_is_constant_in_training_while_the_blocks_above_drop_out(family: str, count: int) -> None:
     model = make_dropping(family)
-    plan = make_frozen(family, model, embeddings=True, encoder_layers=count)
+    plan = make_frozen(family, model, embeddings=True, layers=count)
     assert plan.num_prefix_blocks == count
 
     boundary, logits = boundary_outputs(model, count, seeds=(1, 2))
     assert torch.equal(boundary[0], boundary[1])
-    freely_dropping = {"gpt2", "llama", "qwen2", "qwen3"}  # no dropout above their blocks
-    if not (family in freely_dropping and count == LAYERS):
+    without_dropout_above = {"gpt2", "llama", "qwen2", "qwen3"}  # no dropout above their blocks
+    if not (family in without_dropout_above and count == LAYERS):
         assert not torch.equal(logits[0], logits[1])
 
     model.eval()
@@ -266,19 +268,19 @@ def test_the_prefix_is_constant_in_training_while_what_is_above_it_drops_out(fam
 
 
 @pytest.mark.parametrize("family", [family for family in FAMILIES if family not in ("llama", "qwen2", "qwen3")])
-def test_with_free_embeddings_nothing_is_constant_and_their_dropout_is_on(family: str) -> None:
+def test_if_the_embeddings_train_nothing_is_constant_and_their_dropout_is_on(family: str) -> None:
     model = make_dropping(family)
-    plan = make_frozen(family, model, encoder_layers=1)
+    plan = make_frozen(family, model, layers=1)
     assert plan.num_prefix_blocks == -1
     boundary, _ = boundary_outputs(model, 0, seeds=(1, 2))
     assert not torch.equal(boundary[0], boundary[1])
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_dropout_of_free_blocks_and_head_stays_on(family: str) -> None:
+def test_dropout_of_trainable_blocks_and_head_stays_on(family: str) -> None:
     model = make_dropping(family)
     count = 0 if family == "albert" else 1
-    make_frozen(family, model, embeddings=True, encoder_layers=count)
+    make_frozen(family, model, embeddings=True, layers=count)
     _, stack = structure.find_stack(model)
     above = [module for block in stack[count:] for module in block.modules()]
     above += [
@@ -292,22 +294,22 @@ def test_dropout_of_free_blocks_and_head_stays_on(family: str) -> None:
     assert not any(module.training for block in stack[:count] for module in block.modules())
 
 
-def test_what_is_constant_is_in_eval_mode_after_every_train_mode() -> None:
+def test_frozen_modules_are_in_eval_mode_after_every_set_train_mode() -> None:
     model = make_dropping("bert")
     freezing.apply_freezing(model, FreezeConfig(embeddings=True, layers=2))
-    constant = freezing.find_eval_modules(model)
+    eval_modules = freezing.find_eval_modules(model)
     frozen = [model.bert.embeddings, *model.bert.encoder.layer[:2]]
     for _ in range(2):
         model.train()
         assert all(module.training for module in model.modules())
-        freezing.set_train_mode(model, constant)
+        freezing.set_train_mode(model, eval_modules)
         assert not any(module.training for part in frozen for module in part.modules())
         assert all(module.training for module in model.bert.encoder.layer[2].modules())
         assert model.classifier.training
         model.eval()
 
 
-def test_dropout_between_a_frozen_word_embedding_and_a_free_norm_stays_on() -> None:
+def test_dropout_between_a_frozen_word_embedding_and_a_trainable_norm_stays_on() -> None:
     model = make_dropping("bert")
     plan = make_frozen("bert", model, patterns=("word_embeddings",))
     assert plan.num_prefix_blocks == -1
@@ -315,33 +317,45 @@ def test_dropout_between_a_frozen_word_embedding_and_a_free_norm_stays_on() -> N
     assert not model.bert.embeddings.word_embeddings.training
 
 
-def test_evaluate_gives_every_module_its_own_mode_back() -> None:
+def test_an_evaluation_restores_the_mode_of_every_module() -> None:
     model = make_dropping("bert")
-    make_frozen("bert", model, embeddings=True, encoder_layers=1)
-    before = {name: module.training for name, module in model.named_modules()}
-    assert len(set(before.values())) == 2
+    make_frozen("bert", model, embeddings=True, layers=1)
+    modes = {name: module.training for name, module in model.named_modules()}
+    assert len(set(modes.values())) == 2
     features = Features(
         inputs={"input_ids": IDS.flatten().numpy().astype(np.int32)},
         offsets=np.array([0, 6, 12]),
         labels=np.array([0, 1]),
         num_truncated=0,
     )
-    task = Classification(problem="single_label", label_names=("a", "b", "c"), label_column="label")
-    machine: Any = type("Machine", (), {"device": torch.device("cpu")})()
-    options: dict[str, Any] = {"batch_size": 2, "pad_token_id": 0, "distributed": False}
-    first = run_evaluation(model, features, task, machine, **options)
-    assert {name: module.training for name, module in model.named_modules()} == before
-    assert np.array_equal(first.outputs, run_evaluation(model, features, task, machine, **options).outputs)
-
-    broken = Classification(
-        problem="single_label", label_names=("a", "b", "c"), label_column="label", label_smoothing=9
+    config = RunConfig(
+        model=ModelConfig(backbone="-"),
+        data=DataConfig(train=("-",), text_columns=("text",), label_column="label"),
+        task=Settings(kind="classify"),
     )
+    task = Classification.compose(config, "single_label", ("a", "b", "c"), ())
+    runner = ModelRunner(
+        model=model,
+        tokenizer=None,
+        task=task,
+        features=features,
+        processes=SingleProcess(device=torch.device("cpu")),
+        pad_token_id=0,
+        batch_size=2,
+    )
+    indices = np.arange(2)
+    first = runner.compute_outputs(indices)
+    assert {name: module.training for name, module in model.named_modules()} == modes
+    assert np.array_equal(first.outputs, runner.compute_outputs(indices).outputs)
+
+    objective = dataclasses.replace(task.objective, label_smoothing=9)  # type: ignore[type-var]
+    wrong = dataclasses.replace(runner, task=dataclasses.replace(task, objective=objective))
     with pytest.raises(RuntimeError, match="label_smoothing"):
-        run_evaluation(model, features, broken, machine, **options)
-    assert {name: module.training for name, module in model.named_modules()} == before
+        wrong.compute_outputs(indices)
+    assert {name: module.training for name, module in model.named_modules()} == modes
 
 
-# --- what freeze.layers and freeze.patterns mean ------------------------------------------------------------
+# --- what freeze.layers and freeze.patterns mean --------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -351,7 +365,7 @@ def test_evaluate_gives_every_module_its_own_mode_back() -> None:
         (6, "6/6", 6), (3, "1/2", 2), (3, "1/3", 1), (4, "1/3", 1), (12, "2/3", 8), (1, "1/3", 0),
     ],
 )  # fmt: skip
-def test_encoder_layers_counts_blocks_from_the_bottom(depth: int, value: int | str, count: int) -> None:
+def test_freeze_layers_counts_blocks_from_the_bottom(depth: int, value: int | str, count: int) -> None:
     model = tiny.make_model("bert", layers=depth)
     plan = freezing.apply_freezing(model, FreezeConfig(embeddings=True, layers=value))
     assert plan.num_prefix_blocks == count
@@ -361,23 +375,23 @@ def test_encoder_layers_counts_blocks_from_the_bottom(depth: int, value: int | s
 
 @pytest.mark.parametrize("value", [4, -4])
 def test_more_blocks_than_there_are_is_an_error(value: int) -> None:
-    with pytest.raises(InputError, match=rf"freeze\.encoder_layers \({value}\): this backbone has 3 blocks$"):
+    with pytest.raises(InputError, match=rf"freeze\.layers \({value}\): this backbone has 3 blocks$"):
         freezing.apply_freezing(tiny.make_model("bert", layers=3), FreezeConfig(layers=value))
 
 
 @pytest.mark.parametrize(("value", "frozen"), [("all", True), ("3/3", True), (1, True), (0, False), ("0/3", False)])
-def test_alberts_shared_block_is_frozen_whole_or_not_at_all(value: int | str, frozen: bool) -> None:
+def test_all_or_nothing_of_alberts_shared_block_is_frozen(value: int | str, frozen: bool) -> None:
     plan = freezing.apply_freezing(tiny.make_model("albert", layers=3), FreezeConfig(layers=value))
     assert set(plan.structure.blocks[0]) & plan.frozen == (set(plan.structure.blocks[0]) if frozen else set())
 
 
 @pytest.mark.parametrize("value", ["2/3", 2, -2])
 def test_a_part_of_alberts_shared_block_is_an_error_that_says_why(value: int | str) -> None:
-    with pytest.raises(InputError, match=r"freeze\.encoder_layers .*one shared block many times.*\"all\".*not at all"):
+    with pytest.raises(InputError, match=r"freeze\.layers .*one shared block many times.*\"all\".*none of it"):
         freezing.apply_freezing(tiny.make_model("albert", layers=3), FreezeConfig(layers=value))
 
 
-def test_patterns_freeze_what_they_find_anywhere_in_a_name() -> None:
+def test_patterns_freeze_what_they_match_anywhere_in_a_name() -> None:
     model = tiny.make_model("bert")
     plan = freezing.apply_freezing(model, FreezeConfig(patterns=(r"LayerNorm", r"layer\.1\..*query\.weight$")))
     expected = {name for name, _ in model.named_parameters() if "LayerNorm" in name}
@@ -400,7 +414,7 @@ def test_freezing_everything_is_an_error_and_changes_nothing(settings: dict[str,
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
-def test_frozen_blocks_above_free_ones_are_frozen_but_no_prefix() -> None:
+def test_frozen_blocks_above_trainable_ones_are_frozen_but_not_a_prefix() -> None:
     model = make_dropping("bert")
     plan = make_frozen("bert", model, embeddings=True, patterns=(r"layer\.2\.",))
     assert plan.num_prefix_blocks == 0
@@ -419,7 +433,7 @@ def test_the_plan_counts_every_parameter_once() -> None:
     assert sum(size for _, size, _ in plan.table()) == plan.num_total
 
 
-def test_the_plans_table_joins_like_blocks_and_tells_what_trains() -> None:
+def test_the_plans_table_joins_blocks_that_are_alike_and_shows_what_trains() -> None:
     model = tiny.make_model("bert", layers=5)
     config = FreezeConfig(embeddings=True, layers=2, patterns=(r"layer\.4\..*\.query\.",))
     plan = freezing.apply_freezing(model, config)
@@ -436,7 +450,7 @@ def test_the_plans_table_joins_like_blocks_and_tells_what_trains() -> None:
 
 @pytest.fixture
 def inspected() -> tuple[Any, FreezePlan, list[dict[str, Any]]]:
-    """A T5 (tied embeddings) with a buffer of its own, and its rows."""
+    """A T5, which has tied embeddings, with a buffer; its plan and its rows."""
     model = tiny.make_model("t5", layers=2)
     model.register_buffer("scale", torch.zeros((), dtype=torch.float16))
     plan = freezing.apply_freezing(model, FreezeConfig(embeddings=True, layers=1))
