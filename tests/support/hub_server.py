@@ -4,9 +4,9 @@
         HfApi(endpoint=server.endpoint, token="hf_writetoken").upload_folder(repo_id="ada/model", folder_path=folder)
         assert "config.json" in server.repos["models/ada/model"].files
 
-Requests and replies follow huggingface_hub 2.4.0. Repos live in memory and end with the process. What is left out
-answers 501 and says so: Xet (`HF_HUB_DISABLE_XET=1` keeps the client away), pull requests, tags, Spaces, search. A list
-is always one page, .gitignore is not read, and the YAML of a card is looked at only for a tab that indents a line.
+Requests and replies follow huggingface_hub 2.4.0. Repos are kept in memory and end with the process. Xet (the client does not
+use it with `HF_HUB_DISABLE_XET=1`), pull requests, tags, Spaces and search are not implemented, and answered with status 501. A
+list is always one page, .gitignore is not read, and the YAML of a card is only checked for a tab that indents a line.
 """
 
 import base64
@@ -28,7 +28,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import parse_qs, unquote
 
-# As on the Hub: LFS by name where .gitattributes says so, else by size.
+# As on the Hub, files are stored in LFS by their name (.gitattributes) or by their size
 LFS_PATTERNS = (
     *("*.bin", "*.ckpt", "*.gz", "*.h5", "*.model", "*.msgpack", "*.npy", "*.onnx", "*.parquet"),
     *("*.pkl", "*.pt", "*.pth", "*.safetensors", "*.zip", "*tfevents*"),
@@ -38,7 +38,7 @@ LFS_MIN_BYTES = 10_000_000
 
 @dataclass(frozen=True, kw_only=True)
 class Reply:
-    """What goes back to the client. `body` is also given for a HEAD request; the connection then sends its length."""
+    """The answer to a request. For a HEAD request it has a body too, of which only the length is sent."""
 
     status: int = 200
     body: bytes = b""
@@ -46,7 +46,7 @@ class Reply:
 
 
 class HubError(Exception):
-    """A refusal. `code` is what the client picks its exception by: RepoNotFound, EntryNotFound or RevisionNotFound."""
+    """An error reply. `code` decides which exception the client raises: RepoNotFound, EntryNotFound or RevisionNotFound."""
 
     def __init__(self, status: int, message: str, *, code: str = "", headers: Mapping[str, str] | None = None) -> None:
         super().__init__(message)
@@ -73,7 +73,7 @@ class User:
 
 @dataclass(frozen=True, kw_only=True)
 class StoredFile:
-    """The content of one file of a commit; `is_lfs` tells which of the two hashes stands for it."""
+    """The content of one file of a commit. `is_lfs` decides which of the two hashes is its etag."""
 
     content: bytes
     is_lfs: bool
@@ -84,14 +84,14 @@ class StoredFile:
 
     @cached_property
     def blob_id(self) -> str:
-        """The hash git would give: of the content, or of the pointer in place of an LFS file."""
+        """The hash that git computes: of the content, or of the pointer to an LFS file."""
         pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{self.sha256}\nsize {len(self.content)}\n"
         blob = pointer.encode() if self.is_lfs else self.content
         return hashlib.sha1(b"blob %d\0" % len(blob) + blob).hexdigest()
 
     @property
     def etag(self) -> str:
-        """What the client compares its local file with."""
+        """The hash that the client compares with that of its local file."""
         return self.sha256 if self.is_lfs else self.blob_id
 
 
@@ -108,7 +108,7 @@ class Commit:
 
 @dataclass(kw_only=True)
 class Repo:
-    """One repo; `files` and `commits` (newest first) are those of main. It opens with a commit, as on the Hub."""
+    """A repo. `files` and `commits` (newest first) are those of main. It is created with a first commit, as on the Hub."""
 
     kind: str  # "models" or "datasets"
     name: str  # namespace/name
@@ -134,7 +134,7 @@ class Repo:
         return self.list_commits("main")
 
     def find_commit(self, revision: str) -> Commit:
-        """The commit that a branch or a full hash names; RevisionNotFound otherwise."""
+        """Returns the commit of a branch or a full hash. Raises RevisionNotFound if there is none."""
         oid = self.branches.get(revision, revision)
         if oid not in self.history:
             raise HubError(404, f"Invalid rev id: {revision}", code="RevisionNotFound")
@@ -163,13 +163,13 @@ class Repo:
 class Fault:
     method: str
     path_regex: str
-    status: int | None  # None: carried out, but not answered
+    status: int | None  # None: the request is carried out but not answered
     times: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """A request as a route sees it. `groups` are the unquoted parts of the path, "" where one is absent."""
+    """A request as a route gets it. `groups` are the unquoted parts of the path, "" for one that is absent."""
 
     user: User | None
     groups: Mapping[str, str]
@@ -183,11 +183,14 @@ class Request:
 
 
 class HubServer:
-    """The double, listening on 127.0.0.1 while its `with` block runs; afterwards no connection is served any more.
+    """The server. It listens on 127.0.0.1 within its `with` block, and closes all connections at the end.
 
-    `users` maps a token to its owner: name, role ("write" or "read") and orgs, a list of names or a mapping of name to
-    the role there. `repos` maps "models/ada/model" or "datasets/ada/data" to its Repo. `requests` holds (method, path)
-    of whatever came in, paths as sent and without the query. `faults` holds the faults that have not been met yet.
+    Attributes:
+        users: The owner of each token. The argument has for each token a mapping of name, role ("write" or "read") and orgs, a
+            list of names or a mapping of names to roles.
+        repos: The repos by "models/ada/model" or "datasets/ada/data".
+        requests: Method and path of all requests, paths as sent and without the query.
+        faults: The faults that have not occurred yet.
     """
 
     endpoint: str
@@ -214,40 +217,40 @@ class HubServer:
     def __exit__(self, *exception: object) -> None:
         self._http.shutdown()
         self._thread.join()
-        # A kept-alive connection has a thread of its own, which would go on answering.
+        # A kept-alive connection has its own thread, which would continue to answer
         for connection in list(self.connections):
             with contextlib.suppress(OSError):  # the client has left
                 connection.shutdown(socket.SHUT_RDWR)
         self._http.server_close()
 
     def fail_next(self, method: str, path_regex: str, *, status: int = 500, times: int = 1) -> None:
-        """The next `times` requests whose path holds `path_regex` are answered with `status` and not carried out."""
+        """Answers the next `times` requests whose path matches `path_regex` with `status`, without carrying them out."""
         self.faults.append(Fault(method=method, path_regex=path_regex, status=status, times=times))
 
     def drop_next(self, method: str, path_regex: str, *, times: int = 1) -> None:
-        """The next `times` requests whose path holds `path_regex` are carried out, then cut off without an answer."""
+        """Carries out the next `times` requests whose path matches `path_regex`, and closes the connection without an answer."""
         self.faults.append(Fault(method=method, path_regex=path_regex, status=None, times=times))
 
     def environment(self, token: str | None, home: Path) -> dict[str, str]:
-        """The environment for a new process that talks to this server alone, as `token`'s owner, with caches in `home`.
+        """Returns the environment of a new process that uses only this server, with its caches in `home`.
 
-        huggingface_hub reads these when it is imported, so they cannot be set later. Settings of the Hub that this
-        process was started with, offline mode and proxies are left out.
+        The process has the rights of `token`. huggingface_hub reads these variables when it is imported, so they cannot be set
+        later. Other settings of the Hub, offline mode and proxies of this process are removed.
         """
-        left_out = re.compile(r"HF_.*|HUGGING.*|.*_OFFLINE|.*_proxy", re.IGNORECASE)
-        environment = {name: value for name, value in os.environ.items() if not left_out.fullmatch(name)}
+        removed = re.compile(r"HF_.*|HUGGING.*|.*_OFFLINE|.*_proxy", re.IGNORECASE)
+        environment = {name: value for name, value in os.environ.items() if not removed.fullmatch(name)}
         environment |= {"HF_ENDPOINT": self.endpoint, "HF_HOME": str(home)}
         environment |= {"HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
         return environment | ({"HF_TOKEN": token} if token is not None else {})
 
     def reply_to(self, method: str, target: str, headers: Message, body: bytes) -> Reply | None:
-        """The reply to one request, after its effect; None where the connection is to be cut. One request at a time."""
+        """Carries out one request at a time and returns the reply, or None if the connection is to be closed."""
         path, _, query = target.partition("?")
         with self._lock:
             self.requests.append((method, path))
             fault = self._take_fault(method, path)
             if fault is not None and fault.status is not None:
-                return HubError(fault.status, "A failure that the test asked for").reply
+                return HubError(fault.status, "A failure that the test requested").reply
             try:
                 reply = self._route(method, path, query, headers, body)
             except HubError as error:
@@ -278,11 +281,11 @@ class HubServer:
 
 
 class Connection(BaseHTTPRequestHandler):
-    """Carries requests of one client to the hub and replies back."""
+    """One client's connection: passes requests to the hub, and replies back."""
 
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
-    wbufsize = -1  # buffered: headers and body leave in one packet
+    wbufsize = -1  # buffered: headers and body are sent in one packet
 
     def __init__(self, *arguments: Any, hub: HubServer) -> None:
         self.hub = hub
@@ -321,7 +324,7 @@ class Connection(BaseHTTPRequestHandler):
         return b"".join(chunks)
 
     def log_message(self, format: str, *arguments: object) -> None:
-        """Nothing: HubServer.requests holds what came in."""
+        """Logs nothing: HubServer.requests has all requests."""
 
 
 def answer(value: Any, *, status: int = 200, headers: Mapping[str, str] | None = None) -> Reply:
@@ -336,7 +339,7 @@ def require_user(request: Request, *, code: str = "") -> User:
 
 
 def find_repo(server: HubServer, request: Request) -> Repo:
-    """The repo that the path names; RepoNotFound where there is none that this user may see."""
+    """Returns the repo of the path. Raises RepoNotFound if there is none that this user may see."""
     repo = server.repos.get(f"{request.groups['kind'] or 'models'}/{request.groups['name']}")
     if repo is None or (repo.private and not (request.user and request.user.may_read(repo.namespace))):
         raise HubError(404, "Repository not found", code="RepoNotFound")
@@ -344,9 +347,9 @@ def find_repo(server: HubServer, request: Request) -> Repo:
 
 
 def find_writable_repo(server: HubServer, request: Request) -> Repo:
-    """As `find_repo`, but 401 without a token and 403 without the right to write.
+    """Returns the repo like find_repo(). Raises an error 401 without a token, and 403 without the right to write.
 
-    Of a 401 on a repo the client makes RepositoryNotFoundError, by itself only over https, hence the code.
+    The client turns a 401 on a repo into RepositoryNotFoundError by itself only over https; over http it needs the code.
     """
     user = require_user(request, code="RepoNotFound")
     repo = find_repo(server, request)
@@ -375,7 +378,7 @@ def create_repo(server: HubServer, request: Request) -> Reply:
     repo = Repo(kind=kind, name=f"{namespace}/{request.json['name']}", private=is_private)
     url = f"{server.endpoint}/{repo.url_path}"
     if f"{kind}/{repo.name}" in server.repos:
-        # exist_ok lets the client go on, which then reads the url.
+        # With exist_ok, the client continues and reads the url
         return answer({"error": f"You already created this {kind[:-1]} repo", "url": url}, status=409)
     lines = "".join(f"{pattern} filter=lfs diff=lfs merge=lfs -text\n" for pattern in LFS_PATTERNS)
     first = {".gitattributes": StoredFile(content=lines.encode(), is_lfs=False)}
@@ -385,7 +388,7 @@ def create_repo(server: HubServer, request: Request) -> Reply:
 
 
 def validate_card(server: HubServer, request: Request) -> Reply:
-    """Warns where a card has no YAML block, and refuses a tab that indents a line of it, which YAML forbids."""
+    """Warns if a card has no YAML block. Refuses a tab that indents a line of it, which YAML forbids."""
     block = re.match(r"---\s*\n(.*?\n)---", request.json["content"], re.DOTALL)
     warnings = [] if block else [{"message": "empty or missing yaml metadata in repo card"}]
     has_tab = block is not None and re.search(r"^ *\t", block[1], re.MULTILINE)
@@ -410,7 +413,7 @@ def check_access(server: HubServer, request: Request) -> Reply:
 
 
 def describe_path(files: Mapping[str, StoredFile], path: str) -> dict[str, Any]:
-    """The entry of a file, or of a folder where `path` is no file, as the tree lists it."""
+    """Returns the entry of the tree for a file, or for a folder if `path` is not a file."""
     if path not in files:
         return {"type": "directory", "path": path, "oid": hashlib.sha1(path.encode()).hexdigest(), "size": 0}
     file = files[path]
@@ -429,14 +432,14 @@ def list_tree(server: HubServer, request: Request) -> Reply:
     folders = {str(folder) for path in paths for folder in PurePosixPath(path).parents} - {"."}
     paths |= {folder for folder in folders if folder.startswith(prefix)}
     is_recursive = request.query.get("recursive") == "true"
-    shown = [path for path in sorted(paths) if is_recursive or "/" not in path.removeprefix(prefix)]
-    return answer([describe_path(files, path) for path in shown])
+    listed = [path for path in sorted(paths) if is_recursive or "/" not in path.removeprefix(prefix)]
+    return answer([describe_path(files, path) for path in listed])
 
 
 def list_paths(server: HubServer, request: Request) -> Reply:
     files = find_repo(server, request).find_commit(request.groups["revision"]).files
-    asked = parse_qs(request.body.decode())["paths"]
-    known = [path for path in asked if any(name == path or name.startswith(f"{path}/") for name in files)]
+    paths = parse_qs(request.body.decode())["paths"]
+    known = [path for path in paths if any(name == path or name.startswith(f"{path}/") for name in files)]
     return answer([describe_path(files, path) for path in known])
 
 
@@ -464,7 +467,7 @@ def create_branch(server: HubServer, request: Request) -> Reply:
 
 
 def preupload(server: HubServer, request: Request) -> Reply:
-    """Tells for each file how to send it, and the hash of the one now there, by which the client skips equal files."""
+    """Answers for each file how to send it, and the hash of the existing one, so that the client skips equal files."""
     repo = find_writable_repo(server, request)
     head = repo.find_commit(request.groups["revision"])
     plans = []
@@ -482,17 +485,17 @@ def list_lfs_actions(server: HubServer, request: Request) -> Reply:
     repo = find_writable_repo(server, request)
     objects_url = f"{server.endpoint}/{repo.url_path}.git/info/lfs/objects"
     objects = []
-    for asked in request.json["objects"]:
-        entry = {"oid": asked["oid"], "size": asked["size"], "authenticated": True}
-        if asked["oid"] not in repo.lfs_objects:
-            upload, verify = {"href": f"{objects_url}/{asked['oid']}"}, {"href": f"{objects_url}/verify"}
+    for requested in request.json["objects"]:
+        entry = {"oid": requested["oid"], "size": requested["size"], "authenticated": True}
+        if requested["oid"] not in repo.lfs_objects:
+            upload, verify = {"href": f"{objects_url}/{requested['oid']}"}, {"href": f"{objects_url}/verify"}
             entry["actions"] = {"upload": upload, "verify": verify}
         objects.append(entry)
     return answer({"transfer": "basic", "objects": objects}, headers={"Content-Type": "application/vnd.git-lfs+json"})
 
 
 def put_lfs_object(server: HubServer, request: Request) -> Reply:
-    """Stores one object. No token is asked for: on the Hub this is a signed address of the storage behind it."""
+    """Stores one object. It needs no token: on the Hub, the address is a signed one of the storage service."""
     repo = server.repos[f"{request.groups['kind'] or 'models'}/{request.groups['name']}"]
     if hashlib.sha256(request.body).hexdigest() != request.groups["oid"]:
         raise HubError(400, "The content does not have the announced sha256")
@@ -503,12 +506,12 @@ def put_lfs_object(server: HubServer, request: Request) -> Reply:
 def verify_lfs_object(server: HubServer, request: Request) -> Reply:
     content = find_writable_repo(server, request).lfs_objects.get(request.json["oid"])
     if content is None or len(content) != request.json["size"]:
-        raise HubError(400, "The object has not arrived whole")
+        raise HubError(400, "The object has not arrived completely")
     return answer({})
 
 
 def commit_files(server: HubServer, request: Request) -> Reply:
-    """Commits to a branch, all or nothing. Where no file changes there is no commit, and the head is returned."""
+    """Commits to a branch, all operations or none. If no file changes, returns the head without a commit."""
     repo = find_writable_repo(server, request)
     branch = request.groups["revision"]
     if request.query.get("create_pr"):
@@ -528,7 +531,7 @@ def commit_files(server: HubServer, request: Request) -> Reply:
 
 
 def apply_operation(repo: Repo, files: dict[str, StoredFile], key: str, value: Mapping[str, str]) -> None:
-    """Changes `files` in place as one line of a commit says."""
+    """Applies one line of a commit to `files`, in place."""
     path = value["path"]
     if key == "file":
         files[path] = StoredFile(content=base64.b64decode(value["content"]), is_lfs=False)
@@ -546,7 +549,7 @@ def apply_operation(repo: Repo, files: dict[str, StoredFile], key: str, value: M
 
 
 def resolve_file(server: HubServer, request: Request) -> Reply:
-    """One file of one revision, or the part of it that a Range header asks for; no redirect."""
+    """Answers one file of one revision, or the part of it in the Range header, without a redirect."""
     commit = find_repo(server, request).find_commit(request.groups["revision"])
     file = commit.files.get(request.groups["path"])
     headers = {"X-Repo-Commit": commit.oid, "Accept-Ranges": "bytes"}
@@ -555,12 +558,12 @@ def resolve_file(server: HubServer, request: Request) -> Reply:
     headers |= {"ETag": f'"{file.etag}"', "Content-Type": "application/octet-stream"}
     if file.is_lfs:
         headers |= {"X-Linked-ETag": f'"{file.etag}"', "X-Linked-Size": str(len(file.content))}
-    asked = re.fullmatch(r"bytes=(\d*)-(\d*)", request.headers.get("Range", ""))
-    if asked is None:
+    requested = re.fullmatch(r"bytes=(\d*)-(\d*)", request.headers.get("Range", ""))
+    if requested is None:
         return Reply(body=file.content, headers=headers)
     size = len(file.content)
-    start = int(asked[1]) if asked[1] else max(0, size - int(asked[2]))
-    stop = min(size, int(asked[2]) + 1) if asked[1] and asked[2] else size
+    start = int(requested[1]) if requested[1] else max(0, size - int(requested[2]))
+    stop = min(size, int(requested[2]) + 1) if requested[1] and requested[2] else size
     if start >= size:
         raise HubError(416, "Range not satisfiable", headers={"Content-Range": f"bytes */{size}"})
     headers["Content-Range"] = f"bytes {start}-{stop - 1}/{size}"
@@ -572,7 +575,7 @@ REPO_PAGE = r"/(?:(?P<kind>datasets)/)?(?P<name>[^/]+(?:/[^/]+)?)"
 LFS_OBJECTS = REPO_PAGE + r"\.git/info/lfs/objects"
 REVISION = r"(?P<revision>[^/]+)"
 
-# The first pattern that fits the whole path answers. HEAD takes the routes of GET.
+# The first pattern that matches the entire path answers. HEAD has the routes of GET.
 ROUTES: tuple[tuple[str, str, Callable[[HubServer, Request], Reply]], ...] = (
     ("GET", "/api/whoami-v2", whoami),
     ("POST", "/api/repos/create", create_repo),

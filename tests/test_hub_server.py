@@ -1,4 +1,4 @@
-"""The double of the Hub, seen through the real huggingface_hub, transformers and datasets."""
+"""The double of the Hub, used by the real huggingface_hub, transformers and datasets."""
 
 import base64
 import hashlib
@@ -21,7 +21,6 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 from huggingface_hub.hf_api import RepoFile
-
 from support.hub_server import HubServer
 
 USERS: dict[str, dict[str, Any]] = {
@@ -35,7 +34,7 @@ LFS_URL = "/ada/model.git/info/lfs/objects"
 
 @pytest.fixture(autouse=True)
 def _online_without_xet(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """What HubServer.environment does for a new process, for the huggingface_hub already imported in this one."""
+    """Does for the huggingface_hub imported in this process what HubServer.environment does for a new process."""
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
@@ -71,7 +70,7 @@ def read_folder(folder: Path) -> dict[str, bytes]:
 def send(
     server: HubServer, method: str, path: str, *, body: bytes = b"", token: str | None = "hf_ada", **headers: str
 ) -> tuple[int, bytes]:
-    """Status and body of one bare request, for what the client would never send."""
+    """Sends one request that the client would never send. Returns status and body."""
     connection = http.client.HTTPConnection(server.endpoint.removeprefix("http://"))
     authorization = {"Authorization": f"Bearer {token}"} if token else {}
     connection.request(method, path, body=body, headers={**headers, **authorization})
@@ -93,7 +92,7 @@ def refusal(call: Callable[[], Any]) -> HfHubHTTPError:
 
 
 def run_python(server: HubServer, code: str, folder: Path) -> Any:
-    """What `code` prints as its last line, read as JSON, from a process that has `folder` as its working directory."""
+    """Runs code in a new process in `folder`. Returns its last printed line, read as JSON."""
     environment = server.environment("hf_ada", folder / "home")
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, check=False)
@@ -122,7 +121,7 @@ def test_a_pushed_folder_comes_back_byte_for_byte(server: HubServer, api: HfApi,
     assert repo.private
     assert repo.files == {**read_folder(folder), ".gitattributes": repo.files[".gitattributes"]}
     assert [entry.title for entry in repo.commits] == ["first", "initial commit"]
-    assert [path for method, path in server.requests if method == "PUT"], "no file went the way of LFS"
+    assert [path for method, path in server.requests if method == "PUT"], "no file was sent to LFS"
 
     assert sorted(api.list_repo_files("team/thing", repo_type=repo_type)) == sorted(repo.files)
     top = {entry.path for entry in api.list_repo_tree("team/thing", repo_type=repo_type)}
@@ -167,7 +166,7 @@ def test_pushing_the_same_files_again_makes_no_commit(server: HubServer, api: Hf
     assert len(server.repos["models/ada/model"].commits) == 3
 
 
-def test_a_private_repo_is_not_there_for_a_stranger(api: HfApi, folder: Path) -> None:
+def test_a_private_repo_does_not_exist_for_others(api: HfApi, folder: Path) -> None:
     api.create_repo("team/model", private=True)
     api.upload_folder(repo_id="team/model", folder_path=folder)
     for token in ("hf_eve", False):
@@ -209,7 +208,7 @@ def test_only_a_write_token_of_the_namespace_may_create_and_commit(
     assert len(server.repos["models/ada/model"].commits) == 1
 
 
-def test_an_unknown_token_is_refused_even_where_none_is_needed(server: HubServer, api: HfApi) -> None:
+def test_an_unknown_token_is_refused_even_if_none_is_needed(server: HubServer, api: HfApi) -> None:
     api.create_repo("ada/model")
     assert api.model_info("ada/model", token=False).id == "ada/model"
     assert refusal(lambda: api.model_info("ada/model", token="hf_unknown")).response.status_code == 401
@@ -238,7 +237,7 @@ def test_branches_and_revisions(server: HubServer, api: HfApi, folder: Path) -> 
         assert Path(path).read_text(encoding="utf-8") == content
 
 
-def test_what_is_missing_raises_the_clients_own_exceptions(api: HfApi, folder: Path, tmp_path: Path) -> None:
+def test_missing_things_raise_the_clients_own_exceptions(api: HfApi, folder: Path, tmp_path: Path) -> None:
     api.create_repo("ada/model")
     with pytest.raises(RepositoryNotFoundError):
         api.model_info("ada/other")
@@ -257,7 +256,7 @@ def test_what_is_missing_raises_the_clients_own_exceptions(api: HfApi, folder: P
         api.delete_file("other", "ada/model")
 
 
-def test_a_commit_may_delete_and_must_stand_on_its_parent(server: HubServer, api: HfApi, folder: Path) -> None:
+def test_a_commit_may_delete_and_its_parent_must_be_the_head(server: HubServer, api: HfApi, folder: Path) -> None:
     api.create_repo("ada/model")
     first = api.upload_folder(repo_id="ada/model", folder_path=folder)
     deletions = [CommitOperationDelete("sub dir/"), CommitOperationDelete("empty.txt")]
@@ -288,7 +287,7 @@ def test_a_failing_create_is_not_retried_by_the_client(server: HubServer, api: H
     server.fail_next("GET", "/api/repos/create")
     assert refusal(lambda: api.create_repo("ada/model")).response.status_code == 503
     assert not server.repos
-    assert [fault.method for fault in server.faults] == ["GET"], "a fault is used up by its own method only"
+    assert [fault.method for fault in server.faults] == ["GET"], "only a request of the fault's method uses it up"
     api.create_repo("ada/model")
     assert list(server.repos) == ["models/ada/model"]
 
@@ -350,7 +349,7 @@ def test_a_range_gives_that_part_of_a_file(
     assert send(server, "GET", address, Range="bytes=10-")[0] == 416
 
 
-def test_lfs_takes_nothing_but_the_announced_content(server: HubServer, api: HfApi) -> None:
+def test_lfs_takes_only_the_announced_content(server: HubServer, api: HfApi) -> None:
     api.create_repo("ada/model")
     oid = hashlib.sha256(b"whole").hexdigest()
     pointer = {"path": "model.bin", "algo": "sha256", "oid": oid, "size": 5}
@@ -367,7 +366,7 @@ def test_lfs_takes_nothing_but_the_announced_content(server: HubServer, api: HfA
     assert server.repos["models/ada/model"].files["model.bin"] == b"whole"
 
 
-def test_what_the_double_lacks_says_so(api: HfApi, folder: Path) -> None:
+def test_what_the_double_lacks_is_answered_with_an_error(api: HfApi, folder: Path) -> None:
     api.create_repo("ada/model")
     for call in (
         lambda: api.create_tag("ada/model", tag="v1"),
@@ -379,7 +378,7 @@ def test_what_the_double_lacks_says_so(api: HfApi, folder: Path) -> None:
         assert "This double of the Hub" in str(refused)
 
 
-def test_the_environment_leads_to_this_server_alone(
+def test_the_environment_leads_only_to_this_server(
     server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("HF_HUB_OFFLINE", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "TRANSFORMERS_OFFLINE", "https_proxy"):
