@@ -1,6 +1,6 @@
 """Cross entropies, as sums with the number of their targets. All are computed in fp32.
 
-cross_entropy() has weights and a focal exponent, for a few classes. sum_token_entropy() is for a whole vocabulary: it takes some
+cross_entropy() has weights and a focal exponent, for a few classes. sum_token_entropy() is for the vocabulary: it takes some
 of the tokens at a time, so that there is no second tensor of all logits in fp32. Imported inside functions: it needs torch.
 
 C classes, N tokens, T tokens of one sequence, V entries of the vocabulary.

@@ -88,12 +88,12 @@ def encode_conversation(tokenizer: Any, messages: Sequence[Message], location: s
 def encode_by_prefixes(tokenizer: Any, messages: Sequence[Message], location: str) -> list[MarkedTokens]:
     """Does the same without the template's help: an answer lies between what the template writes of the messages before it and
     of those up to it."""
-    whole = render(tokenizer, messages, location)
+    full_text = render(tokenizer, messages, location)
     answers = [number for number, message in enumerate(messages) if message["role"] == "assistant"]
     begins = [render(tokenizer, messages[:number], location, add_prompt=True) for number in answers]
     ends = [render(tokenizer, messages[: number + 1], location) for number in answers]
-    if all(whole.startswith(text) for text in (*begins, *ends)):
-        return [mark_answers(tokenizer, whole, begins, ends)]
+    if all(full_text.startswith(text) for text in (*begins, *ends)):
+        return [mark_answers(tokenizer, full_text, begins, ends)]
     for begin, end in zip(begins, ends, strict=True):
         if not end.startswith(begin):
             raise InputError(
@@ -103,18 +103,18 @@ def encode_by_prefixes(tokenizer: Any, messages: Sequence[Message], location: st
     return [mark_answers(tokenizer, end, [begin], [end]) for begin, end in zip(begins, ends, strict=True)]
 
 
-def mark_answers(tokenizer: Any, whole: str, begins: Sequence[str], ends: Sequence[str]) -> MarkedTokens:
-    """Returns the token ids of `whole`, and a mask of the answer tokens.
+def mark_answers(tokenizer: Any, full_text: str, begins: Sequence[str], ends: Sequence[str]) -> MarkedTokens:
+    """Returns the token ids of `full_text`, and a mask of the answer tokens.
 
     An answer reaches from the end of each text in `begins` to the end of its counterpart in `ends`, without whitespace after the
     end-of-turn token.
     """
-    ids = tokenize_rendered(tokenizer, whole)
+    ids = tokenize_rendered(tokenizer, full_text)
     is_answer = np.zeros(len(ids), dtype=bool)
     special_ids = collect_special_ids(tokenizer)
     for begin, end in zip(begins, ends, strict=True):
         start = count_common_tokens(tokenize_rendered(tokenizer, begin), ids)
-        stop = len(ids) if end == whole else count_common_tokens(tokenize_rendered(tokenizer, end), ids)
+        stop = len(ids) if end == full_text else count_common_tokens(tokenize_rendered(tokenizer, end), ids)
         backwards = range(stop - 1, start - 1, -1)
         last = next((position for position in backwards if int(ids[position]) in special_ids), stop - 1)
         if not tokenizer.decode(ids[last + 1 : stop].tolist()).strip():
