@@ -233,6 +233,8 @@ class Answering(Task):
     Settings = Settings
     auto_classes = ("AutoModelForQuestionAnswering",)
 
+    encoding: AnsweringEncoding
+    scoring: AnsweringScoring
     unanswerable: bool = False
 
     @classmethod

@@ -286,6 +286,8 @@ class Choice(Task):
     Settings = Settings
     auto_classes = ("AutoModelForMultipleChoice",)
 
+    encoding: ChoiceEncoding
+    scoring: ChoiceScoring
     reading: str = "index"
 
     @classmethod

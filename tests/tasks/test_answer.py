@@ -1,4 +1,4 @@
-"""Question answering: SQuAD's files, windows, targets, loss, the best span, the official counting, use."""
+"""Question answering: SQuAD's files, each part alone, windows, targets, loss, the best span, the official metrics, a run."""
 
 import collections
 import json
@@ -14,56 +14,74 @@ import pytest
 import torch
 import transformers
 from support import tiny
-from support.tiny import make_questions as make_rows
+from support.tiny import make_questions
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
 from hf_finetune.config.loading import load_config
-from hf_finetune.config.sections import DataConfig, ModelConfig, RunConfig, TaskConfig, TrainConfig
-from hf_finetune.data.features import Features, collate, make_features
+from hf_finetune.config.sections import DataConfig, ModelConfig, RunConfig, TrainConfig
+from hf_finetune.data.features import Array, Batch, Features, collate, make_features
 from hf_finetune.data.sources import read_table
 from hf_finetune.data.splits import load_splits
 from hf_finetune.data.table import Table
 from hf_finetune.export.predict import Predictor, evaluate_file, predict_file, predict_texts
+from hf_finetune.model import backbone, heads
 from hf_finetune.system.errors import InputError
-from hf_finetune.tasks import form_of
-from hf_finetune.tasks.answer import Answering, fit_questions
-from hf_finetune.tasks.text import squad
+from hf_finetune.tasks.answer import (
+    Answering,
+    AnsweringColumns,
+    AnsweringEncoding,
+    AnsweringObjective,
+    AnsweringScoring,
+    Settings,
+)
+from hf_finetune.tasks.text import contexts, squad
 from hf_finetune.train import finetune
 
-COLUMNS = squad.Columns(question="question", context="context", answers="answers")
+NAMES = squad.ColumnNames(question="question", context="context", answers="answers")
 
 
-def make_config(*, train: float = 0.0, **settings: Any) -> RunConfig:
-    """A config with the columns of SQuAD."""
-    data = DataConfig(train=("-",), text_columns=("question", "context"), label_column="answers")
-    return RunConfig(model=ModelConfig(backbone="-"), data=data, task=TaskConfig(**settings),
-                     train=TrainConfig(label_smoothing=train))  # fmt: skip
+def make_config(
+    *,
+    smoothing: float = 0.0,
+    columns: tuple[str, ...] = ("question", "context"),
+    label: Any = "answers",
+    **settings: Any,
+) -> RunConfig:
+    """Returns a config that is never run, by default with the columns of SQuAD."""
+    return RunConfig(
+        model=ModelConfig(backbone="-"),
+        data=DataConfig(train=("-",), text_columns=columns, label_column=label),
+        task=Settings(kind="answer", **settings),
+        train=TrainConfig(label_smoothing=smoothing),
+    )
 
 
 def make_table(rows: list[dict[str, Any]]) -> Table:
-    """Rows as lines of a file."""
+    """Returns a table of rows from lines 1, 2, ... of a.jsonl."""
     names = ("id", "question", "context", "answers", "is_impossible")
-    return Table(columns={name: [row.get(name) for row in rows] for name in names}, files=["a.jsonl"] * len(rows),
-                 lines=list(range(1, len(rows) + 1)))  # fmt: skip
+    columns = {name: [row.get(name) for row in rows] for name in names}
+    return Table(columns=columns, files=["a.jsonl"] * len(rows), lines=list(range(1, len(rows) + 1)))
 
 
-def one(context: str, *answers: tuple[str, int], question: str = "this one", **more: Any) -> dict[str, Any]:
-    """A row."""
-    return {"question": question, "context": context, **more,
-            "answers": {"text": [text for text, _ in answers], "answer_start": [start for _, start in answers]}}  # fmt: skip
+def make_row(context: str, *answers: tuple[str, int], question: str = "this one", **more: Any) -> dict[str, Any]:
+    """Returns a row with these answers: pairs of text and position."""
+    texts, starts = [text for text, _ in answers], [start for _, start in answers]
+    return {"question": question, "context": context, **more, "answers": {"text": texts, "answer_start": starts}}
 
 
 def make_task(table: Table, **settings: Any) -> Answering:
+    """Returns the task that a training table gives."""
     return Answering.from_table(make_config(**settings), table)
 
 
 def encode(task: Answering, table: Table, max_length: int, tokenizer: Any = None) -> Features:
-    arrays = task.tokenize(table, tokenizer or tiny.make_tokenizer(), max_length)
-    return make_features(arrays, task.labels(table, arrays))
+    """Returns features with labels."""
+    arrays = task.encoding.tokenize(table, tokenizer or tiny.make_tokenizer(), max_length)
+    return make_features(arrays, task.encoding.labels(table, arrays))
 
 
-def part(features: Features, window: int, name: str) -> np.ndarray[Any, Any]:
-    """An array of one window."""
+def get_array(features: Features, window: int, name: str) -> Array:
+    """Returns an array of one window."""
     array = features.inputs[name] if name in features.inputs else features.extras[name]
     return array[features.offsets[window] : features.offsets[window + 1]]
 
@@ -82,14 +100,14 @@ def read(tmp_path: Path, content: Any) -> Table:
     path = tmp_path / "squad.json"
     path.write_text(json.dumps(content), encoding="utf-8")
     config = make_config()
-    return read_table([str(path)], config.data, "data.train", form_of("answering", config))
+    return read_table([str(path)], config.data, "data.train", Answering.make_columns(config).spec)
 
 
 def test_squad_files_are_read(tmp_path: Path) -> None:
     table = read(tmp_path, SQUAD)
-    assert [squad.id_of(table, row) for row in range(2)] == ["7", "b"]
-    assert squad.answers_of(table, 0, COLUMNS) == [("The dog", 13), ("dog", 17)]
-    assert squad.answers_of(table, 1, COLUMNS) == []
+    assert [squad.get_id(table, row) for row in range(2)] == ["7", "b"]
+    assert squad.read_answers(table, 0, NAMES) == [("The dog", 13), ("dog", 17)]
+    assert squad.read_answers(table, 1, NAMES) == []
     assert make_task(table).unanswerable
     old = json.loads(json.dumps(SQUAD))
     old["data"][0]["paragraphs"][0]["qas"] = [{"id": "a", "question": "Who ran?",
@@ -104,14 +122,14 @@ def test_squad_files_are_read(tmp_path: Path) -> None:
         (lambda data: data[0]["paragraphs"][0].pop("context"), "article 1 lacks 'context'"),
         (lambda data: data[0]["paragraphs"][0]["qas"][0].pop("id"), "article 1 lacks 'id'"),
         (lambda data: data[0]["paragraphs"][0]["qas"][0]["answers"][0].pop("text"), "article 1 lacks 'text'"),
-        (lambda data: data.append("words"), "article 2 is not of SQuAD's form"),
-        (lambda data: data[0].update(paragraphs=3), "article 1 is not of SQuAD's form"),
+        (lambda data: data.append("words"), "article 2 does not have the layout of SQuAD"),
+        (lambda data: data[0].update(paragraphs=3), "article 1 does not have the layout of SQuAD"),
         (lambda data: data[0]["paragraphs"][0]["qas"][0]["answers"][1].update(answer_start=18),
          r"squad.json:1 \(id 7\): answers: answer_start \(18\) of 'dog': the context has 'og ' there; .* begins at 17"),
         (lambda data: data[0]["paragraphs"][0].update(context=" "), "squad.json:1: context is empty"),
     ],
 )  # fmt: skip
-def test_squad_files_that_are_none_are_refused(tmp_path: Path, change: Callable[[Any], Any], message: str) -> None:
+def test_errors_of_squad_files(tmp_path: Path, change: Callable[[Any], Any], message: str) -> None:
     content = json.loads(json.dumps(SQUAD))
     change(content["data"])
     with pytest.raises(InputError, match=message):
@@ -125,62 +143,74 @@ def test_squad_files_that_are_none_are_refused(tmp_path: Path, change: Callable[
         ("cat", "must be {text"),
         ({"text": ["the"]}, "must be {text"),
         ({"text": "the", "answer_start": 0}, "must be {text"),
-        ({"text": ["the"], "answer_start": [0, 3]}, "as many of one as of the other"),
-        ({"text": [" "], "answer_start": [3]}, "the text ' ' is no answer; empty lists say that there is none"),
-        ({"text": [5], "answer_start": [3]}, "the text 5 is no answer"),
+        ({"text": ["the"], "answer_start": [0, 3]}, "two lists of the same length"),
+        ({"text": [" "], "answer_start": [3]}, "the text ' ' is not an answer; give empty lists if there is no answer"),
+        ({"text": [5], "answer_start": [3]}, "the text 5 is not an answer"),
         ({"text": ["the"], "answer_start": ["0"]}, r"answer_start \(0\) of 'the' must be a whole number"),
         ({"text": ["the"], "answer_start": [True]}, r"answer_start \(True\) of 'the' must be a whole number"),
-        ({"text": ["the"], "answer_start": [-3]}, "the context has '' there; the nearest one begins at 0"),
-        ({"text": ["the"], "answer_start": [7]}, "the context has ' th' there; the nearest one begins at 8"),
-        ({"text": ["dog"], "answer_start": [4]}, "the context has 'cat' there; it stands nowhere in the context"),
+        ({"text": ["the"], "answer_start": [-3]}, "the context has '' there; the nearest occurrence begins at 0"),
+        ({"text": ["the"], "answer_start": [7]}, "the context has ' th' there; the nearest occurrence begins at 8"),
+        (
+            {"text": ["dog"], "answer_start": [4]},
+            "the context has 'cat' there; the answer does not occur in the context",
+        ),
         ({"text": ["b" * 99], "answer_start": [0]}, "of 'b{60}...'"),
     ],
 )
-def test_answers_that_are_none_are_refused(answers: Any, message: str) -> None:
+def test_errors_of_answers(answers: Any, message: str) -> None:
     row = {"question": "this", "context": "the cat the red", "answers": answers}
     with pytest.raises(InputError, match=message):
         make_task(make_table([row]))
 
 
-def test_answers_are_read_as_lists_of_objects_and_is_impossible_empties_them() -> None:
+def test_answers_may_be_lists_of_objects_and_is_impossible_means_none() -> None:
     row = {"question": "q", "context": "the cat", "answers": [{"text": "cat", "answer_start": 4}]}
     table = make_table([row, row | {"is_impossible": True}, row | {"is_impossible": "False"}, row | {"answers": []}])
-    found = [squad.answers_of(table, number, COLUMNS) for number in range(4)]
-    assert found == [[("cat", 4)], [], [("cat", 4)], []]
+    answers = [squad.read_answers(table, number, NAMES) for number in range(4)]
+    assert answers == [[("cat", 4)], [], [("cat", 4)], []]
 
 
-def test_settings_that_do_not_fit_are_refused() -> None:
-    with pytest.raises(InputError, match=r"train.label_smoothing \(0.1\): is not for positions"):
-        form_of("answering", make_config(train=0.1))
-    data = DataConfig(train=("-",), text_columns=("question",), label_column="answers")
-    with pytest.raises(InputError, match=r"data.text_columns \(\['question'\]\): takes two columns, the question and"):
-        form_of("answering", RunConfig(model=ModelConfig(backbone="-"), data=data))
-    data = DataConfig(train=("-",), text_columns=("question", "context"), label_column=None)
-    with pytest.raises(InputError, match=r"data.label_column \(None\): names the column of the answers"):
-        form_of("answering", RunConfig(model=ModelConfig(backbone="-"), data=data))
+def test_errors_of_settings() -> None:
+    for change, message in (
+        ({"smoothing": 0.1}, r"train.label_smoothing \(0.1\): must be 0"),
+        ({"columns": ("question",)}, r"data.text_columns \(\['question'\]\): must be two columns, the question and"),
+        ({"label": None}, r"data.label_column \(None\): question answering needs the column of the answers"),
+    ):
+        with pytest.raises(InputError, match=message):
+            Answering.make_columns(make_config(**change))
+    for change, message in (
+        ({"window_overlap": -1}, r"task.window_overlap \(-1\): must be 0 or more"),
+        ({"longest_answer": 0}, r"task.longest_answer \(0\): must be at least 1"),
+        ({"num_best": 0}, r"task.num_best \(0\): must be at least 1"),
+        ({"null_threshold": float("inf")}, r"task.null_threshold \(inf\): must be finite"),
+    ):
+        with pytest.raises(InputError, match=message):
+            make_config(**change)
     with pytest.raises(InputError, match="no training question has an answer"):
-        make_task(make_table([one("the cat")]))
+        make_task(make_table([make_row("the cat")]))
 
 
 def test_questions_on_one_context_stay_together(tmp_path: Path) -> None:
     contexts = [f"the cat {word}" for word in tiny.FILLER[:12]]
-    rows = [one(context, ("cat", 4), question=question) for context in contexts for question in ("this", "that", "one")]
+    rows = [
+        make_row(context, ("cat", 4), question=question) for context in contexts for question in ("this", "that", "one")
+    ]
     config = make_config()
     data = DataConfig(train=(str(tiny.write_jsonl(tmp_path / "a.jsonl", rows)),), text_columns=("question", "context"),
                       label_column="answers", validation_fraction=0.3)  # fmt: skip
     for seed in range(3):
-        splits = load_splits(data, seed, form_of("answering", config))
-        found = [set(table.columns["context"]) for table in splits.tables().values()]
-        assert all(found)
-        assert sum(map(len, found)) == len(set.union(*found)) == 12
+        splits = load_splits(data, seed, Answering.make_columns(config).spec)
+        contexts_of_splits = [set(table.columns["context"]) for table in splits.tables().values()]
+        assert all(contexts_of_splits)
+        assert sum(map(len, contexts_of_splits)) == len(set.union(*contexts_of_splits)) == 12
 
 
 # --- windows and targets --------------------------------------------------------------------------------------------
 
 
 def test_windows_are_those_of_the_tokenizer_and_hold_every_token() -> None:
-    """Against transformers' own call, and against the text."""
-    rows, tokenizer = make_rows(20), tiny.make_tokenizer()
+    """They are compared with one call of the tokenizer, and with the text."""
+    rows, tokenizer = make_questions(20), tiny.make_tokenizer()
     table = make_table([row | {"question": "this one"} for row in rows])
     features = encode(make_task(table, window_overlap=5), table, 20, tokenizer)
     expected = tokenizer(["this one"] * 20, [row["context"] for row in rows],
@@ -189,38 +219,42 @@ def test_windows_are_those_of_the_tokenizer_and_hold_every_token() -> None:
     assert features.example_indices is not None
     assert features.example_indices.tolist() == expected["overflow_to_sample_mapping"]
     for window, ids in enumerate(expected["input_ids"]):
-        assert part(features, window, "input_ids").tolist() == ids
+        assert get_array(features, window, "input_ids").tolist() == ids
         is_context = [sequence == 1 for sequence in expected.sequence_ids(window)]
-        assert (part(features, window, "begins") >= 0).tolist() == is_context
-    for row, given in enumerate(rows):
+        assert (get_array(features, window, "char_starts") >= 0).tolist() == is_context
+    for number, row in enumerate(rows):
         words = set()
-        for window in np.flatnonzero(features.example_indices == row):
-            begins, ends = part(features, int(window), "begins"), part(features, int(window), "ends")
-            words |= {(b, given["context"][b:e]) for b, e in zip(begins, ends, strict=True) if b >= 0}
-        assert words == {(match.start(), match[0]) for match in re.finditer(r"\w+", given["context"])}
+        for window in np.flatnonzero(features.example_indices == number):
+            spans = zip(
+                get_array(features, int(window), "char_starts"),
+                get_array(features, int(window), "char_ends"),
+                strict=True,
+            )
+            words |= {(b, row["context"][b:e]) for b, e in spans if b >= 0}
+        assert words == {(match.start(), match[0]) for match in re.finditer(r"\w+", row["context"])}
 
 
 def test_targets_hold_the_answer_or_point_at_the_first_token() -> None:
     for seed in range(3):
-        rows = make_rows(30, seed=seed)
+        rows = make_questions(30, seed=seed)
         table = make_table(rows)
         features = encode(make_task(table, window_overlap=3), table, 16)
         assert isinstance(features.labels, np.ndarray)
-        found = collections.Counter()
+        counts = collections.Counter()
         for window in range(len(features)):
             row = rows[features.get_example(window)]
             start, end = features.labels[window]
-            begins, ends = part(features, window, "begins"), part(features, window, "ends")
+            begins, ends = get_array(features, window, "char_starts"), get_array(features, window, "char_ends")
             text = "".join(row["answers"]["text"])
-            place = sum(row["answers"]["answer_start"])
+            position = sum(row["answers"]["answer_start"])
             if start:
-                assert (begins[start], row["context"][begins[start] : ends[end]]) == (place, text)
+                assert (begins[start], row["context"][begins[start] : ends[end]]) == (position, text)
             else:
                 assert end == 0
-                assert not text or place not in begins
-            found["answer" if start else "part" if text else "none"] += 1
-        assert min(found.values()) > 5
-        assert len(found) == 3
+                assert not text or position not in begins
+            counts["answer" if start else "part" if text else "none"] += 1
+        assert min(counts.values()) > 5
+        assert len(counts) == 3
 
 
 def test_an_answer_of_several_tokens_that_no_window_holds_is_counted() -> None:
@@ -228,47 +262,55 @@ def test_an_answer_of_several_tokens_that_no_window_holds_is_counted() -> None:
     context = " ".join(words)
     answer = " ".join(words[10:22])
     inside = " ".join(words[3:6])
-    rows = [one(context, (answer, context.index(answer)), (inside, context.index(inside))), one(context),
-            one(context, (inside, context.index(inside)))]  # fmt: skip
+    rows = [make_row(context, (answer, context.index(answer)), (inside, context.index(inside))), make_row(context),
+            make_row(context, (inside, context.index(inside)))]  # fmt: skip
     table = make_table([row | {"question": "this " * count} for row, count in zip(rows, (1, 2, 9), strict=True)])
     task = make_task(table)
     features = encode(task, table, 16)
     assert features.num_truncated == 1
     assert features.lengths.max() == 16
-    lines = dict(task.describe(features, table, 16))
+    lines = dict(task.encoding.describe(features, table, 16))
     assert (
-        "3 questions in 22 windows of at most 16 tokens; questions longer than half a window, and cut: 1"
-        in lines["input"]
+        lines["input"]
+        == "3 questions in 22 windows of at most 16 tokens; 1 questions are longer than half a window and were cut"
     )
-    assert lines["answers"] == ("2 questions with an answer, 1 without; whole in no window, and not trained on: 1")
+    assert lines["answers"] == (
+        "2 questions with an answer, 1 without; 1 answers fit into no window and are not trained on"
+    )
     assert isinstance(features.labels, np.ndarray)
     held = [window for window in range(len(features)) if features.labels[window].any()]
     assert {features.get_example(window) for window in held} == {2}
     for window in held:
-        begins, ends = (part(features, window, name) for name in ("begins", "ends"))
+        begins, ends = (get_array(features, window, name) for name in ("char_starts", "char_ends"))
         assert context[begins[features.labels[window, 0]] : ends[features.labels[window, 1]]] == inside
     short = make_table(rows[1:])
-    assert "each answer is whole in a window" in dict(task.describe(encode(task, short, 64), short, 64))["answers"]
+    assert (
+        "each answer fits into a window" in dict(task.encoding.describe(encode(task, short, 64), short, 64))["answers"]
+    )
 
 
-def test_windows_that_cannot_be_made_are_refused() -> None:
-    table = make_table([one("the cat", ("cat", 4))])
+def test_windows_without_room_are_an_error() -> None:
+    table = make_table([make_row("the cat", ("cat", 4))])
     task = make_task(table)
     with pytest.raises(InputError, match=r"data.max_length \(6\): leaves no room for a question and a context"):
-        task.tokenize(table, tiny.make_tokenizer(), 6)
-    with pytest.raises(InputError, match=r"task.window_overlap \(9\): windows of 20 tokens can share 8"):
-        make_task(table, window_overlap=9).tokenize(table, tiny.make_tokenizer(), 20)
-    make_task(table, window_overlap=8).tokenize(table, tiny.make_tokenizer(), 20)
+        task.encoding.tokenize(table, tiny.make_tokenizer(), 6)
+    with pytest.raises(
+        InputError, match=r"task.window_overlap \(9\): must be at most 8, half of a window of 20 tokens"
+    ):
+        make_task(table, window_overlap=9).encoding.tokenize(table, tiny.make_tokenizer(), 20)
+    make_task(table, window_overlap=8).encoding.tokenize(table, tiny.make_tokenizer(), 20)
 
     class SlowTokenizer:
         is_fast = False
 
-    with pytest.raises(InputError, match=r"tokenizer \(SlowTokenizer\) does not say where tokens stand in the text"):
-        task.tokenize(table, SlowTokenizer(), 20)
+    with pytest.raises(
+        InputError, match=r"tokenizer \(SlowTokenizer\) does not give the position of a token in the text"
+    ):
+        task.encoding.tokenize(table, SlowTokenizer(), 20)
 
 
 def make_byte_tokenizer() -> Any:
-    """Bytes as GPT-2 and RoBERTa have them: every byte a token, or with the blank before it, which offsets include."""
+    """Returns a byte-level tokenizer like GPT-2's. Each byte is a token, and offsets include the space before a word."""
     tokenizer = Tokenizer(
         models.BPE({byte: i for i, byte in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}, [])
     )
@@ -278,11 +320,11 @@ def make_byte_tokenizer() -> Any:
     return transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="!", model_max_length=64)
 
 
-def test_text_of_any_script_keeps_its_characters() -> None:
-    """Tokens that are parts of a character, blanks at the ends of tokens, decomposed accents, signs of four bytes."""
+def test_answers_in_any_script_keep_their_characters() -> None:
+    """Tokens may be parts of a character or begin with a space; accents may be decomposed, and characters have four bytes."""
     context = "  Zoe\u0308 — “naïve”\t😀 東京\u00a0x "
     answers = ["Zoe\u0308", "“naïve”", "😀 東京", "x "]
-    rows = [one(context, (text, context.index(text)), question="wh" * 30) for text in answers]
+    rows = [make_row(context, (text, context.index(text)), question="wh" * 30) for text in answers]
     table, tokenizer = make_table(rows), make_byte_tokenizer()
     features = encode(make_task(table), table, 60, tokenizer)
     assert isinstance(features.labels, np.ndarray)
@@ -291,9 +333,11 @@ def test_text_of_any_script_keeps_its_characters() -> None:
         assert held
         for window in held:
             start, end = features.labels[window]
-            span = context[part(features, window, "begins")[start] : part(features, window, "ends")[end]]
+            span = context[
+                get_array(features, window, "char_starts")[start] : get_array(features, window, "char_ends")[end]
+            ]
             assert span == text.strip()
-    questions, lengths = fit_questions(["wh 東京 " * 20, "a"], tokenizer, 10)
+    questions, lengths = contexts.truncate_questions(["wh 東京 " * 20, "a"], tokenizer, 10)
     assert lengths[0] <= 10
     assert ("wh 東京 " * 20).startswith(questions[0])
     assert questions[1] == "a"
@@ -303,46 +347,45 @@ def test_text_of_any_script_keeps_its_characters() -> None:
 
 
 @pytest.mark.parametrize("family", ["bert", "bart"])
-def test_loss_is_the_models_own_and_padding_takes_no_part(family: str) -> None:
+def test_loss_is_the_models_own_and_ignores_padding(family: str) -> None:
     torch.manual_seed(1)
     model = transformers.AutoModelForQuestionAnswering.from_config(tiny.make_config(family)).eval()
-    table = make_table(make_rows(12))
+    table = make_table(make_questions(12))
     task = make_task(table, window_overlap=4)
     features = encode(task, table, 24, tiny.make_tokenizer(ends_only=family == "bart"))
-    from hf_finetune.model import heads
 
-    def both(rows: np.ndarray[Any, Any]) -> tuple[float, float]:
-        batch = collate(features, rows, 0)
+    def compute_losses(indices: Array) -> tuple[float, float]:
+        batch = collate(features, indices, 0)
         assert batch.labels is not None
         with torch.no_grad():
-            total, count = task.loss(heads.run_model(model, batch.inputs), batch)
+            total, count = task.objective.loss(heads.run_model(model, batch.inputs), batch)
             own = model(**batch.inputs, start_positions=batch.labels[:, 0], end_positions=batch.labels[:, 1]).loss
-        assert count == len(rows)
+        assert count == len(indices)
         return float(total) / count, float(own)
 
     equal = np.flatnonzero(features.lengths == 24)
     assert len(equal) > 3
-    ours, theirs = both(equal)
+    ours, theirs = compute_losses(equal)
     assert ours == pytest.approx(theirs, abs=1e-6)
     everything = np.arange(len(features))
-    alone = [both(everything[row : row + 1])[1] for row in everything]
-    assert both(everything)[0] == pytest.approx(sum(alone) / len(alone), abs=1e-5)
-    kept = task.keep(
+    alone = [compute_losses(everything[index : index + 1])[1] for index in everything]
+    assert compute_losses(everything)[0] == pytest.approx(sum(alone) / len(alone), abs=1e-5)
+    outputs = task.scoring.reduce(
         heads.run_model(model, collate(features, everything, 0).inputs).detach(), collate(features, everything, 0)
     )
-    assert [len(logits) for logits in kept] == features.lengths.tolist()
+    assert [len(logits) for logits in outputs] == features.lengths.tolist()
 
 
 # --- the best span --------------------------------------------------------------------------------------------------
 
 
 def best_of_run_qa(windows: list[squad.Window], context: str, *, num_best: int, longest: int, null: bool) -> Any:
-    """The text and the score difference as postprocess_qa_predictions of transformers' run_qa.py finds them."""
+    """Returns the text and the score difference as postprocess_qa_predictions of transformers' run_qa.py finds them."""
     prelim: list[dict[str, Any]] = []
     least = None
     for window in windows:
         start_logits, end_logits = window.logits[:, 0], window.logits[:, 1]
-        offsets = [None if b < 0 else (b, e) for b, e in zip(window.begins, window.ends, strict=True)]
+        offsets = [None if b < 0 else (b, e) for b, e in zip(window.char_starts, window.char_ends, strict=True)]
         score = start_logits[0] + end_logits[0]
         if least is None or least > score:
             least = score
@@ -353,7 +396,7 @@ def best_of_run_qa(windows: list[squad.Window], context: str, *, num_best: int, 
                 prelim.append(
                     {"offsets": (offsets[start][0], offsets[end][1]), "score": start_logits[start] + end_logits[end]}
                 )
-    best = max(prelim, key=lambda each: each["score"])
+    best = max(prelim, key=lambda span: span["score"])
     text = context[best["offsets"][0] : best["offsets"][1]]
     difference = least - best["score"]
     return ("" if null and difference > 0 else text), difference
@@ -361,57 +404,57 @@ def best_of_run_qa(windows: list[squad.Window], context: str, *, num_best: int, 
 
 @pytest.mark.parametrize("null", [False, True])
 def test_the_best_span_is_that_of_run_qa(null: bool) -> None:
-    """Over several windows; all tokens are tried, since run_qa.py counts those of the question among the best."""
-    none = 0
+    """There are several windows. All tokens are tried, since run_qa.py counts tokens of the question among the best."""
+    num_empty = 0
     for seed in range(40):
         generator = np.random.default_rng(seed)
         context = " ".join(f"w{number}" for number in range(30))
-        places = [(match.start(), match.end()) for match in re.finditer(r"\w+", context)]
+        spans = [(match.start(), match.end()) for match in re.finditer(r"\w+", context)]
         windows = []
         for first in (0, 8, 16):
-            inside = places[first : first + 14]
-            begins, ends = (np.array([-1, -1, *(place[side] for place in inside), -1]) for side in (0, 1))
+            inside = spans[first : first + 14]
+            begins, ends = (np.array([-1, -1, *(span[side] for span in inside), -1]) for side in (0, 1))
             logits = generator.normal(size=(len(begins), 2)).astype(np.float32)
             logits[0] += 2.5
-            windows.append(squad.Window(logits=logits, begins=begins, ends=ends))
+            windows.append(squad.Window(logits=logits, char_starts=begins, char_ends=ends))
         search = squad.Search(num_best=17, longest=4, null_threshold=0.0 if null else None)
-        found = squad.best_answer(context, windows, search)
+        answer = squad.find_best_answer(context, windows, search)
         text, difference = best_of_run_qa(windows, context, num_best=17, longest=4, null=null)
-        assert found.text == text
-        assert 0 < found.score <= 1
-        none += not text
+        assert answer.text == text
+        assert 0 < answer.score <= 1
+        num_empty += not text
         if text:
-            assert context[found.begin : found.end] == text
+            assert context[answer.begin : answer.end] == text
         if null:
-            assert found.no_answer_score == pytest.approx(difference, abs=1e-5)
+            assert answer.no_answer_score == pytest.approx(difference, abs=1e-5)
             sure = squad.Search(num_best=17, longest=4, null_threshold=difference - 0.01)
-            assert squad.best_answer(context, windows, sure).text == ""
-    assert (none > 5) == null
+            assert squad.find_best_answer(context, windows, sure).text == ""
+    assert (num_empty > 5) == null
 
 
-def window_of(logits: list[tuple[float, float]], first: int = 1) -> squad.Window:
-    """A window of one-letter tokens, the first ones outside the context."""
+def make_window(logits: list[tuple[float, float]], first: int = 1) -> squad.Window:
+    """Returns a window of one-letter tokens, the first ones outside the context."""
     count = len(logits)
-    begins = np.array([-1] * first + [2 * place for place in range(count - first)])
-    return squad.Window(logits=np.array(logits, dtype=np.float32), begins=begins,
-                        ends=np.where(begins < 0, -1, begins + 1))  # fmt: skip
+    begins = np.array([-1] * first + [2 * index for index in range(count - first)])
+    return squad.Window(logits=np.array(logits, dtype=np.float32), char_starts=begins,
+                        char_ends=np.where(begins < 0, -1, begins + 1))  # fmt: skip
 
 
-def test_spans_in_wrong_order_too_long_or_empty_are_none() -> None:
+def test_spans_in_wrong_order_too_long_or_empty_are_no_answers() -> None:
     search = squad.Search(num_best=1, longest=2, null_threshold=None)
-    backwards = window_of([(9, 9), (0, 5), (1, 1), (5, 0)])  # the best start lies behind the best end
-    assert squad.best_answer("a b c", [backwards], search).text == "a"
-    apart = window_of([(9, 9), (5, 0), (0, 1), (0, 5)])  # and here two tokens before it, one too many
-    assert squad.best_answer("a b c", [apart], search).text == "a b"
-    nothing = squad.Window(logits=np.zeros((3, 2)), begins=np.array([-1, 0, -1]), ends=np.array([-1, 0, -1]))
+    backwards = make_window([(9, 9), (0, 5), (1, 1), (5, 0)])  # the best start is after the best end
+    assert squad.find_best_answer("a b c", [backwards], search).text == "a"
+    apart = make_window([(9, 9), (5, 0), (0, 1), (0, 5)])  # the best start is two tokens before it, one too many
+    assert squad.find_best_answer("a b c", [apart], search).text == "a b"
+    nothing = squad.Window(logits=np.zeros((3, 2)), char_starts=np.array([-1, 0, -1]), char_ends=np.array([-1, 0, -1]))
     for threshold in (None, 0.0):
-        empty = squad.best_answer("", [nothing], squad.Search(num_best=5, longest=5, null_threshold=threshold))
+        empty = squad.find_best_answer("", [nothing], squad.Search(num_best=5, longest=5, null_threshold=threshold))
         assert (empty.text, empty.begin, empty.score) == ("", None, 1.0)
-    outside = squad.Window(logits=np.zeros((1, 2)), begins=np.array([-1]), ends=np.array([-1]))
-    assert squad.best_answer("", [outside], search).text == ""
+    outside = squad.Window(logits=np.zeros((1, 2)), char_starts=np.array([-1]), char_ends=np.array([-1]))
+    assert squad.find_best_answer("", [outside], search).text == ""
 
 
-# --- the official counting ------------------------------------------------------------------------------------------
+# --- the official metrics -------------------------------------------------------------------------------------------
 
 
 def normalize_answer(s: str) -> str:
@@ -508,17 +551,17 @@ WORDS = [
 def test_metrics_are_those_of_the_official_scripts(seed: int) -> None:
     generator = random.Random(seed)
 
-    def some() -> str:
+    def make_text() -> str:
         return " ".join(generator.choices(WORDS, k=generator.randint(0, 4)))
 
-    golds = [[some() for _ in range(generator.randint(1, 3))] for _ in range(300)]
-    answers = [generator.choice([some(), *texts]) for texts in golds]
-    assert squad.score_answers(answers, golds) == pytest.approx(official_1(answers, golds), abs=1e-12)
-    golds = [[] if generator.random() < 0.3 else texts for texts in golds]
+    references = [[make_text() for _ in range(generator.randint(1, 3))] for _ in range(300)]
+    answers = [generator.choice([make_text(), *texts]) for texts in references]
+    assert squad.score_answers(answers, references) == pytest.approx(official_1(answers, references), abs=1e-12)
+    references = [[] if generator.random() < 0.3 else texts for texts in references]
     answers = [generator.choice([answer, ""]) for answer in answers]
-    found = squad.score_answers(answers, golds, unanswerable=True)
-    assert found == pytest.approx(official_2(answers, golds), abs=1e-12)
-    assert 0.1 < found["exact_match"] < found["f1"] < 0.95
+    values = squad.score_answers(answers, references, unanswerable=True)
+    assert values == pytest.approx(official_2(answers, references), abs=1e-12)
+    assert 0.1 < values["exact_match"] < values["f1"] < 0.95
 
 
 def test_metrics_of_known_answers() -> None:
@@ -530,26 +573,36 @@ def test_metrics_of_known_answers() -> None:
                                   "NoAns_f1": 0.5, "NoAns_exact": 0.5}, nan_ok=True)  # fmt: skip
 
 
-# --- a run, and its use ---------------------------------------------------------------------------------------------
+# --- a run and its predictions --------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a finished run, whose data are beside it."""
+    """Returns the folder of a finished run. Its data are next to it."""
     folder = tmp_path_factory.mktemp("answering")
-    files = {f"data.{split}": [str(tiny.write_jsonl(folder / f"{split}.jsonl", make_rows(count, seed=seed)))]
-             for seed, (split, count) in enumerate((("train", 96), ("validation", 24), ("test", 24)))}  # fmt: skip
-    config = load_config(
-        {"model.backbone": str(tiny.make_backbone(folder / "backbone", initializer_range=0.1)), "output_dir": str(folder),
-         "data.text_columns": ["question", "context"], "data.label_column": "answers", "data.max_length": 24,
-         "task.window_overlap": 4, "train.epochs": 6, "train.batch_size": 8, "train.learning_rate": 5e-3,
-         "train.precision": "fp32", "tracking.trackers": [], **files}, []
-    )  # fmt: skip
-    assert config is not None
-    return finetune(config, task_name="answering").run_dir
+    files = {
+        f"data.{split}": [str(tiny.write_jsonl(folder / f"{split}.jsonl", make_questions(count, seed=seed)))]
+        for seed, (split, count) in enumerate((("train", 96), ("validation", 24), ("test", 24)))
+    }
+    settings = {
+        "task.kind": "answer",
+        "task.window_overlap": 4,
+        "model.backbone": str(tiny.make_backbone(folder / "backbone", initializer_range=0.1)),
+        "output_dir": str(folder),
+        "data.text_columns": ["question", "context"],
+        "data.label_column": "answers",
+        "data.max_length": 24,
+        "train.epochs": 6,
+        "train.batch_size": 8,
+        "train.learning_rate": 5e-3,
+        "train.precision": "fp32",
+        "tracking.trackers": [],
+    }
+    config = load_config(settings | files)
+    return finetune(config).run_dir
 
 
-def test_a_run_learns_and_evaluate_gives_its_numbers(trained: Path) -> None:
+def test_a_run_learns_and_evaluate_repeats_its_metrics(trained: Path) -> None:
     results = json.loads((trained / "results.json").read_text())
     assert results["metric"] == "f1"
     assert results["test"]["f1"] > 0.5
@@ -562,19 +615,19 @@ def test_a_run_learns_and_evaluate_gives_its_numbers(trained: Path) -> None:
         "NoAns_f1",
         "NoAns_exact",
     }
-    found = evaluate_file(Predictor.from_pretrained(str(trained)), str(trained.parent / "test.jsonl"))
-    assert found == results["test"]
+    values = evaluate_file(Predictor.from_pretrained(str(trained)), str(trained.parent / "test.jsonl"))
+    assert values == results["test"]
 
 
 def test_the_exported_folder_answers_with_plain_transformers(trained: Path) -> None:
-    """transformers 5 has no question answering pipeline; so by hand: from_pretrained, one window, the best pair of tokens."""
+    """transformers 5 has no pipeline for question answering, so the test takes the best pair of tokens of one window."""
     assert "question-answering" not in transformers.pipelines.SUPPORTED_TASKS
     model = transformers.AutoModelForQuestionAnswering.from_pretrained(trained / "model").eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(trained / "model")
     predictor = Predictor.from_pretrained(str(trained))
-    rows = [row for row in make_rows(40, seed=7) if len(row["context"].split()) < 12]
+    rows = [row for row in make_questions(40, seed=7) if len(row["context"].split()) < 12]
     assert len(rows) > 10
-    for row, found in zip(rows, predictor.predict(rows), strict=True):
+    for row, prediction in zip(rows, predictor.predict(rows), strict=True):
         encoded = tokenizer(row["question"], row["context"], return_tensors="pt", return_offsets_mapping=True)
         offsets = encoded.pop("offset_mapping")[0].tolist()
         with torch.no_grad():
@@ -583,64 +636,128 @@ def test_the_exported_folder_answers_with_plain_transformers(trained: Path) -> N
         tokens = [token for token, sequence in enumerate(encoded.sequence_ids(0)) if sequence == 1]
         score, i, j = max((float(start[i] + end[j]), -i, j) for i in tokens for j in tokens if i <= j)
         null = float(start[0] + end[0]) - score
-        assert found["no_answer_score"] == pytest.approx(null, abs=1e-4)
-        assert found["answer"] == ("" if null > 0 else row["context"][offsets[-i][0] : offsets[j][1]])
+        assert prediction["no_answer_score"] == pytest.approx(null, abs=1e-4)
+        assert prediction["answer"] == ("" if null > 0 else row["context"][offsets[-i][0] : offsets[j][1]])
 
 
-def test_predictions_and_squads_own_file(trained: Path, tmp_path: Path) -> None:
+def test_predictions_as_rows_and_as_a_file_of_squad(trained: Path, tmp_path: Path) -> None:
     predictor = Predictor.from_pretrained(str(trained))
-    rows = make_rows(20, seed=5)
+    rows = make_questions(20, seed=5)
     path = tiny.write_jsonl(
         tmp_path / "rows.jsonl", [{key: row[key] for key in ("id", "question", "context")} for row in rows]
     )
-    found = predict_file(predictor, str(path), str(tmp_path / "out.jsonl"))
-    assert [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()] == found
-    assert [row["id"] for row in found] == [row["id"] for row in rows]
-    for row, given in zip(found, rows, strict=True):
-        assert set(row) == {"id", "answer", "score", "begin", "end", "no_answer_score"}
-        assert (row["begin"] is None) == (row["answer"] == "")
-        assert row["answer"] == ("" if row["begin"] is None else given["context"][row["begin"] : row["end"]])
-    assert {bool(row["answer"]) for row in found} == {True, False}
+    predictions = predict_file(predictor, str(path), str(tmp_path / "out.jsonl"))
+    assert [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()] == predictions
+    assert [row["id"] for row in predictions] == [row["id"] for row in rows]
+    for prediction, row in zip(predictions, rows, strict=True):
+        assert set(prediction) == {"id", "answer", "score", "begin", "end", "no_answer_score"}
+        assert (prediction["begin"] is None) == (prediction["answer"] == "")
+        context = row["context"]
+        expected_answer = "" if prediction["begin"] is None else context[prediction["begin"] : prediction["end"]]
+        assert prediction["answer"] == expected_answer
+    assert {bool(row["answer"]) for row in predictions} == {True, False}
     predict_file(predictor, str(path), str(tmp_path / "out.json"))
     written = json.loads((tmp_path / "out.json").read_text())
-    assert written == {row["id"]: row["answer"] for row in found}
-    golds = [row["answers"]["text"] for row in rows]
+    assert written == {row["id"]: row["answer"] for row in predictions}
+    references = [row["answers"]["text"] for row in rows]
     values = evaluate_file(predictor, str(tiny.write_jsonl(tmp_path / "labelled.jsonl", rows)))
-    expected = official_2([written[row["id"]] for row in rows], golds)
+    expected = official_2([written[row["id"]] for row in rows], references)
     assert {key: value for key, value in values.items() if key != "loss"} == pytest.approx(expected)
     twice = tiny.write_jsonl(tmp_path / "twice.jsonl", [{**rows[0], "id": "same"}, {**rows[1], "id": "same"}])
-    with pytest.raises(InputError, match=r"--out: of a .json file every question needs an id of its own"):
+    with pytest.raises(InputError, match=r"--out: a .json file needs a different id for each question"):
         predict_file(predictor, str(twice), str(tmp_path / "out.json"))
 
 
-def test_tricky_texts_are_answered(trained: Path) -> None:
+def test_unusual_texts_are_answered(trained: Path) -> None:
     predictor = Predictor.from_pretrained(str(trained))
     rows = [
         {"question": "this", "context": context}
         for context in ("cat", " \u200b😀  cat\n\n", "??" * 200, "the\r\ncat " * 30)
     ]
     rows += [{"question": "what " * 500, "context": "a cat"}]
-    found = list(predictor.predict(rows))
-    assert [row["id"] for row in found] == ["1", "2", "3", "4", "5"]
-    for row, given in zip(found, rows, strict=True):
-        assert row["answer"] == given["context"][row["begin"] or 0 : row["end"] or 0]
-    assert predict_texts(predictor, ["this", "cat"])["answer"] == found[0]["answer"]
+    predictions = list(predictor.predict(rows))
+    assert [row["id"] for row in predictions] == ["1", "2", "3", "4", "5"]
+    for prediction, row in zip(predictions, rows, strict=True):
+        assert prediction["answer"] == row["context"][prediction["begin"] or 0 : prediction["end"] or 0]
+    assert predict_texts(predictor, ["this", "cat"])["answer"] == predictions[0]["answer"]
     with pytest.raises(InputError, match="--text: takes two texts, the question and the context, not 1"):
         predict_texts(predictor, ["this"])
     with pytest.raises(InputError, match="row 1: context"):
         list(predictor.predict([{"question": "this", "context": ""}]))
 
 
-def test_a_model_of_elsewhere_with_another_number_of_labels_gets_a_start_and_an_end(tmp_path: Path) -> None:
-    from hf_finetune.model import backbone
-
-    folder = tiny.make_backbone(tmp_path / "three", num_labels=3)
-    config = ModelConfig(backbone=str(folder))
-    task = Answering.from_facts(make_config(), {})
+def test_a_model_with_another_number_of_labels_gets_two_outputs(tmp_path: Path) -> None:
+    config = ModelConfig(backbone=str(tiny.make_backbone(tmp_path / "three", num_labels=3)))
+    task = Answering.from_state(make_config(), {})
     loaded = backbone.load_backbone(config, task.head, backbone.load_tokenizer(config))
     assert loaded.model.qa_outputs.out_features == 2
-    assert Answering.from_facts(make_config(), Answering.facts_of_model(loaded.model.config)).metric_names == (
-        "f1",
-        "exact_match",
+    elsewhere = Answering.from_state(make_config(), Answering.read_state(loaded.model.config))
+    assert elsewhere.scoring.metric_names == ("f1", "exact_match")
+
+
+# --- the parts alone ------------------------------------------------------------------------------------------------
+
+
+def test_columns_alone() -> None:
+    columns = AnsweringColumns(names=NAMES)
+    assert columns.spec.columns == ("question", "context", "answers", "id", "is_impossible")
+    assert columns.spec.together == ("context",)
+    assert columns.make_row(["q", "c"]) == {"question": "q", "context": "c"}
+
+
+def test_encoding_alone() -> None:
+    encoding = AnsweringEncoding(names=NAMES)
+    table = make_table([make_row("the cat", ("cat", 4), question="this"), make_row("the", question="this")])
+    arrays = encoding.tokenize(table, tiny.make_tokenizer(), 16)  # [CLS] this [SEP] the cat [SEP]
+    assert arrays["char_starts"].tolist() == [-1, -1, -1, 0, 4, -1, -1, -1, -1, 0, -1]
+    assert arrays["char_ends"].tolist() == [-1, -1, -1, 3, 7, -1, -1, -1, -1, 3, -1]
+    assert encoding.labels(table, arrays).tolist() == [[4, 4], [0, 0]]
+    assert encoding.encoded_columns() == ("question", "context")
+
+
+def test_objective_alone() -> None:
+    logits, mask = torch.randn(2, 4, 2), torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
+    labels, indices = torch.tensor([[1, 3], [0, 0]]), np.arange(2)
+    batch = Batch(
+        feature_indices=indices,
+        sequence_indices=indices,
+        sequence_counts=np.ones(2),
+        inputs={"attention_mask": mask},
+        labels=labels,
     )
-    assert "have no answer" in make_task(make_table([one("the cat", ("cat", 4)), one("the")])).card()
+    loss, count = AnsweringObjective().loss(logits, batch)
+    first, second = torch.nn.functional.log_softmax(logits[0], 0), torch.nn.functional.log_softmax(logits[1, :2], 0)
+    expected = -(first[1, 0] + first[3, 1] + second[0, 0] + second[0, 1]) / 2
+    torch.testing.assert_close(loss, expected)
+    assert count == 2
+
+
+def test_scoring_alone() -> None:
+    arrays = {
+        "input_ids": np.arange(3),
+        "offsets": np.array([0, 3]),
+        "examples": np.array([0]),
+        "truncated": np.array(0),
+        "char_starts": np.array([-1, 0, 4]),
+        "char_ends": np.array([-1, 3, 7]),
+    }
+    features, table = make_features(arrays, None), make_table([make_row("the cat", ("cat", 4))])
+    logits = np.array([[1.0, 1.0], [0.0, 0.0], [2.0, 2.0]])
+    scoring = AnsweringScoring(names=NAMES)
+    values = scoring.compute_metrics("f1", [logits], features, table, np.array([0]))
+    assert values == {"f1": 1.0, "exact_match": 1.0}
+    (prediction,) = scoring.make_predictions([logits], features, table)
+    assert prediction.keys() == {"id", "answer", "score", "begin", "end"}
+    assert (prediction["answer"], prediction["begin"], prediction["end"]) == ("cat", 4, 7)
+    may_decline = AnsweringScoring(names=NAMES, unanswerable=True, null_threshold=-3.0)
+    (prediction,) = may_decline.make_predictions([logits], features, table)
+    assert (prediction["answer"], prediction["no_answer_score"]) == ("", -2.0)
+
+
+def test_the_task_has_the_four_parts() -> None:
+    task = make_task(make_table([make_row("the cat", ("cat", 4)), make_row("the")]), num_best=3, longest_answer=2)
+    assert (task.head.auto_class, task.pipeline_tag) == ("AutoModelForQuestionAnswering", "question-answering")
+    assert not task.head.has_labels
+    assert (task.scoring.num_best, task.scoring.longest_answer, task.scoring.unanswerable) == (3, 2, True)
+    assert "have no answer" in task.describe_for_card()
+    assert Answering.from_state(make_config(num_best=3, longest_answer=2), task.state_dict()) == task

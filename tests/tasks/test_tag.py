@@ -379,7 +379,7 @@ def test_the_metric_may_be_a_score_of_one_type() -> None:
         (make_rows("a b|O B-x"), {"data.text_columns": ["tokens", "other"]}, r"data.text_columns .*: must be one column"),
         (make_rows("a b|O B-x"), {"data.label_column": None}, r"data.label_column \(None\): tagging needs the column"),
         (make_rows("a b|O B-x"), {"task.num_beams": 2}, r"task.num_beams"),
-        (make_rows("a b|O B-x"), {"task.class_weights": ["B-y=2"]}, r"task.class_weights \(B-y=2\): the label must be one of B-x"),
+        (make_rows("a b|O B-x"), {"task.class_weights": ["B-y=2"]}, r"task.class_weights \(B-y=2\): the label must be one of B"),
     ],
 )  # fmt: skip
 def test_errors_name_file_line_and_word(rows: list[dict[str, Any]], settings: dict[str, Any], message: str) -> None:
