@@ -1,63 +1,55 @@
-"""Writes docs/settings.md from the dataclasses of hf_finetune/config.py: `make docs`."""
+"""Writes docs/settings.md from the sections of RunConfig and the Settings of each task: `make docs`."""
 
-import re
-from dataclasses import fields, is_dataclass
+import typing
+from dataclasses import MISSING, fields
 from pathlib import Path
-from typing import Any
 
-from hf_finetune.config.loading import expected, setting_types
+from hf_finetune.config.help import NEEDED, format_default, read_help_texts, read_summary
+from hf_finetune.config.loading import SECTIONS, get_section_classes
 from hf_finetune.config.sections import RunConfig
+from hf_finetune.config.tasks import TASKS, load_task
+from hf_finetune.config.values import describe_type
 
 PAGE = Path(__file__).parent / "settings.md"
 
+INTRODUCTION = """# Settings
 
-def helps(section: type) -> dict[str, str]:
-    """The help text of each field, from the Args part of a docstring."""
-    text = (section.__doc__ or "").partition("Args:")[2]
-    pairs = re.findall(r"^ {4,8}(\w+): (.+(?:\n {9,}.+)*)", text, flags=re.MULTILINE)
-    return {name: re.sub(r"\s+", " ", words) for name, words in pairs}
+Made from the code by `make docs`. On the command line a setting is `--section.key VALUE`, in YAML `section: {key: VALUE}`, in
+Python `{"section.key": VALUE}`. The defaults are the package's. A recipe has other defaults for some settings:
+`hf-finetune train RECIPE --help` shows them, and `--print_config` prints all settings of a run.
+
+On the command line a list is several words (`--data.train a.csv b.csv`), one word, or a list in quotes
+(`'["a.csv", "b.csv"]'`, `[]`). Brackets without quotes, such as `[0-3]`, could be a list or one text: they are an error that
+shows how to write both."""
 
 
-def rows(section: Any, prefix: str, types: dict[str, Any]) -> list[str]:
-    """Table rows of a section's settings."""
-    texts = helps(type(section))
-    lines = []
+def make_table(name: str, section: type) -> list[str]:
+    """The rows of a section's settings. name: the section, or "" for the settings of the run itself."""
+    hints, texts = typing.get_type_hints(section), read_help_texts(section)
+    lines = ["| setting | takes | default | |", "|---|---|---|---|"]
     for field in fields(section):
-        value = getattr(section, field.name)
-        if not is_dataclass(value):
-            default = (
-                "" if value is None or value in ("", ()) else f"`{list(value) if isinstance(value, tuple) else value}`"
-            )
-            key = prefix + field.name
-            lines.append(f"| `{key}` | {expected(types[key])} | {default} | {texts[field.name]} |")
+        key = f"{name}.{field.name}" if name else field.name
+        if key in SECTIONS:
+            continue
+        default = "" if field.default in (None, "", ()) else f"`{format_default(field.default)}`"
+        if field.default is MISSING or key in NEEDED:
+            default = NEEDED.get(key, "required")
+        lines.append(f"| `{key}` | {describe_type(hints[field.name])} | {default} | {texts[field.name]} |")
     return lines
 
 
-def page() -> str:
-    """The whole page."""
-    types = setting_types()
-    defaults = object.__new__(RunConfig)  # the defaults alone are no run: a backbone and data are needed
-    for field in fields(RunConfig):
-        object.__setattr__(defaults, field.name, field.default)
-    lines = [
-        "# Settings",
-        "",
-        "Made from the code by `make docs`. On the command line `--section.key VALUE`, in YAML `section: {key: VALUE}`. The",
-        "defaults are the package's; a recipe has its own over them (`--print_config` shows what it all comes to).",
-    ]
-    for section in (defaults, *(getattr(defaults, f.name) for f in fields(RunConfig) if is_dataclass(f.default))):
-        name = type(section).__name__.removesuffix("Config").lower()
-        prefix = "" if section is defaults else f"{name}."
-        lines += [
-            "",
-            f"## {'run' if section is defaults else name}",
-            "",
-            "| setting | takes | default | |",
-            "|---|---|---|---|",
-        ]
-        lines += rows(section, prefix, types)
+def make_page() -> str:
+    """The complete page."""
+    lines = [INTRODUCTION, "", "## run", "", *make_table("", RunConfig)]
+    for name, section in get_section_classes().items():
+        lines += ["", f"## {name}", "", read_summary(section), "", *make_table(name, section)]
+        if name == "task":
+            for kind in TASKS:
+                settings = load_task(kind).Settings
+                rows = [row for row in make_table("task", settings) if not row.startswith("| `task.kind`")]
+                lines += ["", f"### task: {kind}", "", read_summary(settings), "", *rows]
     return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":
-    PAGE.write_text(page(), encoding="utf-8")
+    PAGE.write_text(make_page(), encoding="utf-8")

@@ -1,11 +1,11 @@
-"""Fine-tunes extractive question answering: the answer is a part of the context, or there is none.
+"""Fine-tunes extractive question answering: the answer is a part of the context, or there is no answer.
 
     accelerate launch recipes/answer.py --data.train train.json --data.validation dev.json
     hf-finetune train answer ...                                the same after pip install, from any folder
 
-Data: SQuAD's own files (1.1 or 2.0), or rows of id, question, context and answers {"text": [...], "answer_start": [...]},
-empty lists where there is no answer. Long contexts are read in windows that overlap.
-`hf-finetune predict RUN --data dev.json --out answers.json` writes what SQuAD's evaluation scripts read.
+Data: SQuAD files (1.1 or 2.0), or rows with id, question, context and answers {"text": [...], "answer_start": [...]}, where
+empty lists mean no answer. Long contexts are split into overlapping windows. `hf-finetune predict RUN --data dev.json --out
+answers.json` writes the file that SQuAD's evaluation scripts read.
 """
 
 import sys
@@ -18,9 +18,9 @@ DEFAULTS = {
     "#sha256=53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
     "data.text_columns": ["question", "context"],
     "data.label_column": "answers",
-    "data.max_length": 384,  # windows and their overlap (task.window_overlap, 128) as BERT's run_squad.py
-    "train.epochs": 2,  # as transformers' run_qa.py for SQuAD
-    "train.learning_rate": 2e-4,  # right for MiniLM (recipes/configs/answer/squad.yaml); 3e-5 is usual for larger backbones
+    "data.max_length": 384,  # this and task.window_overlap (128) as in BERT's run_squad.py
+    "train.epochs": 2,  # as in transformers' example run_qa.py for SQuAD
+    "train.learning_rate": 2e-4,  # chosen for MiniLM (recipes/configs/answer/squad.yaml); 3e-5 is usual for larger backbones
     "train.head_learning_rate": 1e-3,
 }
 

@@ -1,10 +1,11 @@
-"""Fine-tunes multiple choice: which of two or more texts goes with a stem.
+"""Fine-tunes multiple choice: which of two or more texts fits a question.
 
     accelerate launch recipes/choose.py --data.train train.jsonl --data.text_columns stem --task.choice_columns choices
     hf-finetune train choose ...                                the same after pip install, from any folder
 
-Data: rows of a stem (one column or several, joined), choices (one column of lists, or a column each; their number is free
-by row) and a label: the right one's index from 0, its letter from A, or its text; which of them, all training rows tell.
+Data: rows with a question (one column, or several that are joined), choices (one column of lists, or one column per choice;
+rows may have different numbers of choices) and a label. The label is the index of the right choice (from 0), its letter (from
+A) or its text; the training rows show which.
 """
 
 import sys
@@ -18,10 +19,10 @@ DEFAULTS = {
     "data.text_columns": ["stem"],
     "task.choice_columns": ["choices"],
     "data.max_length": 128,
-    "train.epochs": 3,  # epochs and batch size as BERT on SWAG (Devlin et al. 2019, section 4.4)
+    "train.epochs": 3,  # epochs and batch size of BERT on SWAG (Devlin et al. 2019, section 4.4)
     "train.batch_size": 16,
     "freeze.embeddings": True,
-    "train.learning_rate": 1e-4,  # right for MiniLM: 68 to 71 % of COPA (three seeds), with 3e-4 53 %; BERT's was 2e-5
+    "train.learning_rate": 1e-4,  # chosen for MiniLM: 68 to 71 % on COPA (three seeds); 53 % with 3e-4. BERT used 2e-5
     "train.head_learning_rate": 1e-3,
 }
 

@@ -1,14 +1,15 @@
-"""Fine-tunes sentence embeddings: texts that belong together, with negatives or without, or pairs with a score.
+"""Fine-tunes sentence embeddings on texts that belong together, with or without negatives, or on pairs with a score.
 
-    accelerate launch recipes/embed.py --data.train pairs.jsonl                     {"anchor": ..., "positive": ...} a line
-    accelerate launch recipes/embed.py --data.train triplets.jsonl --data.text_columns '[anchor, positive, negative]'
+    accelerate launch recipes/embed.py --data.train pairs.jsonl                     {"anchor": ..., "positive": ...} per line
+    accelerate launch recipes/embed.py --data.train triplets.jsonl --data.text_columns anchor positive negative
     accelerate launch recipes/embed.py --config recipes/configs/embed/stsb_embeddings.yaml     scored pairs
     hf-finetune train embed ...                                                     the same after pip install
 
-Without data.label_column every other text of a batch is a negative of an anchor, of all processes and micro-batches, so
-that train.micro_batch_size bounds the memory and not the negatives; texts known to be alike are left out. A negative may be
-null, or a list. With data.label_column (a score) the cosine learns the score: 0 for the least of the training rows, 1 for
-the greatest. `sentence_transformers.SentenceTransformer("outputs/run/model")` loads what is exported.
+Without data.label_column, the negatives of an anchor are all other texts of the batch, over all processes and micro-batches:
+train.micro_batch_size limits the memory and not the number of negatives. Known false negatives (texts that match elsewhere in
+the data) are left out. A negative may be null, or a list. With data.label_column (a score), the cosine similarity learns the
+score: 0 for the lowest score of the training rows, 1 for the highest.
+`sentence_transformers.SentenceTransformer("outputs/run/model")` loads the exported model.
 """
 
 import sys
@@ -21,12 +22,12 @@ DEFAULTS = {
     "#sha256=53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
     "data.text_columns": ["anchor", "positive"],
     "data.label_column": None,
-    "data.max_length": 128,  # as all-MiniLM-L6-v2 was trained; its card
+    "data.max_length": 128,  # as all-MiniLM-L6-v2 was trained, by its model card
     "freeze.embeddings": True,
     "freeze.layers": "2/3",
-    "train.epochs": 1,  # as sentence-transformers' training examples have it, with a warm-up of a tenth
-    "train.batch_size": 64,  # more negatives than 32 bring
-    "train.learning_rate": 2e-4,  # right for MiniLM with its lower blocks frozen; 2e-5 is usual for whole, larger backbones
+    "train.epochs": 1,  # as in sentence-transformers' training examples, also the warm-up of a tenth
+    "train.batch_size": 64,  # more negatives than with 32
+    "train.learning_rate": 2e-4,  # chosen for MiniLM with frozen lower blocks; 2e-5 is usual for larger backbones, all trained
 }
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""Fine-tunes a causal language model on conversations, or on prompts with answers. The loss is on the answers alone.
+"""Fine-tunes a causal language model on conversations, or on prompts with answers. Only the answers count in the loss.
 
     accelerate launch recipes/instruct.py --model.backbone HuggingFaceTB/SmolLM2-135M-Instruct --data.train chats.jsonl
     accelerate launch recipes/instruct.py --config FILE.yaml
     hf-finetune train instruct ...                                the same after pip install, from any folder
 
-Data: {"messages": [{"role": "user", "content": ...}, {"role": "assistant", "content": ...}, ...]} a line, a system message
-before them if there is one; or two columns, --data.text_columns prompt completion. They become text by the tokenizer's chat
-template, or that in the file task.chat_template. Metrics: perplexity and token accuracy of the answers.
+Data: {"messages": [{"role": "user", "content": ...}, {"role": "assistant", "content": ...}, ...]} per line, with an optional
+system message first; or two columns, --data.text_columns prompt completion. The tokenizer's chat template, or the template in
+the file task.chat_template, turns them into text. Metrics: perplexity and token accuracy of the answers.
 """
 
 import sys
@@ -17,8 +17,8 @@ DEFAULTS = {
     "task.kind": "instruct",
     "data.text_columns": ["messages"],
     "data.label_column": None,
-    # 2e-5, cosine with 3 % warm-up, 3 epochs and 512 tokens as Stanford Alpaca (its README's train command,
-    # github.com/tatsu-lab/stanford_alpaca); 2e-5 and 8 examples an update are the defaults of TRL's SFTTrainer, too
+    # 2e-5, cosine with 3 % warm-up, 3 epochs and 512 tokens are those of Stanford Alpaca (training command in the README of
+    # github.com/tatsu-lab/stanford_alpaca); 2e-5 and 8 examples per update are also the defaults of TRL's SFTTrainer
     "data.max_length": 512,
     "train.learning_rate": 2e-5,
     "train.schedule": "cosine",

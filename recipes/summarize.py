@@ -1,16 +1,16 @@
-"""Fine-tunes an encoder-decoder model to write a short text for a long one, measured by ROUGE.
+"""Fine-tunes an encoder-decoder model to write a short text for a long one, scored by ROUGE.
 
     accelerate launch recipes/summarize.py --data.train train.jsonl --data.test test.jsonl
     accelerate launch recipes/summarize.py --config FILE.yaml --model.backbone facebook/bart-base --task.input_prefix ""
     hf-finetune train summarize ...                               the same after pip install, from any folder
 
-Data: {"document": ..., "summary": ...} a line; a summary may be a list of several, the first of which is trained on and the
-best of which counts in ROUGE. csv, tsv, json and parquet too, a data set of the Hub, or pairs of text files whose lines belong
-together: --data.train [train.source, train.target].
+Data: {"document": ..., "summary": ...} per line. A summary may be a list of several: the first is trained on, and the best
+match counts in ROUGE. Also csv, tsv, json and parquet files, a data set on the Hub, or pairs of text files with matching lines:
+--data.train train.source train.target.
 
-ROUGE is measured on task.generate_examples of the validation and of the test split, spread evenly over them.
-`pip install 'hf-finetune[generation]'` brings what computes it. The encoder can be frozen whole and computed once:
---freeze.embeddings true --freeze.layers all.
+ROUGE is computed on task.generate_examples examples of validation and of the test, spread evenly over them. `pip install
+'hf-finetune[generation]'` installs what it needs. The complete encoder can be frozen and computed once: --freeze.embeddings
+true --freeze.layers all.
 """
 
 import sys
@@ -22,12 +22,12 @@ DEFAULTS = {
     "model.backbone": "google-t5/t5-small",
     "data.text_columns": ["document"],
     "data.label_column": "summary",
-    "data.max_length": 512,  # as T5 was trained (Raffel et al. 2020, arXiv:1910.10683, section 3.1.2); BART takes 1024
-    "task.input_prefix": "summarize: ",  # T5's own (the same paper, appendix D); BART has none
-    "task.max_target_length": 128,  # as transformers' run_summarization.py
-    "task.num_beams": 4,  # as Raffel et al., section 3.7
+    "data.max_length": 512,  # as T5 was trained (Raffel et al. 2020, arXiv:1910.10683, section 3.1.2); BART: 1024
+    "task.input_prefix": "summarize: ",  # T5's prefix (the same paper, appendix D); BART has none
+    "task.max_target_length": 128,  # as in transformers' example run_summarization.py
+    "task.num_beams": 4,  # as in Raffel et al., section 3.7
     "train.batch_size": 16,
-    # transformers' page on T5 names 1e-4 and 3e-4 for AdamW; BART is usually trained with 3e-5 to 5e-5
+    # transformers' page on T5 recommends 1e-4 or 3e-4 for AdamW; BART is usually trained with 3e-5 to 5e-5
     "train.learning_rate": 3e-4,
 }
 

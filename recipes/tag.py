@@ -1,12 +1,12 @@
-"""Fine-tunes a tagger: a label for each word, such as named entities, parts of speech or chunks.
+"""Fine-tunes a tagger: one label per word, such as named entities, parts of speech or chunks.
 
     accelerate launch recipes/tag.py --data.train train.jsonl --data.validation dev.jsonl --data.test test.jsonl
     accelerate launch recipes/tag.py --data.train train.conll --data.test test.conll --data.label_column 4
     hf-finetune train tag ...                                     the same after pip install, from any folder
 
-Data: JSON lines {"tokens": ["Jane", "in", "Paris"], "tags": ["B-person", "O", "B-location"]}; CoNLL files, one word a line with
-its tag in the last column (or the one whose number is data.label_column); CoNLL-U (data.label_column upos); or a data set on
-the Hub. Entities may be written in IOB1, IOB2 or BIOES, which is found out; other tags stand for themselves.
+Data: JSON lines {"tokens": ["Jane", "in", "Paris"], "tags": ["B-person", "O", "B-location"]}; CoNLL files, one word per line
+with its tag in the last column (or in the column with the number data.label_column); CoNLL-U files (data.label_column upos); or
+a data set on the Hub. Entities may be written in IOB1, IOB2 or BIOES, which is detected. Other tags are independent labels.
 """
 
 import sys
@@ -21,7 +21,7 @@ DEFAULTS = {
     "data.label_column": "tags",
     "data.max_length": 128,  # longer sentences are split, not cut
     "train.batch_size": 16,
-    "train.learning_rate": 3e-4,  # right for MiniLM; 2e-5 to 5e-5 is usual for larger backbones (run_ner.py: 5e-5)
+    "train.learning_rate": 3e-4,  # chosen for MiniLM; 2e-5 to 5e-5 is usual for larger backbones (run_ner.py: 5e-5)
     "train.head_learning_rate": 1e-3,
 }
 

@@ -1,17 +1,17 @@
-"""Fine-tunes an encoder-decoder model to write a text in another language, measured by BLEU and chrF.
+"""Fine-tunes an encoder-decoder model to translate, scored by BLEU and chrF.
 
-    accelerate launch recipes/translate.py --data.train [train.en, train.de] --data.validation [dev.en, dev.de]
+    accelerate launch recipes/translate.py --data.train train.en train.de --data.validation dev.en dev.de
     accelerate launch recipes/translate.py --data.dataset USER/NAME --data.text_columns translation.en ...
     hf-finetune train translate ...                               the same after pip install, from any folder
 
-Data: two text files whose lines belong together, first the source and then its translation; or {"source": ..., "target": ...}
-a line (jsonl, csv, tsv, json, parquet); or a column of objects, as data sets of translations have it:
---data.text_columns translation.en --data.label_column translation.de. A target may be a list of several translations: the
-first is trained on, all count in BLEU and chrF.
+Data: two text files with matching lines, first the source and then its translation; or {"source": ..., "target": ...} per line
+(jsonl, csv, tsv, json, parquet); or a column of objects, as in many translation data sets: --data.text_columns translation.en
+--data.label_column translation.de. A target may be a list of several translations: the first is trained on, and all count in
+BLEU and chrF.
 
-BLEU and chrF are sacrebleu's, on task.generate_examples of the validation and of the test split, spread evenly over them.
-`pip install 'hf-finetune[generation]'` brings it. A model of many languages must know the pair from its tokenizer's files
-(src_lang, tgt_lang) and its generation_config.json (forced_bos_token_id).
+BLEU and chrF are computed by sacrebleu on task.generate_examples examples of validation and of the test, spread evenly over
+them. `pip install 'hf-finetune[generation]'` installs it. If the model is multilingual, the tokenizer's files (src_lang,
+tgt_lang) and generation_config.json (forced_bos_token_id) must name the languages.
 """
 
 import sys
@@ -23,11 +23,11 @@ DEFAULTS = {
     "model.backbone": "google-t5/t5-small",
     "data.text_columns": ["source"],
     "data.label_column": "target",
-    "data.max_length": 128,  # sentences, as transformers' course on translation has it
+    "data.max_length": 128,  # sentences; as in transformers' course on translation
     "task.max_target_length": 128,
-    "task.num_beams": 4,  # as Raffel et al. 2020, arXiv:1910.10683, section 3.7
+    "task.num_beams": 4,  # as in Raffel et al. 2020, arXiv:1910.10683, section 3.7
     "train.batch_size": 32,
-    # transformers' page on T5 names 1e-4 and 3e-4 for AdamW; for Marian's models its course takes 2e-5
+    # transformers' page on T5 recommends 1e-4 or 3e-4 for AdamW; its course uses 2e-5 for Marian's models
     "train.learning_rate": 3e-4,
 }
 

@@ -172,7 +172,7 @@ def test_settings_page_is_up_to_date() -> None:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    assert (ROOT / "docs" / "settings.md").read_text(encoding="utf-8") == module.page(), "run `make docs`"
+    assert (ROOT / "docs" / "settings.md").read_text(encoding="utf-8") == module.make_page(), "run `make docs`"
 
 
 def test_files_that_the_readme_names_exist() -> None:

@@ -32,9 +32,6 @@ def require(condition: bool, key: str, value: object, message: str) -> None:
         raise InputError(f"{key} ({value}): {message}")
 
 
-check = require  # until all callers are renamed
-
-
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """The pretrained backbone.

@@ -1,6 +1,7 @@
 """From defaults, YAML and the command line to a RunConfig: layers, wording of errors, --help and --print_config."""
 
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -29,7 +30,7 @@ from hf_finetune.config.sections import RENAMED, RunConfig, TaskSettings, TrainC
 from hf_finetune.config.tasks import TASKS, load_task
 from hf_finetune.config.values import convert, describe_type
 from hf_finetune.config.yaml_files import read_yaml
-from hf_finetune.recipe import run_recipe
+from hf_finetune.recipe import recipe_path, run_recipe
 from hf_finetune.system.errors import InputError
 
 NEEDED = {"task.kind": "classify", "model.backbone": "backbone", "data.train": ["train.csv"]}
@@ -680,6 +681,30 @@ def test_a_config_names_its_task_so_that_it_repeats_the_run_without_a_recipe(
     assert capsys.readouterr().out == to_yaml(config)
     assert cli.main(["train", "tag", "--config", path]) == 2
     assert "use the other task's recipe (hf-finetune train classify)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", TASKS)
+def test_a_recipe_is_named_like_its_task(kind: str) -> None:
+    recipe = runpy.run_path(str(recipe_path(kind)))
+    assert recipe["DEFAULTS"]["task.kind"] == kind
+    config = load_config(recipe["DEFAULTS"], ["--model.backbone", "b", "--data.train", "a.csv"])
+    assert type(config.task) is load_task(kind).Settings
+
+
+def test_every_recipe_has_a_task() -> None:
+    assert {path.stem for path in recipe_path("classify").parent.glob("*.py")} == TASKS.keys()
+
+
+@pytest.mark.parametrize("kind", TASKS)
+def test_a_recipe_is_named_like_its_task(kind: str) -> None:
+    recipe = runpy.run_path(str(recipe_path(kind)))
+    assert recipe["DEFAULTS"]["task.kind"] == kind
+    config = load_config(recipe["DEFAULTS"], ["--model.backbone", "b", "--data.train", "a.csv"])
+    assert type(config.task) is load_task(kind).Settings
+
+
+def test_every_recipe_has_a_task() -> None:
+    assert {path.stem for path in recipe_path("classify").parent.glob("*.py")} == TASKS.keys()
 
 
 def test_train_without_recipe_runs_a_task_of_ones_own(

@@ -2,12 +2,13 @@
 
 import ast
 import functools
-import inspect
 import re
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import FrozenInstanceError
 from fractions import Fraction
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -106,6 +107,18 @@ CASES: list[tuple[type, dict[str, Any], str, str]] = [
         for kind, key in (("answer", "null_threshold"), ("summarize", "length_penalty"), ("embed", "similarity_scale"))
         for value in (NAN, INFINITY)
     ),
+    (
+        SETTINGS["summarize"],
+        {"kind": "summarize", "num_beams": 1, "length_penalty": 2.0},
+        "task.length_penalty",
+        "num_beams",
+    ),
+    (
+        SETTINGS["summarize"],
+        {"kind": "summarize", "num_beams": 1, "length_penalty": 2.0},
+        "task.length_penalty",
+        "num_beams",
+    ),
     (SETTINGS["embed"], {"kind": "embed", "similarity_scale": 0.0}, "task.similarity_scale", "above 0"),
     *(
         (
@@ -195,29 +208,42 @@ def test_a_wrong_setting_is_named_with_its_value_and_the_mend(
         assert message.startswith(f"{key} ({value}): ")
 
 
-def test_every_check_in_the_module_is_failed_by_a_case(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = [
+def find_checks(module: ModuleType) -> list[ast.Call]:
+    """The calls of require() in the dataclasses of a module that check themselves, and in functions of sections.py."""
+    tree = ast.parse(Path(str(module.__file__)).read_text(encoding="utf-8"))
+    checkers = [
         node
-        for node in ast.walk(ast.parse(Path(sections.__file__).read_text(encoding="utf-8")))
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "require"
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef) and (node.name == "__post_init__" or module is sections)
     ]
-    failed: set[int] = set()
+    calls = [node for checker in checkers for node in ast.walk(checker) if isinstance(node, ast.Call)]
+    return [node for node in calls if isinstance(node.func, ast.Name) and node.func.id == "require"]
+
+
+def test_every_check_is_failed_by_a_case(monkeypatch: pytest.MonkeyPatch) -> None:
+    modules = {sections, *(sys.modules[base.__module__] for kind in TASKS for base in SETTINGS[kind].__mro__[:-1])}
+    failed: set[tuple[str, int]] = set()
     original = sections.require
 
     def recording(condition: bool, key: str, value: object, message: str) -> None:
         if not condition:
-            frame = inspect.currentframe()
-            assert frame is not None
-            assert frame.f_back is not None
-            failed.add(frame.f_back.f_lineno)
+            caller = sys._getframe(1)
+            failed.add((caller.f_code.co_filename, caller.f_lineno))
         original(condition, key, value, message)
 
-    monkeypatch.setattr(sections, "require", recording)
+    for module in modules:
+        if hasattr(module, "require"):
+            monkeypatch.setattr(module, "require", recording)
     for section, given, _, _ in CASES:
         message_of(section, given)
-    assert len(calls) >= 25
-    missed = [call.lineno for call in calls if not failed & set(range(call.lineno, (call.end_lineno or 0) + 1))]
-    assert not missed, f"sections.py: no case fails the checks in lines {missed}"
+    checks = [(str(module.__file__), call) for module in modules for call in find_checks(module)]
+    assert len(checks) >= 40
+    missed = [
+        f"{file}:{call.lineno}"
+        for file, call in checks
+        if not any((file, line) in failed for line in range(call.lineno, (call.end_lineno or 0) + 1))
+    ]
+    assert not missed, f"no case fails the checks in {missed}"
 
 
 @pytest.mark.parametrize(
