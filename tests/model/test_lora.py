@@ -1,4 +1,4 @@
-"""LoRA through peft: where adapters go, that all else goes on as without them, and folders that others load."""
+"""LoRA through peft: where adapters go, that nothing else of training changes, and folders that other programs load."""
 
 import copy
 import dataclasses
@@ -39,7 +39,7 @@ ROW = {"text": "a red cat"}
 
 
 def make(family: str = "bert", layers: int = 2, frozen: int | str = 1, seed: int = 0, **settings: Any) -> Backbone:
-    """A small classifier with adapters above `frozen` blocks. Its head counts as new."""
+    """Returns a small classifier with adapters above `frozen` blocks and a new head."""
     model = tiny.make_model(family, layers=layers)
     new = frozenset(name for name in structure.analyze_structure(model).rest.get("head", ()))
     loaded = Backbone(model=model, tokenizer=None, source="-", new_parameters=new)
@@ -47,13 +47,13 @@ def make(family: str = "bert", layers: int = 2, frozen: int | str = 1, seed: int
 
 
 def plan(loaded: Backbone, frozen: int | str = 1) -> freezing.FreezePlan:
-    """What trains of it."""
+    """Freezes all but the adapters and the head, and returns the plan."""
     loaded.model.requires_grad_(True)
     return make_freeze_plan(loaded, FreezeConfig(layers=frozen), structure.analyze_structure(loaded.model))
 
 
-def layers_of(loaded: Backbone) -> list[str]:
-    """Names of the linear layers with adapters."""
+def list_layers(loaded: Backbone) -> list[str]:
+    """Returns the names of the linear layers with adapters."""
     return sorted({name.partition(".lora_")[0] for name in loaded.adapter_parameters})
 
 
@@ -82,7 +82,7 @@ def test_all_linear_layers_above_the_frozen_blocks_have_one_and_nothing_else_tra
     expected = [name for name, part in bare.named_modules() if isinstance(part, kinds) and re.match(inside, name)]
     assert len(expected) >= 4
     loaded = make(family, 3, frozen)
-    assert layers_of(loaded) == sorted(expected)
+    assert list_layers(loaded) == sorted(expected)
     found = plan(loaded, frozen)
     assert found.trainable == loaded.adapter_parameters | loaded.new_parameters
     assert found.num_prefix_blocks >= 0
@@ -102,7 +102,7 @@ def test_all_linear_layers_above_the_frozen_blocks_have_one_and_nothing_else_tra
     ],
 )
 def test_targets_are_names_or_the_ends_of_names(family: str, targets: tuple[str, ...], expected: list[str]) -> None:
-    layers = layers_of(make(family, targets=targets))
+    layers = list_layers(make(family, targets=targets))
     assert [name.split(".1.")[1] for name in layers] == expected
 
 
@@ -119,7 +119,7 @@ def test_targets_are_names_or_the_ends_of_names(family: str, targets: tuple[str,
         ((), "all", "freeze.layers (all): leaves no block for the adapters of adapter.kind (lora); freeze fewer"),
     ],
 )  # fmt: skip
-def test_targets_that_mean_no_linear_layer_are_errors(
+def test_targets_that_name_no_linear_layer_are_errors(
     targets: tuple[str, ...], frozen: int | str, message: str
 ) -> None:
     with pytest.raises(InputError) as error:
@@ -133,15 +133,17 @@ def test_targets_that_mean_no_linear_layer_are_errors(
         ({"adapter.rank": 0}, "adapter.rank (0): must be at least 1"),
         ({"adapter.alpha": 0}, "adapter.alpha (0): must be at least 1"),
         ({"adapter.dropout": 1.0}, "adapter.dropout (1.0): must be in [0, 1)"),
-        ({"adapter.targets": [""]}, "adapter.targets (['']): a name is empty"),
-        ({"adapter.kind": "none", "adapter.merge": True}, "adapter.merge (True): has no meaning without adapter.kind lora"),
-        ({"freeze.unfreeze": [{"epoch": 2, "layers": 0}]}, "freeze.unfreeze ([{'epoch': 2, 'encoder_layers': 0}]): has "
-         "no meaning with adapter.kind lora: pretrained weights stay frozen"),
+        ({"adapter.targets": [""]}, "adapter.targets (['']): must not have an empty name"),
+        ({"adapter.kind": "none", "adapter.merge": True}, "adapter.merge (True): must be used with adapter.kind lora"),
+        ({"freeze.unfreeze": [{"epoch": 2, "layers": 0}]}, "freeze.unfreeze ([{'epoch': 2, 'layers': 0}]): must "
+         "not be used with adapter.kind lora: pretrained weights stay frozen"),
     ],
 )  # fmt: skip
-def test_settings_that_mean_nothing_are_errors(settings: dict[str, Any], message: str) -> None:
+def test_settings_without_a_meaning_are_errors(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=re.escape(message)):
-        load_config({"model.backbone": "-", "data.train": ["-"], "adapter.kind": "lora", **settings}, [])
+        load_config(
+            {"task.kind": "classify", "model.backbone": "-", "data.train": ["-"], "adapter.kind": "lora", **settings}
+        )
 
 
 def test_without_peft_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,11 +159,11 @@ def test_a_new_parameter_of_the_model_itself_is_refused() -> None:
     model.register_parameter("scale", torch.nn.Parameter(torch.ones(1)))
     assert lora.find_modules_to_save(model, ["classifier.weight", "classifier.bias"]) == ["classifier"]
     assert lora.find_modules_to_save(model, ["bert.pooler.dense.bias"]) == ["bert.pooler.dense"]  # with its old weight
-    with pytest.raises(InputError, match=r"^adapter.kind \(lora\): scale is new, and an adapter carries modules"):
+    with pytest.raises(InputError, match=r"^adapter.kind \(lora\): scale is new and belongs to no module"):
         lora.find_modules_to_save(model, ["scale", "classifier.weight", "classifier.bias"])
 
 
-def test_first_values_are_a_function_of_the_seed_and_add_nothing() -> None:
+def test_first_values_are_a_function_of_the_seed_and_change_no_output() -> None:
     def first(seed: int) -> dict[str, torch.Tensor]:
         loaded = make(seed=seed)
         return {name: loaded.model.get_parameter(name).detach() for name in sorted(loaded.adapter_parameters)}
@@ -174,7 +176,7 @@ def test_first_values_are_a_function_of_the_seed_and_add_nothing() -> None:
         assert torch.equal(make().model.eval()(**batch).logits, tiny.make_model()(**batch).logits)
 
 
-def test_the_freeze_table_tells_adapters_from_what_trains_whole() -> None:
+def test_the_freeze_table_shows_adapters_apart_from_what_trains_in_full() -> None:
     rows = plan(make(layers=4, frozen=2, rank=4), 2).table()
     each = 4 * (4 * (32 + 32) + 2 * (32 + 64))  # rank x (inputs + outputs): attention's four, the MLP's two
     assert [row[::2] for row in rows] == [
@@ -183,7 +185,7 @@ def test_the_freeze_table_tells_adapters_from_what_trains_whole() -> None:
     ]  # fmt: skip
 
 
-# --- what goes on as without them -----------------------------------------------------------------------------------
+# --- what does not change ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("seed", [0, 1])
@@ -192,29 +194,29 @@ def test_the_freeze_table_tells_adapters_from_what_trains_whole() -> None:
     [("bert", ()), ("bert", ("query", "dense")), ("bert", ("dense",)), ("deberta-v2", ()), ("distilbert", ()),
      ("llama", ()), ("modernbert", ()), ("t5", ())],
 )  # fmt: skip
-def test_shortcuts_change_nothing_of_a_model_with_trained_adapters(
+def test_a_forward_plan_changes_nothing_of_a_model_with_trained_adapters(
     family: str, targets: tuple[str, ...], seed: int
 ) -> None:
-    """They are found when adapters add nothing yet, and hold once they do."""
+    """It is found when adapters are new, and holds once they are trained."""
     frozen = "all" if family == "t5" else 1
     loaded = make(family, layers=3, frozen=frozen, targets=targets)
     found = plan(loaded, frozen)
     with lora.with_random_adapters(loaded):
-        shortcuts, reason = find_forward_plan(loaded.model, found)
+        forward_plan, reason = find_forward_plan(loaded.model, found)
     assert reason == ""
-    assert bool(shortcuts.first_token) == (family not in ("llama", "t5"))
+    assert bool(forward_plan.first_token) == (family not in ("llama", "t5"))
     torch.manual_seed(seed)
     parameters = [loaded.model.get_parameter(name) for name in sorted(found.trainable)]
     with torch.no_grad():
         for parameter in parameters:
             parameter.normal_(0.0, 0.3)
     batch = structure.make_probe_batch(loaded.model, 9)
-    assert shortcuts.cached is not None
+    assert forward_plan.cached is not None
     with torch.no_grad():
-        states = shortcuts.cached.compute_activations(batch)
+        states = forward_plan.cached.compute_activations(batch)
     expected = loaded.model(**batch).logits
     gradients = torch.autograd.grad(expected.square().sum(), parameters)
-    with shortcuts(states):
+    with forward_plan.active(states):
         logits = loaded.model(**batch).logits
         mine = torch.autograd.grad(logits.square().sum(), parameters)
     assert cached.is_close(logits.detach(), expected.detach(), 1e-5)
@@ -223,19 +225,19 @@ def test_shortcuts_change_nothing_of_a_model_with_trained_adapters(
         assert float((one - other).abs().max()) <= 1e-4 * largest
 
 
-def test_awake_adapters_add_something_and_fall_asleep_unchanged() -> None:
+def test_random_adapters_change_the_output_and_are_taken_out_again() -> None:
     loaded = make()
     before = copy.deepcopy(loaded.model.state_dict())
     batch = structure.make_probe_batch(loaded.model, 5)
     with torch.no_grad(), lora.with_random_adapters(loaded):
-        awake = loaded.model(**batch).logits
+        logits = loaded.model(**batch).logits
     with torch.no_grad():
-        assert float((awake - loaded.model(**batch).logits).abs().max()) > 1e-4
+        assert float((logits - loaded.model(**batch).logits).abs().max()) > 1e-4
     assert_same_tensors(dict(loaded.model.state_dict()), dict(before))
 
 
-def test_dropout_of_blocks_with_adapters_goes_on_where_their_own_layers_have_none() -> None:
-    """Of a block whose attention alone has adapters the MLP is frozen, but its dropout is part of training the block."""
+def test_dropout_of_a_block_with_adapters_stays_on_in_its_layers_without_adapters() -> None:
+    """If only the attention of a block has adapters, the MLP is frozen, but its dropout is part of training the block."""
     loaded = make(layers=3, frozen=1, targets=("query",))
     plan(loaded)
     freezing.set_train_mode(loaded.model, freezing.find_eval_modules(loaded.model, has_adapters=True))
@@ -266,7 +268,9 @@ def test_a_stopped_run_ends_with_the_same_bits(
     assert_same_tensors(*tensors)
 
 
-def test_a_run_cannot_go_on_with_adapters_elsewhere(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_cannot_resume_with_adapters_in_other_blocks(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run_until(make_config(**LORA, **{"checkpoint.every": 1}), 2, monkeypatch)
     with pytest.raises(
         InputError, match=r"^freeze.layers \(0\): ckpt_\S+ has its adapters above 1; choose another name$"
@@ -281,7 +285,7 @@ def test_a_run_cannot_go_on_with_adapters_elsewhere(make_config: MakeConfig, mon
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory, backbones: Callable[..., Path]) -> tuple[RunConfig, RunResult]:
-    """A finished run with adapters, on three classes; and what it returned."""
+    """A finished run with adapters on three classes, and its result."""
     folder = tmp_path_factory.mktemp("trained")
     shutil.copytree(backbones("bert"), folder / "base")
     defaults: dict[str, Any] = {
@@ -290,20 +294,19 @@ def trained(tmp_path_factory: pytest.TempPathFactory, backbones: Callable[..., P
     }  # fmt: skip
     for seed, split in enumerate(("train", "validation", "test")):
         defaults[f"data.{split}"] = [str(tiny.write_jsonl(folder / f"{split}.jsonl", tiny.make_rows(30, seed=seed)))]
-    config = load_config(defaults | LORA, [])
-    assert config is not None
+    config = load_config({"task.kind": "classify"} | defaults | LORA)
     return config, finetune(config)
 
 
 def inputs(folder: Path) -> Any:
-    """What a user gives a model."""
+    """Returns two tokenized texts."""
     return transformers.AutoTokenizer.from_pretrained(folder)(
         [ROW["text"], "one old saw there"], return_tensors="pt", padding=True
     )
 
 
 def by_hand(config: RunConfig) -> torch.Tensor:
-    """Logits of the pretrained model with W + alpha / rank B A in place of W, from the tensors of the adapter's file."""
+    """Returns the logits of the pretrained model with W + alpha / rank B A in place of W, from the adapter's file."""
     folder = config.run_dir / "model"
     model = transformers.AutoModelForSequenceClassification.from_pretrained(config.model.backbone, num_labels=3)
     tensors = {
@@ -335,7 +338,7 @@ def test_the_folder_holds_the_adapter_the_tokenizer_and_the_config(trained: tupl
     assert result.results["parameters"]["trainable"] == 4 * (4 * 64 + 2 * 96) + 3 * 33
 
 
-def test_transformers_and_peft_load_it_and_say_what_the_matrices_say(
+def test_transformers_and_peft_load_it_and_compute_the_same(
     trained: tuple[RunConfig, RunResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config, result = trained
@@ -365,7 +368,7 @@ def test_transformers_and_peft_load_it_and_say_what_the_matrices_say(
     assert row["label"] in tiny.CLASSES
 
 
-def test_a_checkpoint_loads_into_the_model_that_peft_has_put_the_layers_in(
+def test_a_checkpoint_loads_into_a_model_with_layers_of_peft(
     trained: tuple[RunConfig, RunResult],
 ) -> None:
     config, result = trained
@@ -390,7 +393,7 @@ def test_predict_and_evaluate_give_the_runs_own_numbers(trained: tuple[RunConfig
 def test_a_merged_model_loads_without_peft_and_is_the_same(
     trained: tuple[RunConfig, RunResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """adapter.merge may change when a run goes on: nothing but the export depends on it."""
+    """adapter.merge may change when a run resumes: only the export depends on it."""
     config, _ = trained
     merging = dataclasses.replace(
         config, adapter=dataclasses.replace(config.adapter, merge=True), output_dir=str(tmp_path)
@@ -409,7 +412,7 @@ def test_a_merged_model_loads_without_peft_and_is_the_same(
     assert 'AutoModelForSequenceClassification.from_pretrained("model")' in (result.model_dir / "README.md").read_text()
 
 
-def test_merging_in_16_bit_is_within_its_roundings(make_config: MakeConfig) -> None:
+def test_merging_in_16_bit_differs_by_rounding_only(make_config: MakeConfig) -> None:
     settings = {"adapter.merge": True, "train.precision": "bf16", "train.max_updates": 4}
     result = finetune(make_config(**LORA, **settings))
     assert 0 < result.results["reload_difference"] < 0.05
@@ -429,7 +432,7 @@ def test_materialize_makes_the_folder_that_the_run_exports(
     assert "library_name: " + ("transformers" if merge else "peft") in (out / "README.md").read_text()
 
 
-def test_inspect_shows_adapters_of_a_run_and_those_to_be(
+def test_inspect_shows_the_adapters_of_a_run_and_of_settings(
     trained: tuple[RunConfig, RunResult], capsys: pytest.CaptureFixture[str]
 ) -> None:
     config, _ = trained
@@ -449,10 +452,10 @@ def test_inspect_shows_adapters_of_a_run_and_those_to_be(
     assert cli.main(["inspect", str(config.run_dir), "--adapter.kind", "lora"]) == 2
     assert "has an adapter already" in capsys.readouterr().err
     assert cli.main(["inspect", config.model.backbone, "--adapter.rank", "4"]) == 2
-    assert "adapter.rank (4): has no meaning without adapter.kind lora" in capsys.readouterr().err
+    assert "adapter.rank (4): must be used with adapter.kind lora" in capsys.readouterr().err
 
 
-def test_what_is_pushed_names_no_folder_of_this_machine(trained: tuple[RunConfig, RunResult]) -> None:
+def test_pushed_files_name_no_folder_of_this_machine(trained: tuple[RunConfig, RunResult]) -> None:
     folder = trained[1].model_dir
     pushed = json.loads(bytes(hub.collect_files(folder / "adapter_config.json", "user/name")))  # type: ignore[arg-type]
     assert pushed["base_model_name_or_path"] == "base"
@@ -464,7 +467,7 @@ def test_what_is_pushed_names_no_folder_of_this_machine(trained: tuple[RunConfig
 
 
 def copied(trained: tuple[RunConfig, RunResult], out: Path, **settings: Any) -> Path:
-    """The adapter's folder with other entries in adapter_config.json."""
+    """Copies the adapter's folder, with other entries in adapter_config.json."""
     shutil.copytree(trained[1].model_dir, out)
     path = out / "adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | settings))
@@ -491,7 +494,9 @@ def test_adapters_that_cannot_be_used_are_errors(
         {name.replace("layer.1", "layer.7"): tensor for name, tensor in tensors.items()},
         strange / "adapter_model.safetensors",
     )
-    with pytest.raises(InputError, match=r"strange: its adapter is not of \S+: they differ in bert.encoder.layer.7"):
+    with pytest.raises(
+        InputError, match=r"strange: its adapter does not fit \S+: only one of them has bert.encoder.layer.7"
+    ):
         lora.load_any_model(str(strange))
     broken = copied(trained, tmp_path / "broken")
     (broken / "adapter_config.json").write_text("{")
@@ -502,7 +507,7 @@ def test_adapters_that_cannot_be_used_are_errors(
         Predictor.from_pretrained(str(trained[0].run_dir))
 
 
-def test_a_package_is_named_as_other_programs_find_it_and_as_the_config_did(
+def test_a_package_is_named_by_its_path_and_by_its_name_in_the_config(
     trained: tuple[RunConfig, RunResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config, _ = trained
@@ -529,7 +534,7 @@ def test_a_package_is_named_as_other_programs_find_it_and_as_the_config_did(
     assert lora.load_any_model(str(moved)).source == source
 
 
-def test_an_adapter_that_others_made_is_loaded_with_the_pretrained_models_own_config(
+def test_an_adapter_of_another_program_is_loaded_with_the_config_of_its_pretrained_model(
     tmp_path: Path, backbones: Callable[..., Path]
 ) -> None:
     base = str(backbones("llama"))
