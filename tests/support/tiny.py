@@ -1,4 +1,4 @@
-"""Small random backbones of many families, and small learnable data, made on the spot."""
+"""Makes small random backbones of many families, and small learnable data."""
 
 import json
 import random
@@ -15,26 +15,7 @@ CLASSES = {
     "food": "bread apple cheese soup rice",
     "tools": "hammer saw drill nail rope",
 }
-FILLER = [
-    "the",
-    "a",
-    "one",
-    "some",
-    "this",
-    "that",
-    "big",
-    "small",
-    "old",
-    "new",
-    "red",
-    "blue",
-    "here",
-    "there",
-    "now",
-    "then",
-    "very",
-    "quite",
-]
+FILLER = "the a one some this that big small old new red blue here there now then very quite".split()
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 VOCABULARY = [*SPECIAL, *FILLER, *(word for words in CLASSES.values() for word in words.split())]
 SIZES = {"vocab_size": len(VOCABULARY), "pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3}
@@ -48,7 +29,7 @@ BERT_LIKE = {
 LLAMA_LIKE = {**BERT_LIKE, "num_key_value_heads": 2}
 T5_LIKE = {**SIZES, "d_model": 32, "d_kv": 16, "d_ff": 64, "num_heads": 2, "decoder_start_token_id": 0}
 
-# family -> (config class, its arguments, the argument that sets the number of blocks)
+# family -> (config class, its arguments, the name of the argument that sets the number of blocks)
 FAMILIES: dict[str, tuple[str, dict[str, Any], str]] = {
     "bert": ("BertConfig", BERT_LIKE, "num_hidden_layers"),
     "roberta": ("RobertaConfig", BERT_LIKE, "num_hidden_layers"),
@@ -84,7 +65,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], str]] = {
 
 
 def make_tokenizer(*, ends_only: bool = False) -> Any:
-    """A word-level fast tokenizer over VOCABULARY: [CLS] text [SEP], or text [SEP] for encoder-decoder families."""
+    """Returns a word-level fast tokenizer over VOCABULARY: [CLS] text [SEP], or text [SEP] for encoder-decoder families."""
     tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate(VOCABULARY)}, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     single, pair = ("$A [SEP]", "$A $B [SEP]") if ends_only else ("[CLS] $A [SEP]", "[CLS] $A [SEP] $B:1 [SEP]:1")
@@ -103,20 +84,20 @@ def make_tokenizer(*, ends_only: bool = False) -> Any:
 
 
 def make_config(family: str = "bert", *, layers: int = 2, **changes: Any) -> Any:
-    """The config of a small model of a family."""
+    """Returns the config of a small model of a family."""
     name, arguments, depth = FAMILIES[family]
     return getattr(transformers, name)(**{**arguments, depth: layers, **changes})
 
 
 def make_model(family: str = "bert", *, layers: int = 2, seed: int = 0, num_labels: int = 3, **changes: Any) -> Any:
-    """A small random sequence classifier of a family, in eval mode."""
+    """Returns a small random sequence classifier of a family, in eval mode."""
     torch.manual_seed(seed)
     config = make_config(family, layers=layers, num_labels=num_labels, **changes)
     return transformers.AutoModelForSequenceClassification.from_config(config).eval()
 
 
 def make_backbone(folder: Path, family: str = "bert", *, layers: int = 2, seed: int = 0, **changes: Any) -> Path:
-    """Saves a small random pretrained model, without a classifier's head, and its tokenizer; returns the folder."""
+    """Saves a small random model without a head, and its tokenizer. Returns the folder."""
     torch.manual_seed(seed)
     model = transformers.AutoModel.from_config(make_config(family, layers=layers, **changes))
     model.save_pretrained(folder)
@@ -125,7 +106,7 @@ def make_backbone(folder: Path, family: str = "bert", *, layers: int = 2, seed: 
 
 
 def make_text(generator: random.Random, label: str, *, longest: int = 12) -> str:
-    """A few filler words and one or two that tell the class."""
+    """Returns a few filler words, and one or two words of the class."""
     words = generator.choices(FILLER, k=generator.randint(2, longest))
     words += generator.choices(CLASSES[label].split(), k=generator.randint(1, 2))
     generator.shuffle(words)
@@ -133,7 +114,7 @@ def make_text(generator: random.Random, label: str, *, longest: int = 12) -> str
 
 
 def make_rows(count: int, *, seed: int = 0, problem: str = "single_label", pair: bool = False) -> list[dict[str, Any]]:
-    """Learnable rows: `text` (and `other` for pairs), and `label`: a name, a list of names, or a number."""
+    """Returns learnable rows: `text` (and `other` for pairs), and `label`: a name, a list of names, or a number."""
     generator = random.Random(seed)
     names = list(CLASSES)
     rows: list[dict[str, Any]] = []
@@ -155,24 +136,25 @@ def make_rows(count: int, *, seed: int = 0, problem: str = "single_label", pair:
 
 
 def make_questions(count: int, *, seed: int = 0) -> list[dict[str, Any]]:
-    """Rows as of SQuAD 2.0: the answer is the context's one word of a class; every fourth has none; some contexts are long."""
+    """Returns rows like those of SQuAD 2.0. The answer is the one word of a class in the context; every fourth question has none;
+    some contexts are long."""
     generator = random.Random(seed)
     answers = [word for words in CLASSES.values() for word in words.split()]
     rows = []
     for number in range(count):
         words = generator.choices(FILLER, k=generator.choice([4, 8, 30]))
-        given: dict[str, list[Any]] = {"text": [], "answer_start": []}
+        answer: dict[str, list[Any]] = {"text": [], "answer_start": []}
         if number % 4:
-            place, answer = generator.randint(0, len(words)), generator.choice(answers)
-            words.insert(place, answer)
-            given = {"text": [answer], "answer_start": [len(" ".join([*words[:place], ""]))]}
+            position, word = generator.randint(0, len(words)), generator.choice(answers)
+            words.insert(position, word)
+            answer = {"text": [word], "answer_start": [len(" ".join([*words[:position], ""]))]}
         rows.append({"id": f"q{number}", "question": generator.choice(["this one", "that one here"]),
-                     "context": " ".join(words), "answers": given})  # fmt: skip
+                     "context": " ".join(words), "answers": answer})  # fmt: skip
     return rows
 
 
 def make_choices(count: int, *, seed: int = 0) -> list[dict[str, Any]]:
-    """Rows of a stem, two to four choices, and the index of the right one, which is an animal."""
+    """Returns rows of a prompt, two to four choices, and the index of the right one, which is an animal."""
     generator = random.Random(seed)
     rows = []
     for number in range(count):
@@ -185,7 +167,7 @@ def make_choices(count: int, *, seed: int = 0) -> list[dict[str, Any]]:
 
 
 def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> Path:
-    """One JSON object a line; returns the path."""
+    """Writes one JSON object a line. Returns the path."""
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
     return path
 
@@ -199,22 +181,22 @@ CHAT_TEMPLATE = (
 
 
 def make_conversations(count: int, *, seed: int = 0) -> list[dict[str, Any]]:
-    """Learnable `messages` of one or two turns: a word of a class is answered by the next of the class."""
+    """Returns learnable `messages` of one or two turns: a word of a class is answered by the next word of the class."""
     generator = random.Random(seed)
     rows = []
     for number in range(count):
         messages = []
         for _ in range(1 + number % 2):
             words = generator.choice(list(CLASSES.values())).split()
-            place = generator.randrange(len(words))
-            messages.append({"role": "user", "content": f"{generator.choice(FILLER)} {words[place]}"})
-            messages.append({"role": "assistant", "content": words[(place + 1) % len(words)]})
+            position = generator.randrange(len(words))
+            messages.append({"role": "user", "content": f"{generator.choice(FILLER)} {words[position]}"})
+            messages.append({"role": "assistant", "content": words[(position + 1) % len(words)]})
         rows.append({"messages": messages})
     return rows
 
 
 def write_conversations(folder: Path, counts: Mapping[str, int]) -> dict[str, Any]:
-    """Files of conversations by split, and their template's; returns the settings that name them."""
+    """Writes a file of conversations for each split, and one with their template. Returns the settings that name them."""
     settings: dict[str, Any] = {"task.chat_template": str(folder / "template.jinja")}
     for seed, (split, count) in enumerate(counts.items()):
         settings[f"data.{split}"] = [str(write_jsonl(folder / f"{split}.jsonl", make_conversations(count, seed=seed)))]
