@@ -15,7 +15,26 @@ CLASSES = {
     "food": "bread apple cheese soup rice",
     "tools": "hammer saw drill nail rope",
 }
-FILLER = "the a one some this that big small old new red blue here there now then very quite".split()
+FILLER = [
+    "the",
+    "a",
+    "one",
+    "some",
+    "this",
+    "that",
+    "big",
+    "small",
+    "old",
+    "new",
+    "red",
+    "blue",
+    "here",
+    "there",
+    "now",
+    "then",
+    "very",
+    "quite",
+]
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 VOCABULARY = [*SPECIAL, *FILLER, *(word for words in CLASSES.values() for word in words.split())]
 SIZES = {"vocab_size": len(VOCABULARY), "pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3}
