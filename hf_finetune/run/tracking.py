@@ -185,10 +185,8 @@ class ProgressBar:
 
     def say(self, text: str) -> None:
         """Prints a line without breaking the bar."""
-        if self.bar.disable:
+        with self.bar.external_write_mode():  # clears the bar, and draws it again
             self.runtime.say(text)
-        else:
-            self.bar.write(text)
 
     def close(self) -> None:
         """Closes the bar and leaves it on the screen."""
