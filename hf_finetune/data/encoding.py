@@ -1,4 +1,4 @@
-"""Tables to features. What a task's tokenize() returns is kept on disk, so that the next run reads it."""
+"""Tables to features. What a task's tokenize() returns is stored on disk for the next run."""
 
 import hashlib
 import json

@@ -210,11 +210,11 @@ def test_parallel_files_are_pairs_of_lines(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("sides", "message"),
     [
-        (("a\nb\n", "c\n"), r"1.txt: has 1 lines and .*0.txt 2; line by line they must belong together"),
-        (("a\nb\n", "c\n\n"), r"1.txt:2: is empty, and line 2 of .*0.txt is not"),
-        (("a\n \nb\n", "c\nd\ne\n"), r"0.txt:2: is empty, and line 2 of .*1.txt is not"),
-        (("a\n",), r"data.train \(.*0.txt\): text files come in twos, first the source and then its target"),
-        (("a\n", "b\n", "c\n"), r"data.train \(.*\): text files come in twos"),
+        (("a\nb\n", "c\n"), r"1.txt: has 1 lines, but .*0.txt has 2; each line must be the target of the same line"),
+        (("a\nb\n", "c\n\n"), r"1.txt:2: is empty, but line 2 of .*0.txt is not"),
+        (("a\n \nb\n", "c\nd\ne\n"), r"0.txt:2: is empty, but line 2 of .*1.txt is not"),
+        (("a\n",), r"data.train \(.*0.txt\): text files must come in pairs, each source followed by its target"),
+        (("a\n", "b\n", "c\n"), r"data.train \(.*\): text files must come in pairs"),
         (("\n", "\n"), r"1.txt: is empty"),
     ],
 )
@@ -231,7 +231,7 @@ def test_a_source_alone_is_enough_to_predict(tmp_path: Path) -> None:
 def test_a_text_file_beside_a_table_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("a\n", encoding="utf-8")
     tiny.write_jsonl(tmp_path / "b.jsonl", [{"document": "a", "summary": "b"}])
-    with pytest.raises(InputError, match="text files come in twos"):
+    with pytest.raises(InputError, match="text files must come in pairs"):
         read_table(tuple(str(tmp_path / name) for name in ("a.txt", "b.jsonl")), config_of().data, "data.train",
                    form_of("translation", config_of()))  # fmt: skip
 
