@@ -1,4 +1,4 @@
-"""How a recipe starts, and how any command of the package reports errors."""
+"""Starting a recipe, and reporting the errors of all commands."""
 
 import os
 import runpy
@@ -64,10 +64,10 @@ def print_help(
 
 
 def exit_process(code: int) -> int:
-    """The exit code; where several processes ran, ends this one with it here and now.
+    """Returns the exit code; if there are several processes, ends this one with it immediately.
 
-    Distributed data parallel never gives its process group free, so gloo's threads outlive the interpreter, and one that
-    lets go of a tensor while it is torn down aborts the process ("terminate called without an active exception").
+    torch's distributed data parallel never frees its process group, so gloo's threads are still alive when the interpreter
+    ends, and one that frees a tensor then aborts the process ("terminate called without an active exception").
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and "hf_finetune.system.processes" in sys.modules:
         sys.modules["hf_finetune.system.processes"].leave_process_group()
@@ -78,8 +78,10 @@ def exit_process(code: int) -> int:
 
 
 def report_errors(function: Callable[[], None], *, debug: bool = False) -> int:
-    """Runs `function`; an InputError becomes one `error:` line on standard error and exit code 2, a signal that stopped a
-    run exit code 75."""
+    """Runs `function`, and returns the exit code.
+
+    An InputError becomes one `error:` line on standard error and exit code 2, a signal that stopped a run exit code 75.
+    """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     configure_logging()
     if not debug:
@@ -95,10 +97,12 @@ def report_errors(function: Callable[[], None], *, debug: bool = False) -> int:
         return EXIT_INPUT
     except StoppedError as error:
         if os.environ.get("LOCAL_RANK", "0") == "0":
-            print(f"stopped ({error}); the same command goes on from the last checkpoint", file=sys.stderr, flush=True)
+            print(
+                f"stopped ({error}); the same command continues from the last checkpoint", file=sys.stderr, flush=True
+            )
         return EXIT_TRY_AGAIN
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        print("interrupted; the same command continues from the last checkpoint", file=sys.stderr)
         return 130
     return 0
 
@@ -116,13 +120,15 @@ def recipe_path(name: str) -> Path:
 
 
 def run_recipe_file(name: str, arguments: Sequence[str]) -> int:
-    """Runs the recipe's own file as a script, with these arguments; returns its exit code."""
+    """Runs the file of a recipe as a script with these arguments, and returns its exit code."""
     path = recipe_path(name)
     sys.argv = [str(path), *arguments]
     try:
         runpy.run_path(str(path), run_name="__main__")
     except SystemExit as end:
-        return end.code if isinstance(end.code, int) else 0 if end.code is None else 1
+        if isinstance(end.code, int):
+            return end.code
+        return 0 if end.code is None else 1
     return 0
 
 

@@ -296,8 +296,8 @@ BAD: dict[str, list[str]] = {
     "--out (no/where.jsonl): there is no folder no": ["predict", "RUN", "--data", "x.csv", "--out", "no/where.jsonl"],
     "--metric (mse): cannot be computed for a single_label": ["evaluate", "RUN", "--data", "TEST", "--metric", "mse"],
     "freeze.layers (9): this backbone has 2 blocks": ["inspect", "RUN", "--freeze.layers", "9"],
-    "freeze.layers (some): takes a count": ["inspect", "RUN", "--freeze.layers", "some"],
-    "freeze.patterns ((): not a regular expression": ["inspect", "RUN", "--freeze.patterns", "("],
+    "freeze.layers (some): must be a count": ["inspect", "RUN", "--freeze.layers", "some"],
+    "freeze.patterns ((): must be a regular expression": ["inspect", "RUN", "--freeze.patterns", "("],
     "MODEL (package://no_such_pkg/x): no package 'no_such_pkg' is installed": ["inspect", "package://no_such_pkg/x"],
     "nowhere: no such run folder": ["push", "nowhere", "--repo-id", "ada/clf"],
 }  # fmt: skip
@@ -360,7 +360,7 @@ def test_an_interrupted_command_says_how_to_go_on(capsys: pytest.CaptureFixture[
         raise KeyboardInterrupt
 
     assert recipe.report_errors(interrupt) == 130
-    assert capsys.readouterr() == ("", "interrupted; the same command goes on from the last checkpoint\n")
+    assert capsys.readouterr() == ("", "interrupted; the same command continues from the last checkpoint\n")
 
 
 # --- the public names -----------------------------------------------------------------------------------------------

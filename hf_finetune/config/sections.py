@@ -185,7 +185,7 @@ class FreezeConfig:
                 raise InputError(f"freeze.patterns ({pattern}): must be a regular expression: {error}") from None
 
     def at(self, epoch: int) -> "FreezeConfig":
-        """What is frozen in an epoch, counted from 1."""
+        """Returns the plan of one epoch (counted from 1), without later stages."""
         layers = [stage["layers"] for stage in self.unfreeze if int(stage["epoch"]) <= epoch]
         return dataclasses.replace(self, layers=[self.layers, *layers][-1], unfreeze=())
 

@@ -695,18 +695,6 @@ def test_every_recipe_has_a_task() -> None:
     assert {path.stem for path in recipe_path("classify").parent.glob("*.py")} == TASKS.keys()
 
 
-@pytest.mark.parametrize("kind", TASKS)
-def test_a_recipe_is_named_like_its_task(kind: str) -> None:
-    recipe = runpy.run_path(str(recipe_path(kind)))
-    assert recipe["DEFAULTS"]["task.kind"] == kind
-    config = load_config(recipe["DEFAULTS"], ["--model.backbone", "b", "--data.train", "a.csv"])
-    assert type(config.task) is load_task(kind).Settings
-
-
-def test_every_recipe_has_a_task() -> None:
-    assert {path.stem for path in recipe_path("classify").parent.glob("*.py")} == TASKS.keys()
-
-
 def test_train_without_recipe_runs_a_task_of_ones_own(
     own_task: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

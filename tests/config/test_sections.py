@@ -277,7 +277,7 @@ def test_configs_are_frozen_and_take_keywords_only() -> None:
     with pytest.raises(FrozenInstanceError):
         run.train.epochs = 4  # type: ignore[misc]
     with pytest.raises(TypeError):
-        TrainConfig(3)  # type: ignore[misc]
+        TrainConfig(3)  # type: ignore[call-arg]
 
 
 @pytest.mark.parametrize(
@@ -424,7 +424,7 @@ class SettingReads(ast.NodeVisitor):
         if section is None:
             return
         if isinstance(wanted, ast.JoinedStr):
-            parts = (re.escape(p.value) if isinstance(p, ast.Constant) else r"\w+" for p in wanted.values)
+            parts = (re.escape(str(p.value)) if isinstance(p, ast.Constant) else r"\w+" for p in wanted.values)
             self.patterns.add(re.escape(f"{section}.".lstrip(".")) + "".join(parts))
         else:  # a name: any string that the module writes down
             self.found |= {f"{section}.{text}".lstrip(".") for text in self.strings}
