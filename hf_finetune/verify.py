@@ -1,6 +1,7 @@
 """Proves that a killed run ends like one that was never killed: real processes, real SIGKILLs, every tensor compared."""
 
 import json
+import math
 import os
 import random
 import signal
@@ -159,7 +160,8 @@ def compare(ours: Path, theirs: Path) -> Comparison:
             continue
         num_different += 1
         scale = max(float(tensor.abs().max()), 1e-12)
-        largest = max(largest, float((tensor.double() - other.double()).abs().max()) / scale)
+        difference = float((tensor.double() - other.double()).abs().max()) / scale
+        largest = max(largest, float("inf") if math.isnan(difference) else difference)
     return Comparison(num_tensors=len(first), num_different=num_different, largest=largest)
 
 
@@ -182,7 +184,7 @@ def collect_tensors(content: Any, position: str = "") -> dict[str, torch.Tensor]
         items = list(content.items())
     elif isinstance(content, list):
         items = list(enumerate(content))
-    tensors = {}
+    tensors: dict[str, torch.Tensor] = {}
     for key, value in items:
         tensors |= collect_tensors(value, f"{position}/{key}")
     return tensors

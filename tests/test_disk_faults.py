@@ -231,7 +231,7 @@ def test_every_damage_of_every_file_is_found(tmp_path: Path, damage: str, suffix
         assert checkpoint.load_checkpoint(newest)["update"] == 2, place
         assert checkpoint.find_intact(tmp_path, 3) is None
         states_of = {row.file: row.state for row in checkpoint.list_checkpoints(tmp_path, verify=True)}
-        assert states_of[path.name] != "whole" if path.exists() else True
+        assert states_of[path.name] != "intact" if path.exists() else True
 
 
 def is_harmless(suffix: str, damage: str, spoiled: bytes, content: bytes) -> bool:
@@ -291,8 +291,8 @@ def damaged(folder: Path) -> None:
     path.write_bytes(content)
 
 
-@pytest.mark.parametrize("prepare", [lambda folder: None, damaged], ids=["anew", "repair"])
-def test_an_entry_is_whole_and_right_or_not_there(tmp_path: Path, prepare: Callable[[Path], None]) -> None:
+@pytest.mark.parametrize("prepare", [lambda folder: None, damaged], ids=["new", "repair"])
+def test_an_entry_is_intact_or_not_there(tmp_path: Path, prepare: Callable[[Path], None]) -> None:
     count = 0
     for folder, what, raised in each_fault(tmp_path, prepare, lambda folder: entries.build(entry_in(folder))):
         count += 1
@@ -300,7 +300,7 @@ def test_an_entry_is_whole_and_right_or_not_there(tmp_path: Path, prepare: Calla
         if raised is None:
             assert entry.is_complete(), what
         entries.build(entry)
-        entries.assert_good(entry)
+        entries.assert_intact(entry)
     assert count > 40
 
 
@@ -313,6 +313,6 @@ def test_pruning_removes_an_entry_or_leaves_it(tmp_path: Path) -> None:
 
     for folder, what, _ in each_fault(tmp_path, prepare, prune):
         entry = entry_in(folder)
-        assert not entry.is_complete() or listing.find_damage(entries.found_in(entry.root)) is None, what
+        assert not entry.is_complete() or listing.find_damage(entries.get_only_entry(entry.root)) is None, what
         entries.build(entry)
-        entries.assert_good(entry)
+        entries.assert_intact(entry)

@@ -38,7 +38,7 @@ def settings(backbones: Callable[..., Path], tmp_path: Path) -> dict[str, Any]:
         "freeze.embeddings": True,
         "freeze.layers": 2,
         "freeze.unfreeze": STAGES,
-        "cache.dir": str(tmp_path / "prefix"),
+        "cache.dir": str(tmp_path / "cache"),
         "evaluation.every": 4,
     }
 
@@ -98,7 +98,7 @@ def test_the_cached_prefix_moves_with_the_boundary(
     finetune(cached)
     for ours, theirs in zip(read_untimed_metrics(cached.run_dir), read_untimed_metrics(plain.run_dir), strict=True):
         assert ours == pytest.approx(theirs, abs=1e-5)
-    blocks = sorted(entry.manifest["description"]["blocks"] for entry in listing.list_entries(tmp_path / "prefix"))
+    blocks = sorted(entry.manifest["description"]["blocks"] for entry in listing.list_entries(tmp_path / "cache" / "activations"))
     assert blocks == [0, 1, 2]
 
 

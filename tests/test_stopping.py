@@ -100,7 +100,7 @@ def test_a_signal_in_a_capture_is_heeded_there(
     from hf_finetune.cache import capture as capture_module
 
     monkeypatch.setattr(layout, "CHUNK_TOKENS", 64)
-    settings = {**SETTINGS, **FROZEN, "cache.activations": "on", "cache.dir": str(tmp_path / "prefix")}
+    settings = {**SETTINGS, **FROZEN, "cache.activations": "on", "cache.dir": str(tmp_path / "cache")}
     config, capture, calls = make_config(**settings), capture_module.capture_chunk, []
 
     def signalled(*arguments: Any) -> bytes:
@@ -110,18 +110,18 @@ def test_a_signal_in_a_capture_is_heeded_there(
         return capture(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(capture_module, "capture", signalled)
+        patch.setattr(capture_module, "capture_chunk", signalled)
         stopped_by(config, signal.SIGUSR1)
     assert len(calls) == 3
-    (entry,) = listing.list_entries(tmp_path / "prefix")
+    (entry,) = listing.list_entries(tmp_path / "cache" / "activations")
     assert entry.is_partial
     kept = len(store.read_journals(entry.folder))
     assert kept == 3
     counted: list[int] = []
-    monkeypatch.setattr(capture_module, "capture", lambda *arguments: counted.append(1) or capture(*arguments))
+    monkeypatch.setattr(capture_module, "capture_chunk", lambda *arguments: counted.append(1) or capture(*arguments))
     finetune(config)
     assert len(counted) > 0
-    (entry,) = listing.list_entries(tmp_path / "prefix")
+    (entry,) = listing.list_entries(tmp_path / "cache" / "activations")
     assert listing.find_damage(entry) is None
     assert len(counted) + kept == len(entry.manifest["digests"])
 

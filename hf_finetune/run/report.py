@@ -1,6 +1,6 @@
-"""What a run says: before update 0 what was resolved and why, at the end what came out and what to type next."""
+"""The lines that a run prints: before update 0 what was resolved and why, and at the end the results and what to run next."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,127 +14,156 @@ from hf_finetune.tasks import metrics
 from hf_finetune.training.loop import make_micro_batch_limit
 from hf_finetune.training.progress import Progress
 
-
-def announce(job: TrainingRun, cache_lines: Sequence[str], notes: Sequence[str]) -> None:
-    """Prints what was resolved, and why, before update 0."""
-    config, run, schedule = job.config, job.runtime, job.schedule
-    counts = ", ".join(f"{count_examples(job, split):,} {split}" for split in job.features)
-    plural = "es" if run.num_processes > 1 else ""
-    described = job.task.encoding.describe(job.features["train"], job.splits.train, job.max_length)
-    better = "higher" if metrics.greater_is_better(job.metric) else "lower"
-    lines = [
-        f"run         {config.run_dir}",
-        f"backbone    {config.model.backbone.split('#')[0]}",
-        f"examples    {counts}",
-        *describe_windows(job),
-        *(f"            {note}" for note in job.splits.notes),
-        *(f"{name:<12}{line}" for name, line in described),
-        f"metric      {job.metric} on validation, {better} is better",
-        f"updates     {schedule.total_updates:,} of {config.train.batch_size} examples = {describe_micro_batches(job)} x "
-        f"{run.num_processes} process{plural}; {schedule.updates_per_epoch:,} an epoch",
-        f"device      {run.device.type}, {torch.get_num_threads()} threads a process; "
-        f"{run.precision}: {run.precision_reason}",
-        *(f"            {note}" for note in run.notes),
-        f"freeze plan\n{job.plan.describe()}",
-        *(f"adapters    {line}" for line in lora.describe_adapters(job.backbone)),
-        *([f"  {SHARED_BLOCK}"] if job.plan.structure.shared else []),
-        *(f"  {note}" for note in describe_vocabulary_head(job)),
-        f"dropout     masks {job.train_state.dropout_masks.reason}",
-        *([f"last block  {SHORTCUT}"] if job.train_state.forward_plan.first_token else []),
-        *(f"{'prefix' if number == 0 else '':<12}{line}" for number, line in enumerate(cache_lines)),
-        *(f"resume      {note}" for note in notes),
-    ]
-    run.say("\n".join(lines) + "\n")
+LAST_BLOCK = "after attention, only the first token is computed: the head reads no other"
 
 
-def announce_stage(job: TrainingRun, cache_lines: Sequence[str], progress: Progress) -> None:
-    """Prints what changes where freeze.unfreeze lets more train."""
-    epoch = job.schedule.epoch(progress.update + 1)
-    lines = [f"\nunfreezing from epoch {epoch} on", job.plan.describe()]
-    lines += [f"{'prefix' if number == 0 else '':<12}{line}" for number, line in enumerate(cache_lines)]
-    job.runtime.say("\n".join(lines) + "\n")
+# --- before update 0 ------------------------------------------------------------------------------------------------
 
 
-SHORTCUT = "behind its attention computed for the first token alone: nothing else feeds the head"
+def announce(run: TrainingRun, cache_lines: Sequence[str], notes: Sequence[str]) -> None:
+    """Prints what was resolved, and why, before update 0.
+
+    cache_lines: the decision on the activation cache. notes: lines about the checkpoint that the run resumes from.
+    """
+    config, plan, state = run.config, run.plan, run.train_state
+    counts = ", ".join(f"{count_examples(run, split):,} {split}" for split in run.features)
+    better = "higher" if metrics.greater_is_better(run.metric) else "lower"
+    lines = label_lines("run", [str(config.run_dir)])
+    lines += label_lines("backbone", [config.model.backbone.split("#")[0]])
+    lines += label_lines("examples", [counts, *describe_windows(run), *run.splits.notes])
+    for name, line in run.task.encoding.describe(run.features["train"], run.splits.train, run.max_length):
+        lines += label_lines(name, [line])
+    lines += label_lines("metric", [f"{run.metric} on validation, {better} is better"])
+    lines += label_lines("updates", [describe_updates(run)])
+    lines += label_lines("device", [describe_device(run), *run.runtime.notes])
+    lines += ["freeze plan", plan.describe()]
+    for line in lora.describe_adapters(run.backbone):
+        lines += label_lines("adapters", [line])
+    if plan.structure.shared:
+        lines.append(f"  {SHARED_BLOCK}")
+    lines += [f"  {note}" for note in describe_vocabulary_head(run)]
+    lines += label_lines("dropout", [f"masks {state.dropout_masks.reason}"])
+    if state.forward_plan.first_token:
+        lines += label_lines("last block", [LAST_BLOCK])
+    lines += label_lines("cache", cache_lines)
+    for note in notes:
+        lines += label_lines("resume", [note])
+    run.runtime.say("\n".join(lines) + "\n")
 
 
-def describe_vocabulary_head(job: TrainingRun) -> list[str]:
-    """What the freeze plan does not tell of a head over the vocabulary: that it is the embeddings, or new."""
-    model = job.backbone.model
-    head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
-    if head is None:
-        return []
-    is_tied = getattr(head, "weight", None) is getattr(embeddings, "weight", None)
-    notes = ["the head's matrix is that of the embeddings: with freeze.embeddings it is frozen too"] if is_tied else []
-    new = sorted(job.backbone.new_parameters & dict(model.named_parameters()).keys())
-    if new:
-        notes.append(f"new, as the backbone's files do not hold it: {', '.join(new)}")
-    return notes
+def announce_stage(run: TrainingRun, cache_lines: Sequence[str], progress: Progress) -> None:
+    """Prints the new freeze plan and the decision on the cache when freeze.unfreeze starts a stage."""
+    epoch = run.schedule.epoch(progress.update + 1)
+    lines = [f"\nunfreezing from epoch {epoch} on", run.plan.describe(), *label_lines("cache", cache_lines)]
+    run.runtime.say("\n".join(lines) + "\n")
 
 
-def count_examples(job: TrainingRun, split: str) -> int:
-    """Rows of a split's table, where features know them; else its features."""
-    features = job.features[split]
-    return len(features) if features.example_indices is None else len(job.splits.tables()[split])
+def label_lines(label: str, lines: Iterable[str]) -> list[str]:
+    """Returns the lines with the label in a column before the first one."""
+    return [f"{label if number == 0 else '':<12}{line}" for number, line in enumerate(lines)]
 
 
-def describe_windows(job: TrainingRun) -> list[str]:
-    """What is said where rows of training gave several features: of these a batch takes so many."""
-    windows, rows = len(job.features["train"]), count_examples(job, "train")
-    return [f"            {windows:,} windows of the {rows:,} to train on"] if windows != rows else []
+def describe_updates(run: TrainingRun) -> str:
+    """Returns how many updates the run has, and what one of them takes."""
+    schedule, num_processes = run.schedule, run.runtime.num_processes
+    return (
+        f"{schedule.total_updates:,} of {run.config.train.batch_size} examples = {describe_micro_batches(run)} x "
+        f"{num_processes} process{'es' if num_processes > 1 else ''}; {schedule.updates_per_epoch:,} an epoch"
+    )
 
 
-def describe_micro_batches(job: TrainingRun) -> str:
-    """How a process takes its share of a batch."""
-    config, limit = job.config, make_micro_batch_limit(job.config, job.runtime.num_processes)
+def describe_micro_batches(run: TrainingRun) -> str:
+    """Returns how a process takes its share of a batch."""
+    limit = make_micro_batch_limit(run.config, run.runtime.num_processes)
     if limit.num_tokens is not None:
         return f"micro-batches of at most {limit.num_tokens:,} tokens"
-    rounds = -(-config.train.batch_size // (limit.num_examples * job.runtime.num_processes))
+    rounds = -(-run.config.train.batch_size // (limit.num_examples * run.runtime.num_processes))
     return f"{limit.num_examples} x {rounds} micro-batch{'es' if rounds > 1 else ''}"
 
 
-def format_metrics(values: Mapping[str, float]) -> str:
-    """Metrics on one line, without those of one type alone (f1/person)."""
-    return "  ".join(f"{name} {value:.4f}" for name, value in values.items() if "/" not in name)
+def describe_device(run: TrainingRun) -> str:
+    """Returns the device, the threads, and the precision with its reason."""
+    runtime = run.runtime
+    threads = f"{torch.get_num_threads()} threads a process"
+    return f"{runtime.device.type}, {threads}; {runtime.precision}: {runtime.precision_reason}"
+
+
+def describe_vocabulary_head(run: TrainingRun) -> list[str]:
+    """Returns lines about an output layer over the vocabulary: if it shares the embeddings' weights, and if it is new."""
+    model = run.backbone.model
+    head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
+    if head is None:
+        return []
+    notes = []
+    if getattr(head, "weight", None) is getattr(embeddings, "weight", None):
+        notes.append("the output layer shares the weights of the embeddings: freeze.embeddings freezes it too")
+    new = sorted(run.backbone.new_parameters & dict(model.named_parameters()).keys())
+    if new:
+        notes.append(f"new, because the backbone's files do not contain it: {', '.join(new)}")
+    return notes
+
+
+def count_examples(run: TrainingRun, split: str) -> int:
+    """Returns the number of a split's examples; of its features if they do not know the examples they were made from."""
+    features = run.features[split]
+    return len(features) if features.example_indices is None else len(run.splits.tables()[split])
+
+
+def describe_windows(run: TrainingRun) -> list[str]:
+    """Returns a line if long training examples were split into windows: batches count windows, not examples."""
+    num_windows, num_examples = len(run.features["train"]), count_examples(run, "train")
+    if num_windows == num_examples:
+        return []
+    return [f"{num_windows:,} windows of the {num_examples:,} training examples; batches count windows"]
+
+
+# --- results --------------------------------------------------------------------------------------------------------
 
 
 def make_results(
-    job: TrainingRun, progress: Progress, final: Mapping[str, dict[str, float]], clock: Clock
+    run: TrainingRun, progress: Progress, final: Mapping[str, dict[str, float]], clock: Clock
 ) -> dict[str, Any]:
-    """What results.json holds."""
+    """Returns the content of results.json. final: the metrics of the best model by split."""
     seconds = clock.seconds["train"]
     return {
-        "task": job.config.task.kind,
-        "problem": job.task.problem,
-        "metric": job.metric,
-        "labels": list(job.task.label_names),
+        "task": run.config.task.kind,
+        "problem": run.task.problem,
+        "metric": run.metric,
+        "labels": list(run.task.label_names),
         "best": {"epoch": progress.best_epoch, "update": progress.best_update, "value": progress.best_value},
         "validation": final["validation"],
         "test": final.get("test", {}),
-        "examples": {split: count_examples(job, split) if split in job.features else 0 for split in splits.SPLITS},
-        "parameters": {"total": job.plan.num_total, "trainable": job.plan.num_trainable},
+        "examples": {split: count_examples(run, split) if split in run.features else 0 for split in splits.SPLITS},
+        "parameters": {"total": run.plan.num_total, "trainable": run.plan.num_trainable},
         "updates": progress.update,
         "stopped_early": progress.stopped,
         "skipped_updates": progress.skipped_updates,
         "history": list(progress.history),
         "seconds": clock.report(),
         "tokens_per_second": round(clock.num_tokens / seconds, 1) if seconds else None,
-        "peak_memory_mb": round(processes.peak_memory_mb(job.runtime.device), 1),
-        "device": job.runtime.device.type,
-        "precision": job.runtime.precision,
-        "processes": job.runtime.num_processes,
+        "peak_memory_mb": round(processes.peak_memory_mb(run.runtime.device), 1),
+        "device": run.runtime.device.type,
+        "precision": run.runtime.precision,
+        "processes": run.runtime.num_processes,
         "status": "finished",
     }
 
 
 def summarize_results(results: Mapping[str, Any]) -> str:
-    """The best and the test metrics in a few words."""
-    test = f"; test: {format_metrics(results['test'])}" if results["test"] else ""
-    return f"best {results['metric']} on validation {results['best']['value']:.4f}{test}"
+    """Returns the best metric on validation, and the metrics of the test split if there is one."""
+    summary = f"best {results['metric']} on validation {results['best']['value']:.4f}"
+    if results["test"]:
+        summary += f"; test: {format_metrics(results['test'])}"
+    return summary
+
+
+def format_metrics(values: Mapping[str, float]) -> str:
+    """Returns metrics on one line, without those of a single type (f1/person)."""
+    return "  ".join(f"{name} {value:.4f}" for name, value in values.items() if "/" not in name)
 
 
 def align_columns(rows: Sequence[Sequence[str]]) -> str:
-    """Rows of a table as lines."""
+    """Returns the rows of a table as lines with aligned columns."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return "\n".join(
         "  " + "  ".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True)) for row in rows
@@ -142,41 +171,40 @@ def align_columns(rows: Sequence[Sequence[str]]) -> str:
 
 
 def make_type_table(values: Mapping[str, float]) -> list[tuple[str, ...]]:
-    """A table of the metrics called metric/type, a row each type; [] where there are none."""
-    split = [name.split("/", 1) for name in values if "/" in name]
-    names, kinds = (list(dict.fromkeys(part[place] for part in split)) for place in (0, 1))
-    rows = [(kind, *(f"{values[f'{name}/{kind}']:.4f}" for name in names)) for kind in kinds]
-    return [("", *names), *rows] if rows else []
+    """Returns the metrics named metric/type as a table with a row for each type; [] if there are none."""
+    pairs = [tuple(name.split("/", 1)) for name in values if "/" in name]
+    if not pairs:
+        return []
+    names = list(dict.fromkeys(name for name, _ in pairs))
+    types = list(dict.fromkeys(kind for _, kind in pairs))
+    return [("", *names), *((kind, *(f"{values[f'{name}/{kind}']:.4f}" for name in names)) for kind in types)]
 
 
-def format_closing(job: TrainingRun, results: Mapping[str, Any], best: str) -> str:
-    """The last lines: a table of metrics, where everything lies, what to type next."""
+def format_closing(run: TrainingRun, results: Mapping[str, Any], best: str) -> str:
+    """Returns the last lines of a run: the metrics, where everything lies, and what to run next.
+
+    best: the file name of the best checkpoint.
+    """
     names = [name for name in results["validation"] if "/" not in name]
     rows = [("", *names)]
-    rows += [
-        (split, *(f"{results[split][name]:.4f}" for name in names)) for split in splits.SPLITS if results.get(split)
-    ]
-    table = align_columns(rows)
+    for split in splits.SPLITS:
+        if results.get(split):
+            rows.append((split, *(f"{results[split][name]:.4f}" for name in names)))
+    lines = ["", align_columns(rows), ""]
     if by_type := make_type_table(results["test"] or results["validation"]):
-        table += f"\n\n  {'test' if results['test'] else 'validation'}, by type\n{align_columns(by_type)}"
-    folder, seconds = job.config.run_dir, results["seconds"]
-    loads = (
-        "an adapter; README.md in it says how it loads" if job.backbone.is_exported_as_adapter else "from_pretrained"
-    )
-    text = " ".join(['"..."'] * job.task.columns.num_example_texts)
-    curves = f"\n  curves       tensorboard --logdir {job.config.output_dir}" * (
-        "tensorboard" in job.config.tracking.trackers
-    )
-    return f"""
-{table}
-
-  model        {folder}/model  ({loads})
-  checkpoint   {folder}/checkpoints/{best}
-  numbers      {folder}/results.json, metrics.jsonl{curves}
-  time         {seconds["total"]:.0f} s, {seconds["train"]:.0f} s of it training; \
-peak memory {results["peak_memory_mb"]:,.0f} MB
-
-next:
-  hf-finetune predict {folder} --text {text}
-  hf-finetune evaluate {folder} --data FILE
-  hf-finetune push {folder} --repo-id USER/NAME"""
+        lines += [f"  {'test' if results['test'] else 'validation'}, by type", align_columns(by_type), ""]
+    folder, seconds = run.config.run_dir, results["seconds"]
+    way_to_load = "from_pretrained"
+    if run.backbone.is_exported_as_adapter:
+        way_to_load = "an adapter; its README.md shows how to load it"
+    lines.append(f"  model        {folder}/model  ({way_to_load})")
+    lines.append(f"  checkpoint   {folder}/checkpoints/{best}")
+    lines.append(f"  numbers      {folder}/results.json, metrics.jsonl")
+    if "tensorboard" in run.config.tracking.trackers:
+        lines.append(f"  curves       tensorboard --logdir {run.config.output_dir}")
+    memory = f"peak memory {results['peak_memory_mb']:,.0f} MB"
+    lines.append(f"  time         {seconds['total']:.0f} s, of which {seconds['train']:.0f} s training; {memory}")
+    texts = " ".join(['"..."'] * run.task.columns.num_example_texts)
+    lines += ["", "next:", f"  hf-finetune predict {folder} --text {texts}"]
+    lines += [f"  hf-finetune evaluate {folder} --data FILE", f"  hf-finetune push {folder} --repo-id USER/NAME"]
+    return "\n".join(lines)

@@ -105,8 +105,7 @@ def restore_run(run: TrainingRun, saved: SavedRun) -> tuple[Progress, list[str]]
 def check_format(path: Path, content: Mapping[str, Any]) -> None:
     """Raises InputError if a checkpoint was not made by this package."""
     state = content.get("run") if isinstance(content, dict) else None
-    is_state = isinstance(state, dict) and isinstance(state.get("progress"), dict)
-    if not is_state or not state.keys() >= STATE_KEYS:
+    if not isinstance(state, dict) or not isinstance(state.get("progress"), dict) or not state.keys() >= STATE_KEYS:
         raise InputError(f"{path}: is not a checkpoint of hf-finetune (it has no complete key 'run')")
 
 

@@ -1,5 +1,5 @@
-"""The cached prefix in whole runs: same numbers, right hits and misses, nothing damaged used, nothing asked for refused in
-silence."""
+"""The activation cache in complete runs: equal numbers, right hits and misses, no damaged entry used, and every refusal
+reported."""
 
 import json
 import os
@@ -19,8 +19,9 @@ from safetensors.torch import load_file, save_file
 from support import tiny
 from support.runs import TORCHRUN, assert_same_tensors, launch, load_last_checkpoint, read_untimed_metrics, run_until
 
-from hf_finetune.cache import decision, layout, listing, store
+from hf_finetune.cache import decision, listing, store
 from hf_finetune.cache.capture import attach_activations, inference_only
+from hf_finetune.cache.layout import make_layout
 from hf_finetune.config.sections import RunConfig
 from hf_finetune.run import checkpoint
 from hf_finetune.run.folder import open_run
@@ -41,26 +42,27 @@ CACHED = {
 
 @pytest.fixture
 def cache(tmp_path: Path) -> dict[str, str]:
-    """The setting of a cache of the test's own."""
-    return {"cache.dir": str(tmp_path / "prefix")}
+    """The setting of a cache for one test."""
+    return {"cache.dir": str(tmp_path / "cache")}
 
 
-def entries(cache: dict[str, str]) -> set[str]:
-    """The keys of the whole entries."""
-    return {entry.folder.name for entry in listing.list_entries(Path(cache["cache.dir"])) if not entry.is_partial}
+def list_keys(cache: dict[str, str]) -> set[str]:
+    """The keys of the complete entries."""
+    entries = listing.list_entries(store.activations_dir(cache["cache.dir"]))
+    return {entry.folder.name for entry in entries if not entry.is_partial}
 
 
-def entry_bytes(cache: dict[str, str]) -> bytes:
-    """The states of the only entry."""
-    (key,) = entries(cache)
-    return (Path(cache["cache.dir"]) / key / store.ACTIVATIONS).read_bytes()
+def read_activations(cache: dict[str, str]) -> bytes:
+    """The file of the only entry."""
+    (key,) = list_keys(cache)
+    return (store.activations_dir(cache["cache.dir"]) / key / store.ACTIVATIONS).read_bytes()
 
 
-def assert_like(ours: Path, theirs: Path, tolerance: float) -> None:
-    """Equal rows of metrics.jsonl, up to the tolerance; a correlation of all but constant predictions is left out."""
+def assert_equal_metrics(ours: Path, theirs: Path, tolerance: float) -> None:
+    """The rows of metrics.jsonl are equal, up to the tolerance. Correlations are left out: predictions are almost constant."""
     for one, other in zip(read_untimed_metrics(ours), read_untimed_metrics(theirs), strict=True):
-        kept = {key: value for key, value in one.items() if not key.endswith(("pearson", "spearman"))}
-        assert kept == pytest.approx({key: other[key] for key in kept}, abs=tolerance)
+        values = {key: value for key, value in one.items() if not key.endswith(("pearson", "spearman"))}
+        assert values == pytest.approx({key: other[key] for key in values}, abs=tolerance)
 
 
 # --- the same numbers -----------------------------------------------------------------------------------------------
@@ -71,13 +73,13 @@ def assert_like(ours: Path, theirs: Path, tolerance: float) -> None:
 def test_a_cached_run_has_the_numbers_of_one_without(
     make_config: MakeConfig, cache: dict[str, str], problem: str, kept: str, tolerance: float
 ) -> None:
-    """Dropout on. The final numbers are those of the whole model, so they are what the exported one gives."""
+    """With dropout. The final numbers are those of the entire model, so the exported model gives the same."""
     without = make_config(problem, **CACHED | {"cache.activations": "off"}, name="without")
     finetune(without)
     config = make_config(problem, **CACHED, **cache, **{"cache.precision": kept})
     result = finetune(config)
-    assert entries(cache)
-    assert_like(config.run_dir, without.run_dir, tolerance)
+    assert list_keys(cache)
+    assert_equal_metrics(config.run_dir, without.run_dir, tolerance)
     assert result.results["seconds"]["cache"] > 0
     assert result.results["reload_difference"] == 0.0
 
@@ -92,25 +94,24 @@ def test_every_family_trains_from_its_cache(
     finetune(without)
     config = make_config(**settings)
     finetune(config)
-    assert entries(cache)
-    assert_like(config.run_dir, without.run_dir, 1e-5)
+    assert list_keys(cache)
+    assert_equal_metrics(config.run_dir, without.run_dir, 1e-5)
 
 
 @pytest.mark.parametrize("limit", [{"train.micro_batch_size": 3}, {"train.micro_batch_tokens": 30}])
 def test_micro_batches_change_nothing_with_a_cache_either(
     make_config: MakeConfig, cache: dict[str, str], limit: dict[str, int]
 ) -> None:
-    whole = make_config(**CACHED, **cache, name="whole")
-    finetune(whole)
+    complete = make_config(**CACHED, **cache, name="complete")
+    finetune(complete)
     config = make_config(**CACHED, **cache, **limit)
     finetune(config)
-    assert_like(config.run_dir, whole.run_dir, 1e-5)
+    assert_equal_metrics(config.run_dir, complete.run_dir, 1e-5)
 
 
 def test_two_processes_fill_the_cache_together_and_have_the_numbers_of_one(
     make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(layout, "CHUNK_TOKENS", 4096)
     here, there = {"cache.dir": str(tmp_path / "one")}, {"cache.dir": str(tmp_path / "two")}
     alone = make_config(**CACHED, **here, name="alone")
     finetune(alone)
@@ -118,26 +119,27 @@ def test_two_processes_fill_the_cache_together_and_have_the_numbers_of_one(
     done = launch(TORCHRUN, together, {}, tmp_path)
     assert done.returncode == 0, done.stdout[-1500:] + done.stderr
     assert done.stdout.count("tokens captured") == 1
-    assert entries(here) == entries(there)
-    assert entry_bytes(here) == entry_bytes(there)
-    assert_like(together.run_dir, alone.run_dir, 1e-5)
+    assert list_keys(here) == list_keys(there)
+    assert read_activations(here) == read_activations(there)
+    assert_equal_metrics(together.run_dir, alone.run_dir, 1e-5)
 
 
 @pytest.mark.parametrize("stops", [(3,), (8,), (5, 13)])
-def test_a_stopped_run_goes_on_with_its_cache_to_the_same_bits(
+def test_a_stopped_run_resumes_with_its_cache_to_the_same_bits(
     make_config: MakeConfig, cache: dict[str, str], stops: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = {**CACHED, **cache, "checkpoint.every": 2, "evaluation.every": 4}
-    whole = make_config(**settings, name="whole")
-    finetune(whole)
+    complete = make_config(**settings, name="complete")
+    finetune(complete)
     config = make_config(**settings)
     for stop in stops:
         run_until(config, stop, monkeypatch)
     finetune(config)
     assert_same_tensors(
-        load_last_checkpoint(config.run_dir)["model_state_dict"], load_last_checkpoint(whole.run_dir)["model_state_dict"]
+        load_last_checkpoint(config.run_dir)["model_state_dict"],
+        load_last_checkpoint(complete.run_dir)["model_state_dict"],
     )
-    assert read_untimed_metrics(config.run_dir) == read_untimed_metrics(whole.run_dir)
+    assert read_untimed_metrics(config.run_dir) == read_untimed_metrics(complete.run_dir)
 
 
 def test_early_stopping_works_from_the_cache(make_config: MakeConfig, cache: dict[str, str]) -> None:
@@ -155,12 +157,12 @@ TINY_RUN = {**CACHED, "train.max_updates": 1}
 def test_seed_rate_labels_and_head_find_the_entry(
     make_config: MakeConfig, cache: dict[str, str], tmp_path: Path
 ) -> None:
-    """Validation and test are carved out by the seed: another seed makes other splits of the same rows."""
+    """The seed splits off validation and test: another seed makes other splits of the same rows."""
     rows = tiny.make_rows(60)
     path = tiny.write_jsonl(tmp_path / "all.jsonl", rows)
-    carved = {"data.train": [str(path)], "data.validation": [], "data.test": []}
-    finetune(make_config(**TINY_RUN, **cache, **carved, name="first"))
-    first = entries(cache)
+    split_off = {"data.train": [str(path)], "data.validation": [], "data.test": []}
+    finetune(make_config(**TINY_RUN, **cache, **split_off, name="first"))
+    first = list_keys(cache)
     assert len(first) == 1
     other_labels = tiny.write_jsonl(
         tmp_path / "others.jsonl", [{**row, "label": row["label"][0] + "x"} for row in rows]
@@ -175,8 +177,8 @@ def test_seed_rate_labels_and_head_find_the_entry(
             {"freeze.patterns": [r"encoder\.layer\.1\.output"]},
         )
     ):
-        finetune(make_config(**TINY_RUN | {**cache, **carved, **changes}, name=f"other-{number}"))
-        assert entries(cache) == first, changes
+        finetune(make_config(**TINY_RUN | {**cache, **split_off, **changes}, name=f"other-{number}"))
+        assert list_keys(cache) == first, changes
 
 
 def test_weights_tokens_boundary_and_precision_miss(
@@ -185,12 +187,12 @@ def test_weights_tokens_boundary_and_precision_miss(
     source = backbones("bert", layers=3)
     base = {**TINY_RUN, **cache, "model.backbone": str(source)}
     finetune(make_config(**base, name="first"))
-    seen = entries(cache)
+    keys = list_keys(cache)
 
-    def missed(name: str, **changes: Any) -> None:
+    def assert_missed(name: str, **changes: Any) -> None:
         finetune(make_config(**{**base, **changes}, name=name))
-        assert len(entries(cache) - seen) == 1, name
-        seen.update(entries(cache))
+        assert len(list_keys(cache) - keys) == 1, name
+        keys.update(list_keys(cache))
 
     changed = tmp_path / "changed"
     shutil.copytree(source, changed)
@@ -198,25 +200,25 @@ def test_weights_tokens_boundary_and_precision_miss(
     name = next(name for name in weights if "layer.0.attention.self.query.weight" in name)
     weights[name][3, 5] += 2.0**-20  # one weight of a frozen block
     save_file(weights, changed / "model.safetensors", metadata={"format": "pt"})
-    missed("weight", **{"model.backbone": str(changed)})
+    assert_missed("weight", **{"model.backbone": str(changed)})
 
-    above = tmp_path / "above"  # a weight above the boundary is none of the prefix's
+    above = tmp_path / "above"  # a weight above the boundary does not belong to the prefix
     shutil.copytree(source, above)
     weights = load_file(above / "model.safetensors")
     weights[next(name for name in weights if "layer.2.attention.self.query.weight" in name)][3, 5] += 1.0
     save_file(weights, above / "model.safetensors", metadata={"format": "pt"})
     finetune(make_config(**base | {"model.backbone": str(above)}, name="above"))
-    assert entries(cache) == seen
+    assert list_keys(cache) == keys
 
     lines = (tmp_path / "train-single_label.jsonl").read_text().splitlines(keepends=True)
     lines[7] = lines[7].replace('"text": "', '"text": "cat ', 1)
     (tmp_path / "token.jsonl").write_text("".join(lines))
-    missed("token", **{"data.train": [str(tmp_path / "token.jsonl")]})
-    missed("boundary", **{"freeze.layers": 2})
-    missed("length", **{"data.max_length": 6})
-    missed("computed", **{"train.precision": "bf16"})
-    missed("kept", **{"cache.precision": "fp32"})
-    missed("attention", **{"model.attention": "eager"})
+    assert_missed("token", **{"data.train": [str(tmp_path / "token.jsonl")]})
+    assert_missed("boundary", **{"freeze.layers": 2})
+    assert_missed("length", **{"data.max_length": 6})
+    assert_missed("computed", **{"train.precision": "bf16"})
+    assert_missed("stored", **{"cache.precision": "fp32"})
+    assert_missed("attention", **{"model.attention": "eager"})
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "no manifest", "manifest"])
@@ -224,9 +226,13 @@ def test_a_damaged_entry_is_found_and_rebuilt_never_used(
     make_config: MakeConfig, cache: dict[str, str], capsys: pytest.CaptureFixture[str], damage: str
 ) -> None:
     finetune(make_config(**TINY_RUN, **cache, name="first"))
-    good = entry_bytes(cache)
-    (key,) = entries(cache)
-    path = Path(cache["cache.dir"]) / key / (store.MANIFEST if "manifest" in damage else store.ACTIVATIONS)
+    good = read_activations(cache)
+    (key,) = list_keys(cache)
+    path = (
+        store.activations_dir(cache["cache.dir"])
+        / key
+        / (store.MANIFEST if "manifest" in damage else store.ACTIVATIONS)
+    )
     content = bytearray(path.read_bytes())
     if damage == "no manifest":
         path.unlink()
@@ -236,21 +242,23 @@ def test_a_damaged_entry_is_found_and_rebuilt_never_used(
     capsys.readouterr()
     second = make_config(**TINY_RUN, **cache, name="second")
     finetune(second)
-    assert "is damaged in" in capsys.readouterr().out or damage == "manifest"  # its spans, say, that nobody trusts
-    assert entry_bytes(cache) == good
-    assert_like(second.run_dir, second.run_dir.parent / "first", 0.0)
+    assert (
+        "is damaged in" in capsys.readouterr().out or damage == "manifest"
+    )  # perhaps in its spans, which are not used
+    assert read_activations(cache) == good
+    assert_equal_metrics(second.run_dir, second.run_dir.parent / "first", 0.0)
 
 
-def test_a_capture_that_is_killed_goes_on_to_the_same_bytes(make_config: MakeConfig, tmp_path: Path) -> None:
-    """A real SIGKILL, three times, of a run that captures slowly; then left alone."""
+def test_a_killed_capture_resumes_to_the_same_bytes(make_config: MakeConfig, tmp_path: Path) -> None:
+    """A run that captures slowly gets a real SIGKILL three times, and then runs to its end."""
     here, there = {"cache.dir": str(tmp_path / "one")}, {"cache.dir": str(tmp_path / "two")}
     settings = {**TINY_RUN, "data.train": [str(tiny.write_jsonl(tmp_path / "many.jsonl", tiny.make_rows(400)))]}
     script = tmp_path / "slow.py"
     script.write_text(
-        "import sys, time\nfrom hf_finetune.cache import capture, store\nfrom hf_finetune.train import finetune\n"
-        "from hf_finetune.config.loading import load_config\nlayout.CHUNK_TOKENS = 64\nfast = capture.capture\n"
+        "import sys, time\nfrom hf_finetune.cache import capture, layout\nfrom hf_finetune.train import finetune\n"
+        "from hf_finetune.config.loading import load_config\nlayout.CHUNK_TOKENS = 64\nfast = capture.capture_chunk\n"
         "def slow(*arguments):\n    time.sleep(float(sys.argv[2]))\n    print('chunk', flush=True)\n    return fast(*arguments)\n"
-        "capture.capture = slow\nfinetune(load_config({}, ['--config', sys.argv[1]]))\n"
+        "capture.capture_chunk = slow\nfinetune(load_config({}, ['--config', sys.argv[1]]))\n"
     )
     from hf_finetune.config.loading import to_yaml
 
@@ -262,8 +270,8 @@ def test_a_capture_that_is_killed_goes_on_to_the_same_bytes(make_config: MakeCon
             env={**os.environ, "OMP_NUM_THREADS": "1"},
         )  # fmt: skip
 
-    whole = start(make_config(**settings, **here, name="whole"), "0")
-    total = whole.communicate(timeout=60)[0].count("chunk")
+    complete = start(make_config(**settings, **here, name="complete"), "0")
+    total = complete.communicate(timeout=60)[0].count("chunk")
     config, computed = make_config(**settings, **there), 0
     for kill_after in (2, 5, 1):
         process = start(config, "0.05")
@@ -274,26 +282,26 @@ def test_a_capture_that_is_killed_goes_on_to_the_same_bytes(make_config: MakeCon
         time.sleep(0.02)
         process.kill()
         computed += kill_after + process.communicate()[0].count("chunk")
-        assert not entries(there)
+        assert not list_keys(there)
     last = start(config, "0")
     output = last.communicate(timeout=60)[0]
     assert last.returncode == 0
-    assert output.count("chunk") < total, "what was good is not computed again"
-    assert entry_bytes(here) == entry_bytes(there)
+    assert output.count("chunk") < total, "good chunks are not computed again"
+    assert read_activations(here) == read_activations(there)
 
 
-# --- the choice -----------------------------------------------------------------------------------------------------
+# --- the decision ---------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def chosen(make_config: MakeConfig, cache: dict[str, str]) -> Any:
-    """`chosen(**settings)`: the job that is set up, and a function that chooses for a progress."""
+def decide(make_config: MakeConfig, cache: dict[str, str]) -> Any:
+    """`decide(progress, **settings)`: a run that is set up, and the decision on its cache."""
 
     def make(progress: Progress | None = None, **settings: Any) -> tuple[TrainingRun, decision.CacheDecision]:
         config = make_config(**{**CACHED, **cache, **settings})
-        with open_run(config) as run:
-            job = set_up(config, "classification", run, Clock())
-            return job, decision.decide(job, progress or Progress())
+        with open_run(config) as runtime:
+            run = set_up(config, runtime, Clock())
+            return run, decision.decide(run, progress or Progress())
 
     return make
 
@@ -306,104 +314,107 @@ def chosen(make_config: MakeConfig, cache: dict[str, str]) -> Any:
         ("t5", {"freeze.layers": 1}, "need more of the lower ones than hidden states"),
     ],
 )
-def test_what_cannot_be_cached_is_said_with_its_reason(
-    chosen: Any, backbones: Callable[..., Path], family: str, settings: dict[str, Any], reason: str
+def test_a_refusal_to_cache_names_its_reason(
+    decide: Any, backbones: Callable[..., Path], family: str, settings: dict[str, Any], reason: str
 ) -> None:
     settings = {"model.backbone": str(backbones(family)), **settings}
     with pytest.raises(InputError, match=f"cache.activations \\(on\\): .*{reason}"):
-        chosen(**settings)
-    _, choice = chosen(**settings, **{"cache.activations": "auto"})
-    assert not choice.is_on
-    assert reason in choice.lines[0]
+        decide(**settings)
+    _, cache_decision = decide(**settings, **{"cache.activations": "auto"})
+    assert not cache_decision.is_on
+    assert reason in cache_decision.lines[0]
 
 
-def test_auto_decides_by_the_measured_gain_and_keeps_to_it(chosen: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_decides_by_the_measured_gain_and_keeps_the_decision(decide: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     auto = {"cache.activations": "auto"}
-    _, choice = chosen(**auto)
-    assert not choice.is_on, "60 short texts are not worth a file"
-    monkeypatch.setattr(decision, "estimate", lambda *_: (40.6, 96.2))
-    _, choice = chosen(**auto)
-    assert choice.is_on
-    assert choice.lines[0] == "cache on: saves about 40.6 s of 96.2 s"
-    assert choice.entry is not None
-    assert str(choice.entry.folder) in choice.lines[1]
-    assert "differ from the whole model's by at most" in choice.lines[2]
-    _, choice = chosen(Progress(update=3, cached=False), **auto)
-    assert choice.lines == ("cache off: as this run was begun",)
-    monkeypatch.setattr(decision, "estimate", lambda *_: (-3.0, 96.2))
-    _, choice = chosen(Progress(update=3, cached=True), **auto)
-    assert choice.is_on
-    _, choice = chosen(**auto)
-    assert choice.lines == ("cache off: would cost about 3.0 s more than the 96.2 s without",)
-    _, choice = chosen(**auto, **{"freeze.layers": 0})
-    assert "only the embeddings" in choice.lines[0]
-    _, choice = chosen(Progress(stopped=True))
-    assert "nothing is left to train" in choice.lines[0]
-    _, choice = chosen(**{"cache.activations": "off"})
-    assert choice.lines == ("cache off: as cache.activations says",)
+    _, cache_decision = decide(**auto)
+    assert not cache_decision.is_on, "60 short texts are not worth a file"
+    monkeypatch.setattr(decision, "estimate_gain", lambda *_: (40.6, 96.2))
+    _, cache_decision = decide(**auto)
+    assert cache_decision.is_on
+    assert cache_decision.lines[0] == "on: saves about 40.6 s of 96.2 s"
+    assert cache_decision.entry is not None
+    assert str(cache_decision.entry.folder) in cache_decision.lines[1]
+    assert "differ from the entire model's by at most" in cache_decision.lines[2]
+    _, cache_decision = decide(Progress(update=3, cached=False), **auto)
+    assert cache_decision.lines == ("off: as this run started",)
+    monkeypatch.setattr(decision, "estimate_gain", lambda *_: (-3.0, 96.2))
+    _, cache_decision = decide(Progress(update=3, cached=True), **auto)
+    assert cache_decision.is_on
+    _, cache_decision = decide(**auto)
+    assert cache_decision.lines == ("off: would cost about 3.0 s more than the 96.2 s without it",)
+    _, cache_decision = decide(**auto, **{"freeze.layers": 0})
+    assert "only the embeddings" in cache_decision.lines[0]
+    _, cache_decision = decide(Progress(stopped=True))
+    assert "nothing is left to train" in cache_decision.lines[0]
+    _, cache_decision = decide(**{"cache.activations": "off"})
+    assert cache_decision.lines == ("off: set by cache.activations",)
 
 
 def test_the_estimate_counts_what_is_to_come(make_config: MakeConfig, cache: dict[str, str], monkeypatch: Any) -> None:
-    """With a clock that says 1 s for the whole model, 0.4 s replayed, 0.2 s for the prefix, for 100 tokens."""
+    """A fake clock measures 1 s for the entire model, 0.4 s from cached activations, and 0.2 s for the prefix."""
     config = make_config(**CACHED, **cache, **{"train.epochs": 4})
-    with open_run(config) as run:
-        job = set_up(config, "classification", run, Clock())
-        replay = job.train_state.forward_plan.cached
-        assert replay is not None
+    with open_run(config) as runtime:
+        run = set_up(config, runtime, Clock())
+        cached_forward = run.train_state.forward_plan.cached
+        assert cached_forward is not None
         answers = iter([0.2, 1.0, 0.4] * 3)
-        monkeypatch.setattr(decision, "seconds", lambda function: (function(), next(answers))[1])
-        layout = store.make_layout(job.features)
-        entry = decision.find_entry(job, layout, 32)
-        with inference_only(job):
-            found = decision.estimate_gain(job, replay, entry, Progress())
-            half = decision.estimate_gain(job, replay, entry, Progress(update=2 * job.schedule.updates_per_epoch))
-    rows = np.argsort(job.features["train"].lengths, kind="stable")[26:34]
-    per_token = 1.0 / job.features["train"].lengths[rows].sum()
-    train, validation = (job.features[split].lengths.sum() for split in ("train", "validation"))
-    capture = layout.num_tokens * 0.2 * per_token
-    saved = (4 * train * 0.6 + 4 * validation * 0.2) * per_token
-    assert found[0] == pytest.approx(saved - capture)
-    assert half[0] == pytest.approx(saved / 2 - capture)
-    assert found[1] == pytest.approx(4 * (train + validation * (0.2 + 0.4 / 3)) * per_token)
+        monkeypatch.setattr(decision, "time_call", lambda function: (function(), next(answers))[1])
+        layout = make_layout(run.features)
+        entry = decision.find_entry(run, layout, 32)
+        with inference_only(run):
+            saved, total = decision.estimate_gain(run, cached_forward, entry, Progress())
+            halfway = Progress(update=2 * run.schedule.updates_per_epoch)
+            saved_from_halfway, _ = decision.estimate_gain(run, cached_forward, entry, halfway)
+    indices = np.argsort(run.features["train"].lengths, kind="stable")[26:34]
+    per_token = 1.0 / run.features["train"].lengths[indices].sum()
+    train, validation = (run.features[split].lengths.sum() for split in ("train", "validation"))
+    seconds_of_capture = layout.num_tokens * 0.2 * per_token
+    expected = (4 * train * 0.6 + 4 * validation * 0.2) * per_token
+    assert saved == pytest.approx(expected - seconds_of_capture)
+    assert saved_from_halfway == pytest.approx(expected / 2 - seconds_of_capture)
+    assert total == pytest.approx(4 * (train + validation * (0.2 + 0.4 / 3)) * per_token)
 
 
-@pytest.mark.parametrize("asked", ["on", "auto"])
-def test_a_replay_that_differs_is_found_by_the_self_check(
-    make_config: MakeConfig, cache: dict[str, str], monkeypatch: pytest.MonkeyPatch, asked: str
+@pytest.mark.parametrize("activations", ["on", "auto"])
+def test_cached_activations_that_give_other_logits_are_refused(
+    make_config: MakeConfig, cache: dict[str, str], monkeypatch: pytest.MonkeyPatch, activations: str
 ) -> None:
     from hf_finetune.forward.cached import CachedForward
 
-    config = make_config(**CACHED | {"cache.activations": asked}, **cache)
+    config = make_config(**CACHED | {"cache.activations": activations}, **cache)
     honest = CachedForward.compute_activations
-    with open_run(config) as run:
-        job = set_up(config, "classification", run, Clock())
-        monkeypatch.setattr(CachedForward, "states", lambda self, batch: 3 * honest(self, batch).roll(1, -1))
-        if asked == "on":
+    with open_run(config) as runtime:
+        run = set_up(config, runtime, Clock())
+        monkeypatch.setattr(
+            CachedForward, "compute_activations", lambda self, batch: 3 * honest(self, batch).roll(1, -1)
+        )
+        if activations == "on":
             with pytest.raises(
-                InputError, match=r"cache.activations \(on\): the replayed logits differ from the model's by"
+                InputError, match=r"cache.activations \(on\): logits from cached activations differ from the model's by"
             ):
-                decision.decide(job, Progress())
+                decision.decide(run, Progress())
         else:
-            assert "cache off: the replayed logits differ" in decision.decide(job, Progress()).lines[0]
+            assert "off: logits from cached activations differ" in decision.decide(run, Progress()).lines[0]
 
 
-def test_a_disk_without_room_is_found_before_the_capture(chosen: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_without_space_is_found_before_the_capture(decide: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=10_000))
     with pytest.raises(InputError, match=r"cache.activations \(on\): .* MB are needed at .* and 0 MB are free"):
-        chosen()
+        decide()
 
 
-def test_measuring_leaves_the_model_as_it_was(chosen: Any) -> None:
-    job, _ = chosen()
-    assert all(parameter.grad is None for parameter in job.train_state.model.parameters())
-    assert not any("forward" in vars(module) for module in list(job.train_state.model.modules())[1:])
+def test_measuring_leaves_the_model_unchanged(decide: Any) -> None:
+    run, _ = decide()
+    assert all(parameter.grad is None for parameter in run.train_state.model.parameters())
+    assert not any("forward" in vars(module) for module in list(run.train_state.model.modules())[1:])
 
 
 # --- values that fp16 cannot hold -----------------------------------------------------------------------------------
 
 
 def large_backbone(source: Path, folder: Path, factor: float) -> Path:
-    """The backbone with the last norm of its first block so large that its states are."""
+    """The backbone with a factor on the last norm of its first block, so that its activations are large."""
     shutil.copytree(source, folder)
     weights = load_file(folder / "model.safetensors")
     name = next(name for name in weights if "layer.0.output.LayerNorm.weight" in name)
@@ -416,24 +427,24 @@ def test_values_too_large_for_fp16_are_kept_in_bf16(
     make_config: MakeConfig, backbones: Callable[..., Path], cache: dict[str, str], tmp_path: Path,
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(decision, "self_check", lambda *_: (0.0, 1.0))  # fp16's infinities would fail it
+    monkeypatch.setattr(decision, "check_logits", lambda *_: (0.0, 1.0))  # fp16's infinities would fail it
     backbone = large_backbone(backbones("bert"), tmp_path / "large", 1e6)
     settings = {**TINY_RUN, **cache, "model.backbone": str(backbone)}
     for name in ("first", "second"):
         finetune(make_config(**settings, name=name))
     assert capsys.readouterr().out.count("too large for fp16") == 1, "the second run finds the entry"
-    (entry,) = listing.list_entries(Path(cache["cache.dir"]))
-    assert entry.manifest["kind"] == "bfloat16"
+    (entry,) = listing.list_entries(store.activations_dir(cache["cache.dir"]))
+    assert entry.manifest["dtype"] == "bfloat16"
 
 
-def test_states_that_are_not_finite_are_an_error(chosen: Any) -> None:
-    job, choice = chosen(**{"cache.precision": "fp32"})
-    replay = job.train_state.forward_plan.cached
+def test_activations_that_are_not_finite_are_an_error(decide: Any) -> None:
+    run, cache_decision = decide(**{"cache.precision": "fp32"})
+    cached_forward = run.train_state.forward_plan.cached
     with torch.no_grad():
-        next(iter(replay.placeholders)).word_embeddings.weight[5:] = float("inf")
-    with open_run(job.config), pytest.raises(InputError, match="give values that are not finite"):
-        attach_activations(job, choice)
-    assert not entries({"cache.dir": str(job.config.cache.dir)})
+        next(iter(cached_forward.placeholders)).word_embeddings.weight[5:] = float("inf")
+    with open_run(run.config), pytest.raises(InputError, match="give values that are not finite"):
+        attach_activations(run, cache_decision.entry, cache_decision.cached_forward)
+    assert not list_keys({"cache.dir": str(run.config.cache.dir)})
 
 
 def test_the_results_are_those_of_the_exported_model(
