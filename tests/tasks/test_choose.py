@@ -25,11 +25,10 @@ from hf_finetune.tasks.choose import (
     ChoiceColumns,
     ChoiceEncoding,
     ChoiceObjective,
-    ChoiceReader,
-    Choices,
     ChoiceScoring,
     Settings,
 )
+from hf_finetune.tasks.text.choice_reader import ChoiceReader, Choices
 from hf_finetune.train import finetune
 
 LIST = ("choices",)
