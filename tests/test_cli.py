@@ -104,7 +104,7 @@ def test_train_a_second_time_says_that_it_is_finished(run_dir: Path, capsys: pyt
 def test_a_recipe_that_is_not_there_is_an_error_that_lists_those_that_are(capsys: pytest.CaptureFixture[str]) -> None:
     assert call("train", "clasify") == 2
     recipes = "answer, choose, classify, embed, instruct, model_language, summarize, tag, translate"
-    assert capsys.readouterr() == ("", f"error: train clasify: there is no such recipe; there are {recipes}\n")
+    assert capsys.readouterr() == ("", f"error: train clasify: there is no such recipe; the recipes are {recipes}\n")
 
 
 def test_recipes_are_also_found_inside_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,7 +114,7 @@ def test_recipes_are_also_found_inside_the_package(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(recipe, "__file__", str(tmp_path / "hf_finetune" / "recipe.py"))
     assert recipe.recipe_path("mine") == tmp_path / "hf_finetune" / "recipes" / "mine.py"
     assert call("train", "mine", "--anything", "1") == 7
-    with pytest.raises(InputError, match=r"there is no such recipe; there are mine$"):
+    with pytest.raises(InputError, match=r"there is no such recipe; the recipes are mine$"):
         recipe.recipe_path("classify")
 
 
@@ -278,7 +278,7 @@ def test_python_dash_m_is_the_command() -> None:
 BAD: dict[str, list[str]] = {
     "the following arguments are required: COMMAND": [],
     "argument COMMAND: invalid choice: 'tain'": ["tain"],
-    "the following arguments are required: recipe": ["train"],
+    "the following arguments are required: RECIPE": ["train"],
     "unrecognized arguments: --fast": ["predict", "RUN", "--text", "x", "--fast"],
     "one of the arguments --text --data is required": ["predict", "RUN"],
     "argument --text: expected at least one argument": ["predict", "RUN", "--text"],
