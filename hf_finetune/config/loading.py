@@ -85,7 +85,9 @@ def join_words(key: str, words: Sequence[str], hint: Any) -> str | list[str]:
     text = " ".join(words)
     if not is_list(hint):
         raise InputError(f"{key} ({text}): takes one value")
-    if words[0].startswith("[") and words[-1].endswith("]"):  # the shell has split [a, b], and removed its quotes
+    opens = words[0].startswith("[") and words[0].count("[") > words[0].count("]")
+    closes = words[-1].endswith("]") and words[-1].count("]") > words[-1].count("[")
+    if opens and closes:  # the shell has split [a, b], and removed its quotes
         inner = [word.strip("[],'\"") for word in words]
         raise InputError(
             f"{key} ({text}): must be in quotes, because a shell splits it: write {quote_list(inner)}, or the words alone: "

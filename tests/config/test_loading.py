@@ -250,7 +250,8 @@ def test_a_list_that_the_shell_has_split_is_an_error_that_shows_the_words() -> N
 
 
 def test_each_of_several_words_is_a_text_as_it_was_typed() -> None:
-    assert from_words("--freeze.patterns", "[0-3]", "null", "# x").freeze.patterns == ("[0-3]", "null", "# x")
+    for words in (("[0-3]", "null", "# x"), ("[0-3]", "[a-z]"), ("[ab]c", "d[ef]")):
+        assert from_words("--freeze.patterns", *words).freeze.patterns == words
 
 
 def test_one_plain_value_is_a_list_of_one_for_every_list() -> None:
