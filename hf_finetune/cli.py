@@ -1,4 +1,4 @@
-"""The `hf-finetune` command: one function a subcommand, no logic of its own."""
+"""The `hf-finetune` command: two functions for each subcommand, its options and its call. No logic of its own."""
 
 import argparse
 import json
@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from hf_finetune import __version__
 from hf_finetune.config.sections import AdapterConfig, FreezeConfig
@@ -42,129 +42,178 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def build_parser() -> Parser:
-    """The parser of all subcommands."""
+    """The parser of all commands."""
     parser = Parser(prog="hf-finetune", description="Fine-tune pretrained language models on your own text.")
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=Parser)
-
-    train = commands.add_parser(
-        "train",
-        help="run a recipe: hf-finetune train classify [settings]",
-        usage="hf-finetune train RECIPE [settings], or hf-finetune train --config FILE.yaml [settings]",
-        epilog="The settings of a recipe: hf-finetune train RECIPE --help",
-    )
-    train.add_argument("recipe", metavar="RECIPE", choices=tuple(TASKS), help=f"one of {', '.join(TASKS)}")
-
-    verify = commands.add_parser(
-        "verify-resume",
-        help="prove on this machine that a killed run ends as one that is not: hf-finetune verify-resume classify [settings]",
-    )
-    verify.add_argument("recipe", help="such as classify; its settings follow")
-    add_verify_options(verify)
-    verify.set_defaults(function=lambda options: run_verify_resume(options.recipe, []))
-
-    inspect = commands.add_parser("inspect", help="list every tensor of a model, and what a freeze plan makes of it")
-    inspect.add_argument("model", help="run folder, model folder, package://NAME/path, or Hub id")
-    inspect.add_argument("--format", choices=("table", "json", "csv"), default="table", help="of the list")
-    inspect.add_argument("--freeze.embeddings", dest="embeddings", action="store_true", help="embeddings frozen")
-    inspect.add_argument("--freeze.layers", dest="layers", default="0", help="as in the config")
-    inspect.add_argument("--freeze.patterns", dest="patterns", nargs="+", default=[], help="as in the config")
-    inspect.add_argument(
-        "--adapter.kind", dest="kind", choices=("none", "lora"), default="none", help="as in the config"
-    )
-    inspect.add_argument("--adapter.rank", dest="rank", type=int, default=AdapterConfig().rank, help="as in the config")
-    inspect.add_argument("--adapter.targets", dest="targets", nargs="+", default=[], help="as in the config")
-    inspect.set_defaults(function=run_inspect)
-
-    evaluate = commands.add_parser("evaluate", help="loss and metrics of a model on a labelled file")
-    predict = commands.add_parser("predict", help="what a model says of texts: labels, tags, answers, text, vectors")
-    for command in (evaluate, predict):
-        command.add_argument("model", help="run folder, model folder, or Hub id")
-        command.add_argument(
-            "--text-columns", nargs="+", default=(), help="columns of the file; those of the training if not given"
-        )
-        command.add_argument(
-            "--choice-columns",
-            nargs="+",
-            default=(),
-            help="columns of the choices, for multiple choice; those of the training if not given",
-        )
-    evaluate.add_argument(
-        "--data", required=True, nargs="+", help="csv, tsv, json, jsonl, parquet (.gz), or what else the recipe takes"
-    )
-    evaluate.add_argument("--label-column", help="that of the training if not given")
-    evaluate.add_argument("--metric", help="one more metric")
-    evaluate.add_argument("--format", choices=("table", "json"), default="table", help="of the metrics")
-    evaluate.set_defaults(function=run_evaluate)
-    group = predict.add_mutually_exclusive_group(required=True)
-    group.add_argument(
-        "--text", nargs="+", help="the texts of one example, as the model was trained: one, two for a pair, ..."
-    )
-    group.add_argument("--data", help="csv, tsv, json, jsonl, parquet (.gz)")
-    predict.add_argument("--out", help="JSON lines, or of a .json file one document; standard output if not given")
-    predict.set_defaults(function=run_predict)
-
-    checkpoints = commands.add_parser("checkpoints", help="list the checkpoints of a run")
-    checkpoints.add_argument("run", help="run folder")
-    checkpoints.add_argument("--verify", action="store_true", help="read them all and compare with their digests")
-    checkpoints.set_defaults(function=run_checkpoints)
-    materialize = commands.add_parser(
-        "materialize", help="make a whole model of a checkpoint, as from_pretrained loads it"
-    )
-    materialize.add_argument("checkpoint", help="file of a checkpoint")
-    materialize.add_argument("--out", required=True, help="folder to write, which must not exist")
-    materialize.set_defaults(function=run_materialize)
-
-    push = commands.add_parser("push", help="put the model, card and results of a run on the Hub, in one commit")
-    push.add_argument("run", help="run folder")
-    push.add_argument("--repo-id", required=True, help="user/name")
-    push.add_argument("--private", action="store_true", help="make a new repository private")
-    push.add_argument("--revision", help="branch")
-    push.set_defaults(function=run_push)
-    add_cache_commands(commands.add_parser("cache", help="what is kept of frozen prefixes: list, verify, prune"))
+    add_train(commands)
+    add_verify_resume(commands)
+    add_inspect(commands)
+    add_evaluate(commands)
+    add_predict(commands)
+    add_checkpoint_commands(commands)
+    add_push(commands)
+    add_cache_commands(commands)
     for command in commands.choices.values():
         command.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
 
 
+def add_train(commands: Any) -> None:
+    """hf-finetune train."""
+    train = commands.add_parser(
+        "train",
+        help="fine-tune: hf-finetune train classify [settings]",
+        usage="hf-finetune train RECIPE [settings], or hf-finetune train --config FILE.yaml [settings]",
+        epilog="The settings of a recipe: hf-finetune train RECIPE --help",
+    )
+    train.add_argument("recipe", metavar="RECIPE", choices=tuple(TASKS), help=f"one of {', '.join(TASKS)}")
+
+
+def add_verify_resume(commands: Any) -> None:
+    """hf-finetune verify-resume."""
+    verify = commands.add_parser(
+        "verify-resume",
+        help="kill and resume a run on this machine, and compare its weights with those of an undisturbed run",
+    )
+    verify.add_argument("recipe", help="such as classify; its settings follow")
+    add_verify_options(verify)
+    verify.set_defaults(function=lambda options: run_verify_resume(options.recipe, []))
+
+
 def add_verify_options(parser: argparse.ArgumentParser) -> None:
-    """The options of verify-resume, beside the recipe's settings."""
-    parser.add_argument("--updates", type=int, default=12, help="updates to train")
-    parser.add_argument("--kills", type=int, default=3, help="times to kill the second run")
-    parser.add_argument("--processes", type=int, default=1, help="processes, under torchrun")
-    parser.add_argument("--kill-seed", type=int, default=0, help="of the moments of the kills")
+    """The options of verify-resume that are not settings of the recipe."""
+    parser.add_argument("--updates", type=int, default=12, help="number of updates to train (default: 12)")
+    parser.add_argument("--kills", type=int, default=3, help="how often to kill the run (default: 3)")
+    parser.add_argument("--processes", type=int, default=1, help="number of processes, under torchrun (default: 1)")
+    parser.add_argument("--kill-seed", type=int, default=0, help="random seed for the moments of the kills")
 
 
-def add_cache_commands(cache: argparse.ArgumentParser) -> None:
-    """The parsers of hf-finetune cache."""
-    commands = cache.add_subparsers(required=True, metavar="COMMAND", parser_class=Parser)
-    listed = commands.add_parser("list", help="the entries, the most recently used last, and their size")
-    verified = commands.add_parser("verify", help="read every entry and compare with its digests")
-    pruned = commands.add_parser("prune", help="remove entries not used for long, and the oldest until the rest fits")
-    pruned.add_argument("--max-size", type=size_in_bytes, help="such as 20GB: what may stay")
-    pruned.add_argument("--older-than", type=age_in_seconds, help="such as 30d or 12h: not used for so long")
-    for command, function in ((listed, run_cache_list), (verified, run_cache_verify), (pruned, run_cache_prune)):
-        command.add_argument("--dir", help="as cache.dir; its default if not given")
+def add_inspect(commands: Any) -> None:
+    """hf-finetune inspect."""
+    inspect = commands.add_parser("inspect", help="list the parameters of a model, and which of them a run would train")
+    inspect.add_argument("model", help="run folder, model folder, package://NAME/path, or Hub id")
+    inspect.add_argument("--format", choices=("table", "json", "csv"), default="table", help="format of the list")
+    inspect.add_argument("--freeze.embeddings", dest="embeddings", action="store_true", help="freeze the embeddings")
+    inspect.add_argument("--freeze.layers", dest="layers", default="0", help="layers to freeze, as in a run's settings")
+    inspect.add_argument(
+        "--freeze.patterns", dest="patterns", nargs="+", default=[], help="regular expressions for names to freeze"
+    )
+    inspect.add_argument(
+        "--adapter.kind", dest="kind", choices=("none", "lora"), default="none", help="lora: with LoRA adapters"
+    )
+    inspect.add_argument("--adapter.rank", dest="rank", type=int, default=AdapterConfig().rank, help="their rank")
+    inspect.add_argument(
+        "--adapter.targets", dest="targets", nargs="+", default=[], help="the linear layers that get them"
+    )
+    inspect.set_defaults(function=run_inspect)
+
+
+def add_model_options(command: argparse.ArgumentParser) -> None:
+    """The options that evaluate and predict share."""
+    command.add_argument("model", help="run folder, model folder, or Hub id")
+    command.add_argument(
+        "--text-columns", nargs="+", default=(), help="text columns of the file (default: those of the training data)"
+    )
+    command.add_argument(
+        "--choice-columns",
+        nargs="+",
+        default=(),
+        help="columns of the choices, for multiple choice (default: those of the training data)",
+    )
+
+
+def add_evaluate(commands: Any) -> None:
+    """hf-finetune evaluate."""
+    evaluate = commands.add_parser("evaluate", help="loss and metrics of a model on a labelled file")
+    add_model_options(evaluate)
+    evaluate.add_argument(
+        "--data",
+        required=True,
+        nargs="+",
+        help="csv, tsv, json, jsonl, parquet (.gz too), or another kind of the recipe",
+    )
+    evaluate.add_argument("--label-column", help="label column of the file (default: that of the training data)")
+    evaluate.add_argument("--metric", help="an additional metric")
+    evaluate.add_argument("--format", choices=("table", "json"), default="table", help="format of the metrics")
+    evaluate.set_defaults(function=run_evaluate)
+
+
+def add_predict(commands: Any) -> None:
+    """hf-finetune predict."""
+    predict = commands.add_parser("predict", help="predict labels, tags, answers, text or embeddings")
+    add_model_options(predict)
+    source = predict.add_mutually_exclusive_group(required=True)
+    source.add_argument("--text", nargs="+", help="the texts of one example: one text, two for a pair, ...")
+    source.add_argument("--data", help="csv, tsv, json, jsonl, parquet (.gz too)")
+    predict.add_argument(
+        "--out",
+        help="file for the predictions: JSON lines, or one document if it ends in .json (default: the terminal)",
+    )
+    predict.set_defaults(function=run_predict)
+
+
+def add_checkpoint_commands(commands: Any) -> None:
+    """hf-finetune checkpoints, hf-finetune materialize."""
+    checkpoints = commands.add_parser("checkpoints", help="list the checkpoints of a run")
+    checkpoints.add_argument("run", help="run folder")
+    checkpoints.add_argument("--verify", action="store_true", help="read each and compare it with its digest")
+    checkpoints.set_defaults(function=run_checkpoints)
+    materialize = commands.add_parser(
+        "materialize", help="make a complete model, as from_pretrained loads it, from a checkpoint"
+    )
+    materialize.add_argument("checkpoint", help="file of a checkpoint")
+    materialize.add_argument("--out", required=True, help="folder to write; it must not exist")
+    materialize.set_defaults(function=run_materialize)
+
+
+def add_push(commands: Any) -> None:
+    """hf-finetune push."""
+    push = commands.add_parser(
+        "push", help="upload the model, model card and results of a run to the Hub, in one commit"
+    )
+    push.add_argument("run", help="run folder")
+    push.add_argument("--repo-id", required=True, help="user/name")
+    push.add_argument("--private", action="store_true", help="make a new repository private")
+    push.add_argument("--revision", help="branch (default: the main one)")
+    push.set_defaults(function=run_push)
+
+
+def add_cache_commands(commands: Any) -> None:
+    """hf-finetune cache list, verify, prune."""
+    cache = commands.add_parser("cache", help="list, verify or remove cached activations of frozen layers")
+    actions = cache.add_subparsers(required=True, metavar="COMMAND", parser_class=Parser)
+    listing = actions.add_parser("list", help="list the entries, the most recently used last")
+    verification = actions.add_parser("verify", help="read every entry and compare it with its digests")
+    removal = actions.add_parser("prune", help="remove entries that were not used for long, or until the rest fits")
+    removal.add_argument(
+        "--max-size", type=size_in_bytes, help="such as 20GB: remove the oldest entries until the rest fits"
+    )
+    removal.add_argument(
+        "--older-than", type=age_in_seconds, help="such as 30d or 12h: remove entries not used since then"
+    )
+    for command, function in ((listing, run_cache_list), (verification, run_cache_verify), (removal, run_cache_prune)):
+        command.add_argument("--dir", help="folder of the caches, as cache.dir")
         command.add_argument("--debug", action="store_true", help="show the traceback of an error")
         command.set_defaults(function=function)
 
 
 def size_in_bytes(text: str) -> int:
     """Bytes of "20GB", "500MB" or a plain number; 1 GB is 10**9 bytes."""
-    return int(quantity(text, {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}))
+    return int(parse_quantity(text, {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}))
 
 
 def age_in_seconds(text: str) -> float:
     """Seconds of "30d", "12h", "90m" or "45s"."""
-    return quantity(text, {"s": 1, "m": 60, "h": 3600, "d": 86400})
+    return parse_quantity(text, {"s": 1, "m": 60, "h": 3600, "d": 86400})
 
 
-def quantity(text: str, units: dict[str, int]) -> float:
-    """A number with one of these units; argparse turns the error into its own."""
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
-    if found is None or found[2] not in units:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number with one of {', '.join(filter(None, units))}")
-    return float(found[1]) * units[found[2]]
+def parse_quantity(text: str, units: dict[str, int]) -> float:
+    """A number with one of these units. argparse turns the error into its own."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
+    if match is None or match[2] not in units:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number with one of {', '.join(filter(None, units))}")
+    return float(match[1]) * units[match[2]]
 
 
 def run_train(words: Sequence[str]) -> int:
@@ -179,7 +228,7 @@ def run_train(words: Sequence[str]) -> int:
 
 
 def run_verify_resume(recipe: str, words: Sequence[str]) -> int:
-    """hf-finetune verify-resume. Exit code 1 where the runs differ."""
+    """hf-finetune verify-resume. Exit code 1 if the runs differ."""
     parser = Parser(
         allow_abbrev=False,
         prog=f"hf-finetune verify-resume {recipe}",
@@ -213,13 +262,13 @@ def run_inspect(options: argparse.Namespace) -> None:
         patterns=tuple(options.patterns),
         layers=convert("freeze.layers", int | str, options.layers),
     )
-    wanted = AdapterConfig(kind=options.kind, rank=options.rank, targets=tuple(options.targets))
+    adapter = AdapterConfig(kind=options.kind, rank=options.rank, targets=tuple(options.targets))
     from hf_finetune.model import freezing, lora, parameter_table
 
     loaded = lora.load_any_model(options.model)
-    if wanted.kind != "none" and loaded.adapter is not None:
-        raise InputError(f"--adapter.kind ({wanted.kind}): {options.model} has an adapter already")
-    loaded = lora.add_adapters(loaded, wanted, config, seed=0)
+    if adapter.kind != "none" and loaded.adapter is not None:
+        raise InputError(f"--adapter.kind ({adapter.kind}): {options.model} has an adapter already")
+    loaded = lora.add_adapters(loaded, adapter, config, seed=0)
     model = loaded.model
     plan = freezing.apply_freezing(model, config, adapters=loaded.adapter_parameters, new=loaded.new_parameters)
     print(parameter_table.format_rows(parameter_table.make_rows(model, plan), plan, options.format))
@@ -257,7 +306,7 @@ def run_predict(options: argparse.Namespace) -> None:
 
 
 def load_predictor(options: argparse.Namespace) -> "Predictor":
-    """The model, with the columns that the options name."""
+    """The model of the options, with the columns that they name."""
     from hf_finetune.export.predict import Predictor
 
     return Predictor.from_pretrained(
@@ -274,19 +323,19 @@ def run_checkpoints(options: argparse.Namespace) -> None:
 
     folder = Path(options.run) / "checkpoints"
     if not os.path.isdir(folder):  # false for a name too long for a path, too
-        raise InputError(f"{options.run}: is no run folder with checkpoints")
+        raise InputError(f"{options.run}: is not a run folder with checkpoints")
     rows = checkpoint.list_checkpoints(folder, verify=options.verify)
     for row in rows:
         marks = " ".join(mark for mark, holds in (("best", row.is_best), ("last", row.is_last)) if holds)
-        told = ""
+        summary = ""
         if (manifest := row.manifest) is not None:
             value = "" if manifest.value is None else f"{manifest.metric} {manifest.value:.4f}"
-            told = f"epoch {manifest.epoch:>3}  update {manifest.update:>6}  loss {manifest.loss:.4f}  {value:<18}"
-        print(f"{told}  {row.size / 1e6:>9,.1f} MB  {row.state}  {marks:<9}  {row.file}".strip())
+            summary = f"epoch {manifest.epoch:>3}  update {manifest.update:>6}  loss {manifest.loss:.4f}  {value:<18}"
+        print(f"{summary}  {row.size / 1e6:>9,.1f} MB  {row.state}  {marks:<9}  {row.file}".strip())
     print(f"{len(rows)} checkpoints, {sum(row.size for row in rows) / 1e6:,.1f} MB in {folder}")
     if damaged := [row.file for row in rows if row.state not in ("intact", "not read")]:
         raise InputError(
-            f"{folder}: damaged: {', '.join(damaged)}; a run that goes on passes them over, and removes them in time"
+            f"{folder}: damaged: {', '.join(damaged)}; a run that resumes ignores them, and removes them later"
         )
 
 
@@ -314,10 +363,10 @@ def run_cache_list(options: argparse.Namespace) -> None:
     from hf_finetune.cache import listing
 
     root = cache_root(options)
-    found = listing.list_entries(root)
-    for entry in found:
+    entries = listing.list_entries(root)
+    for entry in entries:
         print(describe_entry(entry))
-    print(f"{len(found)} entries, {sum(entry.size for entry in found) / 1e6:,.1f} MB in {root}")
+    print(f"{len(entries)} entries, {sum(entry.size for entry in entries) / 1e6:,.1f} MB in {root}")
 
 
 def run_cache_verify(options: argparse.Namespace) -> None:
@@ -326,12 +375,12 @@ def run_cache_verify(options: argparse.Namespace) -> None:
 
     root, num_damaged = cache_root(options), 0
     for entry in listing.list_entries(root):
-        fault = listing.find_damage(entry)
-        num_damaged += fault is not None and not entry.is_partial
-        print(f"{entry.folder.name}  {fault or 'is intact'}", flush=True)
+        damage = listing.find_damage(entry)
+        num_damaged += damage is not None and not entry.is_partial
+        print(f"{entry.folder.name}  {damage or 'is intact'}", flush=True)
     if num_damaged:
         raise InputError(
-            f"{root}: {num_damaged} entries are damaged; the next run that needs one computes again what is missing"
+            f"{root}: {num_damaged} entries are damaged; the next run that needs one computes the missing part again"
         )
 
 
@@ -340,7 +389,7 @@ def run_cache_prune(options: argparse.Namespace) -> None:
     from hf_finetune.cache import listing
 
     if options.max_size is None and options.older_than is None:
-        raise InputError("cache prune: say what to remove: --max-size 20GB, --older-than 30d, or both")
+        raise InputError("cache prune: give what to remove: --max-size 20GB, --older-than 30d, or both")
     removed = listing.prune_entries(
         cache_root(options), max_bytes=options.max_size, older_than_seconds=options.older_than
     )
@@ -357,12 +406,13 @@ def cache_root(options: argparse.Namespace) -> Path:
 
 
 def describe_entry(entry: "listing.EntryListing") -> str:
-    """One line: key, size, last use, and what the states are of."""
-    of, used = entry.manifest, time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.used))
-    told = "not finished" if entry.is_partial else "no readable manifest"
-    if of:
-        made = of["description"]
-        told = (
-            f"{made.get('architecture')}, {made.get('blocks')} blocks, {of.get('num_tokens')} tokens, {of.get('dtype')}"
+    """One line: key, size, last use, and the model that the activations were computed by."""
+    manifest, used = entry.manifest, time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.used))
+    content = "not finished" if entry.is_partial else "no readable manifest"
+    if manifest:
+        model = manifest["description"]
+        content = (
+            f"{model.get('architecture')}, {model.get('blocks')} layers, {manifest.get('num_tokens')} tokens, "
+            f"{manifest.get('dtype')}"
         )
-    return f"{entry.folder.name}  {entry.size / 1e6:>10,.1f} MB  used {used}  {told}"
+    return f"{entry.folder.name}  {entry.size / 1e6:>10,.1f} MB  used {used}  {content}"
