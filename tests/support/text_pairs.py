@@ -1,4 +1,4 @@
-"""Small made data of summarization and translation, learnable by a model of two blocks."""
+"""Small made-up data for summarization and translation, which a model of two blocks can learn."""
 
 import random
 from pathlib import Path
@@ -11,7 +11,7 @@ DICTIONARY = dict(zip(("the", "a", "one", "some", "this"), ("big", "small", "old
 
 
 def make_summaries(folder: Path) -> dict[str, Any]:
-    """A few filler words and one that tells, which is the summary; every third row has a second reference."""
+    """Writes rows of a few filler words and one other, which is the summary. Every third row has a second reference."""
     settings: dict[str, Any] = {}
     for seed, (split, count) in enumerate(COUNTS.items()):
         generator = random.Random(seed)
@@ -27,7 +27,7 @@ def make_summaries(folder: Path) -> dict[str, Any]:
 
 
 def make_translations(folder: Path) -> dict[str, Any]:
-    """Parallel text files: each word has one translation."""
+    """Writes parallel text files: each word has one translation."""
     settings: dict[str, Any] = {}
     for seed, (split, count) in enumerate(COUNTS.items()):
         generator = random.Random(seed)
