@@ -11,6 +11,9 @@ from support import tiny
 from support.configs import make_small_config
 
 from hf_finetune.config.sections import RunConfig
+from hf_finetune.run.folder import open_run
+from hf_finetune.run.setup import set_up
+from hf_finetune.run.training_run import Clock, TrainingRun
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 torch.set_num_threads(1)  # two workers on two cores; and one thread is the same everywhere
@@ -44,5 +47,17 @@ def make_config(tmp_path: Path, backbones: Callable[..., Path]) -> Callable[...,
     def make(problem: str = "single_label", pair: bool = False, **settings: Any) -> RunConfig:
         backbone = settings.get("model.backbone") or backbones("bert")
         return make_small_config(tmp_path, backbone, problem, pair, **settings)
+
+    return make
+
+
+@pytest.fixture
+def make_run(make_config: Callable[..., RunConfig]) -> Callable[..., TrainingRun]:
+    """`make_run("multi_label", **settings)`: a small run that is ready for update 0."""
+
+    def make(*arguments: Any, **settings: Any) -> TrainingRun:
+        config = make_config(*arguments, **settings)
+        with open_run(config) as runtime:
+            return set_up(config, runtime, Clock())
 
     return make

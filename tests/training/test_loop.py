@@ -1,8 +1,7 @@
-"""The loop's schedule and its sums, on their own; whole runs stand in tests/recipes/."""
+"""Gradients, micro-batches and errors of the loop. tests/recipes/ has complete runs."""
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import pytest
@@ -10,29 +9,14 @@ import torch
 
 from hf_finetune.config.sections import RunConfig
 from hf_finetune.data.batches import MicroBatchLimit
-from hf_finetune.run.folder import open_run
-from hf_finetune.run.setup import set_up
-from hf_finetune.run.training_run import Clock, TrainingRun
+from hf_finetune.run.training_run import TrainingRun
 from hf_finetune.system.errors import InputError
 from hf_finetune.train import finetune
-from hf_finetune.training.evaluation import run_evaluation
 from hf_finetune.training.loop import accumulate_gradients, make_micro_batch_limit, train_steps
-from hf_finetune.training.schedule import Schedule, make_schedule
 from hf_finetune.training.train_state import UpdateBatch
 
 MakeConfig = Callable[..., RunConfig]
-
-
-def test_schedule_counts_updates_from_one() -> None:
-    schedule = Schedule(updates_per_epoch=4, total_updates=10)
-    assert [schedule.epoch(update) for update in (0, 1, 4, 5, 8, 9, 10)] == [1, 1, 1, 2, 2, 3, 3]
-    assert [update for update in range(1, 11) if schedule.is_due("epoch", update)] == [4, 8, 10]
-    assert [update for update in range(1, 11) if schedule.is_due(3, update)] == [3, 6, 9, 10]
-
-
-@pytest.mark.parametrize(("size", "limit", "total"), [(60, None, 16), (64, None, 16), (65, None, 18), (60, 5, 5)])
-def test_schedule_covers_every_example(make_config: MakeConfig, size: int, limit: int | None, total: int) -> None:
-    assert make_schedule(size, make_config(**{"train.max_updates": limit})).total_updates == total
+MakeRun = Callable[..., TrainingRun]
 
 
 def test_micro_batches_leave_no_process_without_work(make_config: MakeConfig) -> None:
@@ -45,28 +29,16 @@ def test_micro_batches_leave_no_process_without_work(make_config: MakeConfig) ->
     )
 
 
-@pytest.fixture
-def job(make_config: MakeConfig) -> Any:
-    """`job("multi_label", **settings)`: a job that is set up and not begun."""
-
-    def make(problem: str = "single_label", **settings: Any) -> TrainingRun:
-        config = make_config(problem, **settings)
-        with open_run(config) as run:
-            return set_up(config, "classification", run, Clock())
-
-    return make
-
-
 @pytest.mark.parametrize("problem", ["single_label", "multi_label", "regression"])
 @pytest.mark.parametrize("size", [1, 3, 7])
-def test_accumulated_gradients_are_those_of_the_whole_batch(job: Any, problem: str, size: int) -> None:
+def test_accumulated_gradients_are_those_of_the_whole_batch(make_run: MakeRun, problem: str, size: int) -> None:
     """Against transformers' own mean loss and one backward over the same rows in one forward."""
-    made = job(problem, **{"model.dropout": 0.0})
+    made = make_run(problem, **{"model.dropout": 0.0})
     rows = np.arange(7)
     pieces = [rows[start : start + size] for start in range(0, 7, size)]
     made.train_state.model.train()
-    window = UpdateBatch(number=0, epoch=1, feature_indices=rows, micro_batches=pieces)
-    loss = accumulate_gradients(made.train_state, made.features["train"], made.task, made.runtime, window)
+    update_batch = UpdateBatch(number=0, epoch=1, feature_indices=rows, micro_batches=pieces)
+    loss = accumulate_gradients(made.train_state, made.features["train"], made.task, made.runtime, update_batch)
     ours = {name: parameter.grad.clone() for name, parameter in made.train_state.model.named_parameters()}
     made.train_state.model.zero_grad()
     from hf_finetune.data.features import collate
@@ -79,41 +51,8 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(job: Any, problem: s
         torch.testing.assert_close(ours[name], parameter.grad, rtol=1e-4, atol=1e-6)
 
 
-def test_evaluation_restores_modes_and_leaves_random_state_alone(job: Any) -> None:
-    made = job()
-    model = made.train_state.model
-    model.train()
-    model.bert.embeddings.eval()
-    before, state = [module.training for module in model.modules()], torch.get_rng_state()
-    run_evaluation(model, made.features["validation"], made.task, made.runtime, batch_size=5, pad_token_id=0)
-    assert [module.training for module in model.modules()] == before
-    assert torch.equal(torch.get_rng_state(), state)
-
-
-def test_evaluation_keeps_the_order_of_the_data_and_counts_every_row_once(job: Any) -> None:
-    made = job()
-    features = made.features["validation"]
-    small = run_evaluation(made.train_state.model, features, made.task, made.runtime, batch_size=5, pad_token_id=0)
-    whole = run_evaluation(made.train_state.model, features, made.task, made.runtime, batch_size=100, pad_token_id=0)
-    np.testing.assert_allclose(small.outputs, whole.outputs, atol=1e-5)
-    by_hand = torch.nn.functional.cross_entropy(
-        torch.from_numpy(np.stack(whole.outputs)), torch.from_numpy(features.labels)
-    )
-    assert small.loss == pytest.approx(float(by_hand), abs=1e-5)
-    some = run_evaluation(
-        made.train_state.model,
-        features,
-        made.task,
-        made.runtime,
-        batch_size=3,
-        pad_token_id=0,
-        rows=np.array([7, 2, 11]),
-    )
-    np.testing.assert_allclose(some.outputs, np.stack(whole.outputs)[[7, 2, 11]], atol=1e-5)
-
-
-def test_a_gradient_that_is_not_finite_stops_before_the_weights_change(job: Any) -> None:
-    made = job()
+def test_a_gradient_that_is_not_finite_stops_before_the_weights_change(make_run: MakeRun) -> None:
+    made = make_run()
     weight = made.train_state.model.classifier.weight
     weight.register_hook(lambda gradient: gradient * math.inf)
     before = {name: tensor.clone() for name, tensor in made.train_state.model.state_dict().items()}
@@ -135,11 +74,11 @@ def test_accumulation_by_accelerate_is_refused(make_config: MakeConfig, monkeypa
         finetune(make_config())
 
 
-def test_gradients_that_overflow_for_good_stop_the_run(job: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gradients_that_overflow_for_good_stop_the_run(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
     """fp16's scaler may skip updates while it lowers its scale; below 1 the gradients are not finite by themselves."""
     from types import SimpleNamespace
 
-    made = job()
+    made = make_run()
     made.train_state.model.classifier.weight.register_hook(lambda gradient: gradient * math.inf)
     scale = [4.0]
     monkeypatch.setattr(made.runtime.accelerator, "scaler", SimpleNamespace(get_scale=lambda: scale[0]))
