@@ -1,142 +1,167 @@
-"""The model card."""
+"""The model card: Hub metadata, how to load the model, results, data, trained parameters and settings.
+
+Its text is in card_template.md, and in checkpoint_card_template.md for a model that is made from a checkpoint.
+"""
 
 import dataclasses
 import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from string import Template
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
 from hf_finetune.config.loading import to_yaml
-from hf_finetune.config.sections import RunConfig, to_dict
+from hf_finetune.config.sections import RunConfig
 from hf_finetune.data.splits import SPLITS
 from hf_finetune.model import lora
 from hf_finetune.model.backbone import Backbone
 from hf_finetune.run.training_run import TrainingRun
 from hf_finetune.tasks.base import Task
 
-
-def make_note(loaded: Backbone, config: RunConfig, task: Task, *, metric: str, max_length: int) -> None:
-    """Notes in a model and its tokenizer what `hf-finetune predict` and `evaluate` need to know of the training."""
-    loaded.model.config.hf_finetune = {
-        "task": to_dict(hide_folders(config).task),
-        "task_state": task.state_dict(),
-        "text_columns": list(config.data.text_columns),
-        "label_column": config.data.label_column,
-        "label_smoothing": config.train.label_smoothing,
-        "metric": metric,
-        "encoding": list(config.data.encoding),
-    }
-    loaded.tokenizer.model_max_length = max_length  # so that pipelines cut where training did
+TEMPLATE = Path(__file__).with_name("card_template.md")
+CHECKPOINT_TEMPLATE = Path(__file__).with_name("checkpoint_card_template.md")
 
 
-def make_card(job: TrainingRun, results: Mapping[str, Any]) -> str:
-    """The model card: Hub metadata, how to use it, data, freeze plan, hyperparameters and measured metrics."""
-    config, task, plan = hide_folders(job.config), job.task, job.plan
-    name = config.hub.repo_id or "model"
-    measured = "\n".join(
+# --- cards ----------------------------------------------------------------------------------------------------------
+
+
+def make_card(run: TrainingRun, results: Mapping[str, Any]) -> str:
+    """Returns the model card of a run. results: the content of results.json."""
+    config, plan, best, examples = hide_folders(run.config), run.plan, results["best"], results["examples"]
+    processes = results["processes"]
+    rows = [
         f"| {split} | {metric} | {value:.4f} |"
         for split in ("validation", "test")
         for metric, value in results[split].items()
+    ]
+    test_use = "The test split was used once, after that." if results["test"] else "There is no test split."
+    return Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
+        metadata=make_metadata(run, results).to_yaml(),
+        name=config.name,
+        backbone=config.model.backbone.split("#")[0],
+        purpose=run.task.describe_for_card(),
+        usage=describe_usage(run.backbone, run.task, config.hub.repo_id or "model"),
+        metrics="\n".join(rows),
+        best_epoch=best["epoch"],
+        best_update=best["update"],
+        metric=results["metric"],
+        test_use=test_use,
+        data_name=find_data_name(config),
+        num_train=f"{examples['train']:,}",
+        num_validation=f"{examples['validation']:,}",
+        num_test=f"{examples['test']:,}",
+        max_length=run.max_length,
+        parts="\n".join(f"| {part} | {size:,} | {state} |" for part, size, state in plan.table()),
+        num_trainable=f"{plan.num_trainable:,}",
+        num_total=f"{plan.num_total:,}",
+        remote_code=describe_remote_code(config),
+        settings=to_yaml(config).rstrip(),
+        seconds=f"{results['seconds']['train']:.0f}",
+        device=results["device"],
+        precision=results["precision"],
+        processes="one process" if processes == 1 else f"{processes} processes",
     )
-    parts = "\n".join(f"| {part} | {size:,} | {state} |" for part, size, state in plan.table())
-    examples, best = results["examples"], results["best"]
-    return f"""---
-{make_metadata(job, results).to_yaml()}
----
 
-# {config.name}
 
-`{config.model.backbone.split("#")[0]}` fine-tuned with hf-finetune for {task.describe_for_card()}
+def make_checkpoint_card(checkpoint: str, content: Mapping[str, Any], config: RunConfig, task: Task) -> str:
+    """Returns the card of a model that is made from a checkpoint. checkpoint: its file name. content: its dict."""
+    return Template(CHECKPOINT_TEMPLATE.read_text(encoding="utf-8")).substitute(
+        library_name=choose_library_name(config, task),
+        pipeline_tag=task.pipeline_tag,
+        name=config.name,
+        epoch=content["epoch"],
+        update=content["update"],
+        checkpoint=checkpoint,
+        purpose=task.describe_for_card(),
+        metrics="\n".join(f"| {name} | {value:.4f} |" for name, value in content["metrics"].items()),
+        remote_code=describe_remote_code(config),
+    )
 
-```python
-{describe_usage(job.backbone, task, name)}
-```
 
-## Measured
+def describe_remote_code(config: RunConfig) -> str:
+    """Returns a warning if the backbone runs code of its own, else ""."""
+    if not config.model.trust_remote_code:
+        return ""
+    return "\nThis model was made with `trust_remote_code`: loading it runs Python code of the backbone's repository.\n"
 
-| split | metric | value |
-|---|---|---|
-{measured}
 
-The best checkpoint (epoch {best["epoch"]}, update {best["update"]}) was chosen by {results["metric"]} on validation.
-{"The test split was used once, after that." if results["test"] else "There is no test split."}
-
-## Data
-
-`{find_data_name(config)}`: {examples["train"]:,} examples to train on, {examples["validation"]:,} for validation,
-{examples["test"]:,} for the test. Inputs have at most {job.max_length} tokens.
-
-## What was trained
-
-| part | parameters | |
-|---|---|---|
-{parts}
-
-{plan.num_trainable:,} of {plan.num_total:,} parameters trained; what is frozen is as it was pretrained.
-{describe_remote_code(config)}
-## Settings
-
-```yaml
-{to_yaml(config).rstrip()}
-```
-
-{results["device"]}, {results["precision"]}, processes: {results["processes"]}, {results["seconds"]["train"]:.0f} s.
-"""
+# --- how to load the model ------------------------------------------------------------------------------------------
 
 
 def describe_usage(loaded: Backbone, task: Task, name: str) -> str:
-    """Python that loads what is exported."""
-    kind = task.head.auto_class
-    tokenizer = f'tokenizer = AutoTokenizer.from_pretrained("{name}")'
-    if not loaded.is_exported_as_adapter:
-        return f"""from transformers import {kind}, AutoTokenizer
+    """Returns Python code that loads the exported model. name: its folder or Hub id."""
+    if loaded.is_exported_as_adapter:
+        return describe_adapter_usage(loaded, task.head.auto_class, name)
+    return "\n".join(
+        [
+            f"from transformers import {task.head.auto_class}, AutoTokenizer",
+            "",
+            f'model = {task.head.auto_class}.from_pretrained("{name}")',
+            f'tokenizer = AutoTokenizer.from_pretrained("{name}")',
+        ]
+    )
 
-model = {kind}.from_pretrained("{name}")
-{tokenizer}"""
-    source, gguf_file = last_part(loaded.source.partition("#sha256=")[0]), ""
+
+def describe_adapter_usage(loaded: Backbone, auto_class: str, name: str) -> str:
+    """Returns Python code that loads an exported adapter and the pretrained model that it belongs to."""
+    source, gguf_file = keep_last_part(loaded.source.partition("#sha256=")[0]), ""
     if source.lower().endswith(".gguf"):
         source, _, gguf_file = source.rpartition("/")
-    base, others = f'"{source or "."}"', ""
+    lines = []
+    base = f'"{source or "."}"'
     if source.startswith("package://"):
         package, _, inside = source.removeprefix("package://").partition("/")
-        base, others = f'files("{package}") / "{inside}"', "from importlib.resources import files\n\n"
-    options = f', gguf_file="{gguf_file}"' * bool(gguf_file) + f', revision="{loaded.revision}"' * bool(loaded.revision)
-    options += ", ignore_mismatched_sizes=True" * loaded.replaces_head
+        base = f'files("{package}") / "{inside}"'
+        lines += ["from importlib.resources import files", ""]
+    options = "config=config"
+    if gguf_file:
+        options += f', gguf_file="{gguf_file}"'
+    if loaded.revision:
+        options += f', revision="{loaded.revision}"'
+    if loaded.replaces_head:
+        options += ", ignore_mismatched_sizes=True"
     generates = loaded.model.can_generate()
-    generation = f'model.generation_config = GenerationConfig.from_pretrained("{name}")\n' * generates
-    return f"""{others}from transformers import AutoConfig, {kind}, AutoTokenizer{", GenerationConfig" * generates}
+    classes = ["AutoConfig", auto_class, "AutoTokenizer"]
+    if generates:
+        classes.append("GenerationConfig")
+    lines += [
+        f"from transformers import {', '.join(classes)}",
+        "",
+        f"base = {base}  # an adapter needs the model it was trained on, and the package peft",
+        f'config = AutoConfig.from_pretrained("{name}", subfolder="{lora.MODEL_CONFIG}")',
+        f"model = {auto_class}.from_pretrained(base, {options})",
+        f'model.load_adapter("{name}")',
+    ]
+    if generates:
+        lines.append(f'model.generation_config = GenerationConfig.from_pretrained("{name}")')
+    lines.append(f'tokenizer = AutoTokenizer.from_pretrained("{name}")')
+    return "\n".join(lines)
 
-base = {base}  # an adapter needs the model it was trained on, and the package peft
-config = AutoConfig.from_pretrained("{name}", subfolder="{lora.MODEL_CONFIG}")
-model = {kind}.from_pretrained(base, config=config{options})
-model.load_adapter("{name}")
-{generation}{tokenizer}"""
+
+# --- metadata for the Hub -------------------------------------------------------------------------------------------
 
 
-def choose_library_name(config: RunConfig, task: Task) -> str:
-    """What the Hub says loads what is exported."""
-    is_adapter = config.adapter.kind == "lora" and not config.adapter.merge
-    return "peft" if is_adapter and task.library_name == "transformers" else task.library_name
-
-
-def make_metadata(job: TrainingRun, results: Mapping[str, Any]) -> ModelCardData:
-    """The card's metadata for the Hub, with the metrics of the test split where there is one."""
-    config = job.config
+def make_metadata(run: TrainingRun, results: Mapping[str, Any]) -> ModelCardData:
+    """Returns the card's metadata for the Hub, with the metrics of the test split; of validation if there is no test split."""
+    config, task = run.config, run.task
     split = "test" if results["test"] else "validation"
     name = find_data_name(config)
+    tags = ["hf-finetune", task.problem]
+    if config.adapter.kind == "lora":
+        tags.append("lora")
     return ModelCardData(
-        library_name=choose_library_name(config, job.task),
-        pipeline_tag=job.task.pipeline_tag,
-        tags=["hf-finetune", job.task.problem, *(["lora"] if config.adapter.kind == "lora" else [])],
+        library_name=choose_library_name(config, task),
+        pipeline_tag=task.pipeline_tag,
+        tags=tags,
         base_model=config.model.backbone if looks_like_hub_id(config.model.backbone) else None,
         datasets=[name] if looks_like_hub_id(config.data.dataset or "") else None,
         model_name=config.name,
         eval_results=[
             EvalResult(
-                task_type=job.task.pipeline_tag,
+                task_type=task.pipeline_tag,
                 dataset_type=name,
                 dataset_name=name,
                 dataset_split=split,
@@ -149,44 +174,49 @@ def make_metadata(job: TrainingRun, results: Mapping[str, Any]) -> ModelCardData
     )
 
 
+def choose_library_name(config: RunConfig, task: Task) -> str:
+    """Returns the name of the library that loads the exported model."""
+    is_adapter = config.adapter.kind == "lora" and not config.adapter.merge
+    return "peft" if is_adapter and task.library_name == "transformers" else task.library_name
+
+
 def find_data_name(config: RunConfig) -> str:
-    """The data set's name: on the Hub, of the package, or of the first file without its folders."""
+    """Returns the name of the data set: its Hub id, its package, or its first file without folders."""
     first = config.data.dataset or config.data.train[0]
     if first.startswith("package://"):
         return first.removeprefix("package://").split("/")[0]
     return first if looks_like_hub_id(config.data.dataset or "") else Path(first).name
 
 
-def last_part(location: str) -> str:
-    """Of an absolute path the last part alone; any other location unchanged."""
-    return (Path(location).name or location) if Path(location).is_absolute() else location
+def looks_like_hub_id(name: str) -> bool:
+    """True if a name has the form user/name or name, and there is no such folder."""
+    return re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) is not None and not Path(name).exists()
+
+
+# --- paths of this machine ------------------------------------------------------------------------------------------
 
 
 def hide_folders(config: RunConfig) -> RunConfig:
-    """The config as others may see it: of an absolute path the last part alone."""
-    last = last_part
-    splits: dict[str, Any] = {split: tuple(map(last, getattr(config.data, split))) for split in SPLITS}
+    """Returns the config as others may see it: of each absolute path, only the last part."""
+    data, task = config.data, config.task
+    locations: dict[str, Any] = {
+        split: tuple(keep_last_part(path) for path in getattr(data, split)) for split in SPLITS
+    }
+    if data.dataset:
+        locations["dataset"] = keep_last_part(data.dataset)
+    cache_dir = keep_last_part(config.cache.dir) if config.cache.dir else config.cache.dir
+    task_paths = {name: keep_last_part(getattr(task, name)) for name in task.paths if getattr(task, name)}
     return dataclasses.replace(
         config,
         output_dir="outputs",
-        cache=dataclasses.replace(config.cache, dir=config.cache.dir and last(config.cache.dir)),
-        model=dataclasses.replace(config.model, backbone=last(config.model.backbone)),
-        task=dataclasses.replace(
-            config.task,
-            **{name: path and last(path) for name in config.task.paths if (path := getattr(config.task, name))},
-        ),
-        data=dataclasses.replace(config.data, dataset=config.data.dataset and last(config.data.dataset), **splits),
-        checkpoint=dataclasses.replace(config.checkpoint, resume=last(config.checkpoint.resume)),
+        cache=dataclasses.replace(config.cache, dir=cache_dir),
+        model=dataclasses.replace(config.model, backbone=keep_last_part(config.model.backbone)),
+        task=dataclasses.replace(task, **task_paths),
+        data=dataclasses.replace(data, **locations),
+        checkpoint=dataclasses.replace(config.checkpoint, resume=keep_last_part(config.checkpoint.resume)),
     )
 
 
-def describe_remote_code(config: RunConfig) -> str:
-    """What a reader must know where the backbone runs code of its own."""
-    if not config.model.trust_remote_code:
-        return ""
-    return "\nThis model was made with `trust_remote_code`: loading it runs Python code of the backbone's repository.\n"
-
-
-def looks_like_hub_id(name: str) -> bool:
-    """Whether a name is of the form user/name or name, and no folder here."""
-    return re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) is not None and not Path(name).exists()
+def keep_last_part(location: str) -> str:
+    """Returns the last part of an absolute path; any other location unchanged."""
+    return (Path(location).name or location) if Path(location).is_absolute() else location

@@ -1,4 +1,4 @@
-"""The model folder: weights, tokenizer, labels and card, reloaded with plain from_pretrained and compared."""
+"""Exports the model folder (weights, tokenizer, labels and card), reloads it with plain from_pretrained and compares outputs."""
 
 import os
 import shutil
@@ -10,38 +10,60 @@ import numpy as np
 import torch
 import transformers
 
-from hf_finetune.export.card import make_card, make_note
+from hf_finetune.config.sections import RunConfig, to_dict
+from hf_finetune.data.features import Array
+from hf_finetune.export.card import hide_folders, make_card
 from hf_finetune.model import lora
 from hf_finetune.model.backbone import LOADING_ERRORS, Backbone, silence_transformers
 from hf_finetune.run.training_run import TrainingRun
 from hf_finetune.system.errors import InputError
 from hf_finetune.system.files import sync_folder, write_atomically, writing_error
 from hf_finetune.system.locations import model_files
-from hf_finetune.tasks.base import Task
 from hf_finetune.system.processes import SingleProcess
+from hf_finetune.tasks.base import Task
 from hf_finetune.training.evaluation import ModelRunner
 
-# Largest difference between a logit of the trained model and of the reloaded one, relative to the largest logit. On a
-# CPU they are equal; GPU kernels may choose another order of sums.
+# Largest difference between a logit of the trained model and of the reloaded one, relative to the largest logit. On a CPU they
+# are equal; GPU kernels may choose another order of sums.
 RELOAD_TOLERANCE = 1e-4
 
-NUM_COMPARED = 64  # validation examples
+NUM_COMPARED = 64  # validation features
 
-# Adapters that were merged into the weights are computed in another order: in 16 bit outputs differ by some roundings, and what a
-# task keeps may be another token's number. So only the loss is compared then, within so many roundings.
+# Adapters that are merged into the weights are computed in another order. In 16 bit, outputs then differ by some roundings, and
+# what a task keeps of them may be the number of another token. So only the loss is compared, within this many roundings.
 MERGED_ROUNDINGS = 16
 
 
-def export_model(job: TrainingRun, results: Mapping[str, Any]) -> Path:
-    """Writes model/ whole (beside, then renamed) and returns it."""
-    make_note(job.backbone, job.config, job.task, metric=job.metric, max_length=job.max_length)
-    return write_model(job.backbone, job.task, job.config.run_dir / "model", make_card(job, results))
+# --- writing --------------------------------------------------------------------------------------------------------
+
+
+def export_model(run: TrainingRun, results: Mapping[str, Any]) -> Path:
+    """Writes the model folder of a run with its card, and returns it. Raises InputError if it cannot be written."""
+    record_settings(run.backbone, run.config, run.task, metric=run.metric, max_length=run.max_length)
+    return write_model(run.backbone, run.task, run.config.run_dir / "model", make_card(run, results))
+
+
+def record_settings(loaded: Backbone, config: RunConfig, task: Task, *, metric: str, max_length: int) -> None:
+    """Records the settings that `hf-finetune predict` and `evaluate` need in the configs of the model and its tokenizer."""
+    loaded.model.config.hf_finetune = {
+        "task": to_dict(hide_folders(config).task),
+        "task_state": task.state_dict(),
+        "text_columns": list(config.data.text_columns),
+        "label_column": config.data.label_column,
+        "label_smoothing": config.train.label_smoothing,
+        "metric": metric,
+        "encoding": list(config.data.encoding),
+    }
+    loaded.tokenizer.model_max_length = max_length  # so that pipelines truncate as training did
 
 
 def write_model(loaded: Backbone, task: Task, folder: Path, readme: str) -> Path:
-    """Writes a model folder beside, then renames it; returns it. An older one is replaced."""
+    """Writes a model folder next to its final name, then renames it, and returns it. Replaces an older one.
+
+    Raises InputError if it cannot be written.
+    """
     model, tokenizer = loaded.model, loaded.tokenizer
-    run_dir, temporary = folder.parent, folder.with_name(f".{folder.name}.writing")
+    parent, temporary = folder.parent, folder.with_name(f".{folder.name}.writing")
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         with silence_transformers():
@@ -49,91 +71,104 @@ def write_model(loaded: Backbone, task: Task, folder: Path, readme: str) -> Path
             tokenizer.save_pretrained(temporary)
         task.write_extras(temporary, model, int(tokenizer.model_max_length))
         write_atomically(temporary / "README.md", readme.encode())
-        for path in (path for path in temporary.rglob("*") if path.is_file()):
-            path.chmod(0o666 & ~current_umask())  # safetensors makes its file readable by its owner only
+        for path in temporary.rglob("*"):
+            if path.is_file():
+                path.chmod(0o666 & ~read_umask())  # safetensors lets only the owner read its file
         shutil.rmtree(folder, ignore_errors=True)
         temporary.rename(folder)
-        sync_folder(run_dir)
+        sync_folder(parent)
     except InputError:
         raise
-    except Exception as error:  # noqa: BLE001  of a full disk, tokenizers and safetensors each raise something else
+    except Exception as error:  # noqa: BLE001  on a full disk, tokenizers and safetensors raise errors of their own
         size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-        raise writing_error(run_dir, size, error) from None
+        raise writing_error(parent, size, error) from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return folder
 
 
-def current_umask() -> int:
-    """The process's umask, which can only be read by setting it."""
+def read_umask() -> int:
+    """Returns the umask of the process, which can only be read by setting it."""
     mask = os.umask(0o022)
     os.umask(mask)
     return mask
 
 
-def load_as_users_do(folder: Path, loaded: Backbone, auto_class: str, **options: Any) -> Any:
-    """The model of an exported folder, loaded as the card says."""
-    kind = getattr(transformers, auto_class)
-    if not loaded.is_exported_as_adapter:
-        return kind.from_pretrained(folder, dtype=torch.float32, **options)
-    base, file = model_files(loaded.source, "model.backbone")
-    trusts = {"trust_remote_code": True} if "trust_remote_code" in options else {}
-    config = transformers.AutoConfig.from_pretrained(folder, subfolder=lora.MODEL_CONFIG, **trusts)
-    model = kind.from_pretrained(
-        base, config=config, revision=loaded.revision, dtype=torch.float32,
-        ignore_mismatched_sizes=loaded.replaces_head, **options, **file,
-    )  # fmt: skip
-    model.load_adapter(str(folder))
-    return model
+# --- reloading ------------------------------------------------------------------------------------------------------
 
 
-def check_reload(folder: Path, job: TrainingRun) -> float:
-    """Loads the folder with plain from_pretrained and compares its outputs with the trained model's on validation rows.
+def check_reload(folder: Path, run: TrainingRun) -> float:
+    """Loads the folder with plain from_pretrained, and compares its outputs with the trained model's on validation features.
 
-    Returns the largest difference of what the task keeps of a row, and of the loss. InputError where it is too large, or
-    tokenizer or labels differ.
+    Returns the largest difference of the loss, and of what the task keeps of an output. Raises InputError if it is too large, or
+    if the tokenizer or the labels differ.
     """
-    task, run = job.task, job.runtime
-    options: dict[str, Any] = {"trust_remote_code": True} if job.config.model.trust_remote_code else {}
-    attention = {"attn_implementation": job.config.model.attention} if job.config.model.attention else {}
+    task, trained = run.task, run.backbone
+    options: dict[str, Any] = {}
+    if run.config.model.trust_remote_code:
+        options["trust_remote_code"] = True
+    attention = {"attn_implementation": run.config.model.attention} if run.config.model.attention else {}
     try:
         with silence_transformers():
-            model = load_as_users_do(folder, job.backbone, task.head.auto_class, **options, **attention)
-            model.to(run.device)
+            model = load_as_card_shows(folder, trained, task.head.auto_class, **options, **attention)
+            model.to(run.runtime.device)
             tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **options)
     except LOADING_ERRORS as error:
         raise InputError(f"{folder}: the exported model cannot be loaded: {error}") from None
     labels = tuple(model.config.id2label[number] for number, _ in enumerate(task.label_names))
     if labels != task.label_names:
         raise InputError(f"{folder}: the reloaded labels {labels} are not the trained ones {task.label_names}")
-    if tokenizer.get_vocab() != job.backbone.tokenizer.get_vocab():
+    if tokenizer.get_vocab() != trained.tokenizer.get_vocab():
         raise InputError(f"{folder}: the reloaded tokenizer has another vocabulary")
-    features = job.features["validation"]
-    rows = np.arange(len(features))[:NUM_COMPARED]
-    outputs, losses = [], []
-    for candidate in (job.backbone.model, model):
-        with run.accelerator.autocast():
-            runner = ModelRunner(
-                model=candidate,
-                tokenizer=tokenizer,
-                task=task,
-                features=features,
-                processes=SingleProcess(device=run.device),  # the main process compares alone
-                pad_token_id=job.backbone.pad_token_id,
-                batch_size=32,
-            )
-            outcome = runner.compute_outputs(rows)
-            outputs.append(
-                np.concatenate([np.asarray(array, dtype=np.float64).reshape(-1) for array in outcome.outputs])
-            )
-            losses.append(outcome.loss)
+    expected, actual = compute_outputs(trained.model, run), compute_outputs(model, run)
     tolerance = RELOAD_TOLERANCE
-    if job.backbone.adapter is not None and job.backbone.adapter.merge:
-        kind = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(run.precision, torch.float32)
-        tolerance = max(tolerance, MERGED_ROUNDINGS * torch.finfo(kind).eps)
-        outputs = [np.empty(0), np.empty(0)]
-    trained = np.append(outputs[0], np.nan_to_num(losses[0]))
-    difference = float(np.abs(trained - np.append(outputs[1], np.nan_to_num(losses[1]))).max())
-    if not difference <= tolerance * max(1.0, float(np.abs(trained).max())):
+    if trained.adapter is not None and trained.adapter.merge:
+        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(run.runtime.precision, torch.float32)
+        tolerance = max(tolerance, MERGED_ROUNDINGS * torch.finfo(dtype).eps)
+        expected, actual = expected[-1:], actual[-1:]  # the losses alone
+    difference = float(np.abs(expected - actual).max())
+    if not difference <= tolerance * max(1.0, float(np.abs(expected).max())):  # also if it is nan
         raise InputError(f"{folder}: the reloaded model's outputs differ from the trained one's by {difference:.2g}")
     return difference
+
+
+def load_as_card_shows(folder: Path, trained: Backbone, auto_class: str, **options: Any) -> Any:
+    """Returns the model of an exported folder, loaded as its card shows. options: of from_pretrained."""
+    model_class = getattr(transformers, auto_class)
+    if not trained.is_exported_as_adapter:
+        return model_class.from_pretrained(folder, dtype=torch.float32, **options)
+    base, file = model_files(trained.source, "model.backbone")
+    trusts = {"trust_remote_code": True} if "trust_remote_code" in options else {}
+    config = transformers.AutoConfig.from_pretrained(folder, subfolder=lora.MODEL_CONFIG, **trusts)
+    model = model_class.from_pretrained(
+        base,
+        config=config,
+        revision=trained.revision,
+        dtype=torch.float32,
+        ignore_mismatched_sizes=trained.replaces_head,
+        **options,
+        **file,
+    )
+    model.load_adapter(str(folder))
+    return model
+
+
+def compute_outputs(model: Any, run: TrainingRun) -> Array:
+    """Returns what the task keeps of a model's outputs for the first validation features, and after it the loss (0 if it is nan).
+
+    One flat array [numbers + 1]. Runs on the main process alone.
+    """
+    features = run.features["validation"]
+    runner = ModelRunner(
+        model=model,
+        tokenizer=run.backbone.tokenizer,
+        task=run.task,
+        features=features,
+        processes=SingleProcess(device=run.runtime.device),
+        pad_token_id=run.backbone.pad_token_id,
+        batch_size=32,
+    )
+    with run.runtime.accelerator.autocast():
+        evaluation = runner.compute_outputs(np.arange(len(features))[:NUM_COMPARED])
+    outputs = [np.asarray(array, dtype=np.float64).reshape(-1) for array in evaluation.outputs]
+    return np.append(np.concatenate(outputs), np.nan_to_num(evaluation.loss))

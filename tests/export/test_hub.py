@@ -9,14 +9,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from huggingface_hub import constants
 from support import tiny
+from support.configs import make_small_config
 from support.hub_server import HubServer
 
 from hf_finetune import cli
-from hf_finetune.config.loading import load_config
-from hf_finetune.config.sections import RunConfig
 from hf_finetune.export import hub
 from hf_finetune.export.predict import Predictor
 from hf_finetune.system.errors import InputError
@@ -30,6 +30,7 @@ USERS: dict[str, dict[str, Any]] = {
     READ_TOKEN: {"name": "ada", "role": "read", "orgs": ["team"]},
     BOB_TOKEN: {"name": "bob", "role": "write", "orgs": {"team": "read", "crew": "contributor"}},
 }
+SETTINGS = {"train.max_updates": 4, "train.learning_rate": 1e-2}
 COMMIT = r"/api/models/ada/clf/commit/"
 
 
@@ -48,25 +49,13 @@ def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServe
         yield server
 
 
-def make_config(folder: Path, backbone: Path, **settings: Any) -> RunConfig:
-    files = {}
-    for seed, (split, count) in enumerate((("train", 60), ("validation", 24), ("test", 24))):
-        path = tiny.write_jsonl(folder / f"{split}.jsonl", tiny.make_rows(count, seed=seed))
-        files[f"data.{split}"] = [str(path)]
-    defaults = {"output_dir": str(folder / "outputs"), "model.backbone": str(backbone), "train.max_updates": 4}
-    defaults |= {"train.learning_rate": 1e-2, "tracking.trackers": []}
-    config = load_config(defaults | files | settings, [])
-    assert config is not None
-    return config
-
-
 @pytest.fixture(scope="module")
 def run_dir(tmp_path_factory: pytest.TempPathFactory, backbones: Callable[..., Path]) -> Path:
     """A finished run that has not been pushed."""
     folder = tmp_path_factory.mktemp("pushed")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HF_FINETUNE_CACHE", str(folder / "cache"))
-        return finetune(make_config(folder, backbones("bert"))).run_dir
+        return finetune(make_small_config(folder, backbones("bert"), **SETTINGS)).run_dir
 
 
 def expected_files(run_dir: Path) -> dict[str, bytes]:
@@ -111,7 +100,7 @@ def test_a_bad_name_is_an_error_without_a_request(server: HubServer, repo_id: st
 
 def test_without_a_token_the_error_says_how_to_get_one(server: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HF_TOKEN")
-    with pytest.raises(InputError, match=r"^hub\.push: there is no token; set HF_TOKEN or run `hf auth login`$"):
+    with pytest.raises(InputError, match=r"^hub\.push: there is no token; set HF_TOKEN, or run `hf auth login`$"):
         hub.check_access("ada/clf")
 
 
@@ -119,7 +108,7 @@ def test_a_token_that_the_hub_does_not_know_is_an_error_that_does_not_show_it(
     server: HubServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_somebodyElsesToken")
-    with pytest.raises(InputError, match=r"^hub\.push: the Hub does not take the token") as caught:
+    with pytest.raises(InputError, match=r"^hub\.push: the Hub rejects the token") as caught:
         hub.check_access("ada/clf")
     assert "somebodyElses" not in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -127,7 +116,7 @@ def test_a_token_that_the_hub_does_not_know_is_an_error_that_does_not_show_it(
 
 def test_a_token_that_may_only_read_is_an_error(server: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", READ_TOKEN)
-    with pytest.raises(InputError, match=r"^hub\.push: the token may only read; make one that may write$"):
+    with pytest.raises(InputError, match=r"^hub\.push: the token can only read; create a token that can write$"):
         hub.check_access("ada/clf")
 
 
@@ -137,7 +126,7 @@ def test_a_namespace_that_the_tokens_owner_may_not_write_to_is_an_error(
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", token)
     owner, namespace = USERS[token]["name"], repo_id.split("/")[0]
-    pattern = rf"^hub\.repo_id \({repo_id}\): the token is of {owner}, who cannot write to {namespace}$"
+    pattern = rf"^hub\.repo_id \({repo_id}\): the token belongs to {owner}, who cannot write to {namespace}$"
     with pytest.raises(InputError, match=pattern):
         hub.check_access(repo_id)
 
@@ -165,8 +154,8 @@ def test_in_offline_mode_the_error_says_so(server: HubServer, monkeypatch: pytes
 def test_access_is_checked_before_anything_is_read(
     server: HubServer, backbones: Callable[..., Path], tmp_path: Path
 ) -> None:
-    config = make_config(tmp_path, backbones("bert"), **{"hub.push": True, "hub.repo_id": "bob/clf"})
-    (tmp_path / "train.jsonl").unlink()
+    config = make_small_config(tmp_path, backbones("bert"), **SETTINGS, **{"hub.push": True, "hub.repo_id": "bob/clf"})
+    (tmp_path / "train-single_label.jsonl").unlink()
     with pytest.raises(InputError, match=r"^hub\.repo_id \(bob/clf\)"):
         finetune(config)
     assert server.repos == {}
@@ -175,7 +164,7 @@ def test_access_is_checked_before_anything_is_read(
 def test_nothing_is_asked_of_the_hub_unless_a_push_is_asked_for(
     server: HubServer, backbones: Callable[..., Path], tmp_path: Path
 ) -> None:
-    finetune(make_config(tmp_path, backbones("bert"), **{"hub.repo_id": "ada/clf"}))
+    finetune(make_small_config(tmp_path, backbones("bert"), **SETTINGS, **{"hub.repo_id": "ada/clf"}))
     assert server.requests == []
 
 
@@ -240,7 +229,7 @@ def test_a_refused_push_is_an_error_and_the_next_one_does_it(
 
 
 def test_a_folder_without_a_finished_model_is_an_error_without_a_request(server: HubServer, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"has no finished model to push \(no model/config\.json\)$"):
+    with pytest.raises(InputError, match=r"has no finished model to push \(there is no model/config\.json\)$"):
         hub.push(tmp_path, "ada/clf")
     assert server.requests == []
 
@@ -252,7 +241,7 @@ def test_a_run_pushes_at_its_end_and_no_token_is_written_or_said(
     server: HubServer, backbones: Callable[..., Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     settings = {"hub.push": True, "hub.repo_id": "ada/clf", "hub.private": True, "hub.revision": "first"}
-    run_dir = finetune(make_config(tmp_path, backbones("bert"), **settings)).run_dir
+    run_dir = finetune(make_small_config(tmp_path, backbones("bert"), **SETTINGS, **settings)).run_dir
     repo = server.repos["models/ada/clf"]
     assert {name for name in repo.find_commit("first").files if name != ".gitattributes"} == set(
         expected_files(run_dir)
@@ -276,11 +265,11 @@ def test_a_push_that_fails_costs_nothing_and_the_command_it_prints_does_it_later
     capsys: pytest.CaptureFixture[str],
     options: dict[str, Any],
 ) -> None:
-    config = make_config(tmp_path, backbones("bert"))
+    config = make_small_config(tmp_path, backbones("bert"), **SETTINGS)
     words = ["--output_dir", config.output_dir, "--name", config.name, "--model.backbone", config.model.backbone]
     words += ["--hub.push", "true", "--hub.repo_id", "ada/clf", "--train.max_updates", "2", "--data.max_length", "32"]
     for split in ("train", "validation", "test"):
-        words += [f"--data.{split}", str(tmp_path / f"{split}.jsonl")]
+        words += [f"--data.{split}", str(tmp_path / f"{split}-single_label.jsonl")]
     for key, value in options.items():
         words += [f"--{key}", str(value).lower()]
     server.fail_next("POST", "/commit/", status=503)
@@ -307,9 +296,9 @@ def test_a_push_that_fails_costs_nothing_and_the_command_it_prints_does_it_later
     ("words", "message"),
     [
         (["nowhere", "--repo-id", "ada/clf"], "nowhere: no such run folder"),
-        ([".", "--repo-id", "ada/clf"], ".: has no finished model to push (no model/config.json)"),
+        ([".", "--repo-id", "ada/clf"], ".: has no finished model to push (there is no model/config.json)"),
         ([".", "--repo-id", "clf"], "--repo-id (clf): must be user/name"),
-        ([".", "--repo-id", "bob/clf"], "--repo-id (bob/clf): the token is of ada, who cannot write to bob"),
+        ([".", "--repo-id", "bob/clf"], "--repo-id (bob/clf): the token belongs to ada, who cannot write to bob"),
     ],
 )
 def test_a_push_by_hand_that_cannot_be_is_an_error_of_one_line(
@@ -353,14 +342,15 @@ def test_from_pretrained_by_name_gives_the_logits_of_the_run(server: HubServer, 
     assert done.returncode == 0, done.stderr
     loaded = json.loads(done.stdout.splitlines()[-1])
 
-    classifier = Predictor.from_pretrained(str(run_dir))
-    features = classifier.encode(classifier.make_table([{"text": text} for text in texts]), has_labels=False)
-    expected = [logits.tolist() for logits in classifier.run_model(features).outputs]
+    predictor = Predictor.from_pretrained(str(run_dir))
+    features = predictor.encode(predictor.make_table([{"text": text} for text in texts]), has_labels=False)
+    outputs = predictor.make_runner(features).compute_outputs(np.arange(len(features))).outputs
+    expected = [logits.tolist() for logits in outputs]
     assert [value for row in loaded["logits"] for value in row] == pytest.approx(
         [value for row in expected for value in row], abs=1e-6
     )
     assert loaded["labels"] == {"0": "animals", "1": "food", "2": "tools"}
-    rows = list(classifier.predict([{"text": text} for text in texts]))
+    rows = list(predictor.predict([{"text": text} for text in texts]))
     assert [row["label"] for row in loaded["rows"]] == [row["label"] for row in rows]
     for ours, theirs in zip(loaded["rows"], rows, strict=True):
         assert ours["probabilities"] == pytest.approx(theirs["probabilities"], abs=1e-6)

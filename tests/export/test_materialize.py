@@ -27,7 +27,7 @@ def exported(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "model.safetensors")
 
 
-def best_of(config: RunConfig) -> Path:
+def find_best_checkpoint(config: RunConfig) -> Path:
     """The file of the best checkpoint."""
     folder = config.run_dir / "checkpoints"
     return folder / str(checkpoint.read_references(folder)["best"])
@@ -40,7 +40,7 @@ def test_a_small_checkpoint_gives_the_whole_model_back(
 ) -> None:
     config = make_config(problem, **SMALL, **{"model.backbone": str(backbones(family))})
     finetune(config)
-    path, out = best_of(config), tmp_path / "whole"
+    path, out = find_best_checkpoint(config), tmp_path / "whole"
     content = checkpoint.load_checkpoint(path)
     assert not set(content["model_state_dict"]) & set(content["run"]["frozen"])
     assert len(content["run"]["omitted"]["names"]) > 5
@@ -66,10 +66,10 @@ def test_it_is_a_fraction_of_the_bytes_and_the_run_is_the_same(
         run_until(small, stop, monkeypatch)
     finetune(small)
     assert_same_tensors(exported(small.run_dir / "model"), exported(full.run_dir / "model"))
-    assert best_of(small).stat().st_size < 0.8 * best_of(full).stat().st_size
+    assert find_best_checkpoint(small).stat().st_size < 0.8 * find_best_checkpoint(full).stat().st_size
     assert "classifier.bias" in load_last_checkpoint(small.run_dir)["model_state_dict"]
     for config in (full, small):
-        materialize(best_of(config), tmp_path / f"{config.name}-whole")
+        materialize(find_best_checkpoint(config), tmp_path / f"{config.name}-whole")
         assert_same_tensors(exported(tmp_path / f"{config.name}-whole"), exported(full.run_dir / "model"))
 
 
@@ -98,15 +98,15 @@ def test_another_backbone_is_refused(
     with pytest.raises(InputError, match=message):
         finetune(config)
     with pytest.raises(InputError, match=message):
-        materialize(best_of(config), tmp_path / "out")
+        materialize(find_best_checkpoint(config), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 def test_what_cannot_be_made_whole_is_refused(make_config: MakeConfig, tmp_path: Path) -> None:
     config = make_config(**SMALL)
     finetune(config)
-    path, out = best_of(config), tmp_path / "out"
-    with pytest.raises(InputError, match="exists; name a folder that does not"):
+    path, out = find_best_checkpoint(config), tmp_path / "out"
+    with pytest.raises(InputError, match="exists; name a new folder"):
         materialize(path, config.run_dir)
     with pytest.raises(InputError, match="there is no folder"):
         materialize(path, tmp_path / "a" / "b")
@@ -167,7 +167,7 @@ def test_materialize_on_the_command_line(
     config = make_config(**SMALL)
     finetune(config)
     capsys.readouterr()
-    assert cli.main(["materialize", str(best_of(config)), "--out", str(tmp_path / "out")]) == 0
+    assert cli.main(["materialize", str(find_best_checkpoint(config)), "--out", str(tmp_path / "out")]) == 0
     assert capsys.readouterr().out == f"{tmp_path / 'out'}  (from_pretrained)\n"
-    assert cli.main(["materialize", str(best_of(config)), "--out", str(tmp_path / "out")]) == 2
+    assert cli.main(["materialize", str(find_best_checkpoint(config)), "--out", str(tmp_path / "out")]) == 2
     assert "Traceback" not in capsys.readouterr().err
