@@ -42,22 +42,29 @@ def finetune(config: RunConfig) -> RunResult:
 
     Raises InputError for anything that the user can fix, and StoppedError if a signal stopped the run after it was saved.
     """
-    clock = Clock()
     with open_run(config) as runtime:
-        if earlier := runtime.on_main(lambda: read_finished_results(config)):
-            runtime.say(f"{config.run_dir} is finished, there is nothing to train; {report.summarize_results(earlier)}")
-            runtime.on_main(lambda: push_if_requested(config, runtime))
-            return RunResult(run_dir=config.run_dir, model_dir=config.run_dir / "model", results=earlier)
+        results = runtime.on_main(lambda: read_finished_results(config))
+        if results is None:
+            results = train_and_export(config, runtime)
+        else:
+            runtime.say(f"{config.run_dir} is finished, there is nothing to train; {report.summarize_results(results)}")
+        runtime.on_main(lambda: push_if_requested(config, runtime))
+        return RunResult(run_dir=config.run_dir, model_dir=config.run_dir / "model", results=results)
 
-        # Before training: load everything, and fail now if anything would fail later
-        check_services(config, runtime)
-        saved, notes = resume.find_checkpoint(config, runtime)
-        run = set_up(config, runtime, clock, saved.progress if saved else FRESH)
-        progress = FRESH
-        if saved:
-            progress, resume_notes = resume.restore_run(run, saved)
-            notes = (*notes, *resume_notes)
-            saved = None  # frees the checkpoint's tensors
+
+def train_and_export(config: RunConfig, runtime: Runtime) -> dict[str, Any]:
+    """Trains from the newest checkpoint or from the start, exports the best model, and returns the results."""
+    # Load everything, and fail now if anything would fail later
+    clock, progress = Clock(), FRESH
+    check_services(config, runtime)
+    saved, notes = resume.find_checkpoint(config, runtime)
+    run = set_up(config, runtime, clock, saved.progress if saved else FRESH)
+    if saved:
+        progress, resume_notes = resume.restore_run(run, saved)
+        notes = (*notes, *resume_notes)
+        saved = None  # frees the checkpoint's tensors
+
+    with runtime.signals.deferred():  # from here on, a signal saves before it stops the run
         cache = decide_on_cache(run, progress, clock)
         report.announce(run, cache.lines, notes)
         run, progress = attach_cache(run, progress, cache, clock)
@@ -65,13 +72,14 @@ def finetune(config: RunConfig) -> RunResult:
         runtime.on_main(lambda: record_run(config, runtime))
         tracker = tracking.Tracking(config, runtime, start_update=progress.update)
 
-        # Training: one stage, or several with freeze.unfreeze
+        # Train: one stage, or several with freeze.unfreeze
         progress = train(run, progress, tracker, clock)
         while not run.is_over(progress):
             run, progress = begin_stage(run, progress, clock)
+            gc.collect()  # the distributed wrapper of the stage before exchanges gradients as long as it lives
             progress = train(run, progress, tracker, clock)
 
-        # After training: the best weights, the final numbers by the entire model, the exported model
+        # The best weights, the final numbers by the entire model, the exported model
         best = resume.load_best_weights(run, progress)
         with clock("evaluate"):
             final = {split: evaluate_split(run, split, uses_cache=False) for split in run.features if split != "train"}
@@ -81,9 +89,7 @@ def finetune(config: RunConfig) -> RunResult:
         tracker.log_split("test", final.get("test", {}), update=progress.update, epoch=epoch)
         tracker.finish(final)
         runtime.say(report.format_closing(run, results, best))
-        runtime.signals.ends_at_once = True
-        runtime.on_main(lambda: push_if_requested(config, runtime))
-        return RunResult(run_dir=config.run_dir, model_dir=config.run_dir / "model", results=results)
+    return results
 
 
 # --- training -------------------------------------------------------------------------------------------------------
@@ -200,7 +206,6 @@ def check_services(config: RunConfig, runtime: Runtime) -> None:
 
 def decide_on_cache(run: TrainingRun, progress: Progress, clock: Clock) -> decision.CacheDecision:
     """Whether the activations of the frozen prefix are cached, and why."""
-    run.runtime.signals.ends_at_once = False
     with clock("cache"):
         return decision.decide(run, progress)
 
@@ -229,7 +234,6 @@ def begin_stage(run: TrainingRun, progress: Progress, clock: Clock) -> tuple[Tra
     run.runtime.accelerator.free_memory()  # it keeps the optimizers that it prepared
     stage = prepare_stage(run.backbone, run.plan.structure, freeze, run.config, run.runtime)
     run = dataclasses.replace(run, features=features, stage=stage)
-    gc.collect()  # the wrapper of the stage before exchanges gradients as long as it lives
     optim.restore_optimizer_state(run.train_state.optimizer.optimizer, optimizer_state)
     progress = dataclasses.replace(progress, cached=None)
     cache = decide_on_cache(run, progress, clock)
