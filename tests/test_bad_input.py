@@ -1,6 +1,6 @@
-"""Whatever is wrong with what a user gives: exit code 2, one line that names it, and no run touched. End to end.
+"""Wrong input ends with exit code 2 and one line that names it, and changes no run. End to end.
 
-Each case runs where there is no run yet, and where an unfinished run of the same config is; nothing of it may change.
+Each case is tried twice: without a run, and next to an unfinished run of the same config, which must not change.
 """
 
 import errno
@@ -48,19 +48,19 @@ SEVERAL = ["--task.problem", "multi_label"]
 
 
 def write_data(folder: Path, problem: str = "single_label") -> None:
-    """Training, validation and test rows; small and clean."""
+    """Writes a few correct training, validation and test rows."""
     for seed, (split, count) in enumerate(COUNTS.items()):
         tiny.write_jsonl(folder / f"{split}.jsonl", tiny.make_rows(count, seed=seed, problem=problem))
 
 
 def run(*words: str, **changes: Any) -> int:
-    """The exit code of a run in this folder."""
+    """Trains in the current folder, and returns the exit code."""
     return run_recipe(DEFAULTS | changes, arguments=list(words))
 
 
 @pytest.fixture(scope="module")
 def template(tmp_path_factory: pytest.TempPathFactory, backbones: Callable[..., Path]) -> Path:
-    """A folder with a backbone, data, and a real run that was stopped before its end."""
+    """A folder with a backbone, data, and an unfinished run."""
     folder = tmp_path_factory.mktemp("template")
     shutil.copytree(backbones("bert"), folder / "backbone")
     write_data(folder)
@@ -76,7 +76,7 @@ def template(tmp_path_factory: pytest.TempPathFactory, backbones: Callable[..., 
 
 @pytest.fixture
 def work(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of the template, and the working folder. The run's folder is outputs/run."""
+    """The working folder: a copy of the template. The run folder is outputs/run."""
     shutil.copytree(template, tmp_path / "work")
     monkeypatch.chdir(tmp_path / "work")
     return tmp_path / "work"
@@ -84,13 +84,13 @@ def work(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
 
 @pytest.fixture
 def fresh(work: Path) -> Path:
-    """The same without any run."""
+    """The working folder without a run."""
     shutil.rmtree(work / "outputs")
     return work
 
 
 def digest(folder: Path) -> dict[str, str]:
-    """Every file and folder below a folder, with the files' digests."""
+    """Returns the paths of all files and folders in a folder, with the digests of the files."""
     return {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "folder"
         for path in sorted(folder.rglob("*"))
@@ -98,7 +98,7 @@ def digest(folder: Path) -> dict[str, str]:
 
 
 def refusal(capsys: pytest.CaptureFixture[str], *words: str, **changes: Any) -> str:
-    """The one line of an error, after `error: `; exit code 2."""
+    """Trains, and returns the one line of the error without `error: `. The exit code must be 2."""
     capsys.readouterr()
     code = run(*words, **changes)
     shown = capsys.readouterr()
@@ -110,12 +110,12 @@ def refusal(capsys: pytest.CaptureFixture[str], *words: str, **changes: Any) -> 
     return lines[0].removeprefix("error: ")
 
 
-# --- one case for everything that can be wrong ----------------------------------------------------------------------
+# --- a case for each kind of wrong input ----------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """What is done to the clean folder, the command line, and how the message begins and what it holds."""
+    """How the folder is spoiled, the words of the command line, the beginning of the message, and a part of it."""
 
     name: str
     starts: str
@@ -149,7 +149,7 @@ def row(text: Any = "a cat", label: Any = "animals", **more: Any) -> str:
 
 
 def classes(**texts: list[str]) -> Callable[[Path], object]:
-    """Makes the folder `classes` with a sub-folder a class."""
+    """Makes the folder `classes` with a subfolder for each class."""
 
     def make(folder: Path) -> None:
         (folder / "classes").mkdir()
@@ -173,7 +173,7 @@ DATA_CASES = [
     Case(name="long name", words=("--data.train", "a" * 300), starts="data.train (aaa", holds="no such file"),
     Case(name="package not installed", words=("--data.train", "package://no_such_pkg/x"), starts="data.train (package:",
          holds="pip install no-such-pkg"),
-    Case(name="file of a kind nobody reads", words=("--data.train", "train.txt"), spoil=replace("train.txt", "a"),
+    Case(name="file of an unknown kind", words=("--data.train", "train.txt"), spoil=replace("train.txt", "a"),
          starts="train.txt: the ending must be one of .csv"),
     # an empty file
     Case(name="empty file", spoil=replace("train.jsonl", ""), starts="train.jsonl: is empty"),
@@ -189,9 +189,9 @@ DATA_CASES = [
          starts="train.jsonl:1: no column 'other' (columns: text, label)"),
     Case(name="pairs in a folder", words=(*FOLDER, "--data.text_columns", "a", "b"), spoil=classes(a=["a"], b=["b"]),
          starts="data.text_columns (['a', 'b']): "),
-    # labels that training never saw
+    # labels that are not in the training data
     Case(name="new label in validation", spoil=append("validation.jsonl", row(label="cars")),
-         starts="validation.jsonl:10: the label 'cars' is not among the 3 that training has"),
+         starts="validation.jsonl:10: the label 'cars' is not one of the 3 labels of the training data"),
     Case(name="new label in test", spoil=append("test.jsonl", row(label="cars")), starts="test.jsonl:7: the label 'cars'"),
     Case(name="new label in a list", problem="multi_label", words=tuple(SEVERAL), starts="test.jsonl:7: the label 'cars'",
          spoil=append("test.jsonl", row(label=["food", "cars"]))),
@@ -199,7 +199,7 @@ DATA_CASES = [
     Case(name="one class", spoil=replace("train.jsonl", (row() + "\n") * 9), starts="data.label_column (label): training",
          holds="only 'animals'"),
     Case(name="one class folder", words=FOLDER, spoil=classes(a=["x", "y"]), starts="data.label_column (label): training"),
-    Case(name="no label at all", words=tuple(SEVERAL), spoil=replace("train.jsonl", (row(label=[]) + "\n") * 9),
+    Case(name="no label in any row", words=tuple(SEVERAL), spoil=replace("train.jsonl", (row(label=[]) + "\n") * 9),
          starts="data.label_column (label): training has no label"),
     # empty or null texts and labels
     Case(name="empty text", spoil=append("train.jsonl", row(text=" ")), starts="train.jsonl:25: text is empty"),
@@ -212,15 +212,15 @@ DATA_CASES = [
     Case(name="null for labels", problem="multi_label", words=tuple(SEVERAL), spoil=append("test.jsonl", row(label=None)),
          starts="test.jsonl:7: label is null"),
     Case(name="label that is a list", spoil=append("test.jsonl", row(label=["food"])), starts="test.jsonl:7: label (['food'"),
-    Case(name="string without a separator", words=tuple(SEVERAL), starts="train.jsonl:1: label (animals) is no list",
+    Case(name="string without a separator", words=tuple(SEVERAL), starts="train.jsonl:1: label (animals) is not a list",
          holds="task.label_separator"),
     # numbers
-    Case(name="label that is no number", problem="regression", words=tuple(NUMBERS),
-         spoil=append("validation.jsonl", row(label="high")), starts="validation.jsonl:10: label ('high') is no number"),
+    Case(name="label that is not a number", problem="regression", words=tuple(NUMBERS),
+         spoil=append("validation.jsonl", row(label="high")), starts="validation.jsonl:10: label ('high') is not a number"),
     Case(name="null for a number", problem="regression", words=tuple(NUMBERS), spoil=append("train.jsonl", row(label=None)),
-         starts="train.jsonl:25: label (null) is no number"),
+         starts="train.jsonl:25: label (null) is not a number"),
     Case(name="class with fractions", problem="regression", words=("--task.problem", "single_label"),
-         starts="train.jsonl:1: label (", holds="see task.problem regression"),
+         starts="train.jsonl:1: label (", holds="set task.problem to regression"),
     # non-finite values
     Case(name="nan label", problem="regression", words=tuple(NUMBERS), spoil=append("test.jsonl", row(label=float("nan"))),
          starts="test.jsonl:7: label (nan) is not finite"),
@@ -245,18 +245,18 @@ DATA_CASES = [
          starts="train.csv:3: 3 fields, but the header has 2"),
     Case(name="csv with an open quote", words=CSV, spoil=replace("train.csv", HEADER + 'a,x\n"b,y\n'),
          starts="train.csv:3: broken row: "),
-    Case(name="no gzip", words=("--data.train", "train.csv.gz"), spoil=replace("train.csv.gz", "text,label"),
+    Case(name="file that is not gzip", words=("--data.train", "train.csv.gz"), spoil=replace("train.csv.gz", "text,label"),
          starts="train.csv.gz: cannot be read: "),
-    Case(name="no parquet", words=("--data.train", "train.parquet"), spoil=replace("train.parquet", "PAR1"),
+    Case(name="file that is not parquet", words=("--data.train", "train.parquet"), spoil=replace("train.parquet", "PAR1"),
          starts="train.parquet: not an intact parquet file: "),
     # unreadable encodings
-    Case(name="bytes that are no utf-8", words=CSV, spoil=replace("train.csv", HEADER.encode() + b"caf\xe9,x\n"),
+    Case(name="bytes that are not utf-8", words=CSV, spoil=replace("train.csv", HEADER.encode() + b"caf\xe9,x\n"),
          starts="train.csv:2: byte 0xe9 is not utf-8", holds="data.encoding"),
-    Case(name="encoding that python lacks", words=("--data.encoding", "klingon"), starts="data.encoding (klingon): "),
+    Case(name="unknown encoding", words=("--data.encoding", "klingon"), starts="data.encoding (klingon): "),
     # splits
     Case(name="nothing to validate on", words=("--data.validation", "[]", "--data.validation_fraction", "0.001"),
          starts="data.validation_fraction (0.001): takes none of the 24 training rows"),
-    Case(name="data set that is none", words=("--data.dataset", "nobody/nothing", "--data.train", "[]", "--data.validation",
+    Case(name="missing data set", words=("--data.dataset", "nobody/nothing", "--data.train", "[]", "--data.validation",
          "[]", "--data.test", "[]"), starts="data.dataset (nobody/nothing): cannot be loaded: "),
 ]  # fmt: skip
 
@@ -275,15 +275,15 @@ SETTING_CASES = [
          starts="train.label_smoothing (0.1): is for single_label"),
     Case(name="metric that does not fit", words=("--evaluation.metric", "pearson"), starts="evaluation.metric (pearson): "),
     Case(name="fp16 without a GPU", words=("--train.precision", "fp16"), starts="train.precision (fp16): needs a GPU"),
-    Case(name="tracker that nobody has", words=("--tracking.trackers", "abacus"), starts="tracking.trackers (abacus): "),
+    Case(name="unknown tracker", words=("--tracking.trackers", "abacus"), starts="tracking.trackers (abacus): "),
     Case(name="longer than the backbone takes", words=("--data.max_length", "67"), starts="data.max_length (67): "),
     Case(name="more blocks than there are", words=("--freeze.layers", "3"), starts="freeze.layers (3): "),
     Case(name="pattern without a match", words=("--freeze.patterns", "nothing"), starts="freeze.patterns (nothing): "),
     Case(name="everything frozen", words=("--freeze.patterns", "."), starts="freeze: everything would be frozen"),
-    Case(name="attention that nobody has", words=("--model.attention", "none"), starts="model.", holds="attn"),
-    Case(name="checkpoint that is not there", words=("--checkpoint.resume", "none.pt"),
+    Case(name="unknown attention", words=("--model.attention", "none"), starts="model.", holds="attn"),
+    Case(name="missing checkpoint", words=("--checkpoint.resume", "none.pt"),
          starts="checkpoint.resume (none.pt): no such file"),
-    Case(name="checkpoint that is none", words=("--checkpoint.resume", "none.pt"), spoil=replace("none.pt", "x"),
+    Case(name="file that is not a checkpoint", words=("--checkpoint.resume", "none.pt"), spoil=replace("none.pt", "x"),
          starts="none.pt: is not an intact checkpoint"),
 ]  # fmt: skip
 
@@ -333,11 +333,11 @@ HERE = "model.backbone (backbone): "
 BACKBONE_CASES = [
     Case(name="no such folder", spoil=remove("backbone"), starts=HERE, holds="no such folder"),
     Case(name="no such model on the Hub", words=("--model.backbone", "nobody/nothing"), starts="model.backbone (nobody/noth"),
-    Case(name="no name of a model", words=("--model.backbone", "a/b/c"), starts="model.backbone (a/b/c): "),
+    Case(name="impossible name of a model", words=("--model.backbone", "a/b/c"), starts="model.backbone (a/b/c): "),
     Case(name="long name of a model", words=("--model.backbone", "a" * 300), starts="model.backbone (aaa"),
     Case(name="backbone in a package", words=("--model.backbone", "package://no_such_pkg"), holds="pip install",
          starts="model.backbone (package://no_such_pkg): "),
-    Case(name="file in place of a folder", words=("--model.backbone", "train.jsonl"), starts="model.backbone (train.jsonl): "),
+    Case(name="file instead of a folder", words=("--model.backbone", "train.jsonl"), starts="model.backbone (train.jsonl): "),
     Case(name="empty folder", words=("--model.backbone", "classes"), spoil=classes(), starts="model.backbone (classes): "),
     *(Case(name=f"weights cut to {keep}", spoil=cut("model.safetensors", keep), starts=HERE) for keep in (0.0, 0.001, 0.5, 0.99)),
     Case(name="no weights", spoil=remove("backbone/model.safetensors"), starts=HERE, holds="model.safetensors"),
@@ -352,18 +352,18 @@ BACKBONE_CASES = [
     Case(name="weights of fewer blocks", spoil=configure(num_hidden_layers=3), starts=HERE, holds="another model"),
     Case(name="weights of more blocks", spoil=configure(num_hidden_layers=1), starts=HERE, holds="another model"),
     Case(name="weights of another family", spoil=configure(model_type="gpt2"), starts=HERE, holds="another model"),
-    Case(name="family that nobody knows", spoil=configure(model_type="nonsense"), starts=HERE, holds="nonsense"),
+    Case(name="unknown family", spoil=configure(model_type="nonsense"), starts=HERE, holds="nonsense"),
     Case(name="config with a wrong type", spoil=configure(hidden_size="wide"), starts=HERE),
     Case(name="config with a wrong number", spoil=configure(num_attention_heads=3), starts=HERE),
     Case(name="config with no heads", spoil=configure(num_attention_heads=0), starts=HERE),
     Case(name="config with an unknown activation", spoil=configure(hidden_act="none"), starts=HERE),
     *(Case(name=f"config cut to {keep}", spoil=cut("config.json", keep), starts=HERE) for keep in (0.0, 0.5)),
     Case(name="config that is a list", spoil=replace("backbone/config.json", "[1]"), starts=HERE),
-    Case(name="config that is no text", spoil=replace("backbone/config.json", b"\xff\xfe\x00"), starts=HERE),
+    Case(name="config that is not text", spoil=replace("backbone/config.json", b"\xff\xfe\x00"), starts=HERE),
     Case(name="no config", spoil=remove("backbone/config.json"), starts=HERE),
     *(Case(name=f"tokenizer cut to {keep}", spoil=cut("tokenizer.json", keep), starts=HERE, holds="tokenizer")
       for keep in (0.0, 0.5)),
-    Case(name="tokenizer with nothing in it", spoil=replace("backbone/tokenizer.json", "{}"), starts=HERE, holds="tokenizer"),
+    Case(name="empty tokenizer", spoil=replace("backbone/tokenizer.json", "{}"), starts=HERE, holds="tokenizer"),
     Case(name="no tokenizer.json", spoil=remove("backbone/tokenizer.json"), starts=HERE, holds="tokenizer"),
     Case(name="no tokenizer at all", spoil=remove("backbone/tokenizer.json", "backbone/tokenizer_config.json"),
          starts=HERE, holds="tokenizer"),
@@ -373,7 +373,7 @@ CASES = [*DATA_CASES, *SETTING_CASES, *BACKBONE_CASES]
 
 
 def prepare(case: Case, folder: Path) -> None:
-    """Spoils the folder, and makes the run in it, if any, one of this case's config."""
+    """Spoils the folder. If there is a run in it, records this case's config as that of the run."""
     if case.problem != "single_label":
         write_data(folder, case.problem)
     recorded = folder / "outputs" / "run" / "config.yaml"
@@ -388,7 +388,7 @@ def prepare(case: Case, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_wrong_input_is_named_on_one_line_and_leaves_nothing_behind(
+def test_wrong_input_is_named_on_one_line_and_leaves_no_files(
     case: Case, fresh: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     prepare(case, fresh)
@@ -400,7 +400,7 @@ def test_wrong_input_is_named_on_one_line_and_leaves_nothing_behind(
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_wrong_input_changes_nothing_in_a_run_that_is_there(
+def test_wrong_input_changes_nothing_in_an_existing_run(
     case: Case, work: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     prepare(case, work)
@@ -415,7 +415,7 @@ def test_the_names_of_the_cases_differ() -> None:
     assert len({case.name for case in CASES}) == len(CASES) > 100
 
 
-def test_the_clean_folder_runs_and_the_stopped_run_goes_on(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_that_is_not_spoiled_resumes_its_run(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run() == 0
     shown = capsys.readouterr()
     assert "resuming after update 6" in shown.out
@@ -423,7 +423,7 @@ def test_the_clean_folder_runs_and_the_stopped_run_goes_on(work: Path, capsys: p
     assert json.loads((work / "outputs" / "run" / "results.json").read_text())["status"] == "finished"
 
 
-# --- runs that are in the way ---------------------------------------------------------------------------------------
+# --- runs that block a new one --------------------------------------------------------------------------------------
 
 
 def test_a_run_made_with_another_config_names_the_keys_that_differ(
@@ -449,12 +449,12 @@ def test_a_checkpoint_made_with_another_config_names_the_keys_that_differ(
     assert digest(work / "outputs") == before
 
 
-def test_data_that_changed_since_the_checkpoint_are_named(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_data_that_changed_since_the_checkpoint_is_named(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     append("train.jsonl", row(label="food"))(work)
     before = digest(work / "outputs")
     message = refusal(capsys)
     assert message.startswith("checkpoint.resume (outputs/run/checkpoints/ckpt_")
-    assert "(train differ)" in message
+    assert "(train differs)" in message
     assert digest(work / "outputs") == before
 
 
@@ -483,7 +483,7 @@ def test_an_output_folder_that_is_a_file_is_named(fresh: Path, capsys: pytest.Ca
 
 
 @pytest.mark.parametrize("spoil", [remove("train.jsonl"), cut("model.safetensors", 0.5)], ids=["data", "backbone"])
-def test_starting_anew_with_wrong_input_leaves_the_older_run_where_it_is(
+def test_starting_again_with_wrong_input_does_not_move_the_earlier_run(
     work: Path, capsys: pytest.CaptureFixture[str], spoil: Callable[[Path], object]
 ) -> None:
     spoil(work)
@@ -492,7 +492,7 @@ def test_starting_anew_with_wrong_input_leaves_the_older_run_where_it_is(
     assert digest(work / "outputs") == before
 
 
-# A run on this machine holds the lock of its folder and says who it is
+# A process that holds the lock of a run folder, as a run on this machine does
 HOLDER = """
 import os, socket, sys
 from pathlib import Path
@@ -508,7 +508,7 @@ sys.stdin.read()
 
 @pytest.fixture
 def holder(work: Path) -> Iterator[subprocess.Popen[str]]:
-    """Another process that is at work in outputs/run."""
+    """Another process that uses outputs/run."""
     command = [sys.executable, "-c", HOLDER, str(work / "outputs" / "run")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -517,7 +517,7 @@ def holder(work: Path) -> Iterator[subprocess.Popen[str]]:
         process.kill()
 
 
-def test_two_runs_in_one_folder_at_once_name_the_other(
+def test_a_second_run_in_a_folder_names_the_first(
     work: Path, holder: subprocess.Popen[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = digest(work / "outputs")
@@ -528,7 +528,7 @@ def test_two_runs_in_one_folder_at_once_name_the_other(
         assert digest(work / "outputs") == before
 
 
-def test_a_run_that_was_killed_is_not_in_the_way(work: Path, holder: subprocess.Popen[str]) -> None:
+def test_a_killed_run_does_not_block_the_next(work: Path, holder: subprocess.Popen[str]) -> None:
     holder.kill()
     holder.wait()
     assert (work / "outputs" / "run" / ".running").exists()
@@ -536,7 +536,7 @@ def test_a_run_that_was_killed_is_not_in_the_way(work: Path, holder: subprocess.
     assert not (work / "outputs" / "run" / ".running").exists()
 
 
-def test_a_run_on_another_machine_is_in_the_way_until_its_mark_is_removed(
+def test_a_run_on_another_machine_blocks_until_its_mark_is_removed(
     work: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     mark = work / "outputs" / "run" / ".running"
@@ -555,7 +555,7 @@ def test_a_run_on_another_machine_is_in_the_way_until_its_mark_is_removed(
 
 @pytest.fixture
 def make_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
-    """`make_disk("500k")`: a new disk of that size. Skips where this process may not mount one."""
+    """`make_disk("500k")`: a new disk of that size. Skips the test if this process may not mount one."""
     mounted: list[Path] = []
 
     def make(size: str) -> Path:
@@ -573,7 +573,7 @@ def make_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
 
 
 def fill(disk: Path, *, leave: int = 0) -> None:
-    """Leaves so many bytes free."""
+    """Fills the disk up to `leave` free bytes."""
     with (disk / "filler").open("wb", buffering=0) as file:
         remaining = shutil.disk_usage(disk).free - leave
         while remaining > 0:
@@ -598,7 +598,7 @@ def test_a_full_disk_stops_a_run_before_it_begins(
 
 
 @pytest.mark.parametrize("leave", [0, 4096, 40960, 200_000])
-def test_a_full_disk_changes_nothing_in_a_run_that_is_there(
+def test_a_full_disk_changes_nothing_in_an_existing_run(
     work: Path, make_disk: Callable[[str], Path], capsys: pytest.CaptureFixture[str], leave: int
 ) -> None:
     disk = make_disk("2m")
@@ -610,16 +610,16 @@ def test_a_full_disk_changes_nothing_in_a_run_that_is_there(
     assert digest(disk) == before
 
 
-def test_a_disk_that_fills_up_while_training_keeps_the_last_checkpoint_and_the_run_goes_on(
+def test_a_disk_that_fills_up_while_training_keeps_the_last_checkpoint_and_the_run_resumes(
     fresh: Path, make_disk: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    disk = make_disk("500k")  # room for the rehearsal and one checkpoint
+    disk = make_disk("500k")  # room for the preflight check and one checkpoint
     message = refusal(capsys, output_dir=str(disk))
     assert message.startswith(f"{disk}/run/checkpoints: the disk is full: ")
     assert "resumes from its last checkpoint" in message
-    path, passed_over = checkpoint.find_newest_intact(disk / "run" / "checkpoints")
+    path, skipped = checkpoint.find_newest_intact(disk / "run" / "checkpoints")
     assert path is not None
-    assert passed_over == []
+    assert skipped == []
     assert not [name for name in digest(disk) if name.endswith(".writing")]
     subprocess.run(["mount", "-o", "remount,size=4m", str(disk)], check=True)
     assert run(output_dir=str(disk)) == 0
@@ -648,7 +648,7 @@ def test_a_disk_that_is_full_when_numbers_are_logged_is_named(
     assert "full" in message
 
 
-# Room for nothing; for the config; for the weights; for the tokenizer's config; for the tokenizer
+# Room for nothing, for the config, for the weights, for the tokenizer's config, for the tokenizer
 @pytest.mark.parametrize("leave", [0, 8192, 98304, 102_400, 106_496])
 def test_a_disk_that_is_full_at_the_export_is_named_and_no_half_model_is_left(
     fresh: Path,
@@ -664,7 +664,7 @@ def test_a_disk_that_is_full_at_the_export_is_named_and_no_half_model_is_left(
         return original(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(model_folder, "export", export_to_full_disk)
+        patch.setattr(model_folder, "export_model", export_to_full_disk)
         message = refusal(capsys, output_dir=str(disk))
     assert message.startswith(f"{disk}/run")
     assert "disk is full" in message
@@ -714,7 +714,7 @@ def test_a_loss_that_is_not_finite_names_the_update_and_its_examples(
     assert not list((fresh / "outputs").rglob("*.pt"))
 
 
-# --- how it is said -------------------------------------------------------------------------------------------------
+# --- how errors are shown -------------------------------------------------------------------------------------------
 
 
 def test_debug_shows_where_an_error_comes_from(fresh: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -725,7 +725,7 @@ def test_debug_shows_where_an_error_comes_from(fresh: Path, capsys: pytest.Captu
     assert shown.splitlines()[-1].startswith("error: data.train (train.jsonl): ")
 
 
-def test_only_the_first_process_of_a_machine_says_it(
+def test_only_the_first_process_of_a_machine_prints_the_error(
     fresh: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LOCAL_RANK", "1")
@@ -733,26 +733,26 @@ def test_only_the_first_process_of_a_machine_says_it(
     assert capsys.readouterr().err == ""
 
 
-def real_run(*words: str) -> subprocess.CompletedProcess[str]:
-    """`python recipes/classify.py` in this folder, as a user starts it."""
-    given = [f"--{key}={json.dumps(value) if isinstance(value, list) else value}" for key, value in DEFAULTS.items()]
-    command = [sys.executable, str(recipe_path("classify")), *given, *words]
+def run_script(*words: str) -> subprocess.CompletedProcess[str]:
+    """Runs `python recipes/classify.py` in the current folder, as a user does."""
+    settings = [f"--{key}={json.dumps(value) if isinstance(value, list) else value}" for key, value in DEFAULTS.items()]
+    command = [sys.executable, str(recipe_path("classify")), *settings, *words]
     environment = os.environ | {"HF_HUB_OFFLINE": "1"}
     return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
 
 
-def test_the_script_itself_ends_with_2_and_one_line_where_a_setting_is_wrong(work: Path) -> None:
-    ended = real_run("--train.epochs", "0")
+def test_the_script_ends_with_2_and_one_line_if_a_setting_is_wrong(work: Path) -> None:
+    ended = run_script("--train.epochs", "0")
     assert (ended.returncode, ended.stdout, ended.stderr) == (2, "", "error: train.epochs (0): must be at least 1\n")
 
 
-def test_the_script_itself_ends_with_2_and_one_line_where_another_run_is_at_work(work: Path) -> None:
+def test_the_script_ends_with_2_and_one_line_if_another_run_uses_the_folder(work: Path) -> None:
     config = load_config(DEFAULTS, ["--freeze.layers", "0"])
     assert config is not None
     before = digest(work / "outputs")
     with open_run(config):
         held = digest(work / "outputs")
-        ended = real_run("--freeze.layers", "0")
+        ended = run_script("--freeze.layers", "0")
         assert digest(work / "outputs") == held
     assert ended.returncode == 2, ended.stderr
     assert len(ended.stderr.splitlines()) == 1, ended.stderr
