@@ -1,12 +1,24 @@
-# make demo   the main job, from nothing: environment, real backbone, real text, a fine-tuned classifier
-# make test   environment, lint, types, tests
-# make soak   the long tests: the crash test of docs/reliability.md
+# make demo         the main job, from nothing: environment, real backbone, real text, a fine-tuned classifier
+# make test         environment, lint, types, tests
+# make test-fast    the tests that take seconds; no recipes, no killed runs, no documentation
+# make test-one RECIPE=choose    one recipe end to end, and its task's own tests
+# make test-lowest  the fast tests with the lowest versions that pyproject.toml allows, in an environment of their own
+# make test-wheel   every recipe from the built wheel, in an empty environment and another folder
+# make coverage     the fast tests, and which lines they reach; MARKS= for all tests
+# make hooks        has git run ruff and mypy before each commit; make pre-commit runs them now, on all files
+# make newest       which versions in constraints.txt have newer ones
+# make soak         the long tests: the crash test of docs/reliability.md
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 RUN := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+LOWEST := .venv-lowest
+WHEEL := build/wheel
+FAST := not slow and not processes and not docs
+MARKS ?= $(FAST)
 
-.PHONY: demo test lint soak reliability benchmark scaling profile results docs clean
+.PHONY: demo test test-fast test-one test-lowest test-wheel coverage lint hooks pre-commit newest soak reliability benchmark scaling \
+	profile results docs clean
 
 demo: $(VENV)/.demo-installed
 	$(RUN) $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no recipes/classify.py
@@ -14,10 +26,40 @@ demo: $(VENV)/.demo-installed
 test: $(VENV)/.test-installed lint
 	$(RUN) $(BIN)/python -m pytest -n 2 -q
 
+test-fast: $(VENV)/.test-installed
+	$(RUN) $(BIN)/python -m pytest -n 2 -q -m "$(FAST)"
+
+test-one: $(VENV)/.test-installed
+	@test -n "$(RECIPE)" || { echo "make test-one RECIPE=NAME: NAME is one of $(basename $(notdir $(wildcard recipes/*.py)))"; exit 2; }
+	$(RUN) $(BIN)/python -m pytest -n 2 -q -k "$(RECIPE)" tests/recipes $(wildcard tests/tasks/test_$(RECIPE).py)
+
+test-lowest: $(LOWEST)/.installed
+	$(RUN) $(LOWEST)/bin/python -m pytest -n 2 -q -m "$(FAST)"
+
+# The folder that the recipes run in is outside the checkout, and -P keeps tests/ off the path: nothing but the wheel is imported
+test-wheel:
+	rm -rf $(WHEEL)
+	$(PYTHON) -m venv $(WHEEL)/venv
+	$(WHEEL)/venv/bin/python -m pip wheel --quiet --no-deps --wheel-dir $(WHEEL) .
+	$(WHEEL)/venv/bin/python -m pip install --quiet "$$(ls $(WHEEL)/*.whl)[demo,generation]" --constraint constraints.txt
+	folder=$$(mktemp -d) && cd "$$folder" && $(CURDIR)/$(WHEEL)/venv/bin/python -P $(CURDIR)/tests/wheel.py && rm -rf "$$folder"
+
+coverage: $(VENV)/.test-installed
+	$(RUN) $(BIN)/python -m pytest -n 2 -q -m "$(MARKS)" --cov --cov-report=term --cov-report=html
+
 lint: $(VENV)/.test-installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+hooks: $(VENV)/.test-installed
+	$(BIN)/pre-commit install
+
+pre-commit: $(VENV)/.test-installed
+	$(BIN)/pre-commit run --all-files
+
+newest: $(VENV)/bin/python
+	$(BIN)/python .ci/newest.py $(if $(WRITE),--write)
 
 soak: reliability
 
@@ -52,5 +94,10 @@ $(VENV)/.test-installed: $(VENV)/bin/python pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --editable '.[test]' --constraint constraints.txt
 	touch $@
 
+$(LOWEST)/.installed: pyproject.toml lowest.txt
+	$(PYTHON) -m venv --clear $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --quiet --editable '.[test]' --constraint lowest.txt
+	touch $@
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) $(LOWEST) build dist *.egg-info

@@ -19,6 +19,17 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 torch.set_num_threads(1)  # two workers on two cores; and one thread is the same everywhere
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest leaves out what `-m` does not name
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks whole folders and files by their place; a file that is slow, or a test, carries its mark itself."""
+    for item in items:
+        if item.path.parent.name == "recipes":
+            item.add_marker(pytest.mark.slow)
+            item.add_marker(pytest.mark.processes)
+        if item.path.parent.name == "docs" or item.path.stem.startswith("test_docs"):
+            item.add_marker(pytest.mark.docs)
+
+
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """No test reads or writes the user's cache."""
