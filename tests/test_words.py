@@ -15,7 +15,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").g
 OLD_WORDS = (
     r"rehears\w*", r"replay\w*", r"dissect\w*", r"anatom\w*", r"blot\w*", r"awake", r"judge\w*", r"anew", r"aside", r"so many",
     r"(?<!there )is no(?! longer)", r"goes on", r"go on", r"beside", r"(?<!leaves )behind", r"couples?_rows", r"coupled",
-    r"known_alike", r"trainee", r"stand-?ins?", r"free_at_last", r"no_replay", r"facts?", r"encoder_layers", r"prefix\.cache",
+    r"known_alike", r"trainee", r"stand-?ins?", r"free_at_last", r"no_replay", r"facts", r"encoder_layers", r"prefix\.cache",
     r"prefix\.dir", r"prefix\.precision", r"whole(?! (?:numbers?|words?))",
 )  # fmt: skip
 PATTERN = re.compile(rf"\b(?:{'|'.join(OLD_WORDS)})\b", re.IGNORECASE)
