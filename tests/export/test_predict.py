@@ -81,6 +81,7 @@ def texts_of(count: int, *, seed: int = 5) -> list[str]:
 # --- texts ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_every_text_gets_its_label_and_a_probability_for_every_label(classifier: Predictor) -> None:
     rows = list(classifier.predict(rows_of(["the old cat", "a bread", "hammer and nail there"])))
     assert [row["label"] for row in rows] == LABELS
@@ -340,7 +341,7 @@ def test_a_metric_that_does_not_fit_is_an_error_before_any_work(
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"text": "cat", "label": "plants"}, r"rows\.jsonl:2: the label 'plants' is not among the 3"),
+        ({"text": "cat", "label": "plants"}, r"rows\.jsonl:2: the label 'plants' is not one of the 3"),
         ({"text": "cat", "label": None}, r"rows\.jsonl:2: label is null"),
         ({"text": "cat"}, r"rows\.jsonl:2: no column 'label'"),
     ],
