@@ -1,12 +1,12 @@
-"""Kills runs at random moments and counts what is lost; measures how long a resume takes. Figures for docs/reliability.md.
+"""Kills runs at random moments, counts what is lost, and times a resume. Writes the tables of docs/reliability.md.
 
     python benchmarks/reliability.py [--kills 100] [--seed 0] [--examples 100000]
 
-A run of a small random model is killed with SIGKILL, the whole process group, again and again: at any time, and aimed at
-each phase (loading, capturing the prefix, training, evaluating, saving, exporting). It is started again by the same command
-until it ends, and every tensor of its last checkpoint and its exported model is compared with those of a run that was never
-killed; then the next run begins, until the kills are used up. After every kill the newest checkpoint on disk is compared
-with what had been list_saved_checkpoints as saved.
+A run of a small random model is killed with SIGKILL (its process group) again and again, at a random moment of a random phase:
+loading, caching activations, training, evaluation, saving, export. The same command starts it again until it ends. Then every
+tensor of its last checkpoint and its exported model is compared with those of a run that was never killed, and the next run
+begins, until the number of kills is reached. After every kill, the newest intact checkpoint on disk is compared with the
+checkpoints that the run had reported as saved.
 """
 
 import argparse
@@ -22,8 +22,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from against_trainer import RESULTS, ROOT, machine
-from measure import rewrite
+from pages import RESULTS, ROOT, describe_machine, rewrite
 
 sys.path.insert(0, str(ROOT / "tests"))
 
@@ -31,10 +30,10 @@ from support import tiny
 
 from hf_finetune.verify import compare, count_lost_updates, list_saved_checkpoints, make_command, run_and_kill
 
-# What a process prints as it enters a phase, and seconds after that line within which it is killed
+# Beginning of the line that a process prints when it enters a phase, and the most seconds from that line to the kill
 PHASES = {
     "loading": ("", 4.0),
-    "capture": ("prefix ", 0.8),
+    "capture": ("cache ", 0.8),
     "training": ("update ", 0.4),
     "evaluation": ("update 200/", 0.15),
     "saving": ("epoch ", 0.08),
@@ -48,13 +47,13 @@ SETTINGS = {
 }  # fmt: skip
 
 
-def words(settings: dict[str, str]) -> list[str]:
-    """Settings as a command line."""
+def make_words(settings: dict[str, str]) -> list[str]:
+    """The settings as words of a command line."""
     return [word for key, value in settings.items() for word in (f"--{key}", value)]
 
 
 def crash_test(folder: Path, num_kills: int, seed: int) -> dict[str, Any]:
-    """Kills, resumes, updates lost beyond the last save, tensors that differ."""
+    """Counts kills, resumes, saved updates that were lost, and tensors that differ."""
     chance = random.Random(seed)
     rows = tiny.make_rows(2000)
     settings = {
@@ -63,40 +62,40 @@ def crash_test(folder: Path, num_kills: int, seed: int) -> dict[str, Any]:
         "data.train": str(tiny.write_jsonl(folder / "rows.jsonl", rows)),
         "output_dir": str(folder / "outputs"),
     }
-    whole = run_and_kill(make_command("classify", words({**settings, "name": "whole"}), 1), lambda _: None)
-    assert whole.returncode == 0, whole.lines[-5:]
+    complete = run_and_kill(make_command("classify", make_words({**settings, "name": "complete"}), 1), lambda _: None)
+    assert complete.returncode == 0, complete.lines[-5:]
     counts: Counter[str] = Counter()
     phases: Counter[str] = Counter()
     while counts["kills"] < num_kills:
         name = f"killed-{counts['runs']}"
         counts["runs"] += 1
-        # a cache of its own, so that its capture is killed too
-        command = make_command("classify", words({**settings, "name": name, "cache.dir": str(folder / name)}), 1)
+        # its own cache, so that its capture is killed too
+        command = make_command("classify", make_words({**settings, "name": name, "cache.dir": str(folder / name)}), 1)
         run_dir, finished = folder / "outputs" / name, False
         while not finished:
             phase = chance.choice(list(PHASES)) if counts["kills"] < num_kills else "none"
             beginning, span = PHASES.get(phase, ("", 0.0))
             after = chance.uniform(0.0, span)
             if phase == "none":
-                life = run_and_kill(command, lambda _: None)
+                result = run_and_kill(command, lambda _: None)
             elif phase == "loading":
-                life = run_and_kill(command, lambda _: None, at_first=after)
+                result = run_and_kill(command, lambda _: None, seconds_from_start=after)
             else:
-                life = run_and_kill(
+                result = run_and_kill(
                     command, lambda line, start=beginning, left=after: left if line.startswith(start) else None
                 )
-            counts["resumes"] += any("resuming after update" in line for line in life.lines)
-            if life.was_killed:
+            counts["resumes"] += result.has_resumed
+            if result.was_killed:
                 counts["kills"] += 1
-                counts["list_saved_checkpoints"] += len(list_saved_checkpoints(life))
+                counts["announced"] += len(list_saved_checkpoints(result))
                 phases[phase] += 1
-                counts["lost updates"] += count_lost_updates(run_dir, life)
+                counts["lost updates"] += count_lost_updates(run_dir, result)
             else:
-                assert life.returncode == 0, life.lines[-8:]
+                assert result.returncode == 0, result.lines[-8:]
                 finished = True
-        found = compare(run_dir, folder / "outputs" / "whole")
-        counts["tensors"] += found.num_tensors
-        counts["differing tensors"] += found.num_different
+        comparison = compare(run_dir, folder / "outputs" / "complete")
+        counts["tensors"] += comparison.num_tensors
+        counts["differing tensors"] += comparison.num_different
         print(f"{name}: {dict(counts)}", flush=True)
         shutil.rmtree(run_dir)
         shutil.rmtree(folder / name, ignore_errors=True)
@@ -104,7 +103,7 @@ def crash_test(folder: Path, num_kills: int, seed: int) -> dict[str, Any]:
 
 
 def resume_test(folder: Path, num_examples: int) -> dict[str, Any]:
-    """Seconds from the start of the process to its first update, begun anew and resumed in the middle of an epoch."""
+    """Measures the seconds from the start of the process to its first update, for a fresh run and one resumed mid-epoch."""
     rows = tiny.make_rows(num_examples)
     settings = {
         **SETTINGS,
@@ -116,10 +115,10 @@ def resume_test(folder: Path, num_examples: int) -> dict[str, Any]:
     }  # fmt: skip
 
     def first_update(name: str, stop_at: int) -> tuple[float, int]:
-        """Seconds, and the number of the first update; the run is then asked to stop at an update."""
+        """Seconds to the first update, and its number. The run gets SIGTERM after the update `stop_at`."""
         began = time.perf_counter()
         process = subprocess.Popen(
-            make_command("classify", words({**settings, "name": name}), 1),
+            make_command("classify", make_words({**settings, "name": name}), 1),
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )  # fmt: skip
         assert process.stdout is not None
@@ -136,7 +135,7 @@ def resume_test(folder: Path, num_examples: int) -> dict[str, Any]:
 
     half = num_examples // 64
     fresh, resumed = [], []
-    first_update("warm", 2)  # encodes the texts, for all that follow
+    first_update("warm", 2)  # encodes the texts for the runs that follow
     for attempt in range(3):
         seconds, _ = first_update(f"many-{attempt}", half)
         fresh.append(seconds)
@@ -153,7 +152,7 @@ def resume_test(folder: Path, num_examples: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Measures, and writes the tables."""
+    """Runs both tests and writes the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
@@ -162,18 +161,17 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         crash = crash_test(Path(name), options.kills, options.seed)
         resume = resume_test(Path(name), options.examples)
-    results = {"machine": machine(), "crash": crash, "resume": resume}
+    results = {"machine": describe_machine(), "crash": crash, "resume": resume}
     (RESULTS / "reliability.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     page = ROOT / "docs" / "reliability.md"
     aimed = ", ".join(f"{phase} {count}" for phase, count in sorted(crash["kills by phase aimed at"].items()))
     lines = ["| | |", "|---|---|", f"| kills (SIGKILL, process group) | {crash['kills']} |", f"| aimed at | {aimed} |"]
-    lines += [f"| {key} | {crash.get(key, 0):,} |" for key in ("runs", "resumes", "list_saved_checkpoints")]
+    lines += [f"| {key} | {crash.get(key, 0):,} |" for key in ("runs", "resumes")]
+    lines += [f"| checkpoints announced as saved | {crash.get('announced', 0):,} |"]
     lines += [f"| saved updates lost | {crash.get('lost updates', 0)} |"]
     lines += [f"| tensors compared | {crash['tensors']:,} |"]
     lines += [f"| differing tensors | {crash.get('differing tensors', 0)} |"]
-    rewrite(
-        page, "\n".join(lines).replace("list_saved_checkpoints", "checkpoints list_saved_checkpoints as saved"), "crash"
-    )
+    rewrite(page, "\n".join(lines), "crash")
     rewrite(
         page,
         "| examples | first update of a fresh run | resumed at update | its first update |\n|---|---|---|---|\n"

@@ -1,4 +1,4 @@
-"""Checkpoints on their own: what is kept, what is found whole, and what a damaged one does."""
+"""Checkpoint files: which are kept, which are found intact, and how damaged ones are handled."""
 
 import contextlib
 import json
@@ -25,62 +25,62 @@ def save(folder: Path, update: int, value: float | None = None) -> checkpoint.Ma
     return checkpoint.save_checkpoint(folder, content, metric="accuracy", value=value)
 
 
-def updates(folder: Path) -> list[int]:
-    """The updates there are checkpoints of."""
+def list_updates(folder: Path) -> list[int]:
+    """The updates of the checkpoints in a folder."""
     return [manifest.update for manifest in checkpoint.read_manifests(folder)]
 
 
-def retire(folder: Path, saved: checkpoint.Manifest, best: int | None = None, **keep: int) -> None:
-    """Retires with one best and one last kept, unless told otherwise."""
+def remove_old(folder: Path, saved: checkpoint.Manifest, best: int | None = None, **keep: int) -> None:
+    """Removes old checkpoints, but keeps one best and one last unless `keep` says otherwise."""
     options = {"keep_best": 1, "keep_last": 1} | keep
     checkpoint.remove_old_checkpoints(folder, saved, greater_is_better=True, best_update=best, **options)
 
 
-def test_names_tell_epoch_update_loss_and_metric(tmp_path: Path) -> None:
+def test_names_contain_epoch_update_loss_and_metric(tmp_path: Path) -> None:
     assert save(tmp_path, 434, 0.9128).file == "ckpt_epoch0001_update000434_loss0.5000_accuracy0.9128.pt"
     assert save(tmp_path, 5).file == "ckpt_epoch0001_update000005_loss0.5000.pt"
 
 
 def test_the_best_and_the_last_are_kept(tmp_path: Path) -> None:
     for update, value in ((1, 0.1), (2, 0.9), (3, 0.3), (4, None)):
-        retire(tmp_path, save(tmp_path, update, value))
-    assert updates(tmp_path) == [2, 4]
-    retire(tmp_path, save(tmp_path, 5, 0.5), keep_best=2, keep_last=2)
-    assert updates(tmp_path) == [2, 4, 5]
+        remove_old(tmp_path, save(tmp_path, update, value))
+    assert list_updates(tmp_path) == [2, 4]
+    remove_old(tmp_path, save(tmp_path, 5, 0.5), keep_best=2, keep_last=2)
+    assert list_updates(tmp_path) == [2, 4, 5]
     assert len(list(tmp_path.iterdir())) == 7  # three with their manifests, and the references
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "missing"])
-def test_a_damaged_newer_checkpoint_costs_no_new_one(tmp_path: Path, damage: str) -> None:
-    """A run that goes on from 50, because 100 is damaged, keeps what it saves at 60."""
+def test_a_damaged_newer_checkpoint_does_not_remove_a_new_one(tmp_path: Path, damage: str) -> None:
+    """A run that resumes from 50, because 100 is damaged, keeps what it saves at 60."""
     save(tmp_path, 50, 0.5)
     path = tmp_path / save(tmp_path, 100, 0.6).file
     raw = bytearray(path.read_bytes())
     raw[len(raw) // 2] ^= 1
     path.write_bytes(raw if damage == "flipped" else raw[:-5]) if damage != "missing" else path.unlink()
-    found, skipped = checkpoint.find_newest_intact(tmp_path)
-    assert found is not None
-    assert "update000050" in found.name
+    newest, skipped = checkpoint.find_newest_intact(tmp_path)
+    assert newest is not None
+    assert "update000050" in newest.name
     assert len(skipped) == 1
-    retire(tmp_path, save(tmp_path, 60, 0.4), best=50)
-    assert {50, 60} <= set(updates(tmp_path))
-    found, _ = checkpoint.find_newest_intact(tmp_path)
-    assert found is not None
-    assert "update000060" in found.name
+    remove_old(tmp_path, save(tmp_path, 60, 0.4), best=50)
+    assert {50, 60} <= set(list_updates(tmp_path))
+    newest, _ = checkpoint.find_newest_intact(tmp_path)
+    assert newest is not None
+    assert "update000060" in newest.name
 
 
 def test_a_checkpoint_whose_manifest_cannot_be_read_is_not_removed(tmp_path: Path) -> None:
     path = tmp_path / save(tmp_path, 1).file
     checkpoint.make_manifest_path(path).write_text('{"file": "x", "of a later version": 1}')
-    retire(tmp_path, save(tmp_path, 2))
+    remove_old(tmp_path, save(tmp_path, 2))
     assert path.exists()
 
 
-def test_what_a_killed_save_left_is_removed(tmp_path: Path) -> None:
+def test_the_remains_of_a_killed_save_are_removed(tmp_path: Path) -> None:
     (tmp_path / "ckpt_epoch0001_update000001_loss0.5000.pt").write_bytes(b"no manifest was written")
     (tmp_path / ".ckpt_epoch0001_update000002_loss0.5000.pt.writing").write_bytes(b"half")
     saved = save(tmp_path, 3)
-    retire(tmp_path, saved)
+    remove_old(tmp_path, saved)
     assert {path.name for path in tmp_path.iterdir()} == {saved.file, f"{saved.file[:-3]}.json", "references.json"}
 
 
@@ -95,14 +95,14 @@ def test_a_malicious_pickle_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "executed").exists()
 
 
-def test_find_whole_takes_the_one_that_verifies(tmp_path: Path) -> None:
+def test_find_intact_takes_the_one_that_verifies(tmp_path: Path) -> None:
     bad, good = save(tmp_path, 7, 0.1), save(tmp_path, 7, 0.2)
     (tmp_path / bad.file).write_bytes(b"damaged")
     assert checkpoint.find_intact(tmp_path, 7) == tmp_path / good.file
     assert checkpoint.find_intact(tmp_path, 8) is None
 
 
-def test_tensors_are_brought_to_the_cpu_in_every_corner() -> None:
+def test_nested_tensors_are_copied_to_the_cpu() -> None:
     content = {"a": [torch.ones(1, device="meta")], "b": (1, {"c": "text"}), "d": torch.ones(2, requires_grad=True)}
     with pytest.raises(NotImplementedError, match="meta"):  # it is moved, and meta tensors cannot be
         checkpoint.copy_to_cpu(content)
@@ -123,18 +123,16 @@ def test_tensors_are_brought_to_the_cpu_in_every_corner() -> None:
         {"metric": 1},
     ],
 )
-def test_a_manifest_that_makes_no_sense_is_left_out(tmp_path: Path, change: dict[str, Any]) -> None:
+def test_a_manifest_with_impossible_values_is_left_out(tmp_path: Path, change: dict[str, Any]) -> None:
     saved = save(tmp_path, 1, 0.5)
     path = checkpoint.make_manifest_path(tmp_path / saved.file)
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     assert checkpoint.read_manifests(tmp_path) == []
-    assert [row.state for row in checkpoint.list_checkpoints(tmp_path, verify=True)] == [
-        "has no readable manifest"
-    ]
+    assert [row.state for row in checkpoint.list_checkpoints(tmp_path, verify=True)] == ["has no readable manifest"]
 
 
 def test_damaged_bytes_give_an_input_error(tmp_path: Path) -> None:
-    """Bytes changed at random, in whole checkpoints and in bare pickles."""
+    """Random bytes are changed in complete checkpoints and in bare pickles."""
     generator = random.Random(0)
     path = tmp_path / "x.pt"
     torch.save({"model": torch.ones(3), "run": {"a": [1, 2.5, "x"]}}, path)

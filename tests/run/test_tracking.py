@@ -1,4 +1,4 @@
-"""metrics.jsonl, TensorBoard and W&B read back with their own readers, and what a resumed run leaves in them."""
+"""metrics.jsonl, TensorBoard and W&B read back with their own readers, also after a run was interrupted and resumed."""
 
 import io
 import json
@@ -7,22 +7,19 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
-from support import tiny
+from support.configs import make_small_config
+from support.runs import read_metrics
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from hf_finetune.config.loading import load_config
-from hf_finetune.config.sections import RunConfig, to_dict, flatten
+from hf_finetune.config.sections import RunConfig, flatten, to_dict
 from hf_finetune.run import tracking
 from hf_finetune.system.errors import InputError
 from hf_finetune.train import finetune
 from hf_finetune.training.loop import Update
-
-finetune_module = import_module("hf_finetune.train")
 
 GROUPS = ("backbone", "backbone_no_decay", "head", "head_no_decay")
 TRAINING = {
@@ -30,36 +27,21 @@ TRAINING = {
     *(f"train/learning_rate/{group}" for group in GROUPS),
 }  # fmt: skip
 MEASURED = ("loss", "accuracy", "f1_macro")
-SPEEDS = {"time", "train/examples_per_second", "train/tokens_per_second"}  # differ from run to run
+SETTINGS = {"tracking.trackers": ["tensorboard"], "tracking.log_every": 3}
+SPEEDS = {"time", "train/examples_per_second", "train/tokens_per_second"}  # differ between runs
 
 
 class KilledError(Exception):
     """Stands for the death of the process."""
 
 
-def make_config(folder: Path, backbone: Path, **settings: Any) -> RunConfig:
-    files = {}
-    for seed, (split, count) in enumerate((("train", 60), ("validation", 24), ("test", 24))):
-        path = tiny.write_jsonl(folder / f"{split}.jsonl", tiny.make_rows(count, seed=seed))
-        files[f"data.{split}"] = [str(path)]
-    defaults = {"output_dir": str(folder / "outputs"), "model.backbone": str(backbone), "train.epochs": 2}
-    defaults |= {"train.batch_size": 8, "train.learning_rate": 2e-3, "train.precision": "fp32", "tracking.log_every": 3}
-    config = load_config(defaults | files | settings, [])
-    assert config is not None
-    return config
-
-
-def read_rows(run_dir: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-
-
 def read_scalars(run_dir: Path) -> dict[str, list[tuple[int, float]]]:
-    """Every scalar as TensorBoard shows it: what a restart took back is purged."""
+    """Every scalar as TensorBoard shows it, without those that a restart purged."""
     accumulator = EventAccumulator(str(run_dir / "tensorboard"), size_guidance={"scalars": 0}).Reload()
     return {tag: [(e.step, e.value) for e in accumulator.Scalars(tag)] for tag in accumulator.Tags()["scalars"]}
 
 
-def numbers(rows: list[dict[str, Any]]) -> list[tuple[str, int, float]]:
+def list_values(rows: list[dict[str, Any]]) -> list[tuple[str, int, float]]:
     """(name, update, value) of all rows, without the speeds."""
     return [
         (name, row["update"], value)
@@ -75,15 +57,15 @@ def run(tmp_path_factory: pytest.TempPathFactory, backbones: Callable[..., Path]
     folder = tmp_path_factory.mktemp("tracked")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HF_FINETUNE_CACHE", str(folder / "cache"))
-        config = make_config(folder, backbones("bert"))
+        config = make_small_config(folder, backbones("bert"), **SETTINGS)
         yield config, finetune(config).run_dir
 
 
 # --- metrics.jsonl and TensorBoard ----------------------------------------------------------------------------------
 
 
-def test_metrics_jsonl_has_the_designs_names_at_the_updates_that_were_asked_for(run: Any) -> None:
-    rows = read_rows(run[1])
+def test_metrics_jsonl_has_every_number_at_every_third_update(run: Any) -> None:
+    rows = read_metrics(run[1])
     training = [row for row in rows if "train/loss" in row]
     assert [row["update"] for row in training] == [1, 3, 6, 9, 12, 15, 16]
     assert [row["epoch"] for row in training] == [1, 1, 1, 2, 2, 2, 2]
@@ -100,16 +82,16 @@ def test_metrics_jsonl_has_the_designs_names_at_the_updates_that_were_asked_for(
     assert [row["time"] for row in rows] == sorted(row["time"] for row in rows)
 
 
-def test_the_test_row_is_what_results_json_says(run: Any) -> None:
+def test_the_test_row_has_the_numbers_of_results_json(run: Any) -> None:
     results = json.loads((run[1] / "results.json").read_text(encoding="utf-8"))
-    (row,) = [row for row in read_rows(run[1]) if "test/loss" in row]
+    (row,) = [row for row in read_metrics(run[1]) if "test/loss" in row]
     assert results["test"] == {name: row[f"test/{name}"] for name in MEASURED}
 
 
 def test_tensorboard_has_the_numbers_of_metrics_jsonl_at_the_same_updates(run: Any) -> None:
     scalars = read_scalars(run[1])
     expected: dict[str, list[tuple[int, float]]] = {}
-    for row in read_rows(run[1]):
+    for row in read_metrics(run[1]):
         for name, value in row.items():
             if name not in ("update", "epoch", "time"):
                 expected.setdefault(name, []).append((row["update"], pytest.approx(value, rel=1e-6)))
@@ -146,41 +128,41 @@ def test_all_events_lie_in_one_folder_so_that_tensorboard_shows_one_run(run: Any
     assert all(path.is_file() and "tfevents" in path.name for path in (run[1] / "tensorboard").iterdir())
 
 
-def test_without_trackers_metrics_jsonl_is_written_all_the_same(backbones: Callable[..., Path], tmp_path: Path) -> None:
+def test_metrics_jsonl_is_written_without_trackers_too(backbones: Callable[..., Path], tmp_path: Path) -> None:
     settings = {"tracking.trackers": [], "train.max_updates": 2, "checkpoint.every": 2}
-    run_dir = finetune(make_config(tmp_path, backbones("bert"), **settings)).run_dir
+    run_dir = finetune(make_small_config(tmp_path, backbones("bert"), **SETTINGS | settings)).run_dir
     assert not (run_dir / "tensorboard").exists()
-    assert [row["update"] for row in read_rows(run_dir)] == [1, 2, 2, 2]
+    assert [row["update"] for row in read_metrics(run_dir)] == [1, 2, 2, 2]
 
 
-# --- a run that was cut off and started again -----------------------------------------------------------------------
+# --- a run that was interrupted and started again -------------------------------------------------------------------
 
 
 def die_at_update(patch: pytest.MonkeyPatch, number: int) -> None:
-    whole = tracking.make_training_row
+    real = tracking.make_training_row
 
-    def training_row(update: Update) -> dict[str, float]:
+    def make_training_row(update: Update) -> dict[str, float]:
         if update.number == number:
             raise KilledError
-        return whole(update)
+        return real(update)
 
-    patch.setattr(tracking, "training_row", training_row)
+    patch.setattr(tracking, "make_training_row", make_training_row)
 
 
 def die_in_export(patch: pytest.MonkeyPatch) -> None:
-    def finish(*_: object) -> None:
+    def finish_run(*_: object) -> None:
         raise KilledError
 
-    patch.setattr(finetune_module, "finish", finish)
+    patch.setattr("hf_finetune.train.finish_run", finish_run)
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory, backbones: Callable[..., Path]) -> Path:
-    """The folder of a run that was never stopped, every update logged."""
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory, backbones: Callable[..., Path]) -> Path:
+    """The folder of an uninterrupted run, with every update logged."""
     folder = tmp_path_factory.mktemp("whole")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HF_FINETUNE_CACHE", str(folder / "cache"))
-        return finetune(make_config(folder, backbones("bert"), **{"tracking.log_every": 1})).run_dir
+        return finetune(make_small_config(folder, backbones("bert"), **SETTINGS | {"tracking.log_every": 1})).run_dir
 
 
 DEATHS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
@@ -191,23 +173,24 @@ DEATHS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("death", DEATHS)
-def test_a_resumed_run_has_every_number_once_and_those_of_a_run_never_stopped(
-    backbones: Callable[..., Path], tmp_path: Path, whole: Path, death: str
+def test_a_resumed_run_has_every_number_once_and_equal_to_those_of_an_uninterrupted_run(
+    backbones: Callable[..., Path], tmp_path: Path, uninterrupted: Path, death: str
 ) -> None:
-    config = make_config(tmp_path, backbones("bert"), **{"tracking.log_every": 1})
+    config = make_small_config(tmp_path, backbones("bert"), **SETTINGS | {"tracking.log_every": 1})
     with pytest.MonkeyPatch.context() as patch:
         DEATHS[death](patch)
         with pytest.raises(KilledError):
             finetune(config)
     before = read_scalars(config.run_dir)
-    assert len(before["train/loss"]) >= 4  # the curves that could be doubled are there
-    time.sleep(1 - time.time() % 1)  # TensorBoard reads files by name, and a name has the second: no restart is so fast
+    assert len(before["train/loss"]) >= 4  # there are curves that could be doubled
+    time.sleep(1 - time.time() % 1)  # TensorBoard orders files by the second in their names
     finetune(config)
 
-    assert sorted(numbers(read_rows(config.run_dir))) == sorted(numbers(read_rows(whole)))
+    assert sorted(list_values(read_metrics(config.run_dir))) == sorted(list_values(read_metrics(uninterrupted)))
     assert {name: len(points) for name, points in read_scalars(config.run_dir).items()} == {
-        name: len(points) for name, points in read_scalars(whole).items()
+        name: len(points) for name, points in read_scalars(uninterrupted).items()
     }
     twice = {
         tag: counts
@@ -215,11 +198,11 @@ def test_a_resumed_run_has_every_number_once_and_those_of_a_run_never_stopped(
         if (counts := {step: n for step, n in Counter(step for step, _ in points).items() if n > 1})
     }
     assert twice == {}
-    scalars, expected = read_scalars(config.run_dir), read_scalars(whole)
+    scalars, expected = read_scalars(config.run_dir), read_scalars(uninterrupted)
     assert all(scalars[tag] == expected[tag] for tag in expected if tag not in SPEEDS)
 
 
-def test_rows_of_lost_updates_and_a_row_cut_off_are_dropped(tmp_path: Path) -> None:
+def test_rows_of_lost_updates_and_a_row_that_was_cut_off_are_dropped(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     lines = [json.dumps({"update": number, "epoch": 1, "train/loss": 0.5}) for number in (1, 2, 3, 4)]
     path.write_text("\n".join([*lines, '{"update": 3, "ep']), encoding="utf-8")
@@ -240,7 +223,7 @@ def read_wandb(path: Path) -> Iterator[Any]:
     (https://github.com/google/leveldb/blob/main/doc/log_format.md), a protocol buffer in each."""
     from wandb.proto.wandb_internal_pb2 import Record
 
-    data, position, whole = path.read_bytes(), 7, b""
+    data, position, record = path.read_bytes(), 7, b""
     assert data.startswith(b":W&B")
     while position + 7 <= len(data):
         left = 32768 - position % 32768
@@ -248,13 +231,14 @@ def read_wandb(path: Path) -> Iterator[Any]:
             position += left
             continue
         _, length, kind = struct.unpack_from("<IHB", data, position)
-        whole += data[position + 7 : position + 7 + length]
+        record += data[position + 7 : position + 7 + length]
         position += 7 + length
-        if kind in (1, 4):  # a whole record, or its last part
-            yield Record.FromString(whole)
-            whole = b""
+        if kind in (1, 4):  # a complete record, or its last part
+            yield Record.FromString(record)
+            record = b""
 
 
+@pytest.mark.slow
 def test_wandb_gets_the_config_and_the_numbers_of_metrics_jsonl(
     backbones: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -265,7 +249,7 @@ def test_wandb_gets_the_config_and_the_numbers_of_metrics_jsonl(
         monkeypatch.setenv(f"WANDB_{name}", str(tmp_path / name))
     monkeypatch.chdir(tmp_path)
     settings = {"tracking.trackers": ["wandb", "tensorboard"], "name": "by-wandb", "tracking.log_every": 2}
-    config = make_config(tmp_path, backbones("bert"), **settings)
+    config = make_small_config(tmp_path, backbones("bert"), **SETTINGS | settings)
     try:
         finetune(config)
     finally:
@@ -292,7 +276,7 @@ def test_wandb_gets_the_config_and_the_numbers_of_metrics_jsonl(
         for item in step.item
         if not (name := "/".join(item.nested_key) or item.key).startswith("_")
     }
-    rows = read_rows(config.run_dir)
+    rows = read_metrics(config.run_dir)
     logged = {
         (name, row["update"]): value
         for row in rows
@@ -307,7 +291,7 @@ def test_wandb_gets_the_config_and_the_numbers_of_metrics_jsonl(
 # --- before training ------------------------------------------------------------------------------------------------
 
 
-def test_a_tracker_that_accelerate_does_not_know_is_an_error_that_lists_those_it_knows() -> None:
+def test_an_unknown_tracker_is_an_error_that_lists_the_known_ones() -> None:
     with pytest.raises(InputError, match=r"^tracking\.trackers \(tensorbord\): must be one of .*tensorboard.*wandb"):
         tracking.check_trackers(("tensorboard", "tensorbord"))
 
@@ -332,8 +316,8 @@ def test_a_tracker_that_is_not_installed_is_an_error_with_the_pip_command(
 def test_trackers_are_checked_before_anything_is_read_or_written(
     backbones: Callable[..., Path], tmp_path: Path
 ) -> None:
-    config = make_config(tmp_path, backbones("bert"), **{"tracking.trackers": ["tensorbord"]})
-    (tmp_path / "train.jsonl").unlink()
+    config = make_small_config(tmp_path, backbones("bert"), **SETTINGS | {"tracking.trackers": ["tensorbord"]})
+    (tmp_path / "train-single_label.jsonl").unlink()
     with pytest.raises(InputError, match=r"tracking\.trackers \(tensorbord\)"):
         finetune(config)
     assert not config.run_dir.exists() or list(config.run_dir.iterdir()) == []
@@ -350,7 +334,7 @@ def make_update(number: int) -> Update:
 
 
 class Machine:
-    """As much of a Runtime as the bar uses."""
+    """As much of a Runtime as the bar needs."""
 
     is_main = True
 
@@ -368,7 +352,7 @@ class Screen(io.StringIO):
         return True
 
 
-def test_where_it_is_no_terminal_there_is_a_plain_line_for_each_logged_update(
+def test_without_a_terminal_each_logged_update_is_a_plain_line(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     machine: Any = Machine()
@@ -385,8 +369,8 @@ def test_where_it_is_no_terminal_there_is_a_plain_line_for_each_logged_update(
     assert error.getvalue() == ""
 
 
-def test_on_a_terminal_there_is_a_bar_with_loss_and_rate_and_no_lines(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_on_a_terminal_there_is_a_bar_with_loss_and_rate_and_no_line_for_an_update(
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     machine: Any = Machine()
     monkeypatch.setattr(sys, "stderr", screen := Screen())
@@ -395,8 +379,7 @@ def test_on_a_terminal_there_is_a_bar_with_loss_and_rate_and_no_lines(
     bar.bar.refresh()
     bar.say("measured")
     bar.close()
-    assert machine.lines == []
+    assert machine.lines == ["measured"]
     assert "2/4" in screen.getvalue()
     assert "loss=0.2500" in screen.getvalue()
     assert "update/s" in screen.getvalue() or "s/update" in screen.getvalue()
-    assert "measured" in capsys.readouterr().out + screen.getvalue()
