@@ -7,6 +7,7 @@
 # make coverage     the fast tests, and which lines they reach; MARKS= for all tests
 # make hooks        has git run ruff and mypy before each commit; make pre-commit runs them now, on all files
 # make newest       which versions in constraints.txt have newer ones
+# make numbers      records the losses, metrics and weights of every recipe's test case: before and after a refactoring
 # make soak         the long tests: the crash test of docs/reliability.md
 PYTHON ?= python3
 VENV ?= .venv
@@ -17,7 +18,7 @@ WHEEL := build/wheel
 FAST := not slow and not processes and not docs
 MARKS ?= $(FAST)
 
-.PHONY: demo test test-fast test-one test-lowest test-wheel coverage lint hooks pre-commit newest soak reliability benchmark scaling \
+.PHONY: demo test test-fast test-one test-lowest test-wheel coverage lint hooks pre-commit newest numbers soak reliability benchmark scaling \
 	profile results docs clean
 
 demo: $(VENV)/.demo-installed
@@ -61,6 +62,11 @@ pre-commit: $(VENV)/.test-installed
 newest: $(VENV)/bin/python
 	$(BIN)/python .ci/newest.py $(if $(WRITE),--write)
 
+# Compare with `python tests/recipes/record_numbers.py compare OLD.json NEW.json`: a refactoring changes no number
+numbers: $(VENV)/.test-installed
+	mkdir -p build
+	$(RUN) OMP_NUM_THREADS=1 $(BIN)/python tests/recipes/record_numbers.py record $(or $(OUT),build/numbers.json)
+
 soak: reliability
 
 # Kills a run 100 times at random moments, and writes what came of it into docs/reliability.md
@@ -82,6 +88,7 @@ results: $(VENV)/.test-installed
 
 docs: $(VENV)/.test-installed
 	$(BIN)/python docs/make_settings.py
+	$(BIN)/python docs/make_tree.py
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

@@ -6,7 +6,18 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 BEGIN, END = "<!-- files: made by docs/make_tree.py -->\n", "<!-- end of files -->"
 TOP = ("train.py", "recipe.py", "cli.py", "verify.py")
-FOLDERS = ("system", "config", "data", "model", "forward", "tasks", "training", "run", "cache", "export")  # in import order
+FOLDERS = (
+    "system",
+    "config",
+    "data",
+    "model",
+    "forward",
+    "tasks",
+    "training",
+    "run",
+    "cache",
+    "export",
+)  # in import order
 OTHERS = {
     "recipes/": "A script for each task; recipes/configs/ has settings for known data sets.",
     "benchmarks/": "Comparisons with transformers.Trainer and others; benchmarks/results/ has their figures.",
@@ -17,9 +28,13 @@ OTHERS = {
 
 
 def read_first_line(path: Path) -> str:
-    """The first sentence of a module's docstring."""
+    """The first line of a module's docstring; its first sentence if that is longer than a line."""
     docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
-    return docstring.splitlines()[0].strip() if docstring else ""
+    line, _, rest = docstring.partition("\n")
+    if line.endswith("."):
+        return line
+    paragraph = " ".join(docstring.partition("\n\n")[0].split())
+    return paragraph.partition(". ")[0].removesuffix(".") + "."
 
 
 def make_tree() -> str:

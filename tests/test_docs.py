@@ -175,6 +175,15 @@ def test_settings_page_is_up_to_date() -> None:
     assert (ROOT / "docs" / "settings.md").read_text(encoding="utf-8") == module.make_page(), "run `make docs`"
 
 
+def test_file_tree_of_the_readme_is_up_to_date() -> None:
+    spec = importlib.util.spec_from_file_location("make_tree", ROOT / "docs" / "make_tree.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert module.make_readme() == README, "run `make docs`"
+
+
 def test_files_that_the_readme_names_exist() -> None:
     names = re.findall(r"\]\(([^)#h][^)]*)\)", README) + re.findall(
         r"^((?:hf_finetune|recipes|benchmarks|docs)/\S*)", README, flags=re.M
