@@ -1,4 +1,4 @@
-"""Running the model over a split. Evaluation changes nothing in training (rule 4 of docs/design.md)."""
+"""Running the model over a split. Evaluation changes nothing in training (law 4 of docs/design.md)."""
 
 import contextlib
 from collections.abc import Callable
