@@ -1,5 +1,5 @@
-"""Signals: noticed in training, evaluation and capture, saved at one update, exit code 75, and nothing else than the result
-that the run would have had."""
+"""Signals stop a run in training, in an evaluation and while activations are captured. The run is saved, the exit code is 75, and
+the resumed run ends with the results of an uninterrupted one."""
 
 import os
 import signal
@@ -14,14 +14,17 @@ from typing import Any
 import pytest
 from support.runs import TORCHRUN, assert_same_tensors, launch, load_exported_weights, read_untimed_metrics
 
-from hf_finetune.cache import layout, listing, store
+from hf_finetune.cache import capture, layout, listing, store
 from hf_finetune.config.loading import to_yaml
 from hf_finetune.config.sections import RunConfig
 from hf_finetune.run.checkpoint import read_manifests
 from hf_finetune.system.errors import StoppedError
 from hf_finetune.system.signals import EXIT_TRY_AGAIN, StopSignals
 from hf_finetune.train import finetune
+from hf_finetune.training.evaluation import ModelRunner
 from hf_finetune.training.loop import train_steps
+
+pytestmark = pytest.mark.processes
 
 MakeConfig = Callable[..., RunConfig]
 RECIPE = Path(__file__).parents[1] / "recipes" / "classify.py"
@@ -30,8 +33,8 @@ FROZEN: dict[str, Any] = {"freeze.embeddings": True, "freeze.layers": 1}
 STATELESS: dict[str, Any] = {"model.dropout": 0.1, "train.dropout_masks": "stateless"}
 
 
-def stopped_by(config: RunConfig, number: signal.Signals) -> None:
-    """Runs, and is stopped by the signal, which is given back its handler."""
+def run_until_signal(config: RunConfig, number: signal.Signals) -> None:
+    """Runs until this signal stops the run. The signal's handler must be the earlier one again."""
     before = signal.getsignal(number)
     with pytest.raises(StoppedError, match=number.name):
         finetune(config)
@@ -42,12 +45,12 @@ def stopped_by(config: RunConfig, number: signal.Signals) -> None:
     ("update", "number"),
     [(1, signal.SIGTERM), (4, signal.SIGINT), (5, signal.SIGUSR1), (8, signal.SIGTERM), (16, signal.SIGTERM)],
 )
-def test_a_signal_in_training_costs_nothing(
+def test_a_signal_in_training_loses_nothing(
     make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, update: int, number: signal.Signals
 ) -> None:
-    """Between updates, where an evaluation is due (4), at the end of an epoch (8), after the last update (16)."""
-    whole = make_config(**SETTINGS, name="whole")
-    finetune(whole)
+    """Between updates, when an evaluation is due (4), at the end of an epoch (8), after the last update (16)."""
+    uninterrupted = make_config(**SETTINGS, name="uninterrupted")
+    finetune(uninterrupted)
     config = make_config(**SETTINGS)
 
     def signalled(*arguments: Any, **options: Any) -> Any:
@@ -58,76 +61,79 @@ def test_a_signal_in_training_costs_nothing(
 
     with monkeypatch.context() as patch:
         patch.setattr("hf_finetune.train.train_steps", signalled)
-        stopped_by(config, number)
-    (newest,) = [each for each in read_manifests(config.run_dir / "checkpoints") if each.update == update]
-    assert newest.value is None  # what is due at this update is still to come
+        run_until_signal(config, number)
+    (newest,) = [manifest for manifest in read_manifests(config.run_dir / "checkpoints") if manifest.update == update]
+    assert newest.value is None  # the evaluation that is due at this update is still to come
     finetune(config)
-    assert_same_tensors(load_exported_weights(config.run_dir), load_exported_weights(whole.run_dir))
-    assert read_untimed_metrics(config.run_dir) == read_untimed_metrics(whole.run_dir)
-    assert [each.update for each in read_manifests(config.run_dir / "checkpoints")] == [
-        each.update for each in read_manifests(whole.run_dir / "checkpoints")
-    ]
+    assert_same_tensors(load_exported_weights(config.run_dir), load_exported_weights(uninterrupted.run_dir))
+    assert read_untimed_metrics(config.run_dir) == read_untimed_metrics(uninterrupted.run_dir)
+    updates, expected = (
+        [manifest.update for manifest in read_manifests(part.run_dir / "checkpoints")]
+        for part in (config, uninterrupted)
+    )
+    assert updates == expected
 
 
-def test_a_signal_in_an_evaluation_is_heeded_there(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    from hf_finetune.run import training_run as job
-    from hf_finetune.training import evaluation
-
+def test_a_signal_in_an_evaluation_stops_it(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = {**SETTINGS, **FROZEN, "cache.activations": "on"}
-    whole = make_config(**settings, name="whole")
-    finetune(whole)
+    uninterrupted = make_config(**settings, name="uninterrupted")
+    finetune(uninterrupted)
     config = make_config(**settings)
-    evaluate, calls = evaluation.run_evaluation, []
+    evaluate, calls = ModelRunner.run, []
 
     def signalled(*arguments: Any, **options: Any) -> Any:
         calls.append(1)
-        if len(calls) == 3:  # the rehearsal's, after update 4, after update 8
+        if len(calls) == 3:  # that of the preflight check, after update 4, after update 8
             os.kill(os.getpid(), signal.SIGTERM)
         return evaluate(*arguments, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(job, "evaluate", signalled)
-        stopped_by(config, signal.SIGTERM)
-    assert read_manifests(config.run_dir / "checkpoints")[-1].update == 8
+        patch.setattr(ModelRunner, "run", signalled)
+        run_until_signal(config, signal.SIGTERM)
+    assert len(calls) == 3
+    newest = read_manifests(config.run_dir / "checkpoints")[-1]
+    assert (newest.update, newest.value) == (8, None)
     finetune(config)
-    assert_same_tensors(load_exported_weights(config.run_dir), load_exported_weights(whole.run_dir))
-    assert read_untimed_metrics(config.run_dir) == read_untimed_metrics(whole.run_dir)
+    assert_same_tensors(load_exported_weights(config.run_dir), load_exported_weights(uninterrupted.run_dir))
+    assert read_untimed_metrics(config.run_dir) == read_untimed_metrics(uninterrupted.run_dir)
 
 
-def test_a_signal_in_a_capture_is_heeded_there(
+def test_a_signal_in_a_capture_stops_it(
     make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from hf_finetune.cache import capture as capture_module
-
     monkeypatch.setattr(layout, "CHUNK_TOKENS", 64)
     settings = {**SETTINGS, **FROZEN, "cache.activations": "on", "cache.dir": str(tmp_path / "cache")}
-    config, capture, calls = make_config(**settings), capture_module.capture_chunk, []
+    config, capture_chunk, calls = make_config(**settings), capture.capture_chunk, []
 
     def signalled(*arguments: Any) -> bytes:
         calls.append(1)
         if len(calls) == 3:
             os.kill(os.getpid(), signal.SIGUSR1)
-        return capture(*arguments)
+        return capture_chunk(*arguments)
+
+    def counting(*arguments: Any) -> bytes:
+        counted.append(1)
+        return capture_chunk(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(capture_module, "capture_chunk", signalled)
-        stopped_by(config, signal.SIGUSR1)
+        patch.setattr(capture, "capture_chunk", signalled)
+        run_until_signal(config, signal.SIGUSR1)
     assert len(calls) == 3
     (entry,) = listing.list_entries(tmp_path / "cache" / "activations")
     assert entry.is_partial
-    kept = len(store.read_journals(entry.folder))
-    assert kept == 3
+    num_kept = len(store.read_journals(entry.folder))
+    assert num_kept == 3
     counted: list[int] = []
-    monkeypatch.setattr(capture_module, "capture_chunk", lambda *arguments: counted.append(1) or capture(*arguments))
+    monkeypatch.setattr(capture, "capture_chunk", counting)
     finetune(config)
     assert len(counted) > 0
     (entry,) = listing.list_entries(tmp_path / "cache" / "activations")
     assert listing.find_damage(entry) is None
-    assert len(counted) + kept == len(entry.manifest["digests"])
+    assert len(counted) + num_kept == len(entry.manifest["digests"])
 
 
 def start(words: list[str], config: RunConfig, folder: Path) -> "subprocess.Popen[str]":
-    """The recipe's own file in a process group of its own, its output in one pipe."""
+    """Starts the recipe's file in a process group of its own, with all output in one pipe."""
     path = folder / f"{config.name}.yaml"
     path.write_text(to_yaml(config), encoding="utf-8")
     return subprocess.Popen(
@@ -142,7 +148,7 @@ def start(words: list[str], config: RunConfig, folder: Path) -> "subprocess.Pope
 
 
 def wait_for_line(process: "subprocess.Popen[str]", beginning: str) -> None:
-    """Reads until such a line."""
+    """Reads the output until a line with this beginning."""
     assert process.stdout is not None
     for line in process.stdout:
         if line.startswith(beginning):
@@ -150,10 +156,10 @@ def wait_for_line(process: "subprocess.Popen[str]", beginning: str) -> None:
     pytest.fail(f"ended with {process.wait()} before a line beginning with {beginning!r}")
 
 
-def test_a_process_ends_with_75_within_seconds_and_goes_on(make_config: MakeConfig, tmp_path: Path) -> None:
+def test_a_process_ends_with_75_within_seconds_and_is_resumed(make_config: MakeConfig, tmp_path: Path) -> None:
     settings = {"train.epochs": 40, "checkpoint.every": 1000, "evaluation.every": 1000}
-    whole = make_config(**settings, name="whole")
-    finetune(whole)
+    uninterrupted = make_config(**settings, name="uninterrupted")
+    finetune(uninterrupted)
     config = make_config(**settings)
     process = start([sys.executable], config, tmp_path)
     wait_for_line(process, "update 7/")
@@ -164,11 +170,11 @@ def test_a_process_ends_with_75_within_seconds_and_goes_on(make_config: MakeConf
     assert time.monotonic() - began < 10
     assert "SIGTERM: saving, then stopping" in output
     assert "saved ckpt_" in output
-    assert "stopped (SIGTERM); the same command goes on" in output
+    assert "stopped (SIGTERM); the same command continues from the last checkpoint" in output
     done = launch([sys.executable], config, {}, tmp_path)
     assert done.returncode == 0, done.stderr
     assert "resuming after update" in done.stdout
-    assert_same_tensors(load_exported_weights(config.run_dir), load_exported_weights(whole.run_dir))
+    assert_same_tensors(load_exported_weights(config.run_dir), load_exported_weights(uninterrupted.run_dir))
 
 
 def test_a_second_signal_ends_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -179,7 +185,7 @@ def test_a_second_signal_ends_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     with signals.install():
         signal.raise_signal(signal.SIGTERM)
         assert signals.received == "SIGTERM"
-        signal.raise_signal(signal.SIGTERM)  # the same one, that came twice
+        signal.raise_signal(signal.SIGTERM)  # the same signal, delivered twice
         assert killed == []
         signals.received_at -= 2
         signal.raise_signal(signal.SIGTERM)
@@ -187,25 +193,25 @@ def test_a_second_signal_ends_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
         assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
-def test_before_there_is_anything_to_save_a_signal_ends_at_once(
+def test_a_signal_ends_a_run_at_once_if_there_is_nothing_to_save(
     make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def signalled(*_: Any, **__: Any) -> Any:
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(1)
-        pytest.fail("went on")
+        pytest.fail("was not stopped")
 
     config = make_config()
     with monkeypatch.context() as patch:
-        patch.setattr("hf_finetune.data.splits.load_splits", signalled)
-        stopped_by(config, signal.SIGINT)
+        patch.setattr("hf_finetune.run.setup.load_splits", signalled)
+        run_until_signal(config, signal.SIGINT)
     assert not config.run_dir.exists()
     finetune(config)
 
 
-@pytest.mark.parametrize("to", ["torchrun", "one worker"])
-def test_two_processes_agree_to_stop_and_three_go_on(make_config: MakeConfig, tmp_path: Path, to: str) -> None:
-    """Stopped on two processes, finished on three: over the same examples in the same batches."""
+@pytest.mark.parametrize("receiver", ["torchrun", "one worker"])
+def test_two_processes_agree_to_stop_and_three_resume(make_config: MakeConfig, tmp_path: Path, receiver: str) -> None:
+    """Stopped on two processes, finished on three, with the same examples in the same batches."""
     settings = {
         **STATELESS,
         "train.epochs": 12,
@@ -213,16 +219,16 @@ def test_two_processes_agree_to_stop_and_three_go_on(make_config: MakeConfig, tm
         "evaluation.every": 24,
         "train.batch_size": 7,
     }
-    whole = make_config(**settings, name="whole")
-    finetune(whole)
+    uninterrupted = make_config(**settings, name="uninterrupted")
+    finetune(uninterrupted)
     config = make_config(**settings, name="together")
     process = start(TORCHRUN, config, tmp_path)
     wait_for_line(process, "update 6/")
-    if to == "torchrun":
+    if receiver == "torchrun":
         process.send_signal(signal.SIGTERM)
     else:
-        found = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True)
-        os.kill(int(found.stdout.split()[-1]), signal.SIGUSR1)
+        workers = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True)
+        os.kill(int(workers.stdout.split()[-1]), signal.SIGUSR1)
     output, _ = process.communicate(timeout=60)
     assert "saved ckpt_" in output, output
     (saved,) = read_manifests(config.run_dir / "checkpoints")
@@ -230,11 +236,13 @@ def test_two_processes_agree_to_stop_and_three_go_on(make_config: MakeConfig, tm
     done = launch([*TORCHRUN[:-1], "3"], config, {"train.micro_batch_size": 2}, tmp_path)
     assert done.returncode == 0, done.stdout[-1500:] + done.stderr
     assert f"resuming after update {saved.update}" in done.stdout
-    for ours, theirs in zip(read_untimed_metrics(config.run_dir), read_untimed_metrics(whole.run_dir), strict=True):
+    for ours, theirs in zip(
+        read_untimed_metrics(config.run_dir), read_untimed_metrics(uninterrupted.run_dir), strict=True
+    ):
         assert ours == pytest.approx(theirs, abs=1e-5)
 
 
-def test_a_checkpoint_every_so_many_minutes(
+def test_checkpoints_by_minutes(
     make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     clock = iter(range(10_000))
