@@ -24,6 +24,8 @@ from hf_finetune.run import checkpoint
 from hf_finetune.system import files
 from hf_finetune.system.errors import InputError
 
+pytestmark = pytest.mark.slow
+
 CALLS = ("fsync", "replace", "rename", "unlink", "rmdir", "mkdir", "truncate", "posix_fallocate", "utime")
 FAULTS = ("ENOSPC", "EIO", "short", "lost", "death")
 

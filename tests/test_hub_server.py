@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx2
 import pytest
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants
 from huggingface_hub.errors import (
@@ -22,6 +21,11 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.hf_api import RepoFile
 from support.hub_server import HubServer
+
+try:
+    import httpx2 as httpx
+except ModuleNotFoundError:  # huggingface_hub 1
+    import httpx
 
 USERS: dict[str, dict[str, Any]] = {
     "hf_ada": {"name": "ada", "role": "write", "orgs": ["team"]},
@@ -318,7 +322,7 @@ def test_a_failing_commit_changes_nothing(server: HubServer, api: HfApi, folder:
 def test_a_commit_whose_answer_is_lost_is_on_the_server(server: HubServer, api: HfApi, folder: Path) -> None:
     api.create_repo("ada/model")
     server.drop_next("POST", "/commit/main")
-    with pytest.raises(httpx2.RemoteProtocolError):
+    with pytest.raises(httpx.RemoteProtocolError):
         api.upload_folder(repo_id="ada/model", folder_path=folder)
     repo = server.repos["models/ada/model"]
     assert len(repo.commits) == 2
@@ -330,7 +334,7 @@ def test_a_closed_server_answers_no_kept_alive_connection() -> None:
     with HubServer(users=USERS) as server:
         api = HfApi(endpoint=server.endpoint, token="hf_ada")
         api.whoami()
-    with pytest.raises(httpx2.TransportError):
+    with pytest.raises(httpx.TransportError):
         api.whoami()
     assert len(server.requests) == 1
 
@@ -395,6 +399,7 @@ def test_the_environment_leads_only_to_this_server(
     assert server.environment("hf_ada", tmp_path)["HF_TOKEN"] == "hf_ada"
 
 
+@pytest.mark.processes
 def test_transformers_loads_a_pushed_model_and_tokenizer(server: HubServer, tmp_path: Path) -> None:
     code = """
 import json, pathlib, torch
@@ -419,6 +424,7 @@ print(json.dumps([equal, AutoTokenizer.from_pretrained("ada/model")("the hubs").
     assert any(path.endswith("/model.safetensors") for method, path in server.requests if method == "GET")
 
 
+@pytest.mark.processes
 def test_datasets_loads_pushed_json_lines_with_their_splits(server: HubServer, api: HfApi, tmp_path: Path) -> None:
     rows = {split: [{"text": f"{split} {i}", "label": i % 2} for i in range(4)] for split in ("train", "test")}
     (tmp_path / "data").mkdir()

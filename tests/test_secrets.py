@@ -15,6 +15,8 @@ from hf_finetune.config.sections import RunConfig
 from hf_finetune.system.errors import InputError, redact
 from hf_finetune.train import finetune
 
+pytestmark = pytest.mark.processes
+
 MakeConfig = Callable[..., RunConfig]
 SECRETS = {
     "HF_TOKEN": "hf_thisIsTheSecretToken123",

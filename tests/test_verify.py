@@ -25,6 +25,8 @@ from hf_finetune.verify import (
     verify_resume,
 )
 
+pytestmark = pytest.mark.processes
+
 MakeConfig = Callable[..., RunConfig]
 
 

@@ -68,6 +68,7 @@ def assert_equal_metrics(ours: Path, theirs: Path, tolerance: float) -> None:
 # --- the same numbers -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("problem", ["single_label", "multi_label", "regression"])
 @pytest.mark.parametrize(("kept", "tolerance"), [("fp32", 1e-5), ("16-bit", 2e-2)])
 def test_a_cached_run_has_the_numbers_of_one_without(
@@ -84,6 +85,7 @@ def test_a_cached_run_has_the_numbers_of_one_without(
     assert result.results["reload_difference"] == 0.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", [family for family in tiny.FAMILIES if family != "albert"])
 def test_every_family_trains_from_its_cache(
     make_config: MakeConfig, backbones: Callable[..., Path], cache: dict[str, str], family: str
@@ -98,6 +100,7 @@ def test_every_family_trains_from_its_cache(
     assert_equal_metrics(config.run_dir, without.run_dir, 1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("limit", [{"train.micro_batch_size": 3}, {"train.micro_batch_tokens": 30}])
 def test_micro_batches_change_nothing_with_a_cache_either(
     make_config: MakeConfig, cache: dict[str, str], limit: dict[str, int]
@@ -109,6 +112,7 @@ def test_micro_batches_change_nothing_with_a_cache_either(
     assert_equal_metrics(config.run_dir, complete.run_dir, 1e-5)
 
 
+@pytest.mark.processes
 def test_two_processes_fill_the_cache_together_and_have_the_numbers_of_one(
     make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -124,6 +128,7 @@ def test_two_processes_fill_the_cache_together_and_have_the_numbers_of_one(
     assert_equal_metrics(together.run_dir, alone.run_dir, 1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stops", [(3,), (8,), (5, 13)])
 def test_a_stopped_run_resumes_with_its_cache_to_the_same_bits(
     make_config: MakeConfig, cache: dict[str, str], stops: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
@@ -154,6 +159,7 @@ def test_early_stopping_works_from_the_cache(make_config: MakeConfig, cache: dic
 TINY_RUN = {**CACHED, "train.max_updates": 1}
 
 
+@pytest.mark.slow
 def test_seed_rate_labels_and_head_find_the_entry(
     make_config: MakeConfig, cache: dict[str, str], tmp_path: Path
 ) -> None:
@@ -181,6 +187,7 @@ def test_seed_rate_labels_and_head_find_the_entry(
         assert list_keys(cache) == first, changes
 
 
+@pytest.mark.slow
 def test_weights_tokens_boundary_and_precision_miss(
     make_config: MakeConfig, backbones: Callable[..., Path], cache: dict[str, str], tmp_path: Path
 ) -> None:
@@ -423,6 +430,7 @@ def large_backbone(source: Path, folder: Path, factor: float) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_values_too_large_for_fp16_are_kept_in_bf16(
     make_config: MakeConfig, backbones: Callable[..., Path], cache: dict[str, str], tmp_path: Path,
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,

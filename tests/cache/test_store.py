@@ -160,6 +160,7 @@ def start(root: Path, pause: float) -> "subprocess.Popen[str]":
     return subprocess.Popen(command, cwd=Path(__file__).parents[1], stdout=subprocess.PIPE, text=True)
 
 
+@pytest.mark.processes
 def test_a_killed_capture_resumes_where_it_stopped(tmp_path: Path) -> None:
     entry = make_entry(tmp_path)
     num_computed = 0

@@ -333,6 +333,7 @@ print(json.dumps({"logits": logits, "labels": model.config.id2label, "rows": row
 """
 
 
+@pytest.mark.processes
 def test_from_pretrained_by_name_gives_the_logits_of_the_run(server: HubServer, run_dir: Path, tmp_path: Path) -> None:
     hub.push(run_dir, "ada/clf", private=True)
     texts = [row["text"] for row in tiny.make_rows(6, seed=9)]

@@ -18,6 +18,8 @@ from hf_finetune.run import checkpoint
 from hf_finetune.system.errors import InputError
 from hf_finetune.train import finetune
 
+pytestmark = pytest.mark.slow
+
 MakeConfig = Callable[..., RunConfig]
 SMALL = {"freeze.embeddings": True, "freeze.layers": 1, "checkpoint.content": "trainable"}
 

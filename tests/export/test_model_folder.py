@@ -77,6 +77,7 @@ def runs(
 # --- the folder -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("problem", PROBLEMS)
 def test_the_model_folder_holds_weights_tokenizer_card_and_nothing_else(runs: Any, problem: str) -> None:
     _, result = runs(problem)
@@ -168,6 +169,7 @@ def test_a_pipeline_on_the_folder_gives_the_answers_of_the_predictor(runs: Any, 
 # --- the card -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("problem", PROBLEMS)
 def test_the_cards_metadata_are_the_test_metrics_and_read_back(runs: Any, problem: str) -> None:
     config, result = runs(problem)
@@ -186,6 +188,7 @@ def test_the_cards_metadata_are_the_test_metrics_and_read_back(runs: Any, proble
     }
 
 
+@pytest.mark.slow
 def test_the_cards_text_states_metrics_data_freeze_plan_and_settings(runs: Any) -> None:
     config, result = runs("single_label")
     card, results = (result.model_dir / "README.md").read_text(encoding="utf-8"), result.results

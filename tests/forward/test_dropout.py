@@ -81,6 +81,7 @@ def test_columns_are_independent(probability: float) -> None:
     check_independent(draw_masks(64, (128, 384), probability, seed=5)[0].flatten(0, 1), probability)
 
 
+@pytest.mark.slow
 def test_triples_of_columns_are_independent() -> None:
     """The columns of a token are multiples of one key, so pairs might be independent and triples not."""
     dropped = ~draw_masks(128, (128, 96), 0.3, seed=6)[0].flatten(0, 1)
@@ -386,6 +387,7 @@ def run(model: Any, parts: Sequence[Sequence[int]], extra: int = 0, update: int 
     return {"logits": logits, **{name: each.grad.clone() for name, each in named if each.grad is not None}}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", list(tiny.FAMILIES))
 def test_numbers_do_not_depend_on_grouping_order_or_padding(family: str) -> None:
     model = make_model(family)

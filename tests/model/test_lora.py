@@ -188,6 +188,7 @@ def test_the_freeze_table_shows_adapters_apart_from_what_trains_in_full() -> Non
 # --- what does not change ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize(
     ("family", "targets"),
@@ -250,6 +251,7 @@ def test_dropout_of_a_block_with_adapters_stays_on_in_its_layers_without_adapter
     assert masks.is_stateless
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("content", ["full", "trainable"])
 def test_a_stopped_run_ends_with_the_same_bits(
     make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, content: str

@@ -184,6 +184,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run_dir
 
 
+@pytest.mark.slow
 def test_answers_are_the_pipelines_and_mostly_correct(trained: Path) -> None:
     predictor = Predictor.from_pretrained(str(trained))
     rows = tiny.make_conversations(16, seed=9)

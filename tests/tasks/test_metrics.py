@@ -288,6 +288,7 @@ def answer(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return {"script": str(script), **json.loads(done.stdout.splitlines()[-1])}
 
 
+@pytest.mark.processes
 def test_an_offline_metric_imports_neither_evaluate_nor_torch(answer: dict[str, Any]) -> None:
     assert answer["imported"] == []
 

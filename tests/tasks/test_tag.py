@@ -544,6 +544,7 @@ def predictor(run: tuple[RunConfig, dict[str, Any]]) -> Predictor:
     return Predictor.from_pretrained(str(run[0].run_dir))
 
 
+@pytest.mark.slow
 def test_a_run_learns_and_seqeval_agrees(run: tuple[RunConfig, dict[str, Any]], predictor: Predictor) -> None:
     """Its test metrics are those of seqeval for the exported model's predictions. So are those of evaluate."""
     config, results = run
