@@ -87,7 +87,7 @@ class Pooling:
     normalize: bool
 
     def embed(self, outputs: "torch.Tensor", batch: Batch) -> "torch.Tensor":
-        """Vectors [S, D] of the last hidden states [S, T, D]."""
+        """Returns the vectors [S, D] of texts with the last hidden states `outputs` [S, T, D]."""
         from torch.nn import functional as F
 
         hidden = outputs.float()
@@ -116,7 +116,7 @@ class EmbeddingEncoding(Encoding):
         return self.texts
 
     def read_texts(self, table: Table, row: int) -> list[str]:
-        """The texts of a row, only the first if the second is null. A negative may be null, or a list of texts."""
+        """Returns the texts of a row, only the first if the second is null. A negative may be null, or a list of texts."""
         texts: list[str] = []
         for index, name in enumerate(self.texts):
             value = table.columns[name][row]
@@ -132,7 +132,7 @@ class EmbeddingEncoding(Encoding):
         return texts
 
     def tokenize(self, table: Table, tokenizer: Any, max_length: int) -> dict[str, Array]:
-        """`texts` [S]: a number for each text, equal for texts with the same tokens (that of the first such sequence)."""
+        """Also returns `texts` [S], a number for each text. Texts with the same tokens have the number of the first of them."""
         rows = [self.read_texts(table, row) for row in range(len(table))]
         arrays = tokenize([[text for texts in rows for text in texts]], tokenizer, max_length)
         flat, offsets = arrays["input_ids"], arrays["offsets"]
@@ -145,7 +145,7 @@ class EmbeddingEncoding(Encoding):
         return {**arrays, "rows": counts.astype(np.int64), "texts": np.array(numbers, dtype=np.int32)}
 
     def labels(self, table: Table, arrays: Mapping[str, Array]) -> Array:
-        """Scores [N] float32; or, for pairs and triplets, zeros [N]: the first text after the anchor is the positive."""
+        """Returns scores [N] float32. Without scores returns zeros [N]: the first text after the anchor is the positive."""
         require(len(self.texts) > 1, "data.text_columns", list(self.texts), "evaluation needs two columns")
         incomplete = np.flatnonzero(np.diff(arrays["rows"]) < 2)
         if len(incomplete):
@@ -155,7 +155,7 @@ class EmbeddingEncoding(Encoding):
         return np.array([read_score(table, row, self.label) for row in range(len(table))], dtype=np.float32)
 
     def describe(self, features: Features, table: Table, max_length: int) -> list[tuple[str, str]]:
-        """The kind of pairs, the number of texts or the range of the scores, and the input."""
+        """Returns lines about the kind of pairs, the number of texts or the range of the scores, and the input."""
         columns = " and ".join(self.texts[:2])
         vectors = f"{self.pooling.mode} pooling"
         if self.pooling.normalize:
@@ -190,7 +190,7 @@ class RankingObjective(InBatchObjective):
     def batch_loss(
         self, embeddings: "torch.Tensor", counts: Array, features: Features, indices: Array
     ) -> "tuple[torch.Tensor, float]":
-        """Cross entropy of the positives by the scaled cosines, and B. False negatives are not candidates."""
+        """Returns the cross entropy of the positives, by the scaled cosines, and B. False negatives are not candidates."""
         import torch
         from torch.nn import functional as F
 
@@ -198,7 +198,7 @@ class RankingObjective(InBatchObjective):
         anchors, others = split_anchors(counts)
         texts = get_text_numbers(features, indices)
         similarities = self.similarity_scale * vectors[anchors] @ vectors[others].T
-        positives = anchors - np.arange(len(indices))  # indices among the candidates: each anchor before is not one
+        positives = anchors - np.arange(len(indices))  # indices among the candidates, which the anchors are not
         of_positives = similarities[np.arange(len(indices)), positives]
         rows, columns = find_false_negatives(texts[anchors], texts[anchors + 1], texts[others])
         is_masked = columns != positives[rows]
@@ -219,7 +219,7 @@ class SimilarityObjective(SummedObjective):
     score_range: tuple[float, float]
 
     def loss(self, outputs: "torch.Tensor", batch: Batch) -> "tuple[torch.Tensor, float]":
-        """Squared differences, summed over pairs, and the number of pairs."""
+        """Returns the squared differences, summed over pairs, and the number of pairs."""
         from torch.nn import functional as F
 
         assert batch.labels is not None
@@ -241,7 +241,7 @@ class EmbeddingScoring(Scoring):
         return ("spearman", "pearson") if self.has_scores else ("recall_at_1", "recall_at_10", "mrr")
 
     def check_metric(self, name: str, key: str = "evaluation.metric") -> str:
-        """Also takes recall_at_ with any number if there are no scores."""
+        """Also takes recall_at_K for any K if there are no scores."""
         name = metrics.expand_name(name)
         count = name.removeprefix(RECALL)
         if not self.has_scores and count != name and count.isdecimal() and int(count) > 0:
@@ -249,15 +249,15 @@ class EmbeddingScoring(Scoring):
         return super().check_metric(name, key)
 
     def reduce(self, outputs: "torch.Tensor", batch: Batch) -> list[Array]:
-        """The vectors of each feature's texts [number of its texts, D]."""
+        """Returns, for each feature, the vectors of its texts [number of its texts, D]."""
         vectors = self.pooling.embed(outputs, batch).cpu().numpy()
         return np.split(vectors, np.cumsum(batch.sequence_counts)[:-1])
 
     def compute_metrics(
         self, metric: str, outputs: Outputs, features: Features, table: Table, indices: Array
     ) -> dict[str, float]:
-        """With scores, their correlations with the cosines. Otherwise recall_at_K, the share of positives with rank K or better,
-        and mrr, the mean of 1 / rank."""
+        """Returns the correlations of scores and cosines. Without scores, returns recall_at_K, the share of positives with rank K
+        or better, and mrr, the mean of 1 / rank."""
         names = dict.fromkeys((*self.metric_names, metric))
         if self.has_scores:
             cosines = np.array([compute_cosines(vectors)[0] for vectors in outputs])
@@ -270,7 +270,7 @@ class EmbeddingScoring(Scoring):
         return recalls | {"mrr": float(np.mean(1 / ranks))}
 
     def make_predictions(self, outputs: Outputs, features: Features, table: Table) -> Iterator[dict[str, Any]]:
-        """`{embedding}` for one text, `{similarity}` for two, and for more `{similarities}` of the first with each other one."""
+        """Yields `{embedding}` for one text, `{similarity}` for two, or `{similarities}` of the first with each other one."""
         for vectors in outputs:
             if len(vectors) == 1:
                 # By way of str: the fewest digits that give the same float32 again
@@ -387,10 +387,10 @@ This needs sentence-transformers {FORMAT_VERSION} or newer. Plain transformers l
 
 
 def read_score(table: Table, row: int, column: str) -> float:
-    """The score of a row: how similar its two texts are."""
+    """Returns the score of a row: how similar its two texts are. InputError with file and line if it is not a number."""
     return read_number(table, row, column, "as a score must be")
 
 
 def get_text_numbers(features: Features, indices: Array) -> Array:
-    """Text numbers [S] of the texts of the features at `indices`, in their order."""
+    """Returns the text numbers [S] of the features at `indices`: equal for texts with the same tokens."""
     return np.asarray(features.extras["texts"])[features.get_sequence_indices(indices)]

@@ -106,14 +106,16 @@ class SequenceToSequenceEncoding(Encoding):
         }
 
     def labels(self, table: Table, arrays: Mapping[str, Array]) -> Ragged:
-        """The token ids of each target; the first of several references."""
+        """Returns the token ids of each target, which is the first of several references."""
         for row in range(len(table)):
             read_references(table, row, self.columns.target)
         return Ragged(values=arrays["target_ids"], offsets=arrays["target_offsets"])
 
     def prepare(self, batch: Batch, features: Features, model: Any, epoch: int) -> Batch:
-        """Adds the decoder's inputs: the labels, shifted by the model's own function. The model does not get the labels: it would
-        compute its own loss, a mean, in addition."""
+        """Returns the batch with the decoder's inputs: the labels, shifted by the model's own function.
+
+        The model does not get the labels: with them it would compute its own loss in addition.
+        """
         if batch.labels is None:
             return batch
         from hf_finetune.model import heads
@@ -123,7 +125,7 @@ class SequenceToSequenceEncoding(Encoding):
         return replace(batch, inputs=inputs, labels=labels)
 
     def describe(self, features: Features, table: Table, max_length: int) -> list[tuple[str, str]]:
-        """The input, the targets, and how texts are generated."""
+        """Returns lines about the input, the targets, and how texts are generated."""
         cut = f"{int(features.extras['targets_cut']):,} training targets are longer and were cut"
         return [
             *super().describe(features, table, max_length),
@@ -139,7 +141,7 @@ class SequenceToSequenceObjective(SummedObjective):
     label_smoothing: float = 0.0
 
     def loss(self, outputs: "torch.Tensor", batch: Batch) -> "tuple[torch.Tensor, float]":
-        """Cross entropy, summed over all target tokens, and their number. outputs: logits [B, L, V]."""
+        """Returns the cross entropy, summed over all target tokens, and their number. outputs: Logits [B, L, V]."""
         from hf_finetune.tasks.losses import cross_entropy
 
         assert batch.labels is not None
@@ -171,7 +173,7 @@ class SequenceToSequenceScoring(GeneratingScoring):
         return super().check_metric(name, key)
 
     def reduce(self, outputs: "torch.Tensor", batch: Batch) -> list[Array]:
-        """The log probability of the target [1]."""
+        """Returns the log probability [1] of each target."""
         from hf_finetune.tasks.losses import cross_entropy
 
         assert batch.labels is not None
@@ -183,7 +185,7 @@ class SequenceToSequenceScoring(GeneratingScoring):
         return list(model.generate(**inputs).cpu().numpy())
 
     def choose_examples(self, num_examples: int) -> Array:
-        """Indices of the examples of a split for which text is generated, spread evenly over the split."""
+        """Returns the indices of the examples of a split for which text is generated, spread evenly over the split."""
         count = min(self.num_texts, num_examples)
         return np.arange(count) * num_examples // max(count, 1)
 
@@ -210,12 +212,12 @@ class SequenceToSequenceScoring(GeneratingScoring):
         return values | self.score_texts(runner.generate_texts(self.generate, chosen), table, chosen)
 
     def score_texts(self, texts: Sequence[str], table: Table, rows: Array) -> dict[str, float]:
-        """The metrics of texts that were generated for these rows of a table."""
+        """Returns the metrics of texts that were generated for these rows of a table."""
         references = [read_references(table, int(row), self.target) for row in rows]
         return self.text_metrics.compute([text.strip() for text in texts], references)
 
     def make_predictions(self, outputs: Outputs, features: Features, table: Table) -> Iterator[dict[str, Any]]:
-        """`{text}`: the generated text of each row."""
+        """Yields `{text}`, the generated text of each row."""
         for text in outputs:
             yield {"text": text.strip()}
 

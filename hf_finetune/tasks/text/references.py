@@ -16,7 +16,7 @@ class TextMetrics:
 
     Args:
         names: Their names; the first decides which checkpoint is best, unless evaluation.metric names another.
-        compute: From B texts and the one or more references of each, the values by name.
+        compute: A function of texts and of the one or more references of each, which returns the values by name.
     """
 
     names: tuple[str, ...]
@@ -33,13 +33,13 @@ def import_package(module: str, purpose: str) -> Any:
 
 
 def list_references(value: Any) -> list[str]:
-    """The references of a target: itself, or the items of a list. Empty if any is not a text."""
+    """Returns the references of a target: itself, or the items of a list. Empty if any of them is not a text."""
     texts = as_list(value)
     return texts if all(isinstance(text, str) and text.strip() for text in texts) else []
 
 
 def read_references(table: Table, row: int, column: str) -> list[str]:
-    """The references of a row, one or more; the first is trained on. InputError with file and line if there is none."""
+    """Returns the one or more references of a row. InputError with file and line if they cannot be used."""
     value = table.columns[column][row]
     references = list_references(value)
     if references:
@@ -52,5 +52,5 @@ def read_references(table: Table, row: int, column: str) -> list[str]:
 
 
 def as_list(value: Any) -> list[Any]:
-    """The items of a list or tuple; or the value alone, in a list."""
+    """Returns the items of a list or tuple as a list, or any other value as the only item of one."""
     return list(value) if isinstance(value, (list, tuple)) else [value]
