@@ -1,28 +1,33 @@
-"""Dropout with a counter-based random generator: a mask is a pure function of (seed, update, example, call, position).
+"""Dropout with a counter-based random generator: a mask is a pure function of (seed, update, example, module, position).
 
 Masks from an ordinary generator depend on how the examples of a batch are grouped; these do not (Salmon et al. 2011, "Parallel
 random numbers: as easy as 1, 2, 3"). With dropout on, the numbers are the same on any number of processes, with any
-micro-batch size, with or without padding, with or without cached activations; and resuming needs no random state. On a CPU they
-take a tenth of the time of torch's masks, which one thread draws (docs/performance.md).
+micro-batch size, with or without padding, with or without cached activations; and resuming needs no random state. A mask belongs
+to the name of the module that draws it, so leaving out or recomputing a module changes no other mask. On a CPU these masks take
+a tenth of the time of torch's, which one thread draws (docs/performance.md).
 
 B examples, T tokens, D the last dimension of a tensor.
 """
 
 import contextlib
+import functools
+import hashlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from hf_finetune.config.sections import require
 from hf_finetune.data.features import Array
 from hf_finetune.model import heads
 from hf_finetune.model.freezing import set_train_mode
 from hf_finetune.model.structure import keep_modes, make_probe_batch
+from hf_finetune.system.errors import InputError
 
 LANES = 4  # 16-bit numbers in one 64-bit hash
 
@@ -33,6 +38,20 @@ MULTIPLIERS = (-4658895280553007687, -7723592293110705685)  # of SplitMix64's fi
 # Most keys for which attention in bf16 by matrix products is faster than the CPU's flash kernel, whose backward is slow at short
 # lengths. With more keys, the kernel is faster, since it keeps no [T, T] matrix (docs/performance.md)
 LONGEST_EAGER = 128
+
+
+class MaskKey(NamedTuple):
+    """Identifies a mask within a forward pass.
+
+    Args:
+        module: Qualified name of the innermost module that is running, "" for the model itself.
+        call: Number of earlier calls of that module in this pass.
+        draw: Number of masks that this call drew before.
+    """
+
+    module: str
+    call: int
+    draw: int
 
 
 # --- the random numbers ---------------------------------------------------------------------------------------------
@@ -53,6 +72,16 @@ def mix_bits(values: torch.Tensor) -> torch.Tensor:
 def make_update_key(seed: int, update: int) -> torch.Tensor:
     """Returns the int64 key [1] of an update of a run. Offsets keep seed 0 and update 0 from being mixed to 0."""
     return mix_bits(mix_bits(torch.tensor([seed + 2**32]) * GOLDEN) + torch.tensor([update + 1]) * GOLDEN)
+
+
+@functools.cache
+def make_salt(key: MaskKey) -> int:
+    """Returns a hash of a mask's key as int64: the same on every machine."""
+    name = int.from_bytes(hashlib.sha256(key.module.encode()).digest()[:8], "little", signed=True)
+    values = torch.tensor([name])
+    for number in (key.call, key.draw):
+        values = mix_bits(values + torch.tensor([number + 1]) * GOLDEN)
+    return int(values.item())
 
 
 def draw_bits(keys: torch.Tensor, shape: torch.Size) -> torch.Tensor:
@@ -103,26 +132,115 @@ def apply_mask(x: torch.Tensor, bits: torch.Tensor, threshold: int, scale: float
     return torch.ops.aten.threshold_backward(values, bits, threshold).view(x.dtype).mul_(scale)
 
 
+@dataclass(kw_only=True)
+class RunningCall:
+    """A call of a module that has not returned.
+
+    Args:
+        module: The module.
+        name: Its qualified name.
+        number: Number of its earlier calls in this forward pass.
+        turns_on: The call turned the mode on, and turns it off again.
+        num_masks: Number of masks that the call has drawn.
+    """
+
+    module: torch.nn.Module | None
+    name: str
+    number: int
+    turns_on: bool = False
+    num_masks: int = 0
+
+
 class StatelessDropout(TorchFunctionMode):
     """While it is active, every dropout of a model in train mode takes its mask from the hash, also that of attention.
 
     torch passes every call of functional.dropout (which nn.Dropout makes) and of scaled_dot_product_attention to an active
-    mode, so any model works. A mask is identified by the number of masks drawn before it in the forward pass. Random numbers
-    that are drawn in another way (nn.MultiheadAttention, an LSTM) are not replaced; `choose_masks` detects that.
+    mode, so any model works. Hooks on the modules show which one draws. Random numbers that are drawn in another way
+    (nn.MultiheadAttention, an LSTM) are not replaced; `choose_masks` detects that.
+
+    A module that is recomputed (gradient checkpointing) draws the same masks again, if backward runs before the block ends. A
+    call of a module while the model itself is not running is such a recomputation; torch turns a mode off during backward, so
+    the hooks turn it on again. Raises InputError if the masks of a recomputation cannot be told apart: if a module runs several
+    times in a forward pass (ALBERT), or if a block that is recomputed calls functional.dropout itself (BART).
 
     Args:
         seed: Of the run.
         update: Number of the update.
         indices: Numbers of the batch's examples among the training sequences, in the order of the batch [B].
-        shared: Numbers of the masks of tensors that belong to no example (DeBERTa's relative positions).
+        modules: Names of the modules that draw masks, and of the model, which is "".
+        shared: Keys of the masks of tensors that belong to no example (DeBERTa's relative positions).
     """
 
-    def __init__(self, seed: int, update: int, indices: torch.Tensor, shared: frozenset[int] = frozenset()) -> None:
+    def __init__(
+        self,
+        seed: int,
+        update: int,
+        indices: torch.Tensor,
+        modules: Mapping[torch.nn.Module, str] | None = None,
+        shared: frozenset[MaskKey] = frozenset(),
+    ) -> None:
         super().__init__()
         self.update_key = make_update_key(seed, update).to(indices.device)
         self.example_keys = mix_bits(self.update_key + (indices + 1) * GOLDEN)
+        self.modules = modules or {}
         self.shared = shared
-        self.shapes: list[torch.Size] = []  # of the tensors that masks were drawn for
+        self.shapes: list[tuple[MaskKey, torch.Size]] = []  # of the tensors that masks were drawn for
+        self.num_calls: dict[str, int] = {}  # of each module in this forward pass
+        self.running: list[RunningCall] = []  # the innermost last
+        if not self.modules:  # tensors that no module drops out
+            self.running.append(RunningCall(module=None, name="", number=0))
+        self.handles: list[torch.utils.hooks.RemovableHandle] = []
+
+    def __enter__(self) -> Self:
+        for module in self.modules:
+            self.handles.append(module.register_forward_pre_hook(self.start_call))
+            self.handles.append(module.register_forward_hook(self.end_call, always_call=True))
+        super().__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        for handle in self.handles:
+            handle.remove()
+        self.handles.clear()
+
+    def start_call(self, module: torch.nn.Module, _: Any) -> None:
+        """Hook before a module's forward."""
+        name = self.modules[module]
+        if name == "":
+            self.num_calls.clear()
+            self.running.clear()
+        is_recomputed = name != "" and not self.is_model_running()
+        number = self.num_calls.get(name, 0)
+        if not is_recomputed:
+            self.num_calls[name] = number + 1
+        elif number > 1:
+            raise make_recomputation_error(f"{name} runs {number} times in a forward pass")
+        else:
+            number = 0
+        turns_on = is_recomputed and not self.running
+        self.running.append(RunningCall(module=module, name=name, number=number, turns_on=turns_on))
+        if turns_on:
+            super().__enter__()
+
+    def end_call(self, module: torch.nn.Module, _: Any, __: Any) -> None:
+        """Hook after a module's forward, also after one that raised an error."""
+        if self.running and self.running[-1].module is module and self.running.pop().turns_on:
+            super().__exit__(None, None, None)
+
+    def is_model_running(self) -> bool:
+        """True during a forward pass of the model, false while autograd recomputes a part of it."""
+        return bool(self.running) and self.running[0].name == ""
+
+    def make_key(self) -> MaskKey:
+        """Returns the key of the next mask."""
+        if not self.running:
+            raise RuntimeError("a dropout mask is drawn outside the model")
+        call = self.running[-1]
+        if isinstance(call.module, GradientCheckpointingLayer) and call.module.gradient_checkpointing:
+            raise make_recomputation_error(f"{call.name} calls functional.dropout itself")
+        call.num_masks += 1
+        return MaskKey(call.name, call.number, call.num_masks - 1)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None) -> Any:
         if func is F.dropout:
@@ -137,10 +255,10 @@ class StatelessDropout(TorchFunctionMode):
         """functional.dropout with a mask from the hash."""
         if not training or p == 0.0:
             return input
-        number = len(self.shapes)
-        self.shapes.append(input.shape)
-        salt = mix_bits(torch.tensor([number + 1], device=self.update_key.device) * GOLDEN)
-        if number in self.shared or input.shape[0] != len(self.example_keys):
+        key = self.make_key()
+        self.shapes.append((key, input.shape))
+        salt = make_salt(key)
+        if key in self.shared or input.shape[0] != len(self.example_keys):
             bits = draw_bits(mix_bits(self.update_key ^ salt), torch.Size([1, *input.shape]))[0]
         else:
             bits = draw_bits(mix_bits(self.example_keys ^ salt), input.shape)
@@ -178,6 +296,14 @@ class StatelessDropout(TorchFunctionMode):
         return torch.matmul(self.dropout(weights, dropout_p).to(value.dtype), value)
 
 
+def make_recomputation_error(reason: str) -> InputError:
+    """Returns the error of a recomputation whose masks are not known."""
+    return InputError(
+        "train.dropout_masks (stateless): must be torch if this backbone recomputes activations (gradient checkpointing): "
+        f"{reason}"
+    )
+
+
 # --- which masks a run takes ----------------------------------------------------------------------------------------
 
 
@@ -189,22 +315,25 @@ class DropoutMasks:
         seed: Of the run.
         is_stateless: They come from the hash, not from torch's generator.
         reason: Why, as printed before the first update.
-        shared: Numbers of the masks of tensors that belong to no example.
+        modules: Names of the modules that draw masks, and of the model, which is "".
+        shared: Keys of the masks of tensors that belong to no example.
     """
 
     seed: int
     is_stateless: bool
     reason: str = ""
-    shared: frozenset[int] = frozenset()
+    modules: Mapping[torch.nn.Module, str] = field(default_factory=dict)
+    shared: frozenset[MaskKey] = frozenset()
 
     def active(
         self, update: int, indices: Array, device: torch.device | str = "cpu"
     ) -> contextlib.AbstractContextManager[Any]:
-        """Draws the masks of an update for a batch of these training sequences [B] until the block ends."""
+        """Draws the masks of an update for a batch of these training sequences [B] until the block ends. Backward must run in
+        the block, too, if the model recomputes activations (gradient checkpointing)."""
         if not self.is_stateless:
             return contextlib.nullcontext()
         tensor = torch.from_numpy(np.asarray(indices, dtype=np.int64)).to(device)
-        return StatelessDropout(self.seed, update, tensor, self.shared)
+        return StatelessDropout(self.seed, update, tensor, self.modules, self.shared)
 
 
 def choose_masks(
@@ -221,38 +350,46 @@ def choose_masks(
     eval_modules = list(eval_modules)
     random_state = torch.get_rng_state()
     shapes = [probe_shapes(model, eval_modules, seed, num_examples) for num_examples in (1, 2)]
-    pairs: list[tuple[torch.Size, torch.Size]] = []
-    if torch.equal(random_state, torch.get_rng_state()):
-        pairs = list(zip(*shapes, strict=True))
-        wrong = [two for one, two in pairs if one not in (two, torch.Size([1, *two[1:]]))]
-        problem = (
-            f"this backbone drops out a tensor {tuple(wrong[0])} whose first dimension is not the examples"
-            if wrong
-            else ""
-        )
-    else:
+    shared: list[MaskKey] = []
+    problem = ""
+    if not torch.equal(random_state, torch.get_rng_state()):
         problem = "this backbone draws random numbers in another way than functional.dropout"
+    elif shapes[0].keys() != shapes[1].keys():
+        problem = "this backbone drops out other tensors if there are more examples"
+    else:
+        shared = [key for key, shape in shapes[0].items() if shape == shapes[1][key]]
+        for key, shape in shapes[1].items():
+            if key not in shared and shapes[0][key] != torch.Size([1, *shape[1:]]):
+                problem = f"this backbone drops out a tensor {tuple(shape)} whose first dimension is not the examples"
     if problem:
         require(setting == "auto", "train.dropout_masks", setting, problem)
         return DropoutMasks(seed=seed, is_stateless=False, reason=f"from a generator: {problem}")
-    if not pairs:
+    if not shapes[0]:
         reason = "none: every probability is 0, or all that drops out is frozen"
         return DropoutMasks(seed=seed, is_stateless=True, reason=reason)
     return DropoutMasks(
         seed=seed,
         is_stateless=True,
         reason="a function of seed, update, example and position, however examples are grouped",
-        shared=frozenset(number for number, (one, two) in enumerate(pairs) if one == two),
+        modules=select_modules(model, shapes[0]),
+        shared=frozenset(shared),
     )
+
+
+def select_modules(model: torch.nn.Module, keys: Iterable[MaskKey]) -> dict[torch.nn.Module, str]:
+    """Returns the names of the modules that draw these masks, and of the model."""
+    names = {"", *(key.module for key in keys)}
+    return {module: name for name, module in model.named_modules() if name in names}
 
 
 def probe_shapes(
     model: torch.nn.Module, eval_modules: Iterable[torch.nn.Module], seed: int, num_examples: int
-) -> list[torch.Size]:
+) -> dict[MaskKey, torch.Size]:
     """Returns the shapes of the tensors that are dropped out in a forward pass of this many examples."""
     batch = {name: tensor[:num_examples] for name, tensor in make_probe_batch(model, 5).items()}
-    mode = StatelessDropout(seed, 0, torch.arange(num_examples, device=batch["input_ids"].device))
+    indices = torch.arange(num_examples, device=batch["input_ids"].device)
+    mode = StatelessDropout(seed, 0, indices, {module: name for name, module in model.named_modules()})
     with keep_modes(model), torch.no_grad(), mode:
         set_train_mode(model, eval_modules)
         heads.run_model(model, batch)
-    return mode.shapes
+    return dict(mode.shapes)

@@ -13,16 +13,20 @@ import torch
 from support import tiny
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from hf_finetune.forward.dropout import (
     GOLDEN,
     LONGEST_EAGER,
+    MaskKey,
     StatelessDropout,
     apply_mask,
     choose_masks,
     draw_bits,
+    make_salt,
     mix_bits,
 )
+from hf_finetune.model.structure import find_stack, make_probe_batch
 from hf_finetune.system.errors import InputError
 
 
@@ -36,7 +40,12 @@ def active(
 ) -> StatelessDropout:
     """The mode for these examples, or for the first N."""
     indices = torch.arange(examples) if isinstance(examples, int) else torch.tensor(examples)
-    return StatelessDropout(seed, update, indices, frozenset(shared))
+    return StatelessDropout(seed, update, indices, shared=frozenset(MaskKey("", 0, draw) for draw in shared))
+
+
+def list_shapes(mode: StatelessDropout) -> list[torch.Size]:
+    """The shapes of the tensors that masks were drawn for."""
+    return [shape for _, shape in mode.shapes]
 
 
 def draw_masks(
@@ -227,7 +236,7 @@ def test_every_call_is_caught_and_only_inside_the_mode() -> None:
     state = torch.get_rng_state()
     with active(3) as mode:
         ours = [layer(x), F.dropout(x, 0.5), F.dropout(x, p=0.5), F.dropout(x), F.dropout(input=x, training=True)]
-    assert mode.shapes == [(3, 4, 5)] * 5
+    assert list_shapes(mode) == [(3, 4, 5)] * 5
     for call, kept in enumerate(draw_masks(3, (4, 5), calls=5)):
         torch.testing.assert_close(ours[call], x * kept * 2)
     assert torch.equal(torch.get_rng_state(), state)
@@ -245,7 +254,7 @@ def test_nothing_is_drawn_if_nothing_drops_out() -> None:
         assert F.dropout(x, 0.5, False) is x
         assert layer.eval()(x) is x
         assert nn.Dropout(0.0)(x) is x
-    assert mode.shapes == []
+    assert list_shapes(mode) == []
 
 
 # --- in attention ---------------------------------------------------------------------------------------------------
@@ -298,7 +307,7 @@ def test_attention_is_torchs_apart_from_the_mask_of_its_weights(name: str, proba
     inputs = make_heads(name)
     with active(3) as mode:
         ours = F.scaled_dot_product_attention(*inputs, dropout_p=probability, **ATTENTION[name])
-    assert mode.shapes == ([(3, 4, 5, 7)] if probability else [])
+    assert list_shapes(mode) == ([(3, 4, 5, 7)] if probability else [])
     theirs = undropped = F.scaled_dot_product_attention(*inputs, **ATTENTION[name])
     if probability == 0.3:
         with active(3):
@@ -405,6 +414,122 @@ def test_one_number_an_example_has_a_mask_too() -> None:
     with active(3):
         dropped = F.dropout(torch.ones(3), 0.5)
     assert dropped.shape == (3,)
+
+
+# --- masks belong to modules ----------------------------------------------------------------------------------------
+
+
+def list_keys(model: Any) -> list[MaskKey]:
+    """Returns the keys of the masks of a forward pass in train mode."""
+    batch = make_probe_batch(model, 5)
+    with choose_masks("stateless", 1, model, ()).active(3, np.arange(2)) as mode:
+        model(**batch)
+    return [key for key, _ in mode.shapes]
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_a_mask_belongs_to_the_innermost_module_that_runs(attention: str) -> None:
+    model = make_model("bert")
+    model.set_attn_implementation(attention)
+    blocks = [
+        MaskKey(f"bert.encoder.layer.{number}.{name}", 0, 0)
+        for number in (0, 1)
+        for name in ("attention.self", "attention.output.dropout", "output.dropout")
+    ]
+    assert list_keys(model) == [MaskKey("bert.embeddings.dropout", 0, 0), *blocks, MaskKey("dropout", 0, 0)]
+
+
+def test_several_masks_of_a_call_and_several_calls_of_a_module_have_their_own_keys() -> None:
+    keys = list_keys(make_model("bart"))
+    assert [key.draw for key in keys if key.module == "model.encoder.layers.1"] == [0, 1, 2]
+    keys = list_keys(make_model("albert"))
+    layer = "albert.encoder.albert_layer_groups.0.albert_layers.0.attention"
+    assert [key.call for key in keys if key.module == layer] == [0, 1]
+    for family in tiny.FAMILIES:
+        keys = list_keys(make_model(family))
+        assert len(keys) == len(set(keys))
+
+
+def test_a_block_that_is_left_out_changes_no_other_mask() -> None:
+    model = make_model("bert")
+    keys = list_keys(model)
+    model.bert.encoder.layer[0].forward = lambda hidden_states, *_, **__: hidden_states
+    assert list_keys(model) == [key for key in keys if "layer.0." not in key.module]
+
+
+def test_the_hash_of_a_key_is_the_same_on_every_machine() -> None:
+    keys = [MaskKey("", 0, 0), MaskKey("bert.encoder.layer.1.output.dropout", 0, 0), MaskKey("model.encoder", 1, 2)]
+    assert [make_salt(key) for key in keys] == [
+        -897758671793864457, -599300199551676514, 7582774901142104040
+    ]  # fmt: skip
+
+
+def test_no_hook_is_left_even_after_an_error() -> None:
+    model = make_model("bert")
+    masks = choose_masks("stateless", 1, model, ())
+    with pytest.raises(RuntimeError, match="stop"), masks.active(3, np.arange(2)):
+        raise RuntimeError("stop")
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+@pytest.mark.parametrize(
+    "family", ["bert", "roberta", "electra", "distilbert", "deberta-v2", "modernbert", "gpt2", "t5"]
+)
+def test_recomputation_draws_the_same_masks(family: str, use_reentrant: bool) -> None:
+    """Gradient checkpointing: losses are those without it, and gradients are up to the order of sums."""
+    model = make_model(family)
+    masks = choose_masks("stateless", 1, model, ())
+    batch = make_probe_batch(model, 5)
+    calls: list[nn.Module] = []
+    first_layer = next(module for module in find_stack(model)[1][0].modules() if not list(module.children()))
+    first_layer.register_forward_pre_hook(lambda module, _: calls.append(module))
+
+    def compute() -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        model.zero_grad()
+        with masks.active(3, np.array([5, 9])):
+            loss = model(**batch).logits.sin().sum()
+            loss.backward()
+        return loss.detach(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+    loss, gradients = compute()
+    assert len(calls) == 1
+    model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
+    recomputed_loss, recomputed_gradients = compute()
+    assert len(calls) == 3, "the block must be recomputed"
+    assert torch.equal(recomputed_loss, loss)
+    assert recomputed_gradients.keys() == gradients.keys()
+    for name, gradient in gradients.items():
+        largest = float(gradient.abs().max())
+        torch.testing.assert_close(recomputed_gradients[name], gradient, rtol=0, atol=5e-6 * largest + 1e-9, msg=name)
+
+
+def test_a_mask_outside_the_model_is_an_error() -> None:
+    masks = choose_masks("stateless", 1, make_model("bert"), ())
+    with masks.active(3, np.arange(2)), pytest.raises(RuntimeError, match="outside the model"):
+        F.dropout(torch.ones(2, 3), 0.5)
+
+
+def test_recomputation_of_a_module_that_runs_several_times_is_refused() -> None:
+    model = make_model("albert")
+    masks = choose_masks("stateless", 1, model, ())
+    layer = model.albert.encoder.albert_layer_groups[0]
+    own_forward = layer.forward
+    layer.forward = lambda *arguments, **keywords: checkpoint(own_forward, *arguments, use_reentrant=False, **keywords)
+    message = r"train.dropout_masks \(stateless\): must be torch .*albert_layers.0.* runs 2 times in a forward pass$"
+    with masks.active(3, np.arange(2)):
+        loss = model(**make_probe_batch(model, 5)).logits.sum()
+        with pytest.raises(InputError, match=message):
+            loss.backward()
+
+
+def test_recomputation_of_a_block_that_calls_dropout_itself_is_refused() -> None:
+    model = make_model("bart")
+    masks = choose_masks("stateless", 1, model, ())
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    message = r"must be torch .*model.encoder.layers.0 calls functional.dropout itself$"
+    with masks.active(3, np.arange(2)), pytest.raises(InputError, match=message):
+        model(**make_probe_batch(model, 5))
 
 
 class Escaping(torch.nn.Module):
