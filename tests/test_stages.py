@@ -1,5 +1,5 @@
-"""Gradual unfreezing, and going on under another freeze plan: what trained keeps its optimizer state, what joins starts
-fresh, the cached prefix moves its boundary."""
+"""Gradual unfreezing, and resuming with another freeze plan: parameters that trained before keep their optimizer state, others
+start without one, and the cached prefix ends at the new boundary."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -19,9 +19,12 @@ from support.runs import (
 
 from hf_finetune.cache import listing
 from hf_finetune.config.sections import FreezeConfig, RunConfig
+from hf_finetune.run.training_run import evaluate_split
 from hf_finetune.system.errors import InputError
 from hf_finetune.train import finetune
 from hf_finetune.training import optim
+
+pytestmark = pytest.mark.slow
 
 MakeConfig = Callable[..., RunConfig]
 STAGES: list[dict[str, Any]] = [{"epoch": 2, "layers": 1}, {"epoch": 3, "layers": 0}]
@@ -43,22 +46,22 @@ def settings(backbones: Callable[..., Path], tmp_path: Path) -> dict[str, Any]:
     }
 
 
-def steps_of(run_dir: Path) -> dict[str, int]:
-    """How many updates each parameter has had."""
-    saved = load_last_checkpoint(run_dir)["optimizer_state_dict"]
+def count_updates(run_dir: Path) -> dict[str, int]:
+    """Returns the number of updates of each parameter."""
+    optimizer_state = load_last_checkpoint(run_dir)["optimizer_state_dict"]
     return {
-        name: int(saved["state"][number]["step"])
-        for group in saved["param_groups"]
+        name: int(optimizer_state["state"][number]["step"])
+        for group in optimizer_state["param_groups"]
         for name, number in zip(group["param_names"], group["params"], strict=True)
     }
 
 
-def test_stages_train_more_and_more_and_keep_what_they_have(
+def test_each_stage_trains_more_parameters_and_keeps_their_optimizer_state(
     make_config: MakeConfig, settings: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = make_config(**settings)
     finetune(config)
-    steps = steps_of(config.run_dir)
+    steps = count_updates(config.run_dir)
     assert {count for name, count in steps.items() if "layer.2." in name or "classifier" in name} == {24}
     assert {count for name, count in steps.items() if "layer.1." in name} == {16}
     assert {count for name, count in steps.items() if "layer.0." in name} == {8}
@@ -68,7 +71,7 @@ def test_stages_train_more_and_more_and_keep_what_they_have(
 
 @pytest.mark.parametrize("stops", [(4,), (8,), (9,), (16,), (3, 8, 16, 21)])
 @pytest.mark.parametrize("extra", [{}, {"cache.activations": "on", "checkpoint.content": "trainable"}])
-def test_a_staged_run_that_was_stopped_ends_with_the_same_bits(
+def test_a_staged_run_that_was_cut_off_ends_with_the_same_bits(
     make_config: MakeConfig,
     settings: dict[str, Any],
     stops: tuple[int, ...],
@@ -76,17 +79,17 @@ def test_a_staged_run_that_was_stopped_ends_with_the_same_bits(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     settings = {**settings, **extra, "checkpoint.every": 4}
-    whole = make_config(**settings, name="whole")
-    finetune(whole)
+    uninterrupted = make_config(**settings, name="uninterrupted")
+    finetune(uninterrupted)
     config = make_config(**settings)
     for stop in stops:
         run_until(config, stop, monkeypatch)
     finetune(config)
-    assert_same_tensors(load_exported_weights(config.run_dir), load_exported_weights(whole.run_dir))
-    ours, theirs = load_last_checkpoint(config.run_dir), load_last_checkpoint(whole.run_dir)
+    assert_same_tensors(load_exported_weights(config.run_dir), load_exported_weights(uninterrupted.run_dir))
+    ours, theirs = load_last_checkpoint(config.run_dir), load_last_checkpoint(uninterrupted.run_dir)
     assert ours.pop("run")["progress"] == theirs.pop("run")["progress"]
     assert_same_tensors(ours, theirs)
-    assert read_untimed_metrics(config.run_dir) == read_untimed_metrics(whole.run_dir)
+    assert read_untimed_metrics(config.run_dir) == read_untimed_metrics(uninterrupted.run_dir)
 
 
 def test_the_cached_prefix_moves_with_the_boundary(
@@ -98,7 +101,9 @@ def test_the_cached_prefix_moves_with_the_boundary(
     finetune(cached)
     for ours, theirs in zip(read_untimed_metrics(cached.run_dir), read_untimed_metrics(plain.run_dir), strict=True):
         assert ours == pytest.approx(theirs, abs=1e-5)
-    blocks = sorted(entry.manifest["description"]["blocks"] for entry in listing.list_entries(tmp_path / "cache" / "activations"))
+    blocks = sorted(
+        entry.manifest["description"]["blocks"] for entry in listing.list_entries(tmp_path / "cache" / "activations")
+    )
     assert blocks == [0, 1, 2]
 
 
@@ -112,49 +117,45 @@ def test_stages_on_two_processes(make_config: MakeConfig, settings: dict[str, An
         assert ours == pytest.approx(theirs, abs=1e-5)
 
 
-def test_the_best_of_an_early_stage_comes_back_whole(
+def test_the_best_checkpoint_of_an_early_stage_is_restored_completely(
     make_config: MakeConfig, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The first evaluation is the best; at the end all that trained later must be as it was then."""
-    from hf_finetune.run import training_run as job
-    from hf_finetune.training import evaluation
+    """The first evaluation is the best. The exported model must have its weights, those included that trained only later."""
+    count = []
 
-    measured, count = evaluation.run_evaluation, []
-
-    def worse_and_worse(*arguments: Any, **options: Any) -> Any:
-        import dataclasses
-
+    def evaluate_with_rising_loss(*arguments: Any, **options: Any) -> dict[str, float]:
         count.append(1)
-        return dataclasses.replace(measured(*arguments, **options), loss=float(len(count)))
+        return {**evaluate_split(*arguments, **options), "loss": float(len(count))}
 
-    monkeypatch.setattr(job, "evaluate", worse_and_worse)
-    found = []
+    monkeypatch.setattr("hf_finetune.train.evaluate_split", evaluate_with_rising_loss)
+    exported = []
     for content in ("full", "trainable"):
         count.clear()
         config = make_config(**settings, **{"checkpoint.content": content, "evaluation.metric": "loss"}, name=content)
         finetune(config)
-        found.append(load_exported_weights(config.run_dir))
+        exported.append(load_exported_weights(config.run_dir))
         best = next((config.run_dir / "checkpoints").glob("ckpt_*_update000004_*.pt"))
         saved = torch.load(best, weights_only=True)["model_state_dict"]
-        assert all(torch.equal(found[-1][name], tensor) for name, tensor in saved.items() if name in found[-1])
-    assert_same_tensors(found[0], found[1])
+        assert saved.keys() & exported[-1].keys()
+        assert all(torch.equal(exported[-1][name], tensor) for name, tensor in saved.items() if name in exported[-1])
+    assert_same_tensors(exported[0], exported[1])
 
 
-def test_what_would_be_frozen_again_is_refused(make_config: MakeConfig, settings: dict[str, Any]) -> None:
-    with pytest.raises(InputError, match=r"freeze\.unfreeze .*must not freeze blocks that trained before: until then, 0 blocks"):
+def test_a_stage_that_would_freeze_blocks_again_is_refused(make_config: MakeConfig, settings: dict[str, Any]) -> None:
+    with pytest.raises(
+        InputError, match=r"freeze\.unfreeze .*must not freeze blocks that trained before: until then, 0 blocks"
+    ):
         finetune(make_config(**settings | {"freeze.layers": 0}))
 
 
-def test_an_epoch_s_freeze_plan() -> None:
-    config = FreezeConfig(
-        encoder_layers=4, unfreeze=({"epoch": 2, "layers": "1/2"}, {"epoch": 4, "layers": 0})
-    )
-    assert [config.at(epoch).encoder_layers for epoch in range(1, 6)] == [4, "1/2", "1/2", 0, 0]
+def test_the_freeze_plan_of_an_epoch() -> None:
+    config = FreezeConfig(layers=4, unfreeze=({"epoch": 2, "layers": "1/2"}, {"epoch": 4, "layers": 0}))
+    assert [config.at(epoch).layers for epoch in range(1, 6)] == [4, "1/2", "1/2", 0, 0]
 
 
 @pytest.mark.parametrize("layers", [0, 2])
 @pytest.mark.parametrize("content", ["full", "trainable"])
-def test_going_on_under_another_freeze_plan(
+def test_resuming_with_another_freeze_plan(
     make_config: MakeConfig,
     settings: dict[str, Any],
     layers: int,
@@ -169,32 +170,29 @@ def test_going_on_under_another_freeze_plan(
     finetune(config)
     output = capsys.readouterr().out
     assert "the freeze plan has changed" in output
-    steps = steps_of(config.run_dir)
+    steps = count_updates(config.run_dir)
     assert {count for name, count in steps.items() if "layer.2." in name or "classifier" in name} == {24}
     assert {count for name, count in steps.items() if "layer.1." in name} == ({24} if layers == 0 else set())
     assert {count for name, count in steps.items() if "layer.0." in name} == ({16} if layers == 0 else set())
 
 
-def test_moments_are_carried_over_by_name() -> None:
-    def model() -> torch.nn.ModuleDict:
+def test_optimizer_state_is_restored_by_name() -> None:
+    def make_optimizer(names: str) -> torch.optim.AdamW:
         torch.manual_seed(0)
-        return torch.nn.ModuleDict({name: torch.nn.Linear(2, 2) for name in "abc"})
-
-    def optimizer(names: str) -> torch.optim.AdamW:
-        made = model()
-        parameters = [(name, value) for name, value in made.named_parameters() if name[0] in names]
-        built = optim.build_optimizer(
+        model = torch.nn.ModuleDict({name: torch.nn.Linear(2, 2) for name in "abc"})
+        parameters = [(name, value) for name, value in model.named_parameters() if name[0] in names]
+        optimizer = optim.build_optimizer(
             [{"name": "all", "params": parameters, "peak_learning_rate": 1.0}], torch.device("cpu")
         )
         for _, value in parameters:
             value.grad = torch.ones_like(value)
-        return built
+        return optimizer
 
-    first = optimizer("ab")
+    first = make_optimizer("ab")
     first.step()
-    second = optimizer("bc")
+    second = make_optimizer("bc")
     assert optim.restore_optimizer_state(second, first.state_dict()) == (["c.bias", "c.weight"], ["a.bias", "a.weight"])
-    kept = second.state_dict()
-    assert len(kept["state"]) == 2
-    assert torch.equal(kept["state"][0]["exp_avg"], first.state_dict()["state"][2]["exp_avg"])
+    restored = second.state_dict()
+    assert len(restored["state"]) == 2
+    assert torch.equal(restored["state"][0]["exp_avg"], first.state_dict()["state"][2]["exp_avg"])
     second.step()
