@@ -1,4 +1,4 @@
-"""A fault at every call that changes the disk, one after the other: what is there is the old or the new, never neither.
+"""A fault at each call that changes the disk: afterwards the old or the new file is there, complete.
 
 The calls are counted in a run without faults, so a call that is added to the code is tested too.
 """
@@ -35,7 +35,7 @@ class DeathError(BaseException):
 
 
 class Disk:
-    """Counts the calls that change files below a folder; the one of number `fails_at` fails by `fault`."""
+    """Counts the calls that change files below a folder. The call number `fails_at` fails with `fault`."""
 
     def __init__(self, folder: Path, fails_at: int = -1, fault: str = "") -> None:
         self.folder, self.fails_at, self.fault = str(folder), fails_at, fault
@@ -43,7 +43,7 @@ class Disk:
         self.is_dead = False
 
     def call(self, name: str, effect: Callable[[], Any], half: Callable[[], Any] | None = None) -> Any:
-        """One call: its effect, or the fault. Returns None where the effect is lost."""
+        """Makes one call, or fails. Returns None if the effect is lost."""
         if self.is_dead:
             raise DeathError
         self.calls.append(name)
@@ -60,11 +60,11 @@ class Disk:
         raise OSError(code, os.strerror(code))
 
     def concerns(self, target: Any, options: dict[str, Any]) -> bool:
-        """Whether a call's target lies below the folder; removals by descriptor come from shutil.rmtree."""
+        """True if a call's target lies below the folder. Removals by descriptor come from shutil.rmtree."""
         return isinstance(target, int) or bool(options.get("dir_fd")) or str(target).startswith(self.folder)
 
     def wrapped(self, name: str) -> Callable[..., Any]:
-        """A function of os that counts and fails."""
+        """A function of os that counts its calls and fails."""
         real = getattr(os, name)
 
         def function(target: Any, *arguments: Any, **options: Any) -> Any:
@@ -75,7 +75,7 @@ class Disk:
         return function
 
     def open(self, target: Any, mode: str = "r", *arguments: Any, **options: Any) -> Any:
-        """open() whose files count and fail where they are written to."""
+        """open(), whose files count their writes and fail."""
         changes = set(mode) & set("wax+") and str(target).startswith(self.folder)
         if not changes:
             return OPEN(target, mode, *arguments, **options)
@@ -83,7 +83,7 @@ class Disk:
 
     @contextmanager
     def at_work(self) -> Iterator["Disk"]:
-        """Within the block the calls go through this disk."""
+        """Sends the calls through this disk until the block ends."""
         with pytest.MonkeyPatch.context() as patch:
             for name in CALLS:
                 patch.setattr(os, name, self.wrapped(name))
@@ -96,7 +96,7 @@ OPEN = io.open
 
 
 class Written:
-    """A file whose writes count and fail."""
+    """A file that counts its writes and fails."""
 
     def __init__(self, file: Any, disk: Disk) -> None:
         self.file, self.disk = file, disk
@@ -129,7 +129,7 @@ def each_fault(
     *,
     errors: tuple[type[BaseException], ...] = (InputError, DeathError),  # anything else is a bug
 ) -> Iterator[tuple[Path, str, BaseException | None]]:
-    """For every call of the operation and every fault: a folder where it happened, what it was, and what was raised."""
+    """For each call of the operation and each fault: the folder where it happened, a description, and what was raised."""
     counting = folder / "counting"
     counting.mkdir()
     prepare(counting)
@@ -158,21 +158,21 @@ def each_fault(
 
 
 def save(folder: Path, update: int, value: float) -> None:
-    """A checkpoint, and what is no longer needed removed; the second is the best."""
+    """Saves a checkpoint and removes old ones. The second is the best."""
     content: dict[str, Any] = {"epoch": 1, "update": update, "loss": 0.5, "model": torch.full((5,), float(update))}
     saved = checkpoint.save_checkpoint(folder, content, metric="accuracy", value=value, best_update=2)
     checkpoint.remove_old_checkpoints(folder, saved, keep_best=1, keep_last=1, greater_is_better=True, best_update=2)
 
 
-def three(folder: Path) -> None:
-    """Three saves, of which the best and the last are left."""
+def save_three(folder: Path) -> None:
+    """Three saves, which leave the best and the last."""
     for update, value in ((1, 0.5), (2, 0.9), (3, 0.6)):
         save(folder, update, value)
 
 
 def test_a_save_leaves_the_old_or_the_new_whatever_fails(tmp_path: Path) -> None:
     count = 0
-    for folder, what, raised in each_fault(tmp_path, three, lambda folder: save(folder, 4, 0.7)):
+    for folder, what, raised in each_fault(tmp_path, save_three, lambda folder: save(folder, 4, 0.7)):
         count += 1
         newest, _ = checkpoint.find_newest_intact(folder)
         assert newest is not None, what
@@ -191,7 +191,7 @@ def test_a_save_leaves_the_old_or_the_new_whatever_fails(tmp_path: Path) -> None
 
 
 def test_a_writer_that_is_not_atomic_is_caught(tmp_path: Path) -> None:
-    """The guard fails where it should."""
+    """The guard fails when it should."""
 
     def careless(folder: Path) -> None:
         with (folder / "file").open("wb") as file:
@@ -211,7 +211,7 @@ def test_a_writer_that_is_not_atomic_is_caught(tmp_path: Path) -> None:
 @pytest.mark.parametrize("damage", ["flipped", "cut", "removed"])
 @pytest.mark.parametrize("suffix", [".pt", ".json"])
 def test_every_damage_of_every_file_is_found(tmp_path: Path, damage: str, suffix: str) -> None:
-    three(tmp_path)
+    save_three(tmp_path)
     whole = next(path for path in tmp_path.glob(f"ckpt_*update000003*{suffix}"))
     content = whole.read_bytes()
     places = sorted({*range(0, len(content), max(1, len(content) // 60)), len(content) - 1})
@@ -237,7 +237,7 @@ def test_every_damage_of_every_file_is_found(tmp_path: Path, damage: str, suffix
 
 
 def is_harmless(suffix: str, damage: str, spoiled: bytes, content: bytes) -> bool:
-    """Whether a changed manifest still names this file, size and digest: what else it says decides nothing of its bytes."""
+    """True if a changed manifest still has this file, size and digest: its other values say nothing about the bytes."""
     if suffix != ".json" or damage != "flipped":
         return False
     try:
@@ -254,7 +254,7 @@ def test_loading_executes_nothing(tmp_path: Path) -> None:
         def __reduce__(self) -> tuple[Any, ...]:
             return os.mkdir, (str(marker),)
 
-    three(tmp_path)
+    save_three(tmp_path)
     path = next(tmp_path.glob("ckpt_*update000003*.pt"))
     for make in (
         lambda: path.write_bytes(pickle.dumps({"run": Malicious()})),
@@ -278,14 +278,14 @@ def few_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(layout, "CHUNK_TOKENS", 128)
 
 
-def entry_in(folder: Path) -> store.Entry:
-    """An entry of made-up rows under a root of its own."""
+def make_entry_in(folder: Path) -> store.Entry:
+    """An entry of made-up rows in its own folder."""
     return entries.make_entry(folder / "root")
 
 
-def damaged(folder: Path) -> None:
-    """A whole entry with a byte flipped."""
-    entry = entry_in(folder)
+def build_damaged(folder: Path) -> None:
+    """A complete entry with a flipped bit."""
+    entry = make_entry_in(folder)
     entries.build(entry)
     path = entry.folder / store.ACTIVATIONS
     content = bytearray(path.read_bytes())
@@ -293,12 +293,12 @@ def damaged(folder: Path) -> None:
     path.write_bytes(content)
 
 
-@pytest.mark.parametrize("prepare", [lambda folder: None, damaged], ids=["new", "repair"])
+@pytest.mark.parametrize("prepare", [lambda folder: None, build_damaged], ids=["new", "repair"])
 def test_an_entry_is_intact_or_not_there(tmp_path: Path, prepare: Callable[[Path], None]) -> None:
     count = 0
-    for folder, what, raised in each_fault(tmp_path, prepare, lambda folder: entries.build(entry_in(folder))):
+    for folder, what, raised in each_fault(tmp_path, prepare, lambda folder: entries.build(make_entry_in(folder))):
         count += 1
-        entry = entry_in(folder)
+        entry = make_entry_in(folder)
         if raised is None:
             assert entry.is_complete(), what
         entries.build(entry)
@@ -308,13 +308,13 @@ def test_an_entry_is_intact_or_not_there(tmp_path: Path, prepare: Callable[[Path
 
 def test_pruning_removes_an_entry_or_leaves_it(tmp_path: Path) -> None:
     def prepare(folder: Path) -> None:
-        entries.build(entry_in(folder))
+        entries.build(make_entry_in(folder))
 
     def prune(folder: Path) -> None:
         listing.prune_entries(folder / "root", max_bytes=0, older_than_seconds=None)
 
     for folder, what, _ in each_fault(tmp_path, prepare, prune):
-        entry = entry_in(folder)
+        entry = make_entry_in(folder)
         assert not entry.is_complete() or listing.find_damage(entries.get_only_entry(entry.root)) is None, what
         entries.build(entry)
         entries.assert_intact(entry)
