@@ -1,60 +1,87 @@
-"""Where the time of an update goes, with the prefix cached: torch's profiler over one epoch's updates.
+"""Shows which operators take the time of an update from cached activations, with torch's profiler.
 
-    python benchmarks/profile_update.py [settings as for the classify recipe]
+    make profile            or: python benchmarks/profile_update.py [settings of the classify recipe]
 
-Writes the operators that take most as the table in docs/performance.md.
+Writes the operators that take the most time as the table in docs/performance.md; --out FOLDER writes it into another folder.
 """
 
-import sys
+import argparse
+import runpy
 import tempfile
+from pathlib import Path
+from typing import Any
 
 import torch
-from against_trainer import ROOT
-from measure import rewrite
+from pages import ROOT, describe_version, write_table
 
-from hf_finetune.cache import capture, decision
+from hf_finetune import __version__
 from hf_finetune.config.loading import load_config
 from hf_finetune.recipe import recipe_path
-from hf_finetune.run import report, setup
+from hf_finetune.run import report
 from hf_finetune.run.folder import open_run
+from hf_finetune.run.setup import set_up
 from hf_finetune.run.training_run import Clock
-from hf_finetune.training.loop import train_steps
-from hf_finetune.training.progress import Progress
+from hf_finetune.train import attach_cache, decide_on_cache
+from hf_finetune.training.loop import Update, train_steps
+from hf_finetune.training.progress import FRESH
+
+NUM_SHOWN = 14  # operators in the table
+
+
+def profile_run(settings: list[str], options: argparse.Namespace) -> tuple[list[Update], Any, int]:
+    """Trains some updates. Returns those that were timed without the profiler, the profile, and its number of updates."""
+    recipe = runpy.run_path(str(recipe_path("classify")))
+    with tempfile.TemporaryDirectory() as folder:
+        words = ["--cache.activations", "on", *settings, "--output_dir", folder, "--tracking.trackers", "[]"]
+        config = load_config(recipe["DEFAULTS"], words, demo=recipe["DEMO"])
+        with open_run(config) as runtime:
+            clock = Clock()
+            run = set_up(config, runtime, clock)
+            cache = decide_on_cache(run, FRESH, clock)
+            report.announce(run, cache.lines, [])
+            run, _ = attach_cache(run, FRESH, cache, clock)
+            needed = options.warmup + options.updates + options.profiled
+            if run.schedule.total_updates < needed:
+                raise SystemExit(f"the run has {run.schedule.total_updates} updates, and the profile needs {needed}")
+            steps = train_steps(run.train_state, run.features["train"], run.task, config, runtime)
+            for _ in range(options.warmup):
+                next(steps)
+            updates = [next(steps) for _ in range(options.updates)]
+            with torch.profiler.profile() as profile:
+                for _ in range(options.profiled):
+                    next(steps)
+    return updates, profile, options.profiled
+
+
+def make_table(updates: list[Update], profile: Any, num_profiled: int) -> str:
+    """Returns the mean time of an update, and the table of the operators."""
+    seconds, tokens = sum(update.seconds for update in updates), sum(update.num_tokens for update in updates)
+    rows = sorted(profile.key_averages(), key=lambda row: -row.self_cpu_time_total)
+    total = sum(row.self_cpu_time_total for row in rows)
+    lines = [
+        describe_version([{"version": __version__}]),
+        f"{len(updates)} updates: {1e3 * seconds / len(updates):.1f} ms each, {tokens / seconds:,.0f} tokens/s.",
+        "",
+        "| operator | share of the time | ms an update | calls an update |",
+        "|---|---|---|---|",
+    ]
+    for row in rows[:NUM_SHOWN]:
+        share, milliseconds = row.self_cpu_time_total / total, row.self_cpu_time_total / 1e3 / num_profiled
+        lines.append(f"| `{row.key}` | {share:.1%} | {milliseconds:.2f} | {row.count / num_profiled:.0f} |")
+    return "\n".join(lines)
 
 
 def main() -> None:
-    """Sets a run up, warms up, and profiles."""
-    names: dict[str, object] = {}
-    exec(compile(recipe_path("classify").read_text(), "classify.py", "exec"), {"__name__": "recipe"}, names)
-    with tempfile.TemporaryDirectory() as folder:
-        arguments = [*sys.argv[1:], "--output_dir", folder, "--tracking.trackers", "[]"]
-        config = load_config(names["DEFAULTS"], arguments, demo=names["DEMO"])  # type: ignore[arg-type]
-        assert config is not None
-        with open_run(config) as run:
-            job = setup.set_up(config, "classification", run, Clock())
-            progress = Progress()
-            choice = decision.decide(job, progress)
-            report.announce(job, [], choice)
-            job = capture.attach_activations(job, choice)
-            steps = train_steps(job.train_state, job.features["train"], job.task, config, run)
-            for _ in range(10):
-                next(steps)
-            measured = [next(steps) for _ in range(min(40, job.schedule.total_updates - 20))]
-            tokens = sum(update.num_tokens for update in measured)
-            seconds = sum(update.seconds for update in measured)
-            with torch.profiler.profile() as profile:
-                num_profiled = sum(1 for _ in zip(steps, range(10), strict=False))
-    lines = [f"{len(measured)} updates: {1e3 * seconds / len(measured):.1f} ms each, {tokens / seconds:,.0f} tokens/s."]
-    rows = sorted(profile.key_averages(), key=lambda row: -row.self_cpu_time_total)
-    total = sum(row.self_cpu_time_total for row in rows)
-    lines += ["", "| operator | share of the time | ms an update | calls an update |", "|---|---|---|---|"]
-    for row in rows[:14]:
-        milliseconds = row.self_cpu_time_total / 1e3 / num_profiled
-        lines.append(
-            f"| `{row.key}` | {row.self_cpu_time_total / total:.1%} | {milliseconds:.2f} | {row.count / num_profiled:.0f} |"
-        )
-    print("\n".join(lines))
-    rewrite(ROOT / "docs" / "performance.md", "\n".join(lines), "profile")
+    """Profiles a run, and writes the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--warmup", type=int, default=10, help="updates before the first that is timed")
+    parser.add_argument("--updates", type=int, default=40, help="updates that are timed without the profiler")
+    parser.add_argument("--profiled", type=int, default=10, help="updates that are profiled")
+    parser.add_argument("--out", type=Path, help="folder of the table; docs/performance.md if not given")
+    options, settings = parser.parse_known_args()
+    text = make_table(*profile_run(settings, options))
+    print(text)
+    write_table(text, "profile", [ROOT / "docs" / "performance.md"], options.out)
 
 
 if __name__ == "__main__":

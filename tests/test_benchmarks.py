@@ -1,0 +1,258 @@
+"""Each script of benchmarks/ runs to its end on small data, and writes what it should. No file of the repository changes."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import sentence_pairs, tagged, text_pairs, tiny
+from support.script_server import ScriptServer
+
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not hasattr(os, "fork"), reason="scripts run in forks")]
+
+ROOT = Path(__file__).resolve().parent.parent
+BENCHMARKS = ROOT / "benchmarks"
+SMALL = ["--train.epochs", "1", "--train.max_updates", "2", "--train.batch_size", "8", "--data.max_length", "32"]
+RUN_ELSEWHERE = {"reliability.py"}  # takes minutes; `make soak` runs it
+
+
+@pytest.fixture(scope="module", autouse=True)
+def unchanged_repository() -> Iterator[None]:
+    """Fails if a script has changed a results file or a table of the repository."""
+    paths = [*BENCHMARKS.rglob("*.json"), ROOT / "docs" / "performance.md", ROOT / "docs" / "results.md"]
+    before = {path: path.read_bytes() for path in paths}
+    yield
+    assert {path: path.read_bytes() for path in [*BENCHMARKS.rglob("*.json"), *paths]} == before
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ScriptServer]:
+    """The process that runs the scripts."""
+    folder = tmp_path_factory.mktemp("server")
+    offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(folder), "TOKENIZERS_PARALLELISM": "false"}
+    server = ScriptServer({**os.environ, **offline, "OMP_NUM_THREADS": "1"})
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def run_script(tmp_path: Path, server: ScriptServer) -> Callable[..., str]:
+    """`run_script("measure.py", "--only", "sst2")`: runs a script to its end, and returns what it printed."""
+
+    def run(name: str, *words: object) -> str:
+        environment = {"HF_FINETUNE_CACHE": str(tmp_path / "cache")}
+        code = server.run(BENCHMARKS / name, list(map(str, words)), tmp_path, environment)
+        output, errors = ((tmp_path / stream).read_text(encoding="utf-8") for stream in ("stdout", "stderr"))
+        assert code == 0, output[-1000:] + errors[-3000:]
+        return output
+
+    return run
+
+
+def write_rows(folder: Path, make_rows: Callable[..., list[dict[str, Any]]], **options: Any) -> list[str]:
+    """Writes made rows of all splits. Returns the settings that name the files."""
+    words = []
+    for seed, (split, count) in enumerate({"train": 24, "validation": 8, "test": 8}.items()):
+        path = tiny.write_jsonl(folder / f"{split}.jsonl", make_rows(count=count, seed=seed, **options))
+        words += [f"--data.{split}", str(path)]
+    return words
+
+
+def read_lines(output: str) -> list[dict[str, Any]]:
+    """Returns the JSON lines that a script printed. It must have printed nothing else."""
+    return [json.loads(line) for line in output.splitlines()]
+
+
+def read_json(path: Path) -> Any:
+    """Returns the content of a JSON file."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def test_every_script_has_a_test() -> None:
+    """Scripts are found by their last lines; other files of benchmarks/ are modules that scripts import."""
+    paths = [path for path in BENCHMARKS.rglob("*.py") if '__name__ == "__main__"' in path.read_text(encoding="utf-8")]
+    names = {path.relative_to(BENCHMARKS).as_posix() for path in paths}
+    own_text = Path(__file__).read_text(encoding="utf-8")
+    assert len(names) > 10
+    assert {name for name in names if f'"{name}", ' not in own_text} == RUN_ELSEWHERE
+
+
+# --- hf-finetune alone, and with transformers.Trainer ---------------------------------------------------------------
+
+
+def test_against_trainer_writes_the_results_and_the_table(
+    tmp_path: Path, backbones: Callable[..., Path], run_script: Callable[..., str]
+) -> None:
+    write_rows(tmp_path, tiny.make_rows)
+    out, files = tmp_path / "out", ("--train", tmp_path / "train.jsonl", "--validation", tmp_path / "validation.jsonl")
+    sizes = ("--epochs", 1, "--batch-size", 8, "--max-length", 32, "--rounds", 1, "--examples", 16, "--frozen", 1)
+    competitors = ("--only", "tuned", "cold")
+    run_script(
+        "against_trainer.py", *files, *sizes, *competitors, "--backbone", backbones(), "--out", out, "--name", "small"
+    )
+    result = read_json(out / "small.json")
+    assert result["medians"].keys() == result["runs"].keys() == {"tuned", "cold"}
+    for runs in result["runs"].values():
+        assert [len(run["accuracies"]) for run in runs] == [1]
+    (tuned,), (cold,) = result["runs"]["tuned"], result["runs"]["cold"]
+    assert tuned["precision"] == cold["precision"]
+    assert cold["prefix"][0].startswith("on: ")
+    assert cold["phases"]["cache"] > 0
+    # Both trained on the same 16 texts, so they saw the same number of tokens
+    tokens = [run["tokens_per_second"] * run["seconds"] for run in (tuned, cold)]
+    assert tokens[0] == pytest.approx(tokens[1])
+    table = (out / "benchmark.md").read_text(encoding="utf-8")
+    assert "| hf-finetune, cold cache |" in table
+    assert table.startswith(f"Measured with version {result['version']}.")
+
+
+def test_scaling_measures_a_size(
+    tmp_path: Path, backbones: Callable[..., Path], run_script: Callable[..., str]
+) -> None:
+    write_rows(tmp_path, tiny.make_rows)
+    sizes = ("--examples", 12, "--factors", 2, "--max-length", 16, "--frozen", 1, "--only", "cold")
+    out, train = tmp_path / "out", tmp_path / "train.jsonl"
+    run_script("scaling.py", *sizes, "--train", train, "--backbone", backbones(), "--out", out)
+    assert [row["examples"] for row in read_json(out / "scaling.json")["rows"]] == [24]
+    assert (out / "scaling.md").read_text(encoding="utf-8").count("| cold |") == 1
+
+
+def test_the_profile_lists_operators(
+    tmp_path: Path, backbones: Callable[..., Path], run_script: Callable[..., str]
+) -> None:
+    settings = [*write_rows(tmp_path, tiny.make_rows), "--model.backbone", backbones(), "--data.max_length", 32]
+    counts = ("--warmup", 1, "--updates", 2, "--profiled", 1, "--out", tmp_path / "out")
+    run_script("profile_update.py", *counts, *settings, "--freeze.layers", 1, "--train.batch_size", 4)
+    table = (tmp_path / "out" / "profile.md").read_text(encoding="utf-8")
+    assert "2 updates: " in table
+    assert "| `aten::addmm` |" in table
+
+
+def test_measure_runs_a_config_and_writes_the_results_and_the_tables(
+    tmp_path: Path, backbones: Callable[..., Path], run_script: Callable[..., str]
+) -> None:
+    (tmp_path / "sst2_small").mkdir()
+    write_rows(tmp_path / "sst2_small", tiny.make_rows)
+    settings = [*SMALL, "--model.backbone", backbones(), "--tracking.trackers", "[]"]
+    run_script("measure.py", "--data", tmp_path, "--only", "sst2", "--out", tmp_path / "out", *settings)
+    row = read_json(tmp_path / "out" / "results.json")["sst2"]
+    assert row["command"].startswith(
+        "python recipes/classify.py --config recipes/configs/classify/sst2.yaml --train.epochs"
+    )
+    table = (tmp_path / "out" / "results.md").read_text(encoding="utf-8")
+    assert f"| accuracy | {row['validation']['accuracy']:.4f} | {row['test']['accuracy']:.4f} |" in table
+    assert "benchmarks/comparisons/tag.py" in (tmp_path / "out" / "comparisons.md").read_text(encoding="utf-8")
+
+
+def test_the_tables_of_the_pages_are_those_of_the_results_files() -> None:
+    code = (
+        "import json, against_trainer, measure, pages\n"
+        "tables = {\n"
+        "    'results': measure.make_table(json.loads((pages.ROOT / 'benchmarks/results.json').read_text())),\n"
+        "    'comparisons': measure.make_comparison_table(json.loads(measure.COMPARISONS.read_text())),\n"
+        "}\n"
+        "print(json.dumps(tables))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=BENCHMARKS, capture_output=True, text=True, timeout=100, check=True
+    )
+    page = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    for marker, table in json.loads(done.stdout).items():
+        assert f"<!-- {marker} -->\n{table}\n<!-- end of {marker} -->" in page
+
+
+# --- comparisons ----------------------------------------------------------------------------------------------------
+
+
+def make_answered_questions(count: int, seed: int) -> list[dict[str, Any]]:
+    """Returns questions that all have an answer."""
+    rows = tiny.make_questions(2 * count, seed=seed)
+    return [row for row in rows if row["answers"]["text"]][:count]
+
+
+def make_pairs_of_choices(count: int, seed: int) -> list[dict[str, Any]]:
+    """Returns rows that all have two choices."""
+    return [row for row in tiny.make_choices(3 * count, seed=seed) if len(row["choices"]) == 2]
+
+
+def test_comparison_of_tagging(tmp_path: Path, backbones: Callable[..., Path], run_script: Callable[..., str]) -> None:
+    data = write_rows(tmp_path, tagged.make_rows)
+    (line,) = read_lines(run_script("comparisons/tag.py", "--model.backbone", backbones(), *data, *SMALL))
+    assert line.keys() == {"trainer", "validation", "test", "train_seconds"}
+    assert line["test"].keys() == {"f1", "precision", "recall", "accuracy"}
+
+
+def test_comparison_of_multiple_choice(
+    tmp_path: Path, backbones: Callable[..., Path], run_script: Callable[..., str]
+) -> None:
+    data = write_rows(tmp_path, make_pairs_of_choices)
+    (line,) = read_lines(run_script("comparisons/choose.py", "--model.backbone", backbones(), *data, *SMALL))
+    assert line["validation_accuracy"]
+    assert 0 <= line["validation_accuracy"][-1] <= 1
+
+
+def test_comparison_of_question_answering(
+    tmp_path: Path, backbones: Callable[..., Path], run_script: Callable[..., str]
+) -> None:
+    data = [*write_rows(tmp_path, make_answered_questions), "--task.window_overlap", "4"]
+    (line,) = read_lines(run_script("comparisons/answer.py", "--model.backbone", backbones(), *data, *SMALL))
+    assert line["validation"].keys() == {"f1", "exact_match"}
+
+
+def test_comparison_of_embeddings(
+    tmp_path: Path, backbones: Callable[..., Path], run_script: Callable[..., str]
+) -> None:
+    data = write_rows(tmp_path, sentence_pairs.make_rows, kind="pairs")
+    (line,) = read_lines(run_script("comparisons/embed.py", "--model.backbone", backbones(), *data, *SMALL))
+    for moment in ("before", "after"):
+        assert 0 <= line[moment]["test"]["cosine_accuracy@1"] <= 1
+
+
+def test_comparison_of_embeddings_with_scores(
+    tmp_path: Path, backbones: Callable[..., Path], run_script: Callable[..., str]
+) -> None:
+    data = write_rows(tmp_path, sentence_pairs.make_rows, kind="scored")
+    columns = ("--data.text_columns", "one", "two", "--data.label_column", "score", "--freeze.layers", "1")
+    settings = ["--model.backbone", backbones(), *columns, *data, *SMALL]
+    (line,) = read_lines(run_script("comparisons/embed.py", *settings))
+    assert line["before"]["test"]["pearson_cosine"] != line["after"]["test"]["pearson_cosine"]
+
+
+def test_comparison_of_language_modelling(
+    tmp_path: Path, backbones: Callable[..., Path], run_script: Callable[..., str]
+) -> None:
+    lines = [row["text"] for row in tiny.make_rows(200)]
+    (tmp_path / "text.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    data = ["--data.train", tmp_path / "text.txt", "--model.backbone", backbones("gpt2")]
+    (line,) = read_lines(run_script("comparisons/model_language.py", *data, *SMALL))
+    assert line["test"]["loss"] > 0
+    assert line["seconds"]["total"] >= line["seconds"]["train"]
+
+
+def test_comparison_of_summarization_with_a_small_model(tmp_path: Path, run_script: Callable[..., str]) -> None:
+    data = text_pairs.make_summaries(tmp_path)
+    model, columns = tmp_path / "model", ("--columns", "document", "summary")
+    sizes = ("--pieces", 60, "--width", 64, "--depth", 1)
+    output = run_script("make_small_seq2seq.py", model, "--data", tmp_path / "train.jsonl", *columns, *sizes)
+    assert f"{model}: t5, " in output
+    settings = [word for key, (path,) in data.items() for word in (f"--{key}", path)]
+    settings += ["--model.backbone", model, "--task.max_target_length", "6", "--task.num_beams", "1", *SMALL]
+    (line,) = read_lines(run_script("comparisons/summarize.py", *settings))
+    assert line.keys() == {"loss", "rouge1", "rouge2", "rougeL", "rougeLsum", "seconds"}
+    (line,) = read_lines(run_script("comparisons/summarize.py", *settings, "--lead"))
+    assert 0 < line["rouge1"] < 1
+
+
+def test_comparison_of_lora_trains_the_same_number_of_parameters(
+    tmp_path: Path, backbones: Callable[..., Path], run_script: Callable[..., str]
+) -> None:
+    data = write_rows(tmp_path, tiny.make_rows)
+    settings = ["--model.backbone", backbones(), "--adapter.kind", "lora", "--freeze.layers", "1", *data, *SMALL]
+    lines = {line.pop("kind"): line for line in read_lines(run_script("comparisons/lora.py", *settings))}
+    assert lines.keys() == {"LoRA", "blocks without adapters", "peft and Trainer"}
+    assert lines["LoRA"]["trainable"] == lines["peft and Trainer"]["trainable"]
+    assert lines["LoRA"]["trainable"] < lines["blocks without adapters"]["trainable"]
