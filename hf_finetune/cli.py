@@ -121,6 +121,7 @@ def add_model_options(command: argparse.ArgumentParser) -> None:
         default=(),
         help="columns of the choices, for multiple choice (default: those of the training data)",
     )
+    command.add_argument("--task", help="import path of the task if it is your own class: my_package.tasks:MyTask")
 
 
 def add_evaluate(commands: Any) -> None:
@@ -311,6 +312,7 @@ def load_predictor(options: argparse.Namespace) -> "Predictor":
 
     return Predictor.from_pretrained(
         options.model,
+        task=options.task,
         text_columns=tuple(options.text_columns),
         choice_columns=tuple(options.choice_columns),
         label_column=getattr(options, "label_column", None),

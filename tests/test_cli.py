@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from support import tiny
+from support.configs import make_small_config
 
 import hf_finetune
 from hf_finetune import cli, recipe
@@ -29,12 +30,12 @@ COMMANDS = ("train", "inspect", "evaluate", "predict", "push")
 
 @pytest.fixture(autouse=True)
 def _own_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A recipe's own arguments are put into sys.argv."""
+    """Recipes write their arguments into sys.argv, which is restored after the test."""
     monkeypatch.setattr(sys, "argv", ["hf-finetune"])
 
 
 def call(*words: str) -> int:
-    """The exit code of `hf-finetune words`."""
+    """Runs `hf-finetune WORDS`, and returns the exit code."""
     try:
         return cli.main(words)
     except SystemExit as end:
@@ -51,7 +52,7 @@ def write_data(folder: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def run_dir(tmp_path_factory: pytest.TempPathFactory, backbones: Callable[..., Path]) -> Path:
-    """A run that `hf-finetune train classify` has made."""
+    """The folder of a run that `hf-finetune train classify` made."""
     folder = tmp_path_factory.mktemp("typed")
     words = ["--model.backbone", str(backbones("bert")), "--output_dir", str(folder / "outputs"), "--name", "typed"]
     words += [
@@ -76,11 +77,11 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory, backbones: Callable[..., P
 # --- train ----------------------------------------------------------------------------------------------------------
 
 
-def test_train_runs_the_recipes_own_file() -> None:
+def test_train_runs_the_file_of_the_recipe() -> None:
     assert recipe.recipe_path("classify") == ROOT / "recipes" / "classify.py"
 
 
-def test_train_leaves_a_run_with_the_recipes_settings_under_those_typed(run_dir: Path) -> None:
+def test_settings_of_the_command_line_override_those_of_the_recipe(run_dir: Path) -> None:
     import yaml
 
     config = yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8"))
@@ -94,21 +95,21 @@ def test_train_leaves_a_run_with_the_recipes_settings_under_those_typed(run_dir:
     assert json.loads((run_dir / "results.json").read_text(encoding="utf-8"))["status"] == "finished"
 
 
-def test_train_a_second_time_says_that_it_is_finished(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_finished_run_is_not_trained_again(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = {path: path.stat().st_mtime_ns for path in run_dir.rglob("*")}
     assert call("train", "classify", "--config", str(run_dir / "config.yaml")) == 0
     assert "is finished, there is nothing to train" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in run_dir.rglob("*") if path.name != ".lock"} == before
 
 
-def test_a_recipe_that_is_not_there_is_an_error_that_lists_those_that_are(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_recipe_is_an_error_that_lists_all_recipes(capsys: pytest.CaptureFixture[str]) -> None:
     assert call("train", "clasify") == 2
     recipes = "answer, choose, classify, embed, instruct, model_language, summarize, tag, translate"
     assert capsys.readouterr() == ("", f"error: train clasify: there is no such recipe; the recipes are {recipes}\n")
 
 
 def test_recipes_are_also_found_inside_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As in the wheel, where they lie in hf_finetune/recipes and not beside the package."""
+    """As in the wheel, which has them in hf_finetune/recipes and not next to the package."""
     (tmp_path / "hf_finetune" / "recipes").mkdir(parents=True)
     (tmp_path / "hf_finetune" / "recipes" / "mine.py").write_text("import sys\nsys.exit(7)\n", encoding="utf-8")
     monkeypatch.setattr(recipe, "__file__", str(tmp_path / "hf_finetune" / "recipe.py"))
@@ -143,7 +144,7 @@ def test_the_wheel_carries_the_recipes(tmp_path: Path) -> None:
     assert not [name for name in names if name.startswith("tests/")]
 
 
-def test_the_installed_command_is_this_one() -> None:
+def test_the_installed_command_calls_main() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     module, function = project["scripts"]["hf-finetune"].split(":")
     assert getattr(importlib.import_module(module), function) is cli.main
@@ -161,13 +162,13 @@ def test_predict_prints_a_line_of_json_for_a_text(run_dir: Path, capsys: pytest.
     assert set(row["probabilities"]) == {"animals", "food", "tools"}
 
 
-def test_predict_writes_a_files_answers_in_order_or_prints_them(
+def test_predict_writes_the_predictions_of_a_file_in_order_or_prints_them(
     run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     texts = [row["text"] for row in tiny.make_rows(30, seed=8)]
     data = tiny.write_jsonl(tmp_path / "rows.jsonl", [{"text": text} for text in texts])
     expected = list(Predictor.from_pretrained(str(run_dir)).predict([{"text": text} for text in texts]))
-    out = tmp_path / "answers.jsonl"
+    out = tmp_path / "predictions.jsonl"
     assert call("predict", str(run_dir), "--data", str(data), "--out", str(out)) == 0
     assert capsys.readouterr() == (f"30 rows written to {out}\n", "")
     assert [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()] == expected
@@ -197,7 +198,7 @@ def test_evaluate_takes_other_columns(run_dir: Path, tmp_path: Path, capsys: pyt
 # --- inspect --------------------------------------------------------------------------------------------------------
 
 
-def test_inspect_lists_the_same_in_every_format(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_inspect_lists_the_same_parameters_in_every_format(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plan = ["--freeze.embeddings", "--freeze.layers", "1", "--freeze.patterns", "pooler", "classifier.bias"]
     assert call("inspect", str(run_dir), "--format", "json", *plan) == 0
     read = json.loads(capsys.readouterr().out)
@@ -220,7 +221,7 @@ def test_inspect_lists_the_same_in_every_format(run_dir: Path, capsys: pytest.Ca
 
 
 @pytest.mark.parametrize(("layers", "count"), [("0", 0), ("-1", 1), ("1/2", 1), ("all", 2)])
-def test_inspect_takes_encoder_layers_as_the_config_does(
+def test_inspect_reads_layers_as_the_config_does(
     run_dir: Path, capsys: pytest.CaptureFixture[str], layers: str, count: int
 ) -> None:
     assert call("inspect", str(run_dir), "--format", "json", f"--freeze.layers={layers}") == 0
@@ -322,16 +323,18 @@ def test_bad_usage_is_one_line_on_standard_error_and_exit_code_2(
 
 
 def test_one_text_for_a_model_of_pairs_is_an_error(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    config = make_small_config(tmp_path, "backbone", pair=True)
+    named: list[str | None] = []
+
     class Pairs:
-        task = Classification(
-            problem="single_label", label_names=("a", "b"), text_columns=("text", "other"), label_column="label"
-        )
+        task = Classification.compose(config, "single_label", ("a", "b"), ())
 
         @classmethod
-        def from_pretrained(cls, _: str, **columns: Any) -> "Pairs":
+        def from_pretrained(cls, _: str, *, task: str | None, **columns: Any) -> "Pairs":
             assert not any(columns.values())
+            named.append(task)
             return cls()
 
         def predict(self, rows: list[dict[str, str]]) -> list[dict[str, Any]]:
@@ -342,6 +345,8 @@ def test_one_text_for_a_model_of_pairs_is_an_error(
     assert capsys.readouterr().err == "error: --text: takes two texts, as the model was trained\n"
     assert call("predict", "somewhere", "--text", "x", "y") == 0
     assert json.loads(capsys.readouterr().out) == {"label": {"text": "x", "other": "y"}}
+    assert call("predict", "somewhere", "--task", "mine:Pairs", "--text", "x", "y") == 0
+    assert named == [None, None, "mine:Pairs"]
 
 
 def test_debug_shows_the_traceback_and_the_exit_code_is_the_same(
@@ -355,7 +360,7 @@ def test_debug_shows_the_traceback_and_the_exit_code_is_the_same(
         assert "Traceback (most recent call last)" in capsys.readouterr().err
 
 
-def test_an_interrupted_command_says_how_to_go_on(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_interrupted_command_prints_how_to_continue(capsys: pytest.CaptureFixture[str]) -> None:
     def interrupt() -> None:
         raise KeyboardInterrupt
 

@@ -20,9 +20,9 @@ from hf_finetune.model import lora
 from hf_finetune.model.backbone import (
     LOADING_ERRORS,
     LONGEST_DEFAULT,
-    holds_model,
     find_model_source,
     find_position_limit,
+    holds_model,
     silence_transformers,
 )
 from hf_finetune.system.errors import InputError
@@ -51,11 +51,16 @@ class Predictor:
     metric: str
 
     @classmethod
-    def from_pretrained(cls, location: str, **columns: Any) -> "Predictor":
+    def from_pretrained(cls, location: str, *, task: str | None = None, **columns: Any) -> "Predictor":
         """Loads a run folder (its model/), a model folder, or a model on the Hub.
 
-        columns: text_columns, label_column and choice_columns, if they have other names than in training. InputError if there
-        is no model, or if it belongs to no task.
+        Args:
+            location: The folder, or the Hub id.
+            task: Import path of the model's task if it is a class of your own, as my_package.tasks:MyTask. No model can have a
+                class imported that is not named here.
+            columns: text_columns, label_column and choice_columns, if they have other names than in training.
+
+        InputError if there is no model, or if it belongs to no task.
         """
         source = find_model_source(location)
         if Path(location).is_dir() and source == location and not holds_model(Path(location)):
@@ -63,14 +68,16 @@ class Predictor:
         try:
             with silence_transformers():
                 hf_config = lora.load_config(source)
-                task, config, metric = load_recorded_task(location, hf_config, columns)
-                model = lora.load_model(source, task.head.auto_class, hf_config)
+                loaded_task, config, metric = load_recorded_task(location, hf_config, columns, task)
+                model = lora.load_model(source, loaded_task.head.auto_class, hf_config)
                 tokenizer = transformers.AutoTokenizer.from_pretrained(source)
         except LOADING_ERRORS as error:
             reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-            raise InputError(f"{location}: is not a run folder, a model folder or a model on the Hub: {reason}") from None
+            raise InputError(
+                f"{location}: is not a run folder, a model folder or a model on the Hub: {reason}"
+            ) from None
         model.eval().to(torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu")
-        return cls(model=model, tokenizer=tokenizer, task=task, config=config, metric=metric)
+        return cls(model=model, tokenizer=tokenizer, task=loaded_task, config=config, metric=metric)
 
     @property
     def max_length(self) -> int:
@@ -141,18 +148,38 @@ class Predictor:
         return scoring.evaluate(self.make_runner(features), features, table, metric=name, indices=indices)
 
 
-def load_recorded_task(location: str, hf_config: Any, columns: Mapping[str, Any]) -> tuple[Task, RunConfig, str]:
-    """Task, settings and best metric as the export recorded them in the model's config; of a model that was made elsewhere, as
-    far as its config tells them."""
-    recorded = getattr(hf_config, "hf_finetune", None) or {"task": {"kind": find_task(location, hf_config)}}
+def load_recorded_task(
+    location: str, hf_config: Any, columns: Mapping[str, Any], own_task: str | None = None
+) -> tuple[Task, RunConfig, str]:
+    """Returns task, settings and best metric as the export recorded them in the model's config.
+
+    For a model that was trained elsewhere, returns them as far as its config contains them.
+    """
+    recorded = getattr(hf_config, "hf_finetune", None)
+    if not recorded:
+        return make_task({"task": {"kind": find_task(location, hf_config)}}, hf_config, columns)
     try:
-        config = read_recorded_config(recorded, columns)
-        task_class = load_task(config.task.kind)
-        task: Task = task_class.from_state(config, recorded.get("task_state") or task_class.read_state(hf_config))
-    except (TypeError, KeyError, ValueError, AttributeError) as error:
+        kind = recorded["task"]["kind"]
+        if kind in TASKS or ":" not in kind or kind == own_task:
+            make_task(recorded, hf_config, {})
+    except (InputError, TypeError, KeyError, ValueError, AttributeError) as error:
+        reason = error if isinstance(error, InputError) else repr(error)
         raise InputError(
-            f"{location}: the training settings in its config (hf_finetune) were written by another version: {error!r}"
+            f"{location}: the training settings in its config (hf_finetune) were written by another version: {reason}"
         ) from None
+    if kind not in TASKS and kind != own_task:
+        raise InputError(
+            f"{location}: its task is the class {kind}, which is imported only if you name it: --task {kind}, or "
+            f"Predictor.from_pretrained(..., task={kind!r})"
+        )
+    return make_task(recorded, hf_config, columns)
+
+
+def make_task(recorded: Mapping[str, Any], hf_config: Any, columns: Mapping[str, Any]) -> tuple[Task, RunConfig, str]:
+    """Returns task, settings and best metric of what an export recorded, with other columns if they are given."""
+    config = read_recorded_config(recorded, columns)
+    task_class = load_task(config.task.kind)
+    task: Task = task_class.from_state(config, recorded.get("task_state") or task_class.read_state(hf_config))
     return task, config, recorded.get("metric") or task.scoring.default_metric
 
 
@@ -168,7 +195,7 @@ def find_task(location: str, hf_config: Any) -> str:
 
 
 def read_recorded_config(recorded: Mapping[str, Any], columns: Mapping[str, Any]) -> RunConfig:
-    """The settings that the export recorded, with other columns if they are given."""
+    """Returns the settings that the export recorded, with other columns if they are given."""
     requested = {key: value for key, value in columns.items() if value}
     data = {
         key: requested.get(key, recorded.get(key))

@@ -1,8 +1,10 @@
-"""Answers of a fine-tuned model for texts and files, and that `evaluate` gives the numbers of the run."""
+"""Predictions of a fine-tuned model for texts and files; `evaluate` gives the numbers of the run."""
 
 import csv
 import gzip
 import json
+import re
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,12 +14,14 @@ import pytest
 import torch
 import transformers
 from support import tiny
+from support.configs import make_small_config
 
-from hf_finetune.config.loading import load_config
 from hf_finetune.config.sections import RunConfig
 from hf_finetune.export.predict import Predictor, evaluate_file, predict_file
 from hf_finetune.system.errors import InputError
+from hf_finetune.tasks.answer import Answering
 from hf_finetune.train import RunResult, finetune
+from hf_finetune.training.evaluation import ModelRunner
 
 LABELS = ["animals", "food", "tools"]
 NUM_TEST = 100  # more than the 64 of one evaluation batch
@@ -25,22 +29,16 @@ Runs = Callable[..., tuple[RunConfig, RunResult]]
 
 
 def make_config(folder: Path, backbone: Path, problem: str, pair: bool, **settings: Any) -> RunConfig:
-    files = {}
-    for seed, (split, count) in enumerate((("train", 60), ("validation", 24), ("test", NUM_TEST))):
-        path = folder / f"{split}.jsonl"
-        rows = tiny.make_rows(count, seed=seed, problem=problem, pair=pair)
-        files[f"data.{split}"] = [str(tiny.write_jsonl(path, rows))]
-    defaults = {"output_dir": str(folder / "outputs"), "model.backbone": str(backbone), "train.epochs": 8}
-    defaults |= {"train.batch_size": 8, "train.learning_rate": 1e-2, "train.precision": "fp32"}
-    defaults |= {"tracking.trackers": [], "data.text_columns": ["text", "other"] if pair else ["text"]}
-    config = load_config(defaults | files | settings, [])
-    assert config is not None
-    return config
+    """Returns the config of a small run with NUM_TEST test rows."""
+    rows = tiny.make_rows(NUM_TEST, seed=2, problem=problem, pair=pair)
+    test = tiny.write_jsonl(folder / "test.jsonl", rows)
+    settings = {"data.test": [str(test)], "train.epochs": 8, "train.learning_rate": 1e-2, **settings}
+    return make_small_config(folder, backbone, problem, pair, **settings)
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory, backbones: Callable[..., Path]) -> Iterator[Runs]:
-    """`runs("multi_label", pair=True)`: config and result of a finished run, made once; all but the first short."""
+    """`runs("multi_label", pair=True)`: config and result of a finished run, made once. All runs but the first are short."""
     made: dict[tuple[Any, ...], tuple[RunConfig, RunResult]] = {}
     with pytest.MonkeyPatch.context() as patch:
 
@@ -59,22 +57,24 @@ def runs(tmp_path_factory: pytest.TempPathFactory, backbones: Callable[..., Path
 
 @pytest.fixture(scope="module")
 def classifier(runs: Runs) -> Predictor:
-    """The one-label, one-text model."""
+    """The model for one label of one text."""
     return Predictor.from_pretrained(str(runs()[1].run_dir))
 
 
-def rows_of(*columns: list[str]) -> list[dict[str, str]]:
-    """Rows with these texts, of one column or two."""
+def make_rows(*columns: list[str]) -> list[dict[str, str]]:
+    """Returns rows with these texts, from one column or two."""
     return [dict(zip(("text", "other"), texts, strict=False)) for texts in zip(*columns, strict=True)]
 
 
-def logits_of(predictor: Predictor, *columns: list[str], batch_size: int = 64) -> Any:
-    """Logits [N, C] of texts, or of pairs."""
-    features = predictor.encode(predictor.make_table(rows_of(*columns)), has_labels=False)
-    return np.stack(predictor.run_model(features, batch_size=batch_size).outputs)
+def compute_logits(predictor: Predictor, *columns: list[str], batch_size: int = 64) -> Any:
+    """Returns the logits [N, C] of texts, or of pairs."""
+    features = predictor.encode(predictor.make_table(make_rows(*columns)), has_labels=False)
+    runner = predictor.make_runner(features, batch_size)
+    return np.stack(runner.compute_outputs(np.arange(len(features))).outputs)
 
 
-def texts_of(count: int, *, seed: int = 5) -> list[str]:
+def make_texts(count: int, *, seed: int = 5) -> list[str]:
+    """Returns texts of all classes."""
     return [row["text"] for row in tiny.make_rows(count, seed=seed)]
 
 
@@ -83,7 +83,7 @@ def texts_of(count: int, *, seed: int = 5) -> list[str]:
 
 @pytest.mark.slow
 def test_every_text_gets_its_label_and_a_probability_for_every_label(classifier: Predictor) -> None:
-    rows = list(classifier.predict(rows_of(["the old cat", "a bread", "hammer and nail there"])))
+    rows = list(classifier.predict(make_rows(["the old cat", "a bread", "hammer and nail there"])))
     assert [row["label"] for row in rows] == LABELS
     for row in rows:
         assert list(row) == ["label", "probabilities"]
@@ -93,29 +93,31 @@ def test_every_text_gets_its_label_and_a_probability_for_every_label(classifier:
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 64])
-def test_answers_come_in_the_order_of_the_texts_whatever_their_lengths(classifier: Predictor, batch_size: int) -> None:
-    texts = texts_of(20)
+def test_predictions_are_in_the_order_of_the_texts_whatever_their_lengths(
+    classifier: Predictor, batch_size: int
+) -> None:
+    texts = make_texts(20)
     assert len({len(text.split()) for text in texts}) > 4
-    together = logits_of(classifier, texts, batch_size=batch_size)
-    alone = np.concatenate([logits_of(classifier, [text]) for text in texts])
+    together = compute_logits(classifier, texts, batch_size=batch_size)
+    alone = np.concatenate([compute_logits(classifier, [text]) for text in texts])
     assert np.allclose(together, alone, atol=1e-5)
-    assert len(np.unique(alone.round(4), axis=0)) == 20  # an answer in another's place would show
+    assert len(np.unique(alone.round(4), axis=0)) == 20  # a prediction at another's position would show
 
 
-def test_answers_are_those_of_plain_transformers(classifier: Predictor, runs: Runs) -> None:
+def test_predictions_are_those_of_plain_transformers(classifier: Predictor, runs: Runs) -> None:
     folder = runs()[1].model_dir
     model = transformers.AutoModelForSequenceClassification.from_pretrained(folder).eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    texts = texts_of(7)
+    texts = make_texts(7)
     with torch.inference_mode():
         logits = model(**tokenizer(texts, padding=True, return_tensors="pt")).logits.numpy()
-    assert np.allclose(logits_of(classifier, texts), logits, atol=1e-5)
+    assert np.allclose(compute_logits(classifier, texts), logits, atol=1e-5)
 
 
 @pytest.mark.parametrize(("problem", "keys"), [("multi_label", ["labels", "probabilities"]), ("regression", ["score"])])
-def test_several_labels_and_numbers_have_their_own_form(runs: Runs, problem: str, keys: list[str]) -> None:
+def test_predictions_of_several_labels_and_of_numbers(runs: Runs, problem: str, keys: list[str]) -> None:
     classifier = Predictor.from_pretrained(str(runs(problem)[1].run_dir))
-    rows = list(classifier.predict(rows_of(texts_of(9))))
+    rows = list(classifier.predict(make_rows(make_texts(9))))
     assert all(list(row) == keys for row in rows)
     if problem == "regression":
         assert all(isinstance(row["score"], float) for row in rows)
@@ -125,19 +127,19 @@ def test_several_labels_and_numbers_have_their_own_form(runs: Runs, problem: str
             assert list(row["probabilities"]) == LABELS
 
 
-def test_of_a_pair_both_texts_count(runs: Runs) -> None:
+def test_both_texts_of_a_pair_count(runs: Runs) -> None:
     classifier = Predictor.from_pretrained(str(runs(pair=True)[1].run_dir))
-    logits = logits_of(classifier, ["cat", "cat", "bread"], ["dog", "saw", "dog"])
+    logits = compute_logits(classifier, ["cat", "cat", "bread"], ["dog", "saw", "dog"])
     assert not np.allclose(logits[0], logits[1], atol=1e-6)
     assert not np.allclose(logits[0], logits[2], atol=1e-6)
 
 
 @pytest.mark.parametrize("family", ["gpt2", "roberta", "t5"])
-def test_padding_changes_no_answer_of_other_families(runs: Runs, family: str) -> None:
+def test_padding_does_not_change_predictions_of_other_families(runs: Runs, family: str) -> None:
     classifier = Predictor.from_pretrained(str(runs(family=family)[1].run_dir))
-    texts = texts_of(8)
-    alone = np.concatenate([logits_of(classifier, [text]) for text in texts])
-    assert np.allclose(logits_of(classifier, texts), alone, atol=1e-5)
+    texts = make_texts(8)
+    alone = np.concatenate([compute_logits(classifier, [text]) for text in texts])
+    assert np.allclose(compute_logits(classifier, texts), alone, atol=1e-5)
     assert len(np.unique(alone.round(5), axis=0)) > 1
 
 
@@ -146,14 +148,14 @@ def test_padding_changes_no_answer_of_other_families(runs: Runs, family: str) ->
 
 def test_a_run_folder_and_its_model_folder_are_the_same_model(classifier: Predictor, runs: Runs) -> None:
     other = Predictor.from_pretrained(str(runs()[1].model_dir))
-    assert np.array_equal(logits_of(other, texts_of(5)), logits_of(classifier, texts_of(5)))
+    assert np.array_equal(compute_logits(other, make_texts(5)), compute_logits(classifier, make_texts(5)))
     assert other.config == classifier.config
     assert classifier.config.data.text_columns == ("text",)
     assert other.task == classifier.task
     assert not classifier.model.training
 
 
-def test_a_model_that_this_package_did_not_make_can_answer_too(backbones: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_model_that_this_package_did_not_train_predicts_too(backbones: Callable[..., Path], tmp_path: Path) -> None:
     tiny.make_model("bert", num_labels=2).save_pretrained(tmp_path)
     tiny.make_tokenizer().save_pretrained(tmp_path)
     classifier = Predictor.from_pretrained(str(tmp_path))
@@ -169,7 +171,7 @@ def test_a_model_that_this_package_did_not_make_can_answer_too(backbones: Callab
 
 
 @pytest.mark.parametrize(("family", "limit"), [("bert", 66), ("roberta", 65), ("gpt2", 66)])
-def test_a_text_longer_than_the_positions_is_cut_also_where_the_tokenizer_knows_no_limit(
+def test_a_text_longer_than_the_positions_is_cut_even_if_the_tokenizer_has_no_limit(
     tmp_path: Path, family: str, limit: int
 ) -> None:
     tiny.make_model(family).save_pretrained(tmp_path)
@@ -179,11 +181,11 @@ def test_a_text_longer_than_the_positions_is_cut_also_where_the_tokenizer_knows_
     classifier = Predictor.from_pretrained(str(tmp_path))
     assert classifier.max_length == limit
     words = ["cat"] * (limit - 2)
-    logits = logits_of(classifier, [" ".join(words), " ".join(words + ["dog"] * 200)])
+    logits = compute_logits(classifier, [" ".join(words), " ".join(words + ["dog"] * 200)])
     assert np.allclose(logits[0], logits[1], atol=1e-7)
 
 
-def test_a_model_without_positions_takes_what_training_took_and_else_512(tmp_path: Path) -> None:
+def test_the_longest_input_of_a_model_without_positions_is_that_of_training_or_512(tmp_path: Path) -> None:
     tiny.make_model("t5").save_pretrained(tmp_path)
     for saved, limit in ((600, 600), (10**30, 512)):
         tokenizer = tiny.make_tokenizer(ends_only=True)
@@ -192,14 +194,16 @@ def test_a_model_without_positions_takes_what_training_took_and_else_512(tmp_pat
         assert Predictor.from_pretrained(str(tmp_path)).max_length == limit
 
 
-def test_what_is_no_model_is_an_error_that_names_it(
+def test_a_location_without_a_model_is_an_error_that_names_it(
     runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match=r"empty: holds no finished run \(model/config\.json\) and no model"):
         Predictor.from_pretrained(str(tmp_path / "empty"))
-    with pytest.raises(InputError, match=r"^nobody/nothing: is no run folder, model folder or model on the Hub: ."):
+    with pytest.raises(
+        InputError, match=r"^nobody/nothing: is not a run folder, a model folder or a model on the Hub: ."
+    ):
         Predictor.from_pretrained("nobody/nothing")
     broken = tmp_path / "run" / "model"
     broken.mkdir(parents=True)
@@ -207,53 +211,94 @@ def test_what_is_no_model_is_an_error_that_names_it(
         (broken / path.name).write_bytes(
             path.read_bytes()[:-300] if path.suffix == ".safetensors" else path.read_bytes()
         )
-    with pytest.raises(InputError, match=r"run: is no run folder, model folder or model on the Hub: .") as caught:
+    with pytest.raises(
+        InputError, match=r"run: is not a run folder, a model folder or a model on the Hub: ."
+    ) as caught:
         Predictor.from_pretrained(str(tmp_path / "run"))
     assert "\n" not in str(caught.value)
 
 
-def test_what_a_model_says_of_its_training_must_be_of_this_version(
-    backbones: Callable[..., Path], tmp_path: Path
-) -> None:
+@pytest.mark.parametrize(
+    "recorded",
+    [
+        "by hand",
+        {"task": "classification", "settings": {"made_up": 1}},
+        {"task": {"kind": "classification"}},
+        {"task": {"kind": 5}},
+        {"task": {"kind": "classify", "made_up": 1}},
+        {"task": {"kind": "classify", "problem": "guess"}},
+        {"task": {"kind": "classify"}, "task_state": {"labels": ["a", "b"]}},
+        {"task": {"kind": "classify"}, "task_state": ["a", "b"]},
+        {"task": {"kind": "classify"}, "text_columns": 5},
+    ],
+    ids=str,
+)
+def test_training_settings_of_another_version_are_an_error_that_names_the_model(tmp_path: Path, recorded: Any) -> None:
     model = tiny.make_model("bert", num_labels=2)
+    model.config.hf_finetune = recorded
+    model.save_pretrained(tmp_path)
     tiny.make_tokenizer().save_pretrained(tmp_path)
-    for noted in ({"settings": {"made_up": 1}}, {"facts": {"labels": ["a", "b"]}}):
-        model.config.hf_finetune = {"task": "classification", **noted}
-        model.save_pretrained(tmp_path)
+    message = r"the training settings in its config \(hf_finetune\) were written by another version"
+    with pytest.raises(InputError, match=rf"^{re.escape(str(tmp_path))}: {message}: ."):
+        Predictor.from_pretrained(str(tmp_path))
+
+
+def test_the_class_of_a_task_is_imported_only_if_the_user_names_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model from the Hub must not choose what is imported."""
+    (tmp_path / "own_tasks.py").write_text(
+        "from hf_finetune.tasks.classify import Classification\nclass OwnTask(Classification):\n    pass\n",
+        encoding="utf-8",
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    kind = "own_tasks:OwnTask"
+    model = tiny.make_model("bert", num_labels=2)
+    model.config.hf_finetune = {"task": {"kind": kind}, "task_state": {"problem": "single_label", "labels": ["a", "b"]}}
+    model.save_pretrained(tmp_path / "model")
+    tiny.make_tokenizer().save_pretrained(tmp_path / "model")
+    for named in (None, "own_tasks:Another", "classify"):
         with pytest.raises(
-            InputError, match=r"what its config says of the training \(hf_finetune\) is of another version"
+            InputError, match=r"model: its task is the class own_tasks:OwnTask, .* --task own_tasks:OwnTask"
         ):
-            Predictor.from_pretrained(str(tmp_path))
+            Predictor.from_pretrained(str(tmp_path / "model"), task=named)
+    assert "own_tasks" not in sys.modules
+    predictor = Predictor.from_pretrained(str(tmp_path / "model"), task=kind)
+    assert type(predictor.task).__name__ == "OwnTask"
+    (row,) = predictor.predict([{"text": "a cat"}])
+    assert set(row["probabilities"]) == {"a", "b"}
+    del sys.modules["own_tasks"]
 
 
-def test_a_model_that_answers_questions_and_was_made_elsewhere_must_be_told_its_columns(tmp_path: Path) -> None:
+def test_a_question_answering_model_made_elsewhere_needs_its_columns(tmp_path: Path) -> None:
     transformers.AutoModelForQuestionAnswering.from_config(tiny.make_config("bert")).save_pretrained(tmp_path)
     tiny.make_tokenizer().save_pretrained(tmp_path)
-    with pytest.raises(InputError, match=r"^data\.text_columns \(\['text'\]\): takes two columns"):
+    with pytest.raises(InputError, match=r"^data\.text_columns \(\['text'\]\): must be two columns"):
         Predictor.from_pretrained(str(tmp_path))
-    found = Predictor.from_pretrained(str(tmp_path), text_columns=("question", "context"), label_column="answers")
-    assert found.task.name == "answering"
+    predictor = Predictor.from_pretrained(str(tmp_path), text_columns=("question", "context"), label_column="answers")
+    assert predictor.config.task.kind == "answer"
+    assert isinstance(predictor.task, Answering)
 
 
 # --- files ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_files_rows_are_answered_in_their_order(classifier: Predictor, tmp_path: Path) -> None:
+def test_the_rows_of_a_file_are_predicted_in_their_order(classifier: Predictor, tmp_path: Path) -> None:
     data = tiny.write_jsonl(tmp_path / "rows.jsonl", tiny.make_rows(NUM_TEST, seed=5))
-    out = tmp_path / "answers.jsonl"
+    out = tmp_path / "predictions.jsonl"
     out.write_text("old", encoding="utf-8")
     rows = predict_file(classifier, str(data), str(out))
-    assert rows == list(classifier.predict(rows_of(texts_of(NUM_TEST))))
+    assert rows == list(classifier.predict(make_rows(make_texts(NUM_TEST))))
     assert [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()] == rows
-    assert {path.name for path in tmp_path.iterdir()} == {"rows.jsonl", "answers.jsonl"}
+    assert {path.name for path in tmp_path.iterdir()} == {"rows.jsonl", "predictions.jsonl"}
     assert predict_file(classifier, str(data), None) == rows
     right = [row["label"] == made["label"] for row, made in zip(rows, tiny.make_rows(NUM_TEST, seed=5), strict=True)]
     assert sum(right) > 0.8 * NUM_TEST
 
 
-def test_a_file_without_labels_or_with_unknown_ones_is_answered(classifier: Predictor, tmp_path: Path) -> None:
-    texts = texts_of(5)
-    expected = list(classifier.predict(rows_of(texts)))
+def test_a_file_without_labels_or_with_unknown_labels_is_predicted(classifier: Predictor, tmp_path: Path) -> None:
+    texts = make_texts(5)
+    expected = list(classifier.predict(make_rows(texts)))
     with (tmp_path / "plain.csv").open("w", encoding="utf-8", newline="") as file:
         csv.writer(file).writerows([["text"], *([text] for text in texts)])
     with gzip.open(tmp_path / "more.jsonl.gz", "wt", encoding="utf-8") as file:
@@ -267,7 +312,7 @@ def test_other_columns_can_be_named(classifier: Predictor, runs: Runs, tmp_path:
     rows = tiny.make_rows(6, seed=5)
     data = tiny.write_jsonl(tmp_path / "rows.jsonl", [{"body": row["text"], "kind": row["label"]} for row in rows])
     named = Predictor.from_pretrained(str(runs()[1].run_dir), text_columns=("body",), label_column="kind")
-    assert predict_file(named, str(data), None) == list(classifier.predict(rows_of(texts_of(6))))
+    assert predict_file(named, str(data), None) == list(classifier.predict(make_rows(make_texts(6))))
     values = evaluate_file(named, str(data))
     assert values["accuracy"] > 0.5
     with pytest.raises(InputError, match=r"rows\.jsonl:1: no column 'text' \(columns: body, kind\)"):
@@ -275,14 +320,12 @@ def test_other_columns_can_be_named(classifier: Predictor, runs: Runs, tmp_path:
 
     pair = Predictor.from_pretrained(str(runs(pair=True)[1].run_dir))
     two = tiny.write_jsonl(tmp_path / "two.jsonl", [{"text": "cat", "other": "dog"}, {"text": "saw", "other": "cat"}])
-    assert predict_file(pair, str(two), None) == list(pair.predict(rows_of(["cat", "saw"], ["dog", "cat"])))
+    assert predict_file(pair, str(two), None) == list(pair.predict(make_rows(["cat", "saw"], ["dog", "cat"])))
 
 
-def test_an_out_file_in_a_folder_that_is_not_there_is_an_error_before_any_work(
-    classifier: Predictor, tmp_path: Path
-) -> None:
-    with pytest.raises(InputError, match=r"^--out \(.*answers\.jsonl\): there is no folder .*nowhere$"):
-        predict_file(classifier, str(tmp_path / "no-such-data.csv"), str(tmp_path / "nowhere" / "answers.jsonl"))
+def test_an_out_file_in_a_missing_folder_is_an_error_before_any_work(classifier: Predictor, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"^--out \(.*predictions\.jsonl\): there is no folder .*nowhere$"):
+        predict_file(classifier, str(tmp_path / "no-such-data.csv"), str(tmp_path / "nowhere" / "predictions.jsonl"))
 
 
 @pytest.mark.parametrize(
@@ -293,11 +336,11 @@ def test_an_out_file_in_a_folder_that_is_not_there_is_an_error_before_any_work(
         ({"words": "x"}, r"rows\.jsonl:2: no column 'text'"),
     ],
 )
-def test_a_row_without_a_text_is_an_error_and_an_older_answer_stays(
+def test_a_row_without_a_text_is_an_error_and_an_older_file_stays(
     classifier: Predictor, tmp_path: Path, row: dict[str, Any], message: str
 ) -> None:
     data = tiny.write_jsonl(tmp_path / "rows.jsonl", [{"text": "cat"}, row])
-    out = tmp_path / "answers.jsonl"
+    out = tmp_path / "predictions.jsonl"
     out.write_text("old", encoding="utf-8")
     with pytest.raises(InputError, match=message):
         predict_file(classifier, str(data), str(out))
@@ -318,7 +361,7 @@ def test_evaluate_gives_exactly_the_test_metrics_of_the_run(runs: Runs, problem:
     assert result.results["examples"]["test"] == NUM_TEST
 
 
-def test_one_more_metric_can_be_asked_for(classifier: Predictor, runs: Runs) -> None:
+def test_an_additional_metric(classifier: Predictor, runs: Runs) -> None:
     config, result = runs()
     values = evaluate_file(classifier, config.data.test[0], metric="roc_auc")
     assert set(values) == {*result.results["test"], "roc_auc"}
@@ -333,7 +376,8 @@ def test_a_metric_that_does_not_fit_is_an_error_before_any_work(
     def work(*_: object) -> None:
         raise AssertionError("the model was run")
 
-    monkeypatch.setattr(Predictor, "run", work)
+    monkeypatch.setattr(ModelRunner, "run", work)
+    monkeypatch.setattr(Predictor, "encode", work)
     with pytest.raises(InputError, match=r"^--metric \(mse\): cannot be computed for a single_label problem$"):
         evaluate_file(classifier, runs()[0].data.test[0], metric="mse")
 
