@@ -195,7 +195,7 @@ def make_arguments(job: dict[str, Any], output_dir: str, precision: str) -> Any:
     import torch
     import transformers
 
-    options = {"train_sampling_strategy": "group_by_length"} if job["competitor"] == "tuned" else {}
+    options: dict[str, Any] = {"train_sampling_strategy": "group_by_length"} if job["competitor"] == "tuned" else {}
     return transformers.TrainingArguments(
         output_dir=output_dir,
         per_device_train_batch_size=job["batch_size"] // int(os.environ.get("WORLD_SIZE", "1")),

@@ -71,7 +71,7 @@ def make_model(family: str, vocabulary: int, width: int, depth: int) -> Any:
             decoder_start_token_id=PAD,
         )
         return transformers.T5ForConditionalGeneration(config)
-    stack = {"layers": depth, "attention_heads": heads, "ffn_dim": 4 * width}
+    stack: dict[str, Any] = {"layers": depth, "attention_heads": heads, "ffn_dim": 4 * width}
     config = transformers.BartConfig(
         vocab_size=vocabulary,
         d_model=width,

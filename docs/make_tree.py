@@ -30,7 +30,7 @@ OTHERS = {
 def read_first_line(path: Path) -> str:
     """The first line of a module's docstring; its first sentence if that is longer than a line."""
     docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
-    line, _, rest = docstring.partition("\n")
+    line = docstring.partition("\n")[0]
     if line.endswith("."):
         return line
     paragraph = " ".join(docstring.partition("\n\n")[0].split())

@@ -205,7 +205,7 @@ def check_services(config: RunConfig, runtime: Runtime) -> None:
 
 
 def decide_on_cache(run: TrainingRun, progress: Progress, clock: Clock) -> decision.CacheDecision:
-    """Whether the activations of the frozen prefix are cached, and why."""
+    """Decides whether the activations of the frozen prefix are cached, and returns the reasons."""
     with clock("cache"):
         return decision.decide(run, progress)
 

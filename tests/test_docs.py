@@ -16,7 +16,10 @@ from support.hub_server import HubServer
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BIN = Path(sys.executable).parent
+SECONDS = 600  # that a command may take, on a busy machine
 TOKENS = {"hf_ofada": {"name": "ada", "role": "write"}, "hf_ofmicrosoft": {"name": "microsoft", "role": "write"}}
+
+pytestmark = pytest.mark.timeout(6 * SECONDS)  # a test may run several commands
 
 # Commands that something else runs: the makefile, CI, or nobody but a person (a server that does not end).
 RUN_ELSEWHERE = ("make ", "python -m venv", "pip install", "tensorboard ")
@@ -76,7 +79,7 @@ class Desk:
             "HF_FINETUNE_CACHE": str(self.folder / "cache"),
         }
         return subprocess.run(
-            words, cwd=self.folder, env=environment, capture_output=True, text=True, timeout=200, check=False
+            words, cwd=self.folder, env=environment, capture_output=True, text=True, timeout=SECONDS, check=False
         )
 
     def python(self, code: str) -> subprocess.CompletedProcess[str]:

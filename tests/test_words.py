@@ -52,7 +52,12 @@ def test_there_are_no_old_words(path: Path) -> None:
 
 
 def test_the_search_finds_old_words() -> None:
-    assert PATTERN.findall("it is no list; the run goes on anew, a whole model") == ["is no", "goes on", "anew", "whole"]
+    assert PATTERN.findall("it is no list; the run goes on anew, a whole model") == [
+        "is no",
+        "goes on",
+        "anew",
+        "whole",
+    ]
     assert PATTERN.findall("a whole number of tokens is no longer needed if there is no head") == []
 
 

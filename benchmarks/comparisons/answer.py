@@ -93,7 +93,7 @@ def main() -> None:
     features, _ = encode(tables["train"], names, tokenizer, config)
     validation, windows = encode(tables["validation"], names, tokenizer, config)
     with tempfile.TemporaryDirectory() as folder:
-        trainer = transformers.Trainer(
+        trainer: Any = transformers.Trainer(
             model=model,
             args=make_arguments(config, folder, train_sampling_strategy="group_by_length"),
             train_dataset=features,

@@ -64,7 +64,7 @@ def train_ours(config: RunConfig) -> dict[str, Any]:
 
 def encode(task: Classification, table: Table, tokenizer: Any, max_length: int) -> list[dict[str, Any]]:
     """Returns the rows as transformers' run_glue.py encodes them."""
-    labels = task.encoding.labels(table, {})
+    labels: Any = task.encoding.labels(table, {})
     rows = []
     for row, label in enumerate(labels.tolist()):
         texts = [table.columns[name][row] for name in task.encoding.encoded_columns()]
@@ -102,7 +102,7 @@ def train_theirs(config: RunConfig) -> dict[str, Any]:
     length = config.data.max_length or DEFAULT_LENGTH
     rows = {split: encode(task, table, tokenizer, length) for split, table in tables.items()}
     with tempfile.TemporaryDirectory() as folder:
-        trainer = transformers.Trainer(
+        trainer: Any = transformers.Trainer(
             model=model,
             args=make_arguments(config, folder, train_sampling_strategy="group_by_length", eval_strategy="epoch"),
             train_dataset=rows["train"],

@@ -67,7 +67,9 @@ def main() -> None:
     transformers.set_seed(config.seed)
     with tempfile.TemporaryDirectory() as folder:
         arguments = make_arguments(config, folder)
-        trainer = transformers.Trainer(loaded.model, arguments, data_collator=collate, train_dataset=blocks["train"])
+        trainer: Any = transformers.Trainer(
+            loaded.model, arguments, data_collator=collate, train_dataset=blocks["train"]
+        )
         seconds = run_trainer(trainer)
         with contextlib.redirect_stdout(sys.stderr):
             losses = {split: trainer.evaluate(blocks[split])["eval_loss"] for split in blocks if split != "train"}

@@ -56,7 +56,7 @@ def train(config: RunConfig, tables: dict[str, Table]) -> dict[str, Any]:
     model, tokenizer = load_model(config, transformers.AutoModelForSeq2SeqLM)
     rows = {split: encode(config, tables[split], tokenizer) for split in ("train", "test")}
     with tempfile.TemporaryDirectory() as folder:
-        trainer = transformers.Seq2SeqTrainer(
+        trainer: Any = transformers.Seq2SeqTrainer(
             model=model,
             args=make_arguments(
                 config,

@@ -73,7 +73,7 @@ def main() -> None:
     length = config.data.max_length or DEFAULT_LENGTH
     rows = {split: encode(task, table, tokenizer, length) for split, table in tables.items()}
     with tempfile.TemporaryDirectory() as folder:
-        trainer = transformers.Trainer(
+        trainer: Any = transformers.Trainer(
             model=model,
             args=make_arguments(config, folder, train_sampling_strategy="group_by_length"),
             train_dataset=rows["train"],

@@ -51,7 +51,7 @@ MIN_GAIN_SECONDS, MIN_GAIN_SHARE = 2.0, 0.05  # auto does not fill a disk for le
 
 @dataclass(frozen=True, kw_only=True)
 class CacheDecision:
-    """Whether activations are cached.
+    """The decision whether activations are cached.
 
     Args:
         lines: The decision and its reasons, to print.

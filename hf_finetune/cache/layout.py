@@ -17,7 +17,7 @@ CHUNK_TOKENS = 4096  # padded tokens of one forward of the capture: enough for f
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """Where the activations of each sequence lie in the file. Equal sequences share one place, also across splits.
+    """The position of each sequence's activations in the file. Equal sequences share one place, also across splits.
 
     Args:
         offsets: First token of each distinct sequence, and the end of the last [U + 1].

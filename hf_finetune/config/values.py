@@ -48,7 +48,7 @@ def list_alternatives(hint: Any) -> tuple[Any, ...]:
 
 
 def describe_type(hint: Any) -> str:
-    """What a setting of this type takes, in words."""
+    """The values that a setting of this type takes, in words."""
     if hint in NAMES:
         return NAMES[hint]
     if typing.get_origin(hint) is Literal:
@@ -109,7 +109,7 @@ def find_choice(hint: Any, value: Any) -> Any:
 
 
 def parse_scalar(text: str) -> Any:
-    """What YAML reads in `text`, or the text if it is not YAML."""
+    """The value that YAML reads in `text`, or the text if it is not YAML."""
     try:
         return load_yaml(text)
     except YAML_ERRORS:

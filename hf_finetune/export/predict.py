@@ -16,7 +16,7 @@ from hf_finetune.config.tasks import TASKS, load_task
 from hf_finetune.data.features import Features, make_features
 from hf_finetune.data.sources import read_table
 from hf_finetune.data.table import Table, check_texts
-from hf_finetune.model import lora
+from hf_finetune.model import heads, lora
 from hf_finetune.model.backbone import (
     LOADING_ERRORS,
     LONGEST_DEFAULT,
@@ -95,7 +95,7 @@ class Predictor:
         return make_features(arrays, encoding.labels(table, arrays) if has_labels else None)
 
     def make_runner(self, features: Features, batch_size: int = BATCH_SIZE) -> ModelRunner:
-        """What runs the model over the features."""
+        """Returns a runner of the model over the features."""
         return ModelRunner(
             model=self.model,
             tokenizer=self.tokenizer,
@@ -184,14 +184,13 @@ def make_task(recorded: Mapping[str, Any], hf_config: Any, columns: Mapping[str,
 
 
 def find_task(location: str, hf_config: Any) -> str:
-    """The kind of the task whose models have this model's head. InputError if there is none."""
-    architecture = (getattr(hf_config, "architectures", None) or [""])[0].replace("LMHeadModel", "ForCausalLM")
-    for kind in TASKS:
-        for auto_class in load_task(kind).auto_classes:
-            head = auto_class.removeprefix("AutoModel").replace("Seq2SeqLM", "ConditionalGeneration")
-            if head and architecture.endswith(head):
+    """The kind of the first task whose models have this model's head. InputError if there is none."""
+    if head := heads.find_head(hf_config):
+        for kind in TASKS:
+            if head.auto_class in load_task(kind).auto_classes:
                 return kind
-    raise InputError(f"{location}: its head ({architecture or 'none'}) belongs to no task of hf-finetune")
+    architecture = heads.get_architecture(hf_config) or "none"
+    raise InputError(f"{location}: its head ({architecture}) belongs to no task of hf-finetune")
 
 
 def read_recorded_config(recorded: Mapping[str, Any], columns: Mapping[str, Any]) -> RunConfig:

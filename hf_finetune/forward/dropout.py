@@ -309,7 +309,7 @@ def make_recomputation_error(reason: str) -> InputError:
 
 @dataclass(frozen=True, kw_only=True)
 class DropoutMasks:
-    """Where the dropout masks of a run come from.
+    """The source of a run's dropout masks.
 
     Args:
         seed: Of the run.

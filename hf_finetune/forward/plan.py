@@ -1,4 +1,4 @@
-"""What a forward pass of a model need not compute: found once for each stage of training, applied to every forward pass."""
+"""The work that a forward pass of a model can leave out: found once for each stage of training, applied to every forward pass."""
 
 import contextlib
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from hf_finetune.model.freezing import FreezePlan
 
 @dataclass(frozen=True, kw_only=True)
 class ForwardPlan:
-    """What a forward pass need not compute.
+    """The work that a forward pass can leave out.
 
     Args:
         cached: How the model runs from cached activations, if it can.

@@ -73,7 +73,7 @@ def find_stack(model: nn.Module, part: nn.Module | None = None) -> tuple[str, nn
         if not isinstance(module, nn.ModuleList) or module not in inside or len({type(child) for child in module}) != 1:
             continue
         size = sum(parameter.numel() for parameter in module.parameters())
-        if size and (best is None or size > best[0]):  # an outer list comes before a nested one, and is no smaller
+        if size and (best is None or size > best[0]):  # an outer list comes before a nested one, and is not smaller
             best = (size, name, module)
     if best is None:
         raise InputError(f"freeze: {type(model).__name__} has no stack of blocks that could be found")

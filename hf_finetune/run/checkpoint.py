@@ -40,7 +40,7 @@ REFERENCES = "references.json"  # in the folder of the checkpoints: the file nam
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """What is known about a checkpoint without opening it. value: of `metric`; None if it was not evaluated there."""
+    """A checkpoint's properties, known without opening it. value: of `metric`; None if it was not evaluated there."""
 
     file: str
     size: int

@@ -31,7 +31,7 @@ NUM_PREFLIGHT_TEXTS = 2  # texts that the preflight check generates
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """What a freeze config leads to. A run with freeze.unfreeze has several stages.
+    """The freeze plan and the training state that follow from a freeze config. A run with freeze.unfreeze has several stages.
 
     Args:
         plan: Which parameters train.
@@ -46,7 +46,7 @@ class Stage:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingRun:
-    """What is trained, on what, and on which processes.
+    """A run that is ready to train: settings, data, task, model and processes.
 
     Args:
         metric: The metric that decides which checkpoint is best.
@@ -75,7 +75,7 @@ class TrainingRun:
 
     @property
     def train_state(self) -> TrainState:
-        """What is trained in the current stage."""
+        """The model and its optimizer in the current stage."""
         return self.stage.train_state
 
     @property

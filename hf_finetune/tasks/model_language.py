@@ -143,7 +143,7 @@ class LanguageModelling(Task):
 
     def prepare_model(self, model: Any, tokenizer: Any) -> None:
         """Sets greedy generation for a causal model. InputError if the model is not causal, or if a masked model's tokenizer
-        has no mask token or does not give the words that whole-word masks need."""
+        has no mask token or does not give the words that masking of whole words needs."""
         if isinstance(self.encoding, MaskedEncoding):
             name = getattr(model.config, "_name_or_path", "")
             require(tokenizer.mask_token_id is not None, "model.backbone", name, "its tokenizer has no mask token")

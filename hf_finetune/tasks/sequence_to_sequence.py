@@ -224,7 +224,7 @@ class SequenceToSequenceScoring(GeneratingScoring):
 
 @dataclass(frozen=True, kw_only=True)
 class SequenceToSequence(Task):
-    """What summarization and translation share. A subclass sets the two class variables.
+    """The common base of summarization and translation. A subclass sets the two class variables.
 
     Args:
         noun: Name of the task, also on the Hub.

@@ -24,7 +24,7 @@ from hf_finetune.training.train_state import TrainState, UpdateBatch
 
 @dataclass(frozen=True, kw_only=True)
 class Update:
-    """What one optimizer update did. `loss` is the mean over all targets of the batch, over all processes."""
+    """The result of one optimizer update. `loss` is the mean over all targets of the batch, over all processes."""
 
     number: int
     epoch: int

@@ -1,4 +1,4 @@
-"""What is trained, and one forward of it.
+"""The model and its optimizer in training, and one forward pass in training.
 
 B features of a batch, S sequences.
 """
@@ -18,7 +18,7 @@ from hf_finetune.tasks.base import Task
 
 @dataclass(frozen=True, kw_only=True)
 class TrainState:
-    """What is trained.
+    """The model and its optimizer in training.
 
     Args:
         model: The bare model.

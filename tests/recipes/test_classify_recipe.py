@@ -313,7 +313,8 @@ def test_a_killed_run_goes_on_to_the_same_bits(make_config: MakeConfig, tmp_path
     assert done.returncode == 0, done.stdout[-1500:] + done.stderr
     assert "resuming after update" in done.stdout
     assert_same_tensors(
-        load_last_checkpoint(config.run_dir)["model_state_dict"], load_last_checkpoint(whole.run_dir)["model_state_dict"]
+        load_last_checkpoint(config.run_dir)["model_state_dict"],
+        load_last_checkpoint(whole.run_dir)["model_state_dict"],
     )
 
 
@@ -338,7 +339,8 @@ def test_nothing_is_left_in_the_default_generator(make_config: MakeConfig) -> No
     seldom = make_config(name="seldom")
     finetune(seldom)
     assert_same_tensors(
-        load_last_checkpoint(often.run_dir)["model_state_dict"], load_last_checkpoint(seldom.run_dir)["model_state_dict"]
+        load_last_checkpoint(often.run_dir)["model_state_dict"],
+        load_last_checkpoint(seldom.run_dir)["model_state_dict"],
     )
 
 
@@ -362,7 +364,9 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_change(
     config = make_config(**{"checkpoint.every": 1})
     with pytest.raises(InputError, match=r"update \d+: the loss \(nan\) is not finite; .*train-single_label.jsonl:\d+"):
         finetune(config)
-    assert all(torch.isfinite(tensor).all() for tensor in load_last_checkpoint(config.run_dir)["model_state_dict"].values())
+    assert all(
+        torch.isfinite(tensor).all() for tensor in load_last_checkpoint(config.run_dir)["model_state_dict"].values()
+    )
 
 
 def test_a_run_that_saved_nothing_may_be_begun_again_with_other_settings(

@@ -54,9 +54,7 @@ def run_all(folder: Path, cases: list[Case]) -> None:
 
 
 @pytest.fixture(scope="module")
-def settings_of_cases(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, Settings]:
+def settings_of_cases(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Settings]:
     """`{str(case): settings}` of the selected cases. The first of several test workers makes them, the others wait for it."""
     items: list[Any] = request.session.items
     names = {str(item.callspec.params["case"]) for item in items if "case" in getattr(item, "fixturenames", ())}

@@ -187,7 +187,9 @@ def encode_words(
         f"must be above {len(special)}, the number of special tokens, so that a window holds a word",
     )
     shared = capacity // 4 if overlap is None else overlap
-    require(shared < capacity, "task.window_overlap", overlap, f"must be below the {capacity} tokens that a window holds")
+    require(
+        shared < capacity, "task.window_overlap", overlap, f"must be below the {capacity} tokens that a window holds"
+    )
     pieces = tokenize_words(chain.from_iterable(rows), tokenizer)
     windows = (
         window
