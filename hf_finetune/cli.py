@@ -165,6 +165,7 @@ def add_checkpoint_commands(commands: Any) -> None:
     )
     materialize.add_argument("checkpoint", help="file of a checkpoint")
     materialize.add_argument("--out", required=True, help="folder to write; it must not exist")
+    materialize.add_argument("--task", help="import path of the task if it is your own class: my_package.tasks:MyTask")
     materialize.set_defaults(function=run_materialize)
 
 
@@ -345,7 +346,7 @@ def run_materialize(options: argparse.Namespace) -> None:
     """hf-finetune materialize."""
     from hf_finetune.export.materialize import materialize
 
-    print(f"{materialize(Path(options.checkpoint), Path(options.out))}  (from_pretrained)")
+    print(f"{materialize(Path(options.checkpoint), Path(options.out), task=options.task)}  (from_pretrained)")
 
 
 def run_push(options: argparse.Namespace) -> None:

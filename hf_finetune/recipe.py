@@ -58,7 +58,7 @@ def print_help(
     defaults: Mapping[str, Any], words: Sequence[str], *, demo: Mapping[str, Any] | None, description: str
 ) -> None:
     """Prints the settings of the recipe's task, or, if there is no recipe, of the task that the words name."""
-    kind = choose_kind(defaults, read_settings(words))
+    kind = defaults.get("task.kind") or choose_kind(defaults, read_settings(words))
     prog = f"hf-finetune train {kind}" if kind in TASKS else f"hf-finetune train --task.kind {kind}"
     print(format_help(load_task(kind).Settings, defaults, demo=demo, prog=prog, description=description))
 

@@ -515,6 +515,7 @@ class RunConfig:
 # (data); or their effect is carried over parameter by parameter, and printed (freeze).
 FREE_ON_RESUME = (
     "output_dir",
+    "task.choice_columns",  # names of columns, as those of data.: the data are recognised by their content
     "cache.",
     "train.micro_batch_size",
     "train.micro_batch_tokens",

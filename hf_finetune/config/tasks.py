@@ -19,6 +19,15 @@ TASKS: Mapping[str, str] = {
 }
 
 
+def check_is_named(kind: Any, own_task: str | None, place: str) -> None:
+    """Raises InputError if a file that came from elsewhere names a class as its task that the user has not named.
+
+    Importing a class runs its module's code. own_task: The import path that the user gave. place: The file, for the error.
+    """
+    if kind not in TASKS and kind != own_task:
+        raise InputError(f"{place}: its task is the class {kind}, which is imported only if you name it: --task {kind}")
+
+
 def load_task(kind: str) -> Any:
     """The class of a task: by its recipe's name, or by its import path. InputError if there is none."""
     path = TASKS.get(kind, kind)
@@ -29,7 +38,7 @@ def load_task(kind: str) -> Any:
         )
     try:
         task = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
         raise InputError(f"task.kind ({kind}): cannot be imported: {error}") from error
     if not isinstance(getattr(task, "Settings", None), type):
         raise InputError(f"task.kind ({kind}): is not a task: it has no Settings; see hf_finetune.tasks.base.Task")

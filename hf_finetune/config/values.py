@@ -1,6 +1,7 @@
 """Values of settings: from what YAML, Python or the command line gives to the type that a setting has."""
 
 import json
+import re
 import shlex
 import typing
 from collections.abc import Mapping, Sequence
@@ -109,8 +110,10 @@ def find_choice(hint: Any, value: Any) -> Any:
 
 
 def parse_scalar(text: str) -> Any:
-    """The value that YAML reads in `text`, or the text if it is not YAML."""
+    """The value that YAML reads in `text`, or the text if it is not YAML. A whole number is decimal: YAML reads 010 as 8."""
     try:
+        if re.fullmatch(r"[-+]?[0-9]+", text):
+            return int(text)
         return load_yaml(text)
     except YAML_ERRORS:
         return text

@@ -54,11 +54,12 @@ def push(run_dir: Path, repo_id: str, *, private: bool = False, revision: str | 
     files = [(path, str(path.relative_to(model_dir))) for path in sorted(model_dir.rglob("*")) if path.is_file()]
     if (run_dir / "results.json").is_file():
         files.append((run_dir / "results.json", "results.json"))
-    operations = [
-        CommitOperationAdd(path_in_repo=name, path_or_fileobj=prepare_content(path, repo_id)) for path, name in files
-    ]
     api = HfApi()
     try:
+        operations = [
+            CommitOperationAdd(path_in_repo=name, path_or_fileobj=prepare_content(path, repo_id))
+            for path, name in files
+        ]
         api.create_repo(repo_id, private=private, exist_ok=True)
         if revision is not None:
             api.create_branch(repo_id, branch=revision, exist_ok=True)

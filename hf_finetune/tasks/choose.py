@@ -54,6 +54,11 @@ class ChoiceColumns(Columns):
             settings=dict.fromkeys(self.choices, "task.choice_columns"),
         )
 
+    @property
+    def num_example_texts(self) -> int:
+        """The texts of the prompt and two choices."""
+        return len(self.prompts) + 2
+
     def make_row(self, texts: Sequence[str]) -> dict[str, Any]:
         num_prompts, num_columns = len(self.prompts), len(self.choices)
         count = len(texts) - num_prompts

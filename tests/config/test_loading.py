@@ -816,3 +816,21 @@ atexit.register(lambda: print("heavy:", [name for name in {HEAVY} if name in sys
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert ended.returncode == status, ended.stderr
     assert ended.stdout.splitlines()[-1] == "heavy: []"
+
+
+@pytest.mark.parametrize(("written", "number"), [("010", 10), ("-08", -8), ("+7", 7), ("0", 0)])
+def test_a_whole_number_is_decimal_also_with_leading_zeros(written: str, number: int) -> None:
+    assert convert("freeze.layers", int | str, written) == number
+    assert convert("seed", int, written) == number
+
+
+@pytest.mark.parametrize("kind", [":x", "..a:b", "no_such_package_:Task", "json:no_such_task", "json:dumps"])
+def test_an_import_path_that_leads_to_no_task_is_an_error(kind: str) -> None:
+    with pytest.raises(InputError, match=re.escape(f"task.kind ({kind}): ")):
+        load_task(kind)
+
+
+@pytest.mark.parametrize("words", [["--config", "no_such_file.yaml"], ["extra"]])
+def test_help_is_printed_whatever_else_is_on_the_line(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_recipe({"task.kind": "classify"}, arguments=[*words, "--help"]) == 0
+    assert "--task.problem" in capsys.readouterr().out

@@ -355,3 +355,14 @@ def test_from_pretrained_by_name_gives_the_logits_of_the_run(server: HubServer, 
     assert [row["label"] for row in loaded["rows"]] == [row["label"] for row in rows]
     for ours, theirs in zip(loaded["rows"], rows, strict=True):
         assert ours["probabilities"] == pytest.approx(theirs["probabilities"], abs=1e-6)
+
+
+def test_a_broken_file_of_the_run_is_an_error_and_not_a_traceback(
+    server: HubServer, run_dir: Path, tmp_path: Path
+) -> None:
+    import shutil
+
+    broken = Path(shutil.copytree(run_dir, tmp_path / "broken"))
+    (broken / "model" / "adapter_config.json").write_text("{", encoding="utf-8")
+    with pytest.raises(InputError, match=r"the push to ada/broken failed: "):
+        hub.push(broken, "ada/broken")

@@ -173,3 +173,25 @@ def test_materialize_on_the_command_line(
     assert capsys.readouterr().out == f"{tmp_path / 'out'}  (from_pretrained)\n"
     assert cli.main(["materialize", str(find_best_checkpoint(config)), "--out", str(tmp_path / "out")]) == 2
     assert "Traceback" not in capsys.readouterr().err
+
+
+def test_a_checkpoint_cannot_have_a_class_imported_that_the_user_does_not_name(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    config = make_config(**{"train.max_updates": 1})
+    finetune(config)
+    path = find_best_checkpoint(config)
+    original = checkpoint.load_checkpoint
+
+    def load_hostile(path: Path) -> dict[str, object]:
+        content = original(path)
+        content["run"]["config"]["task"]["kind"] = "hostile_module:Task"
+        return content
+
+    monkeypatch.setattr(checkpoint, "load_checkpoint", load_hostile)
+    (tmp_path / "hostile_module.py").write_text("raise SystemExit('this code ran')", encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(InputError, match=r"is imported only if you name it: --task hostile_module:Task$"):
+        materialize(path, tmp_path / "out")
+    with pytest.raises(SystemExit, match="this code ran"):  # named, it is imported
+        materialize(path, tmp_path / "out", task="hostile_module:Task")

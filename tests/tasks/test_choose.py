@@ -193,6 +193,8 @@ def test_columns_alone() -> None:
     assert columns.spec.columns == ("stem", "a", "b", "label")
     assert (columns.spec.texts, columns.spec.together) == (("stem",), ("stem",))
     assert columns.make_row(["the", "x", "y"]) == {"stem": "the", "a": "x", "b": "y"}
+    assert columns.num_example_texts == 3
+    assert ChoiceColumns(prompts=("stem", "more"), choices=("choices",), label="label").num_example_texts == 4
     with pytest.raises(InputError, match=r"--text: takes the prompt and then two choices, not 4 texts"):
         columns.make_row(["the", "x", "y", "z"])
 
