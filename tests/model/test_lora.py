@@ -459,10 +459,10 @@ def test_inspect_shows_the_adapters_of_a_run_and_of_settings(
 
 def test_pushed_files_name_no_folder_of_this_machine(trained: tuple[RunConfig, RunResult]) -> None:
     folder = trained[1].model_dir
-    pushed = json.loads(bytes(hub.collect_files(folder / "adapter_config.json", "user/name")))  # type: ignore[arg-type]
+    pushed = json.loads(bytes(hub.prepare_content(folder / "adapter_config.json", "user/name")))  # type: ignore[arg-type]
     assert pushed["base_model_name_or_path"] == "base"
     assert pushed["r"] == 4
-    card = bytes(hub.collect_files(folder / "README.md", "user/name")).decode()  # type: ignore[arg-type]
+    card = bytes(hub.prepare_content(folder / "README.md", "user/name")).decode()  # type: ignore[arg-type]
     assert 'load_adapter("user/name")' in card
     assert 'AutoConfig.from_pretrained("user/name", subfolder="config")' in card
     assert str(folder.parent) not in card
@@ -529,7 +529,7 @@ def test_a_package_is_named_by_its_path_and_by_its_name_in_the_config(
     assert transformers.AutoModelForSequenceClassification.from_pretrained(
         folder, config=transformers.AutoConfig.from_pretrained(folder, subfolder="config")
     )
-    pushed = json.loads(bytes(hub.collect_files(folder / "adapter_config.json", "user/name")))  # type: ignore[arg-type]
+    pushed = json.loads(bytes(hub.prepare_content(folder / "adapter_config.json", "user/name")))  # type: ignore[arg-type]
     assert pushed["base_model_name_or_path"] == source
     moved = copied((config, RunResult(run_dir=folder.parent, model_dir=folder, results={})), tmp_path / "moved",
                    base_model_name_or_path="/elsewhere/bert")  # fmt: skip

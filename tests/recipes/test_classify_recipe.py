@@ -347,12 +347,12 @@ def test_nothing_is_left_in_the_default_generator(make_config: MakeConfig) -> No
 def test_a_loss_that_is_not_finite_stops_before_the_weights_change(
     make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from hf_finetune.tasks.classify import Classification
+    from hf_finetune.tasks.classify import ClassificationObjective
 
-    original, calls = Classification.loss, []
+    original, calls = ClassificationObjective.loss, []
 
-    def broken(self: Classification, logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, int]:
-        total, count = original(self, logits, labels)
+    def broken(self: ClassificationObjective, logits: torch.Tensor, batch: Any) -> tuple[torch.Tensor, float]:
+        total, count = original(self, logits, batch)
         calls.append(None)
         return (
             (total * float("nan"), count)
@@ -360,7 +360,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_change(
             else (total, count)
         )
 
-    monkeypatch.setattr(Classification, "loss", broken)
+    monkeypatch.setattr(ClassificationObjective, "loss", broken)
     config = make_config(**{"checkpoint.every": 1})
     with pytest.raises(InputError, match=r"update \d+: the loss \(nan\) is not finite; .*train-single_label.jsonl:\d+"):
         finetune(config)
