@@ -60,7 +60,7 @@ def build_parser() -> Parser:
 
 
 def add_train(commands: Any) -> None:
-    """hf-finetune train."""
+    """Adds the parser of hf-finetune train."""
     train = commands.add_parser(
         "train",
         help="fine-tune: hf-finetune train classify [settings]",
@@ -71,7 +71,7 @@ def add_train(commands: Any) -> None:
 
 
 def add_verify_resume(commands: Any) -> None:
-    """hf-finetune verify-resume."""
+    """Adds the parser of hf-finetune verify-resume."""
     verify = commands.add_parser(
         "verify-resume",
         help="kill and resume a run on this machine, and compare its weights with those of an undisturbed run",
@@ -90,12 +90,16 @@ def add_verify_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_inspect(commands: Any) -> None:
-    """hf-finetune inspect."""
-    inspect = commands.add_parser("inspect", help="list the parameters of a model, and which of them a run would train")
+    """Adds the parser of hf-finetune inspect."""
+    inspect = commands.add_parser(
+        "inspect", help="list the parameters of a model, and which of them would train with the given --freeze options"
+    )
     inspect.add_argument("model", help="run folder, model folder, package://NAME/path, or Hub id")
     inspect.add_argument("--format", choices=("table", "json", "csv"), default="table", help="format of the list")
     inspect.add_argument("--freeze.embeddings", dest="embeddings", action="store_true", help="freeze the embeddings")
-    inspect.add_argument("--freeze.layers", dest="layers", default="0", help="layers to freeze, as in a run's settings")
+    inspect.add_argument(
+        "--freeze.layers", dest="layers", default="0", help="layers to freeze, as in a run's settings (default: 0)"
+    )
     inspect.add_argument(
         "--freeze.patterns", dest="patterns", nargs="+", default=[], help="regular expressions for names to freeze"
     )
@@ -125,7 +129,7 @@ def add_model_options(command: argparse.ArgumentParser) -> None:
 
 
 def add_evaluate(commands: Any) -> None:
-    """hf-finetune evaluate."""
+    """Adds the parser of hf-finetune evaluate."""
     evaluate = commands.add_parser("evaluate", help="loss and metrics of a model on a labelled file")
     add_model_options(evaluate)
     evaluate.add_argument(
@@ -141,7 +145,7 @@ def add_evaluate(commands: Any) -> None:
 
 
 def add_predict(commands: Any) -> None:
-    """hf-finetune predict."""
+    """Adds the parser of hf-finetune predict."""
     predict = commands.add_parser("predict", help="predict labels, tags, answers, text or embeddings")
     add_model_options(predict)
     source = predict.add_mutually_exclusive_group(required=True)
@@ -155,7 +159,7 @@ def add_predict(commands: Any) -> None:
 
 
 def add_checkpoint_commands(commands: Any) -> None:
-    """hf-finetune checkpoints, hf-finetune materialize."""
+    """Adds the parser of hf-finetune checkpoints, hf-finetune materialize."""
     checkpoints = commands.add_parser("checkpoints", help="list the checkpoints of a run")
     checkpoints.add_argument("run", help="run folder")
     checkpoints.add_argument("--verify", action="store_true", help="read each and compare it with its digest")
@@ -170,7 +174,7 @@ def add_checkpoint_commands(commands: Any) -> None:
 
 
 def add_push(commands: Any) -> None:
-    """hf-finetune push."""
+    """Adds the parser of hf-finetune push."""
     push = commands.add_parser(
         "push", help="upload the model, model card and results of a run to the Hub, in one commit"
     )
@@ -182,7 +186,7 @@ def add_push(commands: Any) -> None:
 
 
 def add_cache_commands(commands: Any) -> None:
-    """hf-finetune cache list, verify, prune."""
+    """Adds the parser of hf-finetune cache list, verify, prune."""
     cache = commands.add_parser("cache", help="list, verify or remove cached activations of frozen layers")
     actions = cache.add_subparsers(required=True, metavar="COMMAND", parser_class=Parser)
     listing = actions.add_parser("list", help="list the entries, the most recently used last")
@@ -258,7 +262,7 @@ def run_verify_resume(recipe: str, words: Sequence[str]) -> int:
 
 
 def run_inspect(options: argparse.Namespace) -> None:
-    """hf-finetune inspect."""
+    """Runs hf-finetune inspect."""
     config = FreezeConfig(
         embeddings=options.embeddings,
         patterns=tuple(options.patterns),
@@ -277,7 +281,7 @@ def run_inspect(options: argparse.Namespace) -> None:
 
 
 def run_evaluate(options: argparse.Namespace) -> None:
-    """hf-finetune evaluate."""
+    """Runs hf-finetune evaluate."""
     from hf_finetune.export.predict import evaluate_file
 
     values = evaluate_file(load_predictor(options), options.data, metric=options.metric)
@@ -290,7 +294,7 @@ def run_evaluate(options: argparse.Namespace) -> None:
 
 
 def run_predict(options: argparse.Namespace) -> None:
-    """hf-finetune predict."""
+    """Runs hf-finetune predict."""
     from hf_finetune.export.predict import predict_file, predict_texts
 
     if options.out and not options.data:
@@ -321,7 +325,7 @@ def load_predictor(options: argparse.Namespace) -> "Predictor":
 
 
 def run_checkpoints(options: argparse.Namespace) -> None:
-    """hf-finetune checkpoints."""
+    """Runs hf-finetune checkpoints."""
     from hf_finetune.run import checkpoint
 
     folder = Path(options.run) / "checkpoints"
@@ -343,14 +347,14 @@ def run_checkpoints(options: argparse.Namespace) -> None:
 
 
 def run_materialize(options: argparse.Namespace) -> None:
-    """hf-finetune materialize."""
+    """Runs hf-finetune materialize."""
     from hf_finetune.export.materialize import materialize
 
     print(f"{materialize(Path(options.checkpoint), Path(options.out), task=options.task)}  (from_pretrained)")
 
 
 def run_push(options: argparse.Namespace) -> None:
-    """hf-finetune push."""
+    """Runs hf-finetune push."""
     from hf_finetune.export import hub
 
     if not Path(options.run).is_dir():
@@ -362,7 +366,7 @@ def run_push(options: argparse.Namespace) -> None:
 
 
 def run_cache_list(options: argparse.Namespace) -> None:
-    """hf-finetune cache list."""
+    """Runs hf-finetune cache list."""
     from hf_finetune.cache import listing
 
     root = cache_root(options)
@@ -373,7 +377,7 @@ def run_cache_list(options: argparse.Namespace) -> None:
 
 
 def run_cache_verify(options: argparse.Namespace) -> None:
-    """hf-finetune cache verify."""
+    """Runs hf-finetune cache verify."""
     from hf_finetune.cache import listing
 
     root, num_damaged = cache_root(options), 0
@@ -388,7 +392,7 @@ def run_cache_verify(options: argparse.Namespace) -> None:
 
 
 def run_cache_prune(options: argparse.Namespace) -> None:
-    """hf-finetune cache prune."""
+    """Runs hf-finetune cache prune."""
     from hf_finetune.cache import listing
 
     if options.max_size is None and options.older_than is None:

@@ -97,12 +97,10 @@ def report_errors(function: Callable[[], None], *, debug: bool = False) -> int:
         return EXIT_INPUT
     except StoppedError as error:
         if os.environ.get("LOCAL_RANK", "0") == "0":
-            print(
-                f"stopped ({error}); the same command continues from the last checkpoint", file=sys.stderr, flush=True
-            )
+            print(f"stopped ({error}); the same command continues from what was saved", file=sys.stderr, flush=True)
         return EXIT_TRY_AGAIN
     except KeyboardInterrupt:
-        print("interrupted; the same command continues from the last checkpoint", file=sys.stderr)
+        print("interrupted; the same command continues from what was saved", file=sys.stderr)
         return 130
     return 0
 

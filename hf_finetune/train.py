@@ -1,7 +1,11 @@
 """A run in the order of time. READ THIS FIRST.
 
-finetune() is the entire run. train() iterates over training.loop.train_steps(), which yields after every optimizer update;
-what other packages do with callbacks is an `if` in its loop.
+finetune() is the entire run. train() iterates over training.loop.train_steps(), which yields after every optimizer update.
+Where transformers.Trainer has callbacks, train() has an `if`.
+
+prefix: the embeddings and lowest layers, all frozen. activations: the hidden states at its end, which a run may cache. stage:
+the epochs between two changes of freeze.unfreeze; a run without it has one stage. pending: a signal stopped the run after an
+update and before the evaluation and save that were due; they are made up for on resume.
 """
 
 import dataclasses
@@ -54,7 +58,7 @@ def finetune(config: RunConfig) -> RunResult:
 
 def train_and_export(config: RunConfig, runtime: Runtime) -> dict[str, Any]:
     """Trains from the newest checkpoint or from the start, exports the best model, and returns the results."""
-    # Load everything, and fail now if anything would fail later
+    # Load everything. What the user can get wrong fails here, within seconds
     clock, progress = Clock(), FRESH
     check_services(config, runtime)
     saved, notes = resume.find_checkpoint(config, runtime)
@@ -68,7 +72,7 @@ def train_and_export(config: RunConfig, runtime: Runtime) -> dict[str, Any]:
         cache = decide_on_cache(run, progress, clock)
         report.announce(run, cache.lines, notes)
         run, progress = attach_cache(run, progress, cache, clock)
-        preflight_check(run)
+        preflight_check(run)  # after the cache, because it evaluates in the way that the run will
         runtime.on_main(lambda: record_run(config, runtime))
         tracker = tracking.Tracking(config, runtime, start_update=progress.update)
 
@@ -101,7 +105,7 @@ def train(run: TrainingRun, progress: Progress, tracker: tracking.Tracking, cloc
     end = run.find_stage_end(progress.num_settled)
     bar = tracking.ProgressBar(schedule.total_updates, progress.update, runtime)
     steps = train_steps(run.train_state, run.features["train"], run.task, config, runtime, start_update=progress.update)
-    steps = clock.count_updates(steps)
+    steps = clock.count_updates(steps)  # adds their seconds to the training phase
     last_save = time.monotonic()
     try:
         if progress.pending:  # a signal stopped the run before the evaluation and save of its last update
@@ -111,6 +115,7 @@ def train(run: TrainingRun, progress: Progress, tracker: tracking.Tracking, cloc
             progress = log_update(run, progress, update, tracker, bar)
             minutes = config.checkpoint.every_minutes
             is_time_to_save = minutes is not None and time.monotonic() - last_save >= 60 * minutes
+            # If any process received a signal, or its time to save has come, all processes do the same
             stops, saves = runtime.agree(runtime.is_asked_to_stop(), is_time_to_save)
             if stops:
                 save_and_stop(run, progress, clock, bar)

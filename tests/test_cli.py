@@ -365,7 +365,7 @@ def test_an_interrupted_command_prints_how_to_continue(capsys: pytest.CaptureFix
         raise KeyboardInterrupt
 
     assert recipe.report_errors(interrupt) == 130
-    assert capsys.readouterr() == ("", "interrupted; the same command continues from the last checkpoint\n")
+    assert capsys.readouterr() == ("", "interrupted; the same command continues from what was saved\n")
 
 
 # --- the public names -----------------------------------------------------------------------------------------------

@@ -32,12 +32,10 @@ from hf_finetune.export.materialize import materialize
 from hf_finetune.export.predict import Predictor, predict_file
 from hf_finetune.system.errors import InputError
 
-pytestmark = pytest.mark.slow
-
 DEFAULTS = {"task.kind": "classify", "model.backbone": "backbone", "data.train": ["train.csv"]}
 TYPES = get_setting_types(load_task("classify").Settings)
 fuzz = functools.partial(settings, deadline=None, derandomize=True, database=None)
-pytestmark = pytest.mark.timeout(120)  # a hang is a failure, not a wait
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]  # a hang is a failure, not a wait
 
 
 def read_files(folder: Path) -> dict[str, bytes]:

@@ -170,7 +170,7 @@ def test_a_process_ends_with_75_within_seconds_and_is_resumed(make_config: MakeC
     assert time.monotonic() - began < 10
     assert "SIGTERM: saving, then stopping" in output
     assert "saved ckpt_" in output
-    assert "stopped (SIGTERM); the same command continues from the last checkpoint" in output
+    assert "stopped (SIGTERM); the same command continues from what was saved" in output
     done = launch([sys.executable], config, {}, tmp_path)
     assert done.returncode == 0, done.stderr
     assert "resuming after update" in done.stdout

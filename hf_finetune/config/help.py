@@ -26,7 +26,8 @@ OPTIONS = {
     "--help": "Show this help.",
 }
 SYNTAX = """A list is several words (--data.train a.csv b.csv), or a list in quotes ('["a.csv", "b.csv"]'; [] for an empty
-one). null means that a setting is not given. In YAML the same settings are nested: `train: {epochs: 2}`."""
+one). null means that a setting is not given. In YAML the same settings are nested: `train: {epochs: 2}`. A
+value marked demo holds if you name no data: a recipe trains its demo then."""
 
 
 def read_help_texts(section: type) -> dict[str, str]:

@@ -99,7 +99,8 @@ def join_words(key: str, words: Sequence[str], hint: Any) -> str | list[str]:
 def read_settings(arguments: Sequence[str]) -> dict[str, Any]:
     """Returns the settings of `--config` files and of the other arguments, which override them, as `{dotted key: value}`.
 
-    Keys are not checked. The values of arguments are Words, because only the type of a setting shows if they are a list.
+    Keys are not checked. Values of the command line stay unparsed (Words), because only the type of a setting shows if they
+    form a list.
     """
     pairs = split_arguments(arguments)
     settings: dict[str, Any] = {}

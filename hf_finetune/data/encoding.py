@@ -74,7 +74,8 @@ def read_encoded(folder: Path) -> dict[str, Array] | None:
 
 
 def make_encoding_key(encoder: Encoder, table: Table, tokenizer: Any, max_length: int) -> str:
-    """Returns a digest of everything that tokenize() depends on. The tokenizer is taken by the bytes of its saved files."""
+    """Returns a digest of everything that tokenize() depends on. The tokenizer enters it as the bytes of
+    its saved files."""
     import transformers
 
     if tokenizer.is_fast:  # its files hold the padding and truncation of its last call, which tokenize() sets again

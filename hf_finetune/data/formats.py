@@ -139,7 +139,11 @@ def read_parquet(path: Path) -> Rows:
                     yield number, row
     except (pyarrow.ArrowException, OSError) as error:
         raise InputError(f"{path}: not an intact parquet file: {str(error).splitlines()[0]}") from None
-    except (ValueError, OverflowError) as error:  # bytes that are not UTF-8, dates that Python does not have
+    except (
+        ValueError,
+        OverflowError,
+        KeyError,
+    ) as error:  # no UTF-8, dates that Python does not have, unknown time zones
         raise InputError(f"{path}: holds a value that cannot be read: {error}") from None
 
 

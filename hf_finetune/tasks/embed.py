@@ -103,7 +103,8 @@ class Pooling:
 class EmbeddingEncoding(Encoding):
     """One sequence a text: the anchor, its positive, its negatives.
 
-    score_range: Smallest and largest score of the training rows; None without scores. pooling: For describe().
+    score_range: Smallest and largest score of the training rows; None without scores. pooling: How vectors
+    are made, which describe() prints.
     """
 
     problem: str

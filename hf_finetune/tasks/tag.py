@@ -239,8 +239,8 @@ class TaggingScoring(Scoring):
     def compute_metrics(
         self, metric: str, outputs: Outputs, features: Features, table: Table, indices: Array
     ) -> dict[str, float]:
-        """F1, precision and recall of entities, accuracy over words, then the first three for each type of entities. Without a
-        scheme accuracy and the macro F1 over tags. Every word counts once."""
+        """F1, precision and recall over all entities, word accuracy, then F1, precision and recall for each entity type. Without
+        a scheme: accuracy and macro F1 over tags. Every word counts once."""
         index = number_names(self.label_names)
         predicted = self.choose_word_tags(outputs, features, table, indices)
         references = {row: self.reader.read_tag_numbers(table, row, index) for row in predicted}

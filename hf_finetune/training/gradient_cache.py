@@ -29,7 +29,7 @@ class UpdatePasses:
         return self.single or self.forward(indices)
 
     def forward(self, indices: Array) -> tuple[torch.Tensor, Batch]:
-        """Outputs and batch of these features."""
+        """Runs the model on these features. Returns its outputs and the batch."""
         through = self.state.prepared if torch.is_grad_enabled() else None  # the wrapper expects a backward
         return run_training_forward(
             self.state, self.features, self.task, self.runtime.device, indices, self.update_batch, through

@@ -44,6 +44,8 @@ def test_outputs_and_gradients_are_those_of_the_complete_model(family: str, bloc
 @pytest.mark.parametrize("family", ["bert", "deberta-v2", "modernbert", "llama", "bart"])
 def test_dropout_is_the_same_from_cached_activations(family: str) -> None:
     """In train mode, with the frozen modules in eval mode. A mask belongs to an example and a call, so it does not change."""
+    if family == "bart" and tiny.BART_DRAWS:
+        pytest.skip("this version of transformers draws for layerdrop")
     model, plan = make(family, 2)
     forward, eval_modules = find_cached_forward(model, plan), freezing.find_eval_modules(model)
     masks = choose_masks("stateless", 3, model, eval_modules)

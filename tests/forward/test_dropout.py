@@ -439,6 +439,7 @@ def test_a_mask_belongs_to_the_innermost_module_that_runs(attention: str) -> Non
     assert list_keys(model) == [MaskKey("bert.embeddings.dropout", 0, 0), *blocks, MaskKey("dropout", 0, 0)]
 
 
+@pytest.mark.skipif(tiny.BART_DRAWS, reason="this version of transformers draws for layerdrop")
 def test_several_masks_of_a_call_and_several_calls_of_a_module_have_their_own_keys() -> None:
     keys = list_keys(make_model("bart"))
     assert [key.draw for key in keys if key.module == "model.encoder.layers.1"] == [0, 1, 2]
@@ -523,6 +524,7 @@ def test_recomputation_of_a_module_that_runs_several_times_is_refused() -> None:
             loss.backward()
 
 
+@pytest.mark.skipif(tiny.BART_DRAWS, reason="this version of transformers draws for layerdrop")
 def test_recomputation_of_a_block_that_calls_dropout_itself_is_refused() -> None:
     model = make_model("bart")
     masks = choose_masks("stateless", 1, model, ())

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import transformers
+from packaging.version import Version
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 CLASSES = {
@@ -36,6 +37,8 @@ FILLER = [
     "quite",
 ]
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+# BART of older versions draws a random number for layerdrop even if its probability is 0, so its masks are torch's
+BART_DRAWS = Version(transformers.__version__) < Version("5.23")
 VOCABULARY = [*SPECIAL, *FILLER, *(word for words in CLASSES.values() for word in words.split())]
 SIZES = {"vocab_size": len(VOCABULARY), "pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3}
 BERT_LIKE = {
