@@ -746,6 +746,7 @@ def test_the_script_ends_with_2_and_one_line_if_a_setting_is_wrong(work: Path) -
     assert (ended.returncode, ended.stdout, ended.stderr) == (2, "", "error: train.epochs (0): must be at least 1\n")
 
 
+@pytest.mark.processes
 def test_the_script_ends_with_2_and_one_line_if_another_run_uses_the_folder(work: Path) -> None:
     config = load_config(DEFAULTS, ["--freeze.layers", "0"])
     assert config is not None

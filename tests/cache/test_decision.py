@@ -256,6 +256,7 @@ def test_a_damaged_entry_is_found_and_rebuilt_never_used(
     assert_equal_metrics(second.run_dir, second.run_dir.parent / "first", 0.0)
 
 
+@pytest.mark.processes
 def test_a_killed_capture_resumes_to_the_same_bytes(make_config: MakeConfig, tmp_path: Path) -> None:
     """A run that captures slowly gets a real SIGKILL three times, and then runs to its end."""
     here, there = {"cache.dir": str(tmp_path / "one")}, {"cache.dir": str(tmp_path / "two")}
@@ -332,6 +333,7 @@ def test_a_refusal_to_cache_names_its_reason(
     assert reason in cache_decision.lines[0]
 
 
+@pytest.mark.slow
 def test_auto_decides_by_the_measured_gain_and_keeps_the_decision(decide: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     auto = {"cache.activations": "auto"}
     _, cache_decision = decide(**auto)

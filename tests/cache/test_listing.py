@@ -40,6 +40,7 @@ HOLDER = (
 # --- verify ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_flipped_bit_in_a_manifest_is_never_taken_for_an_intact_entry(tmp_path: Path) -> None:
     """`cache verify` does not fail at any of them, and reports those that concern the bytes of the activations."""
     entry = make_entry(tmp_path, rows={"test": ROWS["test"]})

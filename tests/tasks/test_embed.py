@@ -291,6 +291,7 @@ def test_a_single_micro_batch_is_computed_only_once(set_up_kind: SetUp, micro: i
     assert len(calls) == forwards
 
 
+@pytest.mark.processes
 def test_two_processes_compute_the_gradients_of_one(tmp_path: Path, backbones: Callable[..., Path]) -> None:
     """With dropout; each process has one micro-batch, or several of which some are empty."""
     settings = {"model.dropout": 0.1, "train.dropout_masks": "stateless"}

@@ -552,6 +552,7 @@ def test_the_input_prefix_is_put_before_texts_to_predict(runs: Any) -> None:
     assert "Inputs begin with `this very `" in (result.model_dir / "README.md").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "family"), [("summarize", "t5"), ("translate", "bart")])
 def test_evaluating_the_exported_model_gives_the_numbers_of_the_run(kind: str, family: str, runs: Any) -> None:
     config, result = runs(kind, family, **LEARNED)
