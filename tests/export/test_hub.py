@@ -134,6 +134,7 @@ def test_a_namespace_that_the_tokens_owner_may_not_write_to_is_an_error(
 def test_a_contributor_of_an_organisation_may_push_to_it(server: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", BOB_TOKEN)
     hub.check_access("crew/clf")
+    assert ("GET", "/api/whoami-v2") in server.requests  # the Hub was asked, and allowed it
 
 
 def test_a_hub_that_cannot_be_reached_is_an_error_of_one_line(

@@ -340,7 +340,10 @@ def test_the_longest_input_is_the_tokenizers_limit_and_512_at_most(backbones: Ba
 def test_the_longest_input_of_mpnet_with_a_tokenizer_that_pads_with_0(backbones: Backbones) -> None:
     loaded = load(backbones("mpnet"))
     loaded.tokenizer.model_max_length = 10**6
-    forward(loaded.model.eval(), backbone.resolve_max_length(loaded, None))
+    longest = backbone.resolve_max_length(loaded, None)
+    forward(loaded.model.eval(), longest)
+    with pytest.raises(IndexError):  # one token more has no position
+        forward(loaded.model.eval(), longest + 1)
 
 
 # --- files that are missing, damaged, or of another model -----------------------------------------------------------
