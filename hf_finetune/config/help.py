@@ -26,8 +26,8 @@ OPTIONS = {
     "--help": "Show this help.",
 }
 SYNTAX = """A list is several words (--data.train a.csv b.csv), or a list in quotes ('["a.csv", "b.csv"]'; [] for an empty
-one). null means that a setting is not given. In YAML the same settings are nested: `train: {epochs: 2}`. A
-value marked demo holds if you name no data: a recipe trains its demo then."""
+one). null means that a setting is not given. In YAML the same settings are nested: `train: {epochs: 2}`."""
+DEMO = " A value marked demo holds if you name no data: the recipe trains its demo then."
 
 
 def read_help_texts(section: type) -> dict[str, str]:
@@ -65,7 +65,7 @@ def format_help(
     usage = f"usage: {prog} [--config FILE.yaml] [--section.key VALUE ...]"
     paragraphs = [usage, *wrap_description(description, width)]
     paragraphs.append("\n".join(["Options", *(wrap_entry(name, text, width) for name, text in OPTIONS.items())]))
-    paragraphs.append(textwrap.fill(" ".join(SYNTAX.split()), width))
+    paragraphs.append(textwrap.fill(" ".join(SYNTAX.split()) + (DEMO if demo else ""), width))
     classes = get_section_classes(settings)
     entries = list(list_entries("", RunConfig, defaults, demo or {}))
     paragraphs.append("\n".join(["The run", *(wrap_entry(key, text, width) for key, text in entries)]))

@@ -834,3 +834,9 @@ def test_an_import_path_that_leads_to_no_task_is_an_error(kind: str) -> None:
 def test_help_is_printed_whatever_else_is_on_the_line(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert run_recipe({"task.kind": "classify"}, arguments=[*words, "--help"]) == 0
     assert "--task.problem" in capsys.readouterr().out
+
+
+def test_only_the_help_of_a_recipe_with_a_demo_speaks_of_one(capsys: pytest.CaptureFixture[str]) -> None:
+    for demo, is_mentioned in (({"data.train": ["demo.csv"]}, True), (None, False)):
+        assert run_recipe({"task.kind": "classify"}, demo=demo, arguments=["--help"]) == 0
+        assert ("trains its demo" in " ".join(capsys.readouterr().out.split())) == is_mentioned
