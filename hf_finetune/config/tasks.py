@@ -1,9 +1,9 @@
 """The tasks by name. A task's name is its recipe's; a task of your own is named by its import path, `my_package.tasks:MyTask`."""
 
-import importlib
 from collections.abc import Mapping
 from typing import Any
 
+from hf_finetune.config.references import load_reference
 from hf_finetune.system.errors import InputError
 
 TASKS: Mapping[str, str] = {
@@ -31,15 +31,11 @@ def check_is_named(kind: Any, own_task: str | None, place: str) -> None:
 def load_task(kind: str) -> Any:
     """The class of a task: by its recipe's name, or by its import path. InputError if there is none."""
     path = TASKS.get(kind, kind)
-    module, separator, name = path.partition(":")
-    if not separator:
+    if ":" not in path:
         raise InputError(
             f"task.kind ({kind}): must be one of {', '.join(TASKS)}, or a class as my_package.tasks:MyTask"
         )
-    try:
-        task = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError, TypeError) as error:
-        raise InputError(f"task.kind ({kind}): cannot be imported: {error}") from error
+    task = load_reference("task.kind", path)
     if not isinstance(getattr(task, "Settings", None), type):
         raise InputError(f"task.kind ({kind}): is not a task: it has no Settings; see hf_finetune.tasks.base.Task")
     return task
