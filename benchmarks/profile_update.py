@@ -16,7 +16,7 @@ from pages import ROOT, describe_version, write_table
 
 from hf_finetune import __version__
 from hf_finetune.config.loading import load_config
-from hf_finetune.recipe import recipe_path
+from hf_finetune.config.recipes import recipe_path
 from hf_finetune.run import report
 from hf_finetune.run.folder import open_run
 from hf_finetune.run.setup import set_up

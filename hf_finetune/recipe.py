@@ -6,11 +6,11 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from hf_finetune.config.help import format_help
 from hf_finetune.config.loading import choose_kind, load_config, read_settings, to_yaml
+from hf_finetune.config.recipes import recipe_path
 from hf_finetune.config.tasks import TASKS, load_task
 from hf_finetune.system.console import configure_logging
 from hf_finetune.system.errors import InputError, StoppedError, redact
@@ -103,18 +103,6 @@ def report_errors(function: Callable[[], None], *, debug: bool = False) -> int:
         print("interrupted; the same command continues from what was saved", file=sys.stderr)
         return 130
     return 0
-
-
-def recipe_path(name: str) -> Path:
-    """The file of a recipe: inside the package if it was installed from a wheel, next to the package in a checkout."""
-    package = Path(__file__).parent
-    for folder in (package / "recipes", package.parent / "recipes"):
-        if (folder / f"{name}.py").is_file():
-            return folder / f"{name}.py"
-    known = sorted(
-        path.stem for folder in (package / "recipes", package.parent / "recipes") for path in folder.glob("*.py")
-    )
-    raise InputError(f"train {name}: there is no such recipe; the recipes are {', '.join(known)}")
 
 
 def run_recipe_file(name: str, arguments: Sequence[str]) -> int:

@@ -22,6 +22,7 @@ from hf_finetune.config.sections import RunConfig
 from hf_finetune.export import hub, model_folder
 from hf_finetune.run import checkpoint, report, resume, saving, tracking
 from hf_finetune.run.folder import open_run, record_run
+from hf_finetune.run.parts import NO_PARTS, Parts
 from hf_finetune.run.setup import find_next_epoch, prepare_stage, read_finished_results, set_up
 from hf_finetune.run.training_run import Clock, TrainingRun, evaluate_split, preflight_check
 from hf_finetune.system.errors import InputError, StoppedError
@@ -41,28 +42,30 @@ class RunResult:
     results: dict[str, Any]
 
 
-def finetune(config: RunConfig) -> RunResult:
+def finetune(config: RunConfig, parts: Parts = NO_PARTS) -> RunResult:
     """Fine-tunes the backbone on the data of the config, and exports the best model. Resumes an earlier run of the same config.
+
+    parts: Rows and functions that a program gave; those that the config names by their import path are imported.
 
     Raises InputError for anything that the user can fix, and StoppedError if a signal stopped the run after it was saved.
     """
     with open_run(config) as runtime:
         results = runtime.on_main(lambda: read_finished_results(config))
         if results is None:
-            results = train_and_export(config, runtime)
+            results = train_and_export(config, runtime, parts)
         else:
             runtime.say(f"{config.run_dir} is finished, there is nothing to train; {report.summarize_results(results)}")
         runtime.on_main(lambda: push_if_requested(config, runtime))
         return RunResult(run_dir=config.run_dir, model_dir=config.run_dir / "model", results=results)
 
 
-def train_and_export(config: RunConfig, runtime: Runtime) -> dict[str, Any]:
+def train_and_export(config: RunConfig, runtime: Runtime, parts: Parts) -> dict[str, Any]:
     """Trains from the newest checkpoint or from the start, exports the best model, and returns the results."""
     # Load everything. What the user can get wrong fails here, within seconds
     clock, progress = Clock(), FRESH
     check_services(config, runtime)
     saved, notes = resume.find_checkpoint(config, runtime)
-    run = set_up(config, runtime, clock, saved.progress if saved else FRESH)
+    run = set_up(config, runtime, clock, saved.progress if saved else FRESH, parts)
     if saved:
         progress, resume_notes = resume.restore_run(run, saved)
         notes = (*notes, *resume_notes)
@@ -104,7 +107,15 @@ def train(run: TrainingRun, progress: Progress, tracker: tracking.Tracking, cloc
     config, schedule, runtime = run.config, run.schedule, run.runtime
     end = run.find_stage_end(progress.num_settled)
     bar = tracking.ProgressBar(schedule.total_updates, progress.update, runtime)
-    steps = train_steps(run.train_state, run.features["train"], run.task, config, runtime, start_update=progress.update)
+    steps = train_steps(
+        run.train_state,
+        run.features["train"],
+        run.task,
+        config,
+        runtime,
+        start_update=progress.update,
+        augmented=run.augmented,
+    )
     steps = clock.count_updates(steps)  # adds their seconds to the training phase
     last_save = time.monotonic()
     try:
@@ -113,6 +124,8 @@ def train(run: TrainingRun, progress: Progress, tracker: tracking.Tracking, cloc
         while progress.update < end and not progress.stopped:
             update = next(steps)
             progress = log_update(run, progress, update, tracker, bar)
+            if run.parts.on_update is not None:
+                run.parts.on_update(update, run.train_state.model)
             minutes = config.checkpoint.every_minutes
             is_time_to_save = minutes is not None and time.monotonic() - last_save >= 60 * minutes
             # If any process received a signal, or its time to save has come, all processes do the same
@@ -167,7 +180,14 @@ def finish_update(
         except StoppedError:
             save_and_stop(run, progress, clock, bar)
         tracker.log_split("validation", values, update=number, epoch=epoch)
-        progress = update_best_and_patience(progress, values, metric=run.metric, epoch=epoch, config=config.train)
+        progress = update_best_and_patience(
+            progress,
+            values,
+            metric=run.metric,
+            epoch=epoch,
+            config=config.train,
+            greater_is_better=run.greater_is_better,
+        )
         is_best = progress.best_update == number
         bar.say(f"epoch {epoch}  validation  {report.format_metrics(values)}{'  best' if is_best else ''}")
         saves = saves or is_best or progress.stopped

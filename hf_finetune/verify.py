@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from hf_finetune.recipe import recipe_path
+from hf_finetune.config.recipes import recipe_path
 from hf_finetune.run import checkpoint
 from hf_finetune.system.errors import InputError
 

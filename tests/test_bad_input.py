@@ -24,8 +24,9 @@ from support import tiny
 
 from hf_finetune import train as train_module
 from hf_finetune.config.loading import load_config, to_yaml
+from hf_finetune.config.recipes import recipe_path
 from hf_finetune.export import model_folder
-from hf_finetune.recipe import recipe_path, run_recipe
+from hf_finetune.recipe import run_recipe
 from hf_finetune.run import checkpoint
 from hf_finetune.run.folder import open_run
 from hf_finetune.system.errors import InputError

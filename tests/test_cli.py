@@ -20,6 +20,7 @@ from support.configs import make_small_config
 
 import hf_finetune
 from hf_finetune import cli, recipe
+from hf_finetune.config import recipes
 from hf_finetune.export.predict import Predictor
 from hf_finetune.system.errors import InputError
 from hf_finetune.tasks.classify import Classification
@@ -78,7 +79,7 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory, backbones: Callable[..., P
 
 
 def test_train_runs_the_file_of_the_recipe() -> None:
-    assert recipe.recipe_path("classify") == ROOT / "recipes" / "classify.py"
+    assert recipes.recipe_path("classify") == ROOT / "recipes" / "classify.py"
 
 
 def test_settings_of_the_command_line_override_those_of_the_recipe(run_dir: Path) -> None:
@@ -104,24 +105,24 @@ def test_a_finished_run_is_not_trained_again(run_dir: Path, capsys: pytest.Captu
 
 def test_an_unknown_recipe_is_an_error_that_lists_all_recipes(capsys: pytest.CaptureFixture[str]) -> None:
     assert call("train", "clasify") == 2
-    recipes = "answer, choose, classify, embed, instruct, model_language, summarize, tag, translate"
-    assert capsys.readouterr() == ("", f"error: train clasify: there is no such recipe; the recipes are {recipes}\n")
+    names = "answer, choose, classify, embed, instruct, model_language, summarize, tag, translate"
+    assert capsys.readouterr() == ("", f"error: train clasify: there is no such recipe; the recipes are {names}\n")
 
 
 def test_recipes_are_also_found_inside_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As in the wheel, which has them in hf_finetune/recipes and not next to the package."""
     (tmp_path / "hf_finetune" / "recipes").mkdir(parents=True)
     (tmp_path / "hf_finetune" / "recipes" / "mine.py").write_text("import sys\nsys.exit(7)\n", encoding="utf-8")
-    monkeypatch.setattr(recipe, "__file__", str(tmp_path / "hf_finetune" / "recipe.py"))
-    assert recipe.recipe_path("mine") == tmp_path / "hf_finetune" / "recipes" / "mine.py"
+    monkeypatch.setattr(recipes, "__file__", str(tmp_path / "hf_finetune" / "config" / "recipes.py"))
+    assert recipes.recipe_path("mine") == tmp_path / "hf_finetune" / "recipes" / "mine.py"
     assert call("train", "mine", "--anything", "1") == 7
     with pytest.raises(InputError, match=r"there is no such recipe; the recipes are mine$"):
-        recipe.recipe_path("classify")
+        recipes.recipe_path("classify")
 
 
 def test_a_recipes_exit_code_is_the_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "recipes").mkdir()
-    monkeypatch.setattr(recipe, "__file__", str(tmp_path / "hf_finetune" / "recipe.py"))
+    monkeypatch.setattr(recipes, "__file__", str(tmp_path / "hf_finetune" / "config" / "recipes.py"))
     for ending, code in (("sys.exit()", 0), ("sys.exit('no')", 1), ("sys.exit(3)", 3), ("", 0)):
         (tmp_path / "recipes" / "mine.py").write_text(f"import sys\n{ending}\n", encoding="utf-8")
         assert call("train", "mine") == code

@@ -263,7 +263,7 @@ def main() -> int:
         return 2
     import hf_finetune.recipe
 
-    recipes = {path.stem for path in hf_finetune.recipe.recipe_path("classify").parent.glob("*.py")}
+    recipes = {path.stem for path in hf_finetune.config.recipes.recipe_path("classify").parent.glob("*.py")}
     unknown = recipes ^ {run.recipe for run in RUNS}
     if unknown:
         print(

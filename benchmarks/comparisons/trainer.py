@@ -12,13 +12,13 @@ import torch
 import transformers
 
 from hf_finetune.config.loading import load_config
+from hf_finetune.config.recipes import recipe_path
 from hf_finetune.config.sections import RunConfig
 from hf_finetune.config.tasks import load_task
 from hf_finetune.data.splits import load_splits
 from hf_finetune.data.table import Table
 from hf_finetune.model import freezing
 from hf_finetune.model.backbone import set_dropout
-from hf_finetune.recipe import recipe_path
 from hf_finetune.system.locations import local_path
 from hf_finetune.system.processes import choose_precision
 

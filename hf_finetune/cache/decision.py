@@ -88,8 +88,8 @@ def decide(run: TrainingRun, progress: Progress) -> CacheDecision:
         return CacheDecision(lines=("off: as this run started",))
     if run.is_over(progress):
         return CacheDecision(lines=("off: nothing is left to train",))
-    if run.task.encoding.why_inputs_change:
-        return decline(run, run.task.encoding.why_inputs_change)
+    if run.why_inputs_change:
+        return decline(run, run.why_inputs_change)
     if activations == "auto" and run.plan.num_prefix_blocks == 0:
         return CacheDecision(lines=("off: only the embeddings are constant, and they cost little",))
     return check_and_measure(run, cached_forward, progress)

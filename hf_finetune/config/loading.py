@@ -5,6 +5,7 @@ An error names the dotted key, the value and the fix, or the nearest right key, 
 
 import dataclasses
 import difflib
+import re
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
@@ -17,6 +18,8 @@ from hf_finetune.config.tasks import TASKS, load_task
 from hf_finetune.config.values import convert, format_value, is_list, quote_list
 from hf_finetune.config.yaml_files import read_yaml
 from hf_finetune.system.errors import InputError
+
+SPLIT_NAMES = ("", "train", "training", "data", "dataset")  # of files; they do not say what the data are
 
 SECTIONS = tuple(field.name for field in fields(RunConfig) if field.name not in ("name", "output_dir", "seed"))
 
@@ -171,8 +174,25 @@ def make_config(settings: Mapping[str, Any]) -> RunConfig:
     for field in fields(task_settings):
         if field.name not in values["task"] and field.default is field.default_factory is dataclasses.MISSING:
             raise InputError(f"task.{field.name} (null): must be given; {kind} has no default for it")
+    run_values.setdefault("name", make_run_name(values["data"], kind))
     sections = {name: section(**values[name]) for name, section in get_section_classes(task_settings).items()}
     return RunConfig(**run_values, **sections)
+
+
+def make_run_name(data: Mapping[str, Any], kind: str) -> str:
+    """Returns the name of a run that was given none: that of its training data, without folder and ending.
+
+    A name that only says which split it is, such as train.csv, is replaced by that of its folder. Rows that a program gave have
+    no name: the run then has that of the task.
+    """
+    location = data.get("dataset") or next(iter(data.get("train", ())), "")
+    if location.startswith("memory://"):
+        location = ""
+    parts = [part for part in re.split(r"[/\\]", location.partition("#")[0].removeprefix("package://")) if part]
+    stems = [re.sub(r"(\.[A-Za-z]\w*)+$", "", part) for part in parts]
+    names = [re.sub(r"[^A-Za-z0-9_.-]+", "-", stem).strip("-.") for stem in reversed(stems)]
+    named = [name for name in names if name.lower() not in SPLIT_NAMES]
+    return (named or names or [""])[0] or kind.rpartition(":")[2].rpartition(".")[2]
 
 
 def to_yaml(config: RunConfig) -> str:

@@ -11,6 +11,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from hf_finetune.config.references import is_reference
 from hf_finetune.system.errors import InputError, redact
 
 FILE_ENDINGS = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
@@ -30,6 +31,11 @@ def require(condition: bool, key: str, value: object, message: str) -> None:
     """Raises InputError `key (value): message` if the condition is false."""
     if not condition:
         raise InputError(f"{key} ({value}): {message}")
+
+
+def check_reference(key: str, value: str | None) -> None:
+    """Raises InputError if a setting that takes an import path is given anything else."""
+    require(value is None or is_reference(value), key, value, "must be an import path, as my_module:name")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -274,6 +280,9 @@ class TrainConfig:
 
     Args:
         epochs: Passes over the training examples.
+        loss: Import path of a loss of your own, as my_module:loss; docs/extending.md. If not given, the task's.
+        augment: Import path of a function of your own that changes the training rows in each epoch; docs/extending.md.
+        on_update: Import path of a function of your own that is called after each update; docs/extending.md.
         max_updates: Maximum number of updates; training stops there even if train.epochs is not reached.
         batch_size: Examples per update, over all processes and micro-batches.
         micro_batch_size: Examples per forward pass on one process. If not given, the process's share of the batch in one
@@ -296,6 +305,9 @@ class TrainConfig:
     """
 
     epochs: int = 3
+    loss: str | None = None
+    augment: str | None = None
+    on_update: str | None = None
     max_updates: int | None = None
     batch_size: int = 32
     micro_batch_size: int | None = None
@@ -314,6 +326,8 @@ class TrainConfig:
     min_delta: float = 0.0
 
     def __post_init__(self) -> None:
+        for key in ("loss", "augment", "on_update"):
+            check_reference(f"train.{key}", getattr(self, key))
         for key in ("epochs", "max_updates", "batch_size", "micro_batch_size", "micro_batch_tokens", "patience"):
             value = getattr(self, key)
             require(value is None or value >= 1, f"train.{key}", value, "must be at least 1")
@@ -353,15 +367,25 @@ class EvaluationConfig:
 
     Args:
         every: Updates between two evaluations, or "epoch". There is always an evaluation after the last update.
-        metric: Metric that decides which checkpoint is the best: auto, loss, a metric of this package, or one on the Hub.
+        metric: Metric that decides which checkpoint is the best: auto, loss, a metric of this package, one on the Hub, or the
+            name of one of evaluation.metrics.
+        metrics: Metrics to compute besides the task's: names, or import paths of your own functions, as my_module:kappa or
+            NAME=my_module:function; docs/extending.md.
+        greater_is_better: Whether a larger value of evaluation.metric is better. If not given, it is known for the metrics of
+            this package, and true for all others.
         batch_size: Examples per forward pass.
     """
 
     every: int | Literal["epoch"] = "epoch"
     metric: str = "auto"
+    metrics: tuple[str, ...] = ()
+    greater_is_better: bool | None = None
     batch_size: int = 64
 
     def __post_init__(self) -> None:
+        for metric in self.metrics:
+            if ":" in metric:
+                check_reference("evaluation.metrics", metric.partition("=")[2] if "=" in metric else metric)
         require(self.every == "epoch" or self.every >= 1, "evaluation.every", self.every, "must be at least 1")
         require(self.batch_size >= 1, "evaluation.batch_size", self.batch_size, "must be at least 1")
 
@@ -442,7 +466,7 @@ class RunConfig:
     """All settings of a run.
 
     Args:
-        name: Name of the run's folder in output_dir.
+        name: Name of the run's folder in output_dir. If not given, it is made from the name of the training data.
         output_dir: Folder of all runs.
         seed: Random seed for the new head, splits, example order and dropout.
     """
@@ -499,11 +523,12 @@ class RunConfig:
     def from_settings(cls, settings: Mapping[str, Any]) -> "RunConfig":
         """Returns the config of settings by their dotted keys, such as `{"task.kind": "classify", "train.epochs": 2}`.
 
-        Settings that are not given have the package's defaults. Raises InputError.
+        Settings that are not given have the defaults of the task's recipe, as on the command line. Raises InputError.
         """
-        from hf_finetune.config.loading import load_config
+        from hf_finetune.config.loading import choose_kind, load_config
+        from hf_finetune.config.recipes import read_defaults
 
-        return load_config(settings)
+        return load_config({**read_defaults(choose_kind({}, settings)), **settings})
 
     @property
     def run_dir(self) -> Path:
@@ -526,6 +551,7 @@ FREE_ON_RESUME = (
     "data.",
     "freeze.",
     "adapter.merge",
+    "train.on_update",
 )
 
 

@@ -14,7 +14,6 @@ from typing import Any, Protocol
 import numpy as np
 
 from hf_finetune.data.features import Array, Features, Ragged, make_features
-from hf_finetune.data.formats import is_table
 from hf_finetune.data.table import Table
 from hf_finetune.system.errors import InputError
 
@@ -90,8 +89,9 @@ def make_encoding_key(encoder: Encoder, table: Table, tokenizer: Any, max_length
                 digest.update(path.read_bytes())
     for column in encoder.encoded_columns():
         digest.update(json.dumps(table.columns[column], default=str).encode())
-    for file, rows in groupby(table.files):  # some tasks join the lines of a text file
-        digest.update(f"{sum(1 for _ in rows)} {is_table(Path(file))} ".encode())
+    for _, rows in groupby(range(len(table)), key=table.files.__getitem__):  # some tasks join the lines of a text file
+        numbers = list(rows)
+        digest.update(f"{len(numbers)} {table.is_tabular(numbers[0])} ".encode())
     return digest.hexdigest()[:32]
 
 

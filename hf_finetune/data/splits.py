@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 
 from hf_finetune.config.sections import DataConfig, require
+from hf_finetune.data.memory import MEMORY, read_memory
 from hf_finetune.data.sources import read_hub_dataset, read_table
 from hf_finetune.data.table import ColumnSpec, Table, has_fractions, text_and_label_spec
+from hf_finetune.system.errors import InputError
 
 SPLITS = ("train", "validation", "test")
 
@@ -38,19 +40,22 @@ class Splits:
         return {split: table for split, table in tables.items() if table is not None}
 
 
-def load_splits(config: DataConfig, seed: int, spec: ColumnSpec | None = None) -> Splits:
+def load_splits(
+    config: DataConfig, seed: int, spec: ColumnSpec | None = None, given: Mapping[str, Any] | None = None
+) -> Splits:
     """Reads all splits, and splits the missing ones off from training.
 
     Args:
         config: Where the splits are, and the fractions of those that are missing.
         seed: The seed of the run.
         spec: The columns to read; texts with a label if not given.
+        given: Rows that a program gave, by split (data.memory.KINDS).
 
     Raises InputError for rows that cannot be used, or if a split would be empty.
     """
     if spec is None:
         spec = text_and_label_spec(config.text_columns, str(config.label_column))
-    tables = read_given_splits(config, spec)
+    tables = read_given_splits(config, spec, given or {})
     train = tables.pop("train")
     fractions = {
         split: getattr(config, f"{split}_fraction")
@@ -76,15 +81,22 @@ def load_splits(config: DataConfig, seed: int, spec: ColumnSpec | None = None) -
     return Splits(train=train, validation=tables["validation"], test=tables.get("test"), notes=tuple(notes))
 
 
-def read_given_splits(config: DataConfig, spec: ColumnSpec) -> dict[str, Table]:
-    """Reads the splits that the data set has, or that data.train, data.validation and data.test name."""
+def read_given_splits(config: DataConfig, spec: ColumnSpec, given: Mapping[str, Any]) -> dict[str, Table]:
+    """Reads the splits that the data set has, that data.train, data.validation and data.test name, or that are `given`."""
     if config.dataset is not None:
         return read_hub_dataset(config, spec)
-    return {
-        split: read_table(getattr(config, split), config, f"data.{split}", spec)
-        for split in SPLITS
-        if getattr(config, split)
-    }
+    tables: dict[str, Table] = {}
+    for split in SPLITS:
+        locations: tuple[str, ...] = getattr(config, split)
+        if split in given:
+            tables[split] = read_memory(given[split], split, config, spec)
+        elif locations == (f"{MEMORY}{split}",):
+            raise InputError(
+                f"data.{split} ({locations[0]}): a program or notebook gave these rows; run it again, or name files"
+            )
+        elif locations:
+            tables[split] = read_table(locations, config, f"data.{split}", spec)
+    return tables
 
 
 def describe_drawing(spec: ColumnSpec, seed: int) -> str:

@@ -1,11 +1,12 @@
 """A table: columns of equal length, and the file and line that each row came from."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from hf_finetune.config.sections import DataConfig
-from hf_finetune.data.formats import CLASS_FOLDERS, TextFormat, name_type
+from hf_finetune.data.formats import CLASS_FOLDERS, TextFormat, is_table, name_type
 from hf_finetune.system.errors import InputError
 
 
@@ -19,6 +20,7 @@ class Table:
         lines: The line of each row in its file, from 1; 0 if the file is one row.
         class_names: The names of the classes, if the label column of a Hub data set holds class numbers.
         word_lines: The line of each word of each row, if a file has one word a line.
+        is_in_memory: A program gave the rows. `files` then holds their name, such as train, and `lines` their numbers, from 0.
     """
 
     columns: dict[str, list[Any]]
@@ -26,12 +28,15 @@ class Table:
     lines: list[int]
     class_names: tuple[str, ...] | None = None
     word_lines: list[list[int]] | None = None
+    is_in_memory: bool = False
 
     def __len__(self) -> int:
         return len(self.files)
 
     def where(self, row: int) -> str:
-        """Returns the origin of a row for error messages, `file:line` or `file`."""
+        """Returns the origin of a row for error messages, `file:line` or `file`; `train[17]` if a program gave it."""
+        if self.is_in_memory:
+            return f"{self.files[row]}[{self.lines[row]}]"
         return f"{self.files[row]}:{self.lines[row]}" if self.lines[row] else self.files[row]
 
     def take(self, rows: Sequence[int]) -> "Table":
@@ -42,7 +47,16 @@ class Table:
             lines=[self.lines[row] for row in rows],
             class_names=self.class_names,
             word_lines=None if self.word_lines is None else [self.word_lines[row] for row in rows],
+            is_in_memory=self.is_in_memory,
         )
+
+    def with_columns(self, columns: dict[str, list[Any]]) -> "Table":
+        """Returns a table with other values in the rows, whose origins stay the same."""
+        return replace(self, columns=columns)
+
+    def is_tabular(self, row: int) -> bool:
+        """True if a row comes from a table, False if it is a line or a sentence of a text file."""
+        return self.is_in_memory or is_table(Path(self.files[row]))
 
 
 @dataclass(frozen=True, kw_only=True)

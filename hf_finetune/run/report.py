@@ -10,7 +10,6 @@ from hf_finetune.model import lora
 from hf_finetune.model.freezing import SHARED_BLOCK
 from hf_finetune.run.training_run import Clock, TrainingRun
 from hf_finetune.system import processes
-from hf_finetune.tasks import metrics
 from hf_finetune.training.loop import make_micro_batch_limit
 from hf_finetune.training.progress import Progress
 
@@ -27,7 +26,7 @@ def announce(run: TrainingRun, cache_lines: Sequence[str], notes: Sequence[str])
     """
     config, plan, state = run.config, run.plan, run.train_state
     counts = ", ".join(f"{count_examples(run, split):,} {split}" for split in run.features)
-    better = "higher" if metrics.greater_is_better(run.metric) else "lower"
+    better = "higher" if run.greater_is_better else "lower"
     lines = label_lines("run", [str(config.run_dir)])
     lines += label_lines("backbone", [config.model.backbone.split("#")[0]])
     lines += label_lines("examples", [counts, *describe_windows(run), *run.splits.notes])

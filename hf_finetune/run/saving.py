@@ -9,7 +9,6 @@ from hf_finetune.config.sections import to_dict
 from hf_finetune.run import checkpoint
 from hf_finetune.run.training_run import TrainingRun
 from hf_finetune.system.files import digest_tensors
-from hf_finetune.tasks import metrics
 from hf_finetune.training.loop import make_micro_batch_limit
 from hf_finetune.training.progress import Progress
 
@@ -34,7 +33,7 @@ def save_run(run: TrainingRun, progress: Progress) -> str:
             saved,
             keep_best=run.config.checkpoint.keep_best,
             keep_last=run.config.checkpoint.keep_last,
-            greater_is_better=metrics.greater_is_better(run.metric),
+            greater_is_better=run.greater_is_better,
             best_update=progress.best_update,
         )
         return saved.file

@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from hf_finetune.config.sections import FreezeConfig, RunConfig
+from hf_finetune.config.sections import FreezeConfig, RunConfig, require
 from hf_finetune.config.tasks import load_task
 from hf_finetune.data.encoding import encode
 from hf_finetune.data.features import Features
@@ -13,10 +13,12 @@ from hf_finetune.forward.plan import find_forward_plan
 from hf_finetune.model import backbone, freezing, lora
 from hf_finetune.model.backbone import Backbone
 from hf_finetune.model.structure import ModelStructure, analyze_structure
+from hf_finetune.run.augmentation import AugmentedFeatures, RowFunction
+from hf_finetune.run.parts import NO_PARTS, Parts, load_parts
 from hf_finetune.run.training_run import Clock, Stage, TrainingRun
 from hf_finetune.system.files import cache_root
 from hf_finetune.system.processes import Runtime
-from hf_finetune.tasks.base import Encoding
+from hf_finetune.tasks.base import Encoding, Scoring
 from hf_finetune.training import optim
 from hf_finetune.training.progress import FRESH, Progress
 from hf_finetune.training.schedule import Schedule, make_schedule
@@ -35,20 +37,30 @@ def read_finished_results(config: RunConfig) -> dict[str, Any] | None:
     return results if results.get("status") == "finished" else None
 
 
-def set_up(config: RunConfig, runtime: Runtime, clock: Clock, progress: Progress = FRESH) -> TrainingRun:
-    """Loads data and model and prepares training. The first update follows `progress`."""
+def set_up(
+    config: RunConfig, runtime: Runtime, clock: Clock, progress: Progress = FRESH, parts: Parts = NO_PARTS
+) -> TrainingRun:
+    """Loads data and model and prepares training. The first update follows `progress`. parts: those that Python gave."""
+    parts = load_parts(config, parts)
     task_class = load_task(config.task.kind)
     with clock("load"):
-        splits = load_splits(config.data, config.seed, task_class.make_columns(config).spec)
+        splits = load_splits(config.data, config.seed, task_class.make_columns(config).spec, parts.rows)
         task = task_class.from_table(config, splits.train)
-        name = config.evaluation.metric  # checked before anything is trained
-        metric = task.scoring.check_metric(task.scoring.default_metric if name == "auto" else name)
+        if parts.loss is not None:
+            task = task.with_loss(parts.loss, config)
+        metric, more_metrics = choose_metrics(config, task.scoring, parts)  # checked before anything is trained
         loaded = backbone.load_backbone(config.model, task.head, backbone.load_tokenizer(config.model))
         task.prepare_model(loaded.model, loaded.tokenizer)
         max_length = backbone.resolve_max_length(loaded, config.data.max_length)
         loaded = lora.add_adapters(loaded, config.adapter, config.freeze, config.seed)
     with clock("encode"):
         features = encode_splits(splits, task.encoding, loaded.tokenizer, max_length, config, runtime)
+    augmented = None
+    if parts.augment is not None:
+        name = f"train.augment ({config.train.augment})"
+        augment = RowFunction(function=parts.augment, name=name, seed=config.seed, table=splits.train)
+        augment.check()
+        augmented = AugmentedFeatures(augment, task, features["train"], loaded.tokenizer, max_length)
     backbone.check_ids(loaded, max(int(split.inputs["input_ids"].max()) for split in features.values()))
     loaded.model.to(runtime.device)
     schedule = make_schedule(len(features["train"]), config)
@@ -68,7 +80,24 @@ def set_up(config: RunConfig, runtime: Runtime, clock: Clock, progress: Progress
         schedule=schedule,
         stage=prepare_stage(loaded, structure, freeze, config, runtime),
         trainable_in_last_stage=last_plan.trainable,
+        more_metrics=more_metrics,
+        parts=parts,
+        augmented=augmented,
     )
+
+
+def choose_metrics(config: RunConfig, scoring: Scoring, parts: Parts) -> tuple[str, tuple[str, ...]]:
+    """Returns the metric that decides which checkpoint is best, and those of evaluation.metrics that are not one's own.
+
+    InputError if the task cannot compute one of them, or if a metric of one's own has the name of another one.
+    """
+    name, entries = config.evaluation.metric, config.evaluation.metrics
+    taken = {"loss", *scoring.metric_names} & parts.metrics.keys()
+    require(not taken, "evaluation.metrics", ", ".join(sorted(taken)), "is a metric of the task; name yours otherwise")
+    more = tuple(scoring.check_metric(entry, "evaluation.metrics") for entry in entries if ":" not in entry)
+    if name in parts.metrics:
+        return name, more
+    return scoring.check_metric(scoring.default_metric if name == "auto" else name), more
 
 
 def encode_splits(

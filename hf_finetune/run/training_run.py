@@ -17,8 +17,11 @@ from hf_finetune.forward.plan import FULL_FORWARD
 from hf_finetune.model.backbone import Backbone
 from hf_finetune.model.freezing import FreezePlan
 from hf_finetune.run import checkpoint
+from hf_finetune.run.augmentation import AugmentedFeatures
+from hf_finetune.run.parts import NO_PARTS, Parts
 from hf_finetune.system.files import replace_atomically
 from hf_finetune.system.processes import Runtime
+from hf_finetune.tasks import metrics
 from hf_finetune.tasks.base import Task
 from hf_finetune.training.evaluation import ModelRunner
 from hf_finetune.training.loop import Update
@@ -54,6 +57,9 @@ class TrainingRun:
         features: By split.
         stage: The current stage.
         trainable_in_last_stage: Names of the parameters that train in the last stage.
+        more_metrics: Names of the metrics of evaluation.metrics that are not one's own.
+        parts: The user's own parts.
+        augmented: The training features of an epoch, if train.augment changes the rows.
     """
 
     config: RunConfig
@@ -67,6 +73,22 @@ class TrainingRun:
     schedule: Schedule
     stage: Stage
     trainable_in_last_stage: frozenset[str]
+    more_metrics: tuple[str, ...] = ()
+    parts: Parts = NO_PARTS
+    augmented: AugmentedFeatures | None = None
+
+    @property
+    def greater_is_better(self) -> bool:
+        """True if a larger value of the metric is better."""
+        known = self.config.evaluation.greater_is_better
+        return metrics.greater_is_better(self.metric) if known is None else known
+
+    @property
+    def why_inputs_change(self) -> str:
+        """The reason why the training inputs differ from epoch to epoch, or "" if they do not."""
+        if self.parts.augment is not None:
+            return "train.augment changes the training rows in each epoch"
+        return self.task.encoding.why_inputs_change
 
     @property
     def plan(self) -> FreezePlan:
@@ -134,6 +156,8 @@ def evaluate_split(
         metric=run.metric,
         indices=np.arange(len(features)) if indices is None else indices,
         max_texts=max_texts,
+        more_metrics=run.more_metrics,
+        own_metrics=run.parts.metrics,
     )
 
 

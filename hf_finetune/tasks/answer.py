@@ -18,6 +18,7 @@ from hf_finetune.data.table import ColumnSpec, Table
 from hf_finetune.model.head_spec import HeadSpec
 from hf_finetune.system.errors import InputError
 from hf_finetune.tasks.base import Columns, Encoding, Outputs, Scoring, SummedObjective, Task
+from hf_finetune.tasks.own_functions import MetricInputs
 from hf_finetune.tasks.text import squad
 from hf_finetune.tasks.text.contexts import encode_questions, find_answer_tokens
 
@@ -198,6 +199,15 @@ class AnsweringScoring(Scoring):
         texts = [answer.text for answer in answers.values()]
         values = squad.score_answers(texts, references, unanswerable=self.unanswerable or not all(references))
         return {name: values[name] for name in self.metric_names}
+
+    def make_metric_inputs(self, outputs: Outputs, features: Features, table: Table, indices: Array) -> MetricInputs:
+        """The text of each row's answer ("" for none), the list of its right answers, and the score of the answer [N]."""
+        answers = dict(self.find_answers(outputs, features, table, indices))
+        return MetricInputs(
+            predictions=[answer.text for answer in answers.values()],
+            references=[[text for text, _ in squad.read_answers(table, row, self.names)] for row in answers],
+            scores=np.array([answer.score for answer in answers.values()]),
+        )
 
     def make_predictions(self, outputs: Outputs, features: Features, table: Table) -> Iterator[dict[str, Any]]:
         """For each question id, answer, score, and begin and end (characters of the context; null if there is no answer). If the

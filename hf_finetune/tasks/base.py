@@ -17,16 +17,18 @@ N features of a split, B features of a batch, S sequences of a batch, T tokens, 
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
 import numpy as np
 
-from hf_finetune.config.sections import RunConfig, TaskSettings
+from hf_finetune.config.sections import RunConfig, TaskSettings, require
 from hf_finetune.data.features import Array, Batch, Features, Ragged
 from hf_finetune.data.table import ColumnSpec, Table
 from hf_finetune.model.head_spec import HeadSpec
 from hf_finetune.system.errors import InputError
+from hf_finetune.tasks.own_functions import Metric, MetricInputs, check_loss, compute_own_metrics
 
 if TYPE_CHECKING:
     # --help imports the tasks for their Settings, and torch takes a second to import: tasks import it inside functions
@@ -171,6 +173,10 @@ class Objective(ABC):
     def timing_loss(self, outputs: "torch.Tensor", batch: Batch) -> "torch.Tensor":
         """Returns a loss of one micro-batch alone. It is used only to measure how long a backward pass takes."""
 
+    @abstractmethod
+    def with_loss(self, function: Callable[..., Any]) -> "Objective":
+        """Returns the objective with a loss function of one's own (train.loss) instead of its loss."""
+
 
 class SummedObjective(Objective):
     """A loss that is a sum over targets."""
@@ -198,6 +204,20 @@ class SummedObjective(Objective):
 
     def timing_loss(self, outputs: "torch.Tensor", batch: Batch) -> "torch.Tensor":
         return self.loss(outputs, batch)[0]
+
+    def with_loss(self, function: Callable[..., Any]) -> "SummedObjective":
+        return OwnLoss(function=function)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OwnLoss(SummedObjective):
+    """A loss function of one's own, with the arguments and the result of SummedObjective.loss()."""
+
+    function: Callable[..., Any]
+
+    def loss(self, outputs: "torch.Tensor", batch: Batch) -> "tuple[torch.Tensor, float]":
+        """Returns what the function returns. InputError if that is not a sum and a number of targets."""
+        return check_loss(self.function(outputs, batch))
 
 
 class InBatchObjective(Objective):
@@ -262,6 +282,26 @@ class InBatchObjective(Objective):
 
     def timing_loss(self, outputs: "torch.Tensor", batch: Batch) -> "torch.Tensor":
         return self.embed(outputs, batch).sum()
+
+    def with_loss(self, function: Callable[..., Any]) -> "InBatchObjective":
+        return OwnBatchLoss(function=function, objective=self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OwnBatchLoss(InBatchObjective):
+    """A loss function of one's own over the embeddings of a batch, with the arguments and the result of batch_loss()."""
+
+    function: Callable[..., Any]
+    objective: InBatchObjective
+
+    def embed(self, outputs: "torch.Tensor", batch: Batch) -> "torch.Tensor":
+        return self.objective.embed(outputs, batch)
+
+    def batch_loss(
+        self, embeddings: "torch.Tensor", counts: Array, features: Features, indices: Array
+    ) -> "tuple[torch.Tensor, float]":
+        """Returns what the function returns. InputError if that is not a sum and a number of targets."""
+        return check_loss(self.function(embeddings, counts, features, indices))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -341,13 +381,38 @@ class Scoring(ABC):
         metric: str,
         indices: Array,
         max_texts: int | None = None,
+        more_metrics: Sequence[str] = (),
+        own_metrics: Mapping[str, Metric] = MappingProxyType({}),
     ) -> dict[str, float]:
         """Returns loss and metrics of the features at `indices`.
 
-        max_texts: The most texts to generate, if metrics need generated texts; None for as many as the settings ask for.
+        Args:
+            runner, features, table: The model and the split.
+            metric: The metric that decides which checkpoint is best.
+            indices: Which of the features to evaluate.
+            max_texts: The most texts to generate, if metrics need generated texts; None for as many as the settings ask for.
+            more_metrics: Names of further metrics, as check_metric() returned them.
+            own_metrics: Metrics of one's own by name.
         """
         result = runner.compute_outputs(indices)
-        return {"loss": result.loss, **self.compute_metrics(metric, result.outputs, features, table, indices)}
+        known = self.default_metric if metric in own_metrics else metric
+        values = {"loss": result.loss, **self.compute_metrics(known, result.outputs, features, table, indices)}
+        for name in more_metrics:
+            if name not in values:
+                values[name] = self.compute_metrics(name, result.outputs, features, table, indices)[name]
+        if own_metrics:
+            inputs = self.make_metric_inputs(result.outputs, features, table, indices)
+            values |= compute_own_metrics(own_metrics, inputs)
+        return values
+
+    def make_metric_inputs(self, outputs: Outputs, features: Features, table: Table, indices: Array) -> MetricInputs:
+        """Returns what metrics of one's own are computed from. The arguments are those of compute_metrics().
+
+        InputError if the task has nothing to give to them.
+        """
+        raise InputError(
+            f"evaluation.metrics: {type(self).__name__} has no predictions that a metric of your own could be computed from"
+        )
 
     def predict(self, runner: Runner, features: Features, table: Table) -> Iterator[dict[str, Any]]:
         """Yields a prediction for each row of the table, in order."""
@@ -388,11 +453,13 @@ class Task(ABC):
         Settings: The dataclass of the settings `task.*`.
         auto_classes: Classes of transformers whose models belong to this task, for models that were trained elsewhere.
         library_name: The library that loads the exported model.
+        loss_settings: The settings `task.*` of its loss, which have no effect on a loss of one's own (train.loss).
     """
 
     Settings: ClassVar[type[TaskSettings]] = TaskSettings
     auto_classes: ClassVar[tuple[str, ...]] = ()
     library_name: ClassVar[str] = "transformers"
+    loss_settings: ClassVar[tuple[str, ...]] = ()
 
     columns: Columns
     encoding: Encoding
@@ -438,6 +505,19 @@ class Task(ABC):
 
     def write_extras(self, folder: "Path", model: Any, max_length: int) -> None:  # noqa: B027
         """Writes further files into the exported folder, next to model and tokenizer."""
+
+    def with_loss(self, function: Callable[..., Any], config: RunConfig) -> Self:
+        """Returns the task with a loss function of one's own. InputError if a setting of the task's own loss is set."""
+        defaults = {field.name: field.default for field in fields(self.Settings)}
+        changed: dict[str, Any] = (
+            {"train.label_smoothing": config.train.label_smoothing} if config.train.label_smoothing else {}
+        )
+        for name in self.loss_settings:
+            if (value := getattr(config.task, name)) != defaults[name]:
+                changed[f"task.{name}"] = list(value) if isinstance(value, tuple) else value
+        for key, value in changed.items():
+            require(False, key, value, f"has no effect on train.loss ({config.train.loss}); leave one of them out")
+        return replace(self, objective=self.objective.with_loss(function))
 
     @abstractmethod
     def describe_for_card(self) -> str:

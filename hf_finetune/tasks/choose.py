@@ -17,6 +17,7 @@ from hf_finetune.data.table import ColumnSpec, Table
 from hf_finetune.model.head_spec import HeadSpec
 from hf_finetune.system.errors import InputError
 from hf_finetune.tasks.base import Columns, Encoding, Outputs, Scoring, SummedObjective, Task
+from hf_finetune.tasks.own_functions import MetricInputs
 from hf_finetune.tasks.text.choice_reader import READINGS, ChoiceReader
 
 if TYPE_CHECKING:
@@ -161,6 +162,16 @@ class ChoiceScoring(Scoring):
     ) -> dict[str, float]:
         chosen = np.array([logits.argmax() for logits in outputs])
         return {"accuracy": float((chosen == features.get_labels(indices)).mean())}
+
+    def make_metric_inputs(self, outputs: Outputs, features: Features, table: Table, indices: Array) -> MetricInputs:
+        """Indices of choices [N], and the probabilities of each row's choices, a list of arrays [C]."""
+        from scipy.special import softmax
+
+        return MetricInputs(
+            predictions=np.array([logits.argmax() for logits in outputs]),
+            references=features.get_labels(indices),
+            scores=[softmax(logits) for logits in outputs],
+        )
 
     def make_predictions(self, outputs: Outputs, features: Features, table: Table) -> Iterator[dict[str, Any]]:
         """For each row: choice (its index, from 0), its text, and the probability of every choice."""

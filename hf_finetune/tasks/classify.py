@@ -25,6 +25,7 @@ from hf_finetune.tasks.labels import (
     read_number,
     sort_numbers_first,
 )
+from hf_finetune.tasks.own_functions import MetricInputs
 
 if TYPE_CHECKING:
     import torch
@@ -269,6 +270,16 @@ class ClassificationScoring(Scoring):
             references=features.get_labels(indices),
         )
 
+    def make_metric_inputs(self, outputs: Outputs, features: Features, table: Table, indices: Array) -> MetricInputs:
+        """Class numbers [N] and probabilities [N, C]; 0/1 [N, C] for multi_label; numbers [N] and no scores for regression."""
+        logits = np.stack(outputs)
+        return MetricInputs(
+            predictions=self.decode(logits),
+            references=features.get_labels(indices),
+            scores=None if self.problem == "regression" else self.compute_scores(logits),
+            label_names=self.label_names,
+        )
+
     def make_predictions(self, outputs: Outputs, features: Features, table: Table) -> Iterator[dict[str, Any]]:
         """Yields `{label, probabilities}`, `{labels, probabilities}` or `{score}` for each example."""
         for scores in self.compute_scores(np.stack(outputs)):
@@ -312,6 +323,7 @@ class Classification(Task):
 
     Settings = Settings
     auto_classes = ("AutoModelForSequenceClassification",)
+    loss_settings = ("class_weights", "focal_gamma")
 
     class_weights: tuple[float, ...] = ()
 

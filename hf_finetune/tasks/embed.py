@@ -28,6 +28,7 @@ from hf_finetune.tasks.base import (
     Task,
 )
 from hf_finetune.tasks.labels import read_number
+from hf_finetune.tasks.own_functions import MetricInputs
 from hf_finetune.tasks.retrieval import compute_cosines, find_false_negatives, rank_positives, split_anchors
 from hf_finetune.tasks.sentence_transformers_files import FORMAT_VERSION, write_files
 
@@ -270,6 +271,15 @@ class EmbeddingScoring(Scoring):
         }
         return recalls | {"mrr": float(np.mean(1 / ranks))}
 
+    def make_metric_inputs(self, outputs: Outputs, features: Features, table: Table, indices: Array) -> MetricInputs:
+        """The cosines of the first text of each row with its others, a list of arrays; as scores the vectors of its texts
+        [texts, D]. References are the scores of the rows [N], or None if they have none: the second text belongs to the first."""
+        return MetricInputs(
+            predictions=[compute_cosines(vectors) for vectors in outputs],
+            references=features.get_labels(indices) if self.has_scores else None,
+            scores=list(outputs),
+        )
+
     def make_predictions(self, outputs: Outputs, features: Features, table: Table) -> Iterator[dict[str, Any]]:
         """Yields `{embedding}` for one text, `{similarity}` for two, or `{similarities}` of the first with each other one."""
         for vectors in outputs:
@@ -293,6 +303,7 @@ class Embedding(Task):
 
     Settings = Settings
     library_name = "sentence-transformers"
+    loss_settings = ("similarity_scale",)
 
     pooling: Pooling
     score_range: tuple[float, float] | None = None

@@ -6,6 +6,7 @@ B examples, T input tokens, L target tokens, V entries of the vocabulary.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -17,8 +18,17 @@ from hf_finetune.data.formats import PARALLEL
 from hf_finetune.data.table import ColumnSpec, Table
 from hf_finetune.model.head_spec import HeadSpec
 from hf_finetune.system.errors import InputError
-from hf_finetune.tasks.base import Columns, Encoding, GeneratingScoring, Outputs, Runner, SummedObjective, Task
+from hf_finetune.tasks.base import (
+    Columns,
+    Encoding,
+    GeneratingScoring,
+    Outputs,
+    Runner,
+    SummedObjective,
+    Task,
+)
 from hf_finetune.tasks.generation import Generation
+from hf_finetune.tasks.own_functions import Metric, MetricInputs, compute_own_metrics
 from hf_finetune.tasks.text.references import TextMetrics, list_references, read_references
 
 if TYPE_CHECKING:
@@ -204,17 +214,30 @@ class SequenceToSequenceScoring(GeneratingScoring):
         metric: str,
         indices: Array,
         max_texts: int | None = None,
+        more_metrics: Sequence[str] = (),
+        own_metrics: Mapping[str, Metric] = MappingProxyType({}),
     ) -> dict[str, float]:
-        values = super().evaluate(runner, features, table, metric=metric, indices=indices)
+        if own_metrics and not self.num_texts:
+            raise InputError("evaluation.metrics: need generated texts, and task.generate_examples is 0")
+        known = self.default_metric if metric in own_metrics else metric
+        values = super().evaluate(runner, features, table, metric=known, indices=indices)
         chosen = np.intersect1d(self.choose_examples(len(features)), indices)[:max_texts]
         if not len(chosen):
             return values
-        return values | self.score_texts(runner.generate_texts(self.generate, chosen), table, chosen)
+        return values | self.score_texts(runner.generate_texts(self.generate, chosen), table, chosen, own_metrics)
 
-    def score_texts(self, texts: Sequence[str], table: Table, rows: Array) -> dict[str, float]:
+    def score_texts(
+        self,
+        texts: Sequence[str],
+        table: Table,
+        rows: Array,
+        own_metrics: Mapping[str, Metric] = MappingProxyType({}),
+    ) -> dict[str, float]:
         """Returns the metrics of texts that were generated for these rows of a table."""
+        predictions = [text.strip() for text in texts]
         references = [read_references(table, int(row), self.target) for row in rows]
-        return self.text_metrics.compute([text.strip() for text in texts], references)
+        inputs = MetricInputs(predictions=predictions, references=references)
+        return self.text_metrics.compute(predictions, references) | compute_own_metrics(own_metrics, inputs)
 
     def make_predictions(self, outputs: Outputs, features: Features, table: Table) -> Iterator[dict[str, Any]]:
         """Yields `{text}`, the generated text of each row."""

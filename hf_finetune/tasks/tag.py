@@ -21,6 +21,7 @@ from hf_finetune.system.errors import InputError
 from hf_finetune.tasks import metrics
 from hf_finetune.tasks.base import Columns, Encoding, Outputs, Scoring, SummedObjective, Task
 from hf_finetune.tasks.labels import compute_class_weights, describe_class_weights, format_counts, sort_numbers_first
+from hf_finetune.tasks.own_functions import MetricInputs
 from hf_finetune.tasks.text.tag_reader import TagReader
 from hf_finetune.tasks.text.tags import (
     OUTSIDE,
@@ -281,6 +282,17 @@ class TaggingScoring(Scoring):
                 tags[row][word] = number
         return tags
 
+    def make_metric_inputs(self, outputs: Outputs, features: Features, table: Table, indices: Array) -> MetricInputs:
+        """The names of the words' tags, a list for each row. There are no scores: only the most likely tags are kept."""
+        index = number_names(self.label_names)
+        predicted = self.choose_word_tags(outputs, features, table, indices)
+        references = [self.name_tags(self.reader.read_tag_numbers(table, row, index)) for row in predicted]
+        return MetricInputs(
+            predictions=[self.name_tags(numbers) for numbers in predicted.values()],
+            references=references,
+            label_names=self.label_names,
+        )
+
     def make_predictions(self, outputs: Outputs, features: Features, table: Table) -> Iterator[dict[str, Any]]:
         """For each sentence its tokens and their tags. If the tags mark entities, also the entities: type, text, and the words
         from `begin` up to, not including, `end`."""
@@ -306,6 +318,7 @@ class Tagging(Task):
 
     Settings = Settings
     auto_classes = ("AutoModelForTokenClassification",)
+    loss_settings = ("class_weights", "focal_gamma")
 
     encoding: TaggingEncoding
     scoring: TaggingScoring

@@ -3,7 +3,7 @@
 import contextlib
 import math
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,22 +46,33 @@ def make_micro_batch_limit(config: RunConfig, num_processes: int) -> MicroBatchL
 
 
 def train_steps(
-    state: TrainState, features: Features, task: Task, config: RunConfig, runtime: Runtime, *, start_update: int = 0
+    state: TrainState,
+    features: Features,
+    task: Task,
+    config: RunConfig,
+    runtime: Runtime,
+    *,
+    start_update: int = 0,
+    augmented: Callable[[int], Features] | None = None,
 ) -> Generator[Update]:
     """Trains from `start_update` to the end, yielding after every update.
+
+    augmented: The features of an epoch, counted from 1, as many as `features`; if not given, each epoch has `features`.
 
     Law 1: gradients are summed over all micro-batches and processes and divided once by the number of targets. Law 5: a
     loss or gradient norm that is not finite raises InputError before the weights change.
     """
     schedule = make_schedule(len(features), config)
-    lengths, num_tokens = features.lengths, features.num_tokens
-    counts = features.count_sequences(np.arange(len(features)))
+    lengths, num_tokens, counts = measure_features(features)
     limit = make_micro_batch_limit(config, runtime.num_processes)
     planned_epoch, batches = -1, []
     for update in range(start_update, schedule.total_updates):
         started = time.perf_counter()
         epoch, position = divmod(update, schedule.updates_per_epoch)
         if epoch != planned_epoch:
+            if augmented is not None:
+                features = augmented(epoch + 1)
+                lengths, num_tokens, counts = measure_features(features)
             planned_epoch, batches = epoch, plan_epoch(lengths, config.train.batch_size, config.seed, epoch)
         indices = batches[position]
         # What a model draws from torch's generator: a pure function of (seed, update, process), so that resume needs no
@@ -85,6 +96,11 @@ def train_steps(
             seconds=time.perf_counter() - started,
             skipped=skipped,
         )
+
+
+def measure_features(features: Features) -> tuple[Array, Array, Array]:
+    """Returns the lengths, the numbers of tokens, and the numbers of sequences of all features, [N] each."""
+    return features.lengths, features.num_tokens, features.count_sequences(np.arange(len(features)))
 
 
 def step_optimizer(

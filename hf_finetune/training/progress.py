@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from hf_finetune.config.sections import TrainConfig
-from hf_finetune.tasks import metrics
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,13 +41,19 @@ def load_progress(saved: Mapping[str, Any]) -> Progress:
 
 
 def update_best_and_patience(
-    progress: Progress, values: dict[str, float], *, metric: str, epoch: int, config: TrainConfig
+    progress: Progress,
+    values: dict[str, float],
+    *,
+    metric: str,
+    epoch: int,
+    config: TrainConfig,
+    greater_is_better: bool,
 ) -> Progress:
     """The progress after an evaluation with these metrics: adds them to the history, updates the best value and the count of
     evaluations without improvement, and stops if train.patience is exceeded. nan is never better."""
     value, row = values[metric], {"update": progress.update, "epoch": epoch, **values}
     progress = dataclasses.replace(progress, history=(*progress.history, row))
-    sign = 1.0 if metrics.greater_is_better(metric) else -1.0
+    sign = 1.0 if greater_is_better else -1.0
     best, before = progress.best_value, progress.patience_value
     if best is None or best != best or sign * value > sign * best:
         progress = dataclasses.replace(progress, best_value=value, best_update=progress.update, best_epoch=epoch)

@@ -26,11 +26,12 @@ from hf_finetune.config.loading import (
     split_arguments,
     to_yaml,
 )
+from hf_finetune.config.recipes import recipe_path
 from hf_finetune.config.sections import RENAMED, RunConfig, TaskSettings, TrainConfig, flatten, to_dict
 from hf_finetune.config.tasks import TASKS, load_task
 from hf_finetune.config.values import convert, describe_type
 from hf_finetune.config.yaml_files import read_yaml
-from hf_finetune.recipe import recipe_path, run_recipe
+from hf_finetune.recipe import run_recipe
 from hf_finetune.system.errors import InputError
 
 NEEDED = {"task.kind": "classify", "model.backbone": "backbone", "data.train": ["train.csv"]}

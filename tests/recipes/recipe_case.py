@@ -9,7 +9,7 @@ from typing import Any
 
 from support import tiny
 
-from hf_finetune.recipe import recipe_path
+from hf_finetune.config.recipes import recipe_path
 
 EVERY_UPDATE = 2  # updates between checkpoints
 COMMON = {

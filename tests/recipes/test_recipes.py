@@ -22,7 +22,7 @@ from recipe_case import EVERY_UPDATE, Case, load_cases
 from safetensors.torch import load_file
 
 from hf_finetune.config.loading import load_config
-from hf_finetune.recipe import recipe_path
+from hf_finetune.config.recipes import recipe_path
 from hf_finetune.run import checkpoint
 from hf_finetune.system.errors import InputError
 from hf_finetune.train import RunResult, finetune

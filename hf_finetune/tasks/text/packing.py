@@ -7,13 +7,11 @@ from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby, pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from hf_finetune.data.features import Array
-from hf_finetune.data.formats import is_table
 from hf_finetune.data.table import Table, describe_value
 from hf_finetune.system.errors import InputError
 from hf_finetune.tasks.text.words import find_special_tokens
@@ -86,9 +84,9 @@ def iterate_documents(table: Table, column: str, *, join_lines: bool) -> Iterato
 
     A row is a document, unless `join_lines` is set: then all lines of a text file are one document.
     """
-    for file, group in groupby(range(len(table)), key=table.files.__getitem__):
+    for _, group in groupby(range(len(table)), key=table.files.__getitem__):
         rows = list(group)
-        has_lines = bool(table.lines[rows[0]]) and not is_table(Path(file))
+        has_lines = bool(table.lines[rows[0]]) and not table.is_tabular(rows[0])
         documents = [rows] if join_lines and has_lines else [[row] for row in rows]
         for document in documents:
             texts = [get_text(table, column, row) for row in document]
