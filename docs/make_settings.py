@@ -4,7 +4,7 @@ import typing
 from dataclasses import MISSING, fields
 from pathlib import Path
 
-from hf_finetune.config.help import NEEDED, format_default, read_help_texts, read_summary
+from hf_finetune.config.help import INSTEAD_OF_DEFAULT, format_default, read_help_texts, read_summary
 from hf_finetune.config.loading import SECTIONS, get_section_classes
 from hf_finetune.config.sections import RunConfig
 from hf_finetune.config.tasks import TASKS, load_task
@@ -32,8 +32,8 @@ def make_table(name: str, section: type) -> list[str]:
         if key in SECTIONS:
             continue
         default = "" if field.default in (None, "", ()) else f"`{format_default(field.default)}`"
-        if field.default is MISSING or key in NEEDED:
-            default = NEEDED.get(key, "required")
+        if field.default is MISSING or key in INSTEAD_OF_DEFAULT:
+            default = INSTEAD_OF_DEFAULT.get(key, "required").removeprefix("default: ")
         lines.append(f"| `{key}` | {describe_type(hints[field.name])} | {default} | {texts[field.name]} |")
     return lines
 

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.2.0"
 
 if TYPE_CHECKING:
+    from hf_finetune.api import Run, finetune
     from hf_finetune.config.loading import load_config
     from hf_finetune.config.sections import RunConfig
     from hf_finetune.export.predict import Predictor
     from hf_finetune.recipe import run_recipe
     from hf_finetune.system.errors import InputError
     from hf_finetune.tasks.base import Task
-    from hf_finetune.train import finetune
 
 # Public name -> module; loaded when first used, because torch takes seconds to import.
 PUBLIC = {
@@ -20,11 +20,22 @@ PUBLIC = {
     "Predictor": "export.predict",
     "RunConfig": "config.sections",
     "Task": "tasks.base",
-    "finetune": "train",
+    "Run": "api",
+    "finetune": "api",
     "load_config": "config.loading",
     "run_recipe": "recipe",
 }
-__all__ = ["InputError", "Predictor", "RunConfig", "Task", "__version__", "finetune", "load_config", "run_recipe"]
+__all__ = [
+    "InputError",
+    "Predictor",
+    "Run",
+    "RunConfig",
+    "Task",
+    "__version__",
+    "finetune",
+    "load_config",
+    "run_recipe",
+]
 
 
 def __getattr__(name: str) -> Any:

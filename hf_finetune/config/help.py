@@ -17,7 +17,11 @@ from hf_finetune.config.values import describe_type, format_value
 
 TEXT_COLUMN = 32
 MAX_WIDTH = 110
-NEEDED = {"model.backbone": "required", "data.train": "required, or data.dataset"}
+INSTEAD_OF_DEFAULT = {
+    "name": "default: the data's name",
+    "model.backbone": "required",
+    "data.train": "required, or data.dataset",
+}
 
 OPTIONS = {
     "--config FILE.yaml": "Read settings from this file. Settings on the command line override it.",
@@ -86,9 +90,9 @@ def list_entries(
         if key in SECTIONS or key == "task.kind":
             continue
         notes = [describe_type(hints[field.name]).partition(", such as")[0]]
-        value = defaults.get(key, field.default)
-        if value is MISSING or (key in NEEDED and not value):
-            notes.append(NEEDED.get(key, "required"))
+        value = defaults.get(key, "" if key in INSTEAD_OF_DEFAULT else field.default)
+        if value is MISSING or (key in INSTEAD_OF_DEFAULT and not value):
+            notes.append(INSTEAD_OF_DEFAULT.get(key, "required"))
         elif value is None:
             notes = [notes[0].removesuffix(" or null")]  # "if not given" in the text says what null does
         elif value != ():

@@ -96,6 +96,7 @@ class AugmentedFeatures:
         if len(features) != self.num_features:
             raise InputError(
                 f"{self.augment.name}: the rows of epoch {epoch} give {len(features):,} features, and "
-                f"{self.num_features:,} without it, so the number of updates would change; keep the rows about as long, or set data.max_length higher"
+                f"{self.num_features:,} without it, so the number of updates would change; keep the rows about as long, or set "
+                "data.max_length higher"
             )
         return features

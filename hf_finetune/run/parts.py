@@ -45,7 +45,7 @@ def load_parts(config: RunConfig, given: Parts) -> Parts:
     """
     loaded: dict[str, Any] = {}
     for name in ("loss", "augment", "on_update", "optimizer"):
-        reference = getattr(config.train, name)
+        reference = getattr(config.train, name, None)
         if getattr(given, name) is None and reference is not None and is_reference(reference):
             loaded[name] = load_function(f"train.{name}", reference)
     own = own_metrics(config.evaluation.metrics)

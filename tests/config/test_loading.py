@@ -102,6 +102,7 @@ def test_the_later_of_two_files_and_of_two_arguments_holds(tmp_path: Path) -> No
 def test_nothing_given_leaves_the_defaults_of_the_dataclasses() -> None:
     config = from_words()
     assert config == RunConfig(
+        name="train",  # of train.csv
         model=type(config.model)(backbone="backbone"),
         data=type(config.data)(train=("train.csv",)),
         task=SETTINGS(kind="classify"),
@@ -257,7 +258,7 @@ def test_each_of_several_words_is_a_text_as_it_was_typed() -> None:
 
 def test_one_plain_value_is_a_list_of_one_for_every_list() -> None:
     lists = [key for key, hint in TYPES.items() if describe_type(hint) == "a list of strings"]
-    assert len(lists) == 9
+    assert len(lists) == 10
     for key in lists:
         needed = NEEDED | ({"adapter.kind": "lora"} if key.startswith("adapter.") else {})
         assert value_of(from_words(f"--{key}", "value", defaults=needed), key) == ("value",)

@@ -169,6 +169,8 @@ CASES: list[tuple[type, dict[str, Any], str, str]] = [
     ),
     (CacheConfig, {"dir": ""}, "cache.dir", "must not be empty"),
     (TrainConfig, {"min_delta": 0.1}, "train.min_delta", "train.patience"),
+    *((TrainConfig, {key: "focal"}, f"train.{key}", "an import path") for key in ("loss", "augment", "on_update")),
+    (EvaluationConfig, {"metrics": ("kappa=my module:kappa",)}, "evaluation.metrics", "an import path"),
     *((EvaluationConfig, {"every": value}, "evaluation.every", "at least 1") for value in (0, -3)),
     (EvaluationConfig, {"batch_size": 0}, "evaluation.batch_size", "at least 1"),
     *((CheckpointConfig, {"every": value}, "checkpoint.every", "at least 1") for value in (0, -3)),

@@ -1,0 +1,177 @@
+"""The door from Python: finetune() takes data frames and functions, and returns a Run.
+
+    run = finetune("classify", train=frame, test=test_frame, settings={"train.epochs": 3})
+    run.results["test"], run.history, run.predict(["a text", "another"])
+
+The same words give the same run as on the command line. docs/python.md shows all of it.
+"""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hf_finetune.config.loading import load_config
+from hf_finetune.config.recipes import read_defaults
+from hf_finetune.config.references import make_reference
+from hf_finetune.config.sections import RunConfig
+from hf_finetune.data.memory import MEMORY, name_library
+from hf_finetune.data.splits import SPLITS
+from hf_finetune.run.parts import NO_PARTS, Parts
+from hf_finetune.system.errors import InputError
+
+# Names that data sets give to their splits, by ours
+SPLIT_NAMES = {"train": ("train",), "validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
+
+
+def finetune(
+    task: str | type | RunConfig,
+    train: Any = None,
+    *,
+    validation: Any = None,
+    test: Any = None,
+    settings: Mapping[str, Any] | None = None,
+    loss: Callable[..., Any] | None = None,
+    metrics: Mapping[str, Callable[..., Any]] | Sequence[Callable[..., Any]] = (),
+    optimizer: Callable[..., Any] | None = None,
+    augment: Callable[..., Any] | None = None,
+    on_update: Callable[..., Any] | None = None,
+) -> "Run":
+    """Fine-tunes a model, and returns the finished run. A run that was interrupted continues if it is called again.
+
+    Args:
+        task: The name of a task, such as "classify"; a class of your own; or a RunConfig, which has all settings.
+        train: The training data: a pandas or polars frame, a datasets.Dataset, a list of dicts (rows), a dict of lists (columns),
+            or paths of files. A datasets.DatasetDict gives validation and test, too.
+        validation: Validation data. If not given, a part of the training data is used (data.validation_fraction).
+        test: Test data. If not given, a part of the training data is used (data.test_fraction).
+        settings: Settings by their dotted keys, such as {"train.epochs": 3}. Others have the defaults of the task's recipe, as on
+            the command line.
+        loss: loss(outputs, batch) -> (sum over targets, number of targets).
+        metrics: Functions metric(inputs) -> number, by name, or a list of them.
+        optimizer: optimizer(groups, **options) -> torch.optim.Optimizer.
+        augment: augment(row, seed, epoch) -> row, for the training rows of each epoch.
+        on_update: on_update(update, model), called after each update.
+
+    docs/extending.md describes the functions. Raises InputError for anything that you can fix, and StoppedError (a
+    KeyboardInterrupt) if the run was interrupted and has been saved.
+    """
+    from hf_finetune.train import finetune as train_run
+
+    if isinstance(task, RunConfig):
+        config, parts = task, NO_PARTS
+        given = (train, validation, test, settings, loss, optimizer, augment, on_update)
+        if metrics or any(value is not None for value in given):
+            raise InputError("finetune(): a RunConfig has all settings; give a task's name to add data or functions")
+    else:
+        functions = {"loss": loss, "optimizer": optimizer, "augment": augment, "on_update": on_update}
+        data = {"train": train, "validation": validation, "test": test}
+        config, parts = make_run_config(task, data, settings or {}, functions, name_metrics(metrics))
+    result = train_run(config, parts)
+    return Run(config=config, parts=parts, run_dir=result.run_dir, model_dir=result.model_dir, results=result.results)
+
+
+def make_run_config(
+    task: str | type,
+    data: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    functions: Mapping[str, Callable[..., Any] | None],
+    metrics: Mapping[str, Callable[..., Any]],
+) -> tuple[RunConfig, Parts]:
+    """Returns the config of a run and its parts. Rows and functions stand in the config by a name, so that it can be saved.
+
+    Raises InputError if something is given twice.
+    """
+    kind = task if isinstance(task, str) else make_reference(task)
+    if "<locals>" in kind:
+        raise InputError(f"task ({kind}): must be a class at the top level of a module, program or notebook")
+    locations, rows = split_data(data)
+    named: dict[str, Any] = {
+        f"train.{name}": make_reference(function) for name, function in functions.items() if function is not None
+    }
+    if metrics:
+        listed = settings.get("evaluation.metrics", ())
+        others = [listed] if isinstance(listed, str) else list(listed or ())
+        named["evaluation.metrics"] = [
+            *others,
+            *(f"{name}={make_reference(function)}" for name, function in metrics.items()),
+        ]
+    given = {"task.kind": kind, **locations, **named}
+    if twice := sorted((given.keys() - {"evaluation.metrics"}) & settings.keys()):
+        raise InputError(f"settings: {twice[0]} is an argument of finetune() too; give it once")
+    if rows and settings.get("data.dataset") is not None:
+        raise InputError(f"data.dataset ({settings['data.dataset']}): goes with the names of its splits, not with rows")
+    config = load_config({**read_defaults(kind), **settings, **given})
+    return config, Parts(rows=rows, metrics=metrics, **functions)
+
+
+def name_metrics(
+    metrics: Mapping[str, Callable[..., Any]] | Sequence[Callable[..., Any]],
+) -> dict[str, Callable[..., Any]]:
+    """Returns metrics by their names; functions in a list have their own names. InputError if two have one name."""
+    if isinstance(metrics, Mapping):
+        return dict(metrics)
+    named = {getattr(metric, "__name__", type(metric).__name__): metric for metric in metrics}
+    if len(named) < len(metrics):
+        raise InputError("metrics: two of the functions have one name; give a dict of functions by names")
+    return named
+
+
+def split_data(data: Mapping[str, Any]) -> tuple[dict[str, list[str]], dict[str, Any]]:
+    """Returns the settings data.train, data.validation and data.test, and the rows that were given in memory, by split.
+
+    Raises InputError if a split is given twice, or as anything that is no data.
+    """
+    data = {split: value for split, value in data.items() if value is not None}
+    if isinstance(data.get("train"), Mapping) and name_library(data["train"]) == "datasets":
+        data = {**unpack_splits(data.pop("train"), data), **data}
+    locations: dict[str, list[str]] = {}
+    rows: dict[str, Any] = {}
+    for split, value in data.items():
+        if isinstance(value, (str, os.PathLike)):
+            locations[f"data.{split}"] = [os.fspath(value)]
+        elif isinstance(value, (list, tuple)) and value and all(isinstance(item, (str, os.PathLike)) for item in value):
+            locations[f"data.{split}"] = [os.fspath(item) for item in value]
+        else:
+            locations[f"data.{split}"] = [f"{MEMORY}{split}"]
+            rows[split] = list_once(value)
+    return locations, rows
+
+
+def list_once(value: Any) -> Any:
+    """Returns rows that can be read again: the items of a generator as a list, anything else as it is."""
+    return list(value) if hasattr(value, "__next__") else value
+
+
+def unpack_splits(splits: Mapping[str, Any], others: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the splits of a datasets.DatasetDict by our names. InputError if it has no training split, or if `others` has a
+    split too."""
+    found = {split: splits[name] for split in SPLITS for name in reversed(SPLIT_NAMES[split]) if name in splits}
+    if "train" not in found:
+        raise InputError(f"train: the DatasetDict has no split train (it has {', '.join(map(str, splits))})")
+    if twice := sorted(found.keys() & others.keys()):
+        raise InputError(f"{twice[0]}: is given, and the DatasetDict has it too; leave one of them out")
+    return found
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Run:
+    """A finished run.
+
+    Attributes:
+        config: Its settings.
+        parts: The rows and functions that finetune() was given.
+        run_dir: Its folder.
+        model_dir: The folder of the exported model, which from_pretrained loads.
+        results: The content of results.json: the best value, the metrics of validation and test, seconds, counts.
+    """
+
+    config: RunConfig
+    parts: Parts
+    run_dir: Path
+    model_dir: Path
+    results: dict[str, Any]
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.run_dir)!r})"
