@@ -121,7 +121,7 @@ def name_metrics(
 def split_data(data: Mapping[str, Any]) -> tuple[dict[str, list[str]], dict[str, Any]]:
     """Returns the settings data.train, data.validation and data.test, and the rows that were given in memory, by split.
 
-    Raises InputError if a split is given twice, or as anything that is no data.
+    Raises InputError if a split is given twice.
     """
     data = {split: value for split, value in data.items() if value is not None}
     if isinstance(data.get("train"), Mapping) and name_library(data["train"]) == "datasets":
