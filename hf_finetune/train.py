@@ -21,9 +21,11 @@ from hf_finetune.cache import capture, decision
 from hf_finetune.config.sections import RunConfig
 from hf_finetune.export import hub, model_folder
 from hf_finetune.run import checkpoint, report, resume, saving, tracking
+from hf_finetune.run.finished import describe_finished_run, read_finished_results
 from hf_finetune.run.folder import open_run, record_run
+from hf_finetune.run.inputs import describe_inputs
 from hf_finetune.run.parts import NO_PARTS, Parts
-from hf_finetune.run.setup import find_next_epoch, prepare_stage, read_finished_results, set_up
+from hf_finetune.run.setup import find_next_epoch, prepare_stage, set_up
 from hf_finetune.run.training_run import Clock, TrainingRun, evaluate_split, preflight_check
 from hf_finetune.system.errors import InputError, StoppedError
 from hf_finetune.system.files import write_atomically
@@ -54,7 +56,7 @@ def finetune(config: RunConfig, parts: Parts = NO_PARTS) -> RunResult:
         if results is None:
             results = train_and_export(config, runtime, parts)
         else:
-            runtime.say(f"{config.run_dir} is finished, there is nothing to train; {report.summarize_results(results)}")
+            runtime.say(runtime.on_main(lambda: describe_finished_run(config, results, parts)))
         runtime.on_main(lambda: push_if_requested(config, runtime))
         return RunResult(run_dir=config.run_dir, model_dir=config.run_dir / "model", results=results)
 
@@ -76,7 +78,7 @@ def train_and_export(config: RunConfig, runtime: Runtime, parts: Parts) -> dict[
         report.announce(run, cache.lines, notes)
         run, progress = attach_cache(run, progress, cache, clock)
         preflight_check(run)  # after the cache, because it evaluates in the way that the run will
-        runtime.on_main(lambda: record_run(config, runtime))
+        runtime.on_main(lambda: record_run(config, runtime, describe_inputs(config, run.parts, run.splits.num_rows)))
         tracker = tracking.Tracking(config, runtime, start_update=progress.update)
 
         # Train: one stage, or several with freeze.unfreeze

@@ -431,11 +431,11 @@ def test_a_run_made_with_another_config_names_the_keys_that_differ(
     work: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = digest(work / "outputs")
-    message = refusal(capsys, "--train.epochs", "5", "--seed", "3", "--train.micro_batch_size", "2")
+    message = refusal(capsys, "--train.weight_decay", "0.5", "--seed", "3", "--train.micro_batch_size", "2")
     assert message.startswith("name (run): outputs/run holds a run made with another config: ")
-    assert "seed (was 0, now 3), train.epochs (was 2, now 5)" in message
+    assert "seed (was 0, now 3), train.weight_decay (was 0.01, now 0.5)" in message
     assert "micro_batch_size" not in message
-    assert "checkpoint.resume never" in message
+    assert "set checkpoint.resume to never" in message
     assert digest(work / "outputs") == before
 
 

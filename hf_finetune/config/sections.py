@@ -554,6 +554,10 @@ FREE_ON_RESUME = (
     "train.on_update",
 )
 
+# Settings that say how long a run trains. They may change too, so that a run trains on after its end: the checkpoints stay right,
+# and results.json records the values that the run was finished with.
+EXTENDABLE = ("train.epochs", "train.max_updates", "train.patience", "train.min_delta")
+
 
 def to_dict(config: Any) -> dict[str, Any]:
     """Returns the config as nested plain values (tuples as lists), for YAML, JSON and weights-only checkpoints."""
@@ -573,11 +577,18 @@ def flatten(nested: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield f"{prefix}{key}", value
 
 
+def get_length(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the settings of EXTENDABLE, by their dotted keys, of a config as to_dict() returns it."""
+    values = dict(flatten(config))
+    return {key: values.get(key) for key in EXTENDABLE}
+
+
 def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
     """Returns `(dotted key, old value, new value)` of the settings that differ and must not change when a run is resumed."""
     before, after = dict(flatten(old)), dict(flatten(new))
+    free = (*FREE_ON_RESUME, *EXTENDABLE)
     return [
         (key, before.get(key), after.get(key))
         for key in sorted(before.keys() | after.keys())
-        if before.get(key) != after.get(key) and not key.startswith(FREE_ON_RESUME)
+        if before.get(key) != after.get(key) and not key.startswith(free)
     ]

@@ -1,6 +1,7 @@
 """Tables of rows from files, folders, installed packages and the Hub, each row with its origin."""
 
 import glob
+import hashlib
 import os.path
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from hf_finetune.config.sections import DataConfig, require
 from hf_finetune.data.formats import get_value, is_table, read_rows
 from hf_finetune.data.table import ColumnSpec, Table, check_texts, find_column_setting, text_and_label_spec
 from hf_finetune.system.errors import InputError
+from hf_finetune.system.files import hash_file
 from hf_finetune.system.locations import local_path
 
 
@@ -120,16 +122,9 @@ def read_hub_dataset(config: DataConfig, spec: ColumnSpec | None = None) -> dict
 
     Raises InputError if the data set cannot be loaded, or lacks a split or a column.
     """
-    import datasets
-
     if spec is None:
         spec = text_and_label_spec(config.text_columns, str(config.label_column))
-    datasets.disable_progress_bars()
-    name = config.dataset or ""
-    try:
-        dataset = datasets.load_dataset(name, config.subset)
-    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-        raise InputError(f"data.dataset ({name}): cannot be loaded: {str(error).splitlines()[0]}") from None
+    name, dataset = config.dataset or "", load_hub_dataset(config)
     tables: dict[str, Table] = {}
     for split in ("train", "validation", "test"):
         names: tuple[str, ...] = getattr(config, split)
@@ -143,6 +138,17 @@ def read_hub_dataset(config: DataConfig, spec: ColumnSpec | None = None) -> dict
         elif names or split == "train":
             raise InputError(f"data.{split} ({split_name}): {name} has the splits {', '.join(dataset)}")
     return tables
+
+
+def load_hub_dataset(config: DataConfig) -> Any:
+    """Returns the datasets.DatasetDict of data.dataset. Raises InputError if it cannot be loaded."""
+    import datasets
+
+    datasets.disable_progress_bars()
+    try:
+        return datasets.load_dataset(config.dataset or "", config.subset)
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        raise InputError(f"data.dataset ({config.dataset}): cannot be loaded: {str(error).splitlines()[0]}") from None
 
 
 def make_hub_table(rows: Any, origin: str, config: DataConfig, spec: ColumnSpec) -> Table:
@@ -169,3 +175,22 @@ def hides_labels(table: Table, config: DataConfig) -> bool:
     """True if all labels of a table of the Hub are -1 and the column has named classes."""
     labels = table.columns.get(str(config.label_column), [])
     return table.class_names is not None and set(map(str, labels)) == {"-1"}
+
+
+def digest_dataset(config: DataConfig) -> dict[str, str]:
+    """Returns the fingerprint of each split of data.dataset (datasets.Dataset). Raises InputError if it cannot be loaded."""
+    dataset = load_hub_dataset(config)
+    names = {split: (*getattr(config, split), split)[0] for split in ("train", "validation", "test")}
+    return {split: str(dataset[name]._fingerprint) for split, name in names.items() if name in dataset}
+
+
+def digest_files(paths: Iterable[Path]) -> str:
+    """Returns the sha256, in hexadecimal, of the bytes of files, in their order, and of all files in folders with their names
+    inside the folder."""
+    digest = hashlib.sha256()
+    for path in paths:
+        inside = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+        for file in inside:
+            name = "" if file == path else file.relative_to(path).as_posix()
+            digest.update(f"{name} {hash_file(file)}\n".encode())
+    return digest.hexdigest()

@@ -4,7 +4,7 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -27,12 +27,14 @@ class Splits:
         validation: The rows that choose the best checkpoint.
         test: The rows of the final evaluation, if there are any.
         notes: Lines for the start-up report: which split was taken from training, and how.
+        num_rows: The number of rows that data.train, data.validation and data.test gave, by split, before any was split off.
     """
 
     train: Table
     validation: Table
     test: Table | None
     notes: tuple[str, ...] = ()
+    num_rows: Mapping[str, int] = field(default_factory=dict)
 
     def tables(self) -> dict[str, Table]:
         """Returns the tables that there are, by split."""
@@ -56,6 +58,7 @@ def load_splits(
     if spec is None:
         spec = text_and_label_spec(config.text_columns, str(config.label_column))
     tables = read_given_splits(config, spec, given or {})
+    num_rows = {split: len(table) for split, table in tables.items()}
     train = tables.pop("train")
     fractions = {
         split: getattr(config, f"{split}_fraction")
@@ -78,7 +81,13 @@ def load_splits(
     if config.max_train_examples is not None and config.max_train_examples < len(train):
         order = np.arange(len(train)) if spec.in_order else np.random.default_rng([seed, 1]).permutation(len(train))
         train = train.take(sorted(order[: config.max_train_examples].tolist()))
-    return Splits(train=train, validation=tables["validation"], test=tables.get("test"), notes=tuple(notes))
+    return Splits(
+        train=train,
+        validation=tables["validation"],
+        test=tables.get("test"),
+        notes=tuple(notes),
+        num_rows=num_rows,
+    )
 
 
 def read_given_splits(config: DataConfig, spec: ColumnSpec, given: Mapping[str, Any]) -> dict[str, Table]:

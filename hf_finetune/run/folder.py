@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,9 @@ from filelock import FileLock, Timeout
 
 from hf_finetune.config.loading import to_yaml
 from hf_finetune.config.sections import RunConfig, changed_keys, to_dict
-from hf_finetune.run.checkpoint import read_manifests
+from hf_finetune.model.backbone import holds_model
+from hf_finetune.run.checkpoint import find_last, read_manifests
+from hf_finetune.run.inputs import INPUTS
 from hf_finetune.system import processes
 from hf_finetune.system.console import print_message
 from hf_finetune.system.errors import InputError, redact
@@ -86,7 +88,7 @@ def claim_folder(config: RunConfig) -> "RunLock":
         if config_path.exists():
             # A run without checkpoints has nothing to resume, and may start again with other settings
             if config.checkpoint.resume != "never" and read_manifests(folder / "checkpoints"):
-                check_same_run(config, config_path)
+                check_same_run(config)
         elif any(not path.name.startswith(".") for path in folder.iterdir()):
             raise InputError(
                 f"name ({config.name}): {folder} holds files that do not belong to a run (there is no config.yaml); "
@@ -96,6 +98,17 @@ def claim_folder(config: RunConfig) -> "RunLock":
         lock.release()
         raise
     return lock
+
+
+def find_free_name(output_dir: Path, name: str) -> str:
+    """Returns the first of NAME-2, NAME-3, ... for which output_dir holds no folder."""
+    base, _, number = name.rpartition("-")
+    if not base or not number.isdigit():
+        base, number = name, "1"
+    count = int(number) + 1
+    while (output_dir / f"{base}-{count}").exists():
+        count += 1
+    return f"{base}-{count}"
 
 
 def archive_run(folder: Path) -> None:
@@ -111,29 +124,48 @@ def archive_run(folder: Path) -> None:
     print_message(f"checkpoint.resume never: the earlier run was moved to {target}")
 
 
-def check_same_run(config: RunConfig, config_path: Path) -> None:
-    """Raises InputError with the differing keys if the run in the folder was made with another config."""
+def read_config_file(run_dir: Path) -> dict[str, Any]:
+    """Returns the settings in a run's config.yaml as nested values. Raises InputError if it cannot be read."""
+    path = run_dir / "config.yaml"
     try:
-        old = yaml.safe_load(config_path.read_text(encoding="utf-8"))
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{config_path}: cannot be read: {error}") from None
-    changed = changed_keys(old if isinstance(old, dict) else {}, to_dict(config))
+        raise InputError(f"{path}: cannot be read: {error}") from None
+    return settings if isinstance(settings, dict) else {}
+
+
+def check_same_run(config: RunConfig) -> None:
+    """Raises InputError with the differing keys if the run in the folder was made with another config."""
+    changed = changed_keys(read_config_file(config.run_dir), to_dict(config))
     if changed:
         listed = ", ".join(f"{key} (was {before}, now {after})" for key, before, after in changed)
         raise InputError(
-            f"name ({config.name}): {config_path.parent} holds a run made with another config: {listed}; choose another "
-            "name, or start again with --checkpoint.resume never, which moves the earlier run to another folder"
+            f"name ({config.name}): {config.run_dir} holds a run made with another config: {listed}; to train on from its "
+            f"weights with the new settings, {describe_new_run(config)}; to start from the beginning, choose another name, or "
+            "set checkpoint.resume to never, which moves the earlier run to another folder"
         )
 
 
-def record_run(config: RunConfig, runtime: Runtime) -> None:
-    """Writes config.yaml and environment.json. Called when nothing can refuse the run any more.
+def describe_new_run(config: RunConfig, source: Path | None = None) -> str:
+    """Returns how to begin a new run from the weights of this run, or of the checkpoint `source`: what every refusal to resume
+    names, so that no work is lost."""
+    if source is None:
+        source, last = config.run_dir, find_last(config.run_dir / "checkpoints")
+        if last and not holds_model(config.run_dir / "model"):
+            source = config.run_dir / "checkpoints" / last
+    name = find_free_name(Path(config.output_dir), config.name)
+    return f"begin a new run: set name to {name} and start_from to {source}"
+
+
+def record_run(config: RunConfig, runtime: Runtime, inputs: Mapping[str, Any]) -> None:
+    """Writes config.yaml, inputs.json and environment.json. Called when nothing can refuse the run any more.
 
     With checkpoint.resume never, first moves the files of an earlier run of this name to another folder.
     """
     if config.checkpoint.resume == "never" and (config.run_dir / "config.yaml").exists():
         archive_run(config.run_dir)
     write_atomically(config.run_dir / "config.yaml", to_yaml(config).encode())
+    write_atomically(config.run_dir / INPUTS, json.dumps(inputs, indent=2).encode())
     environment = json.dumps(describe_environment(runtime), indent=2)
     write_atomically(config.run_dir / "environment.json", environment.encode())
 

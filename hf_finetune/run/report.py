@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from hf_finetune.config.sections import get_length, to_dict
 from hf_finetune.data import splits
 from hf_finetune.model import lora
 from hf_finetune.model.freezing import SHARED_BLOCK
@@ -144,6 +145,7 @@ def make_results(
         "device": run.runtime.device.type,
         "precision": run.runtime.precision,
         "processes": run.runtime.num_processes,
+        "length": get_length(to_dict(run.config)),
         "status": "finished",
     }
 

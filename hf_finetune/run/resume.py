@@ -8,16 +8,19 @@ from typing import Any
 
 import torch
 
-from hf_finetune.config.sections import RunConfig, changed_keys, flatten, require, to_dict
+from hf_finetune.config.sections import RunConfig, changed_keys, flatten, get_length, require, to_dict
 from hf_finetune.model import backbone
 from hf_finetune.run import checkpoint
+from hf_finetune.run.folder import describe_new_run
 from hf_finetune.run.saving import describe_summation_order, fingerprint_data
 from hf_finetune.run.training_run import TrainingRun
 from hf_finetune.system.errors import InputError
 from hf_finetune.system.files import digest_tensors, write_atomically
 from hf_finetune.system.processes import Runtime
+from hf_finetune.tasks import metrics
 from hf_finetune.training import optim
-from hf_finetune.training.progress import Progress, load_progress
+from hf_finetune.training.progress import Progress, apply_patience, load_progress
+from hf_finetune.training.schedule import compute_learning_rate
 
 STATE_KEYS = {
     "progress",
@@ -31,15 +34,11 @@ STATE_KEYS = {
 
 @dataclass(frozen=True, kw_only=True)
 class SavedRun:
-    """The checkpoint that a run resumes from."""
+    """The checkpoint that a run resumes from, and the progress of the run when it was saved."""
 
     path: Path
     content: dict[str, Any]
-
-    @property
-    def progress(self) -> Progress:
-        """The progress of the run when it was saved."""
-        return load_progress(self.content["run"]["progress"])
+    progress: Progress
 
 
 def find_checkpoint(config: RunConfig, runtime: Runtime) -> tuple[SavedRun | None, tuple[str, ...]]:
@@ -64,7 +63,12 @@ def find_checkpoint(config: RunConfig, runtime: Runtime) -> tuple[SavedRun | Non
         )
     content = checkpoint.load_checkpoint(path)
     check_format(path, content)
-    return SavedRun(path=path, content=content), notes
+    progress, length = load_progress(content["run"]["progress"]), get_length(to_dict(config))
+    if length != get_length(content["run"]["config"]):  # a checkpoint of early stopping may train on with more patience
+        metric, greater = content["run"]["metric"], config.evaluation.greater_is_better
+        greater = metrics.greater_is_better(metric) if greater is None else greater
+        progress = apply_patience(progress, metric=metric, config=config.train, greater_is_better=greater)
+    return SavedRun(path=path, content=content, progress=progress), notes
 
 
 def restore_run(run: TrainingRun, saved: SavedRun) -> tuple[Progress, list[str]]:
@@ -72,10 +76,11 @@ def restore_run(run: TrainingRun, saved: SavedRun) -> tuple[Progress, list[str]]
 
     Raises InputError if the checkpoint was made with another config, other data or another backbone. On all processes.
     """
-    path, content, progress = saved.path, saved.content, saved.progress
+    path, content = saved.path, saved.content
     optimizer, scaler = run.train_state.optimizer.optimizer, run.runtime.accelerator.scaler
     check_config(run.config, path, content)
     check_data(run, path, content["run"])
+    progress, notes = continue_schedule(run, saved)
     load_weights(run, content, path.name)
     try:
         fresh, dropped = optim.restore_optimizer_state(optimizer, content["optimizer_state_dict"])
@@ -83,7 +88,6 @@ def restore_run(run: TrainingRun, saved: SavedRun) -> tuple[Progress, list[str]]
         raise make_other_model_error(run.config.model.backbone, path.name, error) from None
     if scaler is not None and content["run"]["scaler"]:
         scaler.load_state_dict(content["run"]["scaler"])
-    notes = []
     if fresh or dropped:
         notes.append(
             f"the freeze plan has changed: {len(fresh)} tensors start to train, {len(dropped)} no longer train; the others keep "
@@ -97,6 +101,42 @@ def restore_run(run: TrainingRun, saved: SavedRun) -> tuple[Progress, list[str]]
     if adopted.best_update != progress.best_update:
         notes.append("the best checkpoint is missing or damaged and is ignored")
     return adopted, [*notes, f"resuming after update {progress.update} from {path.name}"]
+
+
+def continue_schedule(run: TrainingRun, saved: SavedRun) -> tuple[Progress, list[str]]:
+    """Returns the progress under the length that the run has now, and a line about how the schedule continues if it differs from
+    the checkpoint's.
+
+    Raises InputError if the run is shorter than what was trained, or if early stopping had ended it.
+    """
+    config, schedule, progress = run.config, run.schedule, saved.progress
+    total_before = int(saved.content["scheduler_state_dict"]["total_updates"])
+    if schedule.total_updates == total_before:
+        return progress, []
+    key = "train.max_updates" if config.train.max_updates == schedule.total_updates else "train.epochs"
+    value, trained = dict(flatten(to_dict(config)))[key], f"{progress.update} updates"
+    if progress.update > schedule.total_updates:
+        raise InputError(
+            f"{key} ({value}): means {schedule.total_updates} updates, and {saved.path.name} has trained {trained} (epoch "
+            f"{schedule.epoch(progress.update)}); set it higher, or, to train from its weights with a schedule of its own, "
+            f"{describe_new_run(config)}"
+        )
+    if progress.stopped and schedule.total_updates > total_before:
+        raise InputError(
+            f"{key} ({value}): early stopping ended this run after {trained}: {run.metric} did not improve in "
+            f"{progress.evaluations_without_gain} evaluations; to train on, set train.patience ({config.train.patience}) higher, "
+            "or to null"
+        )
+    # The end of a run is evaluated, whether or not it was one when it was saved
+    evaluated = bool(progress.history) and progress.history[-1]["update"] == progress.update
+    if schedule.is_due(config.evaluation.every, progress.update) and not evaluated:
+        progress = dataclasses.replace(progress, pending=True)
+    total = schedule.total_updates
+    line = f"{config.train.schedule} schedule over {total} updates instead of {total_before}"
+    if progress.update < total:
+        share = compute_learning_rate(progress.update, total, config.train)
+        line += f"; update {progress.update + 1} has {share:.0%} of the peak learning rate"
+    return progress, [line]
 
 
 # --- what must agree ------------------------------------------------------------------------------------------------
@@ -114,13 +154,16 @@ def check_config(config: RunConfig, path: Path, content: Mapping[str, Any]) -> N
     changed = [row for row in changed_keys(content["run"]["config"], to_dict(config)) if row[0] != "name"]
     if changed:
         listed = ", ".join(f"{key} (was {old}, now {new})" for key, old, new in changed)
-        raise InputError(f"checkpoint.resume ({path}): was made with another config: {listed}")
+        raise InputError(
+            f"checkpoint.resume ({path}): was made with another config: {listed}; to train on from its weights with the new "
+            f"settings, {describe_new_run(config, path)}, and checkpoint.resume to auto"
+        )
     layers = dict(flatten(content["run"]["config"])).get("freeze.layers")
     require(
         config.adapter.kind == "none" or layers == config.freeze.layers,
         "freeze.layers",
         config.freeze.layers,
-        f"{path.name} has its adapters above {layers}; choose another name",
+        f"{path.name} has its adapters above {layers}; to train on from its weights, {describe_new_run(config, path)}",
     )
 
 
@@ -129,16 +172,19 @@ def check_data(run: TrainingRun, path: Path, state: Mapping[str, Any]) -> None:
 
     state: the checkpoint's "run".
     """
-    key = f"checkpoint.resume ({path})"
+    key, way_out = (
+        f"checkpoint.resume ({path})",
+        f"or, to train on from its weights, {describe_new_run(run.config, path)}",
+    )
     if run.config.task.kind != state["task"]:
-        raise InputError(f"{key}: was made by the task {state['task']}; choose another name")
+        raise InputError(f"{key}: was made by the task {state['task']}; {way_out}")
     ours, theirs = run.task.state_dict(), state["task_state"]
     differing = [name for name in sorted(ours.keys() | theirs.keys()) if ours.get(name) != theirs.get(name)]
     if differing:
         changed = "; ".join(
             f"{name}: was {format_value(theirs.get(name))}, now {format_value(ours.get(name))}" for name in differing
         )
-        raise InputError(f"{key}: was made with other labels ({changed}); restore the data or choose another name")
+        raise InputError(f"{key}: was made with other labels ({changed}); restore the data; {way_out}")
     fingerprints = fingerprint_data(run)
     splits = sorted(fingerprints.keys() | state["data"].keys())
     differing = [split for split in splits if state["data"].get(split) != fingerprints.get(split)]
@@ -148,7 +194,7 @@ def check_data(run: TrainingRun, path: Path, state: Mapping[str, Any]) -> None:
         reason = f"{', '.join(differing)} {'differ' if len(differing) > 1 else 'differs'}"
         if keys:
             reason += "; changed: " + ", ".join(f"{name} (was {before.get(name)}, now {now[name]})" for name in keys)
-        raise InputError(f"{key}: was made from other data ({reason}); restore the data or choose another name")
+        raise InputError(f"{key}: was made from other data ({reason}); restore the data; {way_out}")
 
 
 def format_value(value: Any) -> str:
@@ -233,7 +279,7 @@ def load_best_weights(run: TrainingRun, progress: Progress) -> str:
         if path is None:
             raise InputError(
                 f"{run.checkpoint_dir}: the best checkpoint (update {progress.best_update}) is missing or damaged; "
-                "start again with --checkpoint.resume never"
+                "set checkpoint.resume to never to start again"
             )
         return path.name
 

@@ -1,6 +1,5 @@
 """All that is settled before update 0: data, task, model, features, freeze plan, optimizer."""
 
-import json
 from typing import Any
 
 from hf_finetune.config.sections import FreezeConfig, RunConfig, require
@@ -23,18 +22,6 @@ from hf_finetune.training import optim
 from hf_finetune.training.progress import FRESH, Progress
 from hf_finetune.training.schedule import Schedule, make_schedule
 from hf_finetune.training.train_state import TrainState
-
-
-def read_finished_results(config: RunConfig) -> dict[str, Any] | None:
-    """The content of results.json of a run that is finished and has its model, else None."""
-    path = config.run_dir / "results.json"
-    if config.checkpoint.resume != "auto" or not path.exists() or not backbone.holds_model(config.run_dir / "model"):
-        return None
-    try:
-        results: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        return None
-    return results if results.get("status") == "finished" else None
 
 
 def set_up(

@@ -62,3 +62,24 @@ def update_best_and_patience(
     count = progress.evaluations_without_gain + 1
     stopped = config.patience is not None and count >= config.patience
     return dataclasses.replace(progress, evaluations_without_gain=count, stopped=stopped)
+
+
+def apply_patience(progress: Progress, *, metric: str, config: TrainConfig, greater_is_better: bool) -> Progress:
+    """Returns the progress as train.patience and train.min_delta of this config count it, over all evaluations so far. The best
+    checkpoint does not depend on them."""
+    counted = FRESH
+    for row in progress.history:
+        counted = update_best_and_patience(
+            counted,
+            {metric: row[metric]},
+            metric=metric,
+            epoch=row["epoch"],
+            config=config,
+            greater_is_better=greater_is_better,
+        )
+    return dataclasses.replace(
+        progress,
+        patience_value=counted.patience_value,
+        evaluations_without_gain=counted.evaluations_without_gain,
+        stopped=counted.stopped,
+    )

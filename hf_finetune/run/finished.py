@@ -1,0 +1,43 @@
+"""A run that is finished, and is called again: whether it trains on, and what is printed if it does not."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from hf_finetune.config.sections import RunConfig, get_length, to_dict
+from hf_finetune.model import backbone
+from hf_finetune.run import report
+from hf_finetune.run.folder import describe_new_run, read_config_file
+from hf_finetune.run.inputs import find_changed_inputs
+from hf_finetune.run.parts import NO_PARTS, Parts
+from hf_finetune.system.errors import InputError
+
+
+def read_finished_results(config: RunConfig) -> dict[str, Any] | None:
+    """Returns the content of results.json if the run of this config is finished and has its model, else None.
+
+    A run is finished only for the length that it was trained with: with more epochs it is not.
+    """
+    path = config.run_dir / "results.json"
+    if config.checkpoint.resume != "auto" or not path.exists() or not backbone.holds_model(config.run_dir / "model"):
+        return None
+    try:
+        results: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        recorded = get_length(read_config_file(config.run_dir))
+    except (ValueError, InputError):
+        return None
+    # config.yaml has another length than results.json if the run was stopped while it trained on
+    lengths = [get_length(to_dict(config)), results.get("length"), recorded]
+    is_finished = results.get("status") == "finished" and lengths[0] == lengths[1] == lengths[2]
+    return results if is_finished else None
+
+
+def describe_finished_run(config: RunConfig, results: Mapping[str, Any], parts: Parts = NO_PARTS) -> str:
+    """Returns what is printed if a finished run is called again: its results; and if its data or functions have changed since,
+    what has changed and how to train on with them."""
+    lines = [f"{config.run_dir} is finished, there is nothing to train; {report.summarize_results(results)}"]
+    if changes := find_changed_inputs(config, parts):
+        lines.append("What it was made from has changed since:")
+        lines += [f"  {change}" for change in changes]
+        lines.append(f"To train on with what is there now, {describe_new_run(config)}")
+    return "\n".join(lines)
