@@ -79,13 +79,25 @@ class AugmentedFeatures:
         """
         self.augment, self.task, self.num_features = augment, task, len(features)
         self.tokenizer, self.max_length = tokenizer, max_length
-        self.epoch, self.features = 0, features
+        self.epoch, self.features = 0, features  # the epoch of the features that are kept; 0 for the rows as they are
 
     def __call__(self, epoch: int) -> Features:
         """Returns the features of an epoch, counted from 1. Those of the last call are kept."""
         if epoch != self.epoch:
             self.features, self.epoch = self.encode(epoch), epoch
         return self.features
+
+    def describe(self) -> dict[str, Any] | None:
+        """Returns the epoch of the features that are kept, and their digest, for a checkpoint; None before the first epoch."""
+        return {"epoch": self.epoch, "digest": self.features.fingerprint()} if self.epoch else None
+
+    def check_unchanged(self, saved: dict[str, Any] | None) -> None:
+        """Raises InputError if the function returns other rows than when a checkpoint was saved. saved: its describe()."""
+        if saved is not None and self(saved["epoch"]).fingerprint() != saved["digest"]:
+            raise InputError(
+                f"{self.augment.name}: returns other rows for epoch {saved['epoch']} than those that the checkpoint was trained "
+                "on; restore the function, or choose another name"
+            )
 
     def encode(self, epoch: int) -> Features:
         """Returns the features of an epoch. InputError if there are more or fewer than of the rows as they are."""

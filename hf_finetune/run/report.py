@@ -34,6 +34,7 @@ def announce(run: TrainingRun, cache_lines: Sequence[str], notes: Sequence[str])
     for name, line in run.task.encoding.describe(run.features["train"], run.splits.train, run.max_length):
         lines += label_lines(name, [line])
     lines += label_lines("metric", [f"{run.metric} on validation, {better} is better"])
+    lines += label_lines("own parts", describe_parts(run))
     lines += label_lines("updates", [describe_updates(run)])
     lines += label_lines("device", [describe_device(run), *run.runtime.notes])
     lines += ["freeze plan", plan.describe()]
@@ -61,6 +62,19 @@ def announce_stage(run: TrainingRun, cache_lines: Sequence[str], progress: Progr
 def label_lines(label: str, lines: Iterable[str]) -> list[str]:
     """Returns the lines with the label in a column before the first one."""
     return [f"{label if number == 0 else '':<12}{line}" for number, line in enumerate(lines)]
+
+
+def describe_parts(run: TrainingRun) -> list[str]:
+    """Returns a line for each part of the user's own that the run has."""
+    config = run.config
+    parts = {
+        "train.loss": config.train.loss,
+        "train.augment": config.train.augment,
+        "train.on_update": config.train.on_update,
+    }
+    lines = [f"{key}: {value}" for key, value in parts.items() if value is not None]
+    own = [entry for entry in config.evaluation.metrics if ":" in entry]
+    return lines + ([f"evaluation.metrics: {', '.join(own)}"] if own else [])
 
 
 def describe_updates(run: TrainingRun) -> str:

@@ -81,6 +81,8 @@ def restore_run(run: TrainingRun, saved: SavedRun) -> tuple[Progress, list[str]]
     check_config(run.config, path, content)
     check_data(run, path, content["run"])
     progress, notes = continue_schedule(run, saved)
+    if run.augmented is not None:
+        run.augmented.check_unchanged(content["run"].get("augmented"))
     load_weights(run, content, path.name)
     try:
         fresh, dropped = optim.restore_optimizer_state(optimizer, content["optimizer_state_dict"])

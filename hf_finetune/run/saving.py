@@ -70,6 +70,7 @@ def collect_content(run: TrainingRun, progress: Progress) -> dict[str, Any]:
             "progress": dataclasses.asdict(progress),
             "config": to_dict(run.config),
             "data": fingerprint_data(run),
+            "augmented": run.augmented.describe() if run.augmented else None,
             "task": run.config.task.kind,
             "task_state": run.task.state_dict(),
             "max_length": run.max_length,

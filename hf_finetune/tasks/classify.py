@@ -144,7 +144,24 @@ class LabelReader:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClassificationEncoding(Encoding):
+class TextEncoding(Encoding):
+    """Turns the one or two texts of an example into one sequence. A subclass says what its targets are.
+
+    Args:
+        texts: The text columns.
+    """
+
+    texts: tuple[str, ...]
+
+    def encoded_columns(self) -> tuple[str, ...]:
+        return self.texts
+
+    def tokenize(self, table: Table, tokenizer: Any, max_length: int) -> dict[str, Array]:
+        return tokenize([table.columns[name] for name in self.texts], tokenizer, max_length)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassificationEncoding(TextEncoding):
     """Turns the one or two texts of an example into one sequence, and its labels into a class number, 0/1 [C] or a number.
 
     Args:
@@ -155,17 +172,10 @@ class ClassificationEncoding(Encoding):
         reason: Why this problem was chosen, for describe().
     """
 
-    texts: tuple[str, ...]
     reader: LabelReader
     label_names: tuple[str, ...] = ()
     class_weights: tuple[float, ...] = ()
     reason: str = ""
-
-    def encoded_columns(self) -> tuple[str, ...]:
-        return self.texts
-
-    def tokenize(self, table: Table, tokenizer: Any, max_length: int) -> dict[str, Array]:
-        return tokenize([table.columns[name] for name in self.texts], tokenizer, max_length)
 
     def labels(self, table: Table, arrays: Mapping[str, Array]) -> Array:
         """Returns class numbers [N] int64, 0/1 [N, C] float32 for multi_label, or numbers [N] float32 for regression."""

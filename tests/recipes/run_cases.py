@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import extending_page
 import torch
 
 from hf_finetune import train as train_module
@@ -36,6 +37,7 @@ def kill_after(update: int) -> None:
 def main() -> int:
     """Trains with each of the settings; checks that runs that should be killed were."""
     torch.set_num_threads(1)
+    extending_page.add_modules()
     for settings in json.loads(Path(sys.argv[2]).read_text(encoding="utf-8")):
         config = load_config(settings, [])
         if sys.argv[1] == "train":
