@@ -97,7 +97,7 @@ def report_errors(function: Callable[[], None], *, debug: bool = False) -> int:
         return EXIT_INPUT
     except StoppedError as error:
         if os.environ.get("LOCAL_RANK", "0") == "0":
-            print(f"stopped ({error}); the same command continues from what was saved", file=sys.stderr, flush=True)
+            print(f"stopped by {error}", file=sys.stderr, flush=True)
         return EXIT_TRY_AGAIN
     except KeyboardInterrupt:
         print("interrupted; the same command continues from what was saved", file=sys.stderr)

@@ -54,7 +54,10 @@ def finetune(config: RunConfig, parts: Parts = NO_PARTS) -> RunResult:
     with open_run(config) as runtime:
         results = runtime.on_main(lambda: read_finished_results(config))
         if results is None:
-            results = train_and_export(config, runtime, parts)
+            try:
+                results = train_and_export(config, runtime, parts)
+            except StoppedError as error:
+                raise explain_stop(config, error) from None
         else:
             runtime.say(runtime.on_main(lambda: describe_finished_run(config, results, parts)))
         runtime.on_main(lambda: push_if_requested(config, runtime))
@@ -209,6 +212,19 @@ def save_and_stop(run: TrainingRun, progress: Progress, clock: Clock, bar: track
         file = saving.save_run(run, dataclasses.replace(progress, pending=True))
     bar.say(f"saved {file}")
     raise run.runtime.stopped_error()
+
+
+def explain_stop(config: RunConfig, error: StoppedError) -> StoppedError:
+    """The error with what is saved, and how to continue. error: Names the signal."""
+    last = checkpoint.find_last(config.run_dir / "checkpoints")
+    again = "run the same command, program or notebook cell again"
+    if last is None:
+        return StoppedError(f"{error}: there was nothing to save yet; {again} to start from the beginning")
+    if config.checkpoint.resume == "never":
+        again = "set checkpoint.resume to auto"
+    return StoppedError(
+        f"{error}: the run is saved up to {config.run_dir / 'checkpoints' / last}; {again} to continue from it"
+    )
 
 
 def explain_not_finite(run: TrainingRun, error: NotFiniteError) -> InputError:

@@ -2,6 +2,7 @@
 the resumed run ends with the results of an uninterrupted one."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -72,6 +73,34 @@ def test_a_signal_in_training_loses_nothing(
         for part in (config, uninterrupted)
     )
     assert updates == expected
+
+
+def test_the_error_of_a_stopped_run_says_what_is_saved_and_how_to_continue(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: Any) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+
+    def signalled(*arguments: Any, **options: Any) -> Any:
+        for step in train_steps(*arguments, **options):
+            stop()
+            yield step
+
+    def read_message(name: str, replacement: Any, config: RunConfig) -> str:
+        with monkeypatch.context() as patch:
+            patch.setattr(f"hf_finetune.train.{name}", replacement)
+            with pytest.raises(KeyboardInterrupt) as stopped:
+                finetune(config)
+        return str(stopped.value)
+
+    config = make_config()
+    again = "run the same command, program or notebook cell again"
+    message = read_message("set_up", stop, config)
+    assert message == f"SIGINT: there was nothing to save yet; {again} to start from the beginning"
+    for resume, way in (("auto", again), ("never", "set checkpoint.resume to auto")):
+        message = read_message("train_steps", signalled, make_config(**{"checkpoint.resume": resume}))
+        (last,) = (config.run_dir / "checkpoints").glob("*.pt")
+        assert message == f"SIGINT: the run is saved up to {last}; {way} to continue from it"
 
 
 def test_a_signal_in_an_evaluation_stops_it(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,7 +199,7 @@ def test_a_process_ends_with_75_within_seconds_and_is_resumed(make_config: MakeC
     assert time.monotonic() - began < 10
     assert "SIGTERM: saving, then stopping" in output
     assert "saved ckpt_" in output
-    assert "stopped (SIGTERM); the same command continues from what was saved" in output
+    assert re.search(r"^stopped by SIGTERM: the run is saved up to \S+\.pt; run the same command", output, re.MULTILINE)
     done = launch([sys.executable], config, {}, tmp_path)
     assert done.returncode == 0, done.stderr
     assert "resuming after update" in done.stdout

@@ -6,7 +6,6 @@ B features, S sequences, T tokens, H hidden.
 import contextlib
 import dataclasses
 import shutil
-import sys
 import time
 from collections.abc import Iterator
 from itertools import groupby
@@ -14,7 +13,6 @@ from operator import itemgetter
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from hf_finetune.cache import store
 from hf_finetune.cache.reader import StoredActivations
@@ -23,6 +21,7 @@ from hf_finetune.data.features import Array, Batch, collate, pad_sequences
 from hf_finetune.forward.cached import CachedForward
 from hf_finetune.model.structure import eval_mode
 from hf_finetune.run.training_run import TrainingRun
+from hf_finetune.system.console import make_progress_bar
 from hf_finetune.system.errors import InputError, StoppedError
 
 
@@ -152,8 +151,9 @@ def capture_share(
     runtime = run.runtime
     chunks = entry.layout.chunks()
     share = missing[runtime.process :: runtime.num_processes]
-    shows_bar = runtime.is_main and sys.stderr.isatty()
-    with tqdm(total=len(share), desc="caching activations", unit="chunk", disable=not shows_bar, leave=False) as bar:
+    with make_progress_bar(
+        is_main=runtime.is_main, total=len(share), desc="caching activations", unit="chunk", leave=False
+    ) as bar:
 
         def compute(number: int) -> bytes:
             if runtime.is_asked_to_stop():

@@ -3,7 +3,6 @@
 import json
 import math
 import os
-import sys
 import time
 from collections.abc import Mapping
 from importlib.util import find_spec
@@ -12,9 +11,9 @@ from typing import Any
 
 from accelerate import tracking as accelerate_tracking
 from accelerate.tracking import GeneralTracker, TensorBoardTracker
-from tqdm import tqdm
 
 from hf_finetune.config.sections import RunConfig, flatten, to_dict
+from hf_finetune.system.console import make_progress_bar
 from hf_finetune.system.errors import InputError
 from hf_finetune.system.files import write_atomically, writing_error
 from hf_finetune.system.processes import Runtime
@@ -158,16 +157,12 @@ def make_training_row(update: Update) -> dict[str, float]:
 
 
 class ProgressBar:
-    """Shows loss, speed and time left: a bar if standard error is a terminal, else a plain line for each logged update."""
+    """Shows loss, speed and time left: a bar in a terminal or a notebook, else a plain line for each logged update."""
 
     def __init__(self, total_updates: int, start_update: int, runtime: Runtime) -> None:
         self.runtime = runtime
-        self.bar = tqdm(
-            total=total_updates,
-            initial=start_update,
-            unit="update",
-            dynamic_ncols=True,
-            disable=not (runtime.is_main and sys.stderr.isatty()),
+        self.bar = make_progress_bar(
+            is_main=runtime.is_main, total=total_updates, initial=start_update, unit="update", dynamic_ncols=True
         )
         self.total, self.first, self.started = total_updates, start_update, time.perf_counter()
 

@@ -5,6 +5,8 @@ logging.getLogger("hf_finetune").setLevel(logging.WARNING)
 
 import logging
 import sys
+from importlib.util import find_spec
+from typing import Any
 
 LOGGER = logging.getLogger("hf_finetune")
 
@@ -30,3 +32,25 @@ def configure_logging() -> None:
 def print_message(text: str = "") -> None:
     """Prints a message of a run."""
     LOGGER.info(text)
+
+
+def is_notebook() -> bool:
+    """True if this process is the kernel of a notebook."""
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    return shell is not None and "IPKernelApp" in shell.config
+
+
+def make_progress_bar(*, is_main: bool, **options: Any) -> Any:
+    """Returns a tqdm bar: a widget in a notebook, a line of a terminal. Its `disable` is True if neither can be shown.
+
+    Args:
+        is_main: True on the process that shows bars.
+        options: Arguments of tqdm.
+    """
+    if is_main and is_notebook() and find_spec("ipywidgets") is not None:
+        from tqdm.notebook import tqdm as widget
+
+        return widget(**options)
+    from tqdm import tqdm
+
+    return tqdm(**options, disable=not (is_main and sys.stderr.isatty()))

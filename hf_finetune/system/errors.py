@@ -7,12 +7,23 @@ class InputError(Exception):
     """Something that the user gave cannot be used.
 
     The message names the setting, or the file and line, and the fix. The command line prints it as one `error:` line on
-    standard error and exits with code 2.
+    standard error and exits with code 2. A notebook shows one line, too.
     """
 
+    def _render_traceback_(self) -> list[str]:
+        """Returns what IPython shows instead of a traceback."""
+        return [f"InputError: {redact(str(self))}"]
 
-class StoppedError(Exception):
-    """A signal stopped the run after it was saved. The command line exits with code 75."""
+
+class StoppedError(KeyboardInterrupt):
+    """A signal stopped the run after it was saved. The message says where, and how to continue.
+
+    It is a KeyboardInterrupt, so that `except Exception` in a program does not hide it. The command line exits with code 75.
+    """
+
+    def _render_traceback_(self) -> list[str]:
+        """Returns what IPython shows instead of a traceback."""
+        return [f"Stopped: {self}"]
 
 
 def redact(text: str) -> str:

@@ -2,6 +2,7 @@
 
 import atexit
 import contextlib
+import gc
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -168,7 +169,7 @@ class Runtime:
         return tuple(bool(value) for value in values.tolist())
 
     def stopped_error(self) -> StoppedError:
-        """Returns the error to raise after all processes have agreed to stop. It names the signal."""
+        """Returns the error to raise after all processes have agreed to stop. It names the signal; finetune() adds the rest."""
         return StoppedError(self.signals.received or "another process's signal")
 
     def gather(self, value: T) -> list[T]:
@@ -272,8 +273,16 @@ def check_accelerator(accelerator: Accelerator) -> None:
 
 
 def leave_process_group() -> None:
-    """Destroys the process group when the process ends. It cannot end earlier: all runs of a process share it."""
+    """Destroys the process group when the process ends. It cannot end earlier: all runs of a process share it.
+
+    The group's threads live as long as the distributed wrapper of a model does, which holds the group. A thread that still runs
+    when the interpreter is gone aborts the process ("terminate called without an active exception"). What may hold a wrapper
+    at the end: reference cycles, and the frames of the exception that ended the program, which was printed before.
+    """
     if torch.distributed.is_initialized():
+        for name in ("last_type", "last_value", "last_traceback", "last_exc"):
+            setattr(sys, name, None)
+        gc.collect()
         torch.distributed.destroy_process_group()
 
 

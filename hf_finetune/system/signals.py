@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from types import FrameType
 
+from hf_finetune.system.console import is_notebook
 from hf_finetune.system.errors import StoppedError
 
 EXIT_TRY_AGAIN = 75  # EX_TEMPFAIL of sysexits.h: the same command resumes the run
@@ -20,6 +21,9 @@ STOP_SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SI
 
 # Ctrl-C under torchrun reaches a process twice: from the terminal, and from torchrun
 SAME_SIGNAL_SECONDS = 1.0
+
+# A module that is interrupted while it is imported may be unusable afterwards (torch is), so the signal waits for its end
+IMPORT_SECONDS = 0.1
 
 
 class StopSignals:
@@ -43,12 +47,17 @@ class StopSignals:
         finally:
             self.ends_at_once = before
 
-    def receive(self, number: int, _frame: FrameType | None = None) -> None:
+    def receive(self, number: int, frame: FrameType | None = None) -> None:
         """Handles a signal."""
         if self.received:
             if time.monotonic() - self.received_at > SAME_SIGNAL_SECONDS:
+                if is_notebook():  # whose kernel continues
+                    raise KeyboardInterrupt
                 signal.signal(number, signal.SIG_DFL)
                 os.kill(os.getpid(), number)
+            return
+        if self.ends_at_once and is_importing(frame):
+            threading.Timer(IMPORT_SECONDS, os.kill, (os.getpid(), number)).start()
             return
         self.received, self.received_at = signal.Signals(number).name, time.monotonic()
         if self.ends_at_once:
@@ -69,3 +78,12 @@ class StopSignals:
         finally:
             for number, handler in handlers_before.items():
                 signal.signal(number, handler)
+
+
+def is_importing(frame: FrameType | None) -> bool:
+    """True if a module is being imported in this frame or in one that called it."""
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False

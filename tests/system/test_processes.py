@@ -1,11 +1,16 @@
 """The precision and the threads of a run; processes that agree and gather; errors on all processes."""
 
+import os
+import re
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from support.runs import TORCHRUN
 
 from hf_finetune.system import processes
 from hf_finetune.system.errors import InputError, StoppedError
@@ -69,3 +74,49 @@ def test_a_run_prints_seeds_and_raises_the_errors_of_its_main_process(
     assert capsys.readouterr().out == "a line\n"
     assert runtime.precision == "fp32"
     assert processes.peak_memory_mb(torch.device("cpu")) > 1
+
+
+PROGRAM = """
+import sys
+from hf_finetune import finetune
+from support import tiny
+
+def look(update, model):
+    if update.number == 2 and sys.argv[1] == "raise":
+        raise ValueError("from the program")
+
+for name in ("one", "two"):
+    run = finetune("classify", train=tiny.make_rows(40), on_update=look, settings={
+        "name": name, "model.backbone": sys.argv[2], "data.max_length": 16, "freeze.layers": 1, "train.max_updates": 3,
+        "train.batch_size": 8, "tracking.trackers": [], "train.precision": "fp32"})
+    print("trained", name, run.results["processes"], flush=True)
+sys.exit(3 if sys.argv[1] == "exit" else 0)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.processes
+@pytest.mark.parametrize(("way", "exit_code"), [("end", 0), ("exit", 3), ("raise", 1)])
+def test_a_program_of_two_runs_under_torchrun_ends_with_its_own_exit_code(
+    tmp_path: Path, backbones: Callable[..., Path], way: str, exit_code: int
+) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM, encoding="utf-8")
+    paths = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1])]
+    done = subprocess.run(
+        [*TORCHRUN, str(program), way, str(backbones("bert"))],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    output = done.stdout + done.stderr
+    assert "terminate called" not in output
+    assert done.returncode == (exit_code != 0), output
+    codes = {int(code) for code in re.findall(r"exitcode\s*: (-?\d+)", output)}
+    assert codes <= {exit_code, -15}  # torchrun ends the other process if it is still there
+    assert (exit_code in codes) == (exit_code != 0)
+    assert output.count("trained two 2") == (0 if way == "raise" else 2)
+    assert ("ValueError: from the program" in output) == (way == "raise")

@@ -1,8 +1,12 @@
 """A stop signal ends a run at once if there is nothing to save; else it is recorded."""
 
+import importlib
 import os
 import signal
+import sys
 import threading
+import time
+from pathlib import Path
 
 import pytest
 
@@ -14,6 +18,36 @@ def test_a_signal_raises_at_once_if_there_is_nothing_to_save() -> None:
     signals = StopSignals()
     with pytest.raises(StoppedError, match="SIGTERM"), signals.install():
         os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_a_module_that_is_being_imported_is_imported_to_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = "import os, signal\nos.kill(os.getpid(), signal.SIGINT)\nis_complete = True\n"
+    (tmp_path / "interrupted_module.py").write_text(code, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def load() -> None:
+        importlib.import_module("interrupted_module")
+        time.sleep(5)
+
+    with pytest.raises(StoppedError, match="SIGINT"), StopSignals().install():
+        load()
+    assert sys.modules["interrupted_module"].is_complete
+
+
+def test_a_second_signal_does_not_end_the_kernel_of_a_notebook(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hf_finetune.system.signals.is_notebook", lambda: True)
+    monkeypatch.setattr("hf_finetune.system.signals.SAME_SIGNAL_SECONDS", -1)
+    signals = StopSignals()
+
+    def interrupt_twice() -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt) as stopped, signals.install(), signals.deferred():
+        interrupt_twice()
+    assert not isinstance(stopped.value, StoppedError)
 
 
 def test_a_deferred_signal_is_recorded_and_reported(capsys: pytest.CaptureFixture[str]) -> None:
