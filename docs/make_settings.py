@@ -6,7 +6,7 @@ from pathlib import Path
 
 from hf_finetune.config.help import INSTEAD_OF_DEFAULT, format_default, read_help_texts, read_summary
 from hf_finetune.config.loading import SECTIONS, get_section_classes
-from hf_finetune.config.sections import RunConfig
+from hf_finetune.config.sections import RunConfig, get_default
 from hf_finetune.config.tasks import TASKS, load_task
 from hf_finetune.config.values import describe_type
 
@@ -31,8 +31,9 @@ def make_table(name: str, section: type) -> list[str]:
         key = f"{name}.{field.name}" if name else field.name
         if key in SECTIONS:
             continue
-        default = "" if field.default in (None, "", ()) else f"`{format_default(field.default)}`"
-        if field.default is MISSING or key in INSTEAD_OF_DEFAULT:
+        value = get_default(field)
+        default = "" if value in (None, "", (), {}) else f"`{format_default(value)}`"
+        if value is MISSING or key in INSTEAD_OF_DEFAULT:
             default = INSTEAD_OF_DEFAULT.get(key, "required").removeprefix("default: ")
         lines.append(f"| `{key}` | {describe_type(hints[field.name])} | {default} | {texts[field.name]} |")
     return lines

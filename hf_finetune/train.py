@@ -180,7 +180,7 @@ def finish_update(
     saves = saves or schedule.is_due(config.checkpoint.every, number)
     if schedule.is_due(config.evaluation.every, number):
         try:
-            with clock("evaluate"):
+            with clock("evaluate"), run.train_state.evaluated_weights():
                 values = evaluate_split(run, "validation")
         except StoppedError:
             save_and_stop(run, progress, clock, bar)
@@ -271,13 +271,15 @@ def attach_cache(
 def begin_stage(run: TrainingRun, progress: Progress, clock: Clock) -> tuple[TrainingRun, Progress]:
     """The run in the next stage of freeze.unfreeze: more parameters train, those that trained keep their optimizer state, and
     the cached prefix ends at the new boundary."""
-    optimizer_state = run.train_state.optimizer.optimizer.state_dict()
+    optimizer_state, average = run.train_state.optimizer.optimizer.state_dict(), run.train_state.average
     freeze = run.config.freeze.at(find_next_epoch(run.schedule, progress))
     features = {split: dataclasses.replace(part, activations=None) for split, part in run.features.items()}
     run.runtime.accelerator.free_memory()  # it keeps the optimizers that it prepared
     stage = prepare_stage(run.backbone, run.plan.structure, freeze, run.config, run.runtime)
     run = dataclasses.replace(run, features=features, stage=stage)
     optim.restore_optimizer_state(run.train_state.optimizer.optimizer, optimizer_state)
+    if average is not None and run.train_state.average is not None:
+        run.train_state.average.weights |= average.weights
     progress = dataclasses.replace(progress, cached=None)
     cache = decide_on_cache(run, progress, clock)
     report.announce_stage(run, cache.lines, progress)

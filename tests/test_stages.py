@@ -18,7 +18,7 @@ from support.runs import (
 )
 
 from hf_finetune.cache import listing
-from hf_finetune.config.sections import FreezeConfig, RunConfig
+from hf_finetune.config.sections import FreezeConfig, RunConfig, TrainConfig
 from hf_finetune.run.training_run import evaluate_split
 from hf_finetune.system.errors import InputError
 from hf_finetune.train import finetune
@@ -177,13 +177,12 @@ def test_resuming_with_another_freeze_plan(
 
 
 def test_optimizer_state_is_restored_by_name() -> None:
-    def make_optimizer(names: str) -> torch.optim.AdamW:
+    def make_optimizer(names: str) -> torch.optim.Optimizer:
         torch.manual_seed(0)
         model = torch.nn.ModuleDict({name: torch.nn.Linear(2, 2) for name in "abc"})
         parameters = [(name, value) for name, value in model.named_parameters() if name[0] in names]
-        optimizer = optim.build_optimizer(
-            [{"name": "all", "params": parameters, "peak_learning_rate": 1.0}], torch.device("cpu")
-        )
+        groups = [{"name": "all", "params": parameters, "peak_learning_rate": 1.0}]
+        optimizer = optim.build_optimizer(groups, TrainConfig(), torch.device("cpu"))
         for _, value in parameters:
             value.grad = torch.ones_like(value)
         return optimizer

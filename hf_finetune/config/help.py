@@ -12,7 +12,7 @@ from dataclasses import MISSING, fields
 from typing import Any
 
 from hf_finetune.config.loading import SECTIONS, get_section_classes
-from hf_finetune.config.sections import RunConfig, TaskSettings
+from hf_finetune.config.sections import RunConfig, TaskSettings, get_default
 from hf_finetune.config.values import describe_type, format_value
 
 TEXT_COLUMN = 32
@@ -90,12 +90,12 @@ def list_entries(
         if key in SECTIONS or key == "task.kind":
             continue
         notes = [describe_type(hints[field.name]).partition(", such as")[0]]
-        value = defaults.get(key, "" if key in INSTEAD_OF_DEFAULT else field.default)
+        value = defaults.get(key, "" if key in INSTEAD_OF_DEFAULT else get_default(field))
         if value is MISSING or (key in INSTEAD_OF_DEFAULT and not value):
             notes.append(INSTEAD_OF_DEFAULT.get(key, "required"))
         elif value is None:
             notes = [notes[0].removesuffix(" or null")]  # "if not given" in the text says what null does
-        elif value != ():
+        elif value not in ((), {}):
             notes.append(f"default: {format_default(value)}")
         if key in demo:
             notes.append(f"demo: {format_default(demo[key])}")

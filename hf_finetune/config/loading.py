@@ -15,7 +15,7 @@ import yaml
 
 from hf_finetune.config.sections import RENAMED, RunConfig, TaskSettings, flatten, to_dict
 from hf_finetune.config.tasks import TASKS, load_task
-from hf_finetune.config.values import convert, format_value, is_list, quote_list
+from hf_finetune.config.values import convert, convert_option, format_value, is_list, is_mapping, quote_list
 from hf_finetune.config.yaml_files import read_yaml
 from hf_finetune.system.errors import InputError
 
@@ -106,10 +106,8 @@ def read_settings(arguments: Sequence[str]) -> dict[str, Any]:
     form a list.
     """
     pairs = split_arguments(arguments)
-    settings: dict[str, Any] = {}
-    for path in (join_words(key, words, str) for key, words in pairs if key == "config"):
-        settings |= read_yaml(str(path))
-    return settings | {key: Words(words) for key, words in pairs if key != "config"}
+    files = [read_yaml(str(join_words(key, words, str))) for key, words in pairs if key == "config"]
+    return merge_settings(*files, *({key: Words(words)} for key, words in pairs if key != "config"))
 
 
 class Words(list[str]):
@@ -151,8 +149,24 @@ def load_config(
     given = read_settings(arguments)
     kind = choose_kind(defaults, given)
     names_data = "data.train" in given or "data.dataset" in given
-    settings = {**defaults, **({} if names_data or demo is None else demo), **given, "task.kind": kind}
-    return make_config(settings)
+    demo = {} if names_data or demo is None else demo
+    return make_config(merge_settings(defaults, demo, given, {"task.kind": kind}))
+
+
+def merge_settings(*layers: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the settings of all layers; later ones override earlier ones.
+
+    Options of a mapping are overridden one by one (train.optimizer_options.eps), or all together by the mapping itself
+    (train.optimizer_options).
+    """
+    settings: dict[str, Any] = {}
+    for layer in layers:
+        for key, value in layer.items():
+            overridden = [name for name in settings if "." in key and name.startswith(f"{key}.")]
+            for name in [*overridden, key]:
+                settings.pop(name, None)
+            settings[key] = value
+    return settings
 
 
 def make_config(settings: Mapping[str, Any]) -> RunConfig:
@@ -163,7 +177,13 @@ def make_config(settings: Mapping[str, Any]) -> RunConfig:
     values: dict[str, dict[str, Any]] = {section: {} for section in SECTIONS}
     run_values: dict[str, Any] = {}
     for key, value in settings.items():
-        if value is None and key in SECTIONS:  # `train:` with nothing under it
+        if value in (None, {}) and key in SECTIONS:  # `train:` with nothing under it
+            continue
+        owner, _, option = key.rpartition(".")
+        if option and is_mapping(types.get(owner)):
+            word = join_words(key, value, tuple[str, ...]) if isinstance(value, Words) else value
+            section, _, name = owner.rpartition(".")
+            values[section].setdefault(name, {})[option] = convert_option(key, word)
             continue
         text = " ".join(value) or None if isinstance(value, Words) else value
         check_key(key, text, kind, types)

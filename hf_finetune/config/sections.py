@@ -6,12 +6,14 @@ The Args sections of the docstrings are the texts of `--help` and of docs/settin
 import dataclasses
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from hf_finetune.config.optimizers import check_optimizer
 from hf_finetune.config.references import is_reference
+from hf_finetune.config.schedules import check_schedule
 from hf_finetune.system.errors import InputError, redact
 
 FILE_ENDINGS = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
@@ -291,9 +293,15 @@ class TrainConfig:
         learning_rate: Peak learning rate of the backbone.
         head_learning_rate: Peak learning rate of the new head. If not given, train.learning_rate.
         layer_decay: Factor on the learning rate from each block to the block below it; 1 for none.
-        weight_decay: Decoupled weight decay of AdamW, on matrices only (not on biases and norms).
+        optimizer: Name of the optimizer; or the import path of your own, my_module:build, which is called as
+            build(groups, **options) and returns a torch.optim.Optimizer.
+        optimizer_options: Options of the optimizer by name.
+        weight_decay: Weight decay, on matrices only (not on biases and norms).
         warmup_fraction: Share of all updates in which the learning rate rises from near 0 to its peak.
-        schedule: Course of the learning rate after the warm-up: linear or cosine down to 0, or constant.
+        schedule: Course of the learning rate after the warm-up.
+        schedule_options: Options of the schedule by name.
+        ema_decay: Evaluate, save and export an exponential moving average of the trained weights, which keeps this share of
+            itself in each update, such as 0.999. If not given, the trained weights themselves.
         max_grad_norm: Maximum global norm of the gradients, which are scaled down to it; 0 for no limit.
         label_smoothing: Share of the target that is spread evenly over all classes, tags or tokens, for cross-entropy losses.
         precision: Number format of the computation. auto: bf16 if the processor is fast at it, else fp32; the reason is printed.
@@ -315,9 +323,15 @@ class TrainConfig:
     learning_rate: float = 5e-5
     head_learning_rate: float | None = None
     layer_decay: float = 1.0
+    optimizer: str = "adamw"
+    optimizer_options: Mapping[str, Any] = field(default_factory=dict)
     weight_decay: float = 0.01
     warmup_fraction: float = 0.1
-    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    schedule: Literal["linear", "cosine", "constant", "cosine_with_restarts", "polynomial", "inverse_sqrt", "wsd"] = (
+        "linear"
+    )
+    schedule_options: Mapping[str, Any] = field(default_factory=dict)
+    ema_decay: float | None = None
     max_grad_norm: float = 1.0
     label_smoothing: float = 0.0
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
@@ -359,6 +373,11 @@ class TrainConfig:
             self.min_delta,
             "must be used with train.patience",
         )
+        require(
+            self.ema_decay is None or 0 < self.ema_decay < 1, "train.ema_decay", self.ema_decay, "must be in (0, 1)"
+        )
+        check_optimizer(self.optimizer, self.optimizer_options, self.schedule, self.ema_decay)
+        check_schedule(self.schedule, self.schedule_options, self.warmup_fraction)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -568,10 +587,15 @@ def to_dict(config: Any) -> dict[str, Any]:
     }
 
 
+def get_default(setting: "Field[Any]") -> Any:
+    """Returns the default of a section's field; MISSING if it has none."""
+    return setting.default if setting.default_factory is MISSING else setting.default_factory()
+
+
 def flatten(nested: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yields pairs of dotted key and value, in order."""
+    """Yields pairs of dotted key and value, in order. A mapping without a key is a value."""
     for key, value in nested.items():
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and value:
             yield from flatten(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
@@ -585,7 +609,7 @@ def get_length(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
     """Returns `(dotted key, old value, new value)` of the settings that differ and must not change when a run is resumed."""
-    before, after = dict(flatten(old)), dict(flatten(new))
+    before, after = ({key: value for key, value in flatten(nested) if value != {}} for nested in (old, new))
     free = (*FREE_ON_RESUME, *EXTENDABLE)
     return [
         (key, before.get(key), after.get(key))

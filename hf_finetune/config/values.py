@@ -21,6 +21,7 @@ NAMES: Mapping[Any, str] = {
     NoneType: "null",
     tuple[str, ...]: "a list of strings",
     tuple[dict[str, int | str], ...]: "a list of mappings, such as [{epoch: 2, layers: 1}]",
+    Mapping[str, Any]: "a mapping of options, such as {momentum: 0.9}",
 }
 
 
@@ -31,6 +32,8 @@ def convert(key: str, hint: Any, value: Any) -> Any:
     string itself.
     """
     try:
+        if is_mapping(hint):
+            return convert_mapping(key, value)
         return convert_list(key, hint, value) if is_list(hint) else convert_scalar(hint, value)
     except (TypeError, ValueError, OverflowError):
         raise InputError(
@@ -41,6 +44,11 @@ def convert(key: str, hint: Any, value: Any) -> Any:
 def is_list(hint: Any) -> bool:
     """True if a setting of this type takes a list."""
     return typing.get_origin(hint) is tuple
+
+
+def is_mapping(hint: Any) -> bool:
+    """True if a setting of this type takes options by name, with keys that are not known here."""
+    return typing.get_origin(hint) is Mapping
 
 
 def list_alternatives(hint: Any) -> tuple[Any, ...]:
@@ -58,7 +66,8 @@ def describe_type(hint: Any) -> str:
     alternatives = list_alternatives(hint)
     if len(alternatives) == 1:
         raise TypeError(
-            f"a setting cannot have the type {hint}; it takes int, float, str, bool, None, Literal, tuple[str, ...] or a union"
+            f"a setting cannot have the type {hint}; it takes int, float, str, bool, None, Literal, tuple[str, ...], "
+            "Mapping[str, Any] or a union"
         )
     return " or ".join(describe_type(part) for part in alternatives)
 
@@ -117,6 +126,38 @@ def parse_scalar(text: str) -> Any:
         return load_yaml(text)
     except YAML_ERRORS:
         return text
+
+
+def convert_mapping(key: str, value: Any) -> dict[str, Any]:
+    """Returns `value` as options by name. Raises TypeError if it is not a mapping, or InputError for a wrong option."""
+    if isinstance(value, str):
+        value = parse_scalar(value)
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping) or not all(isinstance(name, str) and name for name in value):
+        raise TypeError
+    return {name: convert_option(f"{key}.{name}", option) for name, option in value.items()}
+
+
+def convert_option(key: str, value: Any) -> Any:
+    """Returns the value of an option whose type is not known here: a number, a string, a boolean, None, or a list of these.
+
+    A string that writes a number is that number: YAML reads 1e-8 as a string. Raises InputError for anything else.
+    """
+    if isinstance(value, str):
+        value = parse_scalar(value)
+    if isinstance(value, str):
+        return float(value) if re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+", value) else value
+    if isinstance(value, (list, tuple)):
+        return [convert_option(key, item) for item in value]
+    if value is None or isinstance(value, bool):
+        return value
+    for kind in (int, float):  # a number of another library may be a subclass
+        if isinstance(value, kind):
+            return kind(value)
+    raise InputError(
+        f"{key} ({format_value(value)}): must be a number, a string, true, false, null, or a list of these"
+    )
 
 
 def convert_list(key: str, hint: Any, value: Any) -> tuple[Any, ...]:

@@ -84,6 +84,7 @@ def restore_run(run: TrainingRun, saved: SavedRun) -> tuple[Progress, list[str]]
     if run.augmented is not None:
         run.augmented.check_unchanged(content["run"].get("augmented"))
     load_weights(run, content, path.name)
+    run.train_state.restore_training_weights(content["run"].get("training_weights"))
     try:
         fresh, dropped = optim.restore_optimizer_state(optimizer, content["optimizer_state_dict"])
     except (RuntimeError, ValueError) as error:

@@ -9,6 +9,7 @@ from hf_finetune.config.sections import to_dict
 from hf_finetune.run import checkpoint
 from hf_finetune.run.training_run import TrainingRun
 from hf_finetune.system.files import digest_tensors
+from hf_finetune.training.averaging import Weights
 from hf_finetune.training.loop import make_micro_batch_limit
 from hf_finetune.training.progress import Progress
 
@@ -20,14 +21,15 @@ def save_run(run: TrainingRun, progress: Progress) -> str:
     """
 
     def write() -> str:
-        content = collect_content(run, progress)
-        saved = checkpoint.save_checkpoint(
-            run.checkpoint_dir,
-            content,
-            metric=run.metric,
-            value=content["metrics"].get(run.metric),
-            best_update=progress.best_update,
-        )
+        with run.train_state.evaluated_weights() as training_weights:
+            content = collect_content(run, progress, training_weights)
+            saved = checkpoint.save_checkpoint(
+                run.checkpoint_dir,
+                content,
+                metric=run.metric,
+                value=content["metrics"].get(run.metric),
+                best_update=progress.best_update,
+            )
         checkpoint.remove_old_checkpoints(
             run.checkpoint_dir,
             saved,
@@ -41,8 +43,9 @@ def save_run(run: TrainingRun, progress: Progress) -> str:
     return run.runtime.on_main(write)
 
 
-def collect_content(run: TrainingRun, progress: Progress) -> dict[str, Any]:
-    """Returns the dict of a checkpoint.
+def collect_content(run: TrainingRun, progress: Progress, training_weights: Weights | None = None) -> dict[str, Any]:
+    """Returns the dict of a checkpoint. The model holds the weights that are evaluated. training_weights: those that train, if
+    they differ.
 
     `metrics` are those of an evaluation after this update; empty if there was none, and then `loss` is the training loss.
     Random states are not saved: everything that is drawn depends on the seed, the update and the process alone.
@@ -79,6 +82,7 @@ def collect_content(run: TrainingRun, progress: Progress) -> dict[str, Any]:
             "omitted": {"names": omitted, "digest": digest_tensors(weights, omitted)} if omitted else None,
             "summation_order": describe_summation_order(run),
             "scaler": scaler.state_dict() if scaler is not None else None,
+            "training_weights": training_weights,
         },
     }
 

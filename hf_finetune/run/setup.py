@@ -19,6 +19,7 @@ from hf_finetune.system.files import cache_root
 from hf_finetune.system.processes import Runtime
 from hf_finetune.tasks.base import Encoding, Scoring
 from hf_finetune.training import optim
+from hf_finetune.training.averaging import MovingAverage
 from hf_finetune.training.progress import FRESH, Progress
 from hf_finetune.training.schedule import Schedule, make_schedule
 from hf_finetune.training.train_state import TrainState
@@ -130,7 +131,9 @@ def prepare_stage(
     with lora.with_random_adapters(loaded):
         forward_plan, cannot_cache = find_forward_plan(loaded.model, plan)
     groups = optim.make_parameter_groups(loaded.model, plan, config.train, loaded.new_parameters)
-    prepared, optimizer = runtime.accelerator.prepare(loaded.model, optim.build_optimizer(groups, runtime.device))
+    prepared, optimizer = runtime.accelerator.prepare(
+        loaded.model, optim.build_optimizer(groups, config.train, runtime.device)
+    )
     state = TrainState(
         model=loaded.model,
         prepared=prepared,
@@ -139,5 +142,6 @@ def prepare_stage(
         pad_token_id=loaded.pad_token_id,
         dropout_masks=masks,
         forward_plan=forward_plan,
+        average=MovingAverage(loaded.model, config.train.ema_decay) if config.train.ema_decay else None,
     )
     return Stage(plan=plan, train_state=state, cannot_cache=cannot_cache)

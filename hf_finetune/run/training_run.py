@@ -1,6 +1,7 @@
 """A run that is ready for update 0, the evaluation of its splits, and the preflight check."""
 
 import dataclasses
+import math
 import time
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
@@ -10,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from hf_finetune.config.sections import RunConfig
+from hf_finetune.config.optimizers import OPTIMIZERS
+from hf_finetune.config.sections import RunConfig, TrainConfig
 from hf_finetune.data.features import Array, Features
 from hf_finetune.data.splits import Splits
 from hf_finetune.forward.plan import FULL_FORWARD
@@ -169,12 +171,20 @@ def preflight_check(run: TrainingRun) -> None:
     path = run.config.run_dir / ".preflight"
 
     def write() -> None:
-        moments = torch.empty(2 * run.plan.num_trainable)  # AdamW's two, in fp32
-        content = {"model": run.train_state.model.state_dict(), "moments": moments}
+        num_bytes = math.ceil(count_state_bytes(run.config.train) * run.plan.num_trainable)
+        state = torch.empty(num_bytes, dtype=torch.uint8)
+        content = {"model": run.train_state.model.state_dict(), "optimizer": state}
         replace_atomically(path, lambda file: torch.save(content, file), checkpoint.count_tensor_bytes(content))
         path.unlink()
 
     run.runtime.on_main(write)
+
+
+def count_state_bytes(config: TrainConfig) -> float:
+    """Bytes that a checkpoint has for each trained parameter besides the model. An optimizer of one's own counts as AdamW."""
+    kind = OPTIMIZERS.get(config.optimizer, OPTIMIZERS["adamw"])
+    keeps_two = kind.is_schedule_free or config.ema_decay is not None  # the evaluated weights and those that train
+    return kind.state_bytes + 4 * keeps_two
 
 
 class Clock:

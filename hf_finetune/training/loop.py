@@ -17,7 +17,7 @@ from hf_finetune.system.errors import InputError
 from hf_finetune.system.processes import Runtime
 from hf_finetune.tasks.base import Task
 from hf_finetune.training.gradient_cache import UpdatePasses
-from hf_finetune.training.optim import set_learning_rates
+from hf_finetune.training.optim import check_state, set_learning_rates
 from hf_finetune.training.schedule import make_schedule
 from hf_finetune.training.train_state import TrainState, UpdateBatch
 
@@ -85,6 +85,10 @@ def train_steps(
         loss = accumulate_gradients(state, features, task, runtime, update_batch)
         rates = set_learning_rates(state.optimizer, update, schedule.total_updates, config.train)
         norm, skipped = step_optimizer(state, runtime, loss, update_batch, config.train.max_grad_norm)
+        if state.average is not None:
+            state.average.add(state.model, update + 1)
+        if update == start_update:
+            check_state(state.optimizer.optimizer, config.train.optimizer)
         yield Update(
             number=update + 1,
             epoch=epoch + 1,

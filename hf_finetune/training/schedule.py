@@ -1,8 +1,11 @@
 """How many updates a run has, and the learning rate at each. Pure functions of the update."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
+from hf_finetune.config.schedules import SCHEDULES
 from hf_finetune.config.sections import RunConfig, TrainConfig
 
 
@@ -32,14 +35,38 @@ def make_schedule(num_examples: int, config: RunConfig) -> Schedule:
 
 
 def compute_learning_rate(update: int, total_updates: int, config: TrainConfig) -> float:
-    """The factor in (0, 1] on the peak learning rate at `update`, counted from 0. Law 3: a pure function.
+    """The factor in [0, 1] on the peak learning rate at `update`, counted from 0. Law 3: a pure function.
 
-    The warm-up rises linearly and starts above zero; the decay would reach 0 one update after the last.
+    The warm-up rises linearly and starts above zero; the decay would reach its end one update after the last. After the warm-up
+    a schedule is that of the same name in transformers.get_scheduler, with its min_lr_ratio here called min_ratio.
     """
     warmup = math.ceil(config.warmup_fraction * total_updates)
     if update < warmup:
         return (update + 1) / (warmup + 1)
+    options = SCHEDULES[config.schedule].complete(config.schedule_options)
     if config.schedule == "constant":
         return 1.0
-    progress = (update - warmup) / max(1, total_updates - warmup)
-    return 1.0 - progress if config.schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * progress))
+    if config.schedule == "inverse_sqrt":
+        timescale = options["timescale"] or warmup or 10_000
+        return 1.0 / math.sqrt((update - warmup + timescale) / timescale)
+    start = warmup
+    if config.schedule == "wsd":
+        start = max(warmup, total_updates - math.ceil(options["decay_fraction"] * total_updates))
+    progress = (update - start) / max(1, total_updates - start)
+    if progress < 0:
+        return 1.0
+    factor = compute_decay(options.get("decay", config.schedule), progress, options)
+    return factor * (1.0 - options["min_ratio"]) + options["min_ratio"]
+
+
+def compute_decay(shape: str, progress: float, options: Mapping[str, Any]) -> float:
+    """The factor in [0, 1] of a decay of this shape. progress: the share of its updates that are done, in [0, 1)."""
+    if shape == "linear":
+        return 1.0 - progress
+    if shape == "1-sqrt":
+        return 1.0 - math.sqrt(progress)
+    if shape == "polynomial":
+        return float((1.0 - progress) ** options["power"])
+    if shape == "cosine_with_restarts":
+        return 0.5 * (1.0 + math.cos(math.pi * (options["num_cycles"] * progress % 1.0)))
+    return 0.5 * (1.0 + math.cos(math.pi * options.get("num_cycles", 0.5) * 2.0 * progress))

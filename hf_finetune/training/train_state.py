@@ -3,7 +3,8 @@
 B features of a batch, S sequences.
 """
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,14 @@ from hf_finetune.forward.dropout import DropoutMasks
 from hf_finetune.forward.plan import FULL_FORWARD, ForwardPlan
 from hf_finetune.model import heads
 from hf_finetune.tasks.base import Task
+from hf_finetune.training.averaging import (
+    MovingAverage,
+    Weights,
+    averages_itself,
+    compute_own_averages,
+    copy_into,
+    copy_trained_weights,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +37,7 @@ class TrainState:
         pad_token_id: The id that pads.
         dropout_masks: Where dropout masks come from.
         forward_plan: What a forward need not compute.
+        average: The moving average of the weights, with train.ema_decay.
     """
 
     model: Any
@@ -37,6 +47,34 @@ class TrainState:
     pad_token_id: int
     dropout_masks: DropoutMasks
     forward_plan: ForwardPlan = FULL_FORWARD
+    average: MovingAverage | None = None
+
+    @contextlib.contextmanager
+    def evaluated_weights(self) -> Iterator[Weights | None]:
+        """Puts the weights that are evaluated into the model. When the block ends, those that train are back, bit for bit.
+
+        Gives the weights that train, or None if they are the evaluated ones.
+        """
+        optimizer = self.optimizer.optimizer
+        if self.average is None and not averages_itself(optimizer):
+            yield None
+            return
+        training_weights = copy_trained_weights(self.model)
+        try:
+            if self.average is not None:
+                copy_into(self.model, self.average.weights)
+            else:
+                copy_into(self.model, compute_own_averages(optimizer, self.model))
+            yield training_weights
+        finally:
+            copy_into(self.model, training_weights)
+
+    def restore_training_weights(self, saved: Mapping[str, torch.Tensor] | None) -> None:
+        """Continues from a checkpoint whose evaluated weights are in the model. saved: the weights that train, or None if they
+        are the same."""
+        if self.average is not None:
+            self.average.weights = copy_trained_weights(self.model)
+        copy_into(self.model, saved or {})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -335,7 +335,9 @@ def test_a_number_in_yaml_where_a_string_belongs_is_shown_in_quotes(tmp_path: Pa
 
 def test_every_setting_that_takes_no_null_refuses_it(tmp_path: Path) -> None:
     strict = [
-        key for key, hint in TYPES.items() if "null" not in describe_type(hint) and "list" not in describe_type(hint)
+        key
+        for key, hint in TYPES.items()
+        if not any(word in describe_type(hint) for word in ("null", "list", "mapping"))
     ]
     assert len(strict) >= 30
     for key in strict:
@@ -519,6 +521,88 @@ def test_any_text_survives_the_round_trip_through_yaml(
     assert config.data.text_columns == tuple(columns)
     folder = tmp_path_factory.mktemp("round")
     assert load_config({}, ["--config", write(folder, to_yaml(config))]) == config
+
+
+# --- options of an optimizer or a schedule ---------------------------------------------------------------------------
+
+OPTIONS = {"betas": [0.9, 0.95], "eps": 1e-6}
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--train.optimizer_options.betas", "0.9", "0.95", "--train.optimizer_options.eps", "1e-6"],
+        ["--train.optimizer_options.betas=[0.9, 0.95]", "--train.optimizer_options.eps=0.000001"],
+        ["--train.optimizer_options", "{betas: [0.9, 0.95], eps: 1e-6}"],
+        ["--train.optimizer_options.amsgrad=true", "--train.optimizer_options={betas: [0.9, .95], eps: 1.e-6}"],
+    ],
+)
+def test_options_are_the_same_from_all_doors(tmp_path: Path, words: list[str]) -> None:
+    nested = RunConfig.from_settings(NEEDED | {"train.optimizer_options": OPTIONS | {"betas": (0.9, 0.95)}})
+    assert nested.train.optimizer_options == OPTIONS
+    assert from_words(*words) == nested
+    path = write(tmp_path, "train: {optimizer_options: {betas: [0.9, 0.95], eps: 1e-6}}\n")
+    assert from_words("--config", path) == nested
+    assert from_words("--config", write(tmp_path, to_yaml(nested))) == nested
+    assert config_from_dict(to_dict(nested)) == nested
+    assert dict(flatten(to_dict(nested)))["train.optimizer_options.betas"] == [0.9, 0.95]
+
+
+def test_options_go_over_each_other_one_by_one_and_the_mapping_over_all(tmp_path: Path) -> None:
+    path = write(tmp_path, "train: {optimizer_options: {eps: 1.0e-6, amsgrad: true}}\n")
+    one = from_words("--config", path, "--train.optimizer_options.eps", "1e-5")
+    assert one.train.optimizer_options == {"eps": 1e-5, "amsgrad": True}
+    for nothing in ("{}", "null"):
+        assert from_words("--config", path, "--train.optimizer_options", nothing).train.optimizer_options == {}
+    sgd = ["--train.optimizer", "sgd", "--train.optimizer_options", "{momentum: 0.9}"]
+    assert from_words("--config", path, *sgd).train.optimizer_options == {"momentum": 0.9}
+
+
+@pytest.mark.parametrize(
+    ("word", "value"),
+    [
+        ("1", 1),
+        ("1e-8", 1e-8),
+        (".5E1", 5.0),
+        ("true", True),
+        ("null", None),
+        ("cosine", "cosine"),
+        ("1-sqrt", "1-sqrt"),
+    ],
+)
+def test_an_option_is_the_plain_value_that_it_writes(word: str, value: Any) -> None:
+    settings = {"train.optimizer": "m:f", "train.optimizer_options.x": word}
+    option = load_config(NEEDED | settings).train.optimizer_options["x"]
+    assert (type(option), option) == (type(value), value)
+    assert (
+        from_words("--train.optimizer=m:f", "--train.optimizer_options.x", word).train.optimizer_options["x"] == value
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--train.optimizer_options.betas"], "train.optimizer_options.betas (nothing): takes one value"),
+        (
+            ["--train.optimizer_options", "0.9"],
+            "train.optimizer_options (0.9): must be a mapping of options, such as {mom",
+        ),
+        (["--train.optimizer_options", "{1: 2}"], "train.optimizer_options ({1: 2}): must be a mapping of options"),
+        (["--train.optimizer_options.a.b", "1"], "train.optimizer_options.a.b (1): there is no such setting"),
+        (["--train.optimizer_option.momentum", "1"], "train.optimizer_option.momentum (1): there is no such setting"),
+        (
+            ["--train.optimizer_options.eps", "{a: 1}"],
+            "train.optimizer_options.eps ({'a': 1}): must be a number, a str",
+        ),
+        (["--train.optimizer_options.eps", "2024-01-01"], "train.optimizer_options.eps (2024-01-01): must be a number"),
+        (
+            ["--train.optimizer_options.betas", "[0.9,", "0.95]"],
+            "train.optimizer_options.betas ([0.9, 0.95]): must be in q",
+        ),
+    ],
+)
+def test_wrong_options_are_errors(words: list[str], message: str) -> None:
+    assert error_of(*words).startswith(message)
 
 
 # --- fuzz: only InputError may come out -----------------------------------------------------------------------------

@@ -167,6 +167,53 @@ CASES: list[tuple[type, dict[str, Any], str, str]] = [
         "train.micro_batch_tokens",
         "not be given together",
     ),
+    *((TrainConfig, {"ema_decay": value}, "train.ema_decay", "in (0, 1)") for value in (0.0, 1.0, -1, NAN)),
+    (TrainConfig, {"optimizer": "adam_w"}, "train.optimizer", "did you mean adamw?"),
+    (TrainConfig, {"optimizer": "??"}, "train.optimizer", "or your own as my_module:build"),
+    (
+        TrainConfig,
+        {"optimizer_options": {"momentum": 0.9}},
+        "train.optimizer_options.momentum",
+        "adamw has no such option; it takes betas, eps, amsgrad",
+    ),
+    (
+        TrainConfig,
+        {"schedule": "constant", "schedule_options": {"power": 2}},
+        "train.schedule_options.power",
+        "constant has no such option; it takes none",
+    ),
+    (
+        TrainConfig,
+        {"optimizer": "schedule_free_adamw"},
+        "train.schedule",
+        "set train.schedule to constant",
+    ),
+    (
+        TrainConfig,
+        {"optimizer": "schedule_free_sgd", "schedule": "constant", "ema_decay": 0.9},
+        "train.ema_decay",
+        "averages the weights itself",
+    ),
+    *(
+        (
+            TrainConfig,
+            {"schedule": schedule, "schedule_options": {option: value}},
+            f"train.schedule_options.{option}",
+            must_be,
+        )
+        for schedule, option, value, must_be in (
+            ("linear", "min_ratio", 1, "in [0, 1)"),
+            ("linear", "min_ratio", "a", "in [0, 1)"),
+            ("cosine", "num_cycles", 0, "above 0"),
+            ("cosine", "min_ratio", NAN, "in [0, 1)"),
+            ("cosine_with_restarts", "num_cycles", 1.5, "a whole number of at least 1"),
+            ("polynomial", "power", INFINITY, "above 0"),
+            ("inverse_sqrt", "timescale", 0, "at least 1, or null"),
+            ("wsd", "decay_fraction", 0, "in (0, 1]"),
+            ("wsd", "decay_fraction", 0.95, "together with train.warmup_fraction (0.1)"),
+            ("wsd", "decay", "cos", "cosine, linear or 1-sqrt"),
+        )
+    ),
     (CacheConfig, {"dir": ""}, "cache.dir", "must not be empty"),
     (TrainConfig, {"min_delta": 0.1}, "train.min_delta", "train.patience"),
     *((TrainConfig, {key: "focal"}, f"train.{key}", "an import path") for key in ("loss", "augment", "on_update")),
@@ -263,6 +310,10 @@ def test_every_check_is_failed_by_a_case(monkeypatch: pytest.MonkeyPatch) -> Non
         (TrainConfig, {"batch_size": 8, "micro_batch_size": 8}),
         (TrainConfig, {"layer_decay": 1.0, "max_grad_norm": 0.0, "weight_decay": 0.0}),
         (TrainConfig, {"min_delta": 0.1, "patience": 1}),
+        (TrainConfig, {"optimizer": "my_module:build", "optimizer_options": {"anything": 1}}),
+        (TrainConfig, {"optimizer": "schedule_free_adamw", "schedule": "constant"}),
+        (TrainConfig, {"schedule": "wsd", "schedule_options": {"decay_fraction": 0.9}}),
+        (TrainConfig, {"schedule": "inverse_sqrt", "schedule_options": {"timescale": None}}),
         (EvaluationConfig, {"every": 1}),
         (HubConfig, {"push": True, "repo_id": "user/name"}),
         (RunConfig, {"name": "a-b_c.1", "seed": 2**31 - 1, "model": MODEL, "data": DATA, "task": TASK}),
@@ -304,7 +355,7 @@ def test_as_dict_has_every_setting_and_plain_values_only() -> None:
     flat = dict(flatten(plain))
     assert flat.keys() == TYPES.keys()
     assert flat["data.train"] == ["train.csv"]
-    assert all(value is None or isinstance(value, (str, int, float, bool, list)) for value in flat.values())
+    assert all(value in (None, {}) or isinstance(value, (str, int, float, bool, list)) for value in flat.values())
 
 
 def test_changed_keys_names_what_differs_and_passes_over_what_no_number_depends_on() -> None:

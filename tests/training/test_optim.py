@@ -121,7 +121,7 @@ def test_a_decoder_above_the_encoder_and_a_final_norm_have_the_full_rate() -> No
 
 def test_weight_decay_acts_on_matrices_alone() -> None:
     model, groups = make_groups(learning_rate=0.1, weight_decay=0.5)
-    optimizer = optim.build_optimizer(groups, torch.device("cpu"))
+    optimizer = optim.build_optimizer(groups, TrainConfig(), torch.device("cpu"))
     optim.set_learning_rates(optimizer, 0, 1, TrainConfig(learning_rate=0.1, warmup_fraction=0.0))
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     for parameter in model.parameters():
@@ -139,7 +139,7 @@ def test_the_saved_state_goes_on_in_a_plain_adamw_with_as_many_groups() -> None:
     config = TrainConfig(learning_rate=1e-3, head_learning_rate=1e-2, weight_decay=0.1, warmup_fraction=0.0)
     model, groups = make_groups(freeze=freeze, learning_rate=1e-3, head_learning_rate=1e-2, weight_decay=0.1)
     own = [[parameter for _, parameter in group["params"]] for group in groups]
-    optimizer = optim.build_optimizer(groups, torch.device("cpu"))
+    optimizer = optim.build_optimizer(groups, TrainConfig(), torch.device("cpu"))
     for update in range(3):
         optim.set_learning_rates(optimizer, update, 10, config)
         train_once(model, optimizer, seed=update)
@@ -232,7 +232,7 @@ def test_after_the_warm_up_linear_is_transformers_own(total: int, fraction: floa
 def test_set_learning_rates_gives_every_group_its_peak_times_the_factor() -> None:
     config = TrainConfig(learning_rate=1e-3, head_learning_rate=1e-1, layer_decay=0.5, warmup_fraction=0.2)
     _, groups = make_groups(learning_rate=1e-3, head_learning_rate=1e-1, layer_decay=0.5)
-    optimizer = optim.build_optimizer(groups, torch.device("cpu"))
+    optimizer = optim.build_optimizer(groups, TrainConfig(), torch.device("cpu"))
     for update in (0, 1, 2, 5, 9, 3):
         factor = compute_learning_rate(update, 10, config)
         rates = optim.set_learning_rates(optimizer, update, 10, config)
