@@ -66,7 +66,7 @@ def set_up(
         max_length=max_length,
         features=features,
         schedule=schedule,
-        stage=prepare_stage(loaded, structure, freeze, config, runtime),
+        stage=prepare_stage(loaded, structure, freeze, config, runtime, parts.optimizer),
         trainable_in_last_stage=last_plan.trainable,
         more_metrics=more_metrics,
         parts=parts,
@@ -121,9 +121,17 @@ def make_freeze_plan(loaded: Backbone, freeze: FreezeConfig, structure: ModelStr
 
 
 def prepare_stage(
-    loaded: Backbone, structure: ModelStructure, freeze: FreezeConfig, config: RunConfig, runtime: Runtime
+    loaded: Backbone,
+    structure: ModelStructure,
+    freeze: FreezeConfig,
+    config: RunConfig,
+    runtime: Runtime,
+    build: optim.BuildOptimizer | None = None,
 ) -> Stage:
-    """Freezes, finds what a forward need not compute, builds the optimizer, and has Accelerate prepare it and the model."""
+    """Freezes, finds what a forward need not compute, builds the optimizer, and has Accelerate prepare it and the model.
+
+    build: the user's own function that builds the optimizer.
+    """
     with runtime.accelerator.autocast():  # some kinds of attention run in 16 bit on a GPU only
         plan = make_freeze_plan(loaded, freeze, structure)
         eval_modules = freezing.find_eval_modules(loaded.model, has_adapters=loaded.adapter is not None)
@@ -132,7 +140,7 @@ def prepare_stage(
         forward_plan, cannot_cache = find_forward_plan(loaded.model, plan)
     groups = optim.make_parameter_groups(loaded.model, plan, config.train, loaded.new_parameters)
     prepared, optimizer = runtime.accelerator.prepare(
-        loaded.model, optim.build_optimizer(groups, config.train, runtime.device)
+        loaded.model, optim.build_optimizer(groups, config.train, runtime.device, build)
     )
     state = TrainState(
         model=loaded.model,

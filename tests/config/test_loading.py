@@ -538,7 +538,7 @@ OPTIONS = {"betas": [0.9, 0.95], "eps": 1e-6}
     ],
 )
 def test_options_are_the_same_from_all_doors(tmp_path: Path, words: list[str]) -> None:
-    nested = RunConfig.from_settings(NEEDED | {"train.optimizer_options": OPTIONS | {"betas": (0.9, 0.95)}})
+    nested = load_config(NEEDED | {"train.optimizer_options": OPTIONS | {"betas": (0.9, 0.95)}})
     assert nested.train.optimizer_options == OPTIONS
     assert from_words(*words) == nested
     path = write(tmp_path, "train: {optimizer_options: {betas: [0.9, 0.95], eps: 1e-6}}\n")
