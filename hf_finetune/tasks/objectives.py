@@ -1,0 +1,217 @@
+"""The objective of a task: the loss, as a sum over targets and their number, or over an entire batch.
+
+B features of a batch, S sequences of a batch, D numbers of an embedding.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+import numpy as np
+
+from hf_finetune.data.features import Array, Batch, Features
+from hf_finetune.system.errors import InputError
+from hf_finetune.tasks.own_functions import check_loss
+
+if TYPE_CHECKING:
+    # --help imports the tasks for their Settings, and torch takes a second to import: tasks import it inside functions
+    import torch
+
+Outputs = Sequence[Any]  # for each feature what Scoring.reduce() returned, an array; or its generated text
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpdateLoss:
+    """The loss of one update, as a function of its micro-batches.
+
+    Args:
+        micro_batch: From the outputs and the batch of a micro-batch, returns the loss that is propagated backward, summed over
+            targets, and the number of targets.
+        total: The loss of the entire batch, over all processes, summed over targets, and their number; None if they are the sums
+            of what micro_batch returns.
+    """
+
+    micro_batch: "Callable[[torch.Tensor, Batch], tuple[torch.Tensor, float]]"
+    total: tuple[float, float] | None = None
+
+
+class UpdateForwards(Protocol):
+    """Runs forward passes for an objective that needs them before an update.
+
+    features: The features of the training split. indices: Those of the batch [B], over all micro-batches and processes.
+    """
+
+    features: Features
+    indices: Array
+
+    def embed_all(self, embed: "Callable[[torch.Tensor, Batch], torch.Tensor]") -> "torch.Tensor":
+        """Returns the embeddings [S, D] of all sequences of the batch, over all processes, detached from the graph.
+
+        embed: From outputs and batch of a micro-batch, returns the embeddings of its sequences.
+        """
+
+    def find_positions(self, batch: Batch) -> list[int]:
+        """Returns the positions of a micro-batch's sequences among the S of embed_all()."""
+
+
+class Objective(ABC):
+    """The loss.
+
+    Subclass SummedObjective if the loss is a sum over targets, InBatchObjective if it compares the features of a batch with each
+    other.
+    """
+
+    @abstractmethod
+    def start_update(self, forwards: UpdateForwards) -> UpdateLoss:
+        """Returns the loss of an update. Called before its micro-batches run."""
+
+    @abstractmethod
+    def evaluate(self, outputs: "torch.Tensor", batch: Batch) -> tuple[float, float]:
+        """Returns the loss of one evaluation batch, summed over targets, and their number."""
+
+    @abstractmethod
+    def mean(self, sums: Sequence[tuple[float, float]], outputs: Outputs, features: Features, indices: Array) -> float:
+        """Returns the mean loss of the features at `indices`, nan if they have no targets.
+
+        Args:
+            sums: What evaluate() returned for each of their batches.
+            outputs: What Scoring.reduce() returned for each of them.
+            features: The features of the split.
+            indices: Which of these were evaluated.
+        """
+
+    @abstractmethod
+    def timing_loss(self, outputs: "torch.Tensor", batch: Batch) -> "torch.Tensor":
+        """Returns a loss of one micro-batch alone. It is used only to measure how long a backward pass takes."""
+
+    def with_loss(self, function: Callable[..., Any]) -> "Objective":
+        """Returns the objective with a loss function of one's own (train.loss) instead of its loss."""
+        raise InputError(f"train.loss: {type(self).__name__} does not take another loss")
+
+
+class SummedObjective(Objective):
+    """A loss that is a sum over targets."""
+
+    @abstractmethod
+    def loss(self, outputs: "torch.Tensor", batch: Batch) -> "tuple[torch.Tensor, float]":
+        """Returns the loss summed over all targets of a micro-batch, and their number (or the sum of their weights).
+
+        The mean loss is the sum over all micro-batches, divided by the sum of these numbers: targets are counted nowhere else
+        (law 1 in docs/design.md). outputs: What model.heads.run_model() returned, such as logits.
+        """
+
+    def start_update(self, forwards: UpdateForwards) -> UpdateLoss:
+        return UpdateLoss(micro_batch=self.loss)
+
+    def evaluate(self, outputs: "torch.Tensor", batch: Batch) -> tuple[float, float]:
+        if batch.labels is None:
+            return 0.0, 0.0
+        loss, count = self.loss(outputs, batch)
+        return float(loss), count
+
+    def mean(self, sums: Sequence[tuple[float, float]], outputs: Outputs, features: Features, indices: Array) -> float:
+        count = math.fsum(number for _, number in sums)
+        return math.fsum(loss for loss, _ in sums) / count if count else math.nan
+
+    def timing_loss(self, outputs: "torch.Tensor", batch: Batch) -> "torch.Tensor":
+        return self.loss(outputs, batch)[0]
+
+    def with_loss(self, function: Callable[..., Any]) -> "SummedObjective":
+        return OwnLoss(function=function)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OwnLoss(SummedObjective):
+    """A loss function of one's own, with the arguments and the result of SummedObjective.loss()."""
+
+    function: Callable[..., Any]
+
+    def loss(self, outputs: "torch.Tensor", batch: Batch) -> "tuple[torch.Tensor, float]":
+        """Returns what the function returns. InputError if that is not a sum and a number of targets."""
+        return check_loss(self.function(outputs, batch))
+
+
+class InBatchObjective(Objective):
+    """A loss that compares the sequences of a batch with each other, for example by in-batch negatives.
+
+    The loss is that of the entire batch, however it is split into micro-batches and processes (GradCache, Gao et al. 2021,
+    arXiv:2101.06983): all sequences are embedded, the gradient of the loss with respect to the embeddings is computed, and
+    each micro-batch propagates its part of this gradient backward.
+    """
+
+    EVALUATION_SIZE: ClassVar[int] = 64  # features compared with each other in evaluation, whatever the batch size is
+
+    @abstractmethod
+    def embed(self, outputs: "torch.Tensor", batch: Batch) -> "torch.Tensor":
+        """Returns the embeddings [S, D] of the sequences of a micro-batch."""
+
+    @abstractmethod
+    def batch_loss(
+        self, embeddings: "torch.Tensor", counts: Array, features: Features, indices: Array
+    ) -> "tuple[torch.Tensor, float]":
+        """Returns the loss of an entire batch, summed over targets, and their number.
+
+        Args:
+            embeddings: Of all sequences of the batch [S, D].
+            counts: Number of sequences of each feature [B].
+            features: The features of the split.
+            indices: Those of the batch [B].
+        """
+
+    def start_update(self, forwards: UpdateForwards) -> UpdateLoss:
+        import torch
+
+        embeddings = forwards.embed_all(self.embed).requires_grad_()
+        features, indices = forwards.features, forwards.indices
+        loss, count = self.batch_loss(embeddings, features.count_sequences(indices), features, indices)
+        (gradient,) = torch.autograd.grad(loss, embeddings)
+
+        def compute_surrogate(outputs: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, float]:
+            """Returns a sum whose gradient is the micro-batch's part of the gradient of the batch's loss."""
+            own = self.embed(outputs, batch).float()
+            return (own * gradient[forwards.find_positions(batch)]).sum(), 0.0
+
+        return UpdateLoss(micro_batch=compute_surrogate, total=(float(loss.detach()), count))
+
+    def evaluate(self, outputs: "torch.Tensor", batch: Batch) -> tuple[float, float]:
+        return 0.0, 0.0  # mean() computes the loss from the embeddings
+
+    def mean(self, sums: Sequence[tuple[float, float]], outputs: Outputs, features: Features, indices: Array) -> float:
+        """Compares the features in groups of EVALUATION_SIZE, in their order. outputs: Embeddings [sequences, D] of each."""
+        import torch
+
+        if features.labels is None:
+            return math.nan
+        parts = []
+        for start in range(0, len(indices), self.EVALUATION_SIZE):
+            group = slice(start, start + self.EVALUATION_SIZE)
+            embeddings = torch.from_numpy(np.concatenate(outputs[group]))
+            counts = np.array([len(array) for array in outputs[group]])
+            loss, count = self.batch_loss(embeddings, counts, features, indices[group])
+            parts.append((float(loss), count))
+        return math.fsum(loss for loss, _ in parts) / (math.fsum(count for _, count in parts) or math.nan)
+
+    def timing_loss(self, outputs: "torch.Tensor", batch: Batch) -> "torch.Tensor":
+        return self.embed(outputs, batch).sum()
+
+    def with_loss(self, function: Callable[..., Any]) -> "InBatchObjective":
+        return OwnBatchLoss(function=function, objective=self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OwnBatchLoss(InBatchObjective):
+    """A loss function of one's own over the embeddings of a batch, with the arguments and the result of batch_loss()."""
+
+    function: Callable[..., Any]
+    objective: InBatchObjective
+
+    def embed(self, outputs: "torch.Tensor", batch: Batch) -> "torch.Tensor":
+        return self.objective.embed(outputs, batch)
+
+    def batch_loss(
+        self, embeddings: "torch.Tensor", counts: Array, features: Features, indices: Array
+    ) -> "tuple[torch.Tensor, float]":
+        """Returns what the function returns. InputError if that is not a sum and a number of targets."""
+        return check_loss(self.function(embeddings, counts, features, indices))

@@ -1,0 +1,155 @@
+"""The scoring of a task: what is kept of the model's outputs, metrics and predictions.
+
+N features of a split, B features of a batch, C classes.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Protocol, Self
+
+import numpy as np
+
+from hf_finetune.data.features import Array, Batch, Features
+from hf_finetune.data.table import Table
+from hf_finetune.system.errors import InputError
+from hf_finetune.tasks.objectives import Outputs
+from hf_finetune.tasks.own_functions import Metric, MetricInputs, compute_own_metrics
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationOutput:
+    """The mean loss over all targets (nan without any), and what Scoring.reduce() returned for each feature, in order."""
+
+    loss: float
+    outputs: Outputs
+
+
+class Runner(Protocol):
+    """Runs the model over features of one split. All processes share the work, and all get the results. Each feature is
+    computed exactly once."""
+
+    def compute_outputs(self, indices: Array) -> EvaluationOutput:
+        """Returns the mean loss of the features at `indices`, and their reduced outputs."""
+
+    def generate_texts(self, generate: Callable[[Any, Batch], list[Array]], indices: Array) -> list[str]:
+        """Returns the texts of the token ids that `generate` returns for the features at `indices`."""
+
+
+class Scoring(ABC):
+    """Turns outputs of the model into metrics and predictions.
+
+    The outputs of a split may be too large to keep. So reduce() is called after each forward pass, and the other methods take
+    what it returned for all features.
+    """
+
+    @property
+    @abstractmethod
+    def metric_names(self) -> tuple[str, ...]:
+        """The metrics that are computed at each evaluation."""
+
+    @property
+    def default_metric(self) -> str:
+        """The metric that decides which checkpoint is best, unless evaluation.metric names another."""
+        return self.metric_names[0]
+
+    def check_metric(self, name: str, key: str = "evaluation.metric") -> str:
+        """Returns the full name of a metric. InputError, with the setting `key`, if this task cannot compute it."""
+        names = ("loss", *self.metric_names)
+        if name not in names:
+            raise InputError(f"{key} ({name}): must be one of {', '.join(names)}")
+        return name
+
+    @abstractmethod
+    def reduce(self, outputs: "torch.Tensor", batch: Batch) -> list[Array]:
+        """Returns, for each of the B features, the part of its outputs that metrics and predictions need.
+
+        outputs: What model.heads.run_model() returned, such as logits [B, C].
+        """
+
+    @abstractmethod
+    def compute_metrics(
+        self, metric: str, outputs: Outputs, features: Features, table: Table, indices: Array
+    ) -> dict[str, float]:
+        """Returns all of metric_names, and `metric` if it is another one.
+
+        Args:
+            metric: The metric that decides which checkpoint is best.
+            outputs: What reduce() returned for each of the features at `indices`.
+            features: The features of the split.
+            table: The rows of the split.
+            indices: Which of the features were evaluated.
+        """
+
+    @abstractmethod
+    def make_predictions(self, outputs: Outputs, features: Features, table: Table) -> Iterator[dict[str, Any]]:
+        """Yields a prediction for each row of the table, in order. outputs: What reduce() returned for each feature."""
+
+    def evaluate(
+        self,
+        runner: Runner,
+        features: Features,
+        table: Table,
+        *,
+        metric: str,
+        indices: Array,
+        max_texts: int | None = None,
+        more_metrics: Sequence[str] = (),
+        own_metrics: Mapping[str, Metric] = MappingProxyType({}),
+    ) -> dict[str, float]:
+        """Returns loss and metrics of the features at `indices`.
+
+        Args:
+            runner, features, table: The model and the split.
+            metric: The metric that decides which checkpoint is best.
+            indices: Which of the features to evaluate.
+            max_texts: The most texts to generate, if metrics need generated texts; None for as many as the settings ask for.
+            more_metrics: Names of further metrics, as check_metric() returned them.
+            own_metrics: Metrics of one's own by name.
+        """
+        result = runner.compute_outputs(indices)
+        known = self.default_metric if metric in own_metrics else metric
+        values = {"loss": result.loss, **self.compute_metrics(known, result.outputs, features, table, indices)}
+        for name in more_metrics:
+            if name not in values:
+                values[name] = self.compute_metrics(name, result.outputs, features, table, indices)[name]
+        if own_metrics:
+            inputs = self.make_metric_inputs(result.outputs, features, table, indices)
+            values |= compute_own_metrics(own_metrics, inputs)
+        return values
+
+    def make_metric_inputs(self, outputs: Outputs, features: Features, table: Table, indices: Array) -> MetricInputs:
+        """Returns what metrics of one's own are computed from. The arguments are those of compute_metrics().
+
+        InputError if the task has nothing to give to them.
+        """
+        raise InputError(
+            f"evaluation.metrics: {type(self).__name__} has no predictions that a metric of your own could be computed from"
+        )
+
+    def predict(self, runner: Runner, features: Features, table: Table) -> Iterator[dict[str, Any]]:
+        """Yields a prediction for each row of the table, in order."""
+        return self.make_predictions(runner.compute_outputs(np.arange(len(features))).outputs, features, table)
+
+    def make_document(self, predictions: Sequence[Mapping[str, Any]]) -> Any:
+        """Returns what `hf-finetune predict --out FILE.json` writes for all predictions."""
+        return list(predictions)
+
+    def for_inference(self, tokenizer: Any) -> Self:
+        """Returns the scoring of rows without targets, if it differs."""
+        return self
+
+
+class GeneratingScoring(Scoring):
+    """Scoring of a task whose predictions are generated texts: the outputs that make_predictions() takes are these texts."""
+
+    @abstractmethod
+    def generate(self, model: Any, batch: Batch) -> list[Array]:
+        """Returns the token ids [length] that the model generates for each of the B features."""
+
+    def predict(self, runner: Runner, features: Features, table: Table) -> Iterator[dict[str, Any]]:
+        return self.make_predictions(runner.generate_texts(self.generate, np.arange(len(features))), features, table)
