@@ -85,7 +85,7 @@ def test_the_programs_run(desk: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
     runs = []
 
     def finetune(task: Any, train: Any = None, **options: Any) -> Any:
-        settings = SMALL | {"output_dir": "from-python"} | dict(options.pop("settings", {}))
+        settings = SMALL | {"output_dir": f"from-python-{len(runs)}"} | dict(options.pop("settings", {}))
         runs.append(original(task, train=train, settings=settings, **options))
         return runs[-1]
 
