@@ -45,11 +45,12 @@ CASES = [
     make_case("own-optimizer", **{"train.optimizer": "my_optimizers:adamax", "train.optimizer_options": {"beta": 0.8}}),
     make_case("own-augmentation", **{"train.augment": "my_augmentation:drop_words"}),
     make_case(
-        "own-metrics",
+        "own-metrics-and-function",
         **{
             "evaluation.metrics": ["my_metrics:kappa", "wrong=my_metrics:sure_and_wrong", "roc_auc"],
             "evaluation.metric": "wrong",
             "evaluation.greater_is_better": False,
+            "train.on_update": "my_watch:watch",  # which writes into the current folder
         },
     ),
     Case(

@@ -122,6 +122,12 @@ def undisturbed(settings_of_cases: dict[str, Settings]) -> Callable[[Case], RunR
     return make
 
 
+@pytest.fixture(autouse=True)
+def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs lie in folders of the cases; what a function of one's own writes into the current folder lies here."""
+    monkeypatch.chdir(tmp_path)
+
+
 def test_every_recipe_has_a_case() -> None:
     assert {path.stem for path in RECIPES} == {case.recipe for case in CASES}
     assert len({str(case) for case in CASES}) == len(CASES)
