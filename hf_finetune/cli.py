@@ -1,6 +1,7 @@
 """The `hf-finetune` command: two functions for each subcommand, its options and its call. No logic of its own."""
 
 import argparse
+import contextlib
 import json
 import os
 import re
@@ -126,6 +127,8 @@ def add_model_options(command: argparse.ArgumentParser) -> None:
         help="columns of the choices, for multiple choice (default: those of the training data)",
     )
     command.add_argument("--task", help="import path of the task if it is your own class: my_package.tasks:MyTask")
+    command.add_argument("--batch-size", type=int, default=64, help="examples a forward (default: 64)")
+    command.add_argument("--device", help="such as cpu or cuda:1 (default: the accelerator, if there is one)")
 
 
 def add_evaluate(commands: Any) -> None:
@@ -140,6 +143,10 @@ def add_evaluate(commands: Any) -> None:
     )
     evaluate.add_argument("--label-column", help="label column of the file (default: that of the training data)")
     evaluate.add_argument("--metric", help="an additional metric")
+    evaluate.add_argument(
+        "--metrics", nargs="+", default=(), help="import paths of your own metrics: my_module:kappa, name=my_module:f"
+    )
+    evaluate.add_argument("--loss", help="import path of your own loss, if it was trained with one: my_module:focal")
     evaluate.add_argument("--format", choices=("table", "json"), default="table", help="format of the metrics")
     evaluate.set_defaults(function=run_evaluate)
 
@@ -150,11 +157,14 @@ def add_predict(commands: Any) -> None:
     add_model_options(predict)
     source = predict.add_mutually_exclusive_group(required=True)
     source.add_argument("--text", nargs="+", help="the texts of one example: one text, two for a pair, ...")
-    source.add_argument("--data", help="csv, tsv, json, jsonl, parquet (.gz too)")
+    source.add_argument("--data", help="csv, tsv, json, jsonl, parquet (.gz too); - for lines of standard input")
     predict.add_argument(
         "--out",
-        help="file for the predictions: JSON lines, or one document if it ends in .json (default: the terminal)",
+        help="file for the predictions: .csv, one document if it ends in .json, else JSON lines (default: the terminal)",
     )
+    predict.add_argument("--top-k", type=int, help="list only this number of most probable labels")
+    predict.add_argument("--threshold", type=float, help="probability of a label, if a text may have several (0.5)")
+    predict.add_argument("--keep", nargs="+", default=(), help="columns of the data that each prediction repeats")
     predict.set_defaults(function=run_predict)
 
 
@@ -281,10 +291,13 @@ def run_inspect(options: argparse.Namespace) -> None:
 
 
 def run_evaluate(options: argparse.Namespace) -> None:
-    """Runs hf-finetune evaluate."""
+    """Runs hf-finetune evaluate. Notes go to standard error, so that standard output has the metrics alone."""
     from hf_finetune.export.predict import evaluate_file
 
-    values = evaluate_file(load_predictor(options), options.data, metric=options.metric)
+    with contextlib.redirect_stdout(sys.stderr):
+        values = evaluate_file(
+            load_predictor(options), options.data, metric=options.metric, batch_size=options.batch_size
+        )
     width = max(20, *map(len, values))
     print(
         json.dumps(values)
@@ -294,21 +307,28 @@ def run_evaluate(options: argparse.Namespace) -> None:
 
 
 def run_predict(options: argparse.Namespace) -> None:
-    """Runs hf-finetune predict."""
-    from hf_finetune.export.predict import predict_file, predict_texts
+    """Runs hf-finetune predict. Prints each prediction when it is there; ends without an error if nobody reads on."""
+    from hf_finetune.export.predict import predict_texts
+    from hf_finetune.export.prediction_files import format_json, iterate_predictions, predict_file
 
-    if options.out and not options.data:
-        raise InputError("--out: goes with --data")
+    for name in ("out", "keep"):
+        if getattr(options, name) and not options.data:
+            raise InputError(f"--{name}: goes with --data")
     predictor = load_predictor(options)
-    if not options.data:
-        rows = [predict_texts(predictor, options.text)]
+    choices = {name: getattr(options, name) for name in ("top_k", "threshold", "batch_size")}
+    if options.out:
+        rows = predict_file(predictor, options.data, options.out, keep=options.keep, **choices)
+        print(f"{len(rows)} rows written to {options.out}")
+        return
+    if options.data:
+        predictions = iterate_predictions(predictor, options.data, keep=options.keep, **choices)
     else:
-        rows = predict_file(predictor, options.data, options.out)
-        if options.out:
-            print(f"{len(rows)} rows written to {options.out}")
-            return
-    for row in rows:
-        print(json.dumps(row, ensure_ascii=False))
+        predictions = iter([predict_texts(predictor, options.text, **choices)])
+    try:
+        for prediction in predictions:
+            print(format_json(prediction), flush=True)
+    except BrokenPipeError:  # as in `| head -1`; Python would flush standard output again when it ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def load_predictor(options: argparse.Namespace) -> "Predictor":
@@ -321,6 +341,9 @@ def load_predictor(options: argparse.Namespace) -> "Predictor":
         text_columns=tuple(options.text_columns),
         choice_columns=tuple(options.choice_columns),
         label_column=getattr(options, "label_column", None),
+        loss=getattr(options, "loss", None),
+        metrics=tuple(getattr(options, "metrics", ())),
+        device=options.device,
     )
 
 

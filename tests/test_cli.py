@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tomllib
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -159,7 +159,7 @@ def test_predict_prints_a_line_of_json_for_a_text(run_dir: Path, capsys: pytest.
     output = capsys.readouterr()
     row = json.loads(output.out)
     assert output.err == ""
-    assert row == next(Predictor.from_pretrained(str(run_dir)).predict([{"text": "the old cat"}]))
+    assert row == Predictor.from_pretrained(str(run_dir)).predict("the old cat")
     assert set(row["probabilities"]) == {"animals", "food", "tools"}
 
 
@@ -175,6 +175,58 @@ def test_predict_writes_the_predictions_of_a_file_in_order_or_prints_them(
     assert [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()] == expected
     assert call("predict", str(run_dir), "--data", str(data)) == 0
     assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == expected
+
+
+def test_predict_takes_options_and_keeps_columns(
+    run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"text": row["text"], "id": number} for number, row in enumerate(tiny.make_rows(5, seed=8))]
+    data, out = tiny.write_jsonl(tmp_path / "rows.jsonl", rows), tmp_path / "predictions.csv"
+    predictor = Predictor.from_pretrained(run_dir)
+    expected = predictor.predict(rows, top_k=1)
+    words = ["predict", str(run_dir), "--data", str(data), "--top-k", "1", "--batch-size", "2", "--device", "cpu"]
+    assert call(*words, "--keep", "id") == 0
+    printed = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row.pop("input") for row in printed] == [{"id": number} for number in range(5)]
+    assert [row["label"] for row in printed] == [row["label"] for row in expected]
+    assert all(list(row["probabilities"]) == [row["label"]] for row in printed)
+    assert call(*words, "--keep", "id", "text", "--out", str(out)) == 0
+    with out.open(encoding="utf-8", newline="") as file:
+        cells = list(csv.DictReader(file))
+    assert [(row["input.id"], row["input.text"]) for row in cells] == [(str(row["id"]), row["text"]) for row in rows]
+    assert [row["label"] for row in cells] == [row["label"] for row in expected]
+    assert float(cells[0][f"probabilities.{cells[0]['label']}"]) > 0.3
+    assert call("predict", str(run_dir), "--data", str(data), "--keep", "none") == 2
+    assert "rows.jsonl:1: no column 'none' (columns: text, id)" in capsys.readouterr().err
+
+
+@pytest.mark.processes
+def test_predict_reads_standard_input_and_ends_quietly_if_nobody_reads_on(run_dir: Path) -> None:
+    command = [sys.executable, "-m", "hf_finetune", "predict", str(run_dir), "--data", "-", "--batch-size", "2"]
+
+    def start() -> "subprocess.Popen[str]":
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        return subprocess.Popen(command, text=True, **pipes)  # type: ignore[call-overload]
+
+    output, errors = start().communicate("the old cat\na red saw\nthis bread\n")
+    predictions = Predictor.from_pretrained(run_dir).predict(["the old cat", "a red saw", "this bread"])
+    assert [json.loads(line)["label"] for line in output.splitlines()] == [row["label"] for row in predictions]
+    assert errors == "standard input: plain lines, a text each\n"
+    output, errors = start().communicate('{"text": "the old cat"}\n{"text": " "}\n')
+    assert (output, errors.splitlines()) == ("", ["standard input: JSON lines", "error: stdin[1]: text is empty"])
+
+    process = start()
+    assert process.stdin is not None
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdin.write("the old cat\na red saw\n")
+    process.stdin.flush()
+    assert json.loads(process.stdout.readline())["label"] == predictions[0]["label"]  # while the input is still open
+    process.stdout.close()
+    process.stdin.write("this bread\n" * 10)
+    process.stdin.close()
+    assert (process.wait(60), process.stderr.read()) == (0, "standard input: plain lines, a text each\n")
+    process.stderr.close()
 
 
 def test_evaluate_gives_the_test_metrics_of_the_run(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -293,6 +345,13 @@ BAD: dict[str, list[str]] = {
     "--text: is empty": ["predict", "RUN", "--text", "  "],
     "--text: takes one text, as the model was trained": ["predict", "RUN", "--text", "x", "y"],
     "--out: goes with --data": ["predict", "RUN", "--text", "x", "--out", "y"],
+    "--keep: goes with --data": ["predict", "RUN", "--text", "x", "--keep", "y"],
+    "top_k (0): must be 1 or more": ["predict", "RUN", "--text", "x", "--top-k", "0"],
+    "threshold (0.5): is for models that predict several labels": ["predict", "RUN", "--text", "x", "--threshold", "0.5"],
+    "batch_size (0): must be 1 or more": ["predict", "RUN", "--text", "x", "--batch-size", "0"],
+    "device (abacus): cannot be used here": ["predict", "RUN", "--text", "x", "--device", "abacus"],
+    "metrics (kappa): must be an import path as my_module:name": ["evaluate", "RUN", "--data", "TEST", "--metrics", "kappa"],
+    "loss (no_such:loss): cannot be imported": ["evaluate", "RUN", "--data", "TEST", "--loss", "no_such:loss"],
     "--data (nothing.csv): no such file or folder": ["predict", "RUN", "--data", "nothing.csv"],
     "--data (none.csv): no such file or folder": ["evaluate", "RUN", "--data", "none.csv"],
     "--out (no/where.jsonl): there is no folder no": ["predict", "RUN", "--data", "x.csv", "--out", "no/where.jsonl"],
@@ -333,13 +392,17 @@ def test_one_text_for_a_model_of_pairs_is_an_error(
         task = Classification.compose(config, "single_label", ("a", "b"), ())
 
         @classmethod
-        def from_pretrained(cls, _: str, *, task: str | None, **columns: Any) -> "Pairs":
-            assert not any(columns.values())
+        def from_pretrained(cls, _: str, *, task: str | None, **others: Any) -> "Pairs":
+            assert not any(others.values())
             named.append(task)
             return cls()
 
-        def predict(self, rows: list[dict[str, str]]) -> list[dict[str, Any]]:
-            return [{"label": row} for row in rows]
+        def make_table(self, rows: list[dict[str, str]]) -> list[dict[str, str]]:
+            return rows
+
+        def predict_table(self, rows: list[dict[str, str]], **options: Any) -> Iterator[dict[str, Any]]:
+            assert options == {"top_k": None, "threshold": None, "batch_size": 64}
+            return iter([{"label": row} for row in rows])
 
     monkeypatch.setattr("hf_finetune.export.predict.Predictor", Pairs)
     assert call("predict", "somewhere", "--text", "x") == 2

@@ -29,7 +29,8 @@ from hf_finetune.config.tasks import load_task
 from hf_finetune.data.sources import read_table
 from hf_finetune.data.table import Table
 from hf_finetune.export.materialize import materialize
-from hf_finetune.export.predict import Predictor, predict_file
+from hf_finetune.export.predict import Predictor
+from hf_finetune.export.prediction_files import predict_file
 from hf_finetune.system.errors import InputError
 
 DEFAULTS = {"task.kind": "classify", "model.backbone": "backbone", "data.train": ["train.csv"]}

@@ -16,7 +16,7 @@ PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(enco
 EXTRAS: dict[str, list[str]] = PROJECT["optional-dependencies"]
 # Their lowest versions say nothing of the package: lowest.txt has them as constraints.txt does
 TOOLS = {"pytest", "pytest-cov", "pytest-socket", "pytest-timeout", "pytest-xdist", "hypothesis", "pre-commit", "ruff",
-         "mypy", "types-pyyaml"}  # fmt: skip
+         "mypy", "types-pyyaml", "ipykernel", "nbclient"}  # fmt: skip
 
 
 def pinned(name: str) -> dict[str, Version]:

@@ -86,7 +86,7 @@ def name_type(value: Any) -> str:
     if value is None:
         return "null"
     name = type(value).__name__
-    return f"an {name}" if name[0] in "aeiou" else f"a {name}"
+    return f"an {name}" if name[0] in "aeiouAEIOU" else f"a {name}"
 
 
 def check_unicode(text: str, value: Any) -> None:

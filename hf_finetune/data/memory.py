@@ -3,7 +3,7 @@
 They become the same tables as files. Errors call row 17 of the training data `train[17]`; rows count from 0.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from hf_finetune.config.sections import DataConfig
@@ -17,11 +17,17 @@ MEMORY = "memory://"  # in a config, stands before the name of rows that were gi
 KINDS = (
     "a pandas or polars frame, a datasets.Dataset, a list of dicts (rows), a dict of lists (columns), or paths of files"
 )
+CELLS = (str, bool, int, float, type(None), list, dict)  # what a cell may be, as in a JSON file
 
 
 def is_frame(value: Any) -> bool:
     """True if the value is a data frame of pandas or polars. Imports neither."""
-    return name_library(value) in ("pandas", "polars") and hasattr(value, "columns")
+    return name_library(value) in ("pandas", "polars") and type(value).__name__ == "DataFrame"
+
+
+def is_series(value: Any) -> bool:
+    """True if the value is a series of pandas or polars. Imports neither."""
+    return name_library(value) in ("pandas", "polars") and type(value).__name__ == "Series"
 
 
 def is_dataset(value: Any) -> bool:
@@ -34,57 +40,57 @@ def name_library(value: Any) -> str:
     return type(value).__module__.partition(".")[0]
 
 
-def read_memory(value: Any, name: str, config: DataConfig, spec: ColumnSpec, *, needs_labels: bool = True) -> Table:
+def read_memory(
+    value: Any, name: str, config: DataConfig, spec: ColumnSpec, *, needs_labels: bool = True, first: int = 0
+) -> Table:
     """Returns the table of rows that a program gave. Texts and labels are as a file would give them: a missing value is null.
 
     Args:
-        value: One of KINDS, without the paths.
+        value: One of KINDS, without the paths; or a table that was read before.
         name: What errors call the rows, such as train.
         config: The names of the columns.
         spec: The columns to read.
         needs_labels: False if rows may lack the label columns. Labels are read if there are any.
+        first: The number of the first row.
 
-    Raises InputError, with the row, if a row lacks a column, or if a text is null, empty or not a string.
+    Raises InputError, with the row, if a row lacks a column, if a text is null, empty or not a string, or if a cell is of a type
+    that files do not have, such as a date.
     """
+    if isinstance(value, Table):
+        return value
     if is_dataset(value):
         table = make_dataset_table(value, name, config, spec, needs_labels=needs_labels)
     elif is_frame(value) or isinstance(value, Mapping):
-        table = make_column_table(read_columns(value, name), name, config, spec, needs_labels=needs_labels)
+        table = make_column_table(value, name, config, spec, needs_labels=needs_labels)
     else:
-        table = make_row_table(value, name, config, spec, needs_labels=needs_labels)
+        table = make_row_table(value, name, config, spec, needs_labels=needs_labels, first=first)
+    check_cells(table)
     check_texts(table, spec)
     return table
 
 
-def read_columns(value: Any, name: str) -> dict[str, list[Any]]:
-    """Returns the columns of a frame, or of a dict of lists, as plain Python values. InputError if their lengths differ."""
-    if is_frame(value):
-        read = "tolist" if name_library(value) == "pandas" else "to_list"
-        if len(set(value.columns)) < len(value.columns):
-            raise InputError(f"{name}: the frame has two columns of one name ({', '.join(map(str, value.columns))})")
-        return {str(column): make_plain(getattr(value[column], read)()) for column in value.columns}
-    columns: dict[str, list[Any]] = {}
-    for column, values in value.items():
-        if isinstance(values, (str, bytes, Mapping)) or not isinstance(values, Iterable):
-            raise InputError(f"{name}: the column {column} is {name_type(values)}, not a list; give {KINDS}")
-        columns[str(column)] = make_plain(list(values))
-    lengths = {column: len(values) for column, values in columns.items()}
-    if len(set(lengths.values())) > 1:
-        shown = ", ".join(f"{column} {length}" for column, length in lengths.items())
-        raise InputError(f"{name}: the columns have different lengths ({shown})")
-    return columns
+def check_cells(table: Table) -> None:
+    """Raises InputError at the first cell of a type that files do not have: it could be read as a text or as a number."""
+    for column, values in table.columns.items():
+        for row, value in enumerate(values):
+            if not isinstance(value, CELLS):
+                raise InputError(
+                    f"{table.where(row)}: {column} is {name_type(value)}; make it a string or a number first"
+                )
 
 
 def make_plain(value: Any) -> Any:
-    """Returns a cell, or nested lists of cells, as plain Python values: nan, NA and NaT as None, numpy's numbers and arrays as
-    Python's."""
-    if isinstance(value, (str, bytes, bool, int, type(None))):
+    """Returns a cell, or nested lists of cells, as plain Python values: nan, NA and NaT as None, numpy's numbers, strings and
+    arrays as Python's."""
+    if isinstance(value, str):
+        return str(value)
+    if isinstance(value, (bytes, bool, int, type(None))):
         return value
     if isinstance(value, float):
-        return None if value != value else value
+        return None if value != value else float(value)
     if isinstance(value, Mapping):
         return {key: make_plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
+    if isinstance(value, (list, tuple)) or is_series(value):
         return [make_plain(item) for item in value]
     if name_library(value) == "numpy" and hasattr(value, "tolist"):
         return make_plain(value.tolist())
@@ -93,43 +99,90 @@ def make_plain(value: Any) -> Any:
     return value
 
 
-def make_column_table(
-    columns: Mapping[str, list[Any]], name: str, config: DataConfig, spec: ColumnSpec, *, needs_labels: bool
-) -> Table:
-    """Returns the table of columns by their names."""
-    count = len(next(iter(columns.values()), ()))
-    if not count:
-        raise InputError(f"{name}: has no rows")
+# --- columns --------------------------------------------------------------------------------------------------------
+
+
+def make_column_table(value: Any, name: str, config: DataConfig, spec: ColumnSpec, *, needs_labels: bool) -> Table:
+    """Returns the table of a frame, or of a dict of lists."""
+    names = name_columns(value, name)
+    wanted = {*spec.columns, *(column.partition(".")[0] for column in spec.columns)}
+    columns = {column: read_column(value, key, name) for column, key in names.items() if column in wanted}
+    count = count_rows(value, columns, name)
     required = {*spec.inputs, *(spec.labels if needs_labels else ())}
     chosen: dict[str, list[Any]] = {}
     for column in spec.columns:
         outer = column.partition(".")[0]
         if column in columns:
             chosen[column] = columns[column]
-        elif outer in columns and all(isinstance(value, Mapping) for value in columns[outer]):
-            values = [{outer: value} for value in columns[outer]]
-            chosen[column] = make_row_table(values, name, config, one_column(column), needs_labels=True).columns[column]
+        elif outer in columns and all(isinstance(cell, Mapping) for cell in columns[outer]):
+            cells = [{outer: cell} for cell in columns[outer]]
+            inner = ColumnSpec(inputs=(column,))
+            chosen[column] = make_row_table(cells, name, config, inner, needs_labels=True).columns[column]
         elif column in required:
-            raise missing_column_error(name, column, columns, config, spec)
+            raise explain_missing(missing_column_error(name, column, names, config, spec), column, name, spec)
         else:
             chosen[column] = [None] * count
-    return make_table(chosen, name, count)
+    return make_table(chosen, name, range(count), index=read_index(value))
 
 
-def one_column(column: str) -> ColumnSpec:
-    """Returns the spec of a single column that must be there."""
-    return ColumnSpec(inputs=(column,))
+def name_columns(value: Any, name: str) -> dict[str, Any]:
+    """Returns the columns of a frame or of a dict by their names as strings. InputError if two have one name."""
+    keys = list(value.columns if is_frame(value) else value)
+    names = {str(key): key for key in keys}
+    if len(names) < len(keys):
+        raise InputError(f"{name}: has two columns of one name ({', '.join(map(str, keys))})")
+    return names
 
 
-def make_row_table(rows: Any, name: str, config: DataConfig, spec: ColumnSpec, *, needs_labels: bool) -> Table:
-    """Returns the table of rows that are dicts. InputError if they are anything else."""
-    if isinstance(rows, (str, bytes)) or not isinstance(rows, Iterable):
+def read_column(value: Any, key: Any, name: str) -> list[Any]:
+    """Returns a column as plain Python values. InputError if it is not a list of values."""
+    column: Any = value[key]
+    if isinstance(column, (str, bytes, Mapping, set)) or is_frame(column) or not isinstance(column, Iterable):
+        hint = "give [row] for a single row" if isinstance(column, str) else f"give {KINDS}"
+        raise InputError(f"{name}: the column {key} is {name_type(column)}, not a list; {hint}")
+    if name_library(column) in ("pandas", "polars"):
+        cells: Any = column
+        column = cells.tolist() if name_library(cells) == "pandas" else cells.to_list()
+    return [make_plain(cell) for cell in column]
+
+
+def count_rows(value: Any, columns: Mapping[str, Sequence[Any]], name: str) -> int:
+    """Returns the number of rows. InputError if there are none, or if lists have different lengths."""
+    if is_frame(value):
+        count = len(value)
+    else:
+        lengths = {column: len(cells) for column, cells in columns.items()}
+        if len(set(lengths.values())) > 1:
+            shown = ", ".join(f"{column} {length}" for column, length in lengths.items())
+            raise InputError(f"{name}: the columns have different lengths ({shown})")
+        count = next(iter(lengths.values()), 1 if value else 0)
+    if not count:
+        raise InputError(f"{name}: has no rows")
+    return count
+
+
+def read_index(value: Any) -> list[str] | None:
+    """Returns the index of a pandas frame, which errors show next to the number of a row; None if it is 0, 1, 2, ..."""
+    if name_library(value) != "pandas":
+        return None
+    index = value.index.tolist()
+    return None if index == list(range(len(index))) else [str(label) for label in index]
+
+
+# --- rows -----------------------------------------------------------------------------------------------------------
+
+
+def make_row_table(
+    rows: Any, name: str, config: DataConfig, spec: ColumnSpec, *, needs_labels: bool, first: int = 0
+) -> Table:
+    """Returns the table of rows that are dicts. InputError if they are anything else. first: The number of the first row."""
+    if isinstance(rows, (str, bytes, set, frozenset)) or not isinstance(rows, Iterable):
         raise InputError(f"{name}: is {name_type(rows)}; give {KINDS}")
     columns: dict[str, list[Any]] = {column: [] for column in spec.columns}
     required = {*spec.inputs, *(spec.labels if needs_labels else ())}
     count = 0
     for count, row in enumerate(rows, 1):
-        where = f"{name}[{count - 1}]"
+        where = f"{name}[{first + count - 1}]"
         if not isinstance(row, Mapping):
             raise InputError(f"{where}: is {name_type(row)}, not a dict; give {KINDS}")
         for column, values in columns.items():
@@ -137,28 +190,48 @@ def make_row_table(rows: Any, name: str, config: DataConfig, spec: ColumnSpec, *
                 values.append(make_plain(get_value(row, column)))
             except KeyError:
                 if column in required:
-                    raise missing_column_error(where, column, row, config, spec) from None
+                    error = missing_column_error(where, column, row, config, spec)
+                    raise explain_missing(error, column, name, spec) from None
                 values.append(None)
     if not count:
         raise InputError(f"{name}: has no rows")
-    return make_table(columns, name, count)
+    return make_table(columns, name, range(first, first + count))
 
 
 def make_dataset_table(rows: Any, name: str, config: DataConfig, spec: ColumnSpec, *, needs_labels: bool) -> Table:
     """Returns the table of a datasets.Dataset. Class numbers keep the names that its features give them."""
+    if not hasattr(rows, "__len__"):
+        raise InputError(f"{name}: is {name_type(rows)}; load it without streaming, or give list(rows)")
     if not len(rows):
         raise InputError(f"{name}: has no rows")
     if not needs_labels:
         spec = ColumnSpec(inputs=spec.inputs, optional=(*spec.labels, *spec.optional), settings=spec.settings)
     table = make_hub_table(rows, name, config, spec)
-    columns = {column: make_plain(values) for column, values in table.columns.items()}
-    return make_table(columns, name, len(rows), table.class_names)
+    columns = {column: [make_plain(cell) for cell in cells] for column, cells in table.columns.items()}
+    return make_table(columns, name, range(len(rows)), class_names=table.class_names)
 
 
 def make_table(
-    columns: dict[str, list[Any]], name: str, count: int, class_names: tuple[str, ...] | None = None
+    columns: dict[str, list[Any]],
+    name: str,
+    numbers: range,
+    *,
+    class_names: tuple[str, ...] | None = None,
+    index: list[str] | None = None,
 ) -> Table:
-    """Returns the table of columns with `count` values each."""
+    """Returns the table of columns. numbers: those of the rows. index: the labels of a frame's index, if they are others."""
     return Table(
-        columns=columns, files=[name] * count, lines=list(range(count)), class_names=class_names, is_in_memory=True
+        columns=columns,
+        files=[name] * len(numbers),
+        lines=list(numbers),
+        class_names=class_names,
+        is_in_memory=True,
+        index=index,
     )
+
+
+def explain_missing(error: InputError, column: str, name: str, spec: ColumnSpec) -> InputError:
+    """Returns the error for a missing column; for the labels of validation or test data with what such rows are good for."""
+    if column in spec.labels and name in ("validation", "test"):
+        return InputError(f"{error}; rows without labels can be predicted after training, but not evaluated")
+    return error

@@ -11,7 +11,7 @@ import numpy as np
 
 from hf_finetune.config.sections import DataConfig, require
 from hf_finetune.data.memory import MEMORY, read_memory
-from hf_finetune.data.sources import read_hub_dataset, read_table
+from hf_finetune.data.sources import hides_labels, read_hub_dataset, read_table
 from hf_finetune.data.table import ColumnSpec, Table, has_fractions, text_and_label_spec
 from hf_finetune.system.errors import InputError
 
@@ -65,7 +65,11 @@ def load_splits(
         for split in ("validation", "test")
         if split not in tables and getattr(config, f"{split}_fraction") > 0
     }
-    notes: list[str] = []
+    notes = [
+        f"{split}: left out, because all its labels are -1, which means that they are hidden"
+        for split in given or {}
+        if split not in num_rows
+    ]
     if fractions:
         train_rows, split_rows = split_off(train, spec, fractions, seed)
         for split, rows in split_rows.items():
@@ -98,7 +102,9 @@ def read_given_splits(config: DataConfig, spec: ColumnSpec, given: Mapping[str, 
     for split in SPLITS:
         locations: tuple[str, ...] = getattr(config, split)
         if split in given:
-            tables[split] = read_memory(given[split], split, config, spec)
+            table = read_memory(given[split], split, config, spec)
+            if split == "train" or not hides_labels(table, config):
+                tables[split] = table
         elif locations == (f"{MEMORY}{split}",):
             raise InputError(
                 f"data.{split} ({locations[0]}): a program or notebook gave these rows; run it again, or name files"

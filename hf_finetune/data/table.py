@@ -21,6 +21,7 @@ class Table:
         class_names: The names of the classes, if the label column of a Hub data set holds class numbers.
         word_lines: The line of each word of each row, if a file has one word a line.
         is_in_memory: A program gave the rows. `files` then holds their name, such as train, and `lines` their numbers, from 0.
+        index: The label of each row in the index of a data frame, if it is not its number.
     """
 
     columns: dict[str, list[Any]]
@@ -29,14 +30,17 @@ class Table:
     class_names: tuple[str, ...] | None = None
     word_lines: list[list[int]] | None = None
     is_in_memory: bool = False
+    index: list[str] | None = None
 
     def __len__(self) -> int:
         return len(self.files)
 
     def where(self, row: int) -> str:
-        """Returns the origin of a row for error messages, `file:line` or `file`; `train[17]` if a program gave it."""
+        """Returns the origin of a row for error messages, `file:line` or `file`; `train[17]` if a program gave it, and
+        `train[17] (index a42)` if it is called otherwise in a data frame."""
         if self.is_in_memory:
-            return f"{self.files[row]}[{self.lines[row]}]"
+            label = "" if self.index is None else f" (index {self.index[row]})"
+            return f"{self.files[row]}[{self.lines[row]}]{label}"
         return f"{self.files[row]}:{self.lines[row]}" if self.lines[row] else self.files[row]
 
     def take(self, rows: Sequence[int]) -> "Table":
@@ -48,6 +52,7 @@ class Table:
             class_names=self.class_names,
             word_lines=None if self.word_lines is None else [self.word_lines[row] for row in rows],
             is_in_memory=self.is_in_memory,
+            index=None if self.index is None else [self.index[row] for row in rows],
         )
 
     def with_columns(self, columns: dict[str, list[Any]]) -> "Table":

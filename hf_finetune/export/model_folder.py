@@ -15,6 +15,7 @@ from hf_finetune.data.features import Array
 from hf_finetune.export.card import hide_folders, make_card
 from hf_finetune.model import lora
 from hf_finetune.model.backbone import LOADING_ERRORS, Backbone, silence_transformers
+from hf_finetune.run.parts import own_metrics
 from hf_finetune.run.training_run import TrainingRun
 from hf_finetune.system.errors import InputError
 from hf_finetune.system.files import sync_folder, write_atomically, writing_error
@@ -53,6 +54,7 @@ def record_settings(loaded: Backbone, config: RunConfig, task: Task, *, metric: 
         "label_smoothing": config.train.label_smoothing,
         "metric": metric,
         "encoding": list(config.data.encoding),
+        "own": {"loss": config.train.loss, "metrics": own_metrics(config.evaluation.metrics)},
     }
     loaded.tokenizer.model_max_length = max_length  # so that pipelines truncate as training did
 

@@ -1,22 +1,23 @@
 """Predictions and metrics of a fine-tuned model. The same for every task."""
 
-import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
 import transformers
 
-from hf_finetune.config.loading import config_from_dict
-from hf_finetune.config.sections import RunConfig
-from hf_finetune.config.tasks import TASKS, load_task
+from hf_finetune.config.sections import RunConfig, require
 from hf_finetune.data.features import Features, make_features
+from hf_finetune.data.formats import name_type
+from hf_finetune.data.memory import is_series, make_plain, read_memory
 from hf_finetune.data.sources import read_table
-from hf_finetune.data.table import Table, check_texts
-from hf_finetune.model import heads, lora
+from hf_finetune.data.table import Table
+from hf_finetune.export.recorded import RecordedTask, load_recorded_task
+from hf_finetune.model import lora
 from hf_finetune.model.backbone import (
     LOADING_ERRORS,
     LONGEST_DEFAULT,
@@ -25,23 +26,29 @@ from hf_finetune.model.backbone import (
     holds_model,
     silence_transformers,
 )
+from hf_finetune.system.console import print_message
 from hf_finetune.system.errors import InputError
-from hf_finetune.system.files import write_atomically
 from hf_finetune.system.processes import SingleProcess
 from hf_finetune.tasks.base import Task
+from hf_finetune.tasks.own_functions import Metric
 from hf_finetune.training.evaluation import ModelRunner
 
 BATCH_SIZE = 64  # examples a forward, the default of evaluation.batch_size
+BATCHES_AT_ONCE = 16  # whose rows are sorted by length and predicted together: the first results come after them
 NO_LIMIT = 10**9  # tokens; the model_max_length of a tokenizer without a limit is 10**30
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Predictor:
     """A fine-tuned model with its tokenizer and task.
 
     Args:
         config: The settings that the export recorded: columns, encodings, task settings.
         metric: The metric that decided which checkpoint is best.
+        own_metrics: Metrics of one's own by name.
+        lacks_loss: True if the model was trained with a loss of one's own that is not known here.
+        notes: Lines about parts of one's own that are not known here.
+        location: Where it was loaded from.
     """
 
     model: Any
@@ -49,35 +56,56 @@ class Predictor:
     task: Task
     config: RunConfig
     metric: str
+    own_metrics: Mapping[str, Metric] = field(default_factory=dict)
+    lacks_loss: bool = False
+    notes: tuple[str, ...] = ()
+    location: str = ""
+
+    def __repr__(self) -> str:
+        return f"Predictor({self.location!r}, task={self.config.task.kind!r}, device={str(self.model.device)!r})"
 
     @classmethod
-    def from_pretrained(cls, location: str, *, task: str | None = None, **columns: Any) -> "Predictor":
+    def from_pretrained(
+        cls,
+        location: str | os.PathLike[str],
+        *,
+        task: str | None = None,
+        loss: str | Callable[..., Any] | None = None,
+        metrics: Mapping[str, Any] | Sequence[Any] = (),
+        device: str | None = None,
+        **columns: Any,
+    ) -> "Predictor":
         """Loads a run folder (its model/), a model folder, or a model on the Hub.
 
         Args:
             location: The folder, or the Hub id.
             task: Import path of the model's task if it is a class of your own, as my_package.tasks:MyTask. No model can have a
-                class imported that is not named here.
+                class or function imported that is not named here.
+            loss: The loss of your own that it was trained with: the function, or its import path.
+            metrics: Metrics of your own: functions by name, a list of functions, or import paths as in evaluation.metrics.
+            device: Where it computes, such as cpu or cuda:1; by default the accelerator, if there is one.
             columns: text_columns, label_column and choice_columns, if they have other names than in training.
 
         InputError if there is no model, or if it belongs to no task.
         """
+        location = os.fspath(location)
         source = find_model_source(location)
         if Path(location).is_dir() and source == location and not holds_model(Path(location)):
             raise InputError(f"{location}: holds no finished run (model/config.json) and no model (config.json)")
         try:
             with silence_transformers():
                 hf_config = lora.load_config(source)
-                loaded_task, config, metric = load_recorded_task(location, hf_config, columns, task)
-                model = lora.load_model(source, loaded_task.head.auto_class, hf_config)
+                recorded = load_recorded_task(location, hf_config, columns, task, loss=loss, metrics=metrics)
+                model = lora.load_model(source, recorded.task.head.auto_class, hf_config)
                 tokenizer = transformers.AutoTokenizer.from_pretrained(source)
         except LOADING_ERRORS as error:
             reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
             raise InputError(
                 f"{location}: is not a run folder, a model folder or a model on the Hub: {reason}"
             ) from None
-        model.eval().to(torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu")
-        return cls(model=model, tokenizer=tokenizer, task=loaded_task, config=config, metric=metric)
+        default = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
+        move_model(model.eval(), str(device or default))
+        return cls(model=model, tokenizer=tokenizer, location=location, **get_fields(recorded))
 
     @property
     def max_length(self) -> int:
@@ -106,139 +134,173 @@ class Predictor:
             batch_size=batch_size,
         )
 
+    @overload
     def predict(
-        self, rows: Table | Iterable[Mapping[str, Any]], *, batch_size: int = BATCH_SIZE
-    ) -> Iterator[dict[str, Any]]:
-        """Yields a prediction for each row, in order: a label and probabilities, tags, an answer, a text, a vector.
+        self,
+        rows: str,
+        *,
+        top_k: int | None = None,
+        threshold: float | None = None,
+        batch_size: int = BATCH_SIZE,
+        device: str | None = None,
+    ) -> dict[str, Any]: ...
 
-        Rows have the columns of the training data.
+    @overload
+    def predict(
+        self,
+        rows: Any,
+        *,
+        top_k: int | None = None,
+        threshold: float | None = None,
+        batch_size: int = BATCH_SIZE,
+        device: str | None = None,
+    ) -> list[dict[str, Any]]: ...
+
+    def predict(
+        self,
+        rows: Any,
+        *,
+        top_k: int | None = None,
+        threshold: float | None = None,
+        batch_size: int = BATCH_SIZE,
+        device: str | None = None,
+    ) -> dict[str, Any] | list[dict[str, Any]]:
+        """Returns the prediction of a text, or a list with one for each row, in order: a label and probabilities, tags, an
+        answer, a text, a vector.
+
+        Args:
+            rows: A text; a list or a series of texts; or rows with the columns of the training data: a pandas or polars frame, a
+                datasets.Dataset, a list of dicts, a dict of lists.
+            top_k: The number of most probable labels (or tokens, for a mask) that are listed.
+            threshold: The probability from which on a label is predicted, if a text may have several; 0.5 if not given.
+            batch_size: Examples a forward.
+            device: Where the model computes from now on, such as cpu or cuda:1.
+
+        InputError, with the row, for a text that is null, empty or not a string, and for an option that the task does not have.
         """
-        table = rows if isinstance(rows, Table) else self.make_table(rows)
-        if not len(table):
-            return iter(())
-        inference = replace(self, task=self.task.for_inference(self.tokenizer))
-        features = inference.encode(table, has_labels=False)
-        return inference.task.scoring.predict(inference.make_runner(features, batch_size), features, table)
+        if device is not None:
+            move_model(self.model, device)
+        table = self.make_table([rows] if isinstance(rows, str) else rows)
+        predictions = list(self.predict_table(table, top_k=top_k, threshold=threshold, batch_size=batch_size))
+        return predictions[0] if isinstance(rows, str) else predictions
 
-    def make_table(self, rows: Iterable[Mapping[str, Any]]) -> Table:
-        """Rows as a table; errors name a row as "row 1"."""
-        spec, listed = self.task.columns.spec, list(rows)
-        for number, row in enumerate(listed, 1):
-            if missing := [name for name in spec.inputs if name not in row]:
-                raise InputError(f"row {number}: has no {missing[0]!r} (it has {', '.join(map(str, row))})")
-        table = Table(
-            columns={name: [row.get(name) for row in listed] for name in spec.columns},
-            files=[f"row {number}" for number in range(1, len(listed) + 1)],
-            lines=[0] * len(listed),
-        )
-        check_texts(table, spec)
-        return table
+    def predict_table(
+        self,
+        table: Table,
+        *,
+        top_k: int | None = None,
+        threshold: float | None = None,
+        batch_size: int = BATCH_SIZE,
+    ) -> Iterator[dict[str, Any]]:
+        """Yields a prediction for each row of a table, in order, as they are computed. The options are those of predict()."""
+        require(batch_size >= 1, "batch_size", batch_size, "must be 1 or more")
+        task = self.task.for_inference(self.tokenizer)
+        scoring = task.scoring.with_options(top_k=top_k, threshold=threshold)
+        inference = replace(self, task=replace(task, scoring=scoring))
+        return inference.predict_parts(table, batch_size)
 
-    def read(self, path: str | Sequence[str], *, needs_labels: bool) -> Table:
-        """The rows of a file, or of several."""
+    def predict_parts(self, table: Table, batch_size: int) -> Iterator[dict[str, Any]]:
+        """Yields the predictions of a table, some batches of rows after the other."""
+        for start in range(0, len(table), BATCHES_AT_ONCE * batch_size):
+            part = table.take(range(start, min(start + BATCHES_AT_ONCE * batch_size, len(table))))
+            features = self.encode(part, has_labels=False)
+            yield from self.task.scoring.predict(self.make_runner(features, batch_size), features, part)
+
+    def make_table(self, rows: Any) -> Table:
+        """Returns rows as a table; errors call the fourth one `rows[3]`. An empty list gives an empty table."""
+        spec = self.task.columns.spec
+        if is_series(rows):
+            rows = make_plain(rows)
+        elif isinstance(rows, Iterable) and (not hasattr(rows, "__len__") or isinstance(rows, tuple)):
+            rows = list(rows)
+        if isinstance(rows, list):
+            if not rows:
+                return Table(columns={name: [] for name in spec.columns}, files=[], lines=[])
+            if any(isinstance(row, str) for row in rows):
+                rows = [self.make_row(row, f"rows[{number}]") for number, row in enumerate(rows)]
+        return read_memory(rows, "rows", self.config.data, spec, needs_labels=False)
+
+    def make_row(self, text: Any, where: str) -> dict[str, Any]:
+        """Returns the row of a text. InputError, with its origin, if it is empty, is not a string, or if the model takes more
+        columns."""
+        columns = self.task.columns
+        if not isinstance(text, str):
+            raise InputError(f"{where}: is {name_type(text)}, and other rows are texts; give all in one form")
+        if not text.strip():
+            raise InputError(f"{where}: is empty")
+        try:
+            return columns.make_row([text])
+        except InputError:
+            names = ", ".join(columns.spec.inputs)
+            raise InputError(
+                f"{where}: one text is not enough for this model; give rows as dicts, or a frame, with the columns {names}"
+            ) from None
+
+    def read(self, path: str | Sequence[str], *, needs_labels: bool, keep: Sequence[str] = ()) -> Table:
+        """The rows of a file, or of several. keep: Further columns to read; every row must have them."""
         paths = (path,) if isinstance(path, str) else path
-        return read_table(paths, self.config.data, "--data", self.task.columns.spec, needs_labels=needs_labels)
+        spec = self.task.columns.spec
+        if keep:
+            spec = replace(spec, inputs=(*spec.inputs, *keep))
+        return read_table(paths, self.config.data, "--data", spec, needs_labels=needs_labels)
 
-    def evaluate(self, table: Table, *, metric: str | None = None) -> dict[str, float]:
-        """Loss and metrics on labelled rows; to the last bit those of a run's own evaluation on as many threads."""
+    def evaluate(
+        self, rows: Any, *, metric: str | None = None, batch_size: int = BATCH_SIZE, key: str = "metric"
+    ) -> dict[str, float]:
+        """Returns loss and metrics on labelled rows; to the last bit those of a run's own evaluation on as many threads.
+
+        Args:
+            rows: Rows as predict() takes them, with labels; or a table.
+            metric: An additional metric.
+            batch_size: Examples a forward.
+            key: What errors call `metric`.
+        """
+        table = rows
+        if not isinstance(rows, Table):
+            table = read_memory(rows, "rows", self.config.data, self.task.columns.spec)
         scoring = self.task.scoring
-        name = scoring.check_metric(metric, "--metric") if metric else self.metric
+        name = scoring.check_metric(metric, key) if metric else self.metric
         features = self.encode(table, has_labels=True)
-        indices = np.arange(len(features))
-        return scoring.evaluate(self.make_runner(features), features, table, metric=name, indices=indices)
-
-
-def load_recorded_task(
-    location: str, hf_config: Any, columns: Mapping[str, Any], own_task: str | None = None
-) -> tuple[Task, RunConfig, str]:
-    """Returns task, settings and best metric as the export recorded them in the model's config.
-
-    For a model that was trained elsewhere, returns them as far as its config contains them.
-    """
-    recorded = getattr(hf_config, "hf_finetune", None)
-    if not recorded:
-        return make_task({"task": {"kind": find_task(location, hf_config)}}, hf_config, columns)
-    try:
-        kind = recorded["task"]["kind"]
-        if kind in TASKS or ":" not in kind or kind == own_task:
-            make_task(recorded, hf_config, {})
-    except (InputError, TypeError, KeyError, ValueError, AttributeError) as error:
-        reason = error if isinstance(error, InputError) else repr(error)
-        raise InputError(
-            f"{location}: the training settings in its config (hf_finetune) were written by another version: {reason}"
-        ) from None
-    if kind not in TASKS and kind != own_task:
-        raise InputError(
-            f"{location}: its task is the class {kind}, which is imported only if you name it: --task {kind}, or "
-            f"Predictor.from_pretrained(..., task={kind!r})"
+        values = scoring.evaluate(
+            self.make_runner(features, batch_size),
+            features,
+            table,
+            metric=name,
+            indices=np.arange(len(features)),
+            own_metrics=self.own_metrics,
         )
-    return make_task(recorded, hf_config, columns)
+        if self.lacks_loss:
+            del values["loss"]
+        for note in self.notes:
+            print_message(note)
+        return values
 
 
-def make_task(recorded: Mapping[str, Any], hf_config: Any, columns: Mapping[str, Any]) -> tuple[Task, RunConfig, str]:
-    """Returns task, settings and best metric of what an export recorded, with other columns if they are given."""
-    config = read_recorded_config(recorded, columns)
-    task_class = load_task(config.task.kind)
-    task: Task = task_class.from_state(config, recorded.get("task_state") or task_class.read_state(hf_config))
-    return task, config, recorded.get("metric") or task.scoring.default_metric
+def get_fields(recorded: RecordedTask) -> dict[str, Any]:
+    """Returns what a Predictor takes from a recorded task."""
+    names = ("task", "config", "metric", "own_metrics", "lacks_loss", "notes")
+    return {name: getattr(recorded, name) for name in names}
 
 
-def find_task(location: str, hf_config: Any) -> str:
-    """The kind of the first task whose models have this model's head. InputError if there is none."""
-    if head := heads.find_head(hf_config):
-        for kind in TASKS:
-            if head.auto_class in load_task(kind).auto_classes:
-                return kind
-    architecture = heads.get_architecture(hf_config) or "none"
-    raise InputError(f"{location}: its head ({architecture}) belongs to no task of hf-finetune")
+def move_model(model: Any, device: str) -> None:
+    """Moves a model to a device. InputError if this machine does not have it."""
+    try:
+        model.to(device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"device ({device}): cannot be used here: {str(error).splitlines()[0]}") from None
 
 
-def read_recorded_config(recorded: Mapping[str, Any], columns: Mapping[str, Any]) -> RunConfig:
-    """Returns the settings that the export recorded, with other columns if they are given."""
-    requested = {key: value for key, value in columns.items() if value}
-    data = {
-        key: requested.get(key, recorded.get(key))
-        for key in ("text_columns", "label_column", "encoding")
-        if key in requested or key in recorded
-    }
-    task = dict(recorded["task"])
-    if "choice_columns" in requested:
-        task["choice_columns"] = requested["choice_columns"]
-    return config_from_dict(
-        {
-            "model": {"backbone": "-"},
-            "data": {"train": ["-"], **data},
-            "task": task,
-            "train": {"label_smoothing": recorded.get("label_smoothing", 0.0)},
-        }
-    )
+def evaluate_file(
+    predictor: Predictor, data: str | Sequence[str], *, metric: str | None = None, batch_size: int = BATCH_SIZE
+) -> dict[str, float]:
+    """Returns loss and metrics on a labelled file, or on several."""
+    table = predictor.read(data, needs_labels=True)
+    return predictor.evaluate(table, metric=metric, batch_size=batch_size, key="--metric")
 
 
-def predict_file(predictor: Predictor, data: str, out: str | None) -> list[dict[str, Any]]:
-    """Predicts every row of a file, in order. Writes the predictions to `out`, completely or not at all, if it is given: JSON
-    lines, or the task's one document to a .json file."""
-    if out is not None and not Path(out).parent.is_dir():
-        raise InputError(f"--out ({out}): there is no folder {Path(out).parent}")
-    predictions = list(predictor.predict(predictor.read(data, needs_labels=False)))
-    if out is not None:
-        path = Path(out).resolve()
-        is_document = path.suffix == ".json"
-        entries = [predictor.task.scoring.make_document(predictions)] if is_document else predictions
-        lines = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries)
-        if path.exists() and not path.is_file():  # a pipe, a terminal, /dev/null: written to, not replaced
-            path.write_text(lines, encoding="utf-8")
-        else:
-            write_atomically(path, lines.encode())
-    return predictions
-
-
-def evaluate_file(predictor: Predictor, data: str | Sequence[str], *, metric: str | None = None) -> dict[str, float]:
-    """Loss and metrics on a labelled file, or on several."""
-    return predictor.evaluate(predictor.read(data, needs_labels=True), metric=metric)
-
-
-def predict_texts(predictor: Predictor, texts: Sequence[str]) -> dict[str, Any]:
-    """The prediction for the texts of one example."""
+def predict_texts(predictor: Predictor, texts: Sequence[str], **options: Any) -> dict[str, Any]:
+    """Returns the prediction for the texts of one example. options: those of Predictor.predict_table()."""
     if any(not text.strip() for text in texts):
         raise InputError("--text: is empty")
-    return next(iter(predictor.predict([predictor.task.columns.make_row(texts)])))
+    row = predictor.task.columns.make_row(texts)
+    return next(predictor.predict_table(predictor.make_table([row]), **options))

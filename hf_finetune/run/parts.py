@@ -3,7 +3,7 @@
 Python code hands them to finetune(); a config names them by import path. docs/extending.md describes the signature of each.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -62,6 +62,16 @@ def load_function(key: str, reference: str) -> Callable[..., Any]:
     if not callable(function):
         raise InputError(f"{key} ({reference}): cannot be called")
     return function
+
+
+def name_metrics(metrics: Mapping[str, Any] | Sequence[Any]) -> dict[str, Any]:
+    """Returns metrics by their names: functions in a list have their own names. InputError if two have one name."""
+    if isinstance(metrics, Mapping):
+        return dict(metrics)
+    named = {getattr(metric, "__name__", type(metric).__name__): metric for metric in metrics}
+    if len(named) < len(metrics):
+        raise InputError("metrics: two of the functions have one name; give a dict of functions by names")
+    return named
 
 
 def own_metrics(entries: tuple[str, ...]) -> dict[str, str]:

@@ -5,8 +5,8 @@ B examples of a batch, N examples of a split, C classes.
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 
@@ -245,10 +245,29 @@ class ClassificationObjective(SummedObjective):
 
 @dataclass(frozen=True, kw_only=True)
 class ClassificationScoring(Scoring):
-    """Turns logits into probabilities, metrics and predictions."""
+    """Turns logits into probabilities, metrics and predictions.
+
+    Args:
+        top_k: The number of labels whose probabilities a prediction lists, the most probable first; None for all, in their order.
+        threshold: multi_label: labels with a larger probability are predicted.
+    """
 
     problem: str
     label_names: tuple[str, ...]
+    top_k: int | None = None
+    threshold: float = DECISION_THRESHOLD
+
+    def with_options(self, *, top_k: int | None = None, threshold: float | None = None) -> Self:
+        if top_k is not None:
+            require(self.problem != "regression", "top_k", top_k, "has no effect on a model that predicts a number")
+            require(top_k >= 1, "top_k", top_k, "must be 1 or more")
+        if threshold is not None:
+            reason = "is for models that predict several labels of a text; this one predicts " + (
+                "a number" if self.problem == "regression" else "the most probable label"
+            )
+            require(self.problem == "multi_label", "threshold", threshold, reason)
+            require(0 <= threshold <= 1, "threshold", threshold, "must be from 0 to 1")
+        return replace(self, top_k=top_k, threshold=self.threshold if threshold is None else threshold)
 
     @property
     def metric_names(self) -> tuple[str, ...]:
@@ -300,7 +319,7 @@ class ClassificationScoring(Scoring):
         if self.problem == "single_label":
             return logits.argmax(-1)
         if self.problem == "multi_label":
-            return (self.compute_scores(logits) > DECISION_THRESHOLD).astype(int)
+            return (self.compute_scores(logits) > self.threshold).astype(int)
         return logits[:, 0]
 
     def compute_scores(self, logits: Array) -> Array:
@@ -316,10 +335,14 @@ class ClassificationScoring(Scoring):
         if self.problem == "regression":
             return {"score": float(scores[0])}
         probabilities = {name: float(score) for name, score in zip(self.label_names, scores, strict=True)}
+        best_first = sorted(probabilities, key=lambda name: -probabilities[name])
+        shown = (
+            probabilities if self.top_k is None else {name: probabilities[name] for name in best_first[: self.top_k]}
+        )
         if self.problem == "multi_label":
-            labels = [name for name, score in probabilities.items() if score > DECISION_THRESHOLD]
-            return {"labels": labels, "probabilities": probabilities}
-        return {"label": max(probabilities, key=lambda name: probabilities[name]), "probabilities": probabilities}
+            labels = [name for name, score in probabilities.items() if score > self.threshold]
+            return {"labels": labels, "probabilities": shown}
+        return {"label": best_first[0], "probabilities": shown}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
+from hf_finetune.config.sections import require
 from hf_finetune.data.features import IGNORED, Array, Batch, Features
 from hf_finetune.data.table import Table
 from hf_finetune.system.errors import InputError
@@ -119,10 +120,19 @@ class FillScoring(Scoring):
     Args:
         text: The column of the texts.
         tokenizer: Set by for_inference() alone.
+        num_fills: The number of tokens that a prediction lists for each mask.
     """
 
     text: str
     tokenizer: Any = None
+    num_fills: int = NUM_FILLS
+
+    def with_options(self, *, top_k: int | None = None, threshold: float | None = None) -> Self:
+        scoring = super().with_options(threshold=threshold)
+        if top_k is None:
+            return scoring
+        require(top_k >= 1, "top_k", top_k, "must be 1 or more")
+        return replace(scoring, num_fills=top_k)
 
     @property
     def metric_names(self) -> tuple[str, ...]:
@@ -133,11 +143,11 @@ class FillScoring(Scoring):
 
     def reduce(self, outputs: "torch.Tensor", batch: Batch) -> list[Array]:
         """Sums over the targets of a feature [3]. For inference the most probable tokens of each mask and their probabilities
-        [M, 2, NUM_FILLS]."""
+        [M, 2, num_fills]."""
         if self.tokenizer is None:
             return score_sequences(outputs, get_targets(batch, is_causal=False))
         is_mask = batch.inputs["input_ids"] == self.tokenizer.mask_token_id
-        count = min(NUM_FILLS, outputs.shape[-1])
+        count = min(self.num_fills, outputs.shape[-1])
         fills = []
         for logits, positions in zip(outputs, is_mask, strict=True):
             best = logits[positions].float().softmax(-1).topk(count)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import numpy as np
 
+from hf_finetune.config.sections import require
 from hf_finetune.data.features import Array, Batch, Features
 from hf_finetune.data.table import Table
 from hf_finetune.system.errors import InputError
@@ -141,6 +142,17 @@ class Scoring(ABC):
 
     def for_inference(self, tokenizer: Any) -> Self:
         """Returns the scoring of rows without targets, if it differs."""
+        return self
+
+    def with_options(self, *, top_k: int | None = None, threshold: float | None = None) -> Self:
+        """Returns the scoring whose predictions have these options. InputError if they do not.
+
+        Args:
+            top_k: The number of most probable labels or tokens that a prediction lists.
+            threshold: The probability from which on a label is predicted.
+        """
+        for name, value in (("top_k", top_k), ("threshold", threshold)):
+            require(value is None, name, value, "has no effect on the predictions of this task; leave it out")
         return self
 
 

@@ -9,7 +9,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
+import pandas
+import polars
 import pytest
 import torch
 import transformers
@@ -17,7 +20,8 @@ from support import tiny
 from support.configs import make_small_config
 
 from hf_finetune.config.sections import RunConfig
-from hf_finetune.export.predict import Predictor, evaluate_file, predict_file
+from hf_finetune.export.predict import Predictor, evaluate_file
+from hf_finetune.export.prediction_files import predict_file
 from hf_finetune.system.errors import InputError
 from hf_finetune.tasks.answer import Answering
 from hf_finetune.train import RunResult, finetune
@@ -396,3 +400,100 @@ def test_a_label_that_cannot_be_used_is_an_error_that_names_the_line(
     data = tiny.write_jsonl(tmp_path / "rows.jsonl", [{"text": "cat", "label": "animals"}, row])
     with pytest.raises(InputError, match=message):
         evaluate_file(classifier, str(data))
+
+
+# --- rows of a program ----------------------------------------------------------------------------------------------
+
+
+def test_rows_may_have_any_form_and_a_text_gives_one_prediction(classifier: Predictor) -> None:
+    texts = make_texts(5)
+    expected = classifier.predict(make_rows(texts))
+    assert classifier.predict(texts) == expected
+    for rows in (
+        pandas.Series(texts),
+        polars.Series(texts),
+        tuple(texts),
+        iter(texts),
+        pandas.DataFrame({"text": texts, "other": 1}),
+        polars.DataFrame({"text": texts}),
+        datasets.Dataset.from_dict({"text": texts}),
+        {"text": texts},
+        (row for row in make_rows(texts)),
+    ):
+        assert classifier.predict(rows) == expected
+    alone = classifier.predict(texts[0])
+    assert alone["label"] == expected[0]["label"]
+    assert classifier.predict([]) == []
+    assert repr(classifier).startswith("Predictor(")
+    assert repr(classifier).endswith("task='classify', device='cpu')")
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (["cat", " "], r"^rows\[1\]: is empty$"),
+        (["cat", {"text": "dog"}], r"^rows\[1\]: is a dict, and other rows are texts; give all in one form$"),
+        ([{"text": "cat"}, {"text": None}], r"^rows\[1\]: text is null$"),
+        ([{"words": "cat"}], r"^rows\[0\]: no column 'text' \(columns: words\)"),
+        ({"text": "cat"}, r"^rows: the column text is a str, not a list; give \[row\] for a single row$"),
+        (7, r"^rows: is an int; give a pandas or polars frame"),
+        (pandas.DataFrame({"text": ["cat", ""]}, index=["a", "b"]), r"^rows\[1\] \(index b\): text is empty$"),
+    ],
+)
+def test_a_row_that_cannot_be_predicted_is_named(classifier: Predictor, rows: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        classifier.predict(rows)
+
+
+def test_a_text_is_not_enough_for_a_model_of_pairs(runs: Runs) -> None:
+    pair = Predictor.from_pretrained(runs(pair=True)[1].run_dir)
+    with pytest.raises(InputError, match=r"^rows\[0\]: one text is not enough .* with the columns text, other$"):
+        pair.predict("cat")
+
+
+def test_options_of_predictions(runs: Runs, classifier: Predictor) -> None:
+    texts = make_texts(9)
+    best = classifier.predict(texts, top_k=2, batch_size=4)
+    for row, all_labels in zip(best, classifier.predict(texts), strict=True):
+        assert list(row["probabilities"].values()) == sorted(row["probabilities"].values(), reverse=True)
+        assert len(row["probabilities"]) == 2
+        assert row["label"] == next(iter(row["probabilities"])) == all_labels["label"]
+    several = Predictor.from_pretrained(runs("multi_label")[1].run_dir, device="cpu")
+    assert [row["labels"] for row in several.predict(texts, threshold=1.0)] == [[]] * 9
+    assert [row["labels"] for row in several.predict(texts, threshold=0.0)] == [LABELS] * 9
+    number = Predictor.from_pretrained(runs("regression")[1].run_dir)
+    for predictor, options, message in (
+        (number, {"top_k": 1}, r"^top_k \(1\): has no effect on a model that predicts a number$"),
+        (number, {"threshold": 0.5}, r"^threshold \(0.5\): is for models .* this one predicts a number$"),
+        (classifier, {"threshold": 0.5}, r"^threshold \(0.5\): .* predicts the most probable label$"),
+        (several, {"threshold": 2.0}, r"^threshold \(2.0\): must be from 0 to 1$"),
+        (classifier, {"device": "abacus"}, r"^device \(abacus\): cannot be used here"),
+    ):
+        with pytest.raises(InputError, match=message):
+            predictor.predict(texts, **options)
+
+
+def test_the_first_predictions_come_before_the_last_row_is_computed(
+    classifier: Predictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts, computed, run = make_texts(50), [], ModelRunner.run
+
+    def counting(self: ModelRunner, *arguments: Any) -> Any:
+        computed.append(len(self.features))
+        return run(self, *arguments)
+
+    monkeypatch.setattr(ModelRunner, "run", counting)
+    predictions = classifier.predict_table(classifier.make_table(texts), batch_size=2)
+    next(predictions)
+    assert computed == [32]
+    assert len(list(predictions)) == 49
+    assert computed == [32, 18]
+
+
+def test_rows_of_a_program_are_evaluated(runs: Runs, classifier: Predictor) -> None:
+    rows = tiny.make_rows(NUM_TEST, seed=2)
+    assert classifier.evaluate(pandas.DataFrame(rows)) == classifier.evaluate(rows) == runs()[1].results["test"]
+    with pytest.raises(InputError, match=r"^rows: no column 'label' \(columns: text\); see data.label_column$"):
+        classifier.evaluate(pandas.DataFrame({"text": ["cat"]}))
+    with pytest.raises(InputError, match=r"^metric \(mse\): cannot be computed"):
+        classifier.evaluate(rows, metric="mse")

@@ -23,7 +23,8 @@ from hf_finetune.data.features import Array, Batch, Features, collate, make_feat
 from hf_finetune.data.sources import read_table
 from hf_finetune.data.splits import load_splits
 from hf_finetune.data.table import Table
-from hf_finetune.export.predict import Predictor, evaluate_file, predict_file, predict_texts
+from hf_finetune.export.predict import Predictor, evaluate_file, predict_texts
+from hf_finetune.export.prediction_files import predict_file
 from hf_finetune.model import backbone, heads
 from hf_finetune.system.errors import InputError
 from hf_finetune.tasks.answer import (
@@ -682,7 +683,7 @@ def test_unusual_texts_are_answered(trained: Path) -> None:
     assert predict_texts(predictor, ["this", "cat"])["answer"] == predictions[0]["answer"]
     with pytest.raises(InputError, match="--text: takes two texts, the question and the context, not 1"):
         predict_texts(predictor, ["this"])
-    with pytest.raises(InputError, match="row 1: context"):
+    with pytest.raises(InputError, match=r"rows\[0\]: context"):
         list(predictor.predict([{"question": "this", "context": ""}]))
 
 

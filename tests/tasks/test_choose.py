@@ -17,7 +17,8 @@ from hf_finetune.config.sections import DataConfig, ModelConfig, RunConfig, Trai
 from hf_finetune.data.batches import MicroBatchLimit, share_batch
 from hf_finetune.data.features import Batch, Features, collate, make_features
 from hf_finetune.data.table import Table
-from hf_finetune.export.predict import Predictor, evaluate_file, predict_file, predict_texts
+from hf_finetune.export.predict import Predictor, evaluate_file, predict_texts
+from hf_finetune.export.prediction_files import predict_file
 from hf_finetune.model import heads
 from hf_finetune.system.errors import InputError
 from hf_finetune.tasks.choose import (
@@ -378,7 +379,7 @@ def test_texts_on_the_command_line_are_prompt_and_choices(trained: Path) -> None
     with pytest.raises(InputError, match="takes the prompt and then two or more choices, not 2 texts"):
         predict_texts(predictor, ["this", "the bread"])
     rows: list[Mapping[str, Any]] = [{"stem": "this", "choices": ["cat"]}]
-    with pytest.raises(InputError, match="row 1: choices: needs at least two choices, has 1"):
+    with pytest.raises(InputError, match=r"rows\[0\]: choices: needs at least two choices, has 1"):
         list(predictor.predict(rows))
     columns = Choice.make_columns(make_config(THREE, ("stem", "other")))
     assert columns.make_row(["s", "o", "x", "y"]) == {"stem": "s", "other": "o", "a": "x", "b": "y", "c": None}

@@ -27,7 +27,8 @@ from hf_finetune.data.batches import MicroBatchLimit, share_batch
 from hf_finetune.data.features import Batch, collate
 from hf_finetune.data.table import Table
 from hf_finetune.export.materialize import materialize
-from hf_finetune.export.predict import Predictor, evaluate_file, predict_file, predict_texts
+from hf_finetune.export.predict import Predictor, evaluate_file, predict_texts
+from hf_finetune.export.prediction_files import predict_file
 from hf_finetune.run import checkpoint
 from hf_finetune.run.folder import open_run
 from hf_finetune.run.setup import set_up

@@ -223,7 +223,7 @@ def test_prompts_alone_can_be_predicted(trained: Path) -> None:
     one = Predictor.from_pretrained(str(trained))
     assert list(both.predict([{"prompt": "the cat"}])) == list(one.predict([{"messages": [QUESTION]}]))
     assert both.task.columns.make_row(["the cat"]) == {"prompt": "the cat"}
-    with pytest.raises(InputError, match="row 1: prompt, completion: message 1, the user's, has no text"):
+    with pytest.raises(InputError, match=r"rows\[0\]: prompt, completion: message 1, the user's, has no text"):
         both.predict([{"prompt": " "}])
 
 

@@ -585,9 +585,9 @@ def test_evaluate_gives_the_runs_own_numbers(trained: Callable[[str], Path], fam
 
 def test_a_text_without_words_or_masks_cannot_be_predicted(trained: Callable[[str], Path]) -> None:
     causal, masked = (Predictor.from_pretrained(str(trained(family))) for family in ("gpt2", "bert"))
-    with pytest.raises(InputError, match="row 2: text is empty; the model needs a text to continue"):
+    with pytest.raises(InputError, match=r"rows\[1\]: text is empty; the model needs a text to continue"):
         causal.predict([{"text": "a"}, {"text": " "}])
-    with pytest.raises(InputError, match=r"row 1: text has no \[MASK\], the mask token to fill in"):
+    with pytest.raises(InputError, match=r"rows\[0\]: text has no \[MASK\], the mask token to fill in"):
         masked.predict([{"text": "the cat"}])
     for predictor in (causal, masked):
         with pytest.raises(InputError, match="--text: takes one text, not 2"):

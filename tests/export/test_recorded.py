@@ -1,0 +1,94 @@
+"""A model that was trained with parts of one's own: they are used only if the user names them, and never imported otherwise."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import tiny
+
+from hf_finetune import cli
+from hf_finetune.config.sections import RunConfig
+from hf_finetune.export.predict import Predictor
+from hf_finetune.system.errors import InputError
+from hf_finetune.train import finetune
+
+CODE = """
+from torch.nn import functional as F
+def double(outputs, batch):
+    return 2 * F.cross_entropy(outputs, batch.labels, reduction="sum"), len(batch.labels)
+def share(inputs):
+    return float((inputs.predictions == inputs.references).mean())
+"""
+OWN = {"train.loss": "own_parts:double", "evaluation.metrics": ["own_parts:share"], "evaluation.metric": "share"}
+
+
+@pytest.fixture
+def trained(
+    tmp_path: Path, make_config: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
+) -> tuple[Path, dict[str, float]]:
+    """The folder of a run with a loss and a metric of one's own, and its test metrics. Their module is not imported any more."""
+    (tmp_path / "own_parts.py").write_text(CODE, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    config = make_config(**OWN, **{"train.max_updates": 3})
+    test = finetune(config).results["test"]
+    monkeypatch.delitem(sys.modules, "own_parts")
+    return config.run_dir, test
+
+
+def test_parts_that_the_user_names_give_the_numbers_of_the_run(
+    trained: tuple[Path, dict[str, float]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_dir, test = trained
+    rows = tiny.make_rows(24, seed=2)
+    named = Predictor.from_pretrained(run_dir, loss="own_parts:double", metrics=["own_parts:share"])
+    assert named.metric == "share"
+    assert named.evaluate(rows) == test
+    own: Any = sys.modules["own_parts"]
+    for metrics in ([own.share], {"share": own.share}, {"share": "own_parts:share"}, ["share=own_parts:share"]):
+        given = Predictor.from_pretrained(run_dir, loss=own.double, metrics=metrics)
+        assert given.evaluate(rows) == test
+    assert capsys.readouterr().out.count("left out") == 0
+
+
+def test_parts_that_the_user_does_not_name_are_left_out_and_not_imported(
+    trained: tuple[Path, dict[str, float]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_dir, test = trained
+    values = Predictor.from_pretrained(run_dir).evaluate(tiny.make_rows(24, seed=2))
+    assert values == {name: value for name, value in test.items() if name not in ("loss", "share")}
+    notes = [line for line in capsys.readouterr().out.splitlines() if "own" in line or "decided" in line]
+    assert notes[0].startswith(
+        "share: left out, because metrics of your own are imported only if you name them: --metrics share="
+    )
+    assert notes[1] == "share decided which checkpoint is best; accuracy takes its place here"
+    assert notes[2].startswith(
+        "loss: left out, because a loss of your own is imported only if you name it: --loss own_parts:double"
+    )
+    assert "own_parts" not in sys.modules
+
+
+def test_the_command_names_parts_too(
+    trained: tuple[Path, dict[str, float]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_dir, test = trained
+    words = ["evaluate", str(run_dir), "--data", str(tmp_path / "test-single_label.jsonl")]
+    capsys.readouterr()
+    assert cli.main([*words, "--loss", "own_parts:double", "--metrics", "own_parts:share"]) == 0
+    printed = capsys.readouterr()
+    assert dict(line.split() for line in printed.out.splitlines()) == {
+        name: f"{value:.4f}" for name, value in test.items()
+    }
+    assert printed.err == ""
+    assert cli.main(words) == 0
+    printed = capsys.readouterr()
+    assert {line.split()[0] for line in printed.out.splitlines()} == test.keys() - {"loss", "share"}
+    assert printed.err.count("left out") == 2
+
+
+def test_metrics_without_an_import_path_or_with_one_name_are_refused(trained: tuple[Path, dict[str, float]]) -> None:
+    with pytest.raises(InputError, match=r"^metrics \(share\): must be an import path"):
+        Predictor.from_pretrained(trained[0], metrics=["share"])
+    with pytest.raises(InputError, match=r"^metrics: two of the functions have one name"):
+        Predictor.from_pretrained(trained[0], metrics=[len, len])
