@@ -170,7 +170,7 @@ def collect_run_tensors(run_dir: Path) -> dict[str, torch.Tensor]:
     from safetensors.torch import load_file
 
     content = load_last_checkpoint(run_dir)
-    content.pop("run")
+    content["training_weights"] = content.pop("run").get("training_weights")
     weights = load_file(next((run_dir / "model").glob("*model.safetensors")))
     return collect_tensors(content) | collect_tensors(weights, "model")
 

@@ -155,9 +155,10 @@ def check_optimizer_parameters(optimizer: Any, names: Iterable[str], config: Tra
         )
     built = {name for group in optimizer.param_groups for name in group["param_names"]}
     if missing := sorted(set(names) - built):
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise InputError(
-            f"{key}: its optimizer does not train {missing[0]} and {len(missing) - 1} more parameters; freeze them with "
-            "freeze.patterns, or give them to the optimizer"
+            f"{key}: its optimizer does not train {missing[0]}{more}; freeze them with freeze.patterns, or give them to the "
+            "optimizer"
         )
     step = inspect.signature(optimizer.step).parameters.values()
     if any(parameter.default is parameter.empty and parameter.kind in BY_NAME for parameter in step):

@@ -13,6 +13,7 @@ import transformers
 
 from hf_finetune.config.loading import to_yaml
 from hf_finetune.config.sections import RunConfig
+from hf_finetune.run.parts import NO_PARTS, Parts
 from hf_finetune.train import finetune, finish_update
 
 BIN = Path(sys.executable).parent
@@ -67,7 +68,7 @@ class CutOffError(Exception):
     """Raised inside a run to cut it off."""
 
 
-def run_until(config: RunConfig, update: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def run_until(config: RunConfig, update: int, monkeypatch: pytest.MonkeyPatch, parts: Parts = NO_PARTS) -> None:
     """Trains, and cuts the run off after this update and its checkpoint, if one is due."""
 
     def stopping(*arguments: Any, **options: Any) -> Any:
@@ -79,7 +80,7 @@ def run_until(config: RunConfig, update: int, monkeypatch: pytest.MonkeyPatch) -
     with monkeypatch.context() as patch:
         patch.setattr("hf_finetune.train.finish_update", stopping)
         with pytest.raises(CutOffError):
-            finetune(config)
+            finetune(config, parts)
 
 
 def launch(

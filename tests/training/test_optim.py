@@ -1,21 +1,27 @@
 """Parameter groups and the learning rate."""
 
 import copy
+import dataclasses
+import inspect
+import io
 import math
-from itertools import chain, pairwise
+from itertools import chain
 from typing import Any
 
+import bitsandbytes
+import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from support import tiny
 from torch import nn
-from transformers import get_linear_schedule_with_warmup
 
+from hf_finetune.config.optimizers import OPTIMIZERS
 from hf_finetune.config.sections import FreezeConfig, TrainConfig
 from hf_finetune.model import freezing
+from hf_finetune.run.checkpoint import count_tensor_bytes
+from hf_finetune.system.errors import InputError
 from hf_finetune.training import optim
+from hf_finetune.training.lion import Lion
 from hf_finetune.training.schedule import compute_learning_rate
 
 IDS = torch.tensor([[5, 6, 7, 8, 9, 3], [25, 10, 11, 12, 30, 3]])
@@ -163,70 +169,279 @@ def test_the_saved_state_goes_on_in_a_plain_adamw_with_as_many_groups() -> None:
     assert all(torch.equal(tensor, other.state_dict()[name]) for name, tensor in model.state_dict().items())
 
 
-# --- the learning rate ----------------------------------------------------------------------------------------------
+# --- every optimizer ------------------------------------------------------------------------------------------------
 
-SCHEDULES = ("linear", "cosine", "constant")
-
-
-@given(
-    total=st.integers(1, 300), warmup=st.floats(0, 0.99), schedule=st.sampled_from(SCHEDULES), seed=st.integers(0, 9)
-)
-def test_the_rate_is_a_pure_function_above_zero_that_rises_to_its_peak_and_never_rises_again(
-    total: int, warmup: float, schedule: Any, seed: int
-) -> None:
-    config = TrainConfig(warmup_fraction=warmup, schedule=schedule)
-    rates = [compute_learning_rate(update, total, config) for update in range(total)]
-    assert all(0 < rate <= 1 for rate in rates)
-    peak = min(math.ceil(warmup * total), total)
-    assert all(earlier < later for earlier, later in pairwise(rates[: peak + 1]))
-    assert all(earlier >= later for earlier, later in pairwise(rates[peak:]))
-    if peak < total:
-        assert rates[peak] == 1.0
-    order = torch.randperm(total, generator=torch.Generator().manual_seed(seed)).tolist()
-    assert {update: compute_learning_rate(update, total, config) for update in order} == dict(enumerate(rates))
+# Learning rates with which each fits a line in 100 updates
+RATES = {"sgd": 0.1, "adagrad": 0.1, "schedule_free_sgd": 0.5, "muon": 0.1, "radam": 0.1, "schedule_free_radam": 0.3}
+CPU = torch.device("cpu")
 
 
-def test_the_warm_up_is_a_line_from_above_zero() -> None:
-    config = TrainConfig(warmup_fraction=0.4)
-    assert [compute_learning_rate(update, 10, config) for update in range(5)] == pytest.approx(
-        [0.2, 0.4, 0.6, 0.8, 1.0]
-    )
+def make_config(optimizer: str, **train: Any) -> TrainConfig:
+    is_free = optimizer in OPTIMIZERS and OPTIMIZERS[optimizer].is_schedule_free
+    return TrainConfig(optimizer=optimizer, schedule="constant" if is_free else "linear", **train)
 
 
-def test_linear_falls_on_a_line_that_meets_zero_one_update_after_the_last() -> None:
-    config = TrainConfig(warmup_fraction=0.0, schedule="linear")
-    assert [compute_learning_rate(update, 5, config) for update in range(5)] == pytest.approx([1.0, 0.8, 0.6, 0.4, 0.2])
+def make_plain_groups(**parameters: torch.Tensor) -> list[dict[str, Any]]:
+    """A group for each parameter, as make_parameter_groups makes them for Muon."""
+    return [
+        {
+            "name": name,
+            "params": [(name, value)],
+            "weight_decay": 0.01 * (value.ndim > 1),
+            "peak_learning_rate": 1.0,
+            "only_hidden_matrices": value.ndim > 1,
+        }
+        for name, value in parameters.items()
+    ]
 
 
-def test_cosine_is_half_way_down_in_the_middle_and_flat_at_both_ends() -> None:
-    config = TrainConfig(warmup_fraction=0.0, schedule="cosine")
-    rates = [compute_learning_rate(update, 100, config) for update in range(100)]
-    assert rates[50] == pytest.approx(0.5)
-    assert rates[25] == pytest.approx(0.5 * (1 + math.sqrt(0.5)))
-    assert rates[0] - rates[1] < 0.001
-    assert rates[98] - rates[99] < 0.001
-
-
-def test_constant_stays_at_its_peak() -> None:
-    config = TrainConfig(warmup_fraction=0.1, schedule="constant")
-    assert {compute_learning_rate(update, 50, config) for update in range(5, 50)} == {1.0}
-
-
-@pytest.mark.parametrize(("total", "fraction"), [(20, 0.0), (20, 0.1), (33, 0.25), (7, 0.5), (100, 0.06)])
-def test_after_the_warm_up_linear_is_transformers_own(total: int, fraction: float) -> None:
-    warmup = math.ceil(fraction * total)
-    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
-    scheduler = get_linear_schedule_with_warmup(optimizer, warmup, total)
-    config = TrainConfig(warmup_fraction=fraction, schedule="linear")
-    for update in range(total):
-        (theirs,) = scheduler.get_last_lr()
-        ours = compute_learning_rate(update, total, config)
-        if update >= warmup:
-            assert ours == pytest.approx(theirs, abs=1e-12)
-        else:  # theirs starts at 0, and wastes the first update
-            assert theirs < ours < theirs + 1 / warmup
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_optimizer_learns(name: str) -> None:
+    torch.manual_seed(0)
+    model = nn.Linear(8, 4)
+    inputs = torch.randn(64, 8)
+    targets = inputs @ torch.randn(8, 4) + torch.randn(4)
+    optimizer = optim.build_optimizer(make_plain_groups(w=model.weight, b=model.bias), make_config(name), CPU)
+    losses = []
+    for _ in range(100):
+        for group in optimizer.param_groups:
+            group["lr"] = RATES.get(name, 0.03)
+        optimizer.zero_grad()
+        loss = nn.functional.mse_loss(model(inputs), targets)
+        loss.backward()
         optimizer.step()
-        scheduler.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0] / 4
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_the_state_of_every_optimizer_has_the_bytes_that_are_documented(name: str) -> None:
+    matrix = nn.Parameter(torch.randn(512, 1024))
+    optimizer = optim.build_optimizer(make_plain_groups(w=matrix), make_config(name), CPU)
+    for group in optimizer.param_groups:
+        group["lr"] = 1e-3
+    for _ in range(8):  # RAdam and others begin with the state they keep
+        matrix.grad = torch.randn_like(matrix)
+        optimizer.step()
+    measured = count_tensor_bytes(optimizer.state_dict()["state"]) / matrix.numel()
+    assert measured == pytest.approx(OPTIMIZERS[name].state_bytes, abs=0.1)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_the_options_are_those_of_the_class(name: str) -> None:
+    kind = OPTIMIZERS[name]
+    parameters = inspect.signature(optim.load_optimizer_class(name)).parameters
+    if name == "muon":
+        parameters = {
+            **inspect.signature(torch.optim.AdamW).parameters,
+            **inspect.signature(torch.optim.Muon).parameters,
+        }
+    # What the groups have, what a device decides, what belongs to other optimizers of the class
+    elsewhere = {
+        *("params", "lr", "weight_decay", "foreach", "fused", "capturable", "differentiable", "maximize", "amsgrad"),
+        *("warmup_steps", "optim_bits", "args", "is_paged", "min_8bit_size", "relative_step", "warmup_init"),
+    }
+    assert parameters.keys() - elsewhere == (kind.options.keys() | kind.fixed.keys()) - elsewhere
+    for option, default in kind.options.items():
+        # scale_parameter is false as in transformers' Trainer; adjust_lr_fn makes the rate that of AdamW; Muon's eps is AdamW's
+        if option not in ("scale_parameter", "adjust_lr_fn") and (name, option) != ("muon", "eps"):
+            assert parameters[option].default == default, option
+
+
+def test_the_state_of_lion_and_the_update_are_those_of_bitsandbytes() -> None:
+    torch.manual_seed(0)
+    ours = nn.Parameter(torch.randn(64, 64))
+    theirs = nn.Parameter(ours.detach().clone())
+    options = {"lr": 1e-2, "betas": (0.9, 0.99), "weight_decay": 0.1}
+    pairs = [(ours, Lion([ours], **options)), (theirs, bitsandbytes.optim.Lion([theirs], **options))]
+    for _ in range(5):
+        gradient = torch.randn(64, 64)
+        for parameter, optimizer in pairs:
+            parameter.grad = gradient.clone()
+            optimizer.step()
+    assert torch.allclose(ours, theirs, atol=1e-6)
+
+
+def test_lion_refuses_betas_that_are_not_two_shares() -> None:
+    with pytest.raises(ValueError, match=r"betas must be two numbers in \[0, 1\), not \(0.9, 1.0\)"):
+        Lion([nn.Parameter(torch.zeros(1))], betas=(0.9, 1.0))
+
+
+def test_muon_trains_the_matrices_of_hidden_layers_and_adamw_the_rest() -> None:
+    config = TrainConfig(optimizer="muon", optimizer_options={"momentum": 0.9}, weight_decay=0.1, learning_rate=1e-3)
+    model, groups = make_groups(optimizer="muon", weight_decay=0.1, learning_rate=1e-3)
+    hidden = {name for group in groups if group["only_hidden_matrices"] for name in names_of(group)}
+    assert hidden == {
+        name
+        for name, parameter in model.named_parameters()
+        if parameter.ndim == 2 and "embeddings" not in name and "classifier" not in name
+    }
+    assert {group["name"] for group in groups} == {
+        "backbone",
+        "backbone_hidden",
+        "backbone_no_decay",
+        "head",
+        "head_no_decay",
+    }
+    twin = copy.deepcopy(model)
+    optimizer = optim.build_optimizer(groups, config, CPU)
+    parameters = dict(twin.named_parameters())
+    options = {"lr": 1e-3, "weight_decay": 0.1}
+    muon = torch.optim.Muon(
+        [parameters[name] for name in hidden], momentum=0.9, adjust_lr_fn="match_rms_adamw", **options
+    )
+    others = [(name, parameter) for name, parameter in parameters.items() if name not in hidden]
+    adamw = torch.optim.AdamW(
+        [
+            {"params": [parameter for _, parameter in others if parameter.ndim > 1]},
+            {"params": [parameter for _, parameter in others if parameter.ndim < 2], "weight_decay": 0.0},
+        ],
+        fused=True,
+        **options,
+    )
+    constant = dataclasses.replace(config, schedule="constant", warmup_fraction=0.0)
+    for seed in range(3):
+        optim.set_learning_rates(optimizer, seed, 3, constant)
+        train_once(model, optimizer, seed=seed)
+        train_once(twin, Both(muon, adamw), seed=seed)
+    assert all(torch.equal(tensor, twin.state_dict()[name]) for name, tensor in model.state_dict().items())
+
+
+class Both:
+    """Two optimizers that step together."""
+
+    def __init__(self, *optimizers: torch.optim.Optimizer) -> None:
+        self.optimizers = optimizers
+
+    def zero_grad(self) -> None:
+        for optimizer in self.optimizers:
+            optimizer.zero_grad()
+
+    def step(self) -> None:
+        for optimizer in self.optimizers:
+            optimizer.step()
+
+
+@pytest.mark.parametrize("family", ["gpt2", "bart", "distilbert"])
+def test_embeddings_of_every_family_and_the_head_stay_with_adamw(family: str) -> None:
+    model, groups = make_groups(family, optimizer="muon", new=frozenset())
+    hidden = {name for group in groups if group["only_hidden_matrices"] for name in names_of(group)}
+    assert hidden
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Embedding):
+            assert f"{name}.weight" not in hidden
+    assert not [name for name in hidden if name.startswith(("classifier", "score", "classification_head", "pre_class"))]
+
+
+# --- an optimizer of one's own, and wrong ones -----------------------------------------------------------------------
+
+
+def test_a_class_of_torch_is_named_by_its_import_path() -> None:
+    _, groups = make_groups()
+    config = TrainConfig(optimizer="torch.optim:ASGD", optimizer_options={"alpha": 0.5})
+    optimizer = optim.build_optimizer(groups, config, CPU)
+    assert isinstance(optimizer, torch.optim.ASGD)
+    assert {group["alpha"] for group in optimizer.param_groups} == {0.5}
+
+
+def build_from_other_groups(groups: Any) -> torch.optim.Optimizer:
+    return torch.optim.SGD([parameter for group in groups for _, parameter in group["params"]])
+
+
+def build_from_first_group(groups: Any) -> torch.optim.Optimizer:
+    return torch.optim.SGD(groups[:1])
+
+
+class WithClosure(torch.optim.SGD):
+    def step(self, closure: Any) -> None:  # type: ignore[override]
+        super().step(closure)
+
+
+class WithAverages(torch.optim.SGD):
+    def train(self) -> None: ...
+
+    def eval(self) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("build", "options", "message"),
+    [
+        (lambda groups: "adam", {}, r"must return a torch\.optim\.Optimizer, not a str$"),
+        (build_from_other_groups, {}, r"must build the optimizer from the groups that it is given"),
+        (build_from_first_group, {}, r"its optimizer does not train bert\.\S+ and \d+ more; freeze them with freeze\.patterns"),
+        (WithClosure, {}, r"its step\(\) needs an argument"),
+        (torch.optim.SGD, {"momentum": -1}, r"cannot be built with train\.optimizer_options \(\{'momentum': -1\}\): Invalid mom"),
+        (torch.optim.LBFGS, {}, r"cannot be built with no options: LBFGS doesn't support"),
+    ],
+)  # fmt: skip
+def test_a_wrong_optimizer_is_refused(build: Any, options: dict[str, Any], message: str) -> None:
+    _, groups = make_groups()
+    config = TrainConfig(optimizer="my_module:build", optimizer_options=options)
+    with pytest.raises(InputError, match=r"^train\.optimizer \(my_module:build\): " + message):
+        optim.build_optimizer(groups, config, CPU, build)
+
+
+@pytest.mark.parametrize(
+    ("option", "build", "taken"),
+    [
+        ("betas", torch.optim.SGD, "momentum, dampening, nesterov, maximize, foreach, differentiable, fused"),
+        ("lr", torch.optim.SGD, "momentum, dampening, nesterov, maximize, foreach, differentiable, fused"),
+        ("weight_decay", lambda groups, **options: None, "none"),
+        ("x", lambda groups: None, "none"),
+    ],
+)
+def test_an_option_that_ones_own_optimizer_does_not_take_is_refused(option: str, build: Any, taken: str) -> None:
+    _, groups = make_groups()
+    config = TrainConfig(optimizer="my_module:build", optimizer_options={option: 1})
+    with pytest.raises(InputError) as caught:
+        optim.build_optimizer(groups, config, CPU, build)
+    expected = f"train.optimizer_options.{option} (1): my_module:build has no such option; it takes {taken}"
+    assert str(caught.value) == expected
+
+
+def test_a_wrong_value_of_an_option_is_refused() -> None:
+    _, groups = make_groups()
+    with pytest.raises(InputError, match=r"train\.optimizer \(adamw\): cannot be built with .*Invalid beta parameter"):
+        optim.build_optimizer(groups, TrainConfig(optimizer_options={"betas": [0.9, 1.5]}), CPU)
+
+
+def test_an_optimizer_that_averages_itself_takes_no_moving_average() -> None:
+    _, groups = make_groups()
+    config = TrainConfig(optimizer="my_module:build", ema_decay=0.9)
+    with pytest.raises(InputError, match=r"train\.ema_decay \(0\.9\): must not be given with my_module:build"):
+        optim.build_optimizer(groups, config, CPU, WithAverages)
+
+
+def test_an_optimizer_whose_package_is_missing_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    _, groups = make_groups()
+    with pytest.raises(
+        InputError, match=r"needs schedulefree, which is not installed; pip install 'hf-finetune\[schedulef"
+    ):
+        optim.build_optimizer(groups, make_config("schedule_free_adamw"), CPU)
+
+
+@pytest.mark.parametrize(
+    ("value", "place"),
+    [
+        (torch.zeros(1), None),
+        ({"a": [1, (2.0, "x", None, torch.float32, torch.Size([2]))]}, None),
+        ({"a": [1, {2}]}, "/a/1"),
+        ({"a": {"b": math.sqrt}}, "/a/b"),
+        (np.float64(1.0), ""),
+    ],
+)
+def test_what_a_checkpoint_cannot_hold_is_found(value: Any, place: str | None) -> None:
+    found = optim.find_unsavable(value)
+    assert (found[0] if found else None) == place
+    file = io.BytesIO()
+    torch.save(value, file)
+    file.seek(0)
+    if place is None:
+        torch.load(file, weights_only=True)
+
+
+# --- the learning rate ----------------------------------------------------------------------------------------------
 
 
 def test_set_learning_rates_gives_every_group_its_peak_times_the_factor() -> None:
