@@ -40,7 +40,8 @@ def load_task_and_tables(config: RunConfig) -> tuple[Any, dict[str, Table]]:
     """Returns hf-finetune's task, which reads labels and answers, and the table of each split."""
     task_class = load_task(config.task.kind)
     splits = load_splits(config.data, config.seed, task_class.make_columns(config).spec)
-    return task_class.from_table(config, splits.train), splits.tables()
+    train = task_class.extend_training(config, splits.train)
+    return task_class.from_table(config, train), {**splits.tables(), "train": train}
 
 
 def load_model(config: RunConfig, auto_class: Any, **config_entries: Any) -> tuple[Any, Any]:

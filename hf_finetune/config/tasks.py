@@ -16,6 +16,7 @@ TASKS: Mapping[str, str] = {
     "summarize": "hf_finetune.tasks.summarize:Summarization",
     "translate": "hf_finetune.tasks.translate:Translation",
     "embed": "hf_finetune.tasks.embed:Embedding",
+    "rerank": "hf_finetune.tasks.rerank:Reranking",
 }
 
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from hf_finetune.data.features import Array
 
+SEQUENCES_AT_ONCE = 1024  # in evaluation, unless the batch size is larger: a query may have a thousand documents
 GROUPED_BATCHES = 50  # batches whose features are sorted by length together, as in transformers' LengthGroupedSampler
 
 
@@ -103,7 +104,18 @@ def share_batch(
     return micro_batches[process::num_processes]
 
 
-def plan_evaluation(lengths: Array, batch_size: int) -> list[Array]:
-    """Returns the batches of an evaluation: all indices, longest first. They do not depend on the number of processes."""
+def plan_evaluation(lengths: Array, batch_size: int, sequence_counts: Array | None = None) -> list[Array]:
+    """Returns the batches of an evaluation: all indices, longest first. They do not depend on the number of processes.
+
+    A batch has at most `batch_size` features. If features have several sequences, it has at most SEQUENCES_AT_ONCE of these; a
+    single feature is always allowed. sequence_counts: Number of sequences of each feature, [N]; 1 if not given.
+    """
     order = np.argsort(-lengths, kind="stable")
-    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    counts = np.ones(len(order), dtype=np.int64) if sequence_counts is None else sequence_counts[order]
+    most = max(SEQUENCES_AT_ONCE, batch_size)
+    batches, start = [], 0
+    while start < len(order):
+        size = max(1, int((np.cumsum(counts[start : start + batch_size]) <= most).sum()))
+        batches.append(order[start : start + size])
+        start += size
+    return batches

@@ -9,7 +9,7 @@ from typing import Any
 from hf_finetune.config.sections import DataConfig
 from hf_finetune.data.formats import get_value, name_type
 from hf_finetune.data.sources import make_hub_table, missing_column_error
-from hf_finetune.data.table import ColumnSpec, Table, check_texts
+from hf_finetune.data.table import ColumnSpec, Table, make_examples
 from hf_finetune.system.errors import InputError
 
 MEMORY = "memory://"  # in a config, stands before the name of rows that were given from Python
@@ -65,8 +65,7 @@ def read_memory(
     else:
         table = make_row_table(value, name, config, spec, needs_labels=needs_labels, first=first)
     check_cells(table)
-    check_texts(table, spec)
-    return table
+    return make_examples(table, spec)
 
 
 def check_cells(table: Table) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from hf_finetune.config.sections import DataConfig, require
 from hf_finetune.data.formats import get_value, is_table, read_rows
-from hf_finetune.data.table import ColumnSpec, Table, check_texts, find_column_setting, text_and_label_spec
+from hf_finetune.data.table import ColumnSpec, Table, find_column_setting, make_examples, text_and_label_spec
 from hf_finetune.system.errors import InputError
 from hf_finetune.system.files import hash_file
 from hf_finetune.system.locations import local_path
@@ -76,8 +76,7 @@ def read_table(
         if len(files) == num_rows_before:
             raise InputError(f"{path}: is empty")
     table = Table(columns=columns, files=files, lines=lines, word_lines=word_lines if any(word_lines) else None)
-    check_texts(table, spec)
-    return table
+    return make_examples(table, spec)
 
 
 def missing_column_error(
@@ -133,8 +132,7 @@ def read_hub_dataset(config: DataConfig, spec: ColumnSpec | None = None) -> dict
         if split_name in dataset:
             table = make_hub_table(dataset[split_name], f"{name}/{split_name}", config, spec)
             if split == "train" or not hides_labels(table, config):
-                check_texts(table, spec)
-                tables[split] = table
+                tables[split] = make_examples(table, spec)
         elif names or split == "train":
             raise InputError(f"data.{split} ({split_name}): {name} has the splits {', '.join(dataset)}")
     return tables

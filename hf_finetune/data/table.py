@@ -1,6 +1,6 @@
 """A table: columns of equal length, and the file and line that each row came from."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -78,6 +78,7 @@ class ColumnSpec:
         strata: The column whose values are spread evenly over the splits.
         in_order: True if splits are taken from the end of the rows instead of drawn at random.
         settings: The setting that names a column, for errors, if it is not data.text_columns or data.label_column.
+        join_rows: Returns the examples of a table's rows, if an example may be several of them; None if each row is one.
     """
 
     inputs: tuple[str, ...]
@@ -89,6 +90,7 @@ class ColumnSpec:
     strata: str | None = None
     in_order: bool = False
     settings: Mapping[str, str] = field(default_factory=dict)
+    join_rows: Callable[[Table], Table] | None = None
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -141,6 +143,13 @@ def describe_value(value: Any, expected: str = "a string") -> str:
     if (isinstance(value, str) and not value.strip()) or (isinstance(value, (list, tuple, dict)) and not value):
         return "empty"
     return f"{name_type(value)}, not {expected}"
+
+
+def make_examples(table: Table, spec: ColumnSpec) -> Table:
+    """Returns the table of a task's examples: the rows, or what spec.join_rows makes of them. InputError at the first row that
+    cannot be used."""
+    check_texts(table, spec)
+    return table if spec.join_rows is None else spec.join_rows(table)
 
 
 def check_texts(table: Table, spec: ColumnSpec) -> None:

@@ -1,5 +1,6 @@
 """All that is settled before update 0: data, task, model, features, freeze plan, optimizer."""
 
+from dataclasses import replace
 from typing import Any
 
 from hf_finetune.config.sections import FreezeConfig, RunConfig, require
@@ -33,6 +34,7 @@ def set_up(
     task_class = load_task(config.task.kind)
     with clock("load"):
         splits = load_splits(config.data, config.seed, task_class.make_columns(config).spec, parts.rows)
+        splits = replace(splits, train=task_class.extend_training(config, splits.train))
         task = task_class.from_table(config, splits.train)
         if parts.loss is not None:
             task = task.with_loss(parts.loss, config)

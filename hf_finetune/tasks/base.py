@@ -172,6 +172,14 @@ class Task(ABC):
         """Returns the task with the state of an earlier run, as state_dict() returned it."""
 
     @classmethod
+    def extend_training(cls, config: RunConfig, table: Table) -> Table:
+        """Returns the training table with what other files of the task's settings add to it, such as hard negatives.
+
+        Rows stay as many. Validation and test stay as they are. InputError with file and line if a row cannot be used.
+        """
+        return table
+
+    @classmethod
     def from_table(cls, config: RunConfig, table: Table) -> Self:
         """Returns the task with what it learns from the training table, such as the labels.
 

@@ -69,7 +69,9 @@ class ModelRunner:
         not depend on the number of processes; so the numbers do not either. StoppedError if a signal asked the run to stop.
         """
         processes = self.processes
-        batches = [indices[batch] for batch in plan_evaluation(self.features.lengths[indices], self.batch_size)]
+        counts = self.features.count_sequences(indices)
+        planned = plan_evaluation(self.features.lengths[indices], self.batch_size, counts)
+        batches = [indices[batch] for batch in planned]
         results = []
         stops = False
         with eval_mode(self.model), torch.inference_mode():
