@@ -93,8 +93,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--queries", type=int, nargs=3, default=(800, 100, 300), help="of train, validation and test")
-    parser.add_argument("--documents", type=int, nargs=3, default=(8, 20, 20), help="of each query in these splits")
+    parser.add_argument("--queries", type=int, nargs=3, default=(1300, 60, 300), help="of train, validation and test")
+    parser.add_argument("--documents", type=int, nargs=3, default=(5, 20, 20), help="of each query in these splits")
     options = parser.parse_args()
     train, validation = split_by_context(read_questions(options.folder / "train.jsonl"), 0.1, seed=0)
     parts = {"train": train, "validation": validation, "test": read_questions(options.folder / "validation.jsonl")}

@@ -105,7 +105,7 @@ def test_a_finished_run_is_not_trained_again(run_dir: Path, capsys: pytest.Captu
 
 def test_an_unknown_recipe_is_an_error_that_lists_all_recipes(capsys: pytest.CaptureFixture[str]) -> None:
     assert call("train", "clasify") == 2
-    names = "answer, choose, classify, embed, instruct, model_language, summarize, tag, translate"
+    names = "answer, choose, classify, embed, instruct, model_language, rerank, summarize, tag, translate"
     assert capsys.readouterr() == ("", f"error: train clasify: there is no such recipe; the recipes are {names}\n")
 
 

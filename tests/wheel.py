@@ -164,6 +164,12 @@ def embed_row(generator: random.Random, number: int) -> dict[str, Any]:
     return {"anchor": made_text(generator, word), "positive": made_text(generator, word)}
 
 
+def rerank_row(generator: random.Random, number: int) -> dict[str, Any]:
+    """A query for an animal, a text about it, and texts about food."""
+    word = ANIMALS[number % 5]
+    return {"query": word, "positive": made_text(generator, word), "negatives": [made_text(generator, FOOD[0])]}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Run:
     """One recipe on one small backbone. make_row: a row of its data; without one, plain text. auto_class: the class of
@@ -195,6 +201,7 @@ RUNS = (
     Run(recipe="summarize", family="t5", auto_class="AutoModelForSeq2SeqLM", make_row=summarize_row, settings=GENERATION),
     Run(recipe="translate", family="t5", auto_class="AutoModelForSeq2SeqLM", make_row=translate_row, settings=GENERATION),
     Run(recipe="embed", family="bert", auto_class="AutoModel", make_row=embed_row),
+    Run(recipe="rerank", family="bert", auto_class="AutoModelForSequenceClassification", make_row=rerank_row),
 )  # fmt: skip
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from hf_finetune.data.features import Array
 
-SEQUENCES_AT_ONCE = 1024  # in evaluation, unless the batch size is larger: a query may have a thousand documents
+SEQUENCES_AT_ONCE = 512  # in evaluation, unless the batch size is larger: a query may have a thousand documents
 GROUPED_BATCHES = 50  # batches whose features are sorted by length together, as in transformers' LengthGroupedSampler
 
 

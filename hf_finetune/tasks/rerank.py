@@ -157,8 +157,8 @@ class RerankingEncoding(Encoding):
             )
             lines.append(("negatives", added))
         if unused := sum(not teaches(features.labels.get(row), self.loss) for row in range(len(features))):
-            reason = "they have one document, or all their documents have one label"
-            lines.append(("unused", f"{unused:,} queries have no effect on a {self.loss} loss: {reason}"))
+            reason = "no relevant document" if self.loss == "listwise" else "no two documents with different labels"
+            lines.append(("unused", f"{unused:,} queries have no effect: they have one document, or {reason}"))
         cut = f"{features.num_truncated:,} queries with a document are longer and were cut"
         return [*lines, ("input", f"at most {max_length} tokens; {cut}")]
 

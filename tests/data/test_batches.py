@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hf_finetune.data.batches import MicroBatchLimit, plan_epoch, plan_evaluation, share_batch
+from hf_finetune.data.batches import SEQUENCES_AT_ONCE, MicroBatchLimit, plan_epoch, plan_evaluation, share_batch
 from hf_finetune.data.features import Array
 
 SEEDS = (0, 1, 2, 31)
@@ -149,3 +149,19 @@ def test_an_evaluation_has_every_feature_once_and_the_longest_first(size: int, b
     assert lengths[rows].tolist() == sorted(lengths.tolist(), reverse=True)
     assert all(len(batch) == batch_size for batch in batches[:-1])
     assert as_lists(batches) == as_lists(plan_evaluation(lengths, batch_size))
+
+
+def test_an_evaluation_batch_has_a_limited_number_of_sequences() -> None:
+    """Features with one sequence each are limited by the batch size alone."""
+    lengths = make_lengths(200, 0)
+    counts = np.random.default_rng(0).integers(1, 200, 200)
+    counts[7] = 2 * SEQUENCES_AT_ONCE
+    batches = plan_evaluation(lengths, 16, counts)
+    assert np.concatenate(batches).tolist() == np.concatenate(plan_evaluation(lengths, 16)).tolist()
+    totals = [int(counts[batch].sum()) for batch in batches]
+    assert max(len(batch) for batch in batches) <= 16
+    assert [len(batch) for batch, total in zip(batches, totals, strict=True) if total > SEQUENCES_AT_ONCE] == [1]
+    assert len(batches) < 100
+    for size in (16, 3 * SEQUENCES_AT_ONCE):
+        ones = plan_evaluation(make_lengths(2000, 0), size, np.ones(2000, dtype=np.int64))
+        assert as_lists(ones) == as_lists(plan_evaluation(make_lengths(2000, 0), size))
