@@ -65,10 +65,10 @@ def write_data(folder: Path) -> None:
     pairs = [{"anchor": text, "positive": " ".join(generator.sample(text.split(), 3))} for text in texts]
     tiny.write_jsonl(folder / "pairs.jsonl", pairs)
     tiny.write_jsonl(folder / "queries.jsonl", ranked.make_rows(40))
-    judged = ranked.make_rows(40, form="pairs")
-    lines = [f"{row['query']},{row['document']},{row['score']}\n" for row in judged]
-    (folder / "judged.csv").write_text("query,document,score\n" + "".join(lines), encoding="utf-8")
-    retrieved = [{"query": row["query"], "documents": ["one nail", row["document"]]} for row in judged]
+    scored = ranked.make_rows(40, form="pairs")
+    lines = [f"{row['query']},{row['document']},{row['score']}\n" for row in scored]
+    (folder / "scored.csv").write_text("query,document,score\n" + "".join(lines), encoding="utf-8")
+    retrieved = [{"query": row["query"], "documents": ["one nail", row["document"]]} for row in scored]
     tiny.write_jsonl(folder / "retrieved.jsonl", retrieved)
     for name, family in (("HuggingFaceTB/SmolLM2-135M", "llama"), ("HuggingFaceTB/SmolLM2-135M-Instruct", "llama"),
                          ("google-t5/t5-small", "t5")):  # fmt: skip
