@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import sentence_pairs, tagged, text_pairs, tiny
+from support import ranked, sentence_pairs, tagged, text_pairs, tiny
 from support.script_server import ScriptServer
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not hasattr(os, "fork"), reason="scripts run in forks")]
@@ -220,6 +220,41 @@ def test_comparison_of_embeddings_with_scores(
     settings = ["--model.backbone", backbones(), *columns, *data, *SMALL]
     (line,) = read_lines(run_script("comparisons/embed.py", *settings))
     assert line["before"]["test"]["pearson_cosine"] != line["after"]["test"]["pearson_cosine"]
+
+
+def test_comparison_of_reranking(
+    tmp_path: Path, backbones: Callable[..., Path], run_script: Callable[..., str]
+) -> None:
+    data = write_rows(tmp_path, ranked.make_rows)
+    settings = ["--model.backbone", backbones(), *data, *SMALL]
+    found = {}
+    for words in ([], ["--lambda"], ["--task.loss", "pairwise"], ["--task.loss", "pointwise"]):
+        (line,) = read_lines(run_script("comparisons/rerank.py", *settings, *words))
+        assert 0 < line["test"]["ndcg@10"] <= 1
+        found[line["loss"]] = line
+    assert found.keys() == {"ListNetLoss", "LambdaLoss", "RankNetLoss", "BinaryCrossEntropyLoss"}
+
+
+def test_reranking_data_are_made_of_questions(tmp_path: Path, run_script: Callable[..., str]) -> None:
+    """The sentence with the answer is the one relevant document, and no context is in two splits."""
+    for split, first in (("train", 0), ("validation", 40)):
+        rows = []
+        for number in range(first, first + 40):
+            context = f"the {number} . a cat{number} is old here . big dog ."
+            answers = {"text": [f"cat{number}"], "answer_start": [context.index("cat")]}
+            rows.append({"question": f"is cat{number} old", "context": context, "answers": answers})
+        tiny.write_jsonl(tmp_path / f"{split}.jsonl", rows)
+    sizes = ("--queries", 20, 4, 10, "--documents", 3, 5, 5)
+    (line,) = read_lines(run_script("make_reranking_data.py", tmp_path, tmp_path / "out", *sizes))
+    assert line["test"]["ndcg_at_10"] == 1.0
+    queries = []
+    for split, size in (("train", 3), ("validation", 5), ("test", 5)):
+        for row in map(json.loads, (tmp_path / "out" / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()):
+            queries.append(row["query"])
+            assert len(row["documents"]) == len(row["labels"]) == size
+            assert row["documents"][row["labels"].index(1)] == f"a {row['query'].split()[1]} is old here ."
+            assert sum(row["labels"]) == 1
+    assert len(set(queries)) == 34
 
 
 def test_comparison_of_language_modelling(
