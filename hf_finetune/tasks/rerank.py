@@ -263,10 +263,10 @@ class RerankingScoring(Scoring):
         }
 
     def make_metric_inputs(self, outputs: Outputs, features: Features, table: Table, indices: Array) -> MetricInputs:
-        """The scores of each query's documents, a list of arrays [C], also as predictions; references are their labels [C]."""
+        """The scores of each query's documents, a list of arrays [C], and the labels of these documents."""
         assert isinstance(features.labels, Ragged)
         labels = [features.labels.get(int(index)) for index in indices]
-        return MetricInputs(predictions=list(outputs), references=labels, scores=list(outputs))
+        return MetricInputs(predictions=list(outputs), references=labels)
 
     def make_predictions(self, outputs: Outputs, features: Features, table: Table) -> Iterator[dict[str, Any]]:
         """Yields `{query, ranking}` for each query. ranking: `{document, text, score}` of each document, the best first, where

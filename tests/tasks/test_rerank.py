@@ -181,7 +181,7 @@ def test_scoring_alone() -> None:
     assert scoring.compute_metrics("loss", outputs[1:2], features, table, np.array([1]))["map"] == 1.0
     inputs = scoring.make_metric_inputs(outputs, features, table, np.arange(4))
     assert [labels.tolist() for labels in inputs.references] == LABELLED
-    assert [scores.tolist() for scores in inputs.scores] == SCORES
+    assert [scores.tolist() for scores in inputs.predictions] == SCORES
     first, second = scoring.make_predictions(outputs[:2], features, table)
     assert [entry["document"] for entry in first["ranking"]] == [2, 0, 3, 1]
     assert second == {
