@@ -61,7 +61,8 @@ def iterate_predictions(
 
 
 def read_lines(predictor: Predictor, lines: Iterable[str], keep: Sequence[str], batch_size: int) -> Iterator[Table]:
-    """Yields tables of at most batch_size lines: JSON objects if the first line is one, else a text each.
+    """Yields tables of at most batch_size lines: JSON objects if the first line is one, else a text each. Yields one table of all
+    lines if an example may be several of them.
 
     Says on standard error which. Raises InputError, with the number of the line from 0, for a line that cannot be used.
     """
@@ -69,7 +70,7 @@ def read_lines(predictor: Predictor, lines: Iterable[str], keep: Sequence[str], 
     spec = predictor.task.columns.spec
     require(batch_size >= 1, "batch_size", batch_size, "must be 1 or more")
     numbered = ((number, line.rstrip("\n")) for number, line in enumerate(lines))
-    while part := list(islice(numbered, batch_size)):
+    while part := list(islice(numbered, batch_size if spec.join_rows is None else None)):
         if is_json is None:
             is_json = is_object(part[0][1])
             print(f"standard input: {'JSON lines' if is_json else 'plain lines, a text each'}", file=sys.stderr)

@@ -1,5 +1,6 @@
 """Reranking: each part alone, losses and metrics of sentence-transformers, runs, exports and predictions."""
 
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +20,8 @@ from hf_finetune.config.sections import RunConfig
 from hf_finetune.data.features import Batch, Features, Ragged, collate, make_features
 from hf_finetune.data.splits import load_splits
 from hf_finetune.data.table import Table
-from hf_finetune.export.predict import Predictor, evaluate_file, predict_file, predict_texts
+from hf_finetune.export.predict import Predictor, evaluate_file, predict_texts
+from hf_finetune.export.prediction_files import iterate_predictions, predict_file
 from hf_finetune.model import heads
 from hf_finetune.run.folder import open_run
 from hf_finetune.run.setup import set_up
@@ -455,7 +457,9 @@ def test_many_labels_are_described_by_their_range(tmp_path: Path, backbones: Cal
 # --- predictions ----------------------------------------------------------------------------------------------------
 
 
-def test_predictions_of_a_file_without_labels_and_of_texts(runs: Runs, tmp_path: Path) -> None:
+def test_predictions_of_a_file_without_labels_and_of_texts(
+    runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     predictor = Predictor.from_pretrained(str(runs("lists")[1].run_dir))
     documents = ["a dog", "the cat", "old bread", "the cat"]
     listed = tiny.write_jsonl(tmp_path / "listed.jsonl", [{"query": "the cat", "documents": documents}])
@@ -472,6 +476,11 @@ def test_predictions_of_a_file_without_labels_and_of_texts(runs: Runs, tmp_path:
     (of_pairs,) = predict_file(predictor, str(tmp_path / "pairs.csv"), None)
     assert {entry["text"] for entry in of_pairs["ranking"]} == {*documents}
     assert len(of_pairs["ranking"]) == 3
+    with_ids = [{"query": "the cat", "document": text, "id": number} for number, text in enumerate(documents)]
+    lines = "".join(f"{json.dumps(row)}\n" for row in with_ids)
+    monkeypatch.setattr("sys.stdin", io.StringIO(lines))
+    (of_input,) = iterate_predictions(predictor, "-", keep=["id"], batch_size=2)
+    assert of_input == {"input": {"id": [0, 1, 2]}, **of_pairs}
     with pytest.raises(InputError, match="--text: takes the query and then one document or more, not one text"):
         predict_texts(predictor, ["the cat"])
     with pytest.raises(

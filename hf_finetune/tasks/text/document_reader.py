@@ -64,7 +64,8 @@ class DocumentReader:
     labels: tuple[str, ...]
 
     def read_examples(self, table: Table) -> Table:
-        """Returns a table with a row for each query: the columns query, DOCUMENTS, LABELS, FORM, NUM_ROWS and NUM_ADDED.
+        """Returns a table with a row for each query: the columns query and EXAMPLE_COLUMNS, and those that this reader does not
+        know. These hold the value of the query's rows, or, if it differs, the list of the values of the rows that gave documents.
 
         A document that occurs again among the rows of its query is one document. InputError if its labels differ, or if the rows
         are not all of one form.
@@ -86,7 +87,12 @@ class DocumentReader:
                 add_document(example, table, row, text, label, keeps_equal=form == "lists")
         made = list(examples.values())
         rows = table.take([example.row for example in made])
+        known = {self.query, *self.documents, *self.positives, *self.negatives, *self.labels}
         columns = {
+            name: [join_values(values, example.origins) for example in made]
+            for name, values in table.columns.items()
+            if name not in known
+        } | {
             self.query: rows.columns[self.query],
             DOCUMENTS: [example.texts for example in made],
             LABELS: [example.labels for example in made],
@@ -194,6 +200,12 @@ def add_document(
     example.texts.append(text)
     example.labels.append(label)
     example.origins.append(row)
+
+
+def join_values(values: Sequence[Any], rows: Sequence[int]) -> Any:
+    """Returns the value that some rows of a column have, or the list of their values if they differ."""
+    chosen = [values[row] for row in dict.fromkeys(rows)]
+    return chosen[0] if all(value == chosen[0] for value in chosen) else chosen
 
 
 def read_label(value: Any, where: str) -> float:

@@ -8,6 +8,7 @@ from hf_finetune.data.table import Table
 from hf_finetune.system.errors import InputError
 from hf_finetune.tasks.text.document_reader import (
     DOCUMENTS,
+    EXAMPLE_COLUMNS,
     FORM,
     LABEL_NAMES,
     LABELS,
@@ -91,6 +92,19 @@ def test_rows_with_positive_and_negatives_are_joined_by_query() -> None:
         {"query": "r", "negatives": ["b"]},
     ]
     assert read(*rows) == [("q", ["a", "b", "c", "d", "e", "f"], [1, 0, 0, 0, 0, 1]), ("r", ["b"], [0])]
+
+
+def test_other_columns_are_kept() -> None:
+    """As `predict --keep` reads them. Of rows with one document, in the order of the documents."""
+    rows = [{"query": "q", "document": text, "score": 1} for text in ("a", "b", "a")] + [
+        {"query": "r", "document": "a"}
+    ]
+    table = make_table(*rows)
+    table = table.with_columns(table.columns | {"id": [5, 6, 7, 8], "user": ["x"] * 4})
+    made = READER.read_examples(table)
+    assert made.columns["id"] == [[5, 6], 8]
+    assert made.columns["user"] == ["x", "x"]
+    assert set(made.columns) == {"query", "id", "user", *EXAMPLE_COLUMNS}
 
 
 # --- errors ---------------------------------------------------------------------------------------------------------
