@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 from hf_finetune.cache import capture, decision
 from hf_finetune.config.sections import RunConfig
 from hf_finetune.export import hub, model_folder
-from hf_finetune.run import checkpoint, report, resume, saving, tracking
+from hf_finetune.run import average, checkpoint, report, resume, saving, tracking
 from hf_finetune.run.finished import describe_finished_run, read_finished_results
 from hf_finetune.run.folder import open_run, record_run
 from hf_finetune.run.inputs import describe_inputs
@@ -93,9 +93,10 @@ def train_and_export(config: RunConfig, runtime: Runtime, parts: Parts) -> dict[
 
         # The best weights, the final numbers by the entire model, the exported model
         best = resume.load_best_weights(run, progress)
+        averaged = average.load_average(run, progress)  # export.average: their mean is exported instead
         with clock("evaluate"):
             final = {split: evaluate_split(run, split, uses_cache=False) for split in run.features if split != "train"}
-        results = report.make_results(run, progress, final, clock)
+        results = report.make_results(run, progress, final, clock, averaged)
         results = runtime.on_main(lambda: finish_run(run, results, clock))
         epoch = run.schedule.epoch(progress.update)
         tracker.log_split("test", final.get("test", {}), update=progress.update, epoch=epoch)
@@ -195,7 +196,7 @@ def finish_update(
         )
         is_best = progress.best_update == number
         bar.say(f"epoch {epoch}  validation  {report.format_metrics(values)}{'  best' if is_best else ''}")
-        saves = saves or is_best or progress.stopped
+        saves = saves or is_best or progress.stopped or config.export.count > 0
     progress = dataclasses.replace(progress, pending=False)
     if saves:
         with clock("save"):
@@ -271,15 +272,15 @@ def attach_cache(
 def begin_stage(run: TrainingRun, progress: Progress, clock: Clock) -> tuple[TrainingRun, Progress]:
     """The run in the next stage of freeze.unfreeze: more parameters train, those that trained keep their optimizer state, and
     the cached prefix ends at the new boundary."""
-    optimizer_state, average = run.train_state.optimizer.optimizer.state_dict(), run.train_state.average
+    optimizer_state, moving_average = run.train_state.optimizer.optimizer.state_dict(), run.train_state.average
     freeze = run.config.freeze.at(find_next_epoch(run.schedule, progress))
     features = {split: dataclasses.replace(part, activations=None) for split, part in run.features.items()}
     run.runtime.accelerator.free_memory()  # it keeps the optimizers that it prepared
     stage = prepare_stage(run.backbone, run.plan.structure, freeze, run.config, run.runtime, run.parts.optimizer)
     run = dataclasses.replace(run, features=features, stage=stage)
     optim.restore_optimizer_state(run.train_state.optimizer.optimizer, optimizer_state)
-    if average is not None and run.train_state.average is not None:
-        run.train_state.average.weights |= average.weights
+    if moving_average is not None and run.train_state.average is not None:
+        run.train_state.average.weights |= moving_average.weights
     progress = dataclasses.replace(progress, cached=None)
     cache = decide_on_cache(run, progress, clock)
     report.announce_stage(run, cache.lines, progress)

@@ -161,7 +161,7 @@ def save(folder: Path, update: int, value: float) -> None:
     """Saves a checkpoint and removes old ones. The second is the best."""
     content: dict[str, Any] = {"epoch": 1, "update": update, "loss": 0.5, "model": torch.full((5,), float(update))}
     saved = checkpoint.save_checkpoint(folder, content, metric="accuracy", value=value, best_update=2)
-    checkpoint.remove_old_checkpoints(folder, saved, keep_best=1, keep_last=1, greater_is_better=True, best_update=2)
+    checkpoint.remove_old_checkpoints(folder, saved, keep_best=1, keep_last=1, greater_is_better=True, updates={2})
 
 
 def save_three(folder: Path) -> None:

@@ -445,6 +445,36 @@ class CheckpointConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    """The model that the run leaves in model/.
+
+    Args:
+        average: none exports the best checkpoint. last:K exports the mean of the weights of the checkpoints of the last K
+            evaluations, and best:K that of the K best. Each evaluation then saves a checkpoint, and as many as that are kept.
+    """
+
+    average: str = "none"
+
+    def __post_init__(self) -> None:
+        require(
+            re.fullmatch(r"none|(last|best):[1-9]\d{0,3}", self.average) is not None,
+            "export.average",
+            self.average,
+            "must be none, last:K or best:K, such as last:3",
+        )
+
+    @property
+    def order(self) -> str:
+        """What is averaged: none, the last or the best."""
+        return self.average.partition(":")[0]
+
+    @property
+    def count(self) -> int:
+        """The number of checkpoints that are averaged; 0 for none."""
+        return int(self.average.partition(":")[2] or 0)
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrackingConfig:
     """Logging of the numbers.
 
@@ -502,6 +532,7 @@ class RunConfig:
     train: TrainConfig = TrainConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    export: ExportConfig = ExportConfig()
     tracking: TrackingConfig = TrackingConfig()
     hub: HubConfig = HubConfig()
 

@@ -30,7 +30,7 @@ CHECKPOINT_TEMPLATE = Path(__file__).with_name("checkpoint_card_template.md")
 
 def make_card(run: TrainingRun, results: Mapping[str, Any]) -> str:
     """Returns the model card of a run. results: the content of results.json."""
-    config, plan, best, examples = hide_folders(run.config), run.plan, results["best"], results["examples"]
+    config, plan, examples = hide_folders(run.config), run.plan, results["examples"]
     processes = results["processes"]
     rows = [
         f"| {split} | {metric} | {value:.4f} |"
@@ -45,9 +45,7 @@ def make_card(run: TrainingRun, results: Mapping[str, Any]) -> str:
         purpose=run.task.describe_for_card(),
         usage=describe_usage(run.backbone, run.task, config.hub.repo_id or "model"),
         metrics="\n".join(rows),
-        best_epoch=best["epoch"],
-        best_update=best["update"],
-        metric=results["metric"],
+        weights=describe_weights(results),
         test_use=test_use,
         data_name=find_data_name(config),
         num_train=f"{examples['train']:,}",
@@ -78,6 +76,19 @@ def make_checkpoint_card(checkpoint: str, content: Mapping[str, Any], config: Ru
         purpose=task.describe_for_card(),
         metrics="\n".join(f"| {name} | {value:.4f} |" for name, value in content["metrics"].items()),
         remote_code=describe_remote_code(config),
+    )
+
+
+def describe_weights(results: Mapping[str, Any]) -> str:
+    """Returns which checkpoint the weights are from, or of which they are the mean."""
+    best, metric, average = results["best"], results["metric"], results["average"]
+    if average is None:
+        return f"The best checkpoint (epoch {best['epoch']}, update {best['update']}) was chosen by {metric} on validation."
+    updates = ", ".join(map(str, average["updates"]))
+    return (
+        f"The weights are the mean of {len(average['updates'])} checkpoints (updates {updates}): `export.average` was "
+        f"{average['export']}. The best single checkpoint (update {best['update']}) has {metric} {best['value']:.4f} on "
+        "validation."
     )
 
 

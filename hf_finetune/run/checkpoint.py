@@ -9,7 +9,7 @@ import json
 import pickle
 import re
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -261,9 +261,15 @@ def rank_checkpoints(manifests: Sequence[Manifest], *, greater_is_better: bool) 
 
 
 def remove_old_checkpoints(
-    folder: Path, saved: Manifest, *, keep_best: int, keep_last: int, greater_is_better: bool, best_update: int | None
+    folder: Path,
+    saved: Manifest,
+    *,
+    keep_best: int,
+    keep_last: int,
+    greater_is_better: bool,
+    updates: Collection[int | None],
 ) -> None:
-    """Removes all checkpoints except the newest `keep_last`, the best `keep_best` and that of `best_update`. Removes a manifest
+    """Removes all checkpoints except the newest `keep_last`, the best `keep_best` and those of `updates`. Removes a manifest
     before its file.
 
     saved: the checkpoint that was just written. Checkpoints of later updates exist if the run resumed from an earlier one; they
@@ -273,7 +279,7 @@ def remove_old_checkpoints(
     others = [manifest for manifest in manifests if manifest.update != saved.update]
     last = others[max(0, len(others) - keep_last + 1) :]
     best = rank_checkpoints(manifests, greater_is_better=greater_is_better)[:keep_best]
-    best += [manifest for manifest in others if manifest.update == best_update]
+    best += [manifest for manifest in others if manifest.update in updates]
     files_to_keep = {saved.file, *(manifest.file for manifest in [*last, *best])}
     for manifest in manifests:
         if manifest.file not in files_to_keep:

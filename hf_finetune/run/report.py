@@ -5,10 +5,12 @@ from typing import Any
 
 import torch
 
-from hf_finetune.config.sections import get_length, to_dict
+from hf_finetune.config.optimizers import OPTIMIZERS
+from hf_finetune.config.sections import RunConfig, get_length, to_dict
 from hf_finetune.data import splits
 from hf_finetune.model import lora
 from hf_finetune.model.freezing import SHARED_BLOCK
+from hf_finetune.run.average import AverageOfCheckpoints
 from hf_finetune.run.training_run import Clock, TrainingRun
 from hf_finetune.system import processes
 from hf_finetune.training.loop import make_micro_batch_limit
@@ -36,6 +38,8 @@ def announce(run: TrainingRun, cache_lines: Sequence[str], notes: Sequence[str])
     lines += label_lines("metric", [f"{run.metric} on validation, {better} is better"])
     lines += label_lines("own parts", describe_parts(run))
     lines += label_lines("updates", [describe_updates(run)])
+    for label, line in describe_optimizer(config):
+        lines += label_lines(label, [line])
     lines += label_lines("device", [describe_device(run), *run.runtime.notes])
     lines += ["freeze plan", plan.describe()]
     for line in lora.describe_adapters(run.backbone):
@@ -135,16 +139,27 @@ def describe_windows(run: TrainingRun) -> list[str]:
 
 
 def make_results(
-    run: TrainingRun, progress: Progress, final: Mapping[str, dict[str, float]], clock: Clock
+    run: TrainingRun,
+    progress: Progress,
+    final: Mapping[str, dict[str, float]],
+    clock: Clock,
+    averaged: AverageOfCheckpoints | None = None,
 ) -> dict[str, Any]:
-    """Returns the content of results.json. final: the metrics of the best model by split."""
+    """Returns the content of results.json. final: the metrics by split of the model that is exported: the best one, or the mean
+    of those that were `averaged`."""
     seconds = clock.seconds["train"]
+    average = None
+    if averaged is not None:
+        updates, missing = list(averaged.updates), list(averaged.missing)
+        value = final["validation"][run.metric]
+        average = {"export": run.config.export.average, "updates": updates, "missing": missing, "value": value}
     return {
         "task": run.config.task.kind,
         "problem": run.task.problem,
         "metric": run.metric,
         "labels": list(run.task.label_names),
         "best": {"epoch": progress.best_epoch, "update": progress.best_update, "value": progress.best_value},
+        "average": average,
         "validation": final["validation"],
         "test": final.get("test", {}),
         "examples": {split: count_examples(run, split) if split in run.features else 0 for split in splits.SPLITS},
@@ -167,9 +182,52 @@ def make_results(
 def summarize_results(results: Mapping[str, Any]) -> str:
     """Returns the best metric on validation, and the metrics of the test split if there is one."""
     summary = f"best {results['metric']} on validation {results['best']['value']:.4f}"
+    if average := results.get("average"):
+        summary += f", of the mean of {len(average['updates'])} checkpoints {average['value']:.4f}"
     if results["test"]:
         summary += f"; test: {format_metrics(results['test'])}"
     return summary
+
+
+def describe_average(results: Mapping[str, Any]) -> list[str]:
+    """Returns what model/ is the mean of, with the metric of that and of the best checkpoint; [] without export.average."""
+    average, best, metric = results["average"], results["best"], results["metric"]
+    if average is None:
+        return []
+    updates = ", ".join(map(str, average["updates"]))
+    lines = [
+        f"model/ is the mean of {len(average['updates'])} checkpoints (updates {updates}): {metric} on validation "
+        f"{average['value']:.4f}; the best single one has {best['value']:.4f} (update {best['update']})"
+    ]
+    if average["missing"]:
+        missing = ", ".join(map(str, average["missing"]))
+        lines.append(f"left out, because their checkpoints are missing or damaged: updates {missing}")
+    return lines
+
+
+def describe_optimizer(config: RunConfig) -> list[tuple[str, str]]:
+    """Returns a label and a line for each of optimizer, schedule and averages that is not the default."""
+    train, lines = config.train, []
+    options = {name: join_options(getattr(train, f"{name}_options")) for name in ("optimizer", "schedule")}
+    if train.optimizer != "adamw" or options["optimizer"]:
+        lines.append(("optimizer", f"{train.optimizer}{options['optimizer']}"))
+    if train.schedule != "linear" or options["schedule"]:
+        lines.append(("schedule", f"{train.schedule}{options['schedule']}"))
+    what = ""
+    if train.ema_decay is not None:
+        what = f"an exponential moving average of the weights (decay {train.ema_decay})"
+    elif train.optimizer in OPTIMIZERS and OPTIMIZERS[train.optimizer].is_schedule_free:
+        what = "the average of the weights that the optimizer keeps"
+    if what:
+        lines.append(("average", f"{what} is evaluated, saved and exported"))
+    if config.export.count:
+        lines.append(("export", f"the mean of the {config.export.order} {config.export.count} evaluated checkpoints"))
+    return lines
+
+
+def join_options(options: Mapping[str, Any]) -> str:
+    """Returns `, name value` for each option."""
+    return "".join(f", {name} {value}" for name, value in options.items())
 
 
 def format_metrics(values: Mapping[str, float]) -> str:
@@ -214,6 +272,7 @@ def format_closing(run: TrainingRun, results: Mapping[str, Any], best: str) -> s
         way_to_load = "an adapter; its README.md shows how to load it"
     lines.append(f"  model        {folder}/model  ({way_to_load})")
     lines.append(f"  checkpoint   {folder}/checkpoints/{best}")
+    lines += [f"  average      {line}" for line in describe_average(results)]
     lines.append(f"  numbers      {folder}/results.json, metrics.jsonl")
     if "tensorboard" in run.config.tracking.trackers:
         lines.append(f"  curves       tensorboard --logdir {run.config.output_dir}")

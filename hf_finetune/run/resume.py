@@ -254,21 +254,33 @@ def make_other_model_error(backbone_id: str, name: str, reason: object) -> Input
 def adopt_best_checkpoint(run: TrainingRun, path: Path, content: Mapping[str, Any], progress: Progress) -> Progress:
     """Makes sure that the best checkpoint is in this run's folder, and returns the progress.
 
-    If the run resumes from a checkpoint in another folder, copies the best one from there. If no intact one is found, the
-    checkpoint at `path` takes its place if it was evaluated; otherwise the run has no best checkpoint yet.
+    If the run resumes from a checkpoint in another folder, copies the best one from there, and those that export.average needs.
+    If no intact best one is found, the checkpoint at `path` takes its place if it was evaluated; otherwise the run has no best
+    checkpoint yet.
     """
+    for update in run.list_averaged_updates(progress):
+        if checkpoint.find_intact(run.checkpoint_dir, update) is None:
+            copy_checkpoint(path.parent, update, run.checkpoint_dir)
     if progress.best_update is None or checkpoint.find_intact(run.checkpoint_dir, progress.best_update):
         return progress
-    if best := checkpoint.find_intact(path.parent, progress.best_update):
-        run.checkpoint_dir.mkdir(parents=True, exist_ok=True)
-        for source in (best, checkpoint.make_manifest_path(best)):
-            write_atomically(run.checkpoint_dir / source.name, source.read_bytes())
+    if copy_checkpoint(path.parent, progress.best_update, run.checkpoint_dir):
         return progress
     value = content["metrics"].get(run.metric)
     if value is None or checkpoint.find_intact(run.checkpoint_dir, progress.update) is None:
         return dataclasses.replace(progress, best_value=None, best_update=None, best_epoch=None)
     epoch = run.schedule.epoch(progress.update)
     return dataclasses.replace(progress, best_value=value, best_update=progress.update, best_epoch=epoch)
+
+
+def copy_checkpoint(source_dir: Path, update: int, folder: Path) -> bool:
+    """Copies the checkpoint of an update into a folder that has no intact one. Returns False if there is none to copy."""
+    found = checkpoint.find_intact(source_dir, update)
+    if found is None:
+        return False
+    folder.mkdir(parents=True, exist_ok=True)
+    for source in (found, checkpoint.make_manifest_path(found)):
+        write_atomically(folder / source.name, source.read_bytes())
+    return True
 
 
 def load_best_weights(run: TrainingRun, progress: Progress) -> str:

@@ -36,7 +36,7 @@ def save_run(run: TrainingRun, progress: Progress) -> str:
             keep_best=run.config.checkpoint.keep_best,
             keep_last=run.config.checkpoint.keep_last,
             greater_is_better=run.greater_is_better,
-            best_update=progress.best_update,
+            updates={progress.best_update, *run.list_averaged_updates(progress)},
         )
         return saved.file
 

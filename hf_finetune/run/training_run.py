@@ -27,7 +27,7 @@ from hf_finetune.tasks import metrics
 from hf_finetune.tasks.base import Task
 from hf_finetune.training.evaluation import ModelRunner
 from hf_finetune.training.loop import Update
-from hf_finetune.training.progress import Progress
+from hf_finetune.training.progress import Progress, choose_averaged_updates
 from hf_finetune.training.schedule import Schedule
 from hf_finetune.training.train_state import TrainState
 
@@ -116,6 +116,12 @@ class TrainingRun:
         """The update after which the current stage ends, if `update` updates are done."""
         starts = [(int(stage["epoch"]) - 1) * self.schedule.updates_per_epoch for stage in self.config.freeze.unfreeze]
         return min([start for start in starts if start > update] + [self.schedule.total_updates])
+
+    def list_averaged_updates(self, progress: Progress) -> tuple[int, ...]:
+        """The updates whose checkpoints export.average would average if the run ended now."""
+        return choose_averaged_updates(
+            progress.history, self.config.export, metric=self.metric, greater_is_better=self.greater_is_better
+        )
 
     def is_over(self, progress: Progress) -> bool:
         """True if nothing is left to train."""

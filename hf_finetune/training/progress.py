@@ -1,11 +1,11 @@
 """How far a run has come: updates, the best checkpoint, early stopping."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hf_finetune.config.sections import TrainConfig
+from hf_finetune.config.sections import ExportConfig, TrainConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,3 +83,19 @@ def apply_patience(progress: Progress, *, metric: str, config: TrainConfig, grea
         evaluations_without_gain=counted.evaluations_without_gain,
         stopped=counted.stopped,
     )
+
+
+def choose_averaged_updates(
+    history: Sequence[Mapping[str, Any]], export: ExportConfig, *, metric: str, greater_is_better: bool
+) -> tuple[int, ...]:
+    """Returns the updates whose checkpoints export.average averages, in order: those of the last evaluations, or of the best.
+
+    history: a row for each evaluation: update and metrics. Of equal values the earlier comes first; nan is never chosen as best.
+    """
+    if export.order == "best":
+        sign = -1.0 if greater_is_better else 1.0
+        valued = [row for row in history if row[metric] == row[metric]]
+        chosen = sorted(valued, key=lambda row: (sign * row[metric], row["update"]))[: export.count]
+    else:
+        chosen = list(history)[max(0, len(history) - export.count) :]
+    return tuple(sorted(row["update"] for row in chosen))

@@ -22,6 +22,7 @@ from hf_finetune.config.sections import (
     CheckpointConfig,
     DataConfig,
     EvaluationConfig,
+    ExportConfig,
     FreezeConfig,
     HubConfig,
     ModelConfig,
@@ -223,6 +224,10 @@ CASES: list[tuple[type, dict[str, Any], str, str]] = [
     *((CheckpointConfig, {"every": value}, "checkpoint.every", "at least 1") for value in (0, -3)),
     (CheckpointConfig, {"keep_best": 0}, "checkpoint.keep_best", "at least 1"),
     (CheckpointConfig, {"keep_last": 0}, "checkpoint.keep_last", "at least 1"),
+    *(
+        (ExportConfig, {"average": value}, "export.average", "must be none, last:K or best:K, such as last:3")
+        for value in ("last", "last:0", "best:", "first:2", "last:-1", "best:2.5", "")
+    ),
     (TrackingConfig, {"log_every": 0}, "tracking.log_every", "at least 1"),
     (HubConfig, {"push": True}, "hub.repo_id", "must be given with hub.push"),
     *(

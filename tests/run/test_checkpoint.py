@@ -32,7 +32,7 @@ def list_updates(folder: Path) -> list[int]:
 def remove_old(folder: Path, saved: checkpoint.Manifest, best: int | None = None, **keep: int) -> None:
     """Removes old checkpoints, but keeps one best and one last unless `keep` says otherwise."""
     options = {"keep_best": 1, "keep_last": 1} | keep
-    checkpoint.remove_old_checkpoints(folder, saved, greater_is_better=True, best_update=best, **options)
+    checkpoint.remove_old_checkpoints(folder, saved, greater_is_better=True, updates={best}, **options)
 
 
 def test_names_contain_epoch_update_loss_and_metric(tmp_path: Path) -> None:
