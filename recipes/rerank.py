@@ -21,10 +21,10 @@ DEFAULTS = {
     "data.text_columns": ["query"],
     "data.label_column": None,
     "data.max_length": 256,
-    "train.epochs": 1,
+    "train.epochs": 1,  # epochs and batch size of sentence-transformers' training examples for MS MARCO
     "train.batch_size": 16,
     "freeze.embeddings": True,
-    "train.learning_rate": 1e-4,
+    "train.learning_rate": 2e-4,  # chosen for MiniLM by validation (one seed): nDCG@10 0.886, and 0.862 with 4e-4
     "train.head_learning_rate": 1e-3,
 }
 

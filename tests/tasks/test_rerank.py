@@ -432,6 +432,29 @@ def test_rows_of_python_and_of_the_datasets_library(
     assert all(isinstance(text, str) for texts in table.columns[DOCUMENTS] for text in texts)
 
 
+@pytest.mark.parametrize("source", ["file", "dataset"])
+def test_columns_inside_another_one(
+    tmp_path: Path, backbones: Callable[..., Path], source: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As MS MARCO has them on the Hub."""
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    made = ranked.make_rows(30)
+    rows = [
+        {"query": row["query"], "passages": {"is_selected": row["labels"], "passage_text": row["documents"]}}
+        for row in made
+    ]
+    (tmp_path / "hub").mkdir()
+    path = tiny.write_jsonl(tmp_path / "hub" / "train.jsonl", rows)
+    data = {"data.train": [str(path)]} if source == "file" else {"data.train": [], "data.dataset": str(path.parent)}
+    names = {"task.document_columns": ["passages.passage_text"], "data.label_column": "passages.is_selected"}
+    config = make_config(tmp_path, backbones("bert"), **data, **names)
+    table = load_splits(config.data, 0, Reranking.make_columns(config).spec).train
+    expected = {row["query"]: (row["documents"], row["labels"]) for row in made}
+    found = zip(table.columns["query"], table.columns[DOCUMENTS], table.columns[LABELS], strict=True)
+    assert all(expected[query] == (documents, labels) for query, documents, labels in found)
+    assert len(table) == 24
+
+
 def test_graded_labels_with_a_pointwise_loss_are_scaled(
     tmp_path: Path, backbones: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
