@@ -145,9 +145,9 @@ class RerankingEncoding(Encoding):
         """Returns lines about the form of the rows, the documents and their labels, queries without effect, and the input."""
         assert isinstance(features.labels, Ragged)
         counts = features.count_sequences(np.arange(len(features)))
-        num_rows, num_added = sum(table.columns[NUM_ROWS]), np.array(table.columns[NUM_ADDED])
+        num_added = np.array(table.columns[NUM_ADDED])
         lines = [
-            ("task", f"reranking; {num_rows:,} rows with a query and {FORMS[table.columns[FORM][0]]}"),
+            ("task", self.describe_rows(table)),
             ("documents", f"{len(features.labels.values):,}, {counts.min():,} to {counts.max():,} for each query"),
             ("labels", self.describe_labels(features.labels.values)),
         ]
@@ -161,6 +161,16 @@ class RerankingEncoding(Encoding):
             lines.append(("unused", f"{unused:,} queries have no effect: they have one document, or {reason}"))
         cut = f"{features.num_truncated:,} queries with a document are longer and were cut"
         return [*lines, ("input", f"at most {max_length} tokens; {cut}")]
+
+    def describe_rows(self, table: Table) -> str:
+        """Returns the form of the rows, how many were joined, and how many lists belong to a query that has another one."""
+        num_rows, num_repeated = sum(table.columns[NUM_ROWS]), len(table) - len(set(table.columns[self.query]))
+        shown = f"reranking; {num_rows:,} rows with a query and {FORMS[table.columns[FORM][0]]}"
+        if num_rows > len(table):
+            shown += f", joined to {len(table):,} queries"
+        if num_repeated:
+            shown += f"; {num_repeated:,} queries occur again, and each list is ranked by itself"
+        return shown
 
     def describe_labels(self, values: Array) -> str:
         """Returns how often each label occurs, or the range of many labels; and what a pointwise loss makes of them."""

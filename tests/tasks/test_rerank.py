@@ -468,6 +468,22 @@ def test_graded_labels_with_a_pointwise_loss_are_scaled(
         set_up_run(config)
 
 
+def test_joined_rows_and_repeated_queries_are_described(tmp_path: Path, backbones: Callable[..., Path]) -> None:
+    pairs, lists = ranked.make_rows(30, form="pairs"), ranked.make_rows(30)
+    for name, rows in (("pairs", pairs), ("lists", [*lists, *lists[:4]])):
+        run = set_up_run(make_own_config(tmp_path, backbones("bert"), rows, name=name))
+        train = run.splits.train
+        (label, line), *_ = run.task.encoding.describe(run.features["train"], train, 32)
+        assert label == "task"
+        if name == "pairs":
+            num_rows = sum(len(documents) for documents in train.columns[DOCUMENTS])
+            assert line == f"reranking; {num_rows} rows with a query and one document, joined to {len(train)} queries"
+        else:
+            num_repeated = len(train) - len({*train.columns["query"]})
+            assert num_repeated > 0
+            assert line.endswith(f"; {num_repeated} queries occur again, and each list is ranked by itself")
+
+
 def test_many_labels_are_described_by_their_range(tmp_path: Path, backbones: Callable[..., Path]) -> None:
     rows = [{"query": f"{number}", "documents": ["cat", "dog"], "labels": [0, number / 8]} for number in range(1, 20)]
     run = set_up_run(make_own_config(tmp_path, backbones("bert"), rows))
