@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.3.0"
 
 if TYPE_CHECKING:
-    from hf_finetune.api import Run, finetune
+    from hf_finetune.api import finetune
     from hf_finetune.config.loading import load_config
     from hf_finetune.config.sections import RunConfig
     from hf_finetune.export.predict import Predictor
+    from hf_finetune.export.trained_run import Run
     from hf_finetune.recipe import run_recipe
     from hf_finetune.system.errors import InputError
     from hf_finetune.tasks.base import Task
@@ -20,7 +21,7 @@ PUBLIC = {
     "Predictor": "export.predict",
     "RunConfig": "config.sections",
     "Task": "tasks.base",
-    "Run": "api",
+    "Run": "export.trained_run",
     "finetune": "api",
     "load_config": "config.loading",
     "run_recipe": "recipe",

@@ -8,18 +8,21 @@ The same words give the same run as on the command line. docs/python.md shows al
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 from hf_finetune.config.loading import load_config
 from hf_finetune.config.recipes import read_defaults
 from hf_finetune.config.references import make_reference
 from hf_finetune.config.sections import RunConfig
-from hf_finetune.data.memory import MEMORY, name_library
-from hf_finetune.data.splits import SPLITS
-from hf_finetune.run.parts import NO_PARTS, Parts
-from hf_finetune.system.errors import InputError
+from hf_finetune.config.tasks import load_task
+from hf_finetune.data.memory import MEMORY, name_library, read_memory
+from hf_finetune.data.splits import SPLITS, load_splits
+from hf_finetune.data.table import Table
+from hf_finetune.export.trained_run import Run
+from hf_finetune.run.parts import NO_PARTS, Parts, name_metrics
+from hf_finetune.system.errors import AGAIN, InputError, StoppedError
+from hf_finetune.system.signals import StopSignals
 
 # Names that data sets give to their splits, by ours
 SPLIT_NAMES = {"train": ("train",), "validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
@@ -37,7 +40,7 @@ def finetune(
     optimizer: Callable[..., Any] | None = None,
     augment: Callable[..., Any] | None = None,
     on_update: Callable[..., Any] | None = None,
-) -> "Run":
+) -> Run:
     """Fine-tunes a model, and returns the finished run. A run that was interrupted continues if it is called again.
 
     Args:
@@ -54,13 +57,14 @@ def finetune(
         augment: augment(row, seed, epoch) -> row, for the training rows of each epoch.
         on_update: on_update(update, model), called after each update.
 
-    docs/extending.md describes the functions. Raises InputError for anything that you can fix, and StoppedError (a
-    KeyboardInterrupt) if the run was interrupted and has been saved.
-    """
-    from hf_finetune.train import finetune as train_run
+    A run that is given no name (settings {"name": ...}) has that of its data. If another run has that name, one with other
+    settings, data or functions, it gets a number, as reviews-2. docs/extending.md describes the functions.
 
+    Raises InputError for anything that you can fix, and StoppedError (a KeyboardInterrupt) if the run was interrupted and has
+    been saved.
+    """
     if isinstance(task, RunConfig):
-        config, parts = task, NO_PARTS
+        config, parts, is_named = task, NO_PARTS, True
         given = (train, validation, test, settings, loss, optimizer, augment, on_update)
         if metrics or any(value is not None for value in given):
             raise InputError("finetune(): a RunConfig has all settings; give a task's name to add data or functions")
@@ -68,8 +72,19 @@ def finetune(
         functions = {"loss": loss, "optimizer": optimizer, "augment": augment, "on_update": on_update}
         data = {"train": train, "validation": validation, "test": test}
         config, parts = make_run_config(task, data, settings or {}, functions, name_metrics(metrics))
+        parts, is_named = replace(parts, rows=read_rows(config, parts.rows)), "name" in (settings or {})
+    # Nothing heavy is imported before this line: what the user can get wrong shows at once
+    with StopSignals().install():
+        try:
+            from hf_finetune.run.naming import name_run
+            from hf_finetune.train import finetune as train_run
+
+            config = config if is_named else name_run(config, parts)
+        except StoppedError as error:
+            message = f"{error}: there was nothing to save yet; {AGAIN} to start from the beginning"
+            raise StoppedError(message) from None
     result = train_run(config, parts)
-    return Run(config=config, parts=parts, run_dir=result.run_dir, model_dir=result.model_dir, results=result.results)
+    return Run(config=config, run_dir=result.run_dir, model_dir=result.model_dir, results=result.results, parts=parts)
 
 
 def make_run_config(
@@ -106,16 +121,17 @@ def make_run_config(
     return config, Parts(rows=rows, metrics=metrics, **functions)
 
 
-def name_metrics(
-    metrics: Mapping[str, Callable[..., Any]] | Sequence[Callable[..., Any]],
-) -> dict[str, Callable[..., Any]]:
-    """Returns metrics by their names; functions in a list have their own names. InputError if two have one name."""
-    if isinstance(metrics, Mapping):
-        return dict(metrics)
-    named = {getattr(metric, "__name__", type(metric).__name__): metric for metric in metrics}
-    if len(named) < len(metrics):
-        raise InputError("metrics: two of the functions have one name; give a dict of functions by names")
-    return named
+def read_rows(config: RunConfig, rows: Mapping[str, Any]) -> dict[str, Table]:
+    """Returns the rows of memory as tables, by split. Checks their texts, and their labels if all splits are in memory.
+
+    InputError, with the row, if one cannot be used.
+    """
+    task_class = load_task(config.task.kind)
+    spec = task_class.make_columns(config).spec
+    tables = {split: read_memory(value, split, config.data, spec) for split, value in rows.items()}
+    if tables and all(split in tables for split in SPLITS if getattr(config.data, split)):
+        task_class.from_table(config, load_splits(config.data, config.seed, spec, tables).train)
+    return tables
 
 
 def split_data(data: Mapping[str, Any]) -> tuple[dict[str, list[str]], dict[str, Any]]:
@@ -153,25 +169,3 @@ def unpack_splits(splits: Mapping[str, Any], others: Mapping[str, Any]) -> dict[
     if twice := sorted(found.keys() & others.keys()):
         raise InputError(f"{twice[0]}: is given, and the DatasetDict has it too; leave one of them out")
     return found
-
-
-@dataclass(frozen=True, kw_only=True, repr=False)
-class Run:
-    """A finished run.
-
-    Attributes:
-        config: Its settings.
-        parts: The rows and functions that finetune() was given.
-        run_dir: Its folder.
-        model_dir: The folder of the exported model, which from_pretrained loads.
-        results: The content of results.json: the best value, the metrics of validation and test, seconds, counts.
-    """
-
-    config: RunConfig
-    parts: Parts
-    run_dir: Path
-    model_dir: Path
-    results: dict[str, Any]
-
-    def __repr__(self) -> str:
-        return f"Run({str(self.run_dir)!r})"

@@ -27,7 +27,7 @@ from hf_finetune.run.inputs import describe_inputs
 from hf_finetune.run.parts import NO_PARTS, Parts
 from hf_finetune.run.setup import find_next_epoch, prepare_stage, set_up
 from hf_finetune.run.training_run import Clock, TrainingRun, evaluate_split, preflight_check
-from hf_finetune.system.errors import InputError, StoppedError
+from hf_finetune.system.errors import AGAIN, InputError, StoppedError
 from hf_finetune.system.files import write_atomically
 from hf_finetune.system.processes import Runtime
 from hf_finetune.training import optim
@@ -218,11 +218,9 @@ def save_and_stop(run: TrainingRun, progress: Progress, clock: Clock, bar: track
 def explain_stop(config: RunConfig, error: StoppedError) -> StoppedError:
     """The error with what is saved, and how to continue. error: Names the signal."""
     last = checkpoint.find_last(config.run_dir / "checkpoints")
-    again = "run the same command, program or notebook cell again"
     if last is None:
-        return StoppedError(f"{error}: there was nothing to save yet; {again} to start from the beginning")
-    if config.checkpoint.resume == "never":
-        again = "set checkpoint.resume to auto"
+        return StoppedError(f"{error}: there was nothing to save yet; {AGAIN} to start from the beginning")
+    again = "set checkpoint.resume to auto" if config.checkpoint.resume == "never" else AGAIN
     return StoppedError(
         f"{error}: the run is saved up to {config.run_dir / 'checkpoints' / last}; {again} to continue from it"
     )

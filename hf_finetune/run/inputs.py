@@ -4,19 +4,18 @@ It lies in the run's folder as inputs.json, so that a run that is called again k
 """
 
 import hashlib
-import inspect
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hf_finetune.config.references import make_reference
 from hf_finetune.config.sections import RunConfig
 from hf_finetune.config.tasks import load_task
 from hf_finetune.data.memory import read_memory
 from hf_finetune.data.sources import digest_dataset, digest_files, find_files
 from hf_finetune.data.splits import SPLITS, read_given_splits
 from hf_finetune.data.table import Table
+from hf_finetune.run.function_digest import digest_function
 from hf_finetune.run.parts import NO_PARTS, Parts, load_parts
 from hf_finetune.system.errors import InputError
 
@@ -75,17 +74,6 @@ def digest_table(table: Table) -> str:
     """Returns the sha256 of the columns of a table, in hexadecimal."""
     text = json.dumps([table.columns, table.class_names], ensure_ascii=False, sort_keys=True, default=str)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
-
-
-def digest_function(function: Callable[..., Any]) -> str:
-    """Returns the sha256 of the source of a function or class, in hexadecimal; of its import path if it has no source. Does not
-    see changes in what it calls."""
-    named = function if hasattr(function, "__qualname__") else type(function)
-    try:
-        text = inspect.getsource(named)
-    except (OSError, TypeError):
-        text = make_reference(function)
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 # --- what has changed -----------------------------------------------------------------------------------------------

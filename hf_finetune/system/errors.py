@@ -2,6 +2,8 @@
 
 import re
 
+AGAIN = "run the same command, program or notebook cell again"  # how a run that was stopped continues
+
 
 class InputError(Exception):
     """Something that the user gave cannot be used.

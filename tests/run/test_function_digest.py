@@ -1,0 +1,104 @@
+"""A digest of a function changes with its code and with what it uses, and with nothing else."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from hf_finetune.run.function_digest import digest_function
+
+PROGRAM = """
+WEIGHT = 2.0
+SIZES = (1, 2)
+
+def double(value):
+    return 2 * value
+
+def loss(outputs, batch, scale=1):
+    def inner(value):
+        return double(value) * WEIGHT * SIZES[0]
+    return inner(outputs) * scale, len(batch)
+
+class Callable:
+    def __init__(self, rate):
+        self.rate = rate
+    def __call__(self, update, model):
+        return self.rate
+
+look = Callable(0.5)
+method = look.__call__
+
+def make(limit):
+    def closed(value):
+        return value < limit
+    return closed
+
+closed = make(3)
+anonymous = lambda value: value + 1
+"""
+
+
+def run(program: str, name: str) -> Any:
+    """The value of this name after the program has run in a module, whose source inspect finds, as in a notebook."""
+    import linecache
+
+    file = f"<cell {hash(program)}>"
+    linecache.cache[file] = (len(program), None, program.splitlines(keepends=True), file)
+    namespace: dict[str, Any] = {"__name__": "__main__"}
+    exec(compile(program, file, "exec"), namespace)
+    return namespace[name]
+
+
+NAMES = ("loss", "look", "method", "closed", "anonymous")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_digest_of_equal_code_is_equal(name: str) -> None:
+    first = digest_function(run(PROGRAM, name))
+    assert digest_function(run(PROGRAM, name)) == first
+    assert digest_function(run(PROGRAM + "\nOTHER = 3\n", name)) == first
+    assert len({digest_function(run(PROGRAM, other)) for other in NAMES}) == len(NAMES)
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new"),
+    [
+        ("loss", "* scale", "+ scale"),
+        ("loss", "scale=1", "scale=2"),
+        ("loss", "WEIGHT = 2.0", "WEIGHT = 3.0"),
+        ("loss", "SIZES = (1, 2)", "SIZES = (3, 2)"),
+        ("loss", "return 2 * value", "return 4 * value"),
+        ("look", "return self.rate", "return -self.rate"),
+        ("look", "Callable(0.5)", "Callable(0.6)"),
+        ("method", "Callable(0.5)", "Callable(0.6)"),
+        ("closed", "make(3)", "make(4)"),
+        ("anonymous", "value + 1", "value + 2"),
+    ],
+)
+def test_the_digest_changes_with_what_a_function_is_made_of(name: str, old: str, new: str) -> None:
+    assert PROGRAM.count(old) == 1
+    assert digest_function(run(PROGRAM.replace(old, new), name)) != digest_function(run(PROGRAM, name))
+
+
+def test_functions_of_libraries_partials_and_code_without_source_have_a_digest() -> None:
+    functions: list[Callable[..., Any]] = [len, functools.partial(max, default=1), functools.partial(max, default=2)]
+    namespace: dict[str, Any] = {"__name__": "nowhere"}
+    exec("def one(a):\n    return a.b\ndef two(a):\n    return a.c", namespace)
+    functions += [namespace["one"], namespace["two"]]
+    assert len({digest_function(function) for function in functions}) == 5
+
+
+def test_a_variable_that_has_no_value_yet_is_left_out() -> None:
+    def outer() -> Callable[..., Any]:
+        def inner() -> Any:
+            return later
+
+        digests.append(digest_function(inner))
+        later = 3
+        digests.append(digest_function(inner))
+        return inner
+
+    digests: list[str] = []
+    outer()
+    assert digests[0] != digests[1]
