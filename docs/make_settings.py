@@ -1,11 +1,15 @@
 """Writes docs/settings.md from the sections of RunConfig and the Settings of each task: `make docs`."""
 
 import typing
+from collections.abc import Mapping
 from dataclasses import MISSING, fields
 from pathlib import Path
+from typing import Any
 
 from hf_finetune.config.help import INSTEAD_OF_DEFAULT, format_default, read_help_texts, read_summary
 from hf_finetune.config.loading import SECTIONS, get_section_classes
+from hf_finetune.config.optimizers import OPTIMIZERS
+from hf_finetune.config.schedules import SCHEDULES
 from hf_finetune.config.sections import RunConfig, get_default
 from hf_finetune.config.tasks import TASKS, load_task
 from hf_finetune.config.values import describe_type
@@ -20,7 +24,23 @@ Python `{"section.key": VALUE}`. The defaults are the package's. A recipe has ot
 
 On the command line a list is several words (`--data.train a.csv b.csv`), one word, or a list in quotes
 (`'["a.csv", "b.csv"]'`, `[]`). Brackets without quotes, such as `[0-3]`, could be a list or one text: they are an error that
-shows how to write both."""
+shows how to write both.
+
+Options are a mapping in YAML and in Python (`optimizer_options: {betas: [0.9, 0.95]}`). On the command line each is a key of its
+own (`--train.optimizer_options.betas 0.9 0.95`), or all of them a mapping in quotes
+(`--train.optimizer_options '{betas: [0.9, 0.95]}'`), which replaces those of a YAML file."""
+
+OPTIMIZERS_INTRODUCTION = """### Optimizers
+
+`train.optimizer` takes these names. *Memory* is the state for each trained parameter of a large fp32 matrix, in bytes, as a test
+measures it; the parameter and its gradient have 4 bytes each. *Decay* is how `train.weight_decay` acts: decoupled from the
+gradient as in AdamW, or added to the gradient (L2). [training.md](training.md) has examples."""
+
+SCHEDULES_INTRODUCTION = """### Schedules
+
+`train.schedule` takes these names. The factor on the peak learning rate rises in a line over the first `train.warmup_fraction` of
+all updates and then follows the formula, where x is the share of the other updates that are done. A factor f with `min_ratio` m
+is m + (1 - m) f. After the warm-up the schedules are those of `transformers.get_scheduler`."""
 
 
 def make_table(name: str, section: type) -> list[str]:
@@ -39,6 +59,39 @@ def make_table(name: str, section: type) -> list[str]:
     return lines
 
 
+def format_options(options: Mapping[str, Any]) -> str:
+    """Options with their defaults, in one cell of a table."""
+    return ", ".join(f"`{name}` {format_option(default)}" for name, default in options.items())
+
+
+def format_option(value: Any) -> str:
+    """A default as YAML has it."""
+    return f"[{', '.join(map(str, value))}]" if isinstance(value, tuple) else format_default(value)
+
+
+def make_optimizer_table() -> list[str]:
+    """A row for each optimizer."""
+    lines = ["| optimizer | memory | decay | options | needs | source |", "|---|---|---|---|---|---|"]
+    for name, kind in OPTIMIZERS.items():
+        memory = f"{kind.state_bytes:g}"
+        memory += " (rows and columns)" if name == "adafactor" else ""
+        memory += "; 8 for the parameters of AdamW" if kind.only_hidden_matrices else ""
+        memory += "; 4 with momentum" if name == "sgd" else ""
+        extra = f"`[{kind.extra}]`" if kind.extra else ""
+        lines.append(
+            f"| `{name}` | {memory} | {kind.decay} | {format_options(kind.options)} | {extra} | {kind.source} |"
+        )
+    return lines
+
+
+def make_schedule_table() -> list[str]:
+    """A row for each schedule."""
+    lines = ["| schedule | factor after the warm-up | options |", "|---|---|---|"]
+    for name, kind in SCHEDULES.items():
+        lines.append(f"| `{name}` | {kind.formula} | {format_options(kind.complete({}))} |")
+    return lines
+
+
 def make_page() -> str:
     """The complete page."""
     lines = [INTRODUCTION, "", "## run", "", *make_table("", RunConfig)]
@@ -49,6 +102,9 @@ def make_page() -> str:
                 settings = load_task(kind).Settings
                 rows = [row for row in make_table("task", settings) if not row.startswith("| `task.kind`")]
                 lines += ["", f"### task: {kind}", "", read_summary(settings), "", *rows]
+        if name == "train":
+            lines += ["", OPTIMIZERS_INTRODUCTION, "", *make_optimizer_table()]
+            lines += ["", SCHEDULES_INTRODUCTION, "", *make_schedule_table()]
     return "\n".join(lines) + "\n"
 
 

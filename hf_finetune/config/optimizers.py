@@ -150,6 +150,7 @@ OPTIMIZERS: Mapping[str, OptimizerKind] = {
         options={"momentum": 0.9} | AVERAGING,
         source="Defazio et al. 2024, arXiv:2405.15682",
         state_bytes=4,
+        decay="added to the gradient",
         extra="schedulefree",
         is_schedule_free=True,
     ),

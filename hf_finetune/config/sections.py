@@ -293,12 +293,12 @@ class TrainConfig:
         learning_rate: Peak learning rate of the backbone.
         head_learning_rate: Peak learning rate of the new head. If not given, train.learning_rate.
         layer_decay: Factor on the learning rate from each block to the block below it; 1 for none.
-        optimizer: Name of the optimizer; or the import path of your own, my_module:build, which is called as
-            build(groups, **options) and returns a torch.optim.Optimizer.
+        optimizer: Name of the optimizer: adamw, adafactor, sgd, lion, muon, schedule_free_adamw, adamw_8bit or another one of
+            docs/settings.md; or the import path of your own, my_module:build, or of a class, such as torch.optim:ASGD.
         optimizer_options: Options of the optimizer by name.
         weight_decay: Weight decay, on matrices only (not on biases and norms).
         warmup_fraction: Share of all updates in which the learning rate rises from near 0 to its peak.
-        schedule: Course of the learning rate after the warm-up.
+        schedule: Course of the learning rate after the warm-up; docs/settings.md has the formulas.
         schedule_options: Options of the schedule by name.
         ema_decay: Evaluate, save and export an exponential moving average of the trained weights, which keeps this share of
             itself in each update, such as 0.999. If not given, the trained weights themselves.

@@ -227,6 +227,24 @@ def test_the_state_of_every_optimizer_has_the_bytes_that_are_documented(name: st
     assert measured == pytest.approx(OPTIMIZERS[name].state_bytes, abs=0.1)
 
 
+@pytest.mark.parametrize(
+    "name", [name for name, kind in OPTIMIZERS.items() if not kind.is_schedule_free and name != "sgd"]
+)
+def test_weight_decay_acts_as_documented(name: str) -> None:
+    """In SGD and in schedule-free optimizers, both forms are one in the first update."""
+    moved = []
+    for weight_decay in (0.0, 0.5):
+        matrix = nn.Parameter(torch.arange(1.0, 65.0).reshape(8, 8))
+        groups = [group | {"weight_decay": weight_decay} for group in make_plain_groups(w=matrix)]
+        optimizer = optim.build_optimizer(groups, make_config(name), CPU)
+        optimizer.param_groups[0]["lr"] = 0.1
+        matrix.grad = torch.linspace(-1, 1, 64).reshape(8, 8)
+        optimizer.step()
+        moved.append(matrix.detach())
+    is_decoupled = torch.allclose(moved[0] - moved[1], 0.1 * 0.5 * torch.arange(1.0, 65.0).reshape(8, 8), rtol=1e-2)
+    assert is_decoupled == (OPTIMIZERS[name].decay == "decoupled")
+
+
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_the_options_are_those_of_the_class(name: str) -> None:
     kind = OPTIMIZERS[name]
