@@ -16,6 +16,7 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 
 from hf_finetune.config.sections import AdapterConfig, ModelConfig, require
+from hf_finetune.model import label_rows
 from hf_finetune.model.head_spec import HeadSpec
 from hf_finetune.model.heads import find_auto_class, find_backbone_prefix
 from hf_finetune.model.structure import find_stack
@@ -39,9 +40,11 @@ class Backbone:
         model: The transformers model, in fp32.
         tokenizer: Its tokenizer; None if the model was loaded without one.
         source: model.backbone, or the location that the model was loaded from.
-        new_parameters: Names of the parameters that the pretrained files do not hold: those of the head.
+        new_parameters: Names of the parameters that the pretrained files do not hold: those of the head. A head of which any row
+            is new, dropped or moved counts as new.
         revision: Branch, tag or commit of a model on the Hub.
-        replaces_head: The files hold a head for other labels, which the new one replaces.
+        replaces_head: The files hold a head for another number of labels, which the new one replaces.
+        head_line: Which labels of a pretrained head are reused, to print before training; "" if there was no such head.
         adapter: Settings of the adapters in the model, if it has any.
         adapter_parameters: Names of the adapters' parameters.
     """
@@ -52,6 +55,7 @@ class Backbone:
     new_parameters: frozenset[str]
     revision: str | None = None
     replaces_head: bool = False
+    head_line: str = ""
     adapter: AdapterConfig | None = None
     adapter_parameters: frozenset[str] = frozenset()
 
@@ -112,39 +116,47 @@ def load_tokenizer(config: ModelConfig) -> Any:
 
 
 def load_backbone(config: ModelConfig, head: HeadSpec, tokenizer: Any) -> Backbone:
-    """Loads the model in fp32 with a head for the task. The weights of a new head depend on torch's seed only.
+    """Loads the model in fp32 with a head for the task. A pretrained head of the same kind gives its rows to the labels that have
+    the same names. The weights of new rows, and of a new head, depend on torch's seed only.
 
     Raises InputError if files are missing or damaged, or if model.dropout cannot be set everywhere.
     """
     source, file = model_files(config.backbone, "model.backbone")
+    origin = {"revision": config.revision, "trust_remote_code": config.trust_remote_code, **file}
+
+    def load(hf_config: Any) -> tuple[Any, dict[str, Any]]:
+        """Returns the model, and what from_pretrained reports about its files."""
+        model, report = getattr(transformers, head.auto_class).from_pretrained(
+            source,
+            config=hf_config,
+            dtype=torch.float32,
+            ignore_mismatched_sizes=head.has_labels,  # a head for another number of labels is replaced
+            output_loading_info=True,
+            **({"attn_implementation": config.attention} if config.attention else {}),
+            **origin,
+            **make_dtype_options(file),
+        )
+        return model, report
+
     try:
         with silence_transformers():
-            hf_config = transformers.AutoConfig.from_pretrained(
-                source,
-                revision=config.revision,
-                trust_remote_code=config.trust_remote_code,
-                **head.config_entries,
-                **file,
-            )
+            pretrained_config = transformers.AutoConfig.from_pretrained(source, **origin)
+            hf_config = transformers.AutoConfig.from_pretrained(source, **head.config_entries, **origin)
             set_dropout(hf_config, config.dropout)
             hf_config.pad_token_id = tokenizer.pad_token_id
-            model, report = getattr(transformers, head.auto_class).from_pretrained(
-                source,
-                config=hf_config,
-                revision=config.revision,
-                trust_remote_code=config.trust_remote_code,
-                dtype=torch.float32,
-                ignore_mismatched_sizes=head.has_labels,  # a head for other labels is replaced
-                output_loading_info=True,
-                **({"attn_implementation": config.attention} if config.attention else {}),
-                **file,
-                **make_dtype_options(file),
-            )
+            model, report = load(hf_config)
+            match = label_rows.match_labels(pretrained_config, hf_config, head)
+            new = frozenset(report["missing_keys"]) | {key[0] for key in report["mismatched_keys"]}
+            rows = label_rows.find_label_parameters(model) if match else []
+            if set(rows) & report["missing_keys"]:  # the config promises a head that the files do not hold
+                match = None
+            if match is not None and not match.keeps_all:
+                label_rows.fill_rows(model, rows, match, lambda other: load(other)[0])
+                new |= frozenset(rows)
     except LOADING_ERRORS as error:
         raise make_loading_error(config.backbone, source, "model", error) from None
     if getattr(model, "hf_quantizer", None) is not None and file:
         model.hf_quantizer.remove_quantization_config(model)  # a GGUF file's, else save_pretrained refuses the model
-    new = frozenset(report["missing_keys"]) | {key[0] for key in report["mismatched_keys"]}
     check_weights(config.backbone, model, new, report["unexpected_keys"])
     check_dropout(model, config.dropout)
     return Backbone(
@@ -154,6 +166,7 @@ def load_backbone(config: ModelConfig, head: HeadSpec, tokenizer: Any) -> Backbo
         new_parameters=new,
         revision=config.revision,
         replaces_head=bool(report["mismatched_keys"]),
+        head_line=match.line if match else "",
     )
 
 

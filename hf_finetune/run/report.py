@@ -41,6 +41,8 @@ def announce(run: TrainingRun, cache_lines: Sequence[str], notes: Sequence[str])
     for label, line in describe_optimizer(config):
         lines += label_lines(label, [line])
     lines += label_lines("device", [describe_device(run), *run.runtime.notes])
+    if run.backbone.head_line:
+        lines += label_lines("head", [run.backbone.head_line])
     lines += ["freeze plan", plan.describe()]
     for line in lora.describe_adapters(run.backbone):
         lines += label_lines("adapters", [line])
