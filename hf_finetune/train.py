@@ -20,6 +20,7 @@ from typing import Any, NoReturn
 from hf_finetune.cache import capture, decision
 from hf_finetune.config.sections import RunConfig
 from hf_finetune.export import hub, model_folder
+from hf_finetune.export.start import resolve_start
 from hf_finetune.run import average, checkpoint, report, resume, saving, tracking
 from hf_finetune.run.finished import describe_finished_run, read_finished_results
 from hf_finetune.run.folder import open_run, record_run
@@ -67,8 +68,9 @@ def finetune(config: RunConfig, parts: Parts = NO_PARTS) -> RunResult:
 def train_and_export(config: RunConfig, runtime: Runtime, parts: Parts) -> dict[str, Any]:
     """Trains from the newest checkpoint or from the start, exports the best model, and returns the results."""
     # Load everything. What the user can get wrong fails here, within seconds
-    clock, progress = Clock(), FRESH
+    clock, progress, given = Clock(), FRESH, config
     check_services(config, runtime)
+    config = resolve_start(config, runtime)
     saved, notes = resume.find_checkpoint(config, runtime)
     run = set_up(config, runtime, clock, saved.progress if saved else FRESH, parts)
     if saved:
@@ -81,7 +83,7 @@ def train_and_export(config: RunConfig, runtime: Runtime, parts: Parts) -> dict[
         report.announce(run, cache.lines, notes)
         run, progress = attach_cache(run, progress, cache, clock)
         preflight_check(run)  # after the cache, because it evaluates in the way that the run will
-        runtime.on_main(lambda: record_run(config, runtime, describe_inputs(config, run.parts, run.splits.num_rows)))
+        runtime.on_main(lambda: record_run(given, runtime, describe_inputs(config, run.parts, run.splits.num_rows)))
         tracker = tracking.Tracking(config, runtime, start_update=progress.update)
 
         # Train: one stage, or several with freeze.unfreeze

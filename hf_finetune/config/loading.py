@@ -21,7 +21,9 @@ from hf_finetune.system.errors import InputError
 
 SPLIT_NAMES = ("", "train", "training", "data", "dataset")  # of files; they do not say what the data are
 
-SECTIONS = tuple(field.name for field in fields(RunConfig) if field.name not in ("name", "output_dir", "seed"))
+SECTIONS = tuple(
+    field.name for field in fields(RunConfig) if field.name not in ("name", "output_dir", "seed", "start_from")
+)
 
 
 def get_section_classes(settings: type[TaskSettings] = TaskSettings) -> dict[str, Any]:

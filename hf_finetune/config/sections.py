@@ -518,11 +518,14 @@ class RunConfig:
         name: Name of the run's folder in output_dir. If not given, it is made from the name of the training data.
         output_dir: Folder of all runs.
         seed: Random seed for the new head, splits, example order and dropout.
+        start_from: Weights to begin from instead of those of model.backbone: a run folder (its best weights), the file of a
+            checkpoint, a model folder, or a Hub id. An adapter is merged into the weights of its model.
     """
 
     name: str = "run"
     output_dir: str = "outputs"
     seed: int = 0
+    start_from: str | None = None
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     task: TaskSettings
@@ -543,12 +546,13 @@ class RunConfig:
             self.name,
             "must be a folder's name of letters, digits and . _ - (not a path; see output_dir)",
         )
+        require(self.start_from != "", "start_from", "''", "must not be empty")
         require(0 <= self.seed < 2**31, "seed", self.seed, "must be 0 or more, and below 2147483648")
         require(
-            self.model.backbone != "",
+            self.model.backbone != "" or self.start_from is not None,
             "model.backbone",
             "''",
-            "must be given: a Hub id, a folder, or package://NAME/path",
+            "must be given: a Hub id, a folder, or package://NAME/path; or set start_from to an earlier run",
         )
         require(
             self.data.dataset is not None or bool(self.data.train),
@@ -641,7 +645,9 @@ def get_length(config: Mapping[str, Any]) -> dict[str, Any]:
 def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
     """Returns `(dotted key, old value, new value)` of the settings that differ and must not change when a run is resumed."""
     before, after = ({key: value for key, value in flatten(nested) if value != {}} for nested in (old, new))
-    free = (*FREE_ON_RESUME, *EXTENDABLE)
+    free: tuple[str, ...] = (*FREE_ON_RESUME, *EXTENDABLE)
+    if before.get("start_from") == after.get("start_from") is not None:
+        free = (*free, "model.backbone")  # which start_from replaces
     return [
         (key, before.get(key), after.get(key))
         for key in sorted(before.keys() | after.keys())

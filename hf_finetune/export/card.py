@@ -18,6 +18,7 @@ from hf_finetune.config.sections import RunConfig
 from hf_finetune.data.splits import SPLITS
 from hf_finetune.model import lora
 from hf_finetune.model.backbone import Backbone
+from hf_finetune.model.lineage import Lineage
 from hf_finetune.run.training_run import TrainingRun
 from hf_finetune.tasks.base import Task
 
@@ -41,7 +42,8 @@ def make_card(run: TrainingRun, results: Mapping[str, Any]) -> str:
     return Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
         metadata=make_metadata(run, results).to_yaml(),
         name=config.name,
-        backbone=config.model.backbone.split("#")[0],
+        backbone=keep_last_part(run.backbone.lineage.base).split("#")[0],
+        earlier=describe_earlier(run.backbone.lineage),
         purpose=run.task.describe_for_card(),
         usage=describe_usage(run.backbone, run.task, config.hub.repo_id or "model"),
         metrics="\n".join(rows),
@@ -90,6 +92,11 @@ def describe_weights(results: Mapping[str, Any]) -> str:
         f"{average['export']}. The best single checkpoint (update {best['update']}) has {metric} {best['value']:.4f} on "
         "validation."
     )
+
+
+def describe_earlier(lineage: Lineage) -> str:
+    """Returns a sentence about the runs that trained the model before this one, "" if there are none."""
+    return f"\nIt had been fine-tuned before this: {lineage.describe()}.\n" if lineage.runs else ""
 
 
 def describe_remote_code(config: RunConfig) -> str:
@@ -157,7 +164,7 @@ def describe_adapter_usage(loaded: Backbone, auto_class: str, name: str) -> str:
 
 def make_metadata(run: TrainingRun, results: Mapping[str, Any]) -> ModelCardData:
     """Returns the card's metadata for the Hub, with the metrics of the test split; of validation if there is no test split."""
-    config, task = run.config, run.task
+    config, task, base = run.config, run.task, run.backbone.lineage.base
     split = "test" if results["test"] else "validation"
     name = find_data_name(config)
     tags = ["hf-finetune", task.problem]
@@ -167,7 +174,7 @@ def make_metadata(run: TrainingRun, results: Mapping[str, Any]) -> ModelCardData
         library_name=choose_library_name(config, task),
         pipeline_tag=task.pipeline_tag,
         tags=tags,
-        base_model=config.model.backbone if looks_like_hub_id(config.model.backbone) else None,
+        base_model=base if looks_like_hub_id(base) else None,
         datasets=[name] if looks_like_hub_id(config.data.dataset or "") else None,
         model_name=config.name,
         eval_results=[
@@ -220,6 +227,7 @@ def hide_folders(config: RunConfig) -> RunConfig:
     return dataclasses.replace(
         config,
         output_dir="outputs",
+        start_from=None if config.start_from is None else keep_last_part(config.start_from),
         cache=dataclasses.replace(config.cache, dir=cache_dir),
         model=dataclasses.replace(config.model, backbone=keep_last_part(config.model.backbone)),
         task=dataclasses.replace(task, **task_paths),

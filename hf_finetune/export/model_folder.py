@@ -2,7 +2,8 @@
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import transformers
 
 from hf_finetune.config.sections import RunConfig, to_dict
 from hf_finetune.data.features import Array
-from hf_finetune.export.card import hide_folders, make_card
+from hf_finetune.export.card import hide_folders, keep_last_part, make_card
 from hf_finetune.model import lora
 from hf_finetune.model.backbone import LOADING_ERRORS, Backbone, silence_transformers
 from hf_finetune.run.parts import own_metrics
@@ -46,7 +47,10 @@ def export_model(run: TrainingRun, results: Mapping[str, Any]) -> Path:
 
 def record_settings(loaded: Backbone, config: RunConfig, task: Task, *, metric: str, max_length: int) -> None:
     """Records the settings that `hf-finetune predict` and `evaluate` need in the configs of the model and its tokenizer."""
+    name, base = config.name, keep_last_part(loaded.lineage.base)
+    lineage = replace(loaded.lineage, base=base).add_run(name, config.task.kind, int(loaded.tokenizer.model_max_length))
     loaded.model.config.hf_finetune = {
+        **lineage,
         "task": to_dict(hide_folders(config).task),
         "task_state": task.state_dict(),
         "text_columns": list(config.data.text_columns),
@@ -65,14 +69,26 @@ def write_model(loaded: Backbone, task: Task, folder: Path, readme: str) -> Path
     Raises InputError if it cannot be written.
     """
     model, tokenizer = loaded.model, loaded.tokenizer
-    parent, temporary = folder.parent, folder.with_name(f".{folder.name}.writing")
-    try:
-        shutil.rmtree(temporary, ignore_errors=True)
+
+    def write(temporary: Path) -> None:
         with silence_transformers():
             lora.save_model(loaded, task.head.auto_class, temporary)
             tokenizer.save_pretrained(temporary)
         task.write_extras(temporary, model, int(tokenizer.model_max_length))
         write_atomically(temporary / "README.md", readme.encode())
+
+    return write_folder(folder, model, write)
+
+
+def write_folder(folder: Path, model: Any, write: Callable[[Path], None]) -> Path:
+    """Has `write` write a folder next to its final name, then renames it, and returns it. Replaces an older one.
+
+    Raises InputError if it cannot be written. model: What is written, for the error.
+    """
+    parent, temporary = folder.parent, folder.with_name(f".{folder.name}.writing")
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        write(temporary)
         for path in temporary.rglob("*"):
             if path.is_file():
                 path.chmod(0o666 & ~read_umask())  # safetensors lets only the owner read its file

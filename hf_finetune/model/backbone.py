@@ -19,9 +19,10 @@ from hf_finetune.config.sections import AdapterConfig, ModelConfig, require
 from hf_finetune.model import label_rows
 from hf_finetune.model.head_spec import HeadSpec
 from hf_finetune.model.heads import find_auto_class, find_backbone_prefix
+from hf_finetune.model.lineage import UNKNOWN, Lineage, read_lineage
 from hf_finetune.model.structure import find_stack
 from hf_finetune.system.errors import InputError
-from hf_finetune.system.locations import local_path, model_files
+from hf_finetune.system.locations import check_location, local_path, model_files
 
 # What transformers, tokenizers, safetensors and json raise if files are damaged or missing
 LOADING_ERRORS = (
@@ -44,6 +45,7 @@ class Backbone:
             is new, dropped or moved counts as new.
         revision: Branch, tag or commit of a model on the Hub.
         replaces_head: The files hold a head for another number of labels, which the new one replaces.
+        lineage: The pretrained model at the beginning, and the runs that trained it.
         head_line: Which labels of a pretrained head are reused, to print before training; "" if there was no such head.
         adapter: Settings of the adapters in the model, if it has any.
         adapter_parameters: Names of the adapters' parameters.
@@ -56,6 +58,7 @@ class Backbone:
     revision: str | None = None
     replaces_head: bool = False
     head_line: str = ""
+    lineage: Lineage = UNKNOWN
     adapter: AdapterConfig | None = None
     adapter_parameters: frozenset[str] = frozenset()
 
@@ -167,6 +170,7 @@ def load_backbone(config: ModelConfig, head: HeadSpec, tokenizer: Any) -> Backbo
         revision=config.revision,
         replaces_head=bool(report["mismatched_keys"]),
         head_line=match.line if match else "",
+        lineage=read_lineage(pretrained_config, config.backbone),
     )
 
 
@@ -180,14 +184,17 @@ def make_dtype_options(file: Mapping[str, str]) -> dict[str, Any]:
 
 def find_model_source(location: str, key: str = "MODEL") -> str:
     """Returns the folder or Hub id of the model at a location: a run folder (its model/), model folder, package or Hub
-    repository. Raises InputError that names `key` if a package does not hold it."""
+    repository. Raises InputError that names `key` if a package does not hold it, or if it is a path at which there is nothing."""
+    check_location(location, key)
     inside = Path(location) / "model"
     return str(inside) if holds_model(inside) else local_path(location, key)
 
 
 def holds_model(folder: Path) -> bool:
     """True if a folder holds a model, or an adapter for one."""
-    return (folder / "config.json").is_file() or (folder / "adapter_config.json").is_file()
+    return any(
+        os.path.isfile(folder / name) for name in ("config.json", "adapter_config.json")
+    )  # false for a name too long
 
 
 def load_pretrained(location: str) -> Backbone:
@@ -314,7 +321,7 @@ def resolve_max_length(backbone: Backbone, max_length: int | None) -> int:
         message = f"this backbone takes at most {limit} tokens"
         require(limit is None or max_length <= limit, "data.max_length", max_length, message)
         return max_length
-    limits = (int(backbone.tokenizer.model_max_length), limit, LONGEST_DEFAULT)
+    limits = (backbone.lineage.token_limit or int(backbone.tokenizer.model_max_length), limit, LONGEST_DEFAULT)
     return min(tokens for tokens in limits if tokens)
 
 

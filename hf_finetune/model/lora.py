@@ -341,11 +341,15 @@ def load_adapter(source: str, model_class: Any, hf_config: Any, settings: Mappin
 
 def read_adapter_tensors(source: str) -> dict[str, torch.Tensor]:
     """Reads the tensors of an adapter in a folder or Hub repository, by the names that they have in the model."""
-    path = Path(source) / WEIGHTS if os.path.isdir(source) else hf_hub_download(source, WEIGHTS)
     return {
         re.sub(r"\.lora_([AB])\.weight$", rf".lora_\1.{NAME}.weight", key.removeprefix(PREFIX)): tensor
-        for key, tensor in load_file(path).items()
+        for key, tensor in load_file(find_weights(source)).items()
     }
+
+
+def find_weights(source: str) -> Path:
+    """Returns the file of an adapter's tensors, in a folder or from a Hub repository."""
+    return Path(source) / WEIGHTS if os.path.isdir(source) else Path(hf_hub_download(source, WEIGHTS))
 
 
 def load_any_model(location: str) -> Backbone:

@@ -31,7 +31,7 @@ def announce(run: TrainingRun, cache_lines: Sequence[str], notes: Sequence[str])
     counts = ", ".join(f"{count_examples(run, split):,} {split}" for split in run.features)
     better = "higher" if run.greater_is_better else "lower"
     lines = label_lines("run", [str(config.run_dir)])
-    lines += label_lines("backbone", [config.model.backbone.split("#")[0]])
+    lines += label_lines("backbone", [config.model.backbone.split("#")[0], *describe_start(run)])
     lines += label_lines("examples", [counts, *describe_windows(run), *run.splits.notes])
     for name, line in run.task.encoding.describe(run.features["train"], run.splits.train, run.max_length):
         lines += label_lines(name, [line])
@@ -56,6 +56,16 @@ def announce(run: TrainingRun, cache_lines: Sequence[str], notes: Sequence[str])
     for note in notes:
         lines += label_lines("resume", [note])
     run.runtime.say("\n".join(lines) + "\n")
+
+
+def describe_start(run: TrainingRun) -> list[str]:
+    """Returns the lines about start_from, and about the runs that trained the model before; none for a pretrained model."""
+    lineage, lines = run.backbone.lineage, []
+    if run.config.start_from is not None:
+        lines.append(f"from start_from ({run.config.start_from}), which replaces model.backbone")
+    if lineage.runs:
+        lines.append(f"{lineage.base.split('#')[0]}, fine-tuned before: {lineage.describe()}")
+    return lines
 
 
 def announce_stage(run: TrainingRun, cache_lines: Sequence[str], progress: Progress) -> None:

@@ -39,6 +39,23 @@ def local_path(location: str, key: str) -> str:
     return str(path)
 
 
+def check_location(location: str, key: str) -> None:
+    """Raises InputError if the location of a model is a path at which there is nothing: at once, not after asking the Hub for it.
+
+    It is one if it cannot be a Hub id (NAME or OWNER/NAME), or if the folder before its last slash exists. `key` is the setting
+    that the error names.
+    """
+    if location.startswith("package://") or os.path.lexists(location):
+        return
+    place = os.path.dirname(location) if location.lower().endswith(".gguf") else location
+    is_hub_id = re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", place) is not None
+    parent = os.path.dirname(place)
+    if not is_hub_id or (parent and os.path.isdir(parent)):
+        raise InputError(
+            f"{key} ({location}): there is no such folder, and it is not asked for on the Hub, because it is a path"
+        )
+
+
 def model_files(location: str, key: str) -> tuple[str, dict[str, str]]:
     """Returns the arguments of from_pretrained for a model's location: a folder or Hub id, and options.
 

@@ -798,7 +798,7 @@ def test_train_without_recipe_runs_a_task_of_ones_own(
 
 
 def test_setting_types_has_every_field_of_every_section() -> None:
-    assert {key for key in TYPES if "." not in key} == {"name", "output_dir", "seed"}
+    assert {key for key in TYPES if "." not in key} == {"name", "output_dir", "seed", "start_from"}
     assert get_section_classes(SETTINGS).keys() == {*SECTIONS}
     for name, section in get_section_classes(SETTINGS).items():
         assert [key for key in TYPES if key.startswith(f"{name}.")] == [

@@ -238,6 +238,7 @@ CASES: list[tuple[type, dict[str, Any], str, str]] = [
         (RunConfig, {"seed": value, "model": MODEL, "data": DATA, "task": TASK}, "seed", "0 or more")
         for value in (-1, 2**31)
     ),
+    (RunConfig, {"data": DATA, "task": TASK, "model": MODEL, "start_from": ""}, "start_from", "must not be empty"),
     (RunConfig, {"data": DATA, "task": TASK}, "model.backbone", "a Hub id, a folder, or package://NAME/path"),
     (RunConfig, {"model": MODEL, "task": TASK}, "data.train", "data.dataset"),
 ]
@@ -363,6 +364,15 @@ def test_as_dict_has_every_setting_and_plain_values_only() -> None:
     assert all(value in (None, {}) or isinstance(value, (str, int, float, bool, list)) for value in flat.values())
 
 
+def test_the_backbone_does_not_matter_next_to_the_same_start() -> None:
+    def make(start: str | None, backbone: str) -> dict[str, Any]:
+        return to_dict(RunConfig(model=ModelConfig(backbone=backbone), data=DATA, task=TASK, start_from=start))
+
+    assert changed_keys(make("outputs/a", "one"), make("outputs/a", "two")) == []
+    assert [key for key, _, _ in changed_keys(make(None, "one"), make(None, "two"))] == ["model.backbone"]
+    assert [key for key, _, _ in changed_keys(make("outputs/a", "one"), make("outputs/b", "one"))] == ["start_from"]
+
+
 def test_changed_keys_names_what_differs_and_passes_over_what_no_number_depends_on() -> None:
     before = RunConfig(model=MODEL, data=DATA, task=TASK)
     after = RunConfig(
@@ -371,7 +381,7 @@ def test_changed_keys_names_what_differs_and_passes_over_what_no_number_depends_
         task=TASK,
         seed=1,
         output_dir="elsewhere",
-        train=TrainConfig(epochs=5, micro_batch_size=2),
+        train=TrainConfig(epochs=5, micro_batch_size=2, weight_decay=0.5),
         evaluation=EvaluationConfig(batch_size=1, metric="loss"),
         checkpoint=CheckpointConfig(every=7, keep_best=2, keep_last=3, resume="never"),
         tracking=TrackingConfig(trackers=(), log_every=1),
@@ -380,7 +390,7 @@ def test_changed_keys_names_what_differs_and_passes_over_what_no_number_depends_
     assert changed_keys(to_dict(before), to_dict(after)) == [
         ("evaluation.metric", "auto", "loss"),
         ("seed", 0, 1),
-        ("train.epochs", 3, 5),
+        ("train.weight_decay", 0.01, 0.5),
     ]
     assert changed_keys(to_dict(before), to_dict(before)) == []
 

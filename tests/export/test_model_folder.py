@@ -31,6 +31,7 @@ from hf_finetune.export import card as card_module
 from hf_finetune.export import model_folder
 from hf_finetune.export.card import describe_remote_code, find_data_name, hide_folders
 from hf_finetune.export.predict import Predictor
+from hf_finetune.model.lineage import Lineage
 from hf_finetune.system.errors import InputError
 from hf_finetune.system.files import write_atomically
 from hf_finetune.tasks.classify import Classification
@@ -237,6 +238,7 @@ def make_run(**sections: Any) -> Any:
     config = RunConfig(**defaults | sections)
     return SimpleNamespace(
         config=config,
+        backbone=SimpleNamespace(lineage=Lineage(base=config.model.backbone)),
         task=SimpleNamespace(problem="single_label", pipeline_tag="text-classification", library_name="transformers"),
     )
 

@@ -274,9 +274,8 @@ def test_a_run_cannot_resume_with_adapters_in_other_blocks(
     make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_until(make_config(**LORA, **{"checkpoint.every": 1}), 2, monkeypatch)
-    with pytest.raises(
-        InputError, match=r"^freeze.layers \(0\): ckpt_\S+ has its adapters above 1; choose another name$"
-    ):
+    message = r"^freeze.layers \(0\): ckpt_\S+ has its adapters above 1; to train on from its weights, begin a new run"
+    with pytest.raises(InputError, match=message):
         finetune(make_config(**LORA | {"freeze.layers": 0}))
     with pytest.raises(InputError, match=r"adapter.rank \(was 4, now 2\)"):
         finetune(make_config(**LORA | {"adapter.rank": 2}))
