@@ -47,7 +47,7 @@ def make_card(run: TrainingRun, results: Mapping[str, Any]) -> str:
         purpose=run.task.describe_for_card(),
         usage=describe_usage(run.backbone, run.task, config.hub.repo_id or "model"),
         metrics="\n".join(rows),
-        weights=describe_weights(results),
+        weights=describe_weights(config, results),
         test_use=test_use,
         data_name=find_data_name(config),
         num_train=f"{examples['train']:,}",
@@ -81,11 +81,14 @@ def make_checkpoint_card(checkpoint: str, content: Mapping[str, Any], config: Ru
     )
 
 
-def describe_weights(results: Mapping[str, Any]) -> str:
+def describe_weights(config: RunConfig, results: Mapping[str, Any]) -> str:
     """Returns which checkpoint the weights are from, or of which they are the mean."""
     best, metric, average = results["best"], results["metric"], results["average"]
     if average is None:
-        return f"The best checkpoint (epoch {best['epoch']}, update {best['update']}) was chosen by {metric} on validation."
+        line = f"The best checkpoint (epoch {best['epoch']}, update {best['update']}) was chosen by {metric} on validation."
+        if config.train.ema_decay is not None:
+            line += f" It has the moving average of the trained weights (decay {config.train.ema_decay})."
+        return line
     updates = ", ".join(map(str, average["updates"]))
     return (
         f"The weights are the mean of {len(average['updates'])} checkpoints (updates {updates}): `export.average` was "

@@ -11,6 +11,7 @@ from hf_finetune.run.training_run import TrainingRun
 from hf_finetune.system.files import digest_tensors
 from hf_finetune.training.averaging import Weights
 from hf_finetune.training.loop import make_micro_batch_limit
+from hf_finetune.training.optim import check_state
 from hf_finetune.training.progress import Progress
 
 
@@ -51,6 +52,7 @@ def collect_content(run: TrainingRun, progress: Progress, training_weights: Weig
     Random states are not saved: everything that is drawn depends on the seed, the update and the process alone.
     """
     scaler, optimizer = run.runtime.accelerator.scaler, run.train_state.optimizer.optimizer
+    check_state(optimizer, run.config.train.optimizer)
     weights = run.train_state.model.state_dict()
     omitted = list_omitted_names(run) if run.config.checkpoint.content == "trainable" else []
     last = progress.history[-1] if progress.history else {}

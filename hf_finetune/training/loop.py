@@ -87,7 +87,7 @@ def train_steps(
         norm, skipped = step_optimizer(state, runtime, loss, update_batch, config.train.max_grad_norm)
         if state.average is not None:
             state.average.add(state.model, update + 1)
-        if update == start_update:
+        if update == start_update:  # not only when it is saved, which may be much later
             check_state(state.optimizer.optimizer, config.train.optimizer)
         yield Update(
             number=update + 1,

@@ -102,6 +102,9 @@ def build_optimizer(
     else:
         build = build or load_reference("train.optimizer", name)
         check_options("train.optimizer_options", name, options, list_options(build, options))
+        rate = inspect.signature(build).parameters.get("lr")
+        if rate is not None and rate.default is rate.empty:  # some classes need one
+            options["lr"] = config.learning_rate
     names = [name for group in groups for name, _ in group["params"]]
     try:
         optimizer: Any = build(groups, **options)

@@ -163,6 +163,8 @@ def test_a_run_evaluates_and_exports_the_average_and_trains_on_with_its_own_weig
     assert validation[0] != validation[1]
     best = checkpoint.read_references(averaged.run_dir / "checkpoints")["best"]
     saved = checkpoint.load_checkpoint(averaged.run_dir / "checkpoints" / str(best))["model_state_dict"]
+    card = (averaged.run_dir / "model" / "README.md").read_text(encoding="utf-8")
+    assert "on validation. It has the moving average of the trained weights (decay 0.7)." in card
     exported = load_exported_weights(averaged.run_dir)
     assert all(torch.equal(exported[name], tensor) for name, tensor in saved.items() if name in exported)
 
@@ -175,6 +177,7 @@ def test_a_run_evaluates_and_exports_the_average_and_trains_on_with_its_own_weig
         {},
         {"checkpoint.content": "trainable", "freeze.embeddings": True, "cache.activations": "on"},
         {"freeze.embeddings": True, "freeze.layers": 1, "freeze.unfreeze": [{"epoch": 2, "layers": 0}]},
+        {"adapter.kind": "lora", "adapter.merge": True, "train.optimizer": "muon"},
     ],
 )
 def test_a_run_with_an_average_that_was_cut_off_ends_with_the_same_bits(

@@ -362,6 +362,18 @@ def test_a_class_of_torch_is_named_by_its_import_path() -> None:
     assert {group["alpha"] for group in optimizer.param_groups} == {0.5}
 
 
+class NeedsRate(torch.optim.SGD):
+    def __init__(self, params: Any, lr: float) -> None:
+        super().__init__(params, lr)
+
+
+def test_a_class_that_needs_a_learning_rate_gets_one() -> None:
+    _, groups = make_groups()
+    config = TrainConfig(optimizer="my_module:NeedsRate", learning_rate=0.25)
+    optimizer = optim.build_optimizer(groups, config, CPU, NeedsRate)
+    assert {group["lr"] for group in optimizer.param_groups} == {0.25}
+
+
 def build_from_other_groups(groups: Any) -> torch.optim.Optimizer:
     return torch.optim.SGD([parameter for group in groups for _, parameter in group["params"]])
 
