@@ -210,7 +210,13 @@ def test_a_run_has_a_history_a_plot_and_a_model(settings: dict[str, Any], monkey
 
 
 def test_the_table_of_a_run_escapes_names(tmp_path: Path) -> None:
-    results = {"task": "classify", "metric": "<b>", "validation": {"loss": 0.5, "<b>": 0.25}, "test": {}}
+    results: dict[str, Any] = {
+        "task": "classify",
+        "metric": "<b>",
+        "validation": {"loss": 0.5, "<b>": 0.25},
+        "test": {},
+    }
+    results["best"] = {"value": 0.25, "epoch": 2, "update": 8}
     config: Any = None
     table = Run(config=config, run_dir=Path("a<i>"), model_dir=tmp_path, results=results)._repr_html_()
     assert "<b>" not in table

@@ -247,7 +247,7 @@ class Predictor:
     def evaluate(
         self, rows: Any, *, metric: str | None = None, batch_size: int = BATCH_SIZE, key: str = "metric"
     ) -> dict[str, float]:
-        """Returns loss and metrics on labelled rows; to the last bit those of a run's own evaluation on as many threads.
+        """Returns loss and metrics on labelled rows: to the last bit those of a run in fp32 on as many threads.
 
         Args:
             rows: Rows as predict() takes them, with labels; or a table.

@@ -57,8 +57,9 @@ class Run:
             f"<tr><th>{split}</th>{''.join(f'<td>{format_number(values.get(name))}</td>' for name in names)}</tr>"
             for split, values in splits.items()
         )
-        caption = html.escape(f"{self.run_dir}, {self.results['task']}, best {self.results['metric']}")
-        return f"<table><caption>{caption}</caption><tr><th></th>{head}</tr>{rows}</table>"
+        best, metric = self.results["best"], self.results["metric"]
+        title = f"{self.run_dir}: {self.results['task']}, best {metric} {format_number(best['value'])} in epoch {best['epoch']}"
+        return f"<table><caption>{html.escape(title)}</caption><tr><th></th>{head}</tr>{rows}</table>"
 
     @property
     def history(self) -> "pandas.DataFrame":
