@@ -123,6 +123,29 @@ def test_the_numbers_on_two_processes(make_config: MakeConfig, optimizer: str, t
         assert ours == pytest.approx(theirs, abs=1e-4)
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"train.optimizer": "schedule_free_adamw"},
+        {"train.ema_decay": 0.8, "train.optimizer": "nadam"},
+        {"export.average": "last:2", "train.optimizer": "adafactor"},
+    ],
+)
+def test_a_finished_run_that_is_given_more_epochs_equals_one_that_had_them(
+    make_config: MakeConfig, settings: dict[str, Any]
+) -> None:
+    settings = {"train.schedule": "constant", "train.warmup_fraction": 0.0, "model.dropout": 0.1, **settings}
+    finetune(make_config(**settings, **{"train.epochs": 1}, name="two-times"))
+    twice, once = (make_config(**settings, **{"train.epochs": 3}, name=name) for name in ("two-times", "once"))
+    for config in (twice, once):
+        finetune(config)
+    assert_same_tensors(load_exported_weights(twice.run_dir), load_exported_weights(once.run_dir))
+    ours, theirs = load_last_checkpoint(twice.run_dir), load_last_checkpoint(once.run_dir)
+    for key in ("model_state_dict", "optimizer_state_dict"):
+        assert_same_tensors(ours[key], theirs[key])
+    assert_same_tensors(ours["run"]["training_weights"], theirs["run"]["training_weights"])
+
+
 def test_an_optimizer_of_ones_own_from_python(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     def build(groups: list[dict[str, Any]], *, momentum: float = 0.0) -> torch.optim.Optimizer:
         return torch.optim.SGD(groups, momentum=momentum)

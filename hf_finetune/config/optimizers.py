@@ -192,6 +192,9 @@ def check_optimizer(name: str, options: Mapping[str, Any], schedule: str, ema_de
 
     The options of an optimizer that is named by its import path are checked when it is imported.
     """
+    for option, setting in (("lr", "train.learning_rate"), ("weight_decay", "train.weight_decay")):
+        if option in options:
+            raise InputError(f"train.optimizer_options.{option} ({options[option]}): must not be given; set {setting}")
     if is_reference(name):
         return
     kind = OPTIMIZERS.get(name)

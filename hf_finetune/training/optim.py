@@ -91,12 +91,7 @@ def build_optimizer(
     }
     if build is None and not is_reference(name):
         build, kind = load_optimizer_class(name), OPTIMIZERS[name]
-        options = {
-            **kind.fixed,
-            **kind.options,
-            **options,
-            "lr": 0.0,
-        }  # train.schedule sets the rate before each update
+        options = {**kind.fixed, **kind.options, **options, "lr": 0.0}  # the rate is set before each update
         if kind.can_fuse:
             options["fused"] = device.type in ("cuda", "cpu", "mps", "xpu")
     else:
@@ -131,7 +126,7 @@ def load_optimizer_class(name: str) -> BuildOptimizer:
 def list_options(build: BuildOptimizer, given: Mapping[str, Any]) -> Mapping[str, Any]:
     """The options that one's own function or class takes after the groups; those that are `given` if it takes any.
 
-    Learning rate and weight decay are never among them: they are in the groups, and train. has settings for them.
+    Learning rate and weight decay are never among them: the groups have them.
     """
     parameters = list(inspect.signature(build).parameters.values())
     names = [parameter.name for parameter in parameters[1:] if parameter.kind in BY_NAME]
@@ -177,20 +172,9 @@ def check_optimizer_parameters(optimizer: Any, names: Iterable[str], config: Tra
 # Keys of a group that the config and the device decide. All others that change in training are state, such as the number of
 # updates of a schedule-free optimizer.
 SETTINGS = {
-    *(
-        "params",
-        "param_names",
-        "name",
-        "lr",
-        "initial_lr",
-        "weight_decay",
-        "peak_learning_rate",
-        "only_hidden_matrices",
-    ),
-    *("fused", "foreach", "capturable", "differentiable"),
+    *("params", "param_names", "name", "lr", "initial_lr", "weight_decay", "peak_learning_rate"),
+    *("only_hidden_matrices", "fused", "foreach", "capturable", "differentiable"),
 }
-
-
 PLAIN_TYPES = (bool, int, float, str, torch.Tensor, torch.nn.Parameter, torch.dtype, torch.device, torch.Size)
 
 

@@ -177,6 +177,16 @@ CASES: list[tuple[type, dict[str, Any], str, str]] = [
         "train.optimizer_options.momentum",
         "adamw has no such option; it takes betas, eps, amsgrad",
     ),
+    *(
+        (
+            TrainConfig,
+            {"optimizer": optimizer, "optimizer_options": {option: 1}},
+            f"train.optimizer_options.{option}",
+            f"must not be given; set {setting}",
+        )
+        for optimizer in ("sgd", "my_module:build")
+        for option, setting in (("lr", "train.learning_rate"), ("weight_decay", "train.weight_decay"))
+    ),
     (
         TrainConfig,
         {"schedule": "constant", "schedule_options": {"power": 2}},

@@ -415,8 +415,6 @@ def test_a_wrong_optimizer_is_refused(build: Any, options: dict[str, Any], messa
     ("option", "build", "taken"),
     [
         ("betas", torch.optim.SGD, "momentum, dampening, nesterov, maximize, foreach, differentiable, fused"),
-        ("lr", torch.optim.SGD, "momentum, dampening, nesterov, maximize, foreach, differentiable, fused"),
-        ("weight_decay", lambda groups, **options: None, "none"),
         ("x", lambda groups: None, "none"),
     ],
 )
