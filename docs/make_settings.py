@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from hf_finetune.config.help import INSTEAD_OF_DEFAULT, format_default, read_help_texts, read_summary
-from hf_finetune.config.loading import SECTIONS, get_section_classes
+from hf_finetune.config.loading import SECTIONS, get_section_classes, get_setting_types
 from hf_finetune.config.optimizers import OPTIMIZERS
 from hf_finetune.config.schedules import SCHEDULES
-from hf_finetune.config.sections import RunConfig, get_default
+from hf_finetune.config.sections import EXTENDABLE, FREE_ON_RESUME, RunConfig, get_default
 from hf_finetune.config.tasks import TASKS, load_task
 from hf_finetune.config.values import describe_type
 
@@ -41,6 +41,20 @@ SCHEDULES_INTRODUCTION = """### Schedules
 `train.schedule` takes these names. The factor on the peak learning rate rises in a line over the first `train.warmup_fraction` of
 all updates and then follows the formula, where x is the share of the other updates that are done. A factor f with `min_ratio` m
 is m + (1 - m) f. After the warm-up the schedules are those of `transformers.get_scheduler`."""
+
+RESUME_INTRODUCTION = """## When a run is called again
+
+With the same name, a run continues from its last checkpoint. [again.md](again.md) explains how to train on."""
+
+# What holds for a setting if a run is called again, by the name of the rule
+RULES = {
+    "free": "may change",
+    "length": "may change: the run trains on, or ends earlier, but not before what it has trained",
+    "data": "may change as long as the encoded rows and the labels stay the same, for example if files were moved",
+    "freeze": "may change without adapters: parameters that train before and after keep their optimizer state",
+    "fixed": "must not change: begin a new run, with another `name` and `start_from`",
+    "name": "another name is another run",
+}
 
 
 def make_table(name: str, section: type) -> list[str]:
@@ -92,6 +106,31 @@ def make_schedule_table() -> list[str]:
     return lines
 
 
+def make_resume_table() -> list[str]:
+    """A row for each rule about the settings of a run that is called again."""
+    own = {
+        key: None for kind in TASKS for key in get_setting_types(load_task(kind).Settings)
+    }  # in the order of the page
+    rules = {key: find_rule(key) for key in own}
+    lines = ["| settings | |", "|---|---|"]
+    for rule, text in RULES.items():
+        names = [key for key, chosen in rules.items() if chosen == rule]
+        lines.append(f"| {', '.join(f'`{name}`' for name in names)} | {text} |")
+    return lines
+
+
+def find_rule(key: str) -> str:
+    """The rule of RULES for a setting."""
+    if key == "name":
+        return "name"
+    if key in EXTENDABLE:
+        return "length"
+    if not key.startswith(FREE_ON_RESUME):
+        return "fixed"
+    section = key.partition(".")[0]
+    return section if section in RULES else "free"
+
+
 def make_page() -> str:
     """The complete page."""
     lines = [INTRODUCTION, "", "## run", "", *make_table("", RunConfig)]
@@ -105,6 +144,7 @@ def make_page() -> str:
         if name == "train":
             lines += ["", OPTIMIZERS_INTRODUCTION, "", *make_optimizer_table()]
             lines += ["", SCHEDULES_INTRODUCTION, "", *make_schedule_table()]
+    lines += ["", RESUME_INTRODUCTION, "", *make_resume_table()]
     return "\n".join(lines) + "\n"
 
 
