@@ -16,6 +16,7 @@ from hf_finetune.config.recipes import read_defaults
 from hf_finetune.config.references import make_reference
 from hf_finetune.config.sections import RunConfig
 from hf_finetune.config.tasks import load_task
+from hf_finetune.data.formats import name_type
 from hf_finetune.data.memory import MEMORY, name_library, read_memory
 from hf_finetune.data.splits import SPLITS, load_splits
 from hf_finetune.data.table import Table
@@ -63,19 +64,12 @@ def finetune(
     Raises InputError for anything that you can fix, and StoppedError (a KeyboardInterrupt) if the run was interrupted and has
     been saved.
     """
-    if isinstance(task, RunConfig):
-        config, parts, is_named = task, NO_PARTS, True
-        given = (train, validation, test, settings, loss, optimizer, augment, on_update)
-        if metrics or any(value is not None for value in given):
-            raise InputError("finetune(): a RunConfig has all settings; give a task's name to add data or functions")
-    else:
-        functions = {"loss": loss, "optimizer": optimizer, "augment": augment, "on_update": on_update}
-        data = {"train": train, "validation": validation, "test": test}
-        config, parts = make_run_config(task, data, settings or {}, functions, name_metrics(metrics))
-        parts, is_named = replace(parts, rows=read_rows(config, parts.rows)), "name" in (settings or {})
-    # Nothing heavy is imported before this line: what the user can get wrong shows at once
+    functions = {"loss": loss, "optimizer": optimizer, "augment": augment, "on_update": on_update}
+    data = {"train": train, "validation": validation, "test": test}
     with StopSignals().install():
         try:
+            config, parts, is_named = prepare(task, data, settings, functions, metrics)
+            # Nothing heavy is imported before this line: what the user can get wrong shows at once
             from hf_finetune.run.naming import name_run
             from hf_finetune.train import finetune as train_run
 
@@ -85,6 +79,29 @@ def finetune(
             raise StoppedError(message) from None
     result = train_run(config, parts)
     return Run(config=config, run_dir=result.run_dir, model_dir=result.model_dir, results=result.results, parts=parts)
+
+
+def prepare(
+    task: str | type | RunConfig,
+    data: Mapping[str, Any],
+    settings: Mapping[str, Any] | None,
+    functions: Mapping[str, Callable[..., Any] | None],
+    metrics: Mapping[str, Callable[..., Any]] | Sequence[Callable[..., Any]],
+) -> tuple[RunConfig, Parts, bool]:
+    """Returns the checked settings of a run, its rows and functions, and whether it was given a name. InputError as finetune()."""
+    if isinstance(task, RunConfig):
+        if metrics or settings or any(value is not None for value in (*data.values(), *functions.values())):
+            raise InputError("finetune(): a RunConfig has all settings; give a task's name to add data or functions")
+        return task, NO_PARTS, True
+    if not isinstance(settings or {}, Mapping):
+        raise InputError(f"settings: is {name_type(settings)}; give a dict of settings by their dotted keys")
+    for name, function in functions.items():
+        if function is not None and not callable(function):
+            hint = f"; an import path is the setting train.{name}" if isinstance(function, str) else ""
+            raise InputError(f"{name}: is {name_type(function)}; give a function{hint}")
+    settings = settings or {}
+    config, parts = make_run_config(task, data, settings, functions, name_metrics(metrics))
+    return config, replace(parts, rows=read_rows(config, parts.rows)), "name" in settings
 
 
 def make_run_config(

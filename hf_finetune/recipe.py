@@ -51,7 +51,7 @@ def run_recipe(
 
         finetune(config)
 
-    return exit_process(report_errors(run, debug="--debug" in flags))
+    return report_errors(run, debug="--debug" in flags)
 
 
 def print_help(
@@ -61,20 +61,6 @@ def print_help(
     kind = defaults.get("task.kind") or choose_kind(defaults, read_settings(words))
     prog = f"hf-finetune train {kind}" if kind in TASKS else f"hf-finetune train --task.kind {kind}"
     print(format_help(load_task(kind).Settings, defaults, demo=demo, prog=prog, description=description))
-
-
-def exit_process(code: int) -> int:
-    """Returns the exit code; if there are several processes, ends this one with it immediately.
-
-    torch's distributed data parallel never frees its process group, so gloo's threads are still alive when the interpreter
-    ends, and one that frees a tensor then aborts the process ("terminate called without an active exception").
-    """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and "hf_finetune.system.processes" in sys.modules:
-        sys.modules["hf_finetune.system.processes"].leave_process_group()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-    return code
 
 
 def report_errors(function: Callable[[], None], *, debug: bool = False) -> int:

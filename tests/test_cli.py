@@ -1,5 +1,6 @@
 """The `hf-finetune` command as a user types it."""
 
+import ast
 import csv
 import importlib
 import io
@@ -441,5 +442,13 @@ def test_every_public_name_is_there_and_no_other() -> None:
         assert getattr(hf_finetune, name) is getattr(
             importlib.import_module(f"hf_finetune.{hf_finetune.PUBLIC[name]}"), name
         )
+    (typed,) = [node for node in ast.parse(Path(hf_finetune.__file__).read_text()).body if isinstance(node, ast.If)]
+    imported = {
+        (alias.name, node.module.removeprefix("hf_finetune."))
+        for node in typed.body
+        if isinstance(node, ast.ImportFrom) and node.module
+        for alias in node.names
+    }
+    assert imported == set(hf_finetune.PUBLIC.items())  # what type checkers see
     with pytest.raises(AttributeError, match="module 'hf_finetune' has no attribute 'fintune'"):
         hf_finetune.fintune  # noqa: B018

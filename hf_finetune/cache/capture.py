@@ -181,6 +181,6 @@ def capture_chunk(run: TrainingRun, cached_forward: CachedForward, entry: Entry,
         split, number = source[0]
         raise InputError(
             f"cache.activations: the frozen blocks give values that are not finite near sequence {number} of {split}; "
-            "train without the cache (--cache.activations off)"
+            "train without the cache: set cache.activations to off"
         )
     return stored.cpu().contiguous().view(torch.uint8).numpy().tobytes()

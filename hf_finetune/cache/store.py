@@ -214,7 +214,7 @@ def finish_entry(entry: Entry) -> None:
     if len(good) < len(spans):
         raise InputError(
             f"{entry.partial}: {len(spans) - len(good)} chunks do not read back as they were written; check the disk, or "
-            "train without the cache (--cache.activations off)"
+            "train without the cache: set cache.activations to off"
         )
     write_atomically(entry.partial / MANIFEST, make_manifest(entry, good))
     try:

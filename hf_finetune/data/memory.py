@@ -14,9 +14,7 @@ from hf_finetune.system.errors import InputError
 
 MEMORY = "memory://"  # in a config, stands before the name of rows that were given from Python
 
-KINDS = (
-    "a pandas or polars frame, a datasets.Dataset, a list of dicts (rows), a dict of lists (columns), or paths of files"
-)
+KINDS = "a pandas or polars frame, a datasets.Dataset, a list of dicts (rows), or a dict of lists (columns)"
 CELLS = (str, bool, int, float, type(None), list, dict)  # what a cell may be, as in a JSON file
 
 
@@ -46,7 +44,7 @@ def read_memory(
     """Returns the table of rows that a program gave. Texts and labels are as a file would give them: a missing value is null.
 
     Args:
-        value: One of KINDS, without the paths; or a table that was read before.
+        value: One of KINDS, or a table that was read before.
         name: What errors call the rows, such as train.
         config: The names of the columns.
         spec: The columns to read.

@@ -13,7 +13,7 @@ import transformers
 from hf_finetune.config.sections import RunConfig, require
 from hf_finetune.data.features import Features, make_features
 from hf_finetune.data.formats import name_type
-from hf_finetune.data.memory import is_series, make_plain, read_memory
+from hf_finetune.data.memory import is_series, make_plain, name_library, read_memory
 from hf_finetune.data.sources import read_table
 from hf_finetune.data.table import Table
 from hf_finetune.export.recorded import RecordedTask, load_recorded_task
@@ -209,7 +209,7 @@ class Predictor:
     def make_table(self, rows: Any) -> Table:
         """Returns rows as a table; errors call the fourth one `rows[3]`. An empty list gives an empty table."""
         spec = self.task.columns.spec
-        if is_series(rows):
+        if is_series(rows) or name_library(rows) == "numpy":
             rows = make_plain(rows)
         elif isinstance(rows, Iterable) and (not hasattr(rows, "__len__") or isinstance(rows, tuple)):
             rows = list(rows)

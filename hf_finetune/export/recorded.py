@@ -105,10 +105,10 @@ def add_own_metrics(
     }
     notes, metric = [], recorded.metric
     if missing := {name: path for name, path in references.items() if name not in metrics}:
-        words = " ".join(f"{name}={path}" for name, path in missing.items())
+        words = "--metrics " + " ".join(f"{name}={path}" for name, path in missing.items())
         notes.append(
-            f"{', '.join(missing)}: left out, because metrics of your own are imported only if you name them: --metrics {words}, "
-            "or Predictor.from_pretrained(..., metrics=...)"
+            f"{', '.join(missing)}: left out, because metrics of your own are imported only if you name them: "
+            f"{describe_naming('metrics', words)}"
         )
     if metric in missing:
         metric = recorded.task.scoring.default_metric
@@ -127,10 +127,16 @@ def add_own_loss(recorded: RecordedTask, reference: str | None, given: str | Cal
     if reference is None:
         return recorded
     note = (
-        f"loss: left out, because a loss of your own is imported only if you name it: --loss {reference}, or "
-        "Predictor.from_pretrained(..., loss=...)"
+        "loss: left out, because a loss of your own is imported only if you name it: "
+        f"{describe_naming('loss', f'--loss {reference}')}"
     )
     return replace(recorded, lacks_loss=True, notes=(*recorded.notes, note))
+
+
+def describe_naming(name: str, words: str) -> str:
+    """Returns how to name parts of one's own. Those of a program or a notebook (__main__) cannot be imported by the command."""
+    in_python = f"Predictor.from_pretrained(..., {name}=...)"
+    return in_python if "__main__:" in words else f"{words}, or {in_python}"
 
 
 def find_task(location: str, hf_config: Any) -> str:

@@ -10,6 +10,11 @@ from typing import Any
 
 from hf_finetune.config.references import make_reference
 
+GENERATED = (
+    "__module__",
+    "__firstlineno__",
+    "__static_attributes__",
+)  # attributes of classes that say nothing of their code
 PLAIN = (str, bytes, int, float, bool, type(None))
 
 
@@ -62,7 +67,10 @@ def describe_class(value: type, module: str, seen: set[int]) -> Iterator[Any]:
     yield [describe_value(base, module, seen) for base in value.__bases__]
     for name, member in sorted(vars(value).items()):
         function = getattr(member, "__func__", None) or getattr(member, "fget", None) or member
-        if isinstance(function, (types.FunctionType, tuple, *PLAIN)) and name not in ("__module__", "__firstlineno__"):
+        is_generated = name in GENERATED or (
+            getattr(function, "__code__", None) and function.__code__.co_filename == "<string>"
+        )
+        if isinstance(function, (types.FunctionType, tuple, *PLAIN)) and not is_generated:
             yield [name, describe_value(function, module, seen)]
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_finetune.config.sections import RunConfig
-from hf_finetune.config.tasks import load_task
+from hf_finetune.config.tasks import TASKS, load_task
 from hf_finetune.data.memory import read_memory
 from hf_finetune.data.sources import digest_dataset, digest_files, find_files
 from hf_finetune.data.splits import SPLITS, read_given_splits
@@ -49,6 +49,8 @@ def describe_inputs(
     }
     named = {f"train.{name}": function for name, function in functions.items() if function is not None}
     named |= {f"evaluation.metrics {name}": function for name, function in parts.metrics.items()}
+    if config.task.kind not in TASKS:
+        named["task.kind"] = load_task(config.task.kind)
     return {
         "data": {split: {"rows": counts.get(split), "digest": digest} for split, digest in digests.items()},
         "parts": {setting: digest_function(function) for setting, function in named.items()},

@@ -9,6 +9,7 @@ from typing import Any
 
 from hf_finetune.config.references import is_reference, load_reference
 from hf_finetune.config.sections import RunConfig
+from hf_finetune.data.formats import name_type
 from hf_finetune.system.errors import InputError
 from hf_finetune.tasks.own_functions import Metric
 
@@ -18,7 +19,7 @@ class Parts:
     """The user's own parts of a run.
 
     Attributes:
-        rows: Rows that a program gave, by split: data.memory.KINDS without the paths.
+        rows: Rows that a program gave, by split: data.memory.KINDS.
         loss: loss(outputs, batch) returns the loss summed over targets, and their number; if the task's loss compares the
             examples of a batch, loss(embeddings, counts, features, indices).
         metrics: By name, metric(inputs) returns a number; `inputs` is a tasks.base.MetricInputs.
@@ -65,9 +66,12 @@ def load_function(key: str, reference: str) -> Callable[..., Any]:
 
 
 def name_metrics(metrics: Mapping[str, Any] | Sequence[Any]) -> dict[str, Any]:
-    """Returns metrics by their names: functions in a list have their own names. InputError if two have one name."""
+    """Returns metrics by their names: functions in a list have their own names. InputError if they are no dict or list, or if two
+    have one name."""
     if isinstance(metrics, Mapping):
         return dict(metrics)
+    if not isinstance(metrics, (list, tuple)):
+        raise InputError(f"metrics: is {name_type(metrics)}; give a list of functions, or a dict of functions by names")
     named = {getattr(metric, "__name__", type(metric).__name__): metric for metric in metrics}
     if len(named) < len(metrics):
         raise InputError("metrics: two of the functions have one name; give a dict of functions by names")

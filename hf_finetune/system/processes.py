@@ -15,6 +15,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from accelerate.utils import DistributedType, InitProcessGroupKwargs, broadcast_object_list
+from torch.nn.parallel import DistributedDataParallel
 
 from hf_finetune.system.console import configure_logging, print_message
 from hf_finetune.system.errors import InputError, StoppedError
@@ -275,15 +276,16 @@ def check_accelerator(accelerator: Accelerator) -> None:
 def leave_process_group() -> None:
     """Destroys the process group when the process ends. It cannot end earlier: all runs of a process share it.
 
-    The group's threads live as long as the distributed wrapper of a model does, which holds the group. A thread that still runs
-    when the interpreter is gone aborts the process ("terminate called without an active exception"). What may hold a wrapper
-    at the end: reference cycles, and the frames of the exception that ended the program, which was printed before.
+    The threads of the group live as long as it does, and the distributed wrapper of a model holds it. A thread that still runs
+    when the interpreter is gone aborts the process ("terminate called without an active exception"). The wrapper of a finished
+    run is freed; but an exception that ends the program holds the frames of the run that it stopped, and they the wrapper.
     """
-    if torch.distributed.is_initialized():
-        for name in ("last_type", "last_value", "last_traceback", "last_exc"):
-            setattr(sys, name, None)
-        gc.collect()
-        torch.distributed.destroy_process_group()
+    if not torch.distributed.is_initialized():
+        return
+    for wrapper in [value for value in gc.get_objects() if type(value) is DistributedDataParallel]:
+        for name in ("reducer", "logger", "process_group"):  # what of it holds the group (looked at in torch 2.13)
+            wrapper.__dict__.pop(name, None)
+    torch.distributed.destroy_process_group()
 
 
 def use_all_cores(accelerator: Accelerator) -> tuple[str, ...]:

@@ -57,7 +57,7 @@ class StopSignals:
                 os.kill(os.getpid(), number)
             return
         if self.ends_at_once and is_importing(frame):
-            threading.Timer(IMPORT_SECONDS, os.kill, (os.getpid(), number)).start()
+            threading.Timer(IMPORT_SECONDS, signal.raise_signal, (number,)).start()
             return
         self.received, self.received_at = signal.Signals(number).name, time.monotonic()
         if self.ends_at_once:

@@ -127,6 +127,7 @@ REFUSED: dict[str, Callable[[], Any]] = {
     "train: is a set; " + WHAT: lambda: {"a", "b"},
     "train: is an int; " + WHAT: lambda: 7,
     "train[0]: is a str, not a dict; " + WHAT: lambda: pandas.Series(["a"]),
+    "train: no column 'text' (columns: train, test); see": lambda: {"train": pandas.DataFrame(), "test": pandas.DataFrame()},
     "train: is a LazyFrame; " + WHAT: lambda: polars.LazyFrame({"text": ["a"]}),
     "train: is an IterableDataset; load it without streaming, or": make_stream,
     "train: has two columns of one name (text, text)": lambda: pandas.DataFrame([["a", "b"]], columns=["text", "text"]),

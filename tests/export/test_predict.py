@@ -413,6 +413,7 @@ def test_rows_may_have_any_form_and_a_text_gives_one_prediction(classifier: Pred
         pandas.Series(texts),
         polars.Series(texts),
         tuple(texts),
+        np.array(texts),
         iter(texts),
         pandas.DataFrame({"text": texts, "other": 1}),
         polars.DataFrame({"text": texts}),

@@ -18,7 +18,6 @@ import torch
 
 from hf_finetune import train as train_module
 from hf_finetune.config.loading import load_config
-from hf_finetune.recipe import exit_process
 
 
 def kill_after(update: int) -> None:
@@ -54,4 +53,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(exit_process(main()))
+    sys.exit(main())

@@ -9,6 +9,7 @@ import pytest
 from hf_finetune.run.function_digest import digest_function
 
 PROGRAM = """
+import dataclasses
 WEIGHT = 2.0
 SIZES = (1, 2)
 
@@ -34,6 +35,21 @@ def make(limit):
         return value < limit
     return closed
 
+class Base:
+    size = 3
+    def size_of(self, value):
+        return value
+
+@dataclasses.dataclass
+class Task(Base):
+    name: str = "a"
+    @classmethod
+    def make(cls):
+        return double(cls.size)
+    @property
+    def named(self):
+        return self.name
+
 closed = make(3)
 anonymous = lambda value: value + 1
 """
@@ -50,7 +66,7 @@ def run(program: str, name: str) -> Any:
     return namespace[name]
 
 
-NAMES = ("loss", "look", "method", "closed", "anonymous")
+NAMES = ("loss", "look", "method", "closed", "anonymous", "Task")
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -74,6 +90,11 @@ def test_the_digest_of_equal_code_is_equal(name: str) -> None:
         ("method", "Callable(0.5)", "Callable(0.6)"),
         ("closed", "make(3)", "make(4)"),
         ("anonymous", "value + 1", "value + 2"),
+        ("Task", "return double(cls.size)", "return cls.size"),
+        ("Task", "return 2 * value", "return 4 * value"),
+        ("Task", "return self.name", "return self.name * 2"),
+        ("Task", "size = 3", "size = 4"),
+        ("Task", "        return value\n", "        return -value\n"),
     ],
 )
 def test_the_digest_changes_with_what_a_function_is_made_of(name: str, old: str, new: str) -> None:

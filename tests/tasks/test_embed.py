@@ -607,8 +607,6 @@ def test_rows_with_equal_anchors_stay_in_one_split(tmp_path: Path, backbones: Ca
 
 def main(config_path: str, out: str) -> None:
     """Writes loss and gradients of all GROUPINGS, from the main process."""
-    from hf_finetune.recipe import exit_process
-
     torch.set_num_threads(1)
     config = load_config({}, ["--config", config_path])
     with open_run(config) as runtime:
@@ -616,7 +614,6 @@ def main(config_path: str, out: str) -> None:
         results = [compute_gradients(run, size, micro) for size, micro in GROUPINGS]
         if runtime.process == 0:
             torch.save(results, out)
-    sys.exit(exit_process(0))
 
 
 if __name__ == "__main__":
