@@ -88,7 +88,7 @@ def prepare(
     functions: Mapping[str, Callable[..., Any] | None],
     metrics: Mapping[str, Callable[..., Any]] | Sequence[Callable[..., Any]],
 ) -> tuple[RunConfig, Parts, bool]:
-    """Returns the checked settings of a run, its rows and functions, and whether it was given a name. InputError as finetune()."""
+    """Returns the checked settings of a run, its rows and functions, and whether it was given a name. Errors as finetune()."""
     if isinstance(task, RunConfig):
         if metrics or settings or any(value is not None for value in (*data.values(), *functions.values())):
             raise InputError("finetune(): a RunConfig has all settings; give a task's name to add data or functions")
