@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from hf_finetune.config.sections import FreezeConfig, parse_fraction, require
+from hf_finetune.config.model_sections import parse_fraction
+from hf_finetune.config.sections import FreezeConfig, require
 from hf_finetune.model.structure import ModelStructure, analyze_structure, find_stack, record_calls
 from hf_finetune.system.errors import InputError
 

@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 
 import hf_finetune
-from hf_finetune.config import sections
+from hf_finetune.config import checks, model_sections, sections, training_sections
 from hf_finetune.config.loading import SECTIONS, get_setting_types
+from hf_finetune.config.model_sections import parse_fraction
 from hf_finetune.config.sections import (
     AdapterConfig,
     CacheConfig,
@@ -31,7 +32,6 @@ from hf_finetune.config.sections import (
     TrainConfig,
     changed_keys,
     flatten,
-    parse_fraction,
     to_dict,
 )
 from hf_finetune.config.tasks import TASKS, load_task
@@ -40,6 +40,7 @@ from hf_finetune.system.errors import InputError
 PACKAGE = Path(hf_finetune.__file__).parent
 NAN, INFINITY = float("nan"), float("inf")
 MODEL = ModelConfig(backbone="backbone")
+SECTION_MODULES = (sections, model_sections, training_sections, checks)
 SETTINGS = {kind: load_task(kind).Settings for kind in TASKS}
 TASK = SETTINGS["classify"](kind="classify")
 TYPES = get_setting_types(SETTINGS["classify"])
@@ -274,21 +275,24 @@ def test_a_wrong_setting_is_named_with_its_value_and_the_mend(
 
 
 def find_checks(module: ModuleType) -> list[ast.Call]:
-    """The calls of require() in the dataclasses of a module that check themselves, and in functions of sections.py."""
+    """The calls of require() in the dataclasses of a module that check themselves, and in functions of the other modules."""
     tree = ast.parse(Path(str(module.__file__)).read_text(encoding="utf-8"))
     checkers = [
         node
         for node in ast.walk(tree)
-        if isinstance(node, ast.FunctionDef) and (node.name == "__post_init__" or module is sections)
+        if isinstance(node, ast.FunctionDef) and (node.name == "__post_init__" or module in SECTION_MODULES)
     ]
     calls = [node for checker in checkers for node in ast.walk(checker) if isinstance(node, ast.Call)]
     return [node for node in calls if isinstance(node.func, ast.Name) and node.func.id == "require"]
 
 
 def test_every_check_is_failed_by_a_case(monkeypatch: pytest.MonkeyPatch) -> None:
-    modules = {sections, *(sys.modules[base.__module__] for kind in TASKS for base in SETTINGS[kind].__mro__[:-1])}
+    modules = {
+        *SECTION_MODULES,
+        *(sys.modules[base.__module__] for kind in TASKS for base in SETTINGS[kind].__mro__[:-1]),
+    }
     failed: set[tuple[str, int]] = set()
-    original = sections.require
+    original = checks.require
 
     def recording(condition: bool, key: str, value: object, message: str) -> None:
         if not condition:
@@ -301,11 +305,11 @@ def test_every_check_is_failed_by_a_case(monkeypatch: pytest.MonkeyPatch) -> Non
             monkeypatch.setattr(module, "require", recording)
     for section, given, _, _ in CASES:
         message_of(section, given)
-    checks = [(str(module.__file__), call) for module in modules for call in find_checks(module)]
-    assert len(checks) >= 40
+    calls = [(str(module.__file__), call) for module in modules for call in find_checks(module)]
+    assert len(calls) >= 40
     missed = [
         f"{file}:{call.lineno}"
-        for file, call in checks
+        for file, call in calls
         if not any((file, line) in failed for line in range(call.lineno, (call.end_lineno or 0) + 1))
     ]
     assert not missed, f"no case fails the checks in {missed}"
