@@ -2,7 +2,6 @@
 
 import functools
 import hashlib
-import inspect
 import json
 import types
 from collections.abc import Callable, Iterator
@@ -10,21 +9,23 @@ from typing import Any
 
 from hf_finetune.config.references import make_reference
 
-GENERATED = (
-    "__module__",
-    "__firstlineno__",
-    "__static_attributes__",
-)  # attributes of classes that say nothing of their code
-PLAIN = (str, bytes, int, float, bool, type(None))
+PLAIN = (str, bytes, int, float, complex, bool, type(None), type(...))
+
+# Attributes of a class that Python writes, which depend on its place in a file, or on addresses in memory
+WRITTEN_BY_PYTHON = ("__module__", "__doc__", "__firstlineno__", "__static_attributes__")
 
 
 def digest_function(function: Callable[..., Any]) -> str:
-    """Returns the sha256 of what a function is made of, in hexadecimal.
+    """Returns the sha256 of what a function or class is made of, in hexadecimal.
 
-    That is its source, its defaults, and what it uses of its surroundings: plain values (numbers, strings, tuples of them), and
-    functions and classes of the same module. It does not see changes in lists, dicts and other modules.
+    That is its code as Python has compiled it, its defaults, and what it uses of its surroundings: plain values (numbers,
+    strings, tuples of them), and functions and classes of the same module. It does not see changes in lists, dicts and other
+    modules. Comments, and what stands next to a lambda in a line, do not count.
     """
-    named = function if hasattr(function, "__module__") else type(function)
+    named: Any = function
+    while isinstance(named, functools.partial):
+        named = named.func
+    named = named if hasattr(named, "__module__") else type(named)
     described = describe_value(function, str(named.__module__), set())
     return hashlib.sha256(json.dumps(described).encode()).hexdigest()
 
@@ -44,6 +45,10 @@ def describe_value(value: Any, module: str, seen: set[int]) -> Any:
     if isinstance(value, functools.partial):
         parts = (value.func, value.args, tuple(sorted(value.keywords.items())))
         return ["partial", *(describe_value(part, module, seen) for part in parts)]
+    if isinstance(value, frozenset):
+        return sorted(repr(item) for item in value)
+    if isinstance(value, types.CodeType):
+        return describe_code(value, module, seen)
     if isinstance(value, types.MethodType):
         return [describe_value(part, module, seen) for part in (value.__self__, value.__func__)]
     if isinstance(value, (types.FunctionType, type)):
@@ -52,7 +57,9 @@ def describe_value(value: Any, module: str, seen: set[int]) -> Any:
         seen.add(id(value))
         if isinstance(value, type):
             return [make_reference(value), *describe_class(value, module, seen)]
-        return [read_source(value), *describe_surroundings(value, module, seen)]
+        return [describe_code(value.__code__, module, seen), *describe_surroundings(value, module, seen)]
+    if hasattr(value, "__wrapped__"):  # functools.cache
+        return [make_reference(type(value)), describe_value(value.__wrapped__, module, seen)]
     if hasattr(value, "__qualname__"):
         return make_reference(value)
     if getattr(type(value), "__module__", "") == module:  # an object of one's own class, which can be called
@@ -63,15 +70,23 @@ def describe_value(value: Any, module: str, seen: set[int]) -> Any:
 
 
 def describe_class(value: type, module: str, seen: set[int]) -> Iterator[Any]:
-    """Yields the bases of a class, and its plain values and methods. A notebook does not keep the source of a class."""
+    """Yields the bases of a class, and its plain values and methods."""
     yield [describe_value(base, module, seen) for base in value.__bases__]
     for name, member in sorted(vars(value).items()):
-        function = getattr(member, "__func__", None) or getattr(member, "fget", None) or member
-        is_generated = name in GENERATED or (
-            getattr(function, "__code__", None) and function.__code__.co_filename == "<string>"
-        )
-        if isinstance(function, (types.FunctionType, tuple, *PLAIN)) and not is_generated:
+        # of a class or static method, a property, a cached property
+        inside = [getattr(member, attribute, None) for attribute in ("__func__", "fget", "func")]
+        function = next((part for part in inside if part is not None), member)
+        is_described = isinstance(function, (types.FunctionType, tuple, *PLAIN)) or hasattr(function, "__wrapped__")
+        if is_described and name not in WRITTEN_BY_PYTHON:
             yield [name, describe_value(function, module, seen)]
+
+
+def describe_code(code: types.CodeType, module: str, seen: set[int]) -> list[Any]:
+    """Returns compiled code as nested lists and strings, without its place in a file."""
+    names = (code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars)
+    arguments = (code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount, code.co_flags)
+    constants = [describe_value(constant, module, seen) for constant in code.co_consts]
+    return [code.co_code.hex(), code.co_exceptiontable.hex(), names, arguments, constants]
 
 
 def describe_surroundings(function: types.FunctionType, module: str, seen: set[int]) -> Iterator[Any]:
@@ -95,12 +110,3 @@ def list_names(code: types.CodeType) -> Iterator[str]:
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
             yield from list_names(constant)
-
-
-def read_source(value: Any) -> str:
-    """Returns the source of a function or class; its import path if there is none."""
-    try:
-        return inspect.getsource(value)
-    except (OSError, TypeError):
-        code = getattr(value, "__code__", None)
-        return make_reference(value) + (code.co_code.hex() + repr(code.co_names) if code is not None else "")

@@ -123,3 +123,52 @@ def test_a_variable_that_has_no_value_yet_is_left_out() -> None:
     digests: list[str] = []
     outer()
     assert digests[0] != digests[1]
+
+
+WRAPPED = """
+import functools
+
+def inner(value):
+    return value * 2
+
+fixed = functools.partial(inner, 1)
+
+@functools.lru_cache
+def kept(value):
+    return value * 3
+
+class Watch:
+    @functools.cached_property
+    def rate(self):
+        return 4
+    def __call__(self, update, model):
+        return self.rate
+
+watch = Watch()
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new"), [("fixed", "* 2", "* 5"), ("kept", "* 3", "* 5"), ("watch", "return 4", "return 5")]
+)
+@pytest.mark.parametrize("has_source", [True, False])
+def test_the_digest_sees_into_wrapped_functions_with_and_without_source(
+    name: str, old: str, new: str, has_source: bool
+) -> None:
+    def load(program: str) -> Any:
+        if has_source:
+            return run(program, name)
+        namespace: dict[str, Any] = {"__name__": "__main__"}
+        exec(program, namespace)
+        return namespace[name]
+
+    assert digest_function(load(WRAPPED)) == digest_function(load(WRAPPED))
+    assert digest_function(load(WRAPPED)) != digest_function(load(WRAPPED.replace(old, new)))
+
+
+def test_comments_and_what_stands_next_to_a_lambda_do_not_count() -> None:
+    first = "value = dict(epochs=2, function=lambda update: update + 1)['function']"
+    second = "# a comment\nvalue = dict(epochs=3, function=lambda update: update + 1)['function']"
+    assert digest_function(run(first, "value")) == digest_function(run(second, "value"))
+    third = second.replace("+ 1", "+ 2")
+    assert digest_function(run(third, "value")) != digest_function(run(second, "value"))
