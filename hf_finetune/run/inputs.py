@@ -1,4 +1,4 @@
-"""What a run was made from: the rows of its data and digests of them, and of the user's own functions.
+"""What a run was made from: the rows of its data and digests of them, of the task's files, and of the user's own code.
 
 It lies in the run's folder as inputs.json, so that a run that is called again knows what has changed.
 """
@@ -31,7 +31,8 @@ def describe_inputs(
     """Returns the content of inputs.json.
 
     That is `data`, with the number of rows (None if it is not known) and a digest for each of data.train, data.validation and
-    data.test, and `parts`, with a digest of each of the user's own functions by its setting.
+    data.test; `files`, with a digest of each file that a setting of the task names; and `parts`, with a digest of each of the
+    user's own functions, and of the class of the task if it is the user's own, by its setting.
 
     Args:
         config: The settings of the run.
@@ -41,6 +42,17 @@ def describe_inputs(
     Raises InputError if a file is missing, if the data set cannot be loaded, or if the rows of a program are not given.
     """
     counts, digests = num_rows or {}, digest_data(config, parts.rows)
+    paths = {f"task.{name}": path for name in config.task.paths if (path := getattr(config.task, name))}
+    return {
+        "data": {split: {"rows": counts.get(split), "digest": digest} for split, digest in digests.items()},
+        "files": {setting: digest_files(find_files((path,), setting)) for setting, path in paths.items()},
+        "parts": describe_parts(config, parts),
+    }
+
+
+def describe_parts(config: RunConfig, parts: Parts) -> dict[str, str]:
+    """Returns a digest of each of the user's own functions, and of the class of the task if it is the user's own, by its
+    setting. parts: As load_parts() returns them."""
     functions = {
         "loss": parts.loss,
         "optimizer": parts.optimizer,
@@ -51,10 +63,7 @@ def describe_inputs(
     named |= {f"evaluation.metrics {name}": function for name, function in parts.metrics.items()}
     if config.task.kind not in TASKS:
         named["task.kind"] = load_task(config.task.kind)
-    return {
-        "data": {split: {"rows": counts.get(split), "digest": digest} for split, digest in digests.items()},
-        "parts": {setting: digest_function(function) for setting, function in named.items()},
-    }
+    return {setting: digest_function(function) for setting, function in named.items()}
 
 
 def digest_data(config: RunConfig, rows: Mapping[str, Any]) -> dict[str, str]:
@@ -82,7 +91,7 @@ def digest_table(table: Table) -> str:
 
 
 def compare_inputs(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Returns a line for each split and each of the user's own functions that differs; [] if all are equal.
+    """Returns a line for each split, file and part of the user's own that differs; [] if all are equal.
 
     old, new: What describe_inputs() returned.
     """
@@ -92,14 +101,15 @@ def compare_inputs(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
         then, today = before.get(split, {}), now.get(split, {})
         if then.get("digest") != today.get("digest"):
             lines.append(f"data.{split}: {describe_change(then, today)}")
-    before, now = old.get("parts", {}), new.get("parts", {})
-    for setting in sorted(before.keys() | now.keys()):
-        if setting not in now:
-            lines.append(f"{setting}: was given, is not given now")
-        elif setting not in before:
-            lines.append(f"{setting}: was not given, is given now")
-        elif before[setting] != now[setting]:
-            lines.append(f"{setting}: has other code now")
+    for group, content in (("files", "content"), ("parts", "code")):
+        before, now = old.get(group, {}), new.get(group, {})
+        for setting in sorted(before.keys() | now.keys()):
+            if setting not in now:
+                lines.append(f"{setting}: was given, is not given now")
+            elif setting not in before:
+                lines.append(f"{setting}: was not given, is given now")
+            elif before[setting] != now[setting]:
+                lines.append(f"{setting}: has other {content} now")
     return lines
 
 
@@ -141,3 +151,12 @@ def find_changed_inputs(config: RunConfig, parts: Parts = NO_PARTS) -> list[str]
         return compare_inputs(old, new)
     except InputError as error:
         return [f"cannot be read: {error}"]
+
+
+def find_changed_parts(config: RunConfig, parts: Parts) -> list[str]:
+    """Returns a line for each function of one's own that has changed since the run of this config was started or continued last;
+    [] if none has. parts: As load_parts() returns them."""
+    old = read_inputs(config.run_dir)
+    return (
+        [] if old is None else compare_inputs({"parts": old.get("parts", {})}, {"parts": describe_parts(config, parts)})
+    )

@@ -12,6 +12,7 @@ from hf_finetune.config.sections import RunConfig, changed_keys, flatten, get_le
 from hf_finetune.model import backbone
 from hf_finetune.run import checkpoint
 from hf_finetune.run.folder import describe_new_run
+from hf_finetune.run.inputs import find_changed_parts
 from hf_finetune.run.saving import describe_summation_order, fingerprint_data
 from hf_finetune.run.training_run import TrainingRun
 from hf_finetune.system.errors import InputError
@@ -91,6 +92,8 @@ def restore_run(run: TrainingRun, saved: SavedRun) -> tuple[Progress, list[str]]
         raise make_other_model_error(run.config.model.backbone, path.name, error) from None
     if scaler is not None and content["run"]["scaler"]:
         scaler.load_state_dict(content["run"]["scaler"])
+    changed = run.runtime.on_main(lambda: find_changed_parts(run.config, run.parts))
+    notes += [f"{line}; the updates so far were trained before this change" for line in changed]
     if fresh or dropped:
         notes.append(
             f"the freeze plan has changed: {len(fresh)} tensors start to train, {len(dropped)} no longer train; the others keep "

@@ -1,7 +1,10 @@
 """What a run was made from, and what is printed if a finished run is called again with other data."""
 
 import functools
+import importlib
 import json
+import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +12,7 @@ from typing import Any
 import pytest
 from support import tiny
 
+from hf_finetune.config.loading import load_config
 from hf_finetune.config.sections import RunConfig
 from hf_finetune.data.sources import digest_files
 from hf_finetune.run.folder import find_free_name
@@ -138,3 +142,28 @@ def test_a_data_set_has_the_fingerprint_of_its_rows(make_config: MakeConfig, tmp
     assert before["data"].keys() == {"train"}
     tiny.write_jsonl(folder / "train.jsonl", tiny.make_rows(33))
     assert compare_inputs(before, describe_inputs(config)) == ["data.train: has other content now"]
+
+
+def test_a_file_of_the_task_and_the_class_of_ones_own_task_are_inputs(
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise a run that is called again after a change of one of them would be the old one without a word."""
+    own = "from hf_finetune.tasks.classify import Classification\nclass Mine(Classification):\n    shift = {}\n"
+    config, described = make_config(), []
+    monkeypatch.syspath_prepend(tmp_path)
+    for shift in (1, 1, 2):
+        (tmp_path / "own_task.py").write_text(own.format(shift), encoding="utf-8")
+        sys.modules.pop("own_task", None)
+        shutil.rmtree(tmp_path / "__pycache__", ignore_errors=True)
+        importlib.invalidate_caches()
+        settings = {"task.kind": "own_task:Mine", "data.train": list(config.data.train), "model.backbone": "x"}
+        described.append(describe_inputs(load_config(settings)))
+    assert compare_inputs(*described[:2]) == []
+    assert compare_inputs(*described[1:]) == ["task.kind: has other code now"]
+    settings = {"task.kind": "rerank", "data.train": list(config.data.train), "model.backbone": "x"}
+    negatives, described = tmp_path / "negatives.jsonl", []
+    for text in ("a", "a", "b"):
+        negatives.write_text(text, encoding="utf-8")
+        described.append(describe_inputs(load_config({**settings, "task.negatives": str(negatives)})))
+    assert compare_inputs(*described[:2]) == []
+    assert compare_inputs(*described[1:]) == ["task.negatives: has other content now"]
