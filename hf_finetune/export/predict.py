@@ -13,9 +13,9 @@ import transformers
 from hf_finetune.config.sections import RunConfig, require
 from hf_finetune.data.features import Features, make_features
 from hf_finetune.data.formats import name_type
-from hf_finetune.data.memory import is_series, make_plain, name_library, read_memory
+from hf_finetune.data.memory import is_dataset, is_frame, make_plain, read_memory
 from hf_finetune.data.sources import read_table
-from hf_finetune.data.table import Table
+from hf_finetune.data.table import ColumnSpec, Table
 from hf_finetune.export.recorded import RecordedTask, load_recorded_task
 from hf_finetune.model import lora
 from hf_finetune.model.backbone import (
@@ -35,6 +35,7 @@ from hf_finetune.training.evaluation import ModelRunner
 
 BATCH_SIZE = 64  # examples a forward, the default of evaluation.batch_size
 BATCHES_AT_ONCE = 16  # whose rows are sorted by length and predicted together: the first results come after them
+COLUMNS = ("text_columns", "label_column", "choice_columns")  # settings that may be given to a trained model
 NO_LIMIT = 10**9  # tokens; the model_max_length of a tokenizer without a limit is 10**30
 
 
@@ -88,6 +89,10 @@ class Predictor:
 
         InputError if there is no model, or if it belongs to no task.
         """
+        if unknown := sorted(columns.keys() - COLUMNS):
+            raise InputError(
+                f"{unknown[0]} ({columns[unknown[0]]}): is not an argument; columns are {', '.join(COLUMNS)}"
+            )
         location = os.fspath(location)
         source = find_model_source(location)
         if Path(location).is_dir() and source == location and not holds_model(Path(location)):
@@ -209,10 +214,9 @@ class Predictor:
     def make_table(self, rows: Any) -> Table:
         """Returns rows as a table; errors call the fourth one `rows[3]`. An empty list gives an empty table."""
         spec = self.task.columns.spec
-        if is_series(rows) or name_library(rows) == "numpy":
-            rows = make_plain(rows)
-        elif isinstance(rows, Iterable) and (not hasattr(rows, "__len__") or isinstance(rows, tuple)):
-            rows = list(rows)
+        is_table = isinstance(rows, (Mapping, bytes, set)) or is_frame(rows) or is_dataset(rows)
+        if isinstance(rows, Iterable) and not isinstance(rows, list) and not is_table:
+            rows = make_plain(list(rows))  # a series, an array, a generator, a column of a data set
         if isinstance(rows, list):
             if not rows:
                 return Table(columns={name: [] for name in spec.columns}, files=[], lines=[])
@@ -240,9 +244,7 @@ class Predictor:
         """The rows of a file, or of several. keep: Further columns to read; every row must have them."""
         paths = (path,) if isinstance(path, str) else path
         spec = self.task.columns.spec
-        if keep:
-            spec = replace(spec, inputs=(*spec.inputs, *keep))
-        return read_table(paths, self.config.data, "--data", spec, needs_labels=needs_labels)
+        return read_table(paths, self.config.data, "--data", keep_columns(spec, keep), needs_labels=needs_labels)
 
     def evaluate(
         self, rows: Any, *, metric: str | None = None, batch_size: int = BATCH_SIZE, key: str = "metric"
@@ -259,7 +261,11 @@ class Predictor:
         if not isinstance(rows, Table):
             table = read_memory(rows, "rows", self.config.data, self.task.columns.spec)
         scoring = self.task.scoring
-        name = scoring.check_metric(metric, key) if metric else self.metric
+        name, notes = scoring.check_metric(metric, key) if metric else self.metric, self.notes
+        if not metric and name not in self.own_metrics and scoring.is_from_hub(name):
+            reason = "left out, because a metric of the Hub is loaded only if you name it"
+            notes = (*notes, f"{name}: {reason}: --metric {name}, or evaluate(..., metric={name!r})")
+            name = scoring.default_metric
         features = self.encode(table, has_labels=True)
         values = scoring.evaluate(
             self.make_runner(features, batch_size),
@@ -271,9 +277,15 @@ class Predictor:
         )
         if self.lacks_loss:
             del values["loss"]
-        for note in self.notes:
+        for note in notes:
             print_message(note)
         return values
+
+
+def keep_columns(spec: ColumnSpec, names: Sequence[str]) -> ColumnSpec:
+    """Returns columns to read with further ones, which --keep names."""
+    settings = {**dict.fromkeys(names, "--keep"), **spec.settings}
+    return replace(spec, inputs=(*spec.inputs, *names), settings=settings)
 
 
 def get_fields(recorded: RecordedTask) -> dict[str, Any]:

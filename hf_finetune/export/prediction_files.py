@@ -5,7 +5,6 @@ import io
 import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from typing import Any
 from hf_finetune.config.sections import require
 from hf_finetune.data.memory import read_memory
 from hf_finetune.data.table import Table
-from hf_finetune.export.predict import BATCH_SIZE, Predictor
+from hf_finetune.export.predict import BATCH_SIZE, Predictor, keep_columns
 from hf_finetune.system.errors import InputError
 from hf_finetune.system.files import write_atomically
 
@@ -80,7 +79,7 @@ def read_lines(predictor: Predictor, lines: Iterable[str], keep: Sequence[str], 
                 rows.append(read_object(line, number))
             else:
                 rows.append(predictor.make_row(line, f"stdin[{number}]"))
-        kept = replace(spec, inputs=(*spec.inputs, *keep))
+        kept = keep_columns(spec, keep)
         yield read_memory(rows, "stdin", predictor.config.data, kept, needs_labels=False, first=part[0][0])
 
 

@@ -95,7 +95,8 @@ def add_own_metrics(
         references: The import paths of the metrics of its training, by name.
         given: Those that the user named: functions, or import paths as in evaluation.metrics.
     """
-    if not isinstance(given, Mapping) and all(isinstance(entry, str) for entry in given):
+    given = (given,) if isinstance(given, str) else given
+    if isinstance(given, (list, tuple)) and all(isinstance(entry, str) for entry in given):
         if wrong := [entry for entry in given if ":" not in entry]:
             raise InputError(f"metrics ({wrong[0]}): must be an import path as my_module:name")
         given = own_metrics(tuple(given))

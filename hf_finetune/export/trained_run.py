@@ -78,7 +78,8 @@ class Run:
                 mean = sum(losses) / len(losses) if losses else None
                 rows.append({"epoch": row["epoch"], "update": row["update"], "train/loss": mean, **values})
                 losses = []
-        return pandas.DataFrame(rows).astype({"train/loss": float})
+        frame = pandas.DataFrame(rows)
+        return frame.astype({name: float for name in frame.columns if "/" in name})  # null is nan
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """Returns the rows of metrics.jsonl."""
@@ -126,7 +127,9 @@ class Run:
 
     def evaluate(self, rows: Any, **options: Any) -> dict[str, float]:
         """Returns loss and metrics on labelled rows. The arguments are those of Predictor.evaluate()."""
-        return self.predictor.evaluate(rows, **options)
+        metric = self.results["metric"]
+        named = {} if metric in get_metrics(self.config, self.parts) else {"metric": metric}
+        return self.predictor.evaluate(rows, **{**named, **options})
 
 
 def get_metrics(config: RunConfig, parts: Parts) -> Mapping[str, Any]:

@@ -95,7 +95,8 @@ def save_checkpoint(
         )
         write_atomically(make_manifest_path(path), json.dumps(asdict(manifest), indent=2).encode())
         manifests = read_manifests(folder)
-        if (reason := find_damage(folder, manifest)) or manifest not in manifests:
+        is_listed = repr(manifest) in map(repr, manifests)  # a value that is nan is not equal to itself
+        if (reason := find_damage(folder, manifest)) or not is_listed:
             raise InputError(f"{path}: {reason or 'has no manifest'} when it is read back; check the disk")
         best = next((other.file for other in manifests if other.update == best_update), None)
         references = {"best": best, "last": manifest.file}

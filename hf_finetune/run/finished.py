@@ -29,7 +29,18 @@ def read_finished_results(config: RunConfig) -> dict[str, Any] | None:
     # config.yaml has another length than results.json if the run was stopped while it trained on
     lengths = [get_length(to_dict(config)), results.get("length"), recorded]
     is_finished = results.get("status") == "finished" and lengths[0] == lengths[1] == lengths[2]
-    return results if is_finished else None
+    return restore_nan(results) if is_finished else None
+
+
+def restore_nan(results: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns results with nan for the metrics that JSON has as null."""
+    nan = float("nan")
+    metrics = {
+        key: {name: nan if value is None else value for name, value in results[key].items()}
+        for key in ("best", "average", "validation", "test")
+        if results.get(key)
+    }
+    return {**results, **metrics}
 
 
 def describe_finished_run(config: RunConfig, results: Mapping[str, Any], parts: Parts = NO_PARTS) -> str:

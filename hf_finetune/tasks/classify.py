@@ -284,6 +284,9 @@ class ClassificationScoring(Scoring):
             metrics.check_fits(name, self.problem, key)
         return name
 
+    def is_from_hub(self, name: str) -> bool:
+        return metrics.expand_name(name) not in ("loss", *metrics.OFFLINE)
+
     def reduce(self, outputs: "torch.Tensor", batch: Batch) -> list[Array]:
         """Returns the logits [C] of each example."""
         return list(outputs.float().cpu().numpy())

@@ -65,6 +65,10 @@ class Scoring(ABC):
             raise InputError(f"{key} ({name}): must be one of {', '.join(names)}")
         return name
 
+    def is_from_hub(self, name: str) -> bool:
+        """True if the code of a metric would be loaded from the Hub. It is not if only a model names the metric."""
+        return False
+
     @abstractmethod
     def reduce(self, outputs: "torch.Tensor", batch: Batch) -> list[Array]:
         """Returns, for each of the B features, the part of its outputs that metrics and predictions need.

@@ -498,3 +498,21 @@ def test_rows_of_a_program_are_evaluated(runs: Runs, classifier: Predictor) -> N
         classifier.evaluate(pandas.DataFrame({"text": ["cat"]}))
     with pytest.raises(InputError, match=r"^metric \(mse\): cannot be computed"):
         classifier.evaluate(rows, metric="mse")
+
+
+def test_any_sequence_of_texts_is_predicted(runs: Runs) -> None:
+    predictor, texts = Predictor.from_pretrained(runs()[1].run_dir), ["a cat", "a saw here"]
+    expected = predictor.predict(texts)
+    forms = [np.array(texts), np.array(texts, dtype=object), pandas.Index(texts), pandas.array(texts)]
+    for form in [*forms, datasets.Dataset.from_dict({"text": texts})["text"]]:
+        assert predictor.predict(form) == expected
+
+
+def test_a_wrong_argument_of_from_pretrained_is_refused(runs: Runs) -> None:
+    with pytest.raises(InputError, match=r"text_column \(review\): is not an argument; columns are text_columns, "):
+        Predictor.from_pretrained(runs()[1].run_dir, text_column="review")
+
+
+def test_metrics_may_be_one_import_path(runs: Runs) -> None:
+    with pytest.raises(InputError, match=r"metrics \(my_metrics:kappa\): cannot be imported"):
+        Predictor.from_pretrained(runs()[1].run_dir, metrics="my_metrics:kappa")

@@ -1,5 +1,6 @@
 """A model that was trained with parts of one's own: they are used only if the user names them, and never imported otherwise."""
 
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ from hf_finetune import cli
 from hf_finetune.config.sections import RunConfig
 from hf_finetune.export.predict import Predictor
 from hf_finetune.system.errors import InputError
+from hf_finetune.tasks import metrics as task_metrics
 from hf_finetune.train import finetune
 
 CODE = """
@@ -92,3 +94,23 @@ def test_metrics_without_an_import_path_or_with_one_name_are_refused(trained: tu
         Predictor.from_pretrained(trained[0], metrics=["share"])
     with pytest.raises(InputError, match=r"^metrics: two of the functions have one name"):
         Predictor.from_pretrained(trained[0], metrics=[len, len])
+
+
+def test_a_metric_of_the_hub_is_loaded_only_if_the_user_names_it(
+    make_config: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its code would come from the Hub, or from a file, that the model alone names."""
+    config = make_config(**{"train.max_updates": 2})
+    finetune(config)
+    path = config.run_dir / "model" / "config.json"
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    settings["hf_finetune"]["metric"] = "somebody/metric"
+    path.write_text(json.dumps(settings), encoding="utf-8")
+    loaded: list[str] = []
+    monkeypatch.setattr(task_metrics, "load_metric", lambda name, key="": loaded.append(name) or (lambda *_: 0.5))
+    rows, predictor = tiny.make_rows(24, seed=2), Predictor.from_pretrained(config.run_dir)
+    assert "somebody/metric" not in predictor.evaluate(rows)
+    assert "somebody/metric" not in loaded
+    assert "somebody/metric: left out" in capsys.readouterr().out
+    assert predictor.evaluate(rows, metric="somebody/metric")["somebody/metric"] == 0.5
+    assert "left out" not in capsys.readouterr().out
