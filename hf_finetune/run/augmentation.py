@@ -1,5 +1,6 @@
 """Training rows that a function of one's own changes in each epoch (train.augment)."""
 
+import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -47,7 +48,7 @@ class RowFunction:
         """Returns the row that the function makes of a row for an epoch. InputError if it has other columns."""
         before = {name: values[row] for name, values in self.table.columns.items()}
         seed = int(np.random.SeedSequence([self.seed, 3, row]).generate_state(1)[0])
-        after = self.function(dict(before), seed, epoch)
+        after = self.function(copy.deepcopy(before), seed, epoch)  # it may change a list in place
         if not isinstance(after, Mapping) or after.keys() != before.keys():
             got = describe_value(after, "a dict")
             if isinstance(after, Mapping):

@@ -1,7 +1,9 @@
 """Training rows that a function of one's own changes in each epoch."""
 
+import copy
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -149,3 +151,18 @@ def test_a_function_that_has_changed_is_refused_on_resume(
         finetune(config, Parts(augment=lambda row, seed, epoch: {**row, "text": row["text"] + " and"}))
     finetune(config, Parts(augment=shuffle_words, on_update=stop_after_three))
     assert updates[:4] == [1, 2, 3, 3]
+
+
+def test_a_function_may_change_the_lists_of_its_row(make_config: MakeConfig) -> None:
+    """It gets a copy: the training rows stay as they are, so that a resumed run makes the same rows of them."""
+
+    def change_in_place(row: Row, seed: int, epoch: int) -> Row:
+        row["label"].append("tools")
+        return row
+
+    rows = make_config(**{"task.problem": "multi_label"}, problem="multi_label")
+    run = set_up_with(replace(rows, train=replace(rows.train, augment="my:function")), change_in_place)
+    before = copy.deepcopy(run.splits.train.columns)
+    assert run.augmented is not None
+    assert run.augmented(1).fingerprint() == run.augmented(2).fingerprint()
+    assert run.splits.train.columns == before
