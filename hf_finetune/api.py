@@ -21,7 +21,7 @@ from hf_finetune.data.memory import MEMORY, name_library, read_memory
 from hf_finetune.data.splits import SPLITS, load_splits
 from hf_finetune.data.table import Table
 from hf_finetune.export.trained_run import Run
-from hf_finetune.run.parts import NO_PARTS, Parts, name_metrics
+from hf_finetune.run.parts import NO_PARTS, Parts, check_are_functions, name_metrics
 from hf_finetune.system.errors import AGAIN, InputError, StoppedError
 from hf_finetune.system.signals import StopSignals
 
@@ -99,8 +99,10 @@ def prepare(
         if function is not None and not callable(function):
             hint = f"; an import path is the setting train.{name}" if isinstance(function, str) else ""
             raise InputError(f"{name}: is {name_type(function)}; give a function{hint}")
-    settings = settings or {}
-    config, parts = make_run_config(task, data, settings, functions, name_metrics(metrics))
+    settings = {key: make_setting(value) for key, value in (settings or {}).items()}
+    named = name_metrics(metrics)
+    check_are_functions(named.values())
+    config, parts = make_run_config(task, data, settings, functions, named)
     return config, replace(parts, rows=read_rows(config, parts.rows)), "name" in settings
 
 
@@ -170,6 +172,15 @@ def split_data(data: Mapping[str, Any]) -> tuple[dict[str, list[str]], dict[str,
             locations[f"data.{split}"] = [f"{MEMORY}{split}"]
             rows[split] = list_once(value)
     return locations, rows
+
+
+def make_setting(value: Any) -> Any:
+    """Returns the value of a setting as YAML can write it: paths as strings, numbers and arrays of numpy as Python's."""
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, (list, tuple)):
+        return [make_setting(item) for item in value]
+    return value.tolist() if name_library(value) == "numpy" and hasattr(value, "tolist") else value
 
 
 def list_once(value: Any) -> Any:

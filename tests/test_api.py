@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy
 import pandas
 import polars
 import pytest
@@ -364,3 +365,26 @@ for rate in (0.1, 0.2, 0.1):
     assert done.returncode == 0, done.stderr
     lines = sorted(line for line in done.stdout.splitlines() if line.startswith("RUN"))
     assert lines == sorted(["RUN 0.1 classify"] * 4 + ["RUN 0.2 classify-2"] * 2)
+
+
+def test_a_metric_that_is_nan_decides_nothing_and_ends_nothing(settings: dict[str, Any]) -> None:
+    settings = {**settings, "evaluation.metric": "nothing"}
+    for _ in range(2):  # the second call reads it from results.json, which has null
+        run = finetune(
+            "classify", train=ROWS["train"], metrics={"nothing": lambda inputs: float("nan")}, settings=settings
+        )
+        assert "nothing nan on validation" in repr(run)
+        assert "<td>nan</td>" in run._repr_html_()
+        assert run.history["validation/nothing"].isna().all()
+    text = (run.run_dir / "results.json").read_text(encoding="utf-8")
+    assert "NaN" not in text  # which JSON does not have
+    assert json.loads(text)["history"][0]["nothing"] is None
+
+
+def test_settings_take_paths_and_the_numbers_of_numpy(settings: dict[str, Any], tmp_path: Path) -> None:
+    settings |= {"model.backbone": Path(settings["model.backbone"]), "output_dir": tmp_path / "elsewhere"}
+    settings |= {"train.max_updates": numpy.int64(2), "train.learning_rate": numpy.float32(0.5)}
+    run = finetune("classify", train=ROWS["train"], settings=settings)
+    assert run.run_dir == tmp_path / "elsewhere" / "classify"
+    assert (run.config.train.max_updates, run.config.train.learning_rate) == (2, 0.5)
+    assert finetune("classify", train=ROWS["train"], settings=settings).run_dir == run.run_dir

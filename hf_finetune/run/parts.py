@@ -3,7 +3,7 @@
 Python code hands them to finetune(); a config names them by import path. docs/extending.md describes the signature of each.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -72,10 +72,21 @@ def name_metrics(metrics: Mapping[str, Any] | Sequence[Any]) -> dict[str, Any]:
         return dict(metrics)
     if not isinstance(metrics, (list, tuple)):
         raise InputError(f"metrics: is {name_type(metrics)}; give a list of functions, or a dict of functions by names")
+    check_are_functions(metrics)
     named = {getattr(metric, "__name__", type(metric).__name__): metric for metric in metrics}
     if len(named) < len(metrics):
         raise InputError("metrics: two of the functions have one name; give a dict of functions by names")
     return named
+
+
+def check_are_functions(metrics: Iterable[Any]) -> None:
+    """Raises InputError if one of the metrics is not a function."""
+    for metric in metrics:
+        if not callable(metric):
+            raise InputError(
+                f"metrics ({metric}): must be functions; names and import paths of metrics belong in the setting "
+                "evaluation.metrics"
+            )
 
 
 def own_metrics(entries: tuple[str, ...]) -> dict[str, str]:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from support.runs import run_until
 
+from hf_finetune.api import finetune as finetune_rows
 from hf_finetune.config.sections import RunConfig
 from hf_finetune.run.folder import open_run
 from hf_finetune.run.parts import Parts, load_parts, own_metrics
@@ -174,3 +175,25 @@ def test_the_function_is_called_after_each_update_also_of_a_resumed_run(
     assert seen == []
     finetune(config, parts)
     assert seen == [(3, 3), (4, 3), (5, 3)]  # update 3 came after the last checkpoint
+
+
+@pytest.mark.parametrize("metrics", [["accuracy", "f1"], {"first": "accuracy"}])
+def test_metrics_are_not_names(metrics: Any) -> None:
+    with pytest.raises(InputError, match=r"metrics \(accuracy\): must be functions.*evaluation\.metrics"):
+        finetune_rows("classify", train=[{"text": "a", "label": "b"}], metrics=metrics)
+
+
+def test_a_run_that_continues_with_another_function_says_so(
+    make_config: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """docs/extending.md promises it: the first updates were trained with other code."""
+
+    def watch(factor: float) -> Parts:
+        return Parts(on_update=lambda update, model: factor)
+
+    config = make_config(**{"train.on_update": "my_module:watch", "checkpoint.every": 1})
+    run_until(config, 3, monkeypatch, watch(1.0))
+    run_until(config, 5, monkeypatch, watch(1.0))
+    assert "other code" not in capsys.readouterr().out
+    finetune(config, watch(2.0))
+    assert "train.on_update: has other code now; the updates so far" in capsys.readouterr().out
