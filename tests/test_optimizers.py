@@ -112,7 +112,7 @@ def test_a_run_that_was_killed_ends_with_the_same_bits(
 
 
 @pytest.mark.processes
-@pytest.mark.parametrize("optimizer", ["lion", "schedule_free_adamw"])
+@pytest.mark.parametrize("optimizer", ["lion", "muon", "schedule_free_adamw"])
 def test_the_numbers_on_two_processes(make_config: MakeConfig, optimizer: str, tmp_path: Path) -> None:
     settings = {**make_settings(optimizer), "model.dropout": 0.0}
     alone, together = make_config(**settings, name="alone"), make_config(**settings, name="together")

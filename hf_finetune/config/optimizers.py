@@ -77,8 +77,8 @@ OPTIMIZERS: Mapping[str, OptimizerKind] = {
         source="Chen et al. 2023, arXiv:2302.06675",
         state_bytes=4,
     ),
-    # With this adjustment the best learning rate is that of AdamW (Liu et al. 2025, "Muon is Scalable for LLM Training",
-    # arXiv:2502.16982)
+    # With this adjustment the updates have the size that those of AdamW have in long training (Liu et al. 2025, "Muon is Scalable
+    # for LLM Training", arXiv:2502.16982, section 2.2)
     "muon": OptimizerKind(
         path="hf_finetune.training.muon:MuonWithAdamW",
         options={

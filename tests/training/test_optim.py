@@ -261,7 +261,7 @@ def test_the_options_are_those_of_the_class(name: str) -> None:
     }
     assert parameters.keys() - elsewhere == (kind.options.keys() | kind.fixed.keys()) - elsewhere
     for option, default in kind.options.items():
-        # scale_parameter is false as in transformers' Trainer; adjust_lr_fn makes the rate that of AdamW; Muon's eps is AdamW's
+        # scale_parameter is false as in transformers' Trainer; adjust_lr_fn as in "Muon is Scalable"; Muon's eps is AdamW's
         if option not in ("scale_parameter", "adjust_lr_fn") and (name, option) != ("muon", "eps"):
             assert parameters[option].default == default, option
 
