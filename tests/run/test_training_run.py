@@ -1,12 +1,14 @@
-"""Checkpoints that a run refuses to resume from."""
+"""Checkpoints that a run refuses to resume from, and what the preflight check writes."""
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from hf_finetune.config.sections import RunConfig
+from hf_finetune.run.training_run import count_state_bytes
 from hf_finetune.system import processes
 from hf_finetune.system.errors import InputError
 from hf_finetune.train import finetune
@@ -46,3 +48,20 @@ def test_a_distributed_type_that_is_not_supported_is_refused(
     monkeypatch.setattr(processes, "SUPPORTED_TYPES", ())
     with pytest.raises(InputError, match="accelerate's NO is not supported"):
         finetune(make_config())
+
+
+@pytest.mark.parametrize(
+    ("settings", "num_bytes"),
+    [
+        ({}, 8),
+        ({"train.optimizer": "sgd"}, 0),
+        ({"train.optimizer": "lion", "train.ema_decay": 0.9}, 8),
+        ({"train.optimizer": "schedule_free_sgd", "train.schedule": "constant"}, 8),
+        ({"train.optimizer": "my_module:build"}, 8),
+    ],
+)
+def test_the_preflight_check_writes_what_a_checkpoint_has(
+    make_config: MakeConfig, settings: dict[str, Any], num_bytes: float
+) -> None:
+    """State of the optimizer, and the weights that train if others are evaluated, for each trained parameter."""
+    assert count_state_bytes(make_config(**settings).train) == num_bytes
