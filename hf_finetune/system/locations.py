@@ -49,8 +49,7 @@ def check_location(location: str, key: str) -> None:
         return
     place = os.path.dirname(location) if location.lower().endswith(".gguf") else location
     is_hub_id = re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", place) is not None
-    parent = os.path.dirname(place)
-    if not is_hub_id or (parent and os.path.isdir(parent)):
+    if not is_hub_id or any(os.path.isdir(os.path.dirname(path)) for path in (place, location)):
         raise InputError(
             f"{key} ({location}): there is no such folder, and it is not asked for on the Hub, because it is a path"
         )
