@@ -49,8 +49,9 @@ def assert_same_run(ours: RunConfig, theirs: RunConfig) -> None:
         {"cache.activations": "on", "freeze.embeddings": True, "freeze.layers": 1, "model.dropout": 0.1},
         {"checkpoint.content": "trainable", "freeze.embeddings": True, "freeze.layers": 2,
          "freeze.unfreeze": [{"epoch": 3, "layers": 1}, {"epoch": 4, "layers": 0}]},
+        {"train.ema_decay": 0.9, "export.average": "last:3", "train.optimizer": "lion", "train.learning_rate": 2e-4},
     ],
-    ids=["plain", "cached", "stages"],
+    ids=["plain", "cached", "stages", "averages"],
 )  # fmt: skip
 def test_two_more_epochs_after_three_equal_five(
     make_config: MakeConfig, extra: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
