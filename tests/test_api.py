@@ -317,6 +317,20 @@ def test_a_call_with_other_settings_data_or_functions_makes_a_run_beside(
         call(**{"train.learning_rate": 0.3, "settings.name": "classify"})
 
 
+def test_a_named_run_that_is_finished_says_if_its_frame_has_changed(
+    settings: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    named = {**settings, "name": "reviews", "train.max_updates": 2}
+    finetune("classify", train=pandas.DataFrame(ROWS["train"]), settings=named)
+    capsys.readouterr()
+    finetune("classify", train=pandas.DataFrame(ROWS["train"]), settings=named)
+    assert "changed since" not in capsys.readouterr().out
+    finetune("classify", train=pandas.DataFrame(ROWS["train"][:50]), settings=named)
+    output = capsys.readouterr().out
+    assert "has changed since" in output
+    assert "data.train: had 60 rows, has 50 now" in output
+
+
 def test_an_interrupted_call_continues_under_the_name_that_it_had(settings: dict[str, Any]) -> None:
     def interrupt(update: Any, model: Any) -> None:
         if update.number == 3 and interrupts:

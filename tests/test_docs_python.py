@@ -194,6 +194,34 @@ def test_an_error_is_one_line_and_the_kernel_lives_on(desk: Path) -> None:
     assert get_text(right) == "2"
 
 
+def test_an_interrupt_while_modules_are_imported_leaves_a_kernel_that_can_train(desk: Path) -> None:
+    rows = [{"text": f"{word} {number}", "label": word} for number in range(20) for word in ("good", "bad")]
+    code = f"""
+from hf_finetune import finetune
+print("began", flush=True)
+run = finetune("classify", train={rows!r}, settings={{"name": "after-import", "train.max_updates": 2}})
+run
+"""
+
+    async def run() -> tuple[Any, str]:
+        notebook = Notebook([code], desk)
+        async with notebook.client.async_setup_kernel():
+            running = asyncio.create_task(notebook.run(0))
+            while "began" not in get_text(notebook.notebook.cells[0]):
+                await asyncio.sleep(0.02)
+            await asyncio.sleep(0.3)  # torch is being imported
+            await notebook.client.km.interrupt_kernel()
+            stopped = list((await running).outputs)
+            return stopped, get_text(await notebook.run(0))
+
+    stopped, again = asyncio.run(run())
+    (line,) = stopped[-1].traceback
+    assert line.startswith(
+        "Stopped: SIGINT: there was nothing to save yet; run the same command, program or notebook cell again"
+    )
+    assert "Run('outputs/after-import', accuracy " in again
+
+
 def test_the_program_runs_on_one_process_and_on_two(desk: Path) -> None:
     (program,) = [text for text in blocks("python") if text.startswith("# program.py")]
     (desk / "program.py").write_text(program, encoding="utf-8")
