@@ -175,7 +175,9 @@ def split_data(data: Mapping[str, Any]) -> tuple[dict[str, list[str]], dict[str,
 
 
 def make_setting(value: Any) -> Any:
-    """Returns the value of a setting as YAML can write it: paths as strings, numbers and arrays of numpy as Python's."""
+    """Returns the value of a setting as YAML can write it: paths and runs as strings, numbers and arrays of numpy as Python's."""
+    if isinstance(value, Run):
+        return str(value.run_dir)
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     if isinstance(value, (list, tuple)):

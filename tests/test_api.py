@@ -402,3 +402,5 @@ def test_settings_take_paths_and_the_numbers_of_numpy(settings: dict[str, Any], 
     assert run.run_dir == tmp_path / "elsewhere" / "classify"
     assert (run.config.train.max_updates, run.config.train.learning_rate) == (2, 0.5)
     assert finetune("classify", train=ROWS["train"], settings=settings).run_dir == run.run_dir
+    further = finetune("classify", train=ROWS["train"], settings={**settings, "start_from": run})
+    assert further.config.start_from == str(run.run_dir)

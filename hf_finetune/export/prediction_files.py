@@ -54,6 +54,10 @@ def iterate_predictions(
     else:
         tables = [predictor.read(data, needs_labels=False, keep=keep)]
     for table in tables:
+        if changed := [name for name in keep if name not in table.columns]:
+            raise InputError(
+                f"--keep ({changed[0]}): the task joins this column's rows and predicts from it; leave it out"
+            )
         for row, prediction in enumerate(predictor.predict_table(table, batch_size=batch_size, **options)):
             kept = {"input": {name: table.columns[name][row] for name in keep}} if keep else {}
             yield {**kept, **prediction}

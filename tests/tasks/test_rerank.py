@@ -520,6 +520,9 @@ def test_predictions_of_a_file_without_labels_and_of_texts(
     monkeypatch.setattr("sys.stdin", io.StringIO(lines))
     (of_input,) = iterate_predictions(predictor, "-", keep=["id"], batch_size=2)
     assert of_input == {"input": {"id": [0, 1, 2]}, **of_pairs}
+    monkeypatch.setattr("sys.stdin", io.StringIO(lines))
+    with pytest.raises(InputError, match=r"--keep \(document\): the task joins this column's rows"):
+        list(iterate_predictions(predictor, "-", keep=["document"]))
     with pytest.raises(InputError, match="--text: takes the query and then one document or more, not one text"):
         predict_texts(predictor, ["the cat"])
     with pytest.raises(
