@@ -98,6 +98,21 @@ def test_the_programs_run(desk: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
     assert len((desk / "norms.txt").read_text(encoding="utf-8").splitlines()) >= 2
 
 
+def test_the_loss_for_a_causal_model_is_that_of_the_task(desk: Path) -> None:
+    """A model trained on labels that are not moved by one would learn to repeat its input."""
+    settings = SMALL | {"model.backbone": str(tiny.make_backbone(desk / "gpt2", "gpt2")), "train.max_updates": 4}
+    (desk / "notes.txt").write_text("\n".join(row["text"] for row in tiny.make_rows(40)), encoding="utf-8")
+    sys.modules.pop("my_losses", None)
+    extending_page.add_modules()
+    runs = [
+        api.finetune("model_language", train="notes.txt", settings=settings, loss=loss)
+        for loss in (None, sys.modules["my_losses"].next_token)
+    ]
+    first, second = (run.results["history"] for run in runs)
+    assert [row["loss"] for row in first] == pytest.approx([row["loss"] for row in second], rel=1e-5)
+    assert runs[0].run_dir != runs[1].run_dir
+
+
 def test_a_task_has_under_60_lines() -> None:
     assert sum(bool(line.strip()) for line in MODULES["my_tasks"].splitlines()) < 60
 
