@@ -13,8 +13,9 @@ import numpy as np
 from hf_finetune.config.sections import RunConfig, TaskSettings, require
 from hf_finetune.data.encoding import tokenize
 from hf_finetune.data.features import Array, Batch, Features, Ragged
+from hf_finetune.data.formats import name_type
 from hf_finetune.data.sources import read_table
-from hf_finetune.data.table import ColumnSpec, Table
+from hf_finetune.data.table import ColumnSpec, Table, describe_value
 from hf_finetune.model.head_spec import HeadSpec
 from hf_finetune.system.errors import InputError
 from hf_finetune.tasks.base import Columns, Encoding, Outputs, Scoring, SummedObjective, Task
@@ -32,6 +33,7 @@ from hf_finetune.tasks.text.document_reader import (
     NUM_ROWS,
     DocumentReader,
     add_negatives,
+    read_label,
 )
 
 if TYPE_CHECKING:
@@ -121,7 +123,7 @@ class RerankingEncoding(Encoding):
 
     def tokenize(self, table: Table, tokenizer: Any, max_length: int) -> dict[str, Array]:
         """Encodes each document as a pair of texts: the query and the document."""
-        documents = table.columns[DOCUMENTS]
+        documents = [read_documents(table, row) for row in range(len(table))]
         counts = [len(texts) for texts in documents]
         queries = [query for query, count in zip(table.columns[self.query], counts, strict=True) for _ in range(count)]
         arrays = tokenize([queries, [text for texts in documents for text in texts]], tokenizer, max_length)
@@ -395,10 +397,25 @@ scores = CrossEncoder("model").predict([("a query", "a document"), ("a query", "
 ```"""
 
 
+def read_documents(table: Table, row: int) -> list[str]:
+    """Returns a query's documents. InputError if they are not a list of texts, as a row of train.augment may have them."""
+    texts: list[str] = table.columns[DOCUMENTS][row]
+    if not isinstance(texts, (list, tuple)) or not texts:
+        raise InputError(f"{table.where(row)}: {DOCUMENTS} is {describe_value(texts, 'a list of texts')}")
+    for text in texts:
+        if not isinstance(text, str) or not text.strip():
+            raise InputError(f"{table.where(row)}: {DOCUMENTS} has a text that is {describe_value(text)}")
+    return list(texts)
+
+
 def read_labels(table: Table, row: int) -> list[float]:
-    """Returns the labels of a query's documents. InputError with file and line if one has none."""
-    labels: list[float | None] = table.columns[LABELS][row]
-    known = [label for label in labels if label is not None]
+    """Returns the labels of a query's documents. InputError with file and line if one has none, or if they are not a list with a
+    number for each, as a row of train.augment may have them."""
+    labels, count = table.columns[LABELS][row], len(table.columns[DOCUMENTS][row])
+    if not isinstance(labels, (list, tuple)) or len(labels) != count:
+        found = f"has {len(labels)} labels" if isinstance(labels, (list, tuple)) else f"is {name_type(labels)}"
+        raise InputError(f"{table.where(row)}: {LABELS} {found}; it must be a list of labels for {count} documents")
+    known = [read_label(label, f"{table.where(row)}: {LABELS}") for label in labels if label is not None]
     if len(known) < len(labels):
         raise InputError(
             f"{table.where(row)}: {len(labels) - len(known)} of {len(labels)} documents of this query have no label; the column "

@@ -531,6 +531,28 @@ def test_predictions_of_a_file_without_labels_and_of_texts(
         evaluate_file(predictor, str(listed))
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"documents": ["a cat"]}, r"train\[0\]: labels has 2 labels; it must be a list of labels for 1 documents"),
+        ({"labels": 0}, r"train\[0\]: labels is an int; it must be a list"),
+        ({"labels": [-1, 1]}, r"train\[0\]: labels \(-1\) is not a label"),
+        ({"documents": [], "labels": []}, r"train\[0\]: documents is empty"),
+        ({"documents": "a cat"}, r"train\[0\]: documents is a str, not a list of texts"),
+        ({"documents": [None, "a"]}, r"train\[0\]: documents has a text that is null"),
+    ],
+)
+def test_a_row_of_an_augmentation_keeps_a_label_for_each_document(
+    make_config: Callable[..., RunConfig], tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    """Labels that do not fit would be those of other queries' documents."""
+    rows = [{"query": f"a cat {number}", "documents": ["a cat", "a dog"], "labels": [1, 0]} for number in range(20)]
+    backbone = make_config().model.backbone
+    settings = {"model.backbone": backbone, "data.max_length": 32, "train.precision": "fp32", "output_dir": tmp_path}
+    with pytest.raises(InputError, match=message):
+        hf_finetune.finetune("rerank", rows, settings=settings, augment=lambda row, seed, epoch: {**row, **change})
+
+
 # --- errors ---------------------------------------------------------------------------------------------------------
 
 ROWS = [{"query": "the", "documents": ["cat", "dog"], "labels": [0, 1]}]
