@@ -5,103 +5,146 @@ import hashlib
 import json
 import types
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 from hf_finetune.config.references import make_reference
+from hf_finetune.data.memory import name_library
 
+CONTAINERS = (list, dict, set)
 PLAIN = (str, bytes, int, float, complex, bool, type(None), type(...))
 
 # Attributes of a class that Python writes, which depend on its place in a file, or on addresses in memory
 WRITTEN_BY_PYTHON = ("__module__", "__doc__", "__firstlineno__", "__static_attributes__")
 
 
-def digest_function(function: Callable[..., Any]) -> str:
+@dataclass(frozen=True, kw_only=True)
+class Scope:
+    """What a description goes into.
+
+    Args:
+        module: The module whose functions and classes are described by their code, those of others by their names.
+        has_containers: Lists, dicts, arrays and tensors are described by their content, not by their type.
+        seen: The functions, classes and containers that are described already, by their id.
+    """
+
+    module: str
+    has_containers: bool
+    seen: set[int] = field(default_factory=set)
+
+
+def digest_function(function: Callable[..., Any], *, is_pure: bool = True) -> str:
     """Returns the sha256 of what a function or class is made of, in hexadecimal.
 
-    That is its code as Python has compiled it, its defaults, and what it uses of its surroundings: plain values (numbers,
-    strings, tuples of them), and functions and classes of the same module. It does not see changes in lists, dicts and other
-    modules. Comments, and what stands next to a lambda in a line, do not count.
+    That is its code as Python has compiled it, its defaults, and what it uses of its surroundings: values (numbers, strings,
+    lists, dicts, arrays, tensors), and functions and classes of the same module. It does not see changes in other modules.
+    Comments, and what stands next to a lambda in a line, do not count.
+
+    is_pure: False for a function that may collect what it sees: the content of lists, dicts, arrays and tensors does not count
+        then.
     """
     named: Any = function
     while isinstance(named, functools.partial):
         named = named.func
     named = named if hasattr(named, "__module__") else type(named)
-    described = describe_value(function, str(named.__module__), set())
+    described = describe_value(function, Scope(module=str(named.__module__), has_containers=is_pure))
     return hashlib.sha256(json.dumps(described).encode()).hexdigest()
 
 
-def describe_value(value: Any, module: str, seen: set[int]) -> Any:
-    """Returns a function, class or plain value as nested lists and strings; of anything else its type.
-
-    Args:
-        value: What to describe.
-        module: The module whose functions and classes are described by their code, those of others by their names.
-        seen: The functions and classes that are described already, by their id.
-    """
+def describe_value(value: Any, scope: Scope) -> Any:
+    """Returns a function, class, plain value or container as nested lists and strings; of anything else its type."""
     if isinstance(value, PLAIN):
         return repr(value)
     if isinstance(value, tuple):
-        return [describe_value(item, module, seen) for item in value]
+        return [describe_value(item, scope) for item in value]
     if isinstance(value, functools.partial):
         parts = (value.func, value.args, tuple(sorted(value.keywords.items())))
-        return ["partial", *(describe_value(part, module, seen) for part in parts)]
+        return ["partial", *(describe_value(part, scope) for part in parts)]
     if isinstance(value, frozenset):
         return sorted(repr(item) for item in value)
+    if scope.has_containers and isinstance(value, CONTAINERS):
+        return describe_container(value, scope)
+    if scope.has_containers and is_array(value):
+        return [make_reference(value), hash_array(value)]
     if isinstance(value, types.CodeType):
-        return describe_code(value, module, seen)
+        return describe_code(value, scope)
     if isinstance(value, types.MethodType):
-        return [describe_value(part, module, seen) for part in (value.__self__, value.__func__)]
+        return [describe_value(part, scope) for part in (value.__self__, value.__func__)]
     if isinstance(value, (types.FunctionType, type)):
-        if value.__module__ != module or id(value) in seen:
+        if value.__module__ != scope.module or id(value) in scope.seen:
             return make_reference(value)
-        seen.add(id(value))
+        scope.seen.add(id(value))
         if isinstance(value, type):
-            return [make_reference(value), *describe_class(value, module, seen)]
-        return [describe_code(value.__code__, module, seen), *describe_surroundings(value, module, seen)]
+            return [make_reference(value), *describe_class(value, scope)]
+        return [describe_code(value.__code__, scope), *describe_surroundings(value, scope)]
     if hasattr(value, "__wrapped__"):  # functools.cache
-        return [make_reference(type(value)), describe_value(value.__wrapped__, module, seen)]
+        return [make_reference(type(value)), describe_value(value.__wrapped__, scope)]
     if hasattr(value, "__qualname__"):
         return make_reference(value)
-    if getattr(type(value), "__module__", "") == module:  # an object of one's own class, which can be called
+    if getattr(type(value), "__module__", "") == scope.module:  # an object of one's own class, which can be called
         attributes = vars(value) if hasattr(value, "__dict__") else {}
-        plain = [[name, describe_value(item, module, seen)] for name, item in sorted(attributes.items())]
-        return [describe_value(type(value), module, seen), *plain]
+        plain = [[name, describe_value(item, scope)] for name, item in sorted(attributes.items())]
+        return [describe_value(type(value), scope), *plain]
     return make_reference(value)
 
 
-def describe_class(value: type, module: str, seen: set[int]) -> Iterator[Any]:
+def describe_container(value: Any, scope: Scope) -> Any:
+    """Returns the content of a list, set or dict."""
+    if id(value) in scope.seen:  # it may hold itself
+        return make_reference(value)
+    scope.seen.add(id(value))
+    if isinstance(value, dict):
+        return ["dict", *([describe_value(part, scope) for part in item] for item in value.items())]
+    items = [describe_value(item, scope) for item in value]
+    return [type(value).__name__, *(items if isinstance(value, list) else sorted(items, key=json.dumps))]
+
+
+def is_array(value: Any) -> bool:
+    """True for an array of numpy or a tensor of torch."""
+    is_class = isinstance(value, type)  # torch.Tensor itself has all methods of its instances
+    return name_library(value) in ("numpy", "torch") and hasattr(value, "tolist") and not is_class
+
+
+def hash_array(value: Any) -> str:
+    """Returns the sha256, in hexadecimal, of the type, shape and numbers of an array or tensor."""
+    array = value.detach().cpu().to_dense() if hasattr(value, "detach") else value
+    text = f"{value.dtype} {tuple(value.shape)} {array.tolist()}"
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def describe_class(value: type, scope: Scope) -> Iterator[Any]:
     """Yields the bases of a class, and its plain values and methods."""
-    yield [describe_value(base, module, seen) for base in value.__bases__]
+    yield [describe_value(base, scope) for base in value.__bases__]
     for name, member in sorted(vars(value).items()):
         # of a class or static method, a property, a cached property
         inside = [getattr(member, attribute, None) for attribute in ("__func__", "fget", "func")]
         function = next((part for part in inside if part is not None), member)
         is_described = isinstance(function, (types.FunctionType, tuple, *PLAIN)) or hasattr(function, "__wrapped__")
         if is_described and name not in WRITTEN_BY_PYTHON:
-            yield [name, describe_value(function, module, seen)]
+            yield [name, describe_value(function, scope)]
 
 
-def describe_code(code: types.CodeType, module: str, seen: set[int]) -> list[Any]:
+def describe_code(code: types.CodeType, scope: Scope) -> list[Any]:
     """Returns compiled code as nested lists and strings, without its place in a file."""
     names = (code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars)
     arguments = (code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount, code.co_flags)
-    constants = [describe_value(constant, module, seen) for constant in code.co_consts]
+    constants = [describe_value(constant, scope) for constant in code.co_consts]
     return [code.co_code.hex(), code.co_exceptiontable.hex(), names, arguments, constants]
 
 
-def describe_surroundings(function: types.FunctionType, module: str, seen: set[int]) -> Iterator[Any]:
+def describe_surroundings(function: types.FunctionType, scope: Scope) -> Iterator[Any]:
     """Yields the defaults of a function, and the values outside it that it uses, with their names."""
     defaults = (function.__defaults__, tuple(sorted((function.__kwdefaults__ or {}).items())))
-    yield describe_value(defaults, module, seen)
+    yield describe_value(defaults, scope)
     cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
     for name, cell in cells:
         try:
-            yield [name, describe_value(cell.cell_contents, module, seen)]
+            yield [name, describe_value(cell.cell_contents, scope)]
         except ValueError:  # the variable has no value yet
             yield [name]
     for name in sorted(set(list_names(function.__code__))):
         if name in function.__globals__:
-            yield [name, describe_value(function.__globals__[name], module, seen)]
+            yield [name, describe_value(function.__globals__[name], scope)]
 
 
 def list_names(code: types.CodeType) -> Iterator[str]:

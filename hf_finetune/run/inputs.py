@@ -63,7 +63,11 @@ def describe_parts(config: RunConfig, parts: Parts) -> dict[str, str]:
     named |= {f"evaluation.metrics {name}": function for name, function in parts.metrics.items()}
     if config.task.kind not in TASKS:
         named["task.kind"] = load_task(config.task.kind)
-    return {setting: digest_function(function) for setting, function in named.items()}
+    may_collect = ("train.on_update", "evaluation.metrics")  # no number of the training depends on them
+    return {
+        setting: digest_function(function, is_pure=not setting.startswith(may_collect))
+        for setting, function in named.items()
+    }
 
 
 def digest_data(config: RunConfig, rows: Mapping[str, Any]) -> dict[str, str]:

@@ -172,3 +172,44 @@ def test_comments_and_what_stands_next_to_a_lambda_do_not_count() -> None:
     assert digest_function(run(first, "value")) == digest_function(run(second, "value"))
     third = second.replace("+ 1", "+ 2")
     assert digest_function(run(third, "value")) != digest_function(run(second, "value"))
+
+
+CONTAINERS = """
+import numpy, torch
+VALUE = {}
+def loss(outputs, batch):
+    return VALUE
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("{'a': [1.0]}", "{'a': [2.0]}"),
+        ("[1, {2, 3}]", "[1, {2, 4}]"),
+        ("torch.tensor([1.0, 2.0])", "torch.tensor([1.0, 3.0])"),
+        ("torch.tensor([1.0, 2.0])", "torch.tensor([1.0, 2.0], dtype=torch.float64)"),
+        ("numpy.array([[1, 2]])", "numpy.array([[1], [2]])"),
+        ("[torch.nn.Parameter(torch.ones(1))]", "[torch.nn.Parameter(torch.zeros(1))]"),
+    ],
+)
+def test_the_digest_changes_with_lists_dicts_and_tensors_unless_the_function_may_change_them(
+    old: str, new: str
+) -> None:
+    """Weights of classes often stand in a tensor next to the loss."""
+    first, again, second = (run(CONTAINERS.format(value), "loss") for value in (old, old, new))
+    assert digest_function(first) == digest_function(again) != digest_function(second)
+    assert digest_function(first, is_pure=False) == digest_function(again, is_pure=False)
+    if type(first.__globals__["VALUE"]) in (list, dict):
+        assert digest_function(first, is_pure=False) == digest_function(second, is_pure=False)
+
+
+def test_classes_of_torch_and_sparse_tensors_have_a_digest() -> None:
+    values = ("torch.Tensor", "torch.ones(2).to_sparse()", "torch.zeros(2).to_sparse()", "numpy.ndarray")
+    assert len({digest_function(run(CONTAINERS.format(value), "loss")) for value in values}) == 4
+
+
+def test_a_list_that_holds_itself_has_a_digest() -> None:
+    function = run(CONTAINERS.format("[1]"), "loss")
+    function.__globals__["VALUE"].append(function.__globals__["VALUE"])
+    assert digest_function(function) == digest_function(function)

@@ -16,7 +16,14 @@ from hf_finetune.config.loading import load_config
 from hf_finetune.config.sections import RunConfig
 from hf_finetune.data.sources import digest_files
 from hf_finetune.run.folder import find_free_name
-from hf_finetune.run.inputs import compare_inputs, describe_inputs, digest_function, find_changed_inputs, read_inputs
+from hf_finetune.run.inputs import (
+    compare_inputs,
+    describe_inputs,
+    describe_parts,
+    digest_function,
+    find_changed_inputs,
+    read_inputs,
+)
 from hf_finetune.run.parts import Parts
 from hf_finetune.system.errors import InputError
 from hf_finetune.train import finetune
@@ -167,3 +174,18 @@ def test_a_file_of_the_task_and_the_class_of_ones_own_task_are_inputs(
         described.append(describe_inputs(load_config({**settings, "task.negatives": str(negatives)})))
     assert compare_inputs(*described[:2]) == []
     assert compare_inputs(*described[1:]) == ["task.negatives: has other content now"]
+
+
+def test_what_metrics_collect_does_not_make_another_run(make_config: MakeConfig) -> None:
+    """Otherwise an interrupted run would not continue if its cell is run again."""
+    seen: list[int] = []
+
+    def collect(*values: Any) -> float:
+        seen.append(1)
+        return 0.5
+
+    config = make_config(**{"evaluation.metrics": ["own=own:collect"], "train.on_update": "own:collect"})
+    parts = [describe_parts(config, Parts(metrics={"own": collect}, on_update=collect)) for _ in range(2) if collect()]
+    assert parts[0] == parts[1]
+    losses = [describe_parts(config, Parts(loss=collect)) for _ in range(2) if collect()]
+    assert losses[0] != losses[1]
