@@ -10,6 +10,7 @@ import numpy as np
 import torch
 import transformers
 
+from hf_finetune.config.references import make_reference
 from hf_finetune.config.sections import RunConfig, require
 from hf_finetune.data.features import Features, make_features
 from hf_finetune.data.formats import name_type
@@ -70,7 +71,7 @@ class Predictor:
         cls,
         location: str | os.PathLike[str],
         *,
-        task: str | None = None,
+        task: str | type | None = None,
         loss: str | Callable[..., Any] | None = None,
         metrics: Mapping[str, Any] | Sequence[Any] = (),
         device: str | None = None,
@@ -80,8 +81,8 @@ class Predictor:
 
         Args:
             location: The folder, or the Hub id.
-            task: Import path of the model's task if it is a class of your own, as my_package.tasks:MyTask. No model can have a
-                class or function imported that is not named here.
+            task: The model's task if it is a class of your own, or its import path, as my_package.tasks:MyTask. No model can have
+                a class or function imported that is not named here.
             loss: The loss of your own that it was trained with: the function, or its import path.
             metrics: Metrics of your own: functions by name, a list of functions, or import paths as in evaluation.metrics.
             device: Where it computes, such as cpu or cuda:1; by default the accelerator, if there is one.
@@ -94,6 +95,7 @@ class Predictor:
                 f"{unknown[0]} ({columns[unknown[0]]}): is not an argument; columns are {', '.join(COLUMNS)}"
             )
         location = os.fspath(location)
+        task = make_reference(task) if isinstance(task, type) else task
         source = find_model_source(location)
         if Path(location).is_dir() and source == location and not holds_model(Path(location)):
             raise InputError(f"{location}: holds no finished run (model/config.json) and no model (config.json)")

@@ -271,6 +271,8 @@ def test_the_class_of_a_task_is_imported_only_if_the_user_names_it(
     assert type(predictor.task).__name__ == "OwnTask"
     (row,) = predictor.predict([{"text": "a cat"}])
     assert set(row["probabilities"]) == {"a", "b"}
+    of_class = Predictor.from_pretrained(tmp_path / "model", task=type(predictor.task))
+    assert of_class.predict([{"text": "a cat"}]) == [row]
     del sys.modules["own_tasks"]
 
 
