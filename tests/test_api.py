@@ -303,6 +303,9 @@ def test_a_call_with_other_settings_data_or_functions_makes_a_run_beside(
     assert (name, "train.on_update" in output) == ("classify-6", True)
     name, output = call(**{"train.max_updates": 1})
     assert (name, "train.max_updates was 2, now 1" in output) == ("classify-7", True)
+    assert (
+        call(**{"train.max_updates": 3})[0] == "classify-8"
+    )  # a longer run is another run, so that order does not matter
 
     for rows, changed, expected in (
         (ROWS["train"], {}, "classify"),
@@ -329,6 +332,16 @@ def test_a_named_run_that_is_finished_says_if_its_frame_has_changed(
     output = capsys.readouterr().out
     assert "has changed since" in output
     assert "data.train: had 60 rows, has 50 now" in output
+
+
+def test_a_named_run_that_was_trained_on_is_another_run(settings: dict[str, Any]) -> None:
+    named = {**settings, "name": "reviews"}
+    first = finetune("classify", train=ROWS["train"], settings={**named, "train.epochs": 1})
+    second = finetune("classify", train=ROWS["train"], settings=named)
+    assert (first.run_dir, first.results["updates"], second.results["updates"]) == (second.run_dir, 6, 12)
+    with pytest.raises(InputError, match=r"reviews: a later call has trained it on, so its model is another one"):
+        first.predict("a red cat")
+    assert second.predict("a red cat")["label"]
 
 
 def test_an_interrupted_call_continues_under_the_name_that_it_had(settings: dict[str, Any]) -> None:

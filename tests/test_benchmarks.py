@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -129,7 +130,7 @@ def test_the_profile_lists_operators(
     run_script("profile_update.py", *counts, *settings, "--freeze.layers", 1, "--train.batch_size", 4)
     table = (tmp_path / "out" / "profile.md").read_text(encoding="utf-8")
     assert "2 updates: " in table
-    assert "| `aten::addmm` |" in table
+    assert len(re.findall(r"^\| `aten::\w+` \| [\d.]+% \|", table, flags=re.MULTILINE)) >= 3
 
 
 def test_measure_runs_a_config_and_writes_the_results_and_the_tables(

@@ -14,7 +14,7 @@ from hf_finetune.config.references import make_reference
 from hf_finetune.config.sections import RunConfig, require
 from hf_finetune.data.features import Features, make_features
 from hf_finetune.data.formats import name_type
-from hf_finetune.data.memory import is_dataset, is_frame, make_plain, read_memory
+from hf_finetune.data.memory import is_dataset, is_frame, is_series, make_plain, read_memory
 from hf_finetune.data.sources import read_table
 from hf_finetune.data.table import ColumnSpec, Table
 from hf_finetune.export.recorded import RecordedTask, load_recorded_task
@@ -216,6 +216,10 @@ class Predictor:
     def make_table(self, rows: Any) -> Table:
         """Returns rows as a table; errors call the fourth one `rows[3]`. An empty list gives an empty table."""
         spec = self.task.columns.spec
+        if is_series(rows) and any(name in getattr(rows, "index", ()) for name in spec.columns):
+            raise InputError(
+                "rows: a series that is one row of a frame; give the row as a frame, frame.iloc[[0]], or [rows.to_dict()]"
+            )
         is_table = isinstance(rows, (Mapping, bytes, set)) or is_frame(rows) or is_dataset(rows)
         if isinstance(rows, Iterable) and not isinstance(rows, list) and not is_table:
             rows = make_plain(list(rows))  # a series, an array, a generator, a column of a data set
@@ -231,6 +235,8 @@ class Predictor:
         columns."""
         columns = self.task.columns
         if not isinstance(text, str):
+            if text is None:
+                raise InputError(f"{where}: is null")
             raise InputError(f"{where}: is {name_type(text)}, and other rows are texts; give all in one form")
         if not text.strip():
             raise InputError(f"{where}: is empty")

@@ -110,9 +110,16 @@ class Run:
 
     @cached_property
     def predictor(self) -> "Predictor":
-        """The exported model, ready to predict and evaluate. It is loaded when it is first asked for."""
+        """The exported model, ready to predict and evaluate. It is loaded when it is first asked for.
+
+        InputError if a later call has trained the run on.
+        """
         from hf_finetune.export.predict import Predictor
 
+        if read_updates(self.run_dir) != self.results["updates"]:
+            raise InputError(
+                f"{self.run_dir}: a later call has trained it on, so its model is another one; use the run of that call"
+            )
         kind = self.config.task.kind
         return Predictor.from_pretrained(
             self.run_dir,
@@ -140,3 +147,11 @@ def get_metrics(config: RunConfig, parts: Parts) -> Mapping[str, Any]:
 def format_number(value: float | None) -> str:
     """Returns a metric as a cell shows it."""
     return "" if value is None else f"{value:.4f}"
+
+
+def read_updates(run_dir: Path) -> Any:
+    """Returns the number of updates of the finished run in a folder, None if it has none."""
+    try:
+        return json.loads((run_dir / "results.json").read_text(encoding="utf-8"))["updates"]
+    except (OSError, ValueError, KeyError):
+        return None

@@ -48,7 +48,11 @@ class RowFunction:
         """Returns the row that the function makes of a row for an epoch. InputError if it has other columns."""
         before = {name: values[row] for name, values in self.table.columns.items()}
         seed = int(np.random.SeedSequence([self.seed, 3, row]).generate_state(1)[0])
-        after = self.function(copy.deepcopy(before), seed, epoch)  # it may change a list in place
+        try:
+            after = self.function(copy.deepcopy(before), seed, epoch)  # it may change a list in place
+        except Exception as error:
+            error.add_note(f"in {self.name} for {self.table.where(row)}, which has the columns {', '.join(before)}")
+            raise
         if not isinstance(after, Mapping) or after.keys() != before.keys():
             got = describe_value(after, "a dict")
             if isinstance(after, Mapping):

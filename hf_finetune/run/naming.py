@@ -3,7 +3,7 @@
 from dataclasses import replace
 from itertools import count
 
-from hf_finetune.config.sections import EXTENDABLE, RunConfig, flatten, get_length, to_dict
+from hf_finetune.config.sections import RunConfig, flatten, to_dict
 from hf_finetune.run.checkpoint import read_manifests
 from hf_finetune.run.finished import read_finished_results
 from hf_finetune.run.folder import read_config_file
@@ -57,7 +57,8 @@ def choose_name(config: RunConfig, parts: Parts) -> tuple[str, str]:
 def describe_difference(config: RunConfig, parts: Parts) -> str:
     """Returns how the run in the config's folder differs from the one that is asked for.
 
-    "" if there is none, if it is the same, or if it can be trained longer.
+    "" if there is none, or if it is the same. A run of another length is another run: the numbers of a call must not depend on
+    the calls before it.
     """
     folder = config.run_dir
     if not (folder / "config.yaml").exists():
@@ -69,13 +70,6 @@ def describe_difference(config: RunConfig, parts: Parts) -> str:
     changed = [
         f"{key} was {old.get(key)}, now {new.get(key)}"
         for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key) and not key.startswith((*WITHOUT_EFFECT, *EXTENDABLE))
+        if old.get(key) != new.get(key) and not key.startswith(WITHOUT_EFFECT)
     ]
-    return "; ".join(changed + describe_shorter_run(config) + ([] if changed else find_changed_inputs(config, parts)))
-
-
-def describe_shorter_run(config: RunConfig) -> list[str]:
-    """Returns the settings by which a run is asked to be shorter than the one in its folder, with both values."""
-    before, now = get_length(read_config_file(config.run_dir)), get_length(to_dict(config))
-    keys = [key for key in ("train.epochs", "train.max_updates") if now[key] is not None]
-    return [f"{key} was {before[key]}, now {now[key]}" for key in keys if before[key] is None or now[key] < before[key]]
+    return "; ".join(changed or find_changed_inputs(config, parts))

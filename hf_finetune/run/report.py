@@ -32,7 +32,7 @@ def announce(run: TrainingRun, cache_lines: Sequence[str], notes: Sequence[str])
     better = "higher" if run.greater_is_better else "lower"
     lines = label_lines("run", [str(config.run_dir)])
     lines += label_lines("backbone", [config.model.backbone.split("#")[0], *describe_start(run)])
-    lines += label_lines("examples", [counts, *describe_windows(run), *run.splits.notes])
+    lines += label_lines("examples", [counts, *describe_windows(run), *run.splits.notes, *warn_of_seen_rows(run)])
     for name, line in run.task.encoding.describe(run.features["train"], run.splits.train, run.max_length):
         lines += label_lines(name, [line])
     lines += label_lines("metric", [f"{run.metric} on validation, {better} is better"])
@@ -66,6 +66,17 @@ def describe_start(run: TrainingRun) -> list[str]:
     if lineage.runs:
         lines.append(f"{lineage.base.split('#')[0]}, fine-tuned before: {lineage.describe()}")
     return lines
+
+
+def warn_of_seen_rows(run: TrainingRun) -> list[str]:
+    """Returns a line if rows were drawn for validation or the test, and the model was fine-tuned before, perhaps on them."""
+    drawn = " and ".join(note.partition(":")[0] for note in run.splits.notes if " training rows, " in note)
+    if not drawn or not run.backbone.lineage.runs:
+        return []
+    return [
+        f"warning: rows of {drawn} may be rows that an earlier run of this model was trained on, if they were in its data; then "
+        "the numbers are too good. Give files of rows that it has not seen"
+    ]
 
 
 def announce_stage(run: TrainingRun, cache_lines: Sequence[str], progress: Progress) -> None:
@@ -218,8 +229,13 @@ def describe_average(results: Mapping[str, Any]) -> list[str]:
 
 
 def describe_optimizer(config: RunConfig) -> list[tuple[str, str]]:
-    """Returns a label and a line for each of optimizer, schedule and averages that is not the default."""
+    """Returns a label and a line for the learning rates, and for optimizer, schedule and averages that are not the default."""
     train, lines = config.train, []
+    head = "" if train.head_learning_rate is None else f"; {train.head_learning_rate:g} of the head"
+    warmup = (
+        f"warm-up in the first {train.warmup_fraction:.0%} of the updates" if train.warmup_fraction else "no warm-up"
+    )
+    lines.append(("rate", f"{train.learning_rate:g}{head}; {warmup}"))
     options = {name: join_options(getattr(train, f"{name}_options")) for name in ("optimizer", "schedule")}
     if train.optimizer != "adamw" or options["optimizer"]:
         lines.append(("optimizer", f"{train.optimizer}{options['optimizer']}"))

@@ -87,6 +87,12 @@ def choose_metrics(config: RunConfig, scoring: Scoring, parts: Parts) -> tuple[s
     more = tuple(scoring.check_metric(entry, "evaluation.metrics") for entry in entries if ":" not in entry)
     if name in parts.metrics:
         return name, more
+    require(
+        ":" not in name,
+        "evaluation.metric",
+        name,
+        "an import path goes into evaluation.metrics; evaluation.metric then takes the function's name",
+    )
     return scoring.check_metric(scoring.default_metric if name == "auto" else name), more
 
 

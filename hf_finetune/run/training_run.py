@@ -21,16 +21,21 @@ from hf_finetune.model.freezing import FreezePlan
 from hf_finetune.run import checkpoint
 from hf_finetune.run.augmentation import AugmentedFeatures
 from hf_finetune.run.parts import NO_PARTS, Parts
+from hf_finetune.system.errors import InputError
 from hf_finetune.system.files import replace_atomically
 from hf_finetune.system.processes import Runtime
 from hf_finetune.tasks import metrics
-from hf_finetune.tasks.base import Task
+from hf_finetune.tasks.base import SummedObjective, Task
 from hf_finetune.training.evaluation import ModelRunner
 from hf_finetune.training.loop import Update
 from hf_finetune.training.progress import Progress, choose_averaged_updates
 from hf_finetune.training.schedule import Schedule
 from hf_finetune.training.train_state import TrainState
 
+NUM_LOSS_EXAMPLES = 8  # validation features on which a loss of one's own is checked
+LOSS_TOLERANCE = (
+    0.05  # relative; between a sum and the sum of its parts in 16 bit lie about 0.01, between a sum and a mean factors
+)
 NUM_PREFLIGHT_TEXTS = 2  # texts that the preflight check generates
 
 
@@ -132,6 +137,22 @@ class TrainingRun:
         return self.splits.train.where(self.features["train"].get_example(index))
 
 
+def make_runner(run: TrainingRun, split: str, *, batch_size: int, uses_cache: bool = True) -> ModelRunner:
+    """Returns a runner of the model over a split. Without `uses_cache` it runs the entire model."""
+    features, state = run.features[split], run.train_state
+    return ModelRunner(
+        model=state.model,
+        tokenizer=run.backbone.tokenizer,
+        task=run.task,
+        features=features if uses_cache else dataclasses.replace(features, activations=None),
+        processes=run.runtime,
+        pad_token_id=state.pad_token_id,
+        batch_size=batch_size,
+        forward_plan=state.forward_plan if uses_cache else FULL_FORWARD,
+        autocast=run.runtime.accelerator.autocast,
+    )
+
+
 def evaluate_split(
     run: TrainingRun,
     split: str,
@@ -145,18 +166,7 @@ def evaluate_split(
     Without `uses_cache` the entire model runs, so that the numbers are exactly those of the exported model.
     """
     features = run.features[split]
-    state = run.train_state
-    runner = ModelRunner(
-        model=state.model,
-        tokenizer=run.backbone.tokenizer,
-        task=run.task,
-        features=features if uses_cache else dataclasses.replace(features, activations=None),
-        processes=run.runtime,
-        pad_token_id=state.pad_token_id,
-        batch_size=run.config.evaluation.batch_size,
-        forward_plan=state.forward_plan if uses_cache else FULL_FORWARD,
-        autocast=run.runtime.accelerator.autocast,
-    )
+    runner = make_runner(run, split, batch_size=run.config.evaluation.batch_size, uses_cache=uses_cache)
     return run.task.scoring.evaluate(
         runner,
         features,
@@ -174,6 +184,8 @@ def preflight_check(run: TrainingRun) -> None:
     size and removes it."""
     num_examples = min(len(run.features["validation"]), 2 * run.config.evaluation.batch_size)
     evaluate_split(run, "validation", np.arange(num_examples), max_texts=NUM_PREFLIGHT_TEXTS)
+    if run.parts.loss is not None:
+        check_own_loss(run)
     path = run.config.run_dir / ".preflight"
 
     def write() -> None:
@@ -184,6 +196,23 @@ def preflight_check(run: TrainingRun) -> None:
         path.unlink()
 
     run.runtime.on_main(write)
+
+
+def check_own_loss(run: TrainingRun) -> None:
+    """Raises InputError if a loss of one's own is not a sum over examples: those of two halves of a batch must add up to its own.
+    A mean with the number of examples does not. A loss that compares the examples of a batch is not checked."""
+    indices = np.arange(min(len(run.features["validation"]), NUM_LOSS_EXAMPLES))
+    if not isinstance(run.task.objective, SummedObjective) or len(indices) < 2:
+        return
+    whole, halves = (
+        make_runner(run, "validation", batch_size=size).compute_outputs(indices).loss
+        for size in (len(indices), len(indices) // 2)
+    )
+    if abs(whole - halves) > LOSS_TOLERANCE * max(abs(whole), abs(halves)):
+        raise InputError(
+            f"train.loss ({run.config.train.loss}): is {whole:.4f} for {len(indices)} examples in one batch, and {halves:.4f} "
+            "for the same in smaller batches; return the sum over the targets, not their mean, with the number of targets"
+        )
 
 
 def count_state_bytes(config: TrainConfig) -> float:

@@ -13,7 +13,7 @@ import numpy as np
 
 from hf_finetune.data.features import Array, Batch, Features
 from hf_finetune.system.errors import InputError
-from hf_finetune.tasks.own_functions import check_loss
+from hf_finetune.tasks.own_functions import call_loss
 
 if TYPE_CHECKING:
     # --help imports the tasks for their Settings, and torch takes a second to import: tasks import it inside functions
@@ -130,7 +130,7 @@ class OwnLoss(SummedObjective):
 
     def loss(self, outputs: "torch.Tensor", batch: Batch) -> "tuple[torch.Tensor, float]":
         """Returns what the function returns. InputError if that is not a sum and a number of targets."""
-        return check_loss(self.function(outputs, batch))
+        return call_loss(self.function, outputs, batch)
 
 
 class InBatchObjective(Objective):
@@ -214,4 +214,4 @@ class OwnBatchLoss(InBatchObjective):
         self, embeddings: "torch.Tensor", counts: Array, features: Features, indices: Array
     ) -> "tuple[torch.Tensor, float]":
         """Returns what the function returns. InputError if that is not a sum and a number of targets."""
-        return check_loss(self.function(embeddings, counts, features, indices))
+        return call_loss(self.function, embeddings, counts, features, indices)

@@ -37,7 +37,13 @@ def compute_own_metrics(metrics: Mapping[str, Metric], inputs: MetricInputs) -> 
     """Returns the values of metrics of one's own. InputError if one of them is not a number."""
     values: dict[str, float] = {}
     for name, metric in metrics.items():
-        value = metric(inputs)
+        try:
+            value = metric(inputs)
+        except Exception as error:
+            error.add_note(
+                f"in evaluation.metrics ({name}), a function of your own; docs/extending.md says what it gets"
+            )
+            raise
         try:
             values[name] = float(value)
         except (TypeError, ValueError):
@@ -47,10 +53,15 @@ def compute_own_metrics(metrics: Mapping[str, Metric], inputs: MetricInputs) -> 
     return values
 
 
-def check_loss(value: Any) -> "tuple[torch.Tensor, float]":
+def call_loss(function: Callable[..., Any], *arguments: Any) -> "tuple[torch.Tensor, float]":
     """Returns the result of a loss function of one's own. InputError if it is not a tensor of one number and a number."""
     import torch
 
+    try:
+        value = function(*arguments)
+    except Exception as error:
+        error.add_note("in train.loss, a function of your own; docs/extending.md says what it gets")
+        raise
     if isinstance(value, (tuple, list)) and len(value) == 2:
         total, count = value
         if isinstance(total, torch.Tensor) and total.numel() == 1:

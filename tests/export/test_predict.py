@@ -435,6 +435,12 @@ def test_rows_may_have_any_form_and_a_text_gives_one_prediction(classifier: Pred
     ("rows", "message"),
     [
         (["cat", " "], r"^rows\[1\]: is empty$"),
+        (["cat", None], r"^rows\[1\]: is null$"),
+        (pandas.Series(["cat", None]), r"^rows\[1\]: is null$"),
+        (
+            pandas.DataFrame({"text": ["cat"], "label": ["a"]}).iloc[0],
+            r"^rows: a series that is one row of a frame; give the row as a frame",
+        ),
         (["cat", {"text": "dog"}], r"^rows\[1\]: is a dict, and other rows are texts; give all in one form$"),
         ([{"text": "cat"}, {"text": None}], r"^rows\[1\]: text is null$"),
         ([{"words": "cat"}], r"^rows\[0\]: no column 'text' \(columns: words\)"),

@@ -116,7 +116,9 @@ def undisturbed(settings_of_cases: dict[str, Settings]) -> Callable[[Case], RunR
 
     def make(case: Case) -> RunResult:
         if str(case) not in made:
-            made[str(case)] = run(settings_of_cases[str(case)], "whole")
+            settings = settings_of_cases[str(case)]
+            with FileLock(f"{settings['output_dir']}.lock"):  # another worker may be making it for its own test
+                made[str(case)] = run(settings, "whole")
         return made[str(case)]
 
     return make
