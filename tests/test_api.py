@@ -290,7 +290,7 @@ def test_a_call_with_other_settings_data_or_functions_makes_a_run_beside(
     name, output = call(**{"train.learning_rate": 0.5})
     assert name == "classify-2"
     assert (
-        "outputs/classify holds another run (train.learning_rate was 0.0002, now 0.5); this one is outputs/classify-2"
+        "outputs/classify holds another run (train.learning_rate was 0.0002, now 0.5); this call's run is outputs/classify-2"
         in output
     )
     name, output = call(**{"freeze.layers": 1})

@@ -37,7 +37,7 @@ def name_run(config: RunConfig, parts: Parts) -> RunConfig:
         name, reason = runtime.on_main(lambda: choose_name(config, parts))
         if reason:
             runtime.say(
-                f"{config.run_dir} holds another run ({reason}); this one is {replace(config, name=name).run_dir}\n"
+                f"{config.run_dir} holds another run ({reason}); this call's run is {replace(config, name=name).run_dir}\n"
             )
     return replace(config, name=name)
 
@@ -66,7 +66,10 @@ def describe_difference(config: RunConfig, parts: Parts) -> str:
         return "files that do not belong to a run" if is_taken else ""
     if not read_manifests(folder / "checkpoints") and read_finished_results(config) is None:
         return ""  # nothing was trained yet
-    old, new = dict(flatten(read_config_file(folder))), dict(flatten(to_dict(config)))
+    old, new = (
+        {key: value for key, value in flatten(nested) if value != {}}
+        for nested in (read_config_file(folder), to_dict(config))
+    )
     changed = [
         f"{key} was {old.get(key)}, now {new.get(key)}"
         for key in sorted(old.keys() | new.keys())

@@ -204,13 +204,13 @@ def check_own_loss(run: TrainingRun) -> None:
     indices = np.arange(min(len(run.features["validation"]), NUM_LOSS_EXAMPLES))
     if not isinstance(run.task.objective, SummedObjective) or len(indices) < 2:
         return
-    whole, halves = (
+    entire, halves = (
         make_runner(run, "validation", batch_size=size).compute_outputs(indices).loss
         for size in (len(indices), len(indices) // 2)
     )
-    if abs(whole - halves) > LOSS_TOLERANCE * max(abs(whole), abs(halves)):
+    if abs(entire - halves) > LOSS_TOLERANCE * max(abs(entire), abs(halves)):
         raise InputError(
-            f"train.loss ({run.config.train.loss}): is {whole:.4f} for {len(indices)} examples in one batch, and {halves:.4f} "
+            f"train.loss ({run.config.train.loss}): is {entire:.4f} for {len(indices)} examples in one batch, and {halves:.4f} "
             "for the same in smaller batches; return the sum over the targets, not their mean, with the number of targets"
         )
 
