@@ -160,7 +160,10 @@ def test_the_cells_show_what_the_page_says(executed: dict[str, Any]) -> None:
     assert "is finished, there is nothing to train" in again
     assert "outputs/classify')" in again
     faster = text("faster = finetune(")
-    assert "holds another run (train.learning_rate was 0.0002, now 0.0005); this call's run is outputs/classify-2" in faster
+    assert (
+        "holds another run (train.learning_rate was 0.0002, now 0.0005); this call's run is outputs/classify-2"
+        in faster
+    )
     assert "update " not in executed["texts"][len(executed["cells"]) - 1]
 
 
