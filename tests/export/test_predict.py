@@ -522,5 +522,5 @@ def test_a_wrong_argument_of_from_pretrained_is_refused(runs: Runs) -> None:
 
 
 def test_metrics_may_be_one_import_path(runs: Runs) -> None:
-    with pytest.raises(InputError, match=r"metrics \(my_metrics:kappa\): cannot be imported"):
-        Predictor.from_pretrained(runs()[1].run_dir, metrics="my_metrics:kappa")
+    with pytest.raises(InputError, match=r"metrics \(no_such_metrics:kappa\): cannot be imported"):
+        Predictor.from_pretrained(runs()[1].run_dir, metrics="no_such_metrics:kappa")
