@@ -22,7 +22,7 @@ from hf_finetune.config.sections import RunConfig
 from hf_finetune.export import hub, model_folder
 from hf_finetune.export.start import resolve_start
 from hf_finetune.run import average, checkpoint, report, resume, saving, tracking
-from hf_finetune.run.finished import describe_finished_run, read_finished_results
+from hf_finetune.run.finished import check_finished_run, describe_finished_run, read_finished_results
 from hf_finetune.run.folder import open_run, record_run
 from hf_finetune.run.inputs import describe_inputs
 from hf_finetune.run.parts import NO_PARTS, Parts
@@ -60,6 +60,7 @@ def finetune(config: RunConfig, parts: Parts = NO_PARTS) -> RunResult:
             except StoppedError as error:
                 raise explain_stop(config, error) from None
         else:
+            runtime.on_main(lambda: check_finished_run(config))
             runtime.say(runtime.on_main(lambda: describe_finished_run(config, results, parts)))
         runtime.on_main(lambda: push_if_requested(config, runtime))
         return RunResult(run_dir=config.run_dir, model_dir=config.run_dir / "model", results=results)

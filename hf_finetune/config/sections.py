@@ -15,10 +15,12 @@ from hf_finetune.config.training_sections import CheckpointConfig, EvaluationCon
 from hf_finetune.system.errors import InputError, redact
 
 __all__ = [
+    "CARRIED_OVER",
     "EXTENDABLE",
     "FILE_ENDINGS",
     "FREE_ON_RESUME",
     "RENAMED",
+    "WITHOUT_EFFECT",
     "AdapterConfig",
     "CacheConfig",
     "CheckpointConfig",
@@ -36,6 +38,7 @@ __all__ = [
     "flatten",
     "get_default",
     "get_length",
+    "list_changes",
     "require",
     "to_dict",
 ]
@@ -253,11 +256,9 @@ class RunConfig:
         return Path(self.output_dir) / self.name
 
 
-# Settings that may change when a run is resumed. No trained number depends on them; or a digest of their contents is compared
-# (data); or their effect is carried over parameter by parameter, and printed (freeze).
-FREE_ON_RESUME = (
+# Settings that no trained number depends on
+WITHOUT_EFFECT = (
     "output_dir",
-    "task.choice_columns",  # names of columns, as those of data.: the data are recognised by their content
     "cache.",
     "train.micro_batch_size",
     "train.micro_batch_tokens",
@@ -265,11 +266,20 @@ FREE_ON_RESUME = (
     "checkpoint.",
     "tracking.",
     "hub.",
+    "train.on_update",
+)
+
+# Settings whose effect on an unfinished run is compared with its checkpoint (the content of the data) or carried over parameter
+# by parameter, and printed (freeze). A finished run was made with one value of each.
+CARRIED_OVER = (
+    "task.choice_columns",  # names of columns, as those of data.: the data are recognised by their content
     "data.",
     "freeze.",
     "adapter.merge",
-    "train.on_update",
 )
+
+# Settings that may change when a run is resumed
+FREE_ON_RESUME = (*WITHOUT_EFFECT, *CARRIED_OVER)
 
 # Settings that say how long a run trains. They may change too, so that a run trains on after its end: the checkpoints stay right,
 # and results.json records the values that the run was finished with.
@@ -305,14 +315,15 @@ def get_length(config: Mapping[str, Any]) -> dict[str, Any]:
     return {key: values.get(key) for key in EXTENDABLE}
 
 
-def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
-    """Returns `(dotted key, old value, new value)` of the settings that differ and must not change when a run is resumed."""
+def list_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """Returns `(dotted key, old value, new value)` of the settings that differ between two configs as to_dict() returns them."""
     before, after = ({key: value for key, value in flatten(nested) if value != {}} for nested in (old, new))
-    free: tuple[str, ...] = (*FREE_ON_RESUME, *EXTENDABLE)
+    keys = before.keys() | after.keys()
     if before.get("start_from") == after.get("start_from") is not None:
-        free = (*free, "model.backbone")  # which start_from replaces
-    return [
-        (key, before.get(key), after.get(key))
-        for key in sorted(before.keys() | after.keys())
-        if before.get(key) != after.get(key) and not key.startswith(free)
-    ]
+        keys -= {"model.backbone"}  # which start_from replaces
+    return [(key, before.get(key), after.get(key)) for key in sorted(keys) if before.get(key) != after.get(key)]
+
+
+def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """Returns the list_changes() of settings that must not change when a run is resumed."""
+    return [row for row in list_changes(old, new) if not row[0].startswith((*FREE_ON_RESUME, *EXTENDABLE))]

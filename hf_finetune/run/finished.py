@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from hf_finetune.config.sections import RunConfig, flatten, get_length, to_dict
+from hf_finetune.config.sections import CARRIED_OVER, RunConfig, get_length, list_changes, to_dict
 from hf_finetune.model import backbone
 from hf_finetune.run import report
 from hf_finetune.run.folder import describe_new_run, read_config_file
@@ -43,28 +43,29 @@ def restore_nan(results: Mapping[str, Any]) -> dict[str, Any]:
     return {**results, **metrics}
 
 
-# Settings that may change while a run trains, because what follows from them is compared with the checkpoint or carried over. A
-# finished run was made with one value of each. Of the places of the data, only what lies there counts (inputs.json).
-SETTLED = ("data.", "freeze.", "adapter.merge", "task.choice_columns")
+# The places of the data: only what lies there counts (inputs.json)
 PLACES = ("data.train", "data.validation", "data.test")
 
 
-def describe_finished_run(config: RunConfig, results: Mapping[str, Any], parts: Parts = NO_PARTS) -> str:
-    """Returns what is printed if a finished run is called again: its results; and if its data or functions have changed since,
-    what has changed and how to train on with them.
-
-    Raises InputError if the run was made with other settings, whose results these would not be.
-    """
-    old, new = dict(flatten(read_config_file(config.run_dir))), dict(flatten(to_dict(config)))
-    changed = [
-        key for key in sorted(old.keys() | new.keys()) if key.startswith(SETTLED) and old.get(key) != new.get(key)
-    ]
-    if listed := ", ".join(f"{key} (was {old.get(key)}, now {new.get(key)})" for key in changed if key not in PLACES):
+def check_finished_run(config: RunConfig) -> None:
+    """Raises InputError if the finished run was made with other settings, whose results its results would not be."""
+    changes = list_changes(read_config_file(config.run_dir), to_dict(config))
+    listed = ", ".join(
+        f"{key} (was {before}, now {now})"
+        for key, before, now in changes
+        if key.startswith(CARRIED_OVER) and key not in PLACES
+    )
+    if listed:
         raise InputError(
             f"name ({config.name}): {config.run_dir} holds a finished run that was made with another config: {listed}; to "
             f"train from its weights with the new settings, {describe_new_run(config)}; to start from the beginning, "
             "choose another name"
         )
+
+
+def describe_finished_run(config: RunConfig, results: Mapping[str, Any], parts: Parts = NO_PARTS) -> str:
+    """Returns what is printed if a finished run is called again: its results; and if its data or functions have changed since,
+    what has changed and how to train on with them."""
     lines = [f"{config.run_dir} is finished, there is nothing to train; {report.summarize_results(results)}"]
     if changes := find_changed_inputs(config, parts):
         lines.append("What it was made from has changed since:")

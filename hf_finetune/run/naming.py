@@ -3,26 +3,13 @@
 from dataclasses import replace
 from itertools import count
 
-from hf_finetune.config.sections import RunConfig, flatten, to_dict
+from hf_finetune.config.sections import WITHOUT_EFFECT, RunConfig, list_changes, to_dict
 from hf_finetune.run.checkpoint import read_manifests
 from hf_finetune.run.finished import read_finished_results
 from hf_finetune.run.folder import read_config_file
 from hf_finetune.run.inputs import find_changed_inputs
 from hf_finetune.run.parts import Parts
 from hf_finetune.system import processes
-
-# Settings that no trained number depends on
-WITHOUT_EFFECT = (
-    "name",
-    "output_dir",
-    "cache.",
-    "checkpoint.",
-    "evaluation.batch_size",
-    "hub.",
-    "tracking.",
-    "train.micro_batch_size",
-    "train.micro_batch_tokens",
-)
 
 
 def name_run(config: RunConfig, parts: Parts) -> RunConfig:
@@ -66,13 +53,9 @@ def describe_difference(config: RunConfig, parts: Parts) -> str:
         return "files that do not belong to a run" if is_taken else ""
     if not read_manifests(folder / "checkpoints") and read_finished_results(config) is None:
         return ""  # nothing was trained yet
-    old, new = (
-        {key: value for key, value in flatten(nested) if value != {}}
-        for nested in (read_config_file(folder), to_dict(config))
-    )
     changed = [
-        f"{key} was {old.get(key)}, now {new.get(key)}"
-        for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key) and not key.startswith(WITHOUT_EFFECT)
+        f"{key} was {before}, now {now}"
+        for key, before, now in list_changes(read_config_file(folder), to_dict(config))
+        if not key.startswith(("name", *WITHOUT_EFFECT))
     ]
     return "; ".join(changed or find_changed_inputs(config, parts))
