@@ -11,6 +11,7 @@ from hf_finetune.data.features import Features, make_features
 from hf_finetune.data.table import Table, check_texts, describe_value
 from hf_finetune.system.errors import InputError
 from hf_finetune.tasks.base import Task
+from hf_finetune.tasks.own_functions import name_own_function
 
 NUM_CHECKED = 8  # rows for which the function is called twice, to see that it returns the same row
 
@@ -48,23 +49,20 @@ class RowFunction:
         """Returns the row that the function makes of a row for an epoch. InputError if it has other columns."""
         before = {name: values[row] for name, values in self.table.columns.items()}
         seed = int(np.random.SeedSequence([self.seed, 3, row]).generate_state(1)[0])
-        try:
+        columns = ", ".join(before)
+        with name_own_function(f"{self.name} for {self.table.where(row)}, which has the columns {columns}"):
             after = self.function(copy.deepcopy(before), seed, epoch)  # it may change a list in place
-        except Exception as error:
-            error.add_note(f"in {self.name} for {self.table.where(row)}, which has the columns {', '.join(before)}")
-            raise
         if not isinstance(after, Mapping) or after.keys() != before.keys():
             got = describe_value(after, "a dict")
             if isinstance(after, Mapping):
                 got = f"the columns {', '.join(map(str, after)) or 'none'}"
-            columns = ", ".join(before)
             raise InputError(
                 f"{self.name}: returned {got} for {self.table.where(row)}; it must return a dict with the columns {columns}"
             )
         return dict(after)
 
     def change_table(self, epoch: int) -> Table:
-        """Returns the training rows of an epoch. InputError for a text that is null, empty or not a string."""
+        """Returns the training rows of an epoch, whose texts and labels are not checked yet."""
         rows = [self.change_row(row, epoch) for row in range(len(self.table))]
         return self.table.with_columns({name: [row[name] for row in rows] for name in self.table.columns})
 

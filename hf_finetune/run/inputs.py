@@ -16,7 +16,7 @@ from hf_finetune.data.sources import digest_dataset, digest_files, find_files
 from hf_finetune.data.splits import SPLITS, read_given_splits
 from hf_finetune.data.table import Table
 from hf_finetune.run.function_digest import digest_function
-from hf_finetune.run.parts import NO_PARTS, Parts, load_parts
+from hf_finetune.run.parts import FUNCTIONS, NO_PARTS, Parts, load_parts
 from hf_finetune.system.errors import InputError
 
 INPUTS = "inputs.json"
@@ -53,13 +53,7 @@ def describe_inputs(
 def describe_parts(config: RunConfig, parts: Parts) -> dict[str, str]:
     """Returns a digest of each of the user's own functions, and of the class of the task if it is the user's own, by its
     setting. parts: As load_parts() returns them."""
-    functions = {
-        "loss": parts.loss,
-        "optimizer": parts.optimizer,
-        "augment": parts.augment,
-        "on_update": parts.on_update,
-    }
-    named = {f"train.{name}": function for name, function in functions.items() if function is not None}
+    named = {f"train.{name}": function for name in FUNCTIONS if (function := getattr(parts, name)) is not None}
     named |= {f"evaluation.metrics {name}": function for name, function in parts.metrics.items()}
     if config.task.kind not in TASKS:
         named["task.kind"] = load_task(config.task.kind)
@@ -148,10 +142,12 @@ def find_changed_inputs(config: RunConfig, parts: Parts = NO_PARTS) -> list[str]
         return []
     try:
         parts = load_parts(config, parts)
-        if not compare_inputs(old, describe_inputs(config, parts)):
+        new = describe_inputs(config, parts)
+        if not compare_inputs(old, new):
             return []
         tables = read_given_splits(config.data, load_task(config.task.kind).make_columns(config).spec, parts.rows)
-        new = describe_inputs(config, parts, {split: len(table) for split, table in tables.items()})
+        for split, entry in new["data"].items():
+            entry["rows"] = len(tables[split]) if split in tables else None
         return compare_inputs(old, new)
     except InputError as error:
         return [f"cannot be read: {error}"]

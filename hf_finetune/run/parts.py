@@ -37,6 +37,7 @@ class Parts:
 
 
 NO_PARTS = Parts()
+FUNCTIONS = ("loss", "optimizer", "augment", "on_update")  # attributes of Parts, and settings of the section train
 
 
 def load_parts(config: RunConfig, given: Parts) -> Parts:
@@ -45,8 +46,8 @@ def load_parts(config: RunConfig, given: Parts) -> Parts:
     Raises InputError if one cannot be imported, or cannot be called.
     """
     loaded: dict[str, Any] = {}
-    for name in ("loss", "augment", "on_update", "optimizer"):
-        reference = getattr(config.train, name, None)
+    for name in FUNCTIONS:
+        reference = getattr(config.train, name)
         if getattr(given, name) is None and reference is not None and is_reference(reference):
             loaded[name] = load_function(f"train.{name}", reference)
     own = own_metrics(config.evaluation.metrics)

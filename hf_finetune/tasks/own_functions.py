@@ -1,6 +1,7 @@
 """What a task gives to a user's own functions, and the checks of what they return. docs/extending.md has examples."""
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -33,17 +34,24 @@ class MetricInputs:
 Metric = Callable[[MetricInputs], float]
 
 
+@contextlib.contextmanager
+def name_own_function(name: str) -> Iterator[None]:
+    """Adds `in NAME` to the traceback of an exception in the block, which calls a function of the user's own."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(f"in {name}")
+        raise
+
+
 def compute_own_metrics(metrics: Mapping[str, Metric], inputs: MetricInputs) -> dict[str, float]:
     """Returns the values of metrics of one's own. InputError if one of them is not a number."""
     values: dict[str, float] = {}
     for name, metric in metrics.items():
-        try:
+        with name_own_function(
+            f"evaluation.metrics ({name}), a function of your own; docs/extending.md says what it gets"
+        ):
             value = metric(inputs)
-        except Exception as error:
-            error.add_note(
-                f"in evaluation.metrics ({name}), a function of your own; docs/extending.md says what it gets"
-            )
-            raise
         try:
             values[name] = float(value)
         except (TypeError, ValueError):
@@ -57,11 +65,8 @@ def call_loss(function: Callable[..., Any], *arguments: Any) -> "tuple[torch.Ten
     """Returns the result of a loss function of one's own. InputError if it is not a tensor of one number and a number."""
     import torch
 
-    try:
+    with name_own_function("train.loss, a function of your own; docs/extending.md says what it gets"):
         value = function(*arguments)
-    except Exception as error:
-        error.add_note("in train.loss, a function of your own; docs/extending.md says what it gets")
-        raise
     if isinstance(value, (tuple, list)) and len(value) == 2:
         total, count = value
         if isinstance(total, torch.Tensor) and total.numel() == 1:
