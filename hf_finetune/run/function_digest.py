@@ -10,6 +10,7 @@ from typing import Any
 
 from hf_finetune.config.references import make_reference
 from hf_finetune.data.memory import name_library
+from hf_finetune.system.files import digest_tensors
 
 CONTAINERS = (list, dict, set)
 PLAIN = (str, bytes, int, float, complex, bool, type(None), type(...))
@@ -107,8 +108,9 @@ def is_array(value: Any) -> bool:
 
 def hash_array(value: Any) -> str:
     """Returns the sha256, in hexadecimal, of the type, shape and numbers of an array or tensor."""
-    array = value.detach().cpu().to_dense() if hasattr(value, "detach") else value
-    text = f"{value.dtype} {tuple(value.shape)} {array.tolist()}"
+    if name_library(value) == "torch":
+        return digest_tensors({"": value.to_dense()}, [""])
+    text = f"{value.dtype} {value.shape} {value.tolist()}"
     return hashlib.sha256(text.encode()).hexdigest()
 
 
