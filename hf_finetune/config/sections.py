@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from hf_finetune.config.checks import require
 from hf_finetune.config.model_sections import AdapterConfig, CacheConfig, FreezeConfig, ModelConfig
@@ -75,6 +75,15 @@ class DataConfig:
         max_length: Maximum length of an input in tokens. If not given, the model's own limit, at most 512.
         max_train_examples: Number of training examples to use, drawn with the seed. If not given, all.
         encoding: Text encodings of the files; the first that fits is used.
+        delimiter: Delimiter of csv and tsv files: one of , ; | or a tab. If not given, it is found in the file.
+        quoting: Whether fields of csv and tsv files may stand in double quotes: quoted, none (a quote is a character like any
+            other), or auto, which finds out.
+        header: The first line of csv and tsv files has the names of the columns. If false, the columns are called 1, 2, 3, ...
+        max_expansion: How many times its own size a .gz file may be unpacked to, beyond 100 MB.
+        workers: Processes that encode text. If not given, one for each core.
+        strict: Make the warnings of the report on the data errors.
+        streaming: Read training data during training, from shards that need not fit on the disk. Needs train.max_updates.
+        shuffle_buffer: With data.streaming, examples from which the next one is drawn.
     """
 
     dataset: str | None = None
@@ -89,6 +98,14 @@ class DataConfig:
     max_length: int | None = None
     max_train_examples: int | None = None
     encoding: tuple[str, ...] = ("utf-8",)
+    delimiter: str | None = None
+    quoting: Literal["auto", "quoted", "none"] = "auto"
+    header: bool = True
+    max_expansion: int = 100
+    workers: int | None = None
+    strict: bool = False
+    streaming: bool = False
+    shuffle_buffer: int = 10_000
 
     def __post_init__(self) -> None:
         require(bool(self.text_columns), "data.text_columns", "[]", "must name at least one column")
@@ -114,9 +131,22 @@ class DataConfig:
             self.validation_fraction,
             f"must be below 1 together with data.test_fraction ({self.test_fraction}): nothing is left to train on",
         )
-        for key, minimum in (("max_length", 4), ("max_train_examples", 2)):
+        minima = (
+            ("max_length", 4),
+            ("max_train_examples", 2),
+            ("workers", 1),
+            ("max_expansion", 1),
+            ("shuffle_buffer", 1),
+        )
+        for key, minimum in minima:
             value = getattr(self, key)
             require(value is None or value >= minimum, f"data.{key}", value, f"must be at least {minimum}")
+        require(
+            self.delimiter in (None, ",", ";", "\t", "|"),
+            "data.delimiter",
+            self.delimiter,
+            "must be one of , ; | or a tab",
+        )
         require(bool(self.encoding), "data.encoding", "[]", "must name at least one encoding, such as utf-8")
         require(
             self.subset is None or self.dataset is not None,

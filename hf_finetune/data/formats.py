@@ -336,8 +336,16 @@ def is_table(path: Path) -> bool:
     return find_ending(path) in FILE_ENDINGS
 
 
-def read_rows(path: Path, config: DataConfig, text_files: TextFormat | None = None) -> Rows:
+def say_nothing(note: str) -> None:
+    """Keeps no note."""
+
+
+def read_rows(
+    path: Path, config: DataConfig, text_files: TextFormat | None = None, say: Callable[[str], None] = say_nothing
+) -> Rows:
     """Yields the rows of a file or folder: of a table by its ending, of any other by `text_files`.
+
+    say: Takes sentences about what was recognised in the file, such as its delimiter.
 
     Raises InputError if the task does not read such files.
     """

@@ -1,11 +1,14 @@
 """A table: columns of equal length, and the file and line that each row came from."""
 
+import hashlib
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from hf_finetune.config.sections import DataConfig
+from hf_finetune.data.columns import iterate
 from hf_finetune.data.formats import CLASS_FOLDERS, TextFormat, is_table, name_type
 from hf_finetune.system.errors import InputError
 
@@ -22,6 +25,7 @@ class Table:
         word_lines: The line of each word of each row, if a file has one word a line.
         is_in_memory: A program gave the rows. `files` then holds their name, such as train, and `lines` their numbers, from 0.
         index: The label of each row in the index of a data frame, if it is not its number.
+        notes: Sentences about what was recognised in the files.
     """
 
     columns: dict[str, list[Any]]
@@ -31,6 +35,7 @@ class Table:
     word_lines: list[list[int]] | None = None
     is_in_memory: bool = False
     index: list[str] | None = None
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.files)
@@ -53,7 +58,16 @@ class Table:
             word_lines=None if self.word_lines is None else [self.word_lines[row] for row in rows],
             is_in_memory=self.is_in_memory,
             index=None if self.index is None else [self.index[row] for row in rows],
+            notes=self.notes,
         )
+
+    def digest(self, names: Sequence[str]) -> str:
+        """Returns the sha256, in hexadecimal, of the values of these columns in the order of the rows."""
+        digest = hashlib.sha256()
+        for name in names:
+            for part in iterate(self.columns[name]):
+                digest.update(json.dumps(part, default=str).encode())
+        return digest.hexdigest()
 
     def with_columns(self, columns: dict[str, list[Any]]) -> "Table":
         """Returns a table with other values in the rows, whose origins stay the same."""

@@ -124,6 +124,17 @@ class Encoding(ABC):
         cut = f"{features.num_truncated:,} training texts are longer and were cut"
         return [("input", f"at most {max_length} tokens; {cut}")]
 
+    def count_labels(self, table: Table) -> dict[str, int]:
+        """Returns the number of examples of each label, by its name; {} if the task has no names of labels."""
+        return {}
+
+    def find_warnings(self, tables: Mapping[str, Table]) -> list[str]:
+        """Returns what may be wrong with the data, a sentence each: warnings before training, errors with data.strict.
+
+        tables: The rows by split: train, validation and, if there is one, test.
+        """
+        return []
+
     def for_inference(self, tokenizer: Any) -> Self:
         """Returns the encoding of rows without targets. It differs, for example, if a prompt is encoded without its answer."""
         return self
