@@ -1,12 +1,16 @@
 """The values of a column, whether it is a list or lies on disk."""
 
+import hashlib
 import json
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from hf_finetune.data.features import Array
+
+if TYPE_CHECKING:
+    from hf_finetune.data.table import Table
 
 ROWS_AT_ONCE = 10_000
 
@@ -36,3 +40,28 @@ def find_distinct(column: Sequence[Any]) -> tuple[Array, list[Any]]:
             codes[position] = code
             position += 1
     return codes, values
+
+
+def hash_rows(table: "Table", names: Sequence[str], change: Callable[[str], str] | None = None) -> Array:
+    """Returns a hash of each row's values in these columns, [N] uint64, the same on each machine and in each process.
+
+    Rows are equal as in find_distinct(): 1, 1.0, true and "1" differ, lists and dicts are equal if their JSON is. Rows that
+    differ have the same hash by chance in fewer than one of 10 million tables of a million rows: compare the values before a
+    row is shown or left out. change: Is applied to each text before.
+    """
+    hashes = np.empty(len(table), dtype=np.uint64)
+    position = 0
+    for parts in zip(*(iterate(table.columns[name]) for name in names), strict=True):
+        keys = (b"\xfe".join(to_bytes(value, change) for value in row) for row in zip(*parts, strict=True))
+        digests = b"".join(hashlib.blake2b(key, digest_size=8).digest() for key in keys)
+        part = np.frombuffer(digests, dtype="<u8")
+        hashes[position : position + len(part)] = part
+        position += len(part)
+    return hashes
+
+
+def to_bytes(value: Any, change: Callable[[str], str] | None = None) -> bytes:
+    """Returns bytes that are equal for equal values only. They never contain 0xFE, which UTF-8 does not use."""
+    if isinstance(value, str):
+        return (value if change is None else change(value)).encode("utf-8", "surrogatepass")
+    return b"\xff" + json.dumps(value, default=str).encode()
