@@ -11,8 +11,9 @@ import numpy as np
 
 from hf_finetune.config.sections import DataConfig, require
 from hf_finetune.data.memory import MEMORY, read_memory
+from hf_finetune.data.numbers import has_fractions
 from hf_finetune.data.sources import hides_labels, read_hub_dataset, read_table
-from hf_finetune.data.table import ColumnSpec, Table, has_fractions, text_and_label_spec
+from hf_finetune.data.table import ColumnSpec, Table, text_and_label_spec
 from hf_finetune.system.errors import InputError
 
 SPLITS = ("train", "validation", "test")

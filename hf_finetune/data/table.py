@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -129,20 +129,6 @@ def find_column_setting(column: str, config: DataConfig, spec: ColumnSpec) -> st
     if column == config.label_column:
         return "data.label_column"
     return spec.settings.get(column, "data.text_columns")
-
-
-def has_fractions(values: Iterable[Any]) -> bool:
-    """True if all values are numbers (or strings of such) and at least one is not an integer. nan counts as such a number."""
-    has_fraction = False
-    for value in values:
-        if isinstance(value, bool) or not isinstance(value, (int, float, str)):
-            return False
-        try:
-            number = float(value)
-        except (ValueError, OverflowError):
-            return False
-        has_fraction = has_fraction or not number.is_integer()
-    return has_fraction
 
 
 def describe_value(value: Any, expected: str = "a string") -> str:

@@ -13,7 +13,8 @@ import numpy as np
 from hf_finetune.config.sections import RunConfig, TaskSettings, require
 from hf_finetune.data.encoding import tokenize
 from hf_finetune.data.features import Array, Batch, Features
-from hf_finetune.data.table import ColumnSpec, Table, describe_value, has_fractions, text_and_label_spec
+from hf_finetune.data.numbers import has_fractions
+from hf_finetune.data.table import ColumnSpec, Table, describe_value, text_and_label_spec
 from hf_finetune.model.head_spec import HeadSpec
 from hf_finetune.system.errors import InputError
 from hf_finetune.tasks import metrics

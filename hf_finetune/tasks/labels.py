@@ -2,14 +2,91 @@
 
 import math
 import re
+import unicodedata
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any, Literal, Self
 
 from hf_finetune.config.sections import require
+from hf_finetune.data.numbers import find_numbers, is_missing, is_missing_word, parse_number
 from hf_finetune.data.table import Table
 from hf_finetune.system.errors import InputError
 
 LARGEST_TARGET = 3.4028234663852886e38  # the largest float32: targets of a regression are float32
+
+WHOLE = re.compile(r"(-?(?:0|[1-9]\d*))(?:\.0*|,0+)?", re.ASCII)  # 11, 11.0, 11. and 11,0; not 011, which may be a code
+BOOLEANS = frozenset({"true", "false"})
+
+# --- the canonical form ---------------------------------------------------------------------------------------------
+
+
+def canonical_label(value: Any) -> str | None:
+    """Returns the form of a label that is the same in every type of file; None if it is missing (null, nan, blank).
+
+    11, 11.0, Decimal("11.0"), "11.0" and " 11 " are "11"; true is "true"; bytes are UTF-8; text is stripped and has composed
+    accents (NFC). Whether "True" or "nan" is a word, and whether "2.0" is the number 2, is a question to the entire column: see
+    LabelForm.
+    """
+    text = clean_label(value)
+    match = None if text is None else WHOLE.fullmatch(text)
+    return text if match is None or "," in match[0] else format_whole(match[1])
+
+
+def clean_label(value: Any) -> str | None:
+    """Returns a label as text; None if it is missing. A string keeps how it writes a number."""
+    if isinstance(value, bytes):
+        value = value.decode("utf-8", "backslashreplace")
+    if is_missing(value):
+        return None
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, (float, Decimal)) and math.isfinite(value):
+        return str(int(value)) if value == int(value) else format(value, "f" if isinstance(value, Decimal) else "")
+    return unicodedata.normalize("NFC", str(value)).strip()
+
+
+def format_whole(digits: str) -> str:
+    """Returns a whole number without the sign of -0."""
+    return "0" if digits == "-0" else digits
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelForm:
+    """How the labels of a column are written, found from all its values: as text, as whole numbers, or as true and false.
+
+    Text keeps "2.0" and "1.5", which may be versions, and "007". Among numbers and among true and false, NaN and NA stand for
+    missing labels; among words they are words.
+    """
+
+    kind: Literal["text", "whole", "boolean"] = "text"
+
+    @classmethod
+    def find(cls, values: Iterable[Any]) -> Self:
+        """Returns the form of a column with these values, none of which is a list."""
+        present = [value for value in values if not is_missing(value) and not is_missing_word(value)]
+        texts = {str(clean_label(value)) for value in present}
+        if texts and {text.lower() for text in texts} <= BOOLEANS:
+            return cls(kind="boolean")
+        if texts and find_numbers(present) and all(WHOLE.fullmatch(text) for text in texts):
+            return cls(kind="whole")
+        return cls()
+
+    def read(self, value: Any) -> str | None:
+        """Returns the canonical form of a label; None if it is missing."""
+        text = clean_label(value)
+        if text is None or self.kind == "text":
+            return text
+        if is_missing_word(text):
+            return None
+        if self.kind == "boolean":
+            return text.lower() if text.lower() in BOOLEANS else text
+        match = WHOLE.fullmatch(text)
+        return text if match is None else format_whole(match[1])
+
+
+# --- class weights and counts ---------------------------------------------------------------------------------------
 
 
 def format_counts(counts: Mapping[str, int], most: int = 8) -> str:
@@ -60,20 +137,18 @@ def describe_class_weights(names: Sequence[str], weights: Sequence[float]) -> li
 
 
 def sort_numbers_first(name: str) -> tuple[int, float, str]:
-    """Returns a sort key that puts integers first, by value, and then all other names by alphabet.
+    """Returns a sort key that puts numbers first, by value, and then all other names by alphabet.
 
     Different labels have different keys, so that the order never depends on the rows.
     """
-    return (0, float(name), name) if re.fullmatch(r"-?\d+", name) else (1, 0.0, name)
+    return (0, float(name), name) if re.fullmatch(r"-?\d+(\.\d+)?", name, re.ASCII) else (1, 0.0, name)
 
 
 def read_number(table: Table, row: int, column: str, reason: str = "which task.problem regression needs") -> float:
     """Returns the number in a row. InputError with file and line if it is not a finite number; `reason` says why it must be."""
     value = table.columns[column][row]
     try:
-        if value is None or isinstance(value, bool):
-            raise ValueError
-        number = float(value)
+        number = parse_number(value)
     except OverflowError:  # an integer that is too large for a float
         number = math.inf
     except (TypeError, ValueError):

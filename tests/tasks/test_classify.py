@@ -101,15 +101,15 @@ def test_columns_of_one_text_and_of_a_pair() -> None:
         (["1", "2"], None, "single_label", "label holds single labels"),
         ([True, False], None, "single_label", "label holds single labels"),
         (["1.5", "a"], None, "single_label", "label holds single labels"),
-        (["1.5", ""], None, "single_label", "label holds single labels"),
+        (["1.5", ""], None, "regression", "label holds numbers with fractions"),
         ([10**400, 1], None, "single_label", "label holds single labels"),
         (["a|b", "c"], None, "single_label", "label holds single labels"),
         ([0.5, 1.0], None, "regression", "label holds numbers with fractions"),
         ([1, 0.25, 3], None, "regression", "label holds numbers with fractions"),
         (["0.5", "2"], None, "regression", "label holds numbers with fractions"),
-        ([1.0, float("nan")], None, "regression", "label holds numbers with fractions"),
+        ([1.0, float("nan")], None, "single_label", "label holds single labels"),
         ([1.0, float("inf")], None, "regression", "label holds numbers with fractions"),
-        (["1", "nan"], None, "regression", "label holds numbers with fractions"),
+        (["1", "nan"], None, "single_label", "label holds single labels"),
         ([["a"], []], None, "multi_label", "label holds lists"),
         ([("a",), ("b",)], None, "multi_label", "label holds lists"),
         ([None, ["a"]], None, "multi_label", "label holds lists"),
@@ -170,8 +170,8 @@ def test_labels_are_ordered_by_value_or_alphabet_and_never_by_their_rows(
         assert make_task(shuffled, problem="single_label").label_names == names
 
 
-def test_sort_numbers_first_puts_integers_by_value_before_names() -> None:
-    assert sorted(["b", "10", "-2", "a", "9", "1.5"], key=sort_numbers_first) == ["-2", "9", "10", "1.5", "a", "b"]
+def test_sort_numbers_first_puts_numbers_by_value_before_names() -> None:
+    assert sorted(["b", "10", "-2", "a", "9", "1.5"], key=sort_numbers_first) == ["-2", "1.5", "9", "10", "a", "b"]
 
 
 def test_class_names_of_a_data_set_keep_their_order_and_their_numbers() -> None:
