@@ -1,4 +1,4 @@
-"""Whether the values of a column are numbers, and how they are written. A column is judged by its distinct values."""
+"""Whether the values of a column are numbers, and how they are written. A column is read by its distinct values."""
 
 import re
 from collections.abc import Iterable
@@ -68,14 +68,14 @@ def find_numbers(values: Iterable[Any]) -> Numbers | None:
     point = [text for text in texts if "." in text and "," not in text]
     unclear = grouped or (comma if all(LIKE_THOUSANDS.fullmatch(text) for text in comma) else [])
     return Numbers(
-        has_fractions=bool(grouped) or any(not is_whole(value) for value in numbers),
+        has_fractions=bool(grouped) or any(not is_integer(value) for value in numbers),
         with_comma=next(iter(comma), None),
         with_point=next(iter(point), None),
         unclear=next(iter(unclear), None),
     )
 
 
-def is_whole(value: Any) -> bool:
+def is_integer(value: Any) -> bool:
     """True if a number, or a string that writes one, has no fraction. False for infinity."""
     if isinstance(value, int):
         return True
@@ -97,6 +97,6 @@ def parse_number(value: Any) -> float:
 
 
 def has_fractions(values: Iterable[Any]) -> bool:
-    """True if all values are numbers (or strings of such) or missing, and at least one is not whole."""
+    """True if all values are numbers (or strings of such) or missing, and at least one is not a whole number."""
     numbers = find_numbers(values)
     return numbers is not None and numbers.has_fractions

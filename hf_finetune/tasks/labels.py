@@ -16,7 +16,9 @@ from hf_finetune.system.errors import InputError
 
 LARGEST_TARGET = 3.4028234663852886e38  # the largest float32: targets of a regression are float32
 
-WHOLE = re.compile(r"(-?(?:0|[1-9]\d*))(?:\.0*|,0+)?", re.ASCII)  # 11, 11.0, 11. and 11,0; not 011, which may be a code
+INTEGER = re.compile(
+    r"(-?(?:0|[1-9]\d*))(?:\.0*|,0+)?", re.ASCII
+)  # 11, 11.0, 11. and 11,0; not 011, which may be a code
 BOOLEANS = frozenset({"true", "false"})
 
 # --- the canonical form ---------------------------------------------------------------------------------------------
@@ -30,8 +32,8 @@ def canonical_label(value: Any) -> str | None:
     LabelForm.
     """
     text = clean_label(value)
-    match = None if text is None else WHOLE.fullmatch(text)
-    return text if match is None or "," in match[0] else format_whole(match[1])
+    match = None if text is None else INTEGER.fullmatch(text)
+    return text if match is None or "," in match[0] else format_integer(match[1])
 
 
 def clean_label(value: Any) -> str | None:
@@ -47,7 +49,7 @@ def clean_label(value: Any) -> str | None:
     return unicodedata.normalize("NFC", str(value)).strip()
 
 
-def format_whole(digits: str) -> str:
+def format_integer(digits: str) -> str:
     """Returns a whole number without the sign of -0."""
     return "0" if digits == "-0" else digits
 
@@ -60,7 +62,7 @@ class LabelForm:
     missing labels; among words they are words.
     """
 
-    kind: Literal["text", "whole", "boolean"] = "text"
+    kind: Literal["text", "integer", "boolean"] = "text"
 
     @classmethod
     def find(cls, values: Iterable[Any]) -> Self:
@@ -69,8 +71,8 @@ class LabelForm:
         texts = {str(clean_label(value)) for value in present}
         if texts and {text.lower() for text in texts} <= BOOLEANS:
             return cls(kind="boolean")
-        if texts and find_numbers(present) and all(WHOLE.fullmatch(text) for text in texts):
-            return cls(kind="whole")
+        if texts and find_numbers(present) and all(INTEGER.fullmatch(text) for text in texts):
+            return cls(kind="integer")
         return cls()
 
     def read(self, value: Any) -> str | None:
@@ -82,8 +84,8 @@ class LabelForm:
             return None
         if self.kind == "boolean":
             return text.lower() if text.lower() in BOOLEANS else text
-        match = WHOLE.fullmatch(text)
-        return text if match is None else format_whole(match[1])
+        match = INTEGER.fullmatch(text)
+        return text if match is None else format_integer(match[1])
 
 
 # --- class weights and counts ---------------------------------------------------------------------------------------

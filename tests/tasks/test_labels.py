@@ -78,9 +78,9 @@ def test_a_label_has_one_form_whatever_the_type_of_file(values: tuple[Any, ...],
 @pytest.mark.parametrize(
     ("values", "kind", "forms"),
     [
-        (["0.0", "11.0", " 3.0"], "whole", ["0", "11", "3"]),
-        (["0,0", "11,0"], "whole", ["0", "11"]),
-        ([0, 1, math.nan, "NA", "None", "<NA>"], "whole", ["0", "1", None, None, None, None]),
+        (["0.0", "11.0", " 3.0"], "integer", ["0", "11", "3"]),
+        (["0,0", "11,0"], "integer", ["0", "11"]),
+        ([0, 1, math.nan, "NA", "None", "<NA>"], "integer", ["0", "1", None, None, None, None]),
         (["True", "FALSE", True], "boolean", ["true", "false", "true"]),
         (["true", "nan", None], "boolean", ["true", None, None]),
         (["True", "Mixed"], "text", ["True", "Mixed"]),
@@ -109,6 +109,6 @@ def test_the_names_of_labels_have_the_form_of_the_column(values: list[str]) -> N
 
 
 def test_values_of_another_column_are_read_in_the_same_form() -> None:
-    whole, boolean = LabelForm(kind="whole"), LabelForm(kind="boolean")
-    assert [whole.read(value) for value in ("3", 3.0, "x", True)] == ["3", "3", "x", "true"]
+    integer, boolean = LabelForm(kind="integer"), LabelForm(kind="boolean")
+    assert [integer.read(value) for value in ("3", 3.0, "x", True)] == ["3", "3", "x", "true"]
     assert [boolean.read(value) for value in (True, "FALSE", "1")] == ["true", "false", "1"]
