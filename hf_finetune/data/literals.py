@@ -1,0 +1,39 @@
+"""Lists and objects that a table holds as text: JSON, or what Python and pandas print."""
+
+import ast
+import json
+import re
+from typing import Any
+
+LONGEST_LITERAL = 1_000_000  # characters; a longer text is not tried
+
+
+NUMPY = re.compile(r"array|np\.(array|str_|bool_?|u?int\d+|float\d+)")  # what is written before numpy's values
+
+
+class NumpyValues(ast.NodeTransformer):
+    """Replaces what numpy's values are written as, array([...], dtype=...) and np.int64(3), with the list or the number."""
+
+    def visit_Call(self, node: ast.Call) -> ast.AST:
+        if NUMPY.fullmatch(ast.unparse(node.func)) and len(node.args) == 1:
+            return self.visit(node.args[0])
+        return node
+
+
+def read_literal(text: str) -> list[Any] | dict[Any, Any] | None:
+    """Returns the list or the object that a text holds, or None if the text is nothing of the kind.
+
+    Nothing is evaluated: takes JSON, and Python's literals, such as "['a', 'b']" and "{'text': array(['a'], dtype=object)}".
+    """
+    text = text.strip()
+    if (text[:1], text[-1:]) not in (("[", "]"), ("{", "}")) or len(text) > LONGEST_LITERAL:
+        return None
+    value: Any = None
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        try:
+            value = ast.literal_eval(NumpyValues().visit(ast.parse(text, mode="eval")))
+        except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
+            return None
+    return value if isinstance(value, (list, dict)) else None
