@@ -3,18 +3,53 @@
 N features of a split, B features of a batch. `indices` are the numbers of features in their split.
 """
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import overload
 
 import numpy as np
 
-from hf_finetune.data.features import Array
+from hf_finetune.data.features import Array, PerFeature
 
 SEQUENCES_AT_ONCE = 512  # in evaluation, unless the batch size is larger: a query may have a thousand documents
 GROUPED_BATCHES = 50  # batches whose features are sorted by length together, as in transformers' LengthGroupedSampler
 
 
-def plan_epoch(lengths: Array, batch_size: int, seed: int, epoch: int) -> list[Array]:
-    """Returns the batches of an epoch. A pure function of its arguments (law 2), so that a run can resume at any update.
+@dataclass(frozen=True, kw_only=True)
+class EpochPlan(Sequence[Array]):
+    """The batches of an epoch: arrays of indices, [batch_size] each, the last one perhaps shorter.
+
+    Attributes:
+        order: All features, [N] int32. A full batch lies in consecutive places.
+        batch_order: Which of the full batches of `order` comes when. [number of full batches] int32
+        batch_size: Features of a full batch.
+    """
+
+    order: Array
+    batch_order: Array
+    batch_size: int
+
+    def __len__(self) -> int:
+        return -(-len(self.order) // self.batch_size)
+
+    @overload
+    def __getitem__(self, position: int) -> Array: ...
+    @overload
+    def __getitem__(self, position: slice) -> list[Array]: ...
+    def __getitem__(self, position: int | slice) -> Array | list[Array]:
+        if isinstance(position, slice):
+            return [self[number] for number in range(*position.indices(len(self)))]
+        number = range(len(self))[position]  # the last batch is not full if it has no place in batch_order
+        start = int(self.batch_order[number] if number < len(self.batch_order) else number) * self.batch_size
+        return self.order[start : start + self.batch_size].astype(np.int64)
+
+    def __iter__(self) -> Iterator[Array]:
+        return (self[number] for number in range(len(self)))
+
+
+def plan_epoch(lengths: Array | PerFeature, batch_size: int, seed: int, epoch: int) -> EpochPlan:
+    """Returns the batches of an epoch, each index once. A pure function of its arguments (law 2), so that a run can resume at
+    any update.
 
     Features of similar length share a batch, so that there is little padding: a random order is sorted by length within
     groups of 50 batches. The batches come in random order; the last one may be smaller.
@@ -24,23 +59,16 @@ def plan_epoch(lengths: Array, batch_size: int, seed: int, epoch: int) -> list[A
         batch_size: Features of a batch, over all processes.
         seed: The seed of the run.
         epoch: The number of the epoch.
-
-    Returns:
-        Arrays of indices, [batch_size] each, the last one perhaps shorter. Every index occurs once.
     """
     generator = np.random.default_rng([seed, 2, epoch])
-    order = generator.permutation(len(lengths))
-    num_in_full_batches = len(order) // batch_size * batch_size
-    group_size = GROUPED_BATCHES * batch_size
-    batches: list[Array] = []
-    for start in range(0, num_in_full_batches, group_size):
-        group = order[start : min(start + group_size, num_in_full_batches)]
-        group = group[np.argsort(lengths[group], kind="stable")]
-        batches += np.split(group, len(group) // batch_size)
-    batches = [batches[number] for number in generator.permutation(len(batches))]
-    if num_in_full_batches < len(order):
-        batches.append(order[num_in_full_batches:])
-    return batches
+    order = np.arange(len(lengths), dtype=np.int32)
+    generator.shuffle(order)  # the same order as permutation(N), in half of its bytes
+    num_full_batches = len(order) // batch_size
+    for start in range(0, num_full_batches * batch_size, GROUPED_BATCHES * batch_size):
+        group = order[start : min(start + GROUPED_BATCHES * batch_size, num_full_batches * batch_size)]
+        group[:] = group[np.argsort(lengths[group], kind="stable")]
+    batch_order = generator.permutation(num_full_batches).astype(np.int32)
+    return EpochPlan(order=order, batch_order=batch_order, batch_size=batch_size)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +83,9 @@ class MicroBatchLimit:
     num_examples: int
     num_tokens: int | None = None
 
-    def split(self, indices: Array, lengths: Array, sequence_counts: Array | None = None) -> list[Array]:
+    def split(
+        self, indices: Array, lengths: Array | PerFeature, sequence_counts: Array | PerFeature | None = None
+    ) -> list[Array]:
         """Splits features into micro-batches.
 
         Args:
@@ -78,11 +108,11 @@ class MicroBatchLimit:
 
 def share_batch(
     indices: Array,
-    lengths: Array,
+    lengths: Array | PerFeature,
     limit: MicroBatchLimit,
     process: int,
     num_processes: int,
-    sequence_counts: Array | None = None,
+    sequence_counts: Array | PerFeature | None = None,
 ) -> list[Array]:
     """Returns the micro-batches of one process for one update.
 

@@ -8,7 +8,7 @@ N features of a split, B features of a batch, S sequences, T tokens, H hidden.
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -58,6 +58,25 @@ class Ragged:
         columns = np.arange(int(lengths.max()) if width is None else width)
         mask = columns[None, :] < lengths[:, None]
         return np.where(mask, self.values[np.where(mask, starts[:, None] + columns[None, :], 0)], fill)
+
+
+@dataclass(frozen=True)
+class PerFeature:
+    """A number for each of N features, computed when it is read: an array of ten million would fill memory.
+
+    Attributes:
+        size: N.
+        compute: Returns the numbers of the features at indices [B], an array [B].
+    """
+
+    size: int
+    compute: Callable[[Array], Array]
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, indices: Any) -> Array:
+        return self.compute(indices) if np.ndim(indices) else self.compute(np.array([indices]))[0]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +138,22 @@ class Features:
         """Returns the number of sequences of each of these features. Shape [B]."""
         if self.sequence_offsets is None:
             return np.ones(len(indices), dtype=np.int64)
-        return np.diff(self.sequence_offsets)[indices]
+        return self.sequence_offsets[indices + 1] - self.sequence_offsets[indices]
+
+    def get_lengths(self, indices: Array) -> Array:
+        """Returns the number of tokens of the longest sequence of each of these features. Shape [B]."""
+        if self.sequence_offsets is None or not len(indices):
+            return self.get_num_tokens(indices)
+        sequences = self.get_sequence_indices(indices)
+        counts = self.count_sequences(indices)
+        return np.maximum.reduceat(self.offsets[sequences + 1] - self.offsets[sequences], np.cumsum(counts) - counts)
+
+    def get_num_tokens(self, indices: Array) -> Array:
+        """Returns the number of tokens of each of these features, over all its sequences. Shape [B]."""
+        if self.sequence_offsets is None:
+            return self.offsets[indices + 1] - self.offsets[indices]
+        first, last = self.sequence_offsets[indices], self.sequence_offsets[indices + 1]
+        return self.offsets[last] - self.offsets[first]
 
     def get_labels(self, indices: Array) -> Array | None:
         """Returns the targets of these features, padded with IGNORED if they are ragged. Shape [B, ...]."""

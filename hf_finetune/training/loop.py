@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from hf_finetune.config.sections import RunConfig
-from hf_finetune.data.batches import MicroBatchLimit, plan_epoch, share_batch
-from hf_finetune.data.features import Array, Features
+from hf_finetune.data.batches import EpochPlan, MicroBatchLimit, plan_epoch, share_batch
+from hf_finetune.data.features import Array, Features, PerFeature
 from hf_finetune.model.freezing import set_train_mode
 from hf_finetune.system.errors import InputError
 from hf_finetune.system.processes import Runtime
@@ -65,7 +65,8 @@ def train_steps(
     schedule = make_schedule(len(features), config)
     lengths, num_tokens, counts = measure_features(features)
     limit = make_micro_batch_limit(config, runtime.num_processes)
-    planned_epoch, batches = -1, []
+    planned_epoch = -1
+    batches: EpochPlan
     for update in range(start_update, schedule.total_updates):
         started = time.perf_counter()
         epoch, position = divmod(update, schedule.updates_per_epoch)
@@ -102,9 +103,11 @@ def train_steps(
         )
 
 
-def measure_features(features: Features) -> tuple[Array, Array, Array]:
+def measure_features(features: Features) -> tuple[PerFeature, PerFeature, PerFeature]:
     """Returns the lengths, the numbers of tokens, and the numbers of sequences of all features, [N] each."""
-    return features.lengths, features.num_tokens, features.count_sequences(np.arange(len(features)))
+    computed = (features.get_lengths, features.get_num_tokens, features.count_sequences)
+    lengths, num_tokens, counts = (PerFeature(len(features), compute) for compute in computed)
+    return lengths, num_tokens, counts
 
 
 def step_optimizer(

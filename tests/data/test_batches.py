@@ -165,3 +165,23 @@ def test_an_evaluation_batch_has_a_limited_number_of_sequences() -> None:
     for size in (16, 3 * SEQUENCES_AT_ONCE):
         ones = plan_evaluation(make_lengths(2000, 0), size, np.ones(2000, dtype=np.int64))
         assert as_lists(ones) == as_lists(plan_evaluation(make_lengths(2000, 0), size))
+
+
+@pytest.mark.parametrize("size", [0, 1, 7, 31, 32, 1700, 20_000])
+@pytest.mark.parametrize("batch_size", [1, 4, 32])
+def test_the_batches_are_those_of_the_first_edition(size: int, batch_size: int) -> None:
+    """They were a list of arrays that permutation(N) made. A run that began then goes on with the same batches."""
+    lengths = make_lengths(size, 1)
+    generator = np.random.default_rng([3, 2, 5])
+    order = generator.permutation(size)
+    full = size // batch_size * batch_size
+    expected: list[Array] = []
+    for start in range(0, full, 50 * batch_size):
+        group = order[start : min(start + 50 * batch_size, full)]
+        expected += np.split(group[np.argsort(lengths[group], kind="stable")], len(group) // batch_size)
+    expected = [expected[number] for number in generator.permutation(len(expected))]
+    expected += [order[full:]] if full < size else []
+    plan = plan_epoch(lengths, batch_size, 3, 5)
+    assert as_lists(plan) == as_lists(expected)
+    assert {batch.dtype for batch in plan} <= {np.dtype(np.int64)}
+    assert as_lists(plan[-2:]) == as_lists(expected[-2:])

@@ -5,7 +5,7 @@ import pytest
 import torch
 from support.encoded import PAIRS, TEXTS, flat_features, make_tokenizer
 
-from hf_finetune.data.features import Array, Features, Ragged, collate, pad_sequences
+from hf_finetune.data.features import Array, Features, PerFeature, Ragged, collate, pad_sequences
 
 SEEDS = (0, 1, 2, 31)
 
@@ -81,3 +81,15 @@ def test_sequences_of_several_splits_are_padded_like_those_of_one(seed: int) -> 
     assert list(ours) == list(theirs) == ["input_ids", "token_type_ids", "attention_mask"]
     assert all(np.array_equal(ours[name], theirs[name]) for name in theirs)
     assert {array.dtype for array in ours.values()} == {np.dtype(np.int64)}
+
+
+def test_numbers_of_features_are_the_same_whether_computed_for_all_or_for_some() -> None:
+    for rows in (None, np.array([0, 2, 3, 7, 8])):
+        offsets = np.array([0, 4, 5, 11, 12, 20, 22, 23, 29])
+        features = Features(inputs={}, offsets=offsets, labels=None, num_truncated=0, sequence_offsets=rows)
+        everything = np.arange(len(features))
+        for indices in (everything, everything[::-1], everything[1:3], everything[:0]):
+            assert features.get_lengths(indices).tolist() == features.lengths[indices].tolist()
+            assert features.get_num_tokens(indices).tolist() == features.num_tokens[indices].tolist()
+        lengths = PerFeature(len(features), features.get_lengths)
+        assert [int(lengths[row]) for row in range(len(lengths))] == features.lengths.tolist()
