@@ -1,17 +1,21 @@
 """Tags of entities: their schemes, tags that break a scheme, and scores by entity.
 
 An entity is (type, first word, word after the last). Which entities a row of tags stands for is decided as in conlleval and in
-the default mode of seqeval: leniently, in every scheme, so that an I-x after an O begins an entity.
+the default mode of seqeval: leniently, in every scheme, so that an I-x after an O begins an entity. A word that is not labelled
+belongs to no entity, and an entity ends before it.
 """
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache, lru_cache
+from itertools import repeat
+from operator import ne
 from typing import Any
 
-from hf_finetune.system.errors import InputError
-
 OUTSIDE = "O"
+
+IGNORED_TAG = ""  # of a word that is not labelled
 
 PREFIXES = {"IOB1": "BI", "IOB2": "BI", "BIOES": "BIES"}  # of the tags of each scheme, O left out
 
@@ -20,10 +24,11 @@ NAMELESS = "_"  # the type of a bare B or I, named as in seqeval
 Entity = tuple[str, int, int]
 
 
+@cache
 def split_tag(tag: str) -> tuple[str, str]:
-    """Returns prefix and type: ("B", "person") for B-person, ("B", "_") for B, ("O", "") for O."""
+    """Returns prefix and type: ("B", "person") for B-person, ("B", "_") for B, ("O", "") for O and for IGNORED_TAG."""
     prefix, _, kind = tag.partition("-")
-    return (prefix, "") if tag == OUTSIDE else (prefix, kind or NAMELESS)
+    return (OUTSIDE, "") if tag in (OUTSIDE, IGNORED_TAG) else (prefix, kind or NAMELESS)
 
 
 def join_tag(prefix: str, kind: str) -> str:
@@ -90,35 +95,55 @@ def write_tags(entities: Iterable[Entity], num_words: int, scheme: str) -> list[
 
 def repair_tags(tags: Sequence[str], scheme: str) -> list[str]:
     """Returns the tags that a scheme has for the same entities. They are the tags themselves if none breaks the scheme."""
-    return write_tags(find_entities(tags), len(tags), scheme)
+    return list(map(repair_tag, (OUTSIDE, *tags[:-1]), tags, (*tags[1:], OUTSIDE), repeat(scheme)))
+
+
+@lru_cache(maxsize=100_000)
+def repair_tag(before: str, tag: str, after: str, scheme: str) -> str:
+    """Returns the tag that a scheme has in place of `tag`, which stands between two others.
+
+    A tag next to a word that is not labelled stays as it is: its entity may go on there.
+    """
+    if IGNORED_TAG in (before, tag, after):
+        return tag
+    return write_tags(find_entities((before, tag, after)), 3, scheme)[1]
 
 
 def count_faults(tags: Sequence[str], scheme: str) -> int:
     """Returns the number of tags that break a scheme."""
-    return sum(tag != right for tag, right in zip(tags, repair_tags(tags, scheme), strict=True))
+    return sum(map(ne, tags, repair_tags(tags, scheme)))
 
 
-def guess_scheme(rows: Sequence[Sequence[str]]) -> tuple[str, str]:
-    """Returns the scheme that rows of tags are written in, and why. The scheme is none if the tags do not mark entities.
+def count_pairs(rows: Iterable[Sequence[str]]) -> Counter[tuple[str, str]]:
+    """Returns how often each tag follows each other one in a row; the first of a row follows an O."""
+    pairs: Counter[tuple[str, str]] = Counter()
+    for tags in rows:
+        pairs.update(zip((OUTSIDE, *tags[:-1]), tags, strict=True))
+    return pairs
 
-    Of IOB1 and IOB2 it is the one that fewer tags break, so that a few faulty tags do not change it. Raises InputError if the
-    tags are of BILOU, which seqeval's scores do not support.
+
+def guess_scheme(pairs: Mapping[tuple[str, str], int]) -> tuple[str, str]:
+    """Returns the scheme that tags are written in, and why. The scheme is none if the tags do not mark entities.
+
+    Of IOB1 and IOB2 it is the one that fewer tags break, so that a few faulty tags do not change it.
+
+    pairs: What count_pairs() counted.
     """
-    distinct = {tag for row in rows for tag in row}
-    if all(belongs_to_scheme(tag, "BIOES") for tag in distinct):
-        if any(split_tag(tag)[0] in "ES" for tag in distinct):
-            return "BIOES", "there are tags with E and S"
-        faults = {scheme: sum(count_faults(row, scheme) for row in rows) for scheme in ("IOB2", "IOB1")}
-        if faults["IOB1"] < faults["IOB2"]:
-            return "IOB1", "entities begin with I if they can"
-        return "IOB2", "entities begin with B"
-    if all(tag == OUTSIDE or re.match(r"[BILU]-", tag) for tag in distinct):
-        raise InputError(
-            "task.tag_scheme (auto): the tags look like BILOU; write L- as E- and U- as S-, which is BIOES, "
-            "or set task.tag_scheme none"
+    distinct = {tag for _, tag in pairs} - {IGNORED_TAG}
+    others = [tag for tag in distinct if not belongs_to_scheme(tag, "BIOES")]
+    if others:
+        return "none", f"tags such as {min(others)} do not mark entities"
+    if any(split_tag(tag)[0] in "ES" for tag in distinct):
+        return "BIOES", "there are tags with E and S"
+    faults = {
+        scheme: sum(
+            count for (before, tag), count in pairs.items() if repair_tag(before, tag, OUTSIDE, scheme) != tag
         )
-    other = min(tag for tag in distinct if not belongs_to_scheme(tag, "BIOES"))
-    return "none", f"tags such as {other} do not mark entities"
+        for scheme in ("IOB1", "IOB2")
+    }
+    if faults["IOB1"] < faults["IOB2"]:
+        return "IOB1", "entities begin with I if they can"
+    return "IOB2", "entities begin with B"
 
 
 def guess_scheme_of_names(names: Iterable[str]) -> str:

@@ -117,12 +117,17 @@ def test_repaired_tags_have_the_same_entities_and_need_no_second_repair(seed: in
     ],
 )
 def test_the_scheme_is_guessed(rows: list[str], scheme: str) -> None:
-    assert tags.guess_scheme([row.split() for row in rows])[0] == scheme
+    assert tags.guess_scheme(tags.count_pairs(row.split() for row in rows))[0] == scheme
 
 
-def test_bilou_is_an_error() -> None:
-    with pytest.raises(InputError, match=r"look like BILOU; write L- as E-"):
-        tags.guess_scheme([["B-x", "L-x", "O", "U-y"]])
+def test_a_word_without_a_label_belongs_to_no_entity_and_breaks_no_scheme() -> None:
+    """Its neighbours stay as they are: their entity may go on in it. All others are repaired."""
+    row = ["B-x", tags.IGNORED_TAG, "I-x", "O", "I-x", "I-x"]
+    assert tags.find_entities(row) == [("x", 0, 1), ("x", 2, 3), ("x", 4, 6)]
+    assert tags.repair_tags(row, "IOB2") == ["B-x", tags.IGNORED_TAG, "I-x", "O", "B-x", "I-x"]
+    assert tags.count_faults(row, "IOB2") == 1
+    assert tags.repair_tags(["B-x", tags.IGNORED_TAG, "E-x", "I-y"], "BIOES") == ["B-x", tags.IGNORED_TAG, "E-x", "S-y"]
+    assert tags.guess_scheme(tags.count_pairs([row[:4]]))[0] == "IOB2"
 
 
 def test_the_scheme_of_a_model_is_guessed_by_its_labels() -> None:
