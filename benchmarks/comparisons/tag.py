@@ -28,7 +28,8 @@ from trainer import (
 
 from hf_finetune.data.features import IGNORED
 from hf_finetune.data.table import Table
-from hf_finetune.tasks.tag import Tagging, number_names
+from hf_finetune.tasks.tag import Tagging
+from hf_finetune.tasks.text.tags import number_names
 
 METRICS = ("f1_score", "precision_score", "recall_score", "accuracy_score")
 

@@ -53,7 +53,7 @@ def match_labels(pretrained: Any, config: Any, head: HeadSpec) -> LabelMatch | N
     """
     if not head.has_labels or not has_head(pretrained, head):
         return None
-    old, new = list_labels(pretrained), list_labels(config)
+    old, new = [head.spell_label(name) for name in list_labels(pretrained)], list_labels(config)
     no_rows: tuple[None, ...] = (None,) * len(new)
     if len(old) == len(new) == 1:
         return LabelMatch(rows=(0,), num_pretrained=1, line="reused: one number")

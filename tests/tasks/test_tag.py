@@ -15,13 +15,12 @@ import transformers
 from sklearn.metrics import f1_score
 from sklearn.utils.class_weight import compute_class_weight
 from support import tagged, tiny
+from support.tagging import encode, make_config, make_rows, make_table, make_task, read
 
-from hf_finetune.config.loading import load_config
 from hf_finetune.config.sections import RunConfig
-from hf_finetune.data.features import IGNORED, Batch, Features, collate, make_features
+from hf_finetune.data.features import IGNORED, Batch, collate, make_features
 from hf_finetune.data.sources import read_table
 from hf_finetune.data.splits import load_splits
-from hf_finetune.data.table import Table
 from hf_finetune.export.predict import Predictor
 from hf_finetune.system.errors import InputError
 from hf_finetune.tasks.tag import (
@@ -34,40 +33,6 @@ from hf_finetune.tasks.tag import (
 )
 from hf_finetune.tasks.text.tag_reader import TagReader
 from hf_finetune.train import finetune
-
-
-def make_config(**settings: Any) -> RunConfig:
-    """Returns a config of tagging that is never run."""
-    defaults = {
-        "task.kind": "tag",
-        "model.backbone": "-",
-        "data.train": ["-"],
-        "data.text_columns": ["tokens"],
-        "data.label_column": "tags",
-    }
-    return load_config(defaults | settings)
-
-
-def make_table(rows: list[dict[str, Any]], **more: Any) -> Table:
-    """Returns a table of rows from lines 1, 2, ... of rows.jsonl."""
-    columns = {name: [row.get(name) for row in rows] for name in ("tokens", "tags")}
-    return Table(columns=columns, files=["rows.jsonl"] * len(rows), lines=list(range(1, len(rows) + 1)), **more)
-
-
-def make_rows(*pairs: str) -> list[dict[str, Any]]:
-    """Returns rows of pairs such as "the cat|O B-animals"."""
-    return [dict(zip(("tokens", "tags"), (side.split() for side in pair.split("|")), strict=True)) for pair in pairs]
-
-
-def make_task(table: Table, **settings: Any) -> Tagging:
-    """Returns the task that a training table gives."""
-    return Tagging.from_table(make_config(**settings), table)
-
-
-def encode(task: Tagging, table: Table, max_length: int = 60) -> Features:
-    """Returns features with labels."""
-    arrays = task.encoding.tokenize(table, tagged.word_piece(), max_length)
-    return make_features(arrays, task.encoding.labels(table, arrays))
 
 
 def make_model(task: Tagging, tokenizer: Any, seed: int = 0) -> Any:
@@ -375,7 +340,14 @@ def test_the_metric_may_be_a_score_of_one_type() -> None:
         ([{"tokens": ["a"], "tags": "O"}], {}, r"rows.jsonl:1: tags is a str, not a list of tags"),
         ([{"tokens": ["a"], "tags": [" "]}], {}, r"rows.jsonl:1: the tag of word 1 \(a\), ' ', is not the name of a tag"),
         ([{"tokens": ["a"], "tags": [True]}], {}, r"rows.jsonl:1: the tag of word 1 \(a\), True, is not the name of a tag"),
-        (make_rows("a b|U-x O"), {}, r"task.tag_scheme \(auto\): the tags look like BILOU"),
+        ([{"tokens": ["a", "b"], "tags": ["O", None]}], {}, r"rows.jsonl:1: .* \(b\), null, is not .*; task.ignore_labels null"),
+        ([{"tokens": ["a", "b"], "tags": [1, -100]}], {}, r"rows.jsonl:1: .* \(b\), -100, means .*; set task.ignore_labels -100"),
+        ([{"tokens": ["a"], "tags": [None]}], {"task.ignore_labels": ["null"]}, r"data.label_column .*: training has no tag"),
+        ([{"tokens": ["a"], "tags": [2]}], {"task.label_names": ["O", "B-x"]},
+         r"rows.jsonl:1: .* \(a\), 2, is not among the 2 classes of task.label_names"),
+        ([{"tokens": ["a"], "tags": ["x"]}], {"task.label_names": ["O", "B-x"]},
+         r"rows.jsonl:1: .* \(a\), x, is not among the 2 classes of task.label_names"),
+        (make_rows("a b|O B-x"), {"task.label_names": ["O", "O"]}, r"task.label_names .*: must differ from each other"),
         (make_rows("a b|O B-x"), {"data.text_columns": ["tokens", "other"]}, r"data.text_columns .*: must be one column"),
         (make_rows("a b|O B-x"), {"data.label_column": None}, r"data.label_column \(None\): tagging needs the column"),
         (make_rows("a b|O B-x"), {"task.num_beams": 2}, r"task.num_beams"),
@@ -429,13 +401,6 @@ CONLLU = """# sent_id = 1
 # sent_id = 2
 1\t#\t#\tSYM\t#\t_\t0\troot\t_\t_
 """
-
-
-def read(path: Path, text: str | bytes, **settings: Any) -> Table:
-    """Writes a file and returns its table."""
-    path.write_bytes(text.encode() if isinstance(text, str) else text)
-    config = make_config(**{"data.train": [str(path)], **settings})
-    return read_table(config.data.train, config.data, "data.train", Tagging.make_columns(config).spec)
 
 
 @pytest.mark.parametrize("name", ["a.conll", "a.txt", "a.bio", "a.iob"])

@@ -103,7 +103,7 @@ def find_spelling(tag: str, names: Mapping[str, str]) -> str | None:
     if tag in names:
         return names[tag]
     readings = (form.read(tag) for form in FORMS)
-    return next((names[reading] for reading in readings if reading in names), None)
+    return next((names[reading] for reading in readings if reading is not None and reading in names), None)
 
 
 def find_strangers(tags: Iterable[str]) -> tuple[list[str], list[str]]:

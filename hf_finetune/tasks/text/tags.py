@@ -41,6 +41,11 @@ def belongs_to_scheme(tag: str, scheme: str) -> bool:
     return tag == OUTSIDE or re.fullmatch(rf"[{PREFIXES[scheme]}](-(?!_$).+)?", tag, re.DOTALL) is not None
 
 
+def number_names(names: Sequence[str]) -> dict[str, int]:
+    """Returns the number of each name, from 0."""
+    return {name: number for number, name in enumerate(names)}
+
+
 def list_kinds(tags: Iterable[str]) -> tuple[str, ...]:
     """Returns the types of entities that tags have, in the order of the tags."""
     return tuple(dict.fromkeys(kind for _, kind in map(split_tag, tags) if kind))
@@ -136,9 +141,7 @@ def guess_scheme(pairs: Mapping[tuple[str, str], int]) -> tuple[str, str]:
     if any(split_tag(tag)[0] in "ES" for tag in distinct):
         return "BIOES", "there are tags with E and S"
     faults = {
-        scheme: sum(
-            count for (before, tag), count in pairs.items() if repair_tag(before, tag, OUTSIDE, scheme) != tag
-        )
+        scheme: sum(count for (before, tag), count in pairs.items() if repair_tag(before, tag, OUTSIDE, scheme) != tag)
         for scheme in ("IOB1", "IOB2")
     }
     if faults["IOB1"] < faults["IOB2"]:

@@ -266,7 +266,7 @@ def label_pieces(tags: Sequence[Sequence[int]], arrays: Mapping[str, Array], lat
     """Returns the label of each token: its word's tag at the first piece, IGNORED at tokens without a word [T].
 
     Args:
-        tags: The tags of each row, one for each word, as numbers.
+        tags: The tags of each row, one for each word, as numbers; IGNORED for words that are not labelled.
         arrays: What encode_words() returned for these rows.
         later_tags: For each tag the label of a word's later pieces; None if they are IGNORED.
     """
@@ -277,5 +277,9 @@ def label_pieces(tags: Sequence[Sequence[int]], arrays: Mapping[str, Array], lat
     labels = np.full(len(is_piece), IGNORED, dtype=np.int64)
     labels[is_piece] = flat_tags[row_starts[rows[is_piece]] + arrays["word_indices"][is_piece]]
     is_later_piece = is_piece & ~arrays["is_first_piece"]
-    labels[is_later_piece] = IGNORED if later_tags is None else np.array(later_tags)[labels[is_later_piece]]
+    if later_tags is None:
+        labels[is_later_piece] = IGNORED
+    else:
+        is_labelled = is_later_piece & (labels != IGNORED)
+        labels[is_labelled] = np.array(later_tags)[labels[is_labelled]]
     return labels
