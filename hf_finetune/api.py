@@ -17,7 +17,8 @@ from hf_finetune.config.references import make_reference
 from hf_finetune.config.sections import RunConfig
 from hf_finetune.config.tasks import load_task
 from hf_finetune.data.formats import name_type
-from hf_finetune.data.memory import MEMORY, name_library, read_memory
+from hf_finetune.data.memory import MEMORY, read_memory
+from hf_finetune.data.plain import name_library
 from hf_finetune.data.splits import SPLITS, load_splits
 from hf_finetune.data.table import Table
 from hf_finetune.export.trained_run import Run

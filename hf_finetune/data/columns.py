@@ -1,24 +1,74 @@
-"""The values of a column, whether it is a list or lies on disk."""
+"""The values of columns, whether these are lists or Arrow arrays: parts, distinct values, hashes of rows."""
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
+from hf_finetune.data.arrow_columns import ROWS_AT_ONCE, Column, compose, decode
 from hf_finetune.data.features import Array
 
 if TYPE_CHECKING:
     from hf_finetune.data.table import Table
-
-ROWS_AT_ONCE = 10_000
 
 
 def iterate(column: Sequence[Any], size: int = ROWS_AT_ONCE) -> Iterator[list[Any]]:
     """Yields the values of a column in lists of at most `size`."""
     for start in range(0, len(column), size):
         yield list(column[start : start + size])
+
+
+class FileNames(Sequence[str]):
+    """The file of each row, of rows that come file by file: a name and the number of its rows.
+
+    Args:
+        runs: Pairs of a name and the number of rows that follow each other.
+        rows: The rows of these that there are, in their order; None for all.
+    """
+
+    def __init__(self, runs: Iterable[tuple[str, int]], rows: "Array | range | None" = None) -> None:
+        self.runs, self.rows = tuple(runs), rows
+        self.ends = np.cumsum([count for _, count in self.runs])
+
+    def __len__(self) -> int:
+        return int(self.ends[-1]) if self.rows is None else len(self.rows)
+
+    @overload
+    def __getitem__(self, key: int) -> str: ...
+
+    @overload
+    def __getitem__(self, key: slice) -> list[str]: ...
+
+    def __getitem__(self, key: int | slice) -> Any:
+        if isinstance(key, slice):
+            return [self[row] for row in range(*key.indices(len(self)))]
+        row = range(len(self))[key]
+        return self.runs[int(np.searchsorted(self.ends, row if self.rows is None else self.rows[row], side="right"))][0]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, (FileNames, list)) and list(self) == list(other)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def take(self, rows: "Sequence[int] | Array") -> "FileNames":
+        """Returns the files of these rows, in this order."""
+        return FileNames(self.runs, compose(self.rows, rows, len(self)))
+
+    def list_runs(self) -> list[tuple[str, int]]:
+        """Returns pairs of a name and the number of rows that follow each other."""
+        if self.rows is None:
+            return list(self.runs)
+        numbers = np.searchsorted(self.ends, np.asarray(self.rows), side="right")
+        starts: Array = np.flatnonzero(np.diff(numbers, prepend=-1))
+        counts = np.diff(starts, append=len(numbers))
+        return [(self.runs[numbers[start]][0], int(count)) for start, count in zip(starts, counts, strict=True)]
+
+
+def take(column: Any, rows: Any) -> Any:
+    """Returns a column, which may be a list, of these rows."""
+    return column.take(rows) if isinstance(column, (Column, FileNames)) else [column[row] for row in rows]
 
 
 def find_distinct(column: Sequence[Any]) -> tuple[Array, list[Any]]:
@@ -29,17 +79,42 @@ def find_distinct(column: Sequence[Any]) -> tuple[Array, list[Any]]:
     """
     numbers: dict[tuple[type, Any], int] = {}
     values: list[Any] = []
+
+    def number_values(distinct: Iterable[Any]) -> Array:
+        codes = []
+        for value in distinct:
+            key = (type(value), json.dumps(value, default=str) if isinstance(value, (list, tuple, dict)) else value)
+            if key not in numbers:
+                numbers[key] = len(values)
+                values.append(value)
+            codes.append(numbers[key])
+        return np.array(codes, dtype=np.int32)
+
     codes = np.empty(len(column), dtype=np.int32)
     position = 0
-    for part in iterate(column):
-        for value in part:
-            key = (type(value), json.dumps(value, default=str) if isinstance(value, (list, tuple, dict)) else value)
-            code = numbers.setdefault(key, len(values))
-            if code == len(values):
-                values.append(value)
-            codes[position] = code
-            position += 1
+    for distinct, indices in find_distinct_parts(column):
+        codes[position : position + len(indices)] = number_values(distinct)[indices]
+        position += len(indices)
     return codes, values
+
+
+def find_distinct_parts(column: Sequence[Any]) -> Iterator[tuple[list[Any], Array]]:
+    """Yields, for each part of a column, values that hold all of the part's, in the order in which they occur first, and for each
+    row the index of its value among these."""
+    is_ascending = isinstance(column, Column) and (
+        column.rows is None
+        or (isinstance(column.rows, range) and column.rows.step > 0)
+        or not np.any(np.asarray(column.rows)[1:] < np.asarray(column.rows)[:-1])
+    )
+    if not is_ascending:
+        for part in iterate(column):
+            yield part, np.arange(len(part))
+        return
+    assert isinstance(column, Column)
+    rows = range(column.starts[-1]) if column.rows is None else column.rows
+    for array, is_json in column.slice_chunks(rows):
+        encoded = array.dictionary_encode(null_encoding="encode")
+        yield decode(encoded.dictionary, is_json), encoded.indices.to_numpy(zero_copy_only=False)
 
 
 def hash_rows(table: "Table", names: Sequence[str], change: Callable[[str], str] | None = None) -> Array:

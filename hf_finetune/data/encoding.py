@@ -7,7 +7,6 @@ import tempfile
 import uuid
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from itertools import groupby
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -87,11 +86,11 @@ def make_encoding_key(encoder: Encoder, table: Table, tokenizer: Any, max_length
         for path in sorted(Path(folder).rglob("*")):
             if path.is_file():
                 digest.update(path.read_bytes())
-    for column in encoder.encoded_columns():
-        digest.update(json.dumps(table.columns[column], default=str).encode())
-    for _, rows in groupby(range(len(table)), key=table.files.__getitem__):  # some tasks join the lines of a text file
-        numbers = list(rows)
-        digest.update(f"{len(numbers)} {table.is_tabular(numbers[0])} ".encode())
+    digest.update(table.digest(encoder.encoded_columns()).encode())
+    first_row = 0
+    for _, num_rows in table.list_files():  # some tasks join the lines of a text file
+        digest.update(f"{num_rows} {table.is_tabular(first_row)} ".encode())
+        first_row += num_rows
     return digest.hexdigest()[:32]
 
 

@@ -4,38 +4,19 @@ They become the same tables as files. Errors call row 17 of the training data `t
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from hf_finetune.config.sections import DataConfig
 from hf_finetune.data.formats import get_value, name_type
+from hf_finetune.data.plain import check_cell, is_dataset, is_frame, make_plain, name_library
 from hf_finetune.data.sources import make_hub_table, missing_column_error
-from hf_finetune.data.table import ColumnSpec, Table, make_examples
+from hf_finetune.data.table import ColumnSpec, Table, TableBuilder, make_examples
 from hf_finetune.system.errors import InputError
 
 MEMORY = "memory://"  # in a config, stands before the name of rows that were given from Python
 
 KINDS = "a pandas or polars frame, a datasets.Dataset, a list of dicts (rows), or a dict of lists (columns)"
-CELLS = (str, bool, int, float, type(None), list, dict)  # what a cell may be, as in a JSON file
-
-
-def is_frame(value: Any) -> bool:
-    """True if the value is a data frame of pandas or polars. Imports neither."""
-    return name_library(value) in ("pandas", "polars") and type(value).__name__ == "DataFrame"
-
-
-def is_series(value: Any) -> bool:
-    """True if the value is a series of pandas or polars. Imports neither."""
-    return name_library(value) in ("pandas", "polars") and type(value).__name__ == "Series"
-
-
-def is_dataset(value: Any) -> bool:
-    """True if the value is a datasets.Dataset. Does not import the library."""
-    return name_library(value) == "datasets" and hasattr(value, "column_names") and hasattr(value, "features")
-
-
-def name_library(value: Any) -> str:
-    """Returns the name of the package that the value's type comes from."""
-    return type(value).__module__.partition(".")[0]
 
 
 def read_memory(
@@ -62,38 +43,7 @@ def read_memory(
         table = make_column_table(value, name, config, spec, needs_labels=needs_labels)
     else:
         table = make_row_table(value, name, config, spec, needs_labels=needs_labels, first=first)
-    check_cells(table)
     return make_examples(table, spec)
-
-
-def check_cells(table: Table) -> None:
-    """Raises InputError at the first cell of a type that files do not have: it could be read as a text or as a number."""
-    for column, values in table.columns.items():
-        for row, value in enumerate(values):
-            if not isinstance(value, CELLS):
-                raise InputError(
-                    f"{table.where(row)}: {column} is {name_type(value)}; make it a string or a number first"
-                )
-
-
-def make_plain(value: Any) -> Any:
-    """Returns a cell, or nested lists of cells, as plain Python values: nan, NA and NaT as None, numpy's numbers, strings and
-    arrays as Python's."""
-    if isinstance(value, str):
-        return str(value)
-    if isinstance(value, (bytes, bool, int, type(None))):
-        return value
-    if isinstance(value, float):
-        return None if value != value else float(value)
-    if isinstance(value, Mapping):
-        return {key: make_plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)) or is_series(value):
-        return [make_plain(item) for item in value]
-    if name_library(value) == "numpy" and hasattr(value, "tolist"):
-        return make_plain(value.tolist())
-    if type(value).__name__ in ("NAType", "NaTType"):  # pandas
-        return None
-    return value
 
 
 # --- columns --------------------------------------------------------------------------------------------------------
@@ -106,7 +56,7 @@ def make_column_table(value: Any, name: str, config: DataConfig, spec: ColumnSpe
     columns = {column: read_column(value, key, name) for column, key in names.items() if column in wanted}
     count = count_rows(value, columns, name)
     required = {*spec.inputs, *(spec.labels if needs_labels else ())}
-    chosen: dict[str, list[Any]] = {}
+    chosen: dict[str, Sequence[Any]] = {}
     for column in spec.columns:
         outer = column.partition(".")[0]
         if column in columns:
@@ -119,7 +69,7 @@ def make_column_table(value: Any, name: str, config: DataConfig, spec: ColumnSpe
             raise explain_missing(missing_column_error(name, column, names, config, spec), column, name, spec)
         else:
             chosen[column] = [None] * count
-    return make_table(chosen, name, range(count), index=read_index(value))
+    return make_table(chosen, name, count, index=read_index(value))
 
 
 def name_columns(value: Any, name: str) -> dict[str, Any]:
@@ -175,24 +125,24 @@ def make_row_table(
     """Returns the table of rows that are dicts. InputError if they are anything else. first: The number of the first row."""
     if isinstance(rows, (str, bytes, set, frozenset)) or not isinstance(rows, Iterable):
         raise InputError(f"{name}: is {name_type(rows)}; give {KINDS}")
-    columns: dict[str, list[Any]] = {column: [] for column in spec.columns}
     required = {*spec.inputs, *(spec.labels if needs_labels else ())}
-    count = 0
-    for count, row in enumerate(rows, 1):
-        where = f"{name}[{first + count - 1}]"
+    builder, number = TableBuilder(spec.columns), first - 1
+    for number, row in enumerate(rows, first):
+        where, values = f"{name}[{number}]", []
         if not isinstance(row, Mapping):
             raise InputError(f"{where}: is {name_type(row)}, not a dict; give {KINDS}")
-        for column, values in columns.items():
+        for column in spec.columns:
             try:
-                values.append(make_plain(get_value(row, column)))
+                values.append(check_cell(make_plain(get_value(row, column)), where, column))
             except KeyError:
                 if column in required:
                     error = missing_column_error(where, column, row, config, spec)
                     raise explain_missing(error, column, name, spec) from None
                 values.append(None)
-    if not count:
+        builder.add(values, name, number)
+    if number < first:
         raise InputError(f"{name}: has no rows")
-    return make_table(columns, name, range(first, first + count))
+    return builder.finish(is_in_memory=True)
 
 
 def make_dataset_table(rows: Any, name: str, config: DataConfig, spec: ColumnSpec, *, needs_labels: bool) -> Table:
@@ -203,28 +153,21 @@ def make_dataset_table(rows: Any, name: str, config: DataConfig, spec: ColumnSpe
         raise InputError(f"{name}: has no rows")
     if not needs_labels:
         spec = ColumnSpec(inputs=spec.inputs, optional=(*spec.labels, *spec.optional), settings=spec.settings)
-    table = make_hub_table(rows, name, config, spec)
-    columns = {column: [make_plain(cell) for cell in cells] for column, cells in table.columns.items()}
-    return make_table(columns, name, range(len(rows)), class_names=table.class_names)
+    return replace(make_hub_table(rows, name, config, spec, first=0), is_in_memory=True)
 
 
-def make_table(
-    columns: dict[str, list[Any]],
-    name: str,
-    numbers: range,
-    *,
-    class_names: tuple[str, ...] | None = None,
-    index: list[str] | None = None,
-) -> Table:
-    """Returns the table of columns. numbers: those of the rows. index: the labels of a frame's index, if they are others."""
-    return Table(
-        columns=columns,
-        files=[name] * len(numbers),
-        lines=list(numbers),
-        class_names=class_names,
-        is_in_memory=True,
-        index=index,
-    )
+def make_table(columns: Mapping[str, Sequence[Any]], name: str, count: int, *, index: list[str] | None) -> Table:
+    """Returns the table of columns. index: the labels of a frame's index, if they are not 0, 1, 2, ..."""
+    builder = TableBuilder(tuple(columns))
+    for number, values in enumerate(zip(*columns.values(), strict=True)):
+        label = "" if index is None else f" (index {index[number]})"
+        where = f"{name}[{number}]{label}"
+        builder.add(
+            [check_cell(value, where, column) for column, value in zip(columns, values, strict=True)], name, number
+        )
+    if not columns:
+        raise InputError(f"{name}: has no columns to read")
+    return builder.finish(is_in_memory=True, index=index)
 
 
 def explain_missing(error: InputError, column: str, name: str, spec: ColumnSpec) -> InputError:

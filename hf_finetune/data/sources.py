@@ -3,16 +3,33 @@
 import glob
 import hashlib
 import os.path
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from hf_finetune.config.sections import DataConfig, require
-from hf_finetune.data.formats import get_value, is_table, read_rows
-from hf_finetune.data.table import ColumnSpec, Table, find_column_setting, make_examples, text_and_label_spec
+from hf_finetune.data.arrow_columns import ROWS_AT_ONCE
+from hf_finetune.data.columns import find_distinct
+from hf_finetune.data.formats import get_value, is_table, read_rows, say_nothing
+from hf_finetune.data.plain import check_cell, make_plain
+from hf_finetune.data.table import (
+    ColumnSpec,
+    Table,
+    TableBuilder,
+    describe_origin,
+    describe_value,
+    find_column_setting,
+    is_text,
+    join_examples,
+    make_examples,
+    text_and_label_spec,
+)
+from hf_finetune.data.table_store import build_table, open_or_build
 from hf_finetune.system.errors import InputError
 from hf_finetune.system.files import hash_file
 from hf_finetune.system.locations import local_path
+
+SMALLEST_STORED = 4_000_000  # bytes: files that are read as fast as a table is opened and checked are read each time
 
 
 def find_files(locations: Sequence[str], key: str) -> list[Path]:
@@ -40,6 +57,7 @@ def read_table(
     spec: ColumnSpec | None = None,
     *,
     needs_labels: bool = True,
+    root: Path | None = None,
 ) -> Table:
     """Reads all rows of the locations.
 
@@ -49,34 +67,88 @@ def read_table(
         key: The setting that errors name.
         spec: The columns to read; texts with a label if not given.
         needs_labels: False if rows may lack the label columns. Labels are read if there are any.
+        root: The folder of the caches. The rows of large files lie there, for the next run too (data.table_store); if it is not
+            given, they lie in memory.
 
     Raises InputError, with file and line, if a row lacks a column, or a text is null, empty or not a string.
     """
     if spec is None:
         spec = text_and_label_spec(config.text_columns, str(config.label_column))
-    columns: dict[str, list[Any]] = {name: [] for name in spec.columns}
-    required = {*spec.inputs, *(spec.labels if needs_labels else ())}
-    files: list[str] = []
-    lines: list[int] = []
-    word_lines: list[list[int]] = []
-    for path, rows in read_files(locations, config, key, spec, needs_labels=needs_labels):
-        num_rows_before = len(files)
+    columns = spec
+
+    def fill(builder: TableBuilder) -> dict[str, Any]:
+        notes: list[str] = []
+        add_files(
+            builder,
+            read_files(locations, config, key, columns, needs_labels=needs_labels, say=notes.append),
+            config,
+            columns,
+            needs_labels=needs_labels,
+        )
+        return {"notes": tuple(dict.fromkeys(notes))}
+
+    paths = find_files(locations, key)
+    if root is None or measure(paths) < SMALLEST_STORED:
+        return join_examples(build_table(spec.columns, fill), spec)
+    parts = [
+        [[str(path), digest_files([path])] for path in paths],
+        describe_reading(config, spec, needs_labels=needs_labels),
+    ]
+    return join_examples(open_or_build(root, parts, spec.columns, fill), spec)
+
+
+def add_files(
+    builder: TableBuilder,
+    files: Iterable[tuple[Path, Iterable[tuple[int, dict[str, Any]]]]],
+    config: DataConfig,
+    spec: ColumnSpec,
+    *,
+    needs_labels: bool,
+) -> None:
+    """Adds the rows of files to a table. InputError, with file and line, if a row lacks a column, or if a text cannot be used."""
+    required, texts = {*spec.inputs, *(spec.labels if needs_labels else ())}, frozenset(spec.texts)
+    for path, rows in files:
+        is_folder, has_words, num_rows = path.is_dir(), not is_table(path), 0
         for line, row in rows:
-            file = str(row[""] if path.is_dir() else path)
-            for name, values in columns.items():
+            num_rows += 1
+            file = str(row[""] if is_folder else path)
+            values: list[Any] = []
+            for name in spec.columns:
                 try:
-                    values.append(get_value(row, name))
+                    value = get_value(row, name)
                 except KeyError:
                     if name in required:
                         raise missing_column_error(f"{file}:{line}", name, row, config, spec) from None
-                    values.append(None)
-            files.append(file)
-            lines.append(line)
-            word_lines.append([] if is_table(path) else row.get("#lines", []))
-        if len(files) == num_rows_before:
+                    value = None
+                if name in texts and not is_text(value):
+                    raise InputError(f"{describe_origin(file, line)}: {name} is {describe_value(value)}")
+                values.append(value)
+            builder.add(values, file, line, row.get("#lines") if has_words else None)
+        if not num_rows:
             raise InputError(f"{path}: is empty")
-    table = Table(columns=columns, files=files, lines=lines, word_lines=word_lines if any(word_lines) else None)
-    return make_examples(table, spec)
+
+
+def measure(paths: Iterable[Path]) -> int:
+    """Returns the size of files in bytes. A folder counts by its files."""
+    return sum(
+        file.stat().st_size
+        for path in paths
+        for file in (path.rglob("*") if path.is_dir() else [path])
+        if file.is_file()
+    )
+
+
+def describe_reading(config: DataConfig, spec: ColumnSpec, *, needs_labels: bool) -> dict[str, Any]:
+    """Returns all settings that the rows of files depend on, as plain values."""
+    names = ("text_columns", "label_column", "encoding", "delimiter", "quoting", "header", "max_expansion")
+    kind = spec.text_files and spec.text_files.description
+    columns = {name: getattr(spec, name) for name in ("inputs", "labels", "optional", "texts")}
+    return {
+        **{name: getattr(config, name) for name in names},
+        **columns,
+        "text_files": kind,
+        "needs_labels": needs_labels,
+    }
 
 
 def missing_column_error(
@@ -88,11 +160,17 @@ def missing_column_error(
 
 
 def read_files(
-    locations: Sequence[str], config: DataConfig, key: str, spec: ColumnSpec, *, needs_labels: bool = True
+    locations: Sequence[str],
+    config: DataConfig,
+    key: str,
+    spec: ColumnSpec,
+    *,
+    needs_labels: bool = True,
+    say: Callable[[str], None] = say_nothing,
 ) -> Iterator[tuple[Path, Iterable[tuple[int, dict[str, Any]]]]]:
     """Yields each file and its rows. Of a pair of text files, yields the second one.
 
-    Without `needs_labels`, a single text file is read as the first of a pair.
+    Without `needs_labels`, a single text file is read as the first of a pair. say: Takes sentences about what was recognised.
     """
     paths = find_files(locations, key)
     text_paths = [path for path in paths if not is_table(path) and path.is_file()]
@@ -100,7 +178,7 @@ def read_files(
     is_single_source = len(paths) == 1 and not needs_labels
     if read_pair is None or not text_paths or is_single_source:
         for path in paths:
-            yield path, read_rows(path, config, spec.text_files)
+            yield path, read_rows(path, config, spec.text_files, say)
         return
     if len(text_paths) != len(paths) or len(text_paths) % 2:
         names = ", ".join(map(str, paths))
@@ -109,7 +187,7 @@ def read_files(
         yield target, read_pair(source, target, config)
 
 
-def read_hub_dataset(config: DataConfig, spec: ColumnSpec | None = None) -> dict[str, Table]:
+def read_hub_dataset(config: DataConfig, spec: ColumnSpec | None = None, root: Path | None = None) -> dict[str, Table]:
     """Reads a data set of the Hub: its splits train, validation and test, as far as it has them.
 
     If data.train, data.validation or data.test is given, it is the name of the split to read instead. A split is left out if all
@@ -118,6 +196,7 @@ def read_hub_dataset(config: DataConfig, spec: ColumnSpec | None = None) -> dict
     Args:
         config: The data set, and the names of its columns.
         spec: The columns to read; texts with a label if not given.
+        root: The folder of the caches, where the rows lie; if it is not given, they lie in memory.
 
     Raises InputError if the data set cannot be loaded, or lacks a split or a column.
     """
@@ -130,7 +209,7 @@ def read_hub_dataset(config: DataConfig, spec: ColumnSpec | None = None) -> dict
         require(len(names) <= 1, f"data.{split}", list(names), "must name one split of data.dataset")
         split_name = names[0] if names else split
         if split_name in dataset:
-            table = make_hub_table(dataset[split_name], f"{name}/{split_name}", config, spec)
+            table = make_hub_table(dataset[split_name], f"{name}/{split_name}", config, spec, root=root)
             if split == "train" or not hides_labels(table, config):
                 tables[split] = make_examples(table, spec)
         elif names or split == "train":
@@ -149,8 +228,17 @@ def load_hub_dataset(config: DataConfig) -> Any:
         raise InputError(f"data.dataset ({config.dataset}): cannot be loaded: {str(error).splitlines()[0]}") from None
 
 
-def make_hub_table(rows: Any, origin: str, config: DataConfig, spec: ColumnSpec) -> Table:
-    """Returns the table of a split (a datasets.Dataset). `origin` names the data set and the split."""
+def make_hub_table(
+    rows: Any, origin: str, config: DataConfig, spec: ColumnSpec, *, root: Path | None = None, first: int = 1
+) -> Table:
+    """Returns the table of a split (a datasets.Dataset).
+
+    Args:
+        rows: The split.
+        origin: Names the data set and the split.
+        config, spec, root: Those of read_hub_dataset().
+        first: The number of the first row.
+    """
     if any("." in column and column not in rows.column_names for column in spec.columns):
         rows = rows.flatten()  # so that {"translation": {"de": ...}} has the column translation.de
     for column in (*spec.inputs, *spec.labels):
@@ -159,20 +247,27 @@ def make_hub_table(rows: Any, origin: str, config: DataConfig, spec: ColumnSpec)
             raise InputError(f"{setting} ({column}): {origin} has no such column (columns: {names})")
     feature = rows.features.get(config.label_column)
     class_names = getattr(getattr(feature, "feature", feature), "names", None)
-    return Table(
-        columns={
-            column: list(rows[column]) if column in rows.column_names else [None] * len(rows) for column in spec.columns
-        },
-        files=[origin] * len(rows),
-        lines=list(range(1, len(rows) + 1)),
-        class_names=tuple(class_names) if class_names else None,
-    )
+
+    def fill(builder: TableBuilder) -> dict[str, Any]:
+        chosen, number = rows.select_columns([name for name in spec.columns if name in rows.column_names]), first
+        for batch in chosen.iter(batch_size=ROWS_AT_ONCE):
+            count = len(next(iter(batch.values())))
+            columns = [batch.get(name) or [None] * count for name in spec.columns]
+            for values in zip(*columns, strict=True):
+                where, named = f"{origin}:{number}", zip(spec.columns, values, strict=True)
+                builder.add([check_cell(make_plain(value), where, name) for name, value in named], origin, number)
+                number += 1
+        return {"class_names": tuple(class_names) if class_names else None}
+
+    if root is None or (rows.data.nbytes or 0) < SMALLEST_STORED:
+        return build_table(spec.columns, fill)
+    return open_or_build(root, [rows._fingerprint, origin, spec.columns, first], spec.columns, fill)
 
 
 def hides_labels(table: Table, config: DataConfig) -> bool:
     """True if all labels of a table of the Hub are -1 and the column has named classes."""
     labels = table.columns.get(str(config.label_column), [])
-    return table.class_names is not None and set(map(str, labels)) == {"-1"}
+    return table.class_names is not None and set(map(str, find_distinct(labels)[1])) == {"-1"}
 
 
 def digest_dataset(config: DataConfig) -> dict[str, str]:

@@ -1,15 +1,16 @@
 """The train, validation and test tables of a run: read if they are given, split off from training if not."""
 
-import json
 import math
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from hf_finetune.config.sections import DataConfig, require
+from hf_finetune.data.columns import find_distinct, hash_rows
+from hf_finetune.data.features import Array
 from hf_finetune.data.memory import MEMORY, read_memory
 from hf_finetune.data.numbers import has_fractions
 from hf_finetune.data.sources import hides_labels, read_hub_dataset, read_table
@@ -44,7 +45,11 @@ class Splits:
 
 
 def load_splits(
-    config: DataConfig, seed: int, spec: ColumnSpec | None = None, given: Mapping[str, Any] | None = None
+    config: DataConfig,
+    seed: int,
+    spec: ColumnSpec | None = None,
+    given: Mapping[str, Any] | None = None,
+    root: Path | None = None,
 ) -> Splits:
     """Reads all splits, and splits the missing ones off from training.
 
@@ -53,12 +58,13 @@ def load_splits(
         seed: The seed of the run.
         spec: The columns to read; texts with a label if not given.
         given: Rows that a program gave, by split (data.memory.KINDS).
+        root: The folder of the caches, where the rows of large files lie; if it is not given, they lie in memory.
 
     Raises InputError for rows that cannot be used, or if a split would be empty.
     """
     if spec is None:
         spec = text_and_label_spec(config.text_columns, str(config.label_column))
-    tables = read_given_splits(config, spec, given or {})
+    tables = read_given_splits(config, spec, given or {}, root)
     num_rows = {split: len(table) for split, table in tables.items()}
     train = tables.pop("train")
     fractions = {
@@ -85,7 +91,7 @@ def load_splits(
     )
     if config.max_train_examples is not None and config.max_train_examples < len(train):
         order = np.arange(len(train)) if spec.in_order else np.random.default_rng([seed, 1]).permutation(len(train))
-        train = train.take(sorted(order[: config.max_train_examples].tolist()))
+        train = train.take(np.sort(order[: config.max_train_examples]))
     return Splits(
         train=train,
         validation=tables["validation"],
@@ -95,10 +101,12 @@ def load_splits(
     )
 
 
-def read_given_splits(config: DataConfig, spec: ColumnSpec, given: Mapping[str, Any]) -> dict[str, Table]:
+def read_given_splits(
+    config: DataConfig, spec: ColumnSpec, given: Mapping[str, Any], root: Path | None = None
+) -> dict[str, Table]:
     """Reads the splits that the data set has, that data.train, data.validation and data.test name, or that are `given`."""
     if config.dataset is not None:
-        return read_hub_dataset(config, spec)
+        return read_hub_dataset(config, spec, root)
     tables: dict[str, Table] = {}
     for split in SPLITS:
         locations: tuple[str, ...] = getattr(config, split)
@@ -111,7 +119,7 @@ def read_given_splits(config: DataConfig, spec: ColumnSpec, given: Mapping[str, 
                 f"data.{split} ({locations[0]}): a program or notebook gave these rows; run it again, or name files"
             )
         elif locations:
-            tables[split] = read_table(locations, config, f"data.{split}", spec)
+            tables[split] = read_table(locations, config, f"data.{split}", spec, root=root)
     return tables
 
 
@@ -124,7 +132,7 @@ def describe_drawing(spec: ColumnSpec, seed: int) -> str:
 
 def split_off(
     table: Table, spec: ColumnSpec, fractions: Mapping[str, float], seed: int
-) -> tuple[list[int], dict[str, list[int]]]:
+) -> tuple[Array, dict[str, Array]]:
     """Returns the rows that stay in training, and the rows of each new split, in ascending order.
 
     Rows with the same texts (ColumnSpec.together) stay together, so that no test text was trained on. Each label gives its
@@ -137,80 +145,95 @@ def split_off(
         fractions: The share of the rows for each new split.
         seed: The seed of the run.
     """
-    keys = [make_group_key(table, spec, row) for row in range(len(table))]
-    groups: dict[tuple[str, ...], list[int]] = defaultdict(list)
-    for row, key in enumerate(keys):
-        groups[key].append(row)
+    groups, first_rows = number_groups(table, spec)
     labels: Sequence[Any] = []
     if spec.strata:
         labels = table.columns[spec.strata]
     elif spec.in_order:
         labels = table.files
-    is_stratified = bool(labels) and not has_fractions(labels)  # numbers to predict are not stratified
-    strata: dict[str, list[list[int]]] = defaultdict(list)
-    for rows in groups.values():
-        strata[format_stratum(labels[rows[0]]) if is_stratified else ""].append(rows)
+    codes, values = find_distinct(labels)
+    is_stratified = len(labels) > 0 and not has_fractions(values)  # numbers to predict are not stratified
+    names = [format_stratum(value) for value in values] if is_stratified else [""]
+    strata = {name: number for number, name in enumerate(sorted(set(names)))}
+    stratum_of_code = np.array([strata[name] for name in names])
+    stratum_of_group = (
+        stratum_of_code[codes[first_rows]] if is_stratified else np.zeros(len(first_rows), dtype=np.int64)
+    )
+    split_of_group = draw_groups(stratum_of_group, len(strata), fractions, seed, in_order=spec.in_order)
+    split_of_row = split_of_group[groups]
+    if is_stratified:
+        ensure_all_labels_in_train(codes, values, split_of_row, groups)
+    rows = {split: np.flatnonzero(split_of_row == number) for number, split in enumerate(fractions, 1)}
+    return np.flatnonzero(split_of_row == 0), rows
+
+
+def draw_groups(strata: Array, num_strata: int, fractions: Mapping[str, float], seed: int, *, in_order: bool) -> Array:
+    """Returns the split of each group of rows: 0 for training, 1, 2, ... for the splits of `fractions`.
+
+    Args:
+        strata: The stratum of each group, from 0.
+        num_strata: The number of strata.
+        fractions: The share of the groups for each new split.
+        seed: The seed of the run.
+        in_order: True if each stratum gives its last groups.
+    """
     generator = np.random.default_rng([seed, 0])
-    split_rows: dict[str, list[int]] = {split: [] for split in fractions}
-    train_rows: list[int] = []
+    split_of_group = np.zeros(len(strata), dtype=np.int8)
     carry = dict.fromkeys(fractions, 0.0)  # groups that the strata so far gave too few of, because of rounding
-    for stratum in sorted(strata):
-        members = strata[stratum]
-        order = members[::-1] if spec.in_order else [members[index] for index in generator.permutation(len(members))]
-        for split, fraction in fractions.items():
+    by_stratum = np.argsort(strata, kind="stable")
+    ends = np.cumsum(np.bincount(strata, minlength=num_strata))
+    for start, end in zip([0, *ends[:-1]], ends, strict=True):
+        if start == end:  # a label that no group begins with
+            continue
+        members = by_stratum[start:end]
+        order = members[::-1] if in_order else members[generator.permutation(len(members))]
+        for number, (split, fraction) in enumerate(fractions.items(), 1):
             carry[split] += fraction * len(members)
             # A label with too few rows gives fewer; the rest is not taken from other labels
             most = math.ceil(fraction * len(members))
             num_taken = min(int(carry[split] + 0.5), most, len(order) - 1)
             carry[split] = min(carry[split] - num_taken, 1.0)
-            split_rows[split] += [row for rows in order[:num_taken] for row in rows]
+            split_of_group[order[:num_taken]] = number
             order = order[num_taken:]
-        train_rows += [row for rows in order for row in rows]
-    if is_stratified:
-        ensure_all_labels_in_train(labels, train_rows, split_rows, groups=groups, keys=keys)
-    return sorted(train_rows), {split: sorted(rows) for split, rows in split_rows.items()}
+    return split_of_group
 
 
-def make_group_key(table: Table, spec: ColumnSpec, row: int) -> tuple[str, ...]:
-    """Returns a key that is equal for rows that must stay in one split."""
+def number_groups(table: Table, spec: ColumnSpec) -> tuple[Array, Array]:
+    """Returns the number of the group of each row [N], and the first row of each group [G]. Rows of a group have the same texts
+    and stay in one split. Groups are numbered in the order of their first rows."""
     if not spec.together:
-        return (str(row),)
-    values = (table.columns[name][row] for name in spec.together)
-    return tuple(value if isinstance(value, str) else json.dumps(value, default=str) for value in values)
+        rows = np.arange(len(table))
+        return rows, rows
+    _, first_rows, groups = np.unique(hash_rows(table, spec.together), return_index=True, return_inverse=True)
+    order = np.argsort(first_rows, kind="stable")
+    numbers = np.empty(len(order), dtype=np.int32 if len(table) < 2**31 else np.int64)
+    numbers[order] = np.arange(len(order))
+    return numbers[groups], first_rows[order]
 
 
-def ensure_all_labels_in_train(
-    labels: Sequence[Any],
-    train_rows: list[int],
-    split_rows: Mapping[str, list[int]],
-    *,
-    groups: Mapping[tuple[str, ...], list[int]],
-    keys: Sequence[tuple[str, ...]],
-) -> None:
+def ensure_all_labels_in_train(codes: Array, values: Sequence[Any], split_of_row: Array, groups: Array) -> None:
     """Moves rows back to training, in place, until every label occurs there.
 
     A label can be lost if it only occurs in multi-label rows, or in duplicate texts with several labels.
 
     Args:
-        labels: The label, or list of labels, of each row.
-        train_rows: The rows of training.
-        split_rows: The rows of the other splits.
-        groups: The rows of each key, which stay together.
-        keys: The key of each row.
+        codes: The number of each row's label, or list of labels, among `values`.
+        values: The different labels.
+        split_of_row: The split of each row; 0 is training.
+        groups: The group of each row. Groups stay together.
     """
-
-    def get_names(row: int) -> set[str]:
-        label = labels[row]
-        return set(map(str, label)) if isinstance(label, (list, tuple)) else {format_stratum(label)}
-
-    train_names = {name for row in train_rows for name in get_names(row)}
-    for rows in split_rows.values():
-        for row in sorted(rows):
-            if not get_names(row) <= train_names and row in rows:
-                group = groups[keys[row]]
-                train_rows += group
-                train_names |= {name for member in group for name in get_names(member)}
-                rows[:] = [other for other in rows if other not in group]
+    names = [
+        frozenset(map(str, value)) if isinstance(value, (list, tuple)) else {format_stratum(value)} for value in values
+    ]
+    in_train = np.bincount(codes[split_of_row == 0], minlength=len(values)) > 0
+    train_names = {name for code in np.flatnonzero(in_train) for name in names[code]}
+    is_lost = np.array([not of_value <= train_names for of_value in names], dtype=bool)
+    for split in range(1, int(split_of_row.max(initial=0)) + 1):
+        for row in np.flatnonzero((split_of_row == split) & is_lost[codes]):
+            if split_of_row[row] == split and not names[codes[row]] <= train_names:
+                members = np.flatnonzero(groups == groups[row])
+                split_of_row[members] = 0
+                train_names |= {name for code in np.unique(codes[members]) for name in names[code]}
 
 
 def format_stratum(label: Any) -> str:

@@ -1,14 +1,17 @@
 """A table: columns of equal length, and the file and line that each row came from."""
 
 import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from hf_finetune.config.sections import DataConfig
-from hf_finetune.data.columns import iterate
+from hf_finetune.data.arrow_columns import Column
+from hf_finetune.data.column_writer import ColumnWriter, make_column
+from hf_finetune.data.columns import FileNames, iterate, take
+from hf_finetune.data.features import Array
 from hf_finetune.data.formats import CLASS_FOLDERS, TextFormat, is_table, name_type
 from hf_finetune.system.errors import InputError
 
@@ -28,13 +31,13 @@ class Table:
         notes: Sentences about what was recognised in the files.
     """
 
-    columns: dict[str, list[Any]]
-    files: list[str]
-    lines: list[int]
+    columns: Mapping[str, Sequence[Any]]
+    files: Sequence[str]
+    lines: Sequence[int]
     class_names: tuple[str, ...] | None = None
-    word_lines: list[list[int]] | None = None
+    word_lines: Sequence[list[int] | None] | None = None
     is_in_memory: bool = False
-    index: list[str] | None = None
+    index: Sequence[str] | None = None
     notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
@@ -46,36 +49,98 @@ class Table:
         if self.is_in_memory:
             label = "" if self.index is None else f" (index {self.index[row]})"
             return f"{self.files[row]}[{self.lines[row]}]{label}"
-        return f"{self.files[row]}:{self.lines[row]}" if self.lines[row] else self.files[row]
+        return describe_origin(self.files[row], self.lines[row])
 
-    def take(self, rows: Sequence[int]) -> "Table":
-        """Returns a table of these rows, in this order."""
-        return Table(
-            columns={name: [values[row] for row in rows] for name, values in self.columns.items()},
-            files=[self.files[row] for row in rows],
-            lines=[self.lines[row] for row in rows],
-            class_names=self.class_names,
-            word_lines=None if self.word_lines is None else [self.word_lines[row] for row in rows],
-            is_in_memory=self.is_in_memory,
-            index=None if self.index is None else [self.index[row] for row in rows],
-            notes=self.notes,
+    def take(self, rows: "Sequence[int] | Array") -> "Table":
+        """Returns a table of these rows, in this order. The values of columns on disk stay there."""
+        return replace(
+            self,
+            columns={name: take(values, rows) for name, values in self.columns.items()},
+            files=take(self.files, rows),
+            lines=take(self.lines, rows),
+            word_lines=None if self.word_lines is None else take(self.word_lines, rows),
+            index=None if self.index is None else take(self.index, rows),
         )
 
     def digest(self, names: Sequence[str]) -> str:
         """Returns the sha256, in hexadecimal, of the values of these columns in the order of the rows."""
         digest = hashlib.sha256()
         for name in names:
-            for part in iterate(self.columns[name]):
-                digest.update(json.dumps(part, default=str).encode())
+            column = self.columns[name]
+            digest.update((column if isinstance(column, Column) else make_column(column)).digest().encode())
         return digest.hexdigest()
 
-    def with_columns(self, columns: dict[str, list[Any]]) -> "Table":
+    def list_files(self) -> list[tuple[str, int]]:
+        """Returns pairs of a file and the number of its rows that follow each other."""
+        if isinstance(self.files, FileNames):
+            return self.files.list_runs()
+        return [(name, sum(1 for _ in rows)) for name, rows in groupby(self.files)]
+
+    def with_columns(self, columns: Mapping[str, Sequence[Any]]) -> "Table":
         """Returns a table with other values in the rows, whose origins stay the same."""
         return replace(self, columns=columns)
 
     def is_tabular(self, row: int) -> bool:
         """True if a row comes from a table, False if it is a line or a sentence of a text file."""
         return self.is_in_memory or is_table(Path(self.files[row]))
+
+
+def describe_origin(file: str, line: int) -> str:
+    """Returns `file:line`; the file alone if it is one row."""
+    return f"{file}:{line}" if line else file
+
+
+class TableBuilder:
+    """Takes rows one after the other and makes a table of them, whose columns lie in memory or in a file.
+
+    Args:
+        names: The names of the columns.
+        path: The file; None for memory.
+    """
+
+    LINES, WORD_LINES = "#line", "#word_lines"
+
+    def __init__(self, names: Sequence[str], path: Path | None = None) -> None:
+        self.names = tuple(names)
+        self.writer = ColumnWriter([*self.names, self.LINES, self.WORD_LINES], path, numbers=[self.LINES])
+        self.runs: list[tuple[str, int]] = []
+        self.file, self.num_rows = "", 0  # of the last run
+        self.has_word_lines = False
+
+    def add(self, values: Sequence[Any], file: str, line: int, word_lines: list[int] | None = None) -> None:
+        """Adds a row: a value for each column, its file and line, and the lines of its words if it has one on each."""
+        self.writer.add([*values, line, word_lines])
+        self.has_word_lines = self.has_word_lines or word_lines is not None
+        if file != self.file:
+            self.end_run()
+            self.file = file
+        self.num_rows += 1
+
+    def end_run(self) -> None:
+        """Notes the rows of the last file."""
+        if self.num_rows:
+            self.runs.append((self.file, self.num_rows))
+        self.num_rows = 0
+
+    def describe(self) -> dict[str, Any]:
+        """Returns what assemble_table() needs besides the columns. Called after the last row."""
+        self.end_run()
+        self.writer.flush()
+        return {"names": self.names, "files": self.runs, "has_word_lines": self.has_word_lines}
+
+    def finish(self, **attributes: Any) -> Table:
+        """Returns the table. attributes: Further ones of Table."""
+        return replace(assemble_table(self.writer.finish(), self.describe()), **attributes)
+
+
+def assemble_table(columns: Mapping[str, Column], description: Mapping[str, Any]) -> Table:
+    """Returns the table of columns that a TableBuilder wrote. description: What its describe() returned."""
+    return Table(
+        columns={name: columns[name] for name in description["names"]},
+        files=FileNames((str(name), int(count)) for name, count in description["files"]),
+        lines=columns[TableBuilder.LINES],
+        word_lines=columns[TableBuilder.WORD_LINES] if description["has_word_lines"] else None,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,12 +214,33 @@ def make_examples(table: Table, spec: ColumnSpec) -> Table:
     """Returns the table of a task's examples: the rows, or what spec.join_rows makes of them. InputError at the first row that
     cannot be used."""
     check_texts(table, spec)
-    return table if spec.join_rows is None else spec.join_rows(table)
+    return join_examples(table, spec)
+
+
+def join_examples(table: Table, spec: ColumnSpec) -> Table:
+    """Returns the examples of a table whose texts were checked."""
+    return table if spec.join_rows is None else pack_table(spec.join_rows(table))
+
+
+def pack_table(table: Table) -> Table:
+    """Returns a table whose columns are Arrow arrays, which take less memory than lists."""
+    columns = {
+        name: values if isinstance(values, Column) else make_column(values) for name, values in table.columns.items()
+    }
+    return table.with_columns(columns)
 
 
 def check_texts(table: Table, spec: ColumnSpec) -> None:
     """Raises InputError at the first text that is null, empty or not a string."""
     for name in spec.texts:
-        for row, value in enumerate(table.columns[name]):
-            if not isinstance(value, str) or not value.strip():
-                raise InputError(f"{table.where(row)}: {name} is {describe_value(value)}")
+        row = 0
+        for values in iterate(table.columns[name]):
+            for value in values:
+                if not is_text(value):
+                    raise InputError(f"{table.where(row)}: {name} is {describe_value(value)}")
+                row += 1
+
+
+def is_text(value: Any) -> bool:
+    """True if a value is a string that is not blank."""
+    return isinstance(value, str) and bool(value) and not value.isspace()

@@ -14,7 +14,8 @@ from hf_finetune.config.references import make_reference
 from hf_finetune.config.sections import RunConfig, require
 from hf_finetune.data.features import Features, make_features
 from hf_finetune.data.formats import name_type
-from hf_finetune.data.memory import is_dataset, is_frame, is_series, make_plain, read_memory
+from hf_finetune.data.memory import read_memory
+from hf_finetune.data.plain import is_dataset, is_frame, is_series, make_plain
 from hf_finetune.data.sources import read_table
 from hf_finetune.data.table import ColumnSpec, Table
 from hf_finetune.export.recorded import RecordedTask, load_recorded_task

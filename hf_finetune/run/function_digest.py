@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hf_finetune.config.references import make_reference
-from hf_finetune.data.memory import name_library
+from hf_finetune.data.plain import name_library
 from hf_finetune.system.files import digest_tensors
 
 CONTAINERS = (list, dict, set)

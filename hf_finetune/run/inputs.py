@@ -81,8 +81,8 @@ def digest_data(config: RunConfig, rows: Mapping[str, Any]) -> dict[str, str]:
 
 def digest_table(table: Table) -> str:
     """Returns the sha256 of the columns of a table, in hexadecimal."""
-    text = json.dumps([table.columns, table.class_names], ensure_ascii=False, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+    names = sorted(table.columns)
+    return hashlib.sha256(json.dumps([names, table.digest(names), table.class_names]).encode()).hexdigest()
 
 
 # --- what has changed -----------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """All that is settled before update 0: data, task, model, features, freeze plan, optimizer."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -8,6 +9,7 @@ from hf_finetune.config.tasks import load_task
 from hf_finetune.data.encoding import encode
 from hf_finetune.data.features import Features
 from hf_finetune.data.splits import Splits, load_splits
+from hf_finetune.data.table import ColumnSpec
 from hf_finetune.forward.dropout import choose_masks
 from hf_finetune.forward.plan import find_forward_plan
 from hf_finetune.model import backbone, freezing, lora
@@ -33,7 +35,7 @@ def set_up(
     parts = load_parts(config, parts)
     task_class = load_task(config.task.kind)
     with clock("load"):
-        splits = load_splits(config.data, config.seed, task_class.make_columns(config).spec, parts.rows)
+        splits = load_all_splits(config, task_class.make_columns(config).spec, parts.rows, runtime)
         splits = replace(splits, train=task_class.extend_training(config, splits.train))
         task = task_class.from_table(config, splits.train)
         if parts.loss is not None:
@@ -74,6 +76,20 @@ def set_up(
         parts=parts,
         augmented=augmented,
     )
+
+
+def load_all_splits(config: RunConfig, spec: ColumnSpec, given: Mapping[str, Any], runtime: Runtime) -> Splits:
+    """Returns the splits. The main process reads large files and keeps their rows on disk, where the others find them."""
+
+    def load() -> Splits:
+        return load_splits(config.data, config.seed, spec, given, cache_root(config.cache.dir))
+
+    def fill_cache() -> None:
+        load()
+
+    if runtime.num_processes > 1:
+        runtime.on_main(fill_cache)
+    return load()
 
 
 def choose_metrics(config: RunConfig, scoring: Scoring, parts: Parts) -> tuple[str, tuple[str, ...]]:

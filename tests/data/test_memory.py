@@ -143,14 +143,18 @@ REFUSED: dict[str, Callable[[], Any]] = {
     "train[0]: label is a date; make it a string or a number first": lambda: [
         {"text": "a", "label": datetime.date(2026, 1, 1)}
     ],
-    "train[0]: label is a Decimal; make it a string or a number": lambda: [{"text": "a", "label": decimal.Decimal(1)}],
-    "train[0]: label is a bytes; make it a string or a number": lambda: [{"text": "a", "label": b"x"}],
+    "train[0]: label is a bytes; make it a string or a number": lambda: [{"text": "a", "label": b"\xff"}],
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("message", REFUSED)
 def test_rows_that_cannot_be_read_in_one_way_are_refused(message: str) -> None:
     assert error_of(REFUSED[message]()).startswith(message.strip())
+
+
+def test_decimals_are_numbers_and_utf_8_bytes_are_text() -> None:
+    rows = [{"text": "a", "label": value} for value in (decimal.Decimal(1), decimal.Decimal("1.50"), "ä".encode())]
+    assert list(map(repr, read(rows).columns["label"])) == ["1", "1.5", "'ä'"]
 
 
 def test_columns_without_names_are_called_by_their_numbers() -> None:

@@ -1,7 +1,7 @@
 """Splits: read if they are given, split off from training if not."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,8 @@ from support import tiny
 
 from hf_finetune.config.sections import DataConfig
 from hf_finetune.data import splits
-from hf_finetune.data.splits import format_stratum, load_splits, split_off
-from hf_finetune.data.table import Table, text_and_label_spec
+from hf_finetune.data.splits import format_stratum, load_splits
+from hf_finetune.data.table import ColumnSpec, Table, text_and_label_spec
 from hf_finetune.system.errors import InputError
 from hf_finetune.tasks.classify import LabelReader, guess_problem
 
@@ -29,6 +29,14 @@ def make_table(labels: Sequence[Any], texts: Sequence[str] | None = None) -> Tab
     lines = list(range(1, len(labels) + 1))
     columns = {"text": list(texts), "label": list(labels)}
     return Table(columns=columns, files=["made.csv"] * len(labels), lines=lines)
+
+
+def split_off(
+    table: Table, spec: ColumnSpec, fractions: Mapping[str, float], seed: int
+) -> tuple[list[int], dict[str, list[int]]]:
+    """Returns what splits.split_off() returns, as lists."""
+    train_rows, split_rows = splits.split_off(table, spec, fractions, seed)
+    return train_rows.tolist(), {split: rows.tolist() for split, rows in split_rows.items()}
 
 
 # --- split_off -------------------------------------------------------------------------------------------------------
@@ -126,7 +134,7 @@ def test_equal_texts_go_together_and_every_label_keeps_a_row_in_training(
 
 def test_the_first_text_of_a_pair_alone_does_not_make_rows_equal() -> None:
     table = make_table(["a", "b"] * 20, ["same"] * 40)
-    table.columns["other"] = [str(row) for row in range(40)]
+    table = table.with_columns({**table.columns, "other": [str(row) for row in range(40)]})
     pairs = text_and_label_spec(("text", "other"), "label")
     assert len(split_off(table, pairs, {"test": 0.25}, 0)[1]["test"]) == 10
     assert split_off(table, SPEC, {"test": 0.25}, 0)[1]["test"] == []
@@ -240,7 +248,7 @@ def test_a_data_set_without_validation_needs_a_fraction(dataset_folder: Path) ->
 def test_a_data_set_without_training_rows_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     empty, full = make_table([]), make_table(["a", "b"])
     monkeypatch.setattr(
-        splits, "read_hub_dataset", lambda config, spec: {"train": empty, "validation": full, "test": full}
+        splits, "read_hub_dataset", lambda config, spec, root: {"train": empty, "validation": full, "test": full}
     )
     with pytest.raises(InputError, match=r"^data\.train \(\[\]\): leaves no row to train on"):
         load_splits(DataConfig(dataset="empty"), 0)

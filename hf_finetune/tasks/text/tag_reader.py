@@ -127,8 +127,8 @@ class TagReader:
     def describe_tag(self, table: Table, row: int, word: int, tag: object) -> str:
         """Returns the beginning of an error about a tag: file, line, word and tag."""
         where = table.where(row)
-        if table.word_lines and table.word_lines[row]:
-            where = f"{table.files[row]}:{table.word_lines[row][word]}"
+        if table.word_lines and (lines := table.word_lines[row]):
+            where = f"{table.files[row]}:{lines[word]}"
         return f"{where}: the tag of word {word + 1} ({table.columns[self.text_column][row][word]}), {tag}"
 
     def read_tags(self, table: Table, row: int) -> list[str]:
