@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -87,7 +87,7 @@ class ColumnWriter:
         return {name: {"is_json": is_json, "digest": digest.hexdigest()} for name, is_json, digest in parts}
 
 
-def make_column(values: Sequence[Any]) -> Column:
+def make_column(values: Iterable[Any]) -> Column:
     """Returns a column of values, in memory."""
     writer = ColumnWriter([""])
     for value in values:

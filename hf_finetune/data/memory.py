@@ -55,7 +55,6 @@ def make_column_table(value: Any, name: str, config: DataConfig, spec: ColumnSpe
     wanted = {*spec.columns, *(column.partition(".")[0] for column in spec.columns)}
     columns = {column: read_column(value, key, name) for column, key in names.items() if column in wanted}
     count = count_rows(value, columns, name)
-    required = {*spec.inputs, *(spec.labels if needs_labels else ())}
     chosen: dict[str, Sequence[Any]] = {}
     for column in spec.columns:
         outer = column.partition(".")[0]
@@ -65,7 +64,7 @@ def make_column_table(value: Any, name: str, config: DataConfig, spec: ColumnSpe
             cells = [{outer: cell} for cell in columns[outer]]
             inner = ColumnSpec(inputs=(column,))
             chosen[column] = make_row_table(cells, name, config, inner, needs_labels=True).columns[column]
-        elif column in required:
+        elif spec.requires(column, names, needs_labels=needs_labels):
             raise explain_missing(missing_column_error(name, column, names, config, spec), column, name, spec)
         else:
             chosen[column] = [None] * count
@@ -125,7 +124,6 @@ def make_row_table(
     """Returns the table of rows that are dicts. InputError if they are anything else. first: The number of the first row."""
     if isinstance(rows, (str, bytes, set, frozenset)) or not isinstance(rows, Iterable):
         raise InputError(f"{name}: is {name_type(rows)}; give {KINDS}")
-    required = {*spec.inputs, *(spec.labels if needs_labels else ())}
     builder, number = TableBuilder(spec.columns), first - 1
     for number, row in enumerate(rows, first):
         where, values = f"{name}[{number}]", []
@@ -135,7 +133,7 @@ def make_row_table(
             try:
                 values.append(check_cell(make_plain(get_value(row, column)), where, column))
             except KeyError:
-                if column in required:
+                if spec.requires(column, row, needs_labels=needs_labels):
                     error = missing_column_error(where, column, row, config, spec)
                     raise explain_missing(error, column, name, spec) from None
                 values.append(None)
@@ -152,7 +150,7 @@ def make_dataset_table(rows: Any, name: str, config: DataConfig, spec: ColumnSpe
     if not len(rows):
         raise InputError(f"{name}: has no rows")
     if not needs_labels:
-        spec = ColumnSpec(inputs=spec.inputs, optional=(*spec.labels, *spec.optional), settings=spec.settings)
+        spec = replace(spec, labels=(), optional=(*spec.labels, *spec.optional))
     return replace(make_hub_table(rows, name, config, spec, first=0), is_in_memory=True)
 
 

@@ -106,7 +106,7 @@ def add_files(
     needs_labels: bool,
 ) -> None:
     """Adds the rows of files to a table. InputError, with file and line, if a row lacks a column, or if a text cannot be used."""
-    required, texts = {*spec.inputs, *(spec.labels if needs_labels else ())}, frozenset(spec.texts)
+    texts = frozenset(spec.texts if spec.convert_rows is None else ())
     for path, rows in files:
         is_folder, has_words, num_rows = path.is_dir(), not is_table(path), 0
         for line, row in rows:
@@ -117,7 +117,7 @@ def add_files(
                 try:
                     value = get_value(row, name)
                 except KeyError:
-                    if name in required:
+                    if spec.requires(name, row, needs_labels=needs_labels):
                         raise missing_column_error(f"{file}:{line}", name, row, config, spec) from None
                     value = None
                 if name in texts and not is_text(value):
@@ -142,7 +142,9 @@ def describe_reading(config: DataConfig, spec: ColumnSpec, *, needs_labels: bool
     """Returns all settings that the rows of files depend on, as plain values."""
     names = ("text_columns", "label_column", "encoding", "delimiter", "quoting", "header", "max_expansion")
     kind = spec.text_files and spec.text_files.description
-    columns = {name: getattr(spec, name) for name in ("inputs", "labels", "optional", "texts")}
+    columns = {
+        name: getattr(spec, name) for name in ("inputs", "labels", "optional", "texts", "alternatives", "also_read")
+    }
     return {
         **{name: getattr(config, name) for name in names},
         **columns,
@@ -242,7 +244,7 @@ def make_hub_table(
     if any("." in column and column not in rows.column_names for column in spec.columns):
         rows = rows.flatten()  # so that {"translation": {"de": ...}} has the column translation.de
     for column in (*spec.inputs, *spec.labels):
-        if column not in rows.column_names:
+        if column not in rows.column_names and spec.requires(column, rows.column_names):
             setting, names = find_column_setting(column, config, spec), ", ".join(rows.column_names)
             raise InputError(f"{setting} ({column}): {origin} has no such column (columns: {names})")
     feature = rows.features.get(config.label_column)

@@ -1,7 +1,7 @@
 """A table: columns of equal length, and the file and line that each row came from."""
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
@@ -157,6 +157,9 @@ class ColumnSpec:
         strata: The column whose values are spread evenly over the splits.
         in_order: True if splits are taken from the end of the rows instead of drawn at random.
         settings: The setting that names a column, for errors, if it is not data.text_columns or data.label_column.
+        alternatives: Sets of columns, each of which a row may have instead of the inputs and labels.
+        also_read: Columns that convert_rows takes, too, if a row has them.
+        convert_rows: Returns the table with the task's own columns, made of those two. Rows stay as many. No value is checked.
         join_rows: Returns the examples of a table's rows, if an example may be several of them; None if each row is one.
     """
 
@@ -169,12 +172,27 @@ class ColumnSpec:
     strata: str | None = None
     in_order: bool = False
     settings: Mapping[str, str] = field(default_factory=dict)
+    alternatives: tuple[tuple[str, ...], ...] = ()
+    also_read: tuple[str, ...] = ()
+    convert_rows: Callable[[Table], Table] | None = None
     join_rows: Callable[[Table], Table] | None = None
 
     @property
-    def columns(self) -> tuple[str, ...]:
-        """All columns, each once."""
+    def own_columns(self) -> tuple[str, ...]:
+        """The columns of the task's examples, each once."""
         return tuple(dict.fromkeys((*self.inputs, *self.labels, *self.optional)))
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """All columns that are read, each once."""
+        others = (name for names in self.alternatives for name in names)
+        return tuple(dict.fromkeys((*self.own_columns, *others, *self.also_read)))
+
+    def requires(self, column: str, present: Container[str], *, needs_labels: bool = True) -> bool:
+        """True if rows that have the columns `present` cannot be read without `column`. needs_labels: Rows need labels."""
+        if column not in self.inputs and not (needs_labels and column in self.labels):
+            return False
+        return not any(all(name in present for name in names) for names in self.alternatives)
 
 
 def text_and_label_spec(texts: tuple[str, ...], label: str, *, numbers: bool = False) -> ColumnSpec:
@@ -213,13 +231,25 @@ def describe_value(value: Any, expected: str = "a string") -> str:
 def make_examples(table: Table, spec: ColumnSpec) -> Table:
     """Returns the table of a task's examples: the rows, or what spec.join_rows makes of them. InputError at the first row that
     cannot be used."""
-    check_texts(table, spec)
+    if spec.convert_rows is None:
+        check_texts(table, spec)
     return join_examples(table, spec)
 
 
 def join_examples(table: Table, spec: ColumnSpec) -> Table:
-    """Returns the examples of a table whose texts were checked."""
+    """Returns the examples of a table. Its texts were checked, unless spec.convert_rows makes them."""
+    if spec.convert_rows is not None:
+        table = convert_columns(table, spec)
+        check_texts(table, spec)
     return table if spec.join_rows is None else pack_table(spec.join_rows(table))
+
+
+def convert_columns(table: Table, spec: ColumnSpec) -> Table:
+    """Returns the table with the task's own columns, made of those that it has in place of them. No value is checked."""
+    if spec.convert_rows is None:
+        return table
+    converted = spec.convert_rows(table)
+    return pack_table(converted.with_columns({name: converted.columns[name] for name in spec.own_columns}))
 
 
 def pack_table(table: Table) -> Table:
