@@ -29,19 +29,20 @@ from hf_finetune.config.sections import RunConfig
 from hf_finetune.data.table import Table
 from hf_finetune.tasks.answer import Settings, get_settings
 from hf_finetune.tasks.text import squad
+from hf_finetune.tasks.text.answer_reader import AnswerReader
 from hf_finetune.tasks.text.contexts import DEFAULT_OVERLAP
 
 
 def encode(
-    table: Table, names: squad.ColumnNames, tokenizer: Any, config: RunConfig
+    table: Table, reader: AnswerReader, tokenizer: Any, config: RunConfig
 ) -> tuple[list[dict[str, Any]], list[Any]]:
     """Encodes as prepare_train_features() of run_qa.py does.
 
     Returns the windows with their targets; and for each window its row of the table, and the characters of its context tokens.
     """
     encoded = tokenizer(
-        table.columns[names.question],
-        table.columns[names.context],
+        table.columns[reader.question],
+        table.columns[reader.context],
         truncation="only_second",
         max_length=config.data.max_length,
         stride=get_settings(config).window_overlap or DEFAULT_OVERLAP,
@@ -50,7 +51,7 @@ def encode(
     )
     features, windows = [], []
     for number, row in enumerate(encoded["overflow_to_sample_mapping"]):
-        text, start = squad.read_answers(table, row, names)[0]
+        text, start = reader.read(table, row)[0]
         context_tokens = [token for token, sequence in enumerate(encoded.sequence_ids(number)) if sequence == 1]
         characters = {token: encoded["offset_mapping"][number][token] for token in context_tokens}
         first, last = find_answer(characters, start, start + len(text))
@@ -86,12 +87,12 @@ def main() -> None:
     """Trains and evaluates."""
     config = load_recipe_config("answer", sys.argv[1:])
     task, tables = load_task_and_tables(config)
-    names = task.columns.names
+    reader = task.columns.reader
     if task.unanswerable:
         raise SystemExit("answer.py: every question must have an answer, and some training questions have none")
     model, tokenizer = load_model(config, transformers.AutoModelForQuestionAnswering)
-    features, _ = encode(tables["train"], names, tokenizer, config)
-    validation, windows = encode(tables["validation"], names, tokenizer, config)
+    features, _ = encode(tables["train"], reader, tokenizer, config)
+    validation, windows = encode(tables["validation"], reader, tokenizer, config)
     with tempfile.TemporaryDirectory() as folder:
         trainer: Any = transformers.Trainer(
             model=model,
@@ -104,8 +105,8 @@ def main() -> None:
         with contextlib.redirect_stdout(sys.stderr):
             starts, ends = trainer.predict(validation).predictions[:2]
     table = tables["validation"]
-    answers = predict(windows, starts, ends, list(table.columns[names.context]), get_settings(config))
-    references = [[text for text, _ in squad.read_answers(table, row, names)] for row in range(len(table))]
+    answers = predict(windows, starts, ends, list(table.columns[reader.context]), get_settings(config))
+    references = [[text for text, _ in reader.read(table, row)] for row in range(len(table))]
     scores = squad.score_answers(answers, references)
     print_result(trainer=transformers.__version__, validation=scores, train_seconds=seconds)
 

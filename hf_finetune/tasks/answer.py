@@ -20,6 +20,7 @@ from hf_finetune.system.errors import InputError
 from hf_finetune.tasks.base import Columns, Encoding, Outputs, Scoring, SummedObjective, Task
 from hf_finetune.tasks.own_functions import MetricInputs
 from hf_finetune.tasks.text import squad
+from hf_finetune.tasks.text.answer_reader import OPTIONAL_COLUMNS, START, AnswerReader, get_id
 from hf_finetune.tasks.text.contexts import encode_questions, find_answer_tokens
 
 if TYPE_CHECKING:
@@ -61,42 +62,45 @@ def get_settings(config: RunConfig) -> Settings:
 class AnsweringColumns(Columns):
     """The columns of the question, the context and the answers."""
 
-    names: squad.ColumnNames
+    reader: AnswerReader
 
     @property
     def spec(self) -> ColumnSpec:
         """Questions about the same context stay in one split."""
-        texts = (self.names.question, self.names.context)
+        texts = (self.reader.question, self.reader.context)
         return ColumnSpec(
             inputs=texts,
-            labels=(self.names.answers,),
-            optional=squad.OPTIONAL_COLUMNS,
+            labels=(self.reader.answers,),
+            optional=OPTIONAL_COLUMNS,
             texts=texts,
-            together=(self.names.context,),
+            together=(self.reader.context,),
+            alternatives=self.reader.alternatives,
+            also_read=(START,),
+            convert_rows=self.reader.convert_rows,
         )
 
     def make_row(self, texts: Sequence[str]) -> dict[str, Any]:
         if len(texts) != 2:
             raise InputError(f"--text: takes two texts, the question and the context, not {len(texts)}")
-        return dict(zip((self.names.question, self.names.context), texts, strict=True))
+        return dict(zip((self.reader.question, self.reader.context), texts, strict=True))
 
 
 @dataclass(frozen=True, kw_only=True)
 class AnsweringEncoding(Encoding):
     """Questions and contexts to windows, answers to the tokens in which they begin and end."""
 
-    names: squad.ColumnNames
+    reader: AnswerReader
     window_overlap: int | None = None
 
     def encoded_columns(self) -> tuple[str, ...]:
-        return (self.names.question, self.names.context)
+        return (self.reader.question, self.reader.context)
 
     def encoding_settings(self) -> dict[str, Any]:
         return {"window_overlap": self.window_overlap}
 
     def tokenize(self, table: Table, tokenizer: Any, max_length: int) -> dict[str, Array]:
         """Returns the arrays of text.contexts.encode_questions(): with char_starts [T] and char_ends [T]."""
-        questions, contexts = table.columns[self.names.question], table.columns[self.names.context]
+        questions, contexts = table.columns[self.reader.question], table.columns[self.reader.context]
         return encode_questions(questions, contexts, tokenizer, max_length, self.window_overlap)
 
     def labels(self, table: Table, arrays: Mapping[str, Array]) -> Array:
@@ -104,7 +108,7 @@ class AnsweringEncoding(Encoding):
 
         They are 0 and 0, the first token, if the window does not hold the complete answer, as in BERT's run_squad.py.
         """
-        answers = [squad.read_answers(table, row, self.names) for row in range(len(table))]
+        answers = [self.reader.read(table, row) for row in range(len(table))]
         labels = np.zeros((len(arrays["examples"]), 2), dtype=np.int64)
         for window, row in enumerate(arrays["examples"]):
             if answers[row]:
@@ -121,15 +125,21 @@ class AnsweringEncoding(Encoding):
         windows = f"{len(table):,} questions in {len(features):,} windows of at most {max_length} tokens"
         if features.num_truncated:
             windows += f"; {features.num_truncated:,} questions are longer than half a window and were cut"
-        has_answer = np.array([bool(squad.read_answers(table, row, self.names)) for row in range(len(table))])
+        has_answer = self.reader.find_answered(table)
         is_held = np.zeros(len(table), dtype=bool)
         is_held[examples[labels.any(-1)]] = True
         num_lost = int((has_answer & ~is_held).sum())
         lost = "each answer fits into a window"
         if num_lost:
             lost = f"{num_lost:,} answers fit into no window and are not trained on"
-        answers = f"{int(has_answer.sum()):,} questions with an answer, {int((~has_answer).sum()):,} without; {lost}"
+        answers = f"{self.reader.describe_unanswered(table, has_answer)}; {lost}"
+        if num_found := self.reader.count_found(table):
+            answers += f"; {num_found:,} answers have no answer_start and occur once in their context"
         return [("input", windows), ("answers", answers)]
+
+    def find_warnings(self, tables: Mapping[str, Table]) -> list[str]:
+        """Answers that is_impossible contradicts; questions without an answer where training has none."""
+        return self.reader.find_warnings(tables)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,12 +163,12 @@ class AnsweringScoring(Scoring):
     """Logits to answers and SQuAD's metrics.
 
     Args:
-        names: The columns.
+        reader: Reads the answers.
         num_best, longest_answer, null_threshold: See Settings.
         unanswerable: Training has questions without an answer, so the model may give none.
     """
 
-    names: squad.ColumnNames
+    reader: AnswerReader
     num_best: int = 20
     longest_answer: int = 30
     null_threshold: float = 0.0
@@ -188,14 +198,14 @@ class AnsweringScoring(Scoring):
         threshold = self.null_threshold if self.unanswerable else None
         search = squad.Search(num_best=self.num_best, longest=self.longest_answer, null_threshold=threshold)
         for row in sorted(windows):
-            yield row, squad.find_best_answer(table.columns[self.names.context][row], windows[row], search)
+            yield row, squad.find_best_answer(table.columns[self.reader.context][row], windows[row], search)
 
     def compute_metrics(
         self, metric: str, outputs: Outputs, features: Features, table: Table, indices: Array
     ) -> dict[str, float]:
         """In [0, 1]; those of SQuAD 2.0 if training or these rows have questions without an answer, else those of 1.1."""
         answers = dict(self.find_answers(outputs, features, table, indices))
-        references = [[text for text, _ in squad.read_answers(table, row, self.names)] for row in answers]
+        references = [[text for text, _ in self.reader.read(table, row)] for row in answers]
         texts = [answer.text for answer in answers.values()]
         values = squad.score_answers(texts, references, unanswerable=self.unanswerable or not all(references))
         return {name: values[name] for name in self.metric_names}
@@ -205,7 +215,7 @@ class AnsweringScoring(Scoring):
         answers = dict(self.find_answers(outputs, features, table, indices))
         return MetricInputs(
             predictions=[answer.text for answer in answers.values()],
-            references=[[text for text, _ in squad.read_answers(table, row, self.names)] for row in answers],
+            references=[[text for text, _ in self.reader.read(table, row)] for row in answers],
             scores=np.array([answer.score for answer in answers.values()]),
         )
 
@@ -214,7 +224,7 @@ class AnsweringScoring(Scoring):
         model may give no answer, also no_answer_score, which is compared with task.null_threshold."""
         for row, answer in self.find_answers(outputs, features, table, np.arange(len(features))):
             prediction: dict[str, Any] = {
-                "id": squad.get_id(table, row),
+                "id": get_id(table, row),
                 "answer": answer.text,
                 "score": answer.score,
                 "begin": answer.begin,
@@ -256,16 +266,16 @@ class Answering(Task):
             not smoothing, "train.label_smoothing", smoothing, "must be 0: question answering has no label smoothing"
         )
         question, context = texts
-        return AnsweringColumns(names=squad.ColumnNames(question=question, context=context, answers=str(label)))
+        return AnsweringColumns(reader=AnswerReader(question=question, context=context, answers=str(label)))
 
     @classmethod
     def from_table(cls, config: RunConfig, table: Table) -> "Answering":
         """Finds out whether there are questions without an answer. InputError if no question has one."""
-        names = cls.make_columns(config).names
-        has_answer = [bool(squad.read_answers(table, row, names)) for row in range(len(table))]
-        if not any(has_answer):
-            raise InputError(f"data.label_column ({names.answers}): no training question has an answer")
-        return cls.from_state(config, {"unanswerable": not all(has_answer)})
+        reader = cls.make_columns(config).reader
+        has_answer = reader.find_answered(table)
+        if not has_answer.any():
+            raise InputError(f"data.label_column ({reader.answers}): no training question has an answer")
+        return cls.from_state(config, {"unanswerable": bool(not has_answer.all())})
 
     @classmethod
     def from_state(cls, config: RunConfig, state: Mapping[str, Any]) -> "Answering":
@@ -278,10 +288,10 @@ class Answering(Task):
             # Two outputs, for start and end, even if the backbone was trained with another number
             head=HeadSpec(auto_class=cls.auto_classes[0], config_entries={"num_labels": 2}),
             columns=columns,
-            encoding=AnsweringEncoding(names=columns.names, window_overlap=settings.window_overlap),
+            encoding=AnsweringEncoding(reader=columns.reader, window_overlap=settings.window_overlap),
             objective=AnsweringObjective(),
             scoring=AnsweringScoring(
-                names=columns.names,
+                reader=columns.reader,
                 num_best=settings.num_best,
                 longest_answer=settings.longest_answer,
                 null_threshold=settings.null_threshold,

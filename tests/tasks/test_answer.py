@@ -36,9 +36,10 @@ from hf_finetune.tasks.answer import (
     Settings,
 )
 from hf_finetune.tasks.text import contexts, squad
+from hf_finetune.tasks.text.answer_reader import AnswerReader, get_id
 from hf_finetune.train import finetune
 
-NAMES = squad.ColumnNames(question="question", context="context", answers="answers")
+READER = AnswerReader(question="question", context="context", answers="answers")
 
 
 def make_config(
@@ -106,9 +107,9 @@ def read(tmp_path: Path, content: Any) -> Table:
 
 def test_squad_files_are_read(tmp_path: Path) -> None:
     table = read(tmp_path, SQUAD)
-    assert [squad.get_id(table, row) for row in range(2)] == ["7", "b"]
-    assert squad.read_answers(table, 0, NAMES) == [("The dog", 13), ("dog", 17)]
-    assert squad.read_answers(table, 1, NAMES) == []
+    assert [get_id(table, row) for row in range(2)] == ["7", "b"]
+    assert READER.read(table, 0) == [("The dog", 13), ("dog", 17)]
+    assert READER.read(table, 1) == []
     assert make_task(table).unanswerable
     old = json.loads(json.dumps(SQUAD))
     old["data"][0]["paragraphs"][0]["qas"] = [{"id": "a", "question": "Who ran?",
@@ -135,40 +136,6 @@ def test_errors_of_squad_files(tmp_path: Path, change: Callable[[Any], Any], mes
     change(content["data"])
     with pytest.raises(InputError, match=message):
         make_task(read(tmp_path, content))
-
-
-@pytest.mark.parametrize(
-    ("answers", "message"),
-    [
-        (None, r"a.jsonl:1: answers \(None\) must be {text: \[...\], answer_start: \[...\]}"),
-        ("cat", "must be {text"),
-        ({"text": ["the"]}, "must be {text"),
-        ({"text": "the", "answer_start": 0}, "must be {text"),
-        ({"text": ["the"], "answer_start": [0, 3]}, "two lists of the same length"),
-        ({"text": [" "], "answer_start": [3]}, "the text ' ' is not an answer; give empty lists if there is no answer"),
-        ({"text": [5], "answer_start": [3]}, "the text 5 is not an answer"),
-        ({"text": ["the"], "answer_start": ["0"]}, r"answer_start \(0\) of 'the' must be a whole number"),
-        ({"text": ["the"], "answer_start": [True]}, r"answer_start \(True\) of 'the' must be a whole number"),
-        ({"text": ["the"], "answer_start": [-3]}, "the context has '' there; the nearest occurrence begins at 0"),
-        ({"text": ["the"], "answer_start": [7]}, "the context has ' th' there; the nearest occurrence begins at 8"),
-        (
-            {"text": ["dog"], "answer_start": [4]},
-            "the context has 'cat' there; the answer does not occur in the context",
-        ),
-        ({"text": ["b" * 99], "answer_start": [0]}, "of 'b{60}...'"),
-    ],
-)
-def test_errors_of_answers(answers: Any, message: str) -> None:
-    row = {"question": "this", "context": "the cat the red", "answers": answers}
-    with pytest.raises(InputError, match=message):
-        make_task(make_table([row]))
-
-
-def test_answers_may_be_lists_of_objects_and_is_impossible_means_none() -> None:
-    row = {"question": "q", "context": "the cat", "answers": [{"text": "cat", "answer_start": 4}]}
-    table = make_table([row, row | {"is_impossible": True}, row | {"is_impossible": "False"}, row | {"answers": []}])
-    answers = [squad.read_answers(table, number, NAMES) for number in range(4)]
-    assert answers == [[("cat", 4)], [], [("cat", 4)], []]
 
 
 def test_errors_of_settings() -> None:
@@ -276,7 +243,7 @@ def test_an_answer_of_several_tokens_that_no_window_holds_is_counted() -> None:
         == "3 questions in 22 windows of at most 16 tokens; 1 questions are longer than half a window and were cut"
     )
     assert lines["answers"] == (
-        "2 questions with an answer, 1 without; 1 answers fit into no window and are not trained on"
+        "1 of 3 questions have no answer (empty lists); 1 answers fit into no window and are not trained on"
     )
     assert isinstance(features.labels, np.ndarray)
     held = [window for window in range(len(features)) if features.labels[window].any()]
@@ -603,6 +570,19 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return finetune(config).run_dir
 
 
+def test_flat_rows_are_predicted_and_evaluated_as_squads_are(trained: Path, tmp_path: Path) -> None:
+    predictor, rows = Predictor.from_pretrained(str(trained)), make_questions(12, seed=7)
+    flat = []
+    for row in rows:
+        (text,), (start,) = (row["answers"][key] or [empty] for key, empty in (("text", ""), ("answer_start", -1)))
+        kept = {name: row[name] for name in ("id", "question", "context")}
+        flat.append({**kept, "answer_text": text, "answer_start": start})
+    assert predictor.predict(flat) == predictor.predict(rows)
+    assert predictor.evaluate(flat) == predictor.evaluate(rows)
+    path = tiny.write_jsonl(tmp_path / "flat.jsonl", flat)
+    assert evaluate_file(predictor, str(path)) == predictor.evaluate(rows)
+
+
 def test_a_run_learns_and_evaluate_repeats_its_metrics(trained: Path) -> None:
     results = json.loads((trained / "results.json").read_text())
     assert results["metric"] == "f1"
@@ -700,14 +680,14 @@ def test_a_model_with_another_number_of_labels_gets_two_outputs(tmp_path: Path) 
 
 
 def test_columns_alone() -> None:
-    columns = AnsweringColumns(names=NAMES)
-    assert columns.spec.columns == ("question", "context", "answers", "id", "is_impossible")
+    columns = AnsweringColumns(reader=READER)
+    assert columns.spec.own_columns == ("question", "context", "answers", "id", "is_impossible")
     assert columns.spec.together == ("context",)
     assert columns.make_row(["q", "c"]) == {"question": "q", "context": "c"}
 
 
 def test_encoding_alone() -> None:
-    encoding = AnsweringEncoding(names=NAMES)
+    encoding = AnsweringEncoding(reader=READER)
     table = make_table([make_row("the cat", ("cat", 4), question="this"), make_row("the", question="this")])
     arrays = encoding.tokenize(table, tiny.make_tokenizer(), 16)  # [CLS] this [SEP] the cat [SEP]
     assert arrays["char_starts"].tolist() == [-1, -1, -1, 0, 4, -1, -1, -1, -1, 0, -1]
@@ -744,13 +724,13 @@ def test_scoring_alone() -> None:
     }
     features, table = make_features(arrays, None), make_table([make_row("the cat", ("cat", 4))])
     logits = np.array([[1.0, 1.0], [0.0, 0.0], [2.0, 2.0]])
-    scoring = AnsweringScoring(names=NAMES)
+    scoring = AnsweringScoring(reader=READER)
     values = scoring.compute_metrics("f1", [logits], features, table, np.array([0]))
     assert values == {"f1": 1.0, "exact_match": 1.0}
     (prediction,) = scoring.make_predictions([logits], features, table)
     assert prediction.keys() == {"id", "answer", "score", "begin", "end"}
     assert (prediction["answer"], prediction["begin"], prediction["end"]) == ("cat", 4, 7)
-    may_decline = AnsweringScoring(names=NAMES, unanswerable=True, null_threshold=-3.0)
+    may_decline = AnsweringScoring(reader=READER, unanswerable=True, null_threshold=-3.0)
     (prediction,) = may_decline.make_predictions([logits], features, table)
     assert (prediction["answer"], prediction["no_answer_score"]) == ("", -2.0)
 

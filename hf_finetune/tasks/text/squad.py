@@ -1,4 +1,4 @@
-"""SQuAD: answers as its files write them, the best span of the model's logits, and the metrics of its official scripts.
+"""SQuAD: the best span of the model's logits, and the metrics of its official scripts.
 
 T tokens of a window.
 """
@@ -6,91 +6,12 @@ T tokens of a window.
 import re
 import string
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from hf_finetune.data.features import Array
-from hf_finetune.data.table import Table
-from hf_finetune.system.errors import InputError
-
-# --- answers of a table ---------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, kw_only=True)
-class ColumnNames:
-    """The names of the three columns."""
-
-    question: str
-    context: str
-    answers: str
-
-
-OPTIONAL_COLUMNS = ("id", "is_impossible")  # are read if the table has them
-
-
-def read_answers(table: Table, row: int, names: ColumnNames) -> list[tuple[str, int]]:
-    """Returns the answers of a row, each with the position of its first character. The list is empty if there is no answer.
-
-    Raises InputError with file and line if they are not written as in SQuAD, or are not in the context at their position.
-    """
-    if is_impossible(table, row):
-        return []
-    where, value = f"{describe_row(table, row)}: {names.answers}", table.columns[names.answers][row]
-    if isinstance(value, (list, tuple)) and all(isinstance(answer, Mapping) for answer in value):
-        value = {key: [answer.get(key) for answer in value] for key in ("text", "answer_start")}
-    texts, starts = (value.get(key) if isinstance(value, Mapping) else None for key in ("text", "answer_start"))
-    if not isinstance(texts, (list, tuple)) or not isinstance(starts, (list, tuple)) or len(texts) != len(starts):
-        raise InputError(
-            f"{where} ({shorten(value)}) must be {{text: [...], answer_start: [...]}}, two lists of the same length; "
-            "give empty lists if there is no answer"
-        )
-    context = table.columns[names.context][row]
-    for text, start in zip(texts, starts, strict=True):
-        if not isinstance(text, str) or not text.strip():
-            raise InputError(f"{where}: the text {text!r} is not an answer; give empty lists if there is no answer")
-        if not isinstance(start, int) or isinstance(start, bool):
-            raise InputError(f"{where}: answer_start ({start}) of {shorten(text)!r} must be a whole number")
-        if start < 0 or context[start : start + len(text)] != text:
-            raise InputError(f"{where}: {describe_misplaced_answer(context, text, start)}")
-    return list(zip(texts, starts, strict=True))
-
-
-def is_impossible(table: Table, row: int) -> bool:
-    """True if the table has a column is_impossible that is true in this row."""
-    value = table.columns["is_impossible"][row] if "is_impossible" in table.columns else None
-    return str(value).lower() in ("true", "1")
-
-
-def describe_misplaced_answer(context: str, text: str, start: int) -> str:
-    """Returns the part of an error about an answer that is not at its position: what is there, and where the answer is."""
-    positions = [match.start() for match in re.finditer(re.escape(text), context)]
-    hint = "the answer does not occur in the context"
-    if positions:
-        hint = f"the nearest occurrence begins at {min(positions, key=lambda position: abs(position - start))}"
-    there = context[start : start + len(text)] if start >= 0 else ""
-    return f"answer_start ({start}) of {shorten(text)!r}: the context has {shorten(there)!r} there; {hint}"
-
-
-def shorten(value: Any, longest: int = 60) -> str:
-    """Returns the first `longest` characters of a value, for an error."""
-    text = str(value)
-    return text if len(text) <= longest else f"{text[:longest]}..."
-
-
-def get_id(table: Table, row: int) -> str:
-    """Returns the id of a question. If it has none, it is the number of the row, from 1."""
-    value = table.columns["id"][row] if "id" in table.columns else None
-    return str(row + 1) if value is None else str(value)
-
-
-def describe_row(table: Table, row: int) -> str:
-    """Returns `file:line` of a row, and the id of the question if it has one: the lines of a SQuAD file are not questions."""
-    value = table.columns["id"][row] if "id" in table.columns else None
-    return table.where(row) if value is None else f"{table.where(row)} (id {value})"
-
 
 # --- the best span --------------------------------------------------------------------------------------------------
 

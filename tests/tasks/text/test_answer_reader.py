@@ -1,0 +1,200 @@
+"""Answers in the forms that files have them in, and the errors of rows that do not say what their answers are."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pandas
+import pytest
+from support import tiny
+
+from hf_finetune.config.sections import DataConfig, ModelConfig, RunConfig
+from hf_finetune.data.memory import read_memory
+from hf_finetune.data.sources import read_table
+from hf_finetune.data.table import Table
+from hf_finetune.system.errors import InputError
+from hf_finetune.tasks.answer import Answering, Settings
+
+CONTEXT = "the cat the red dog"
+ROW = {"question": "this", "context": CONTEXT}
+SQUAD = {"text": ["cat"], "answer_start": [4]}
+
+
+def make_config(label: str = "answers") -> RunConfig:
+    """Returns a config that is never run, with the recipe's columns."""
+    data = DataConfig(train=("-",), text_columns=("question", "context"), label_column=label)
+    return RunConfig(model=ModelConfig(backbone="-"), data=data, task=Settings(kind="answer"))
+
+
+def read(path: Path, label: str = "answers", *, needs_labels: bool = True) -> Table:
+    """Returns the table of a file."""
+    config = make_config(label)
+    spec = Answering.make_columns(config).spec
+    return read_table([str(path)], config.data, "data.train", spec, needs_labels=needs_labels)
+
+
+def read_rows(folder: Path, rows: list[dict[str, Any]], label: str = "answers") -> Table:
+    """Returns the table of rows that were written as JSON lines."""
+    return read(tiny.write_jsonl(folder / "a.jsonl", rows), label)
+
+
+def list_answers(table: Table, label: str = "answers") -> list[list[tuple[str, int]]]:
+    """Returns the answers of each row."""
+    reader = Answering.make_columns(make_config(label)).reader
+    return [reader.read(table, row) for row in range(len(table))]
+
+
+# --- forms ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"answers": SQUAD},
+        {"answers": [{"text": "cat", "answer_start": 4}]},
+        {"answers": json.dumps(SQUAD)},
+        {"answers": str(SQUAD)},
+        {"answers": "{'text': array(['cat'], dtype=object), 'answer_start': array([4], dtype=int32)}"},
+        {"answers": "[{'text': 'cat', 'answer_start': 4}]"},
+        {"answers": "cat"},
+        {"answers": "cat", "answer_start": 4},
+        {"answers": ["cat"]},
+        {"answers": ["cat"], "answer_start": [4]},
+        {"answers": "['cat']", "answer_start": "[4]"},
+        {"answers": {"text": ["cat"]}},
+        {"answers": [{"text": "cat"}]},
+        {"answer_text": "cat", "answer_start": 4},
+        {"answer_text": "cat", "answer_start": "4"},
+        {"answer_text": "cat", "answer_start": 4.0},
+        {"answer_text": "cat"},
+        {"answer": "cat", "answer_start": 4},
+        {"answer": "cat"},
+        {"answer": "cat", "is_impossible": False},
+    ],
+)
+def test_every_form_is_the_same_answer(tmp_path: Path, more: dict[str, Any]) -> None:
+    """As JSON lines, as CSV, in a frame, in a data set and as dicts."""
+    rows = [{**ROW, **more}] * 2
+    assert list_answers(read_rows(tmp_path, rows)) == [[("cat", 4)]] * 2
+    config = make_config()
+    spec = Answering.make_columns(config).spec
+    for given in (rows, pandas.DataFrame(rows), datasets.Dataset.from_list(rows)):
+        table = read_memory(given, "train", config.data, spec)
+        assert list_answers(table) == [[("cat", 4)]] * 2
+        assert tuple(table.columns) == ("question", "context", "answers", "id", "is_impossible")
+    pandas.DataFrame(rows).to_csv(tmp_path / "a.csv", index=False)
+    assert list_answers(read(tmp_path / "a.csv")) == [[("cat", 4)]] * 2
+
+
+def test_a_frame_with_arrays_that_was_written_as_csv_is_read(tmp_path: Path) -> None:
+    answers = {"text": np.array(["cat", "red dog"], dtype=object), "answer_start": np.array([4, 12])}
+    pandas.DataFrame([{**ROW, "answers": answers}]).to_csv(tmp_path / "a.csv", index=False)
+    assert list_answers(read(tmp_path / "a.csv")) == [[("cat", 4), ("red dog", 12)]]
+
+
+def test_a_column_of_another_name_is_read_in_the_same_forms(tmp_path: Path) -> None:
+    rows = [{**ROW, "span": "red", "answer": "no such thing"}, {**ROW, "span": SQUAD, "answer": None}]
+    assert list_answers(read_rows(tmp_path, rows, "span"), "span") == [[("red", 12)], [("cat", 4)]]
+    with pytest.raises(InputError, match="no column 'span'"):
+        read_rows(tmp_path, [{**ROW, "answer_text": "red"}], "span")
+
+
+def test_squads_own_rows_stay_as_they_are(tmp_path: Path) -> None:
+    rows = [{**ROW, "answers": SQUAD, "id": "a"}, {**ROW, "answers": {"text": [], "answer_start": []}, "id": "b"}]
+    table = read_rows(tmp_path, rows)
+    assert list(table.columns["answers"]) == [row["answers"] for row in rows]
+    assert list_answers(table) == [[("cat", 4)], []]
+
+
+def test_rows_to_predict_need_no_answers_and_broken_ones_do_no_harm(tmp_path: Path) -> None:
+    for more in ({}, {"answer_text": "nowhere"}, {"answers": 3}, {"answer": ["the", "a"], "answer_start": "x"}):
+        path = tiny.write_jsonl(tmp_path / "a.jsonl", [{**ROW, **more}])
+        assert len(read(path, needs_labels=False)) == 1
+
+
+# --- no answer ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"answers": {"text": [], "answer_start": []}},
+        {"answers": []},
+        {"answers": "[]"},
+        {"answers": None, "is_impossible": True},
+        {"answers": SQUAD, "is_impossible": "True"},
+        {"answer_text": "", "is_impossible": 1.0},
+        {"answer_text": "", "answer_start": "-1"},
+        {"answer_text": None, "answer": None, "is_impossible": "1"},
+    ],
+)
+def test_a_question_without_an_answer(tmp_path: Path, more: dict[str, Any]) -> None:
+    assert list_answers(read_rows(tmp_path, [{**ROW, **more}])) == [[]]
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"answers": None}, r"a.jsonl:1: answers: is null or missing; give {text: \[...\], answer_start: \[...\]}, two"),
+        ({"answers": ""}, r"a.jsonl:1: answers: is empty or missing; .* empty lists, or is_impossible true"),
+        ({"answer_text": "", "answer_start": ""}, "a.jsonl:1: answers: is empty or missing"),
+        ({"answers": None, "id": "b", "is_impossible": False}, r"a.jsonl:1 \(id b\): answers: is null or missing"),
+        ({"answers": None, "is_impossible": "perhaps"}, r"a.jsonl:1: is_impossible \(perhaps\) must be true or false"),
+        ({"answers": 7}, r"answers \(7\) must be {text"),
+        ({"answers": {"texts": ["the"]}}, "must be {text"),
+        ({"answers": {"text": "the", "answer_start": 0}}, "must be {text"),
+        ({"answers": {"text": ["the"], "answer_start": [0, 3]}}, "two lists of the same length"),
+        ({"answers": ["the", "cat"], "answer_start": [0]}, "two lists of the same length"),
+        ({"answers": {"text": [" "], "answer_start": [3]}}, "the text ' ' is not an answer; if the question has no answer, give"),
+        ({"answers": {"text": [5], "answer_start": [3]}}, "the text 5 is not an answer"),
+        ({"answers": {"text": ["the"], "answer_start": ["a"]}}, r"answer_start \(a\) of 'the' must be a whole number"),
+        ({"answers": {"text": ["the"], "answer_start": [0.5]}}, r"answer_start \(0.5\) of 'the' must be a whole number"),
+        ({"answers": {"text": ["the"], "answer_start": [True]}}, r"answer_start \(True\) of 'the' must be a whole number"),
+        ({"answers": {"text": ["the"], "answer_start": [-3]}}, "the context has '' there; the nearest occurrence begins at 0"),
+        ({"answers": {"text": ["the"], "answer_start": [7]}}, "the context has ' th' there; the nearest occurrence begins at 8"),
+        ({"answer_text": "dog", "answer_start": 4}, "the context has 'cat' there; the nearest occurrence begins at 16"),
+        ({"answer_text": "bird", "answer_start": 4}, "the context has 'cat ' there; the answer does not occur in the context"),
+        ({"answer_text": "the"}, "a.jsonl:1: answers: 'the' occurs 2 times in the context; give its position as answer_start"),
+        ({"answer": "bird"}, "a.jsonl:1: answers: 'bird' does not occur in the context; give its position as answer_start"),
+        ({"answers": {"text": ["b" * 99], "answer_start": [0]}}, "of 'b{60}...'"),
+    ],
+)  # fmt: skip
+def test_rows_that_do_not_say_what_their_answers_are_are_refused(
+    tmp_path: Path, more: dict[str, Any], message: str
+) -> None:
+    table = read_rows(tmp_path, [{**ROW, **more}])
+    with pytest.raises(InputError, match=message):
+        Answering.from_table(make_config(), table)
+
+
+def test_what_is_counted_is_said(tmp_path: Path) -> None:
+    empty = {"text": [], "answer_start": []}
+    rows = [
+        {**ROW, "answers": SQUAD},
+        {**ROW, "answers": "red"},
+        {**ROW, "answers": empty},
+        {**ROW, "answers": None, "is_impossible": True},
+        {**ROW, "answers": SQUAD, "is_impossible": True},
+    ]
+    reader = Answering.make_columns(make_config()).reader
+
+    def describe(chosen: list[dict[str, Any]]) -> str:
+        table = read_rows(tmp_path, chosen)
+        return reader.describe_unanswered(table, reader.find_answered(table))
+
+    assert describe(rows) == "3 of 5 questions have no answer (2 is_impossible, 1 empty lists)"
+    assert describe(rows[:3]) == "1 of 3 questions have no answer (empty lists)"
+    assert describe(rows[3:]) == "2 of 2 questions have no answer (is_impossible)"
+    assert describe(rows[:2]) == "each of the 2 questions has an answer"
+    assert reader.count_found(read_rows(tmp_path, rows)) == 1
+    encoding = Answering.from_table(make_config(), read_rows(tmp_path, rows[:2])).encoding
+    tables = {"train": read_rows(tmp_path, rows[:2]), "test": read_rows(tmp_path, rows)}
+    contradiction, unseen = encoding.find_warnings(tables)
+    assert contradiction.startswith("test: 1 questions have answers although is_impossible is true, such as")
+    assert "a.jsonl:5; they count as questions without an answer" in contradiction
+    assert (
+        unseen == "test: has questions without an answer, and training has none: the model will answer every question"
+    )
+    assert encoding.find_warnings({"train": tables["train"]}) == []
