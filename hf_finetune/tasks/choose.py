@@ -18,10 +18,16 @@ from hf_finetune.model.head_spec import HeadSpec
 from hf_finetune.system.errors import InputError
 from hf_finetune.tasks.base import Columns, Encoding, Outputs, Scoring, SummedObjective, Task
 from hf_finetune.tasks.own_functions import MetricInputs
+from hf_finetune.tasks.text.choice_columns import ChoiceColumnFinder
 from hf_finetune.tasks.text.choice_reader import READINGS, ChoiceReader
 
 if TYPE_CHECKING:
     import torch
+
+LARGEST_SHARE, FEWEST_ROWS = (
+    0.95,
+    20,
+)  # a warning: one place has the right choice in more of the rows, of at least as many
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +52,7 @@ class ChoiceColumns(Columns):
     @property
     def spec(self) -> ColumnSpec:
         """Rows with the same prompt stay in one split. A row may lack all but the first two choices."""
+        finder = ChoiceColumnFinder(prompts=self.prompts, choices=self.choices, label=self.label)
         return ColumnSpec(
             inputs=(*self.prompts, *self.choices[:2]),
             labels=(self.label,),
@@ -53,6 +60,9 @@ class ChoiceColumns(Columns):
             texts=self.prompts,
             together=self.prompts,
             settings=dict.fromkeys(self.choices, "task.choice_columns"),
+            alternatives=finder.alternatives,
+            also_read=finder.labels,
+            convert_rows=finder.convert_rows,
         )
 
     @property
@@ -114,6 +124,23 @@ class ChoiceEncoding(Encoding):
             ("input", f"at most {max_length} tokens; {cut}"),
             ("choices", f"{shown}; labels are {READINGS[self.reader.reading]}; the right one is {right}"),
         ]
+
+    def find_warnings(self, tables: Mapping[str, Table]) -> list[str]:
+        """Labels that can be read in two ways; a place that nearly always has the right choice."""
+        table, reader, warnings = tables["train"], self.reader, []
+        for reading in reader.find_other_readings(table):
+            warnings.append(
+                f"train: labels can be {READINGS[reader.reading]}, or {READINGS[reading]}, which name other choices; they are "
+                f"read as {READINGS[reader.reading]}; letters (A, B, ...) or the choices' texts would be clear"
+            )
+        places = Counter(reader.read_label(table, row) for row in range(len(table)))
+        ((place, count),) = places.most_common(1)
+        if len(table) >= FEWEST_ROWS and count > LARGEST_SHARE * len(table):
+            warnings.append(
+                f"train: choice {place} (from 0) is the right one in {count:,} of {len(table):,} rows; look whether "
+                f"{reader.label_column} is the column of the right choice (labels are {READINGS[reader.reading]})"
+            )
+        return warnings
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -112,7 +112,7 @@ def test_labels_are_read_in_the_way_that_fits_most_training_rows(
         (make_row(-1), r"label \(-1\) names none"),
         (make_row(0.5), r"label \(0.5\) names none"),
         (make_row(True), r"label \(True\) names none"),
-        (make_row(None), r"label \(None\) names none"),
+        (make_row(None), "label is missing"),
         (make_row("two"), r"label \(two\) names none"),
         (make_row([0]), r"label \(\[0\]\) names none"),
         (make_row(0, "cat or dog"), r"choices \(cat or dog\) is not a list of choices; see task.choice_columns"),
@@ -191,7 +191,7 @@ READER = ChoiceReader(choice_columns=LIST, label_column="label")
 
 def test_columns_alone() -> None:
     columns = ChoiceColumns(prompts=("stem",), choices=TWO, label="label")
-    assert columns.spec.columns == ("stem", "a", "b", "label")
+    assert columns.spec.own_columns == ("stem", "a", "b", "label")
     assert (columns.spec.texts, columns.spec.together) == (("stem",), ("stem",))
     assert columns.make_row(["the", "x", "y"]) == {"stem": "the", "a": "x", "b": "y"}
     assert columns.num_example_texts == 3
@@ -344,6 +344,18 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "tracking.trackers": [],
     }
     return finetune(load_config(settings | files)).run_dir
+
+
+def test_rows_in_other_columns_are_predicted_and_evaluated_the_same(trained: Path, tmp_path: Path) -> None:
+    predictor = Predictor.from_pretrained(str(trained))
+    rows = [{**row, "label": row["choices"][row["label"]]} for row in tiny.make_choices(12, seed=7)]
+    others = [{"question": row["stem"], "options": row["choices"], "answer": row["label"]} for row in rows]
+    assert predictor.predict(others) == predictor.predict(rows)
+    assert predictor.evaluate(others) == predictor.evaluate(rows)
+    path = tiny.write_jsonl(tmp_path / "others.jsonl", others)
+    assert evaluate_file(predictor, str(path)) == predictor.evaluate(rows)
+    unlabelled = [{name: row[name] for name in ("question", "options")} for row in others]
+    assert predictor.predict(unlabelled) == predictor.predict(rows)
 
 
 def test_a_run_learns_and_evaluate_repeats_its_metrics(trained: Path) -> None:

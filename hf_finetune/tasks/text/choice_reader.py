@@ -7,8 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from hf_finetune.data.literals import read_literal
 from hf_finetune.data.table import Table
 from hf_finetune.system.errors import InputError
+from hf_finetune.tasks.labels import canonical_label, clean_label
 
 # How labels name the right choice. If several readings fit the same number of training rows, the first of them is taken
 READINGS = {
@@ -16,6 +18,7 @@ READINGS = {
     "text": "the choices' texts",
     "letter": "letters, from A",
     "index": "indices, from 0",
+    "number": "numbers, from 1",
 }
 
 
@@ -33,21 +36,20 @@ class Choices:
 
     def find_index(self, label: Any, reading: str) -> int | None:
         """Returns the choice, from 0, that a label stands for in a reading. None if it stands for none or for several."""
-        if isinstance(label, bool) or label is None:
+        if isinstance(label, (bool, list, tuple, dict)):
             return None
-        if isinstance(label, float) and label.is_integer():
-            label = int(label)
-        if reading == "index":
-            is_number = isinstance(label, int) or (isinstance(label, str) and label.strip().isdecimal())
-            return int(label) if is_number and 0 <= int(label) < len(self.texts) else None
-        if not isinstance(label, str):
+        word = clean_label(label)
+        if word is None:
             return None
-        word = label.strip()
+        if reading in ("index", "number"):
+            number = canonical_label(label) or ""
+            index = int(number) - (reading == "number") if number.isdecimal() else -1
+            return index if 0 <= index < len(self.texts) else None
         if reading == "letter":
-            number = ord(word.upper()) - ord("A") if len(word) == 1 else -1
-            return number if 0 <= number < min(26, len(self.texts)) else None
+            index = ord(word.upper()) - ord("A") if len(word) == 1 else -1
+            return index if 0 <= index < min(26, len(self.texts)) else None
         candidates = self.names if reading == "name" else self.texts
-        indices = [index for index, candidate in enumerate(candidates) if candidate.strip() == word]
+        indices = [index for index, candidate in enumerate(candidates) if clean_label(candidate) == word]
         return indices[0] if len(indices) == 1 else None
 
 
@@ -87,33 +89,65 @@ class ChoiceReader:
             return texts, ()
         (column,) = self.choice_columns
         value: Any = table.columns[column][row]
-        names: Sequence[Any] = ()
-        if isinstance(value, Mapping):  # as in ARC and CommonsenseQA on the Hub
-            value, names = value.get("text"), value.get("label") or ()
+        if isinstance(value, str):  # as pandas writes lists into a csv file
+            value = read_literal(value) or value
+        if isinstance(value, Mapping):
+            return split_object(value)
         if not isinstance(value, (list, tuple)):
             raise InputError(
                 f"{table.where(row)}: {column} ({value}) is not a list of choices; see task.choice_columns"
             )
-        return list(value), names
+        if value and all(isinstance(choice, Mapping) for choice in value):  # as in ARC's own files
+            names = [choice["label"] for choice in value if "label" in choice]
+            return [choice.get("text") for choice in value], names
+        return list(value), ()
+
+    def find_readings(self, table: Table) -> dict[str, list[int | None]]:
+        """Returns for each reading the choice that it gives for each row."""
+        indices: dict[str, list[int | None]] = {reading: [] for reading in READINGS}
+        for row in range(len(table)):
+            label, choices = table.columns[self.label_column][row], self.read_choices(table, row)
+            for reading, found in indices.items():
+                found.append(choices.find_index(label, reading))
+        return indices
 
     def guess_reading(self, table: Table) -> str:
         """Returns the reading in which the labels of the most rows name a choice; index if they do in none."""
-        counts = dict.fromkeys(READINGS, 0)
-        for row in range(len(table)):
-            label, choices = table.columns[self.label_column][row], self.read_choices(table, row)
-            for reading in READINGS:
-                counts[reading] += choices.find_index(label, reading) is not None
+        indices = self.find_readings(table)
+        counts = {reading: sum(index is not None for index in found) for reading, found in indices.items()}
         if not any(counts.values()):
             return "index"
         return max(READINGS, key=lambda reading: counts[reading])  # the first of equal ones
+
+    def find_other_readings(self, table: Table) -> list[str]:
+        """Returns the readings in which every label names a choice, but not always the one that it names in this reading."""
+        indices = self.find_readings(table)
+        return [reading for reading, found in indices.items() if None not in found and found != indices[self.reading]]
 
     def read_label(self, table: Table, row: int) -> int:
         """Returns the right choice of a row, from 0. InputError with file and line if the label names none."""
         label, choices = table.columns[self.label_column][row], self.read_choices(table, row)
         index = choices.find_index(label, self.reading)
+        where = f"{table.where(row)}: {self.label_column}"
+        if clean_label(label) is None:
+            raise InputError(f"{where} is missing; data.label_column names the column of the right choice")
         if index is None:
+            count = len(choices.texts)
+            named = f"choices {', '.join(choices.names)}" if self.reading == "name" else f"{count} choices"
             raise InputError(
-                f"{table.where(row)}: {self.label_column} ({label}) names none of the {len(choices.texts)} choices, or several; "
-                f"labels are {READINGS[self.reading]}, as in most training rows"
+                f"{where} ({label}) names none of the {named}, or several; labels are {READINGS[self.reading]}, "
+                "as in most training rows"
             )
         return index
+
+
+def split_object(value: Mapping[Any, Any]) -> tuple[list[Any], list[Any]]:
+    """Returns the texts and names of choices that are an object: `{"text": [...], "label": [...]}`, as ARC has them on the Hub,
+    or `{"A": "...", "B": "..."}`, as MedQA."""
+    if "text" in value:
+        texts, names = value["text"], value.get("label")
+        return list(texts) if isinstance(texts, (list, tuple)) else [texts], list(names) if names is not None else []
+    entries = [
+        (name, text) for name, text in value.items() if text is not None
+    ]  # Arrow gives each row the names of all
+    return [text for _, text in entries], [name for name, _ in entries]
