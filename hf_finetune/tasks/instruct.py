@@ -17,7 +17,8 @@ from hf_finetune.model.head_spec import HeadSpec
 from hf_finetune.system.errors import InputError
 from hf_finetune.tasks.base import Columns, Encoding, Outputs, Task
 from hf_finetune.tasks.text import chat
-from hf_finetune.tasks.text.chat import Message
+from hf_finetune.tasks.text.dialogue_columns import ALSO_READ, ALTERNATIVES, MESSAGES, TOOLS, convert_rows, join_turn
+from hf_finetune.tasks.text.dialogues import Dialogue, DialogueError, Message, read_dialogue
 from hf_finetune.tasks.tokens import (
     CausalScoring,
     EndIds,
@@ -55,7 +56,16 @@ class ConversationColumns(Columns):
 
     @property
     def spec(self) -> ColumnSpec:
-        return ColumnSpec(inputs=self.names[:1], labels=self.names[1:], together=self.names[:1])
+        spec = ColumnSpec(inputs=self.names[:1], labels=self.names[1:], together=self.names[:1])
+        if len(self.names) == 2:
+            return spec
+        is_default = self.names == (MESSAGES,)
+        return replace(
+            spec,
+            alternatives=ALTERNATIVES if is_default else (),
+            also_read=ALSO_READ if is_default else (TOOLS,),
+            convert_rows=lambda table: convert_rows(table, self.names[0]),
+        )
 
     def make_row(self, texts: Sequence[str]) -> dict[str, Any]:
         """The row of one user message."""
@@ -89,22 +99,19 @@ class InstructionEncoding(Encoding):
     def for_inference(self, tokenizer: Any) -> Self:
         return replace(self, is_inference=True)
 
-    def read_messages(self, table: Table, row: int) -> list[Message]:
-        """The messages of a row; for inference up to the last user message. InputError with file and line if they are not a
-        conversation."""
-        messages = table.columns[self.columns[0]][row]
+    def read_dialogue(self, table: Table, row: int) -> Dialogue:
+        """The conversation of a row; for inference up to the last answer. InputError with file and line if it is none."""
+        value = table.columns[self.columns[0]][row]
         if len(self.columns) == 2:
-            messages = [{"role": "user", "content": messages}]
-            if not self.is_inference:
-                messages.append({"role": "assistant", "content": table.columns[self.columns[1]][row]})
-        fault = chat.describe_fault(messages)
-        if not fault and messages[-1]["role"] != "assistant" and not self.is_inference:
-            fault = "the last message is not the assistant's, so there is no answer to learn"
-        if fault:
-            raise InputError(f"{table.where(row)}: {', '.join(self.columns)}: {fault}")
-        if self.is_inference and messages[-1]["role"] == "assistant":
-            messages = messages[:-1]
-        return [{"role": message["role"], "content": message["content"]} for message in messages]
+            value = join_turn(value, None if self.is_inference else table.columns[self.columns[1]][row])
+        try:
+            dialogue = read_dialogue(value)
+            is_answered = dialogue.messages[-1]["role"] == "assistant"
+            if not is_answered and not self.is_inference:
+                raise DialogueError("the last message is not the assistant's, so there is no answer to learn")
+        except DialogueError as fault:
+            raise InputError(f"{table.where(row)}: {', '.join(self.columns)}: {fault}") from None
+        return replace(dialogue, messages=dialogue.messages[:-1]) if self.is_inference and is_answered else dialogue
 
     def tokenize(self, table: Table, tokenizer: Any, max_length: int) -> dict[str, Array]:
         """The conversations, cut at max_length. For inference each prompt in full.
@@ -141,10 +148,12 @@ class InstructionEncoding(Encoding):
 
     def encode_row(self, table: Table, row: int, tokenizer: Any) -> list[chat.MarkedTokens]:
         """The tokens of a row's conversation, as one sequence or one for each answer. For inference its prompt."""
-        messages, location = self.read_messages(table, row), table.where(row)
+        dialogue, location = self.read_dialogue(table, row), table.where(row)
         if not self.is_inference:
-            return chat.encode_conversation(tokenizer, messages, location)
-        prompt = chat.render(tokenizer, messages, location, add_prompt=True)
+            return chat.encode_conversation(tokenizer, dialogue, location)
+        if dialogue.uses_tools:
+            chat.check_tools(tokenizer, dialogue, location)
+        prompt = chat.render(tokenizer, dialogue, location, add_prompt=True)
         ids = chat.tokenize_rendered(tokenizer, prompt)
         return [(ids, np.zeros(len(ids), dtype=bool))]
 
@@ -264,8 +273,8 @@ def add_turn_end(end_ids: EndIds, tokenizer: Any) -> EndIds:
         ids = [end_ids]
     elif end_ids is not None:
         ids = list(end_ids)
-    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "a"}]
-    tokens, is_answer = chat.encode_by_prefixes(tokenizer, messages, "task.chat_template")[0]
+    messages: list[Message] = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "a"}]
+    tokens, is_answer = chat.encode_by_prefixes(tokenizer, Dialogue(messages=messages), "task.chat_template")[0]
     if is_answer.any():
         last = int(tokens[is_answer][-1])
         if last in chat.collect_special_ids(tokenizer) and last not in ids:

@@ -200,6 +200,24 @@ def test_answers_are_the_pipelines_and_mostly_correct(trained: Path) -> None:
     assert [row["answer"] for row in predictor.predict(open_rows)] == answers
 
 
+def test_other_forms_are_predicted_and_evaluated_as_messages_are(trained: Path) -> None:
+    predictor = Predictor.from_pretrained(str(trained))
+    rows = tiny.make_conversations(4, seed=9)
+    names = {"user": "human", "assistant": "gpt"}
+    sharegpt = [
+        {"conversations": [{"from": names[m["role"]], "value": m["content"]} for m in row["messages"]]} for row in rows
+    ]
+    assert predictor.predict(sharegpt) == predictor.predict(rows)
+    assert predictor.evaluate(sharegpt) == predictor.evaluate(rows)
+    alpaca = [{"instruction": "the cat", "output": "dog"}, {"instruction": "the dog", "input": None, "output": "cat"}]
+    messages = [
+        {"messages": [{**QUESTION, "content": row["instruction"]}, {**ANSWER, "content": row["output"]}]}
+        for row in alpaca
+    ]
+    assert predictor.predict(alpaca) == predictor.predict(messages)
+    assert predictor.evaluate(alpaca) == predictor.evaluate(messages)
+
+
 def test_a_text_on_the_command_line_is_one_user_message(trained: Path) -> None:
     predictor = Predictor.from_pretrained(str(trained))
     assert predictor.task.columns.make_row(["the cat"]) == {"messages": [QUESTION]}

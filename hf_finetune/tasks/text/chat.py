@@ -3,65 +3,88 @@
 T tokens.
 """
 
+import json
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from hf_finetune.data.features import Array
-from hf_finetune.data.table import describe_value
 from hf_finetune.system.errors import InputError
-
-Message = dict[str, str]  # role and content
+from hf_finetune.tasks.text.dialogues import Dialogue, Message
 
 MarkedTokens = tuple[Array, Array]  # token ids [T] int32; true for the tokens of an answer [T]
-
-ROLES = ("system", "user", "assistant")
 
 GENERATION_TAG = re.compile(r"\{%-?\s*generation\s*-?%\}")  # a template with this tag marks the answers itself
 
 
-def describe_fault(messages: Any) -> str:
-    """Says why a value is not a conversation, or returns "" if it is one.
-
-    A conversation is a list of messages: at most one system message, which comes first, then user and assistant in turns.
-    """
-    if not isinstance(messages, (list, tuple)) or not messages:
-        fault = describe_value(messages, "a list of messages")
-        return f'is {fault}; takes [{{"role": "user", "content": ...}}, {{"role": "assistant", "content": ...}}]'
-    num_turns = 0
-    for number, message in enumerate(messages, 1):
-        if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
-            return f"message {number} has no role and content"
-        role, content = message["role"], message["content"]
-        if role not in ROLES:
-            return f"message {number} has the role {role!r}; takes {', '.join(ROLES)}"
-        if not isinstance(content, str) or not content.strip():
-            return f"message {number}, the {role}'s, has no text"
-        if role == "system":
-            if number > 1:
-                return f"message {number} is a system message; only the first message may be one"
-            continue
-        expected = ROLES[1 + num_turns % 2]
-        if role != expected:
-            return f"message {number} is the {role}'s, but it is the {expected}'s turn; they take turns, the user first"
-        num_turns += 1
-    return "" if num_turns else "has only a system message"
-
-
-def render(tokenizer: Any, messages: Sequence[Message], location: str, *, add_prompt: bool = False) -> str:
-    """Writes messages by the tokenizer's chat template. Raises InputError, naming `location`, if the template refuses them.
+def render(tokenizer: Any, dialogue: Dialogue, location: str, *, add_prompt: bool = False) -> str:
+    """Writes a conversation by the tokenizer's chat template. Raises InputError, naming `location`, if the template refuses it.
 
     add_prompt: end with the words that open the assistant's answer (the template's generation prompt).
     """
     import jinja2
 
-    try:
-        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_prompt))
-    except (jinja2.TemplateError, TypeError, ValueError) as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise InputError(f"{location}: the chat template does not take this conversation: {reason}") from None
+    reason = ""
+    for messages in list_forms(dialogue.messages):
+        try:
+            text = tokenizer.apply_chat_template(
+                messages, tools=dialogue.tools, tokenize=False, add_generation_prompt=add_prompt
+            )
+            return str(text)
+        except (jinja2.TemplateError, TypeError, ValueError) as error:
+            reason = reason or next(iter(str(error).splitlines()), type(error).__name__)
+    uses = " (it has tool calls)" if dialogue.uses_tools else ""
+    raise InputError(f"{location}: the chat template does not take this conversation{uses}: {reason}")
+
+
+def list_forms(messages: Sequence[Message]) -> list[list[Message]]:
+    """Returns the messages; if tools are called, also with arguments that are JSON, which is all that some templates write."""
+    forms = [list(messages)]
+    if any("tool_calls" in message for message in messages):
+        forms.append([write_arguments(message) if "tool_calls" in message else message for message in messages])
+    return forms
+
+
+def write_arguments(message: Message) -> Message:
+    """Returns a message in which the arguments of tool calls are JSON."""
+    calls = [
+        {**call, "function": {**call["function"], "arguments": json.dumps(call["function"]["arguments"])}}
+        for call in message["tool_calls"]
+    ]
+    return {**message, "tool_calls": calls}
+
+
+def check_tools(tokenizer: Any, dialogue: Dialogue, location: str) -> None:
+    """Raises InputError, naming `location`, if the template leaves out the tools, a call or the result of one."""
+    full_text = render(tokenizer, dialogue, location)
+
+    def is_written(messages: Sequence[Message], tools: list[Any] | None) -> bool:
+        try:
+            return render(tokenizer, Dialogue(messages=list(messages), tools=tools), location) != full_text
+        except InputError:  # the template takes no conversation without it
+            return True
+
+    messages, tools = dialogue.messages, dialogue.tools
+    faults = []
+    if tools and not is_written(messages, None):
+        faults.append("the descriptions of tools")
+    for number, message in enumerate(messages):
+        if "tool_calls" in message:
+            without = {name: value for name, value in message.items() if name != "tool_calls"}
+            kind = "the tool calls"
+        elif message["role"] == "tool":
+            without, kind = {**message, "content": f"{message['content']}."}, "the result"
+        else:
+            continue
+        if not is_written([*messages[:number], without, *messages[number + 1 :]], tools):
+            faults.append(f"{kind} of message {number + 1}")
+    if faults:
+        raise InputError(
+            f"{location}: the chat template does not write {faults[0]}; task.chat_template can name a file with one that does"
+        )
 
 
 def tokenize_rendered(tokenizer: Any, text: str) -> Array:
@@ -69,29 +92,55 @@ def tokenize_rendered(tokenizer: Any, text: str) -> Array:
     return np.array(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"], dtype=np.int32)
 
 
-def encode_conversation(tokenizer: Any, messages: Sequence[Message], location: str) -> list[MarkedTokens]:
-    """Returns the tokens of a conversation with its answers marked.
+def encode_conversation(tokenizer: Any, dialogue: Dialogue, location: str) -> list[MarkedTokens]:
+    """Returns the tokens of a conversation with its answers marked. Answers with the weight 0 are not.
 
     Some templates write an earlier turn differently once other turns follow. Then there is one entry for each answer, with the
     messages before it.
 
-    Raises InputError, naming `location`, if the template refuses the conversation.
+    Raises InputError, naming `location`, if the template refuses the conversation, or leaves out tool calls.
     """
-    if GENERATION_TAG.search(tokenizer.chat_template) and tokenizer.is_fast:
-        render(tokenizer, messages, location)  # raises the InputError
-        encoded = tokenizer.apply_chat_template(list(messages), return_dict=True, return_assistant_tokens_mask=True)
-        ids = np.array(encoded["input_ids"], dtype=np.int32)
-        return [(ids, np.array(encoded["assistant_masks"], dtype=bool))]
-    return encode_by_prefixes(tokenizer, messages, location)
+    if dialogue.uses_tools:
+        check_tools(tokenizer, dialogue, location)
+    if not (GENERATION_TAG.search(tokenizer.chat_template) and tokenizer.is_fast):
+        return encode_by_prefixes(tokenizer, dialogue, location)
+    render(tokenizer, dialogue, location)  # raises the InputError
+    encoded = tokenizer.apply_chat_template(
+        dialogue.messages, tools=dialogue.tools, return_dict=True, return_assistant_tokens_mask=True
+    )
+    ids, is_answer = np.array(encoded["input_ids"], dtype=np.int32), np.array(encoded["assistant_masks"], dtype=bool)
+    answers = [message for message in dialogue.messages if message["role"] == "assistant"]
+    if not all(map(is_learned, answers)):
+        edges = np.flatnonzero(np.diff(np.concatenate([[0], is_answer, [0]]).astype(np.int8))).reshape(-1, 2)
+        if len(edges) != len(answers):
+            raise InputError(
+                f"{location}: has answers with the weight 0, but the chat template marks {len(edges)} parts as "
+                f"{len(answers)} answers; take a template without {{% generation %}}"
+            )
+        for message, (start, stop) in zip(answers, edges, strict=True):
+            is_answer[start:stop] = is_learned(message)
+    return [(ids, is_answer)]
 
 
-def encode_by_prefixes(tokenizer: Any, messages: Sequence[Message], location: str) -> list[MarkedTokens]:
+def is_learned(message: Message) -> bool:
+    """True for an answer that has no weight, or the weight 1, as in OpenAI's files."""
+    return bool(message.get("weight", 1))
+
+
+def encode_by_prefixes(tokenizer: Any, dialogue: Dialogue, location: str) -> list[MarkedTokens]:
     """Does the same without the template's help: an answer lies between what the template writes of the messages before it and
     of those up to it."""
-    full_text = render(tokenizer, messages, location)
-    answers = [number for number, message in enumerate(messages) if message["role"] == "assistant"]
-    begins = [render(tokenizer, messages[:number], location, add_prompt=True) for number in answers]
-    ends = [render(tokenizer, messages[: number + 1], location) for number in answers]
+    messages = dialogue.messages
+
+    def render_first(count: int, *, add_prompt: bool = False) -> str:
+        return render(tokenizer, replace(dialogue, messages=messages[:count]), location, add_prompt=add_prompt)
+
+    full_text = render_first(len(messages))
+    answers = [
+        number for number, message in enumerate(messages) if message["role"] == "assistant" and is_learned(message)
+    ]
+    begins = [render_first(number, add_prompt=True) for number in answers]
+    ends = [render_first(number + 1) for number in answers]
     if all(full_text.startswith(text) for text in (*begins, *ends)):
         return [mark_answers(tokenizer, full_text, begins, ends)]
     for begin, end in zip(begins, ends, strict=True):

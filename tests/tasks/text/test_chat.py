@@ -7,16 +7,17 @@ import pytest
 from support.chat_templates import CHATML, MESSAGES, TAGGED, THINKING, make_byte_tokenizer
 
 from hf_finetune.system.errors import InputError
-from hf_finetune.tasks.text.chat import describe_fault, encode_conversation
+from hf_finetune.tasks.text.chat import encode_conversation
+from hf_finetune.tasks.text.dialogues import read_dialogue
 
 QUESTION, ANSWER = {"role": "user", "content": "the cat"}, {"role": "assistant", "content": "dog"}
 
 
-def find_answers(template: str, messages: list[dict[str, str]]) -> list[tuple[str, list[str]]]:
+def find_answers(template: str, messages: Any) -> list[tuple[str, list[str]]]:
     """For each sequence its text, and the parts of it that are answers."""
     tokenizer = make_byte_tokenizer(template)
     sequences = []
-    for ids, is_answer in encode_conversation(tokenizer, messages, "here"):
+    for ids, is_answer in encode_conversation(tokenizer, read_dialogue(messages), "here"):
         edges = np.flatnonzero(np.diff(np.concatenate([[0], is_answer.astype(int), [0]])))
         parts = [tokenizer.decode(ids[start:end].tolist()) for start, end in edges.reshape(-1, 2)]
         sequences.append((tokenizer.decode(ids.tolist()), parts))
@@ -62,28 +63,72 @@ def test_a_conversation_that_the_template_refuses_is_an_error_with_its_line() ->
         find_answers("{{ raise_exception('no system') }}", MESSAGES)
 
 
-@pytest.mark.parametrize(
-    ("messages", "fault"),
-    [
-        (None, "is null; takes"),
-        ([], "is empty; takes"),
-        ("hello", "is a str, not a list of messages; takes"),
-        (7, "is an int, not a list of messages; takes"),
-        (["hello"], "message 1 has no role and content"),
-        ([{"role": "user"}], "message 1 has no role and content"),
-        ([QUESTION, {"role": "tool", "content": "x"}], "message 2 has the role 'tool'; takes system, user, assistant"),
-        ([QUESTION, {"role": "assistant", "content": " "}], "message 2, the assistant's, has no text"),
-        ([QUESTION, {"role": "assistant", "content": None}], "message 2, the assistant's, has no text"),
-        ([QUESTION, MESSAGES[0], ANSWER], "message 2 is a system message; only the first message may be one"),
-        ([ANSWER], "message 1 is the assistant's, but it is the user's turn"),
-        ([QUESTION, QUESTION, ANSWER], "message 2 is the user's, but it is the assistant's turn"),
-        ([MESSAGES[0]], "has only a system message"),
-    ],
+# --- tools ----------------------------------------------------------------------------------------------------------
+
+CALL = {"type": "function", "id": "1", "function": {"name": "add", "arguments": {"a": 1}}}
+CALLING = [
+    {"role": "user", "content": "1 and 1?"},
+    {"role": "assistant", "content": None, "tool_calls": [CALL]},
+    {"role": "tool", "content": "2"},
+    {"role": "assistant", "content": "two"},
+]
+TOOLS = [{"type": "function", "function": {"name": "add", "parameters": {}}}]
+# As in Qwen's templates: the tools in a system message, a call as JSON
+QWEN = (
+    "{% if tools %}<|im_start|>system\n{% for tool in tools %}{{ tool | tojson }}{% endfor %}<|im_end|>\n{% endif %}"
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}"
+    "{% for call in m.tool_calls or [] %}<call>{{ call.function.name }} {{ call.function.arguments | tojson }}</call>{% endfor %}"
+    "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-def test_the_fault_of_what_is_not_a_conversation(messages: Any, fault: str) -> None:
-    assert describe_fault(messages).startswith(fault)
+JSON_ONLY = QWEN.replace("call.function.arguments | tojson", "call.function.name + call.function.arguments")
 
 
-def test_a_conversation_has_no_fault() -> None:
-    for number in range(2, len(MESSAGES) + 1):
-        assert describe_fault(MESSAGES[:number]) == ""
+def encode(template: str, messages: Any, tools: Any = None) -> list[tuple[str, list[str]]]:
+    """As find_answers(), for conversations with tools."""
+    return find_answers(template, {"messages": messages, "tools": tools})
+
+
+def test_calls_are_answers_and_results_are_not() -> None:
+    for tools in (None, TOOLS):
+        ((text, parts),) = encode(QWEN, CALLING, tools)
+        assert parts == ['<call>add {"a": 1}</call><|im_end|>', "two<|im_end|>"]
+        assert "tool\n2<|im_end|>" in text
+        assert ('{"type": "function", "function": {"name": "add", "parameters": {}}}' in text) == bool(tools)
+
+
+def test_arguments_may_be_json_for_the_data_and_for_the_template() -> None:
+    written = {**CALL, "function": {"name": "add", "arguments": '{"a": 1}'}}
+    messages = [CALLING[0], {"role": "assistant", "tool_calls": [written]}, *CALLING[2:]]
+    assert encode(QWEN, messages) == encode(QWEN, CALLING)
+    ((_, parts),) = encode(JSON_ONLY, CALLING)
+    assert parts[0] == '<call>add add{"a": 1}</call><|im_end|>'
+
+
+@pytest.mark.parametrize(
+    ("template", "messages", "tools", "message"),
+    [
+        (CHATML, CALLING, None, "here: the chat template does not write the tool calls of message 2; task.chat_template can"),
+        (CHATML, CALLING[:1] + CALLING[3:], TOOLS, "here: the chat template does not write the descriptions of tools"),
+        ("{% for m in messages if m.role != 'tool' %}" + QWEN.partition("{% for m in messages %}")[2], CALLING, None,
+         "here: the chat template does not write the result of message 3"),
+        ("{{ raise_exception('only user and assistant') }}", CALLING, None,
+         r"here: the chat template does not take this conversation \(it has tool calls\): only user and assistant"),
+    ],
+)  # fmt: skip
+def test_what_the_template_leaves_out_is_an_error(template: str, messages: Any, tools: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        encode(template, messages, tools)
+
+
+def test_answers_with_the_weight_0_are_not_learned() -> None:
+    weighted = [{**message, "weight": 0} if message["content"] == "two" else message for message in MESSAGES]
+    for template in (CHATML, TAGGED):
+        ((text, parts),) = find_answers(template, weighted)
+        assert parts == ["three it is<|im_end|>"]
+        assert text == find_answers(template, MESSAGES)[0][0]
+    assert [parts for _, parts in find_answers(THINKING, weighted)] == [["<think></think>three it is<|im_end|>"]]
+    last_only = TAGGED.replace("message.role == 'assistant' %}", "message.role == 'assistant' and loop.last %}")
+    with pytest.raises(
+        InputError, match="here: has answers with the weight 0, but the chat template marks 1 parts as 2"
+    ):
+        find_answers(last_only, weighted)
