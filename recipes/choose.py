@@ -4,8 +4,9 @@
     hf-finetune train choose ...                                the same after pip install, from any folder
 
 Data: rows with a question (one column, or several that are joined), choices (one column of lists, or one column per choice;
-rows may have different numbers of choices) and a label. The label is the index of the right choice (from 0), its letter (from
-A) or its text; the training rows show which.
+rows may have different numbers of choices) and a label. The label is the index of the right choice (from 0), its number (from 1),
+its letter (from A), its text, or its name if choices have names; the training rows show which. The columns of the usual data sets
+(ARC, SWAG, RACE and others) are found.
 """
 
 import sys
