@@ -69,7 +69,8 @@ class DataConfig:
         validation: Validation data, in the same formats. If not given, a part of the training data is used.
         test: Data of the final test, in the same formats. If not given, a part of the training data is used.
         text_columns: Columns of the input text, in the order that the recipe describes: one text, or two for sentence pairs.
-        label_column: Column of the target: labels, lists of labels, numbers, tags, answers or texts.
+        label_column: Column of the target: labels, lists of labels, numbers, tags, answers or texts. Several columns, if each
+            says by 0 or 1 whether a text has a label.
         validation_fraction: Share of the training data that is used for validation if data.validation is not given.
         test_fraction: Share of the training data that is used for the test if data.test is not given; 0 for no test.
         max_length: Maximum length of an input in tokens. If not given, the model's own limit, at most 512.
@@ -92,7 +93,7 @@ class DataConfig:
     validation: tuple[str, ...] = ()
     test: tuple[str, ...] = ()
     text_columns: tuple[str, ...] = ("text",)
-    label_column: str | None = "label"
+    label_column: str | tuple[str, ...] | None = "label"
     validation_fraction: float = 0.1
     test_fraction: float = 0.1
     max_length: int | None = None
@@ -109,12 +110,12 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         require(bool(self.text_columns), "data.text_columns", "[]", "must name at least one column")
-        columns = [*self.text_columns, self.label_column]
+        columns = [*self.text_columns, *self.label_columns]
         require(
             len(set(columns)) == len(columns),
             "data.text_columns",
             list(self.text_columns),
-            f"must differ from each other and from data.label_column ({self.label_column})",
+            f"must differ from each other and from data.label_column ({' '.join(self.label_columns) or 'null'})",
         )
         for key in ("validation_fraction", "test_fraction"):
             value = getattr(self, key)
@@ -155,6 +156,19 @@ class DataConfig:
             "must be used with data.dataset",
         )
 
+    @property
+    def label_columns(self) -> tuple[str, ...]:
+        """The label columns: one, several or none."""
+        column = self.label_column
+        return column if isinstance(column, tuple) else () if column is None else (column,)
+
+    @property
+    def one_label_column(self) -> str | None:
+        """The label column of a task that takes one, or None."""
+        column = self.label_column
+        assert not isinstance(column, tuple)  # RunConfig checks it
+        return column
+
 
 @dataclass(frozen=True, kw_only=True)
 class TaskSettings:
@@ -166,6 +180,7 @@ class TaskSettings:
     """
 
     paths: ClassVar[tuple[str, ...]] = ()  # fields that hold a path of this machine, which a model card must not show
+    takes_label_columns: ClassVar[bool] = False  # data.label_column may name several
 
     kind: str
 
@@ -255,6 +270,12 @@ class RunConfig:
             "data.train",
             "[]",
             "must be given: files or a folder; or name a data set in data.dataset",
+        )
+        require(
+            self.task.takes_label_columns or len(self.data.label_columns) <= 1,
+            "data.label_column",
+            list(self.data.label_columns),
+            f"must be one column; several are for classify, and this task is {self.task.kind}",
         )
         require(
             self.adapter.kind == "none" or not self.freeze.unfreeze,

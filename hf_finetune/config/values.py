@@ -20,6 +20,7 @@ NAMES: Mapping[Any, str] = {
     bool: "true or false",
     NoneType: "null",
     tuple[str, ...]: "a list of strings",
+    tuple[str | int | None, ...]: "a list of labels, such as [-100, null]",
     tuple[dict[str, int | str], ...]: "a list of mappings, such as [{epoch: 2, layers: 1}]",
     Mapping[str, Any]: "a mapping of options, such as {momentum: 0.9}",
 }
@@ -34,7 +35,9 @@ def convert(key: str, hint: Any, value: Any) -> Any:
     try:
         if is_mapping(hint):
             return convert_mapping(key, value)
-        return convert_list(key, hint, value) if is_list(hint) else convert_scalar(hint, value)
+        if is_list(hint):
+            return convert_list(key, hint, value) if hint in NAMES else convert_one_or_several(key, hint, value)
+        return convert_scalar(hint, value)
     except (TypeError, ValueError, OverflowError):
         raise InputError(
             f"{key} ({format_value(value)}): must be {describe_type(hint)}{suggest_quotes(hint, value)}"
@@ -43,7 +46,7 @@ def convert(key: str, hint: Any, value: Any) -> Any:
 
 def is_list(hint: Any) -> bool:
     """True if a setting of this type takes a list."""
-    return typing.get_origin(hint) is tuple
+    return any(typing.get_origin(part) is tuple for part in list_alternatives(hint))
 
 
 def is_mapping(hint: Any) -> bool:
@@ -160,11 +163,24 @@ def convert_option(key: str, value: Any) -> Any:
     )
 
 
+def convert_one_or_several(key: str, hint: Any, value: Any) -> str | tuple[str, ...] | None:
+    """Returns the value of a setting that takes a string or a list of strings: one string, a tuple of several, or None. Raises as
+    convert_list()."""
+    several = next(part for part in list_alternatives(hint) if is_list(part))
+    items = convert_list(key, several, value)
+    return (items[0] if len(items) == 1 else items) or None
+
+
 def convert_list(key: str, hint: Any, value: Any) -> tuple[Any, ...]:
     """Returns `value` as a tuple. Raises TypeError, or InputError if a string in brackets could be a list or a text."""
     item = typing.get_args(hint)[0]
     if isinstance(value, str) and value.strip().startswith("[") and value.strip().endswith("]"):
         value = read_bracketed(key, hint, value)
+    if NoneType in list_alternatives(item):  # labels, of which null is one
+        labels = value if isinstance(value, (list, tuple)) else [value]
+        if any(isinstance(label, (list, tuple, Mapping)) for label in labels):
+            raise TypeError
+        return tuple(format_value(label) for label in labels)
     if value is None or value == "null":
         return ()
     items = value if isinstance(value, (list, tuple)) else [value]

@@ -59,6 +59,34 @@ class Ragged:
         mask = columns[None, :] < lengths[:, None]
         return np.where(mask, self.values[np.where(mask, starts[:, None] + columns[None, :], 0)], fill)
 
+    def gather(self, indices: Array) -> Array:
+        """Returns the arrays at `indices` as the targets of a batch: padded with IGNORED. Shape [B, longest]."""
+        return self.pad(indices, IGNORED)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassSets(Ragged):
+    """N sets of class numbers: the labels of texts that may have several. As targets of a batch they are 0 and 1.
+
+    Attributes:
+        values: The class numbers of all sets, ascending in each.
+        num_classes: The number of classes, C.
+    """
+
+    num_classes: int
+
+    def gather(self, indices: Array) -> Array:
+        """Returns 1 for the classes in the sets at `indices`, 0 for others. Shape [B, C] float32."""
+        targets = np.zeros((len(indices), self.num_classes), dtype=np.float32)
+        lengths = self.offsets[indices + 1] - self.offsets[indices]
+        members = [self.get(int(index)) for index in indices]
+        targets[np.repeat(np.arange(len(indices)), lengths), np.concatenate([*members, self.values[:0]])] = 1.0
+        return targets
+
+    def count(self) -> Array:
+        """Returns the number of sets that hold each class, [C]."""
+        return np.bincount(self.values, minlength=self.num_classes)
+
 
 @dataclass(frozen=True)
 class PerFeature:
@@ -156,10 +184,10 @@ class Features:
         return self.offsets[last] - self.offsets[first]
 
     def get_labels(self, indices: Array) -> Array | None:
-        """Returns the targets of these features, padded with IGNORED if they are ragged. Shape [B, ...]."""
+        """Returns the targets of these features, as Ragged.gather() makes them if they are ragged. Shape [B, ...]."""
         if self.labels is None:
             return None
-        return self.labels.pad(indices, IGNORED) if isinstance(self.labels, Ragged) else self.labels[indices]
+        return self.labels.gather(indices) if isinstance(self.labels, Ragged) else self.labels[indices]
 
     def get_example(self, index: int) -> int:
         """Returns the row of the table that a feature came from."""

@@ -43,7 +43,7 @@ def read_memory(
         table = make_column_table(value, name, config, spec, needs_labels=needs_labels)
     else:
         table = make_row_table(value, name, config, spec, needs_labels=needs_labels, first=first)
-    return make_examples(table, spec)
+    return make_examples(table, spec, needs_labels=needs_labels)
 
 
 # --- columns --------------------------------------------------------------------------------------------------------

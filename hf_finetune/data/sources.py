@@ -89,12 +89,12 @@ def read_table(
 
     paths = find_files(locations, key)
     if root is None or measure(paths) < SMALLEST_STORED:
-        return join_examples(build_table(spec.columns, fill), spec)
+        return join_examples(build_table(spec.columns, fill), spec, needs_labels=needs_labels)
     parts = [
         [[str(path), digest_files([path])] for path in paths],
         describe_reading(config, spec, needs_labels=needs_labels),
     ]
-    return join_examples(open_or_build(root, parts, spec.columns, fill), spec)
+    return join_examples(open_or_build(root, parts, spec.columns, fill), spec, needs_labels=needs_labels)
 
 
 def add_files(

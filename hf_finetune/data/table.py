@@ -161,6 +161,7 @@ class ColumnSpec:
         also_read: Columns that convert_rows takes, too, if a row has them.
         convert_rows: Returns the table with the task's own columns, made of those two. Rows stay as many. No value is checked.
         join_rows: Returns the examples of a table's rows, if an example may be several of them; None if each row is one.
+        keep_labelled: Returns the rows that may be learned from and scored, if the settings leave some out by their labels.
     """
 
     inputs: tuple[str, ...]
@@ -176,6 +177,7 @@ class ColumnSpec:
     also_read: tuple[str, ...] = ()
     convert_rows: Callable[[Table], Table] | None = None
     join_rows: Callable[[Table], Table] | None = None
+    keep_labelled: Callable[[Table], Table] | None = None
 
     @property
     def own_columns(self) -> tuple[str, ...]:
@@ -209,7 +211,7 @@ def text_and_label_spec(texts: tuple[str, ...], label: str, *, numbers: bool = F
 
 def find_column_setting(column: str, config: DataConfig, spec: ColumnSpec) -> str:
     """Returns the dotted key of the setting that names a column."""
-    if column == config.label_column:
+    if column in config.label_columns:
         return "data.label_column"
     return spec.settings.get(column, "data.text_columns")
 
@@ -228,19 +230,21 @@ def describe_value(value: Any, expected: str = "a string") -> str:
     return f"{name_type(value)}, not {expected}"
 
 
-def make_examples(table: Table, spec: ColumnSpec) -> Table:
+def make_examples(table: Table, spec: ColumnSpec, *, needs_labels: bool = True) -> Table:
     """Returns the table of a task's examples: the rows, or what spec.join_rows makes of them. InputError at the first row that
-    cannot be used."""
+    cannot be used. needs_labels: False for rows to predict, all of which are kept."""
     if spec.convert_rows is None:
         check_texts(table, spec)
-    return join_examples(table, spec)
+    return join_examples(table, spec, needs_labels=needs_labels)
 
 
-def join_examples(table: Table, spec: ColumnSpec) -> Table:
+def join_examples(table: Table, spec: ColumnSpec, *, needs_labels: bool = True) -> Table:
     """Returns the examples of a table. Its texts were checked, unless spec.convert_rows makes them."""
     if spec.convert_rows is not None:
         table = convert_columns(table, spec)
         check_texts(table, spec)
+    if needs_labels and spec.keep_labelled is not None:
+        table = spec.keep_labelled(table)
     return table if spec.join_rows is None else pack_table(spec.join_rows(table))
 
 

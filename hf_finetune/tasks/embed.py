@@ -310,7 +310,7 @@ class Embedding(Task):
 
     @classmethod
     def make_columns(cls, config: RunConfig) -> EmbeddingColumns:
-        texts, label = config.data.text_columns, config.data.label_column
+        texts, label = config.data.text_columns, config.data.one_label_column
         require(
             label is None or len(texts) <= 2,
             "data.text_columns",
@@ -323,7 +323,7 @@ class Embedding(Task):
     def from_table(cls, config: RunConfig, table: Table) -> "Embedding":
         """Finds the problem by the columns that are named, and the range of the scores in the training rows."""
         assert isinstance(config.task, Settings)
-        texts, label = config.data.text_columns, config.data.label_column
+        texts, label = config.data.text_columns, config.data.one_label_column
         needed = "must be two columns whose texts belong together, such as [anchor, positive], or more"
         require(len(texts) >= 2, "data.text_columns", list(texts), needed)
         if label is None:

@@ -56,13 +56,14 @@ def format_integer(digits: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class LabelForm:
-    """How the labels of a column are written, found from all its values: as text, as whole numbers, or as true and false.
+    """How the labels of a column are written, found from all its values: as text, as whole numbers, as numbers of which some are
+    not whole numbers, or as true and false.
 
-    Text keeps "2.0" and "1.5", which may be versions, and "007". Among numbers and among true and false, NaN and NA stand for
-    missing labels; among words they are words.
+    Only whole numbers lose their zeros: "2.0" stays as it is next to "1.5", because both may be versions, and so does "007".
+    Among numbers and among true and false, NaN and NA stand for missing labels; among words they are words.
     """
 
-    kind: Literal["text", "integer", "boolean"] = "text"
+    kind: Literal["text", "integer", "decimal", "boolean"] = "text"
 
     @classmethod
     def find(cls, values: Iterable[Any]) -> Self:
@@ -71,8 +72,8 @@ class LabelForm:
         texts = {str(clean_label(value)) for value in present}
         if texts and {text.lower() for text in texts} <= BOOLEANS:
             return cls(kind="boolean")
-        if texts and find_numbers(present) and all(INTEGER.fullmatch(text) for text in texts):
-            return cls(kind="integer")
+        if texts and find_numbers(present):
+            return cls(kind="integer" if all(INTEGER.fullmatch(text) for text in texts) else "decimal")
         return cls()
 
     def read(self, value: Any) -> str | None:
@@ -84,7 +85,7 @@ class LabelForm:
             return None
         if self.kind == "boolean":
             return text.lower() if text.lower() in BOOLEANS else text
-        match = INTEGER.fullmatch(text)
+        match = INTEGER.fullmatch(text) if self.kind == "integer" else None
         return text if match is None else format_integer(match[1])
 
 

@@ -6,11 +6,13 @@ A metric is a function of predictions and references that returns a number. B ex
 import difflib
 import math
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 import numpy as np
 
+from hf_finetune.data.features import Array
 from hf_finetune.system.errors import InputError
 from hf_finetune.system.locations import install_hint
 
@@ -112,6 +114,62 @@ OFFLINE: dict[str, Metric] = {
     "mse": mse,
 }
 
+
+@dataclass(frozen=True, kw_only=True)
+class LabelCounts:
+    """What metrics of N examples with several of C labels are computed from, so that no array [N, C] is needed.
+
+    Args:
+        right: The number of examples that are predicted to have a label, and have it, [C].
+        predicted: The number of examples that are predicted to have it, [C].
+        actual: The number of examples that have it, [C].
+        num_exact: The number of examples with all labels correct.
+        num_examples: N.
+    """
+
+    right: Array
+    predicted: Array
+    actual: Array
+    num_exact: int
+    num_examples: int
+
+
+def count_decisions(parts: Iterable[tuple[Array, Array]], num_labels: int) -> LabelCounts:
+    """Returns the counts of examples that come in parts. Each part: true where a label is predicted [B, C], and where an example
+    has it [B, C]."""
+    sums = np.zeros((3, num_labels), dtype=np.int64)
+    num_exact = num_examples = 0
+    for predicted, actual in parts:
+        sums += np.stack([(predicted & actual).sum(0), predicted.sum(0), actual.sum(0)])
+        num_exact += int((predicted == actual).all(axis=1).sum())
+        num_examples += len(predicted)
+    right, all_predicted, all_actual = sums
+    return LabelCounts(
+        right=right, predicted=all_predicted, actual=all_actual, num_exact=num_exact, num_examples=num_examples
+    )
+
+
+def compute_counted(name: str, counts: LabelCounts) -> float:
+    """Returns one of COUNTED: the same number as from arrays [N, C]. A label for which it is undefined counts as 0."""
+    if name == "exact_match":
+        return counts.num_exact / counts.num_examples
+    right, predicted, actual = counts.right, counts.predicted, counts.actual
+    if name == "accuracy":
+        size = counts.num_examples * len(right)
+        return float(size - (predicted + actual - 2 * right).sum()) / size
+    kind, average = name.split("_")
+    if average == "micro":
+        right, predicted, actual = (np.array([part.sum()]) for part in (right, predicted, actual))
+    above, below = {
+        "precision": (right, predicted),
+        "recall": (right, actual),
+        "f1": (2.0 * right, actual + predicted),
+    }[kind]
+    values = np.divide(above, below, out=np.zeros(len(below)), where=below != 0)
+    weights = actual if average == "weighted" and actual.any() else None
+    return float(np.average(values, weights=weights))
+
+
 SHORT_NAMES = {
     "f1": "f1_macro",
     "precision": "precision_macro",
@@ -120,6 +178,11 @@ SHORT_NAMES = {
     "pearsonr": "pearson",
     "spearmanr": "spearman",
 }
+
+# Of several labels an example: computed from LabelCounts
+COUNTED = frozenset(
+    {"accuracy", "exact_match", *(name for name in OFFLINE if name.startswith(("f1", "precision", "recall")))}
+)
 
 NEEDS_SCORES = frozenset({"roc_auc"})  # computed from probabilities instead of predicted labels
 
@@ -177,6 +240,11 @@ def check_fits(name: str, problem: str, key: str = "evaluation.metric") -> None:
     fits = (name in FOR_REGRESSION) == (problem == "regression")
     if not fits or (name in FOR_SINGLE_LABELS and problem == "multi_label"):
         raise InputError(f"{key} ({name}): cannot be computed for a {problem} problem")
+
+
+def needs_scores(name: str) -> bool:
+    """True if a metric is computed from probabilities, or with code of the Hub, that may take anything."""
+    return name in NEEDS_SCORES or name not in OFFLINE
 
 
 def greater_is_better(name: str) -> bool:

@@ -309,7 +309,7 @@ class Reranking(Task):
     @classmethod
     def make_columns(cls, config: RunConfig) -> RerankingColumns:
         assert isinstance(config.task, Settings)
-        settings, texts, label = config.task, config.data.text_columns, config.data.label_column
+        settings, texts, label = config.task, config.data.text_columns, config.data.one_label_column
         require(len(texts) == 1, "data.text_columns", list(texts), "must be one column, of the query")
         other_names = f"must not be named {' or '.join((DOCUMENTS, LABELS))}"
         require(texts[0] not in EXAMPLE_COLUMNS, "data.text_columns", list(texts), other_names)

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     import torch
 
 
+Reduce = Callable[["torch.Tensor", Batch], list[Array]]  # as Scoring.reduce()
+
+
 @dataclass(frozen=True, kw_only=True)
 class EvaluationOutput:
     """The mean loss over all targets (nan without any), and what Scoring.reduce() returned for each feature, in order."""
@@ -34,8 +37,8 @@ class Runner(Protocol):
     """Runs the model over features of one split. All processes share the work, and all get the results. Each feature is
     computed exactly once."""
 
-    def compute_outputs(self, indices: Array) -> EvaluationOutput:
-        """Returns the mean loss of the features at `indices`, and their reduced outputs."""
+    def compute_outputs(self, indices: Array, reduce: "Reduce | None" = None) -> EvaluationOutput:
+        """Returns the mean loss of the features at `indices`, and their reduced outputs. reduce: In place of Scoring.reduce()."""
 
     def generate_texts(self, generate: Callable[[Any, Batch], list[Array]], indices: Array) -> list[str]:
         """Returns the texts of the token ids that `generate` returns for the features at `indices`."""

@@ -16,6 +16,7 @@ from hf_finetune.model.backbone import decode_texts
 from hf_finetune.model.structure import eval_mode
 from hf_finetune.system.processes import Processes
 from hf_finetune.tasks.base import EvaluationOutput, Task
+from hf_finetune.tasks.scoring import Reduce
 
 BatchResult = tuple[float, float, list[Array]]  # sum of the loss, number of targets, an entry for each feature
 
@@ -42,14 +43,14 @@ class ModelRunner:
     forward_plan: ForwardPlan = FULL_FORWARD
     autocast: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext
 
-    def compute_outputs(self, indices: Array) -> EvaluationOutput:
-        """Loss and reduced outputs of the features at `indices`."""
-        objective, scoring = self.task.objective, self.task.scoring
+    def compute_outputs(self, indices: Array, reduce: Reduce | None = None) -> EvaluationOutput:
+        """Loss and reduced outputs of the features at `indices`. reduce: In place of that of the task's scoring."""
+        objective, reduce = self.task.objective, reduce or self.task.scoring.reduce
 
         def run_batch(batch: Batch) -> BatchResult:
             with self.forward_plan.active(batch.activations):
                 outputs = heads.run_model(self.model, batch.inputs)
-            return *objective.evaluate(outputs, batch), scoring.reduce(outputs, batch)
+            return *objective.evaluate(outputs, batch), reduce(outputs, batch)
 
         sums, outputs = self.run(run_batch, indices)
         return EvaluationOutput(loss=objective.mean(sums, outputs, self.features, indices), outputs=outputs)

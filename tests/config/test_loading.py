@@ -258,7 +258,7 @@ def test_each_of_several_words_is_a_text_as_it_was_typed() -> None:
 
 def test_one_plain_value_is_a_list_of_one_for_every_list() -> None:
     lists = [key for key, hint in TYPES.items() if describe_type(hint) == "a list of strings"]
-    assert len(lists) == 10
+    assert len(lists) == 11
     for key in lists:
         needed = NEEDED | ({"adapter.kind": "lora"} if key.startswith("adapter.") else {})
         assert value_of(from_words(f"--{key}", "value", defaults=needed), key) == ("value",)
@@ -329,8 +329,35 @@ def test_a_list_of_strings_in_yaml_takes_strings_alone(tmp_path: Path, written: 
 
 def test_a_number_in_yaml_where_a_string_belongs_is_shown_in_quotes(tmp_path: Path) -> None:
     path = write(tmp_path, "data: {label_column: 4}\n")
-    assert error_of("--config", path) == 'data.label_column (4): must be a string or null; put it in quotes: "4"'
+    assert (
+        error_of("--config", path)
+        == 'data.label_column (4): must be a string or a list of strings or null; put it in quotes: "4"'
+    )
     assert from_words("--data.label_column", "4").data.label_column == "4"
+
+
+def test_a_label_column_may_be_several(tmp_path: Path) -> None:
+    several = ("toxic", "obscene")
+    assert from_words("--data.label_column", *several).data.label_column == several
+    assert from_words("--data.label_column", '["toxic", "obscene"]').data.label_column == several
+    path = write(tmp_path, "data: {label_column: [toxic, obscene]}\n")
+    config = from_words("--config", path)
+    assert config.data.label_column == config.data.label_columns == several
+    assert config_from_dict(to_dict(config)) == config
+    assert from_words("--data.label_column", "toxic").data.label_column == "toxic"
+    assert from_words("--config", write(tmp_path, "data: {label_column: [toxic]}\n")).data.label_column == "toxic"
+    assert from_words("--data.label_column", "null").data.label_columns == ()
+
+
+def test_labels_in_a_list_may_be_numbers_and_null() -> None:
+    hint = tuple[str | int | None, ...]
+    for value in ([-100, None], ["-100", "null"], "[-100, null]", (-100, "null")):
+        assert convert("task.ignore_labels", hint, value) == ("-100", "null")
+    assert convert("task.ignore_labels", hint, "null") == convert("task.ignore_labels", hint, None) == ("null",)
+    assert convert("task.ignore_labels", hint, "-100") == convert("task.ignore_labels", hint, -100) == ("-100",)
+    assert convert("task.ignore_labels", hint, []) == convert("task.ignore_labels", hint, "[]") == ()
+    with pytest.raises(InputError, match=r"^task.ignore_labels \(\[\['a'\]\]\): must be a list of labels, such as"):
+        convert("task.ignore_labels", hint, [["a"]])
 
 
 def test_every_setting_that_takes_no_null_refuses_it(tmp_path: Path) -> None:

@@ -56,6 +56,8 @@ CASES: list[tuple[type, dict[str, Any], str, str]] = [
     (DataConfig, {"text_columns": ()}, "data.text_columns", "at least one column"),
     (DataConfig, {"text_columns": ("a", "a")}, "data.text_columns", "must differ"),
     (DataConfig, {"text_columns": ("label",)}, "data.text_columns", "data.label_column (label)"),
+    (DataConfig, {"text_columns": ("b",), "label_column": ("a", "b")}, "data.text_columns", "data.label_column (a b)"),
+    *((DataConfig, {"delimiter": value}, "data.delimiter", "must be one of") for value in ("", "x", ",,")),
     *((DataConfig, {"validation_fraction": value}, "data.validation_fraction", "[0, 1)") for value in (-0.1, 1.0, NAN)),
     *((DataConfig, {"test_fraction": value}, "data.test_fraction", "in [0, 1)") for value in (-0.1, 1.0, NAN)),
     (DataConfig, {"validation_fraction": 0.0}, "data.validation_fraction", "data.validation is not given"),
@@ -251,7 +253,24 @@ CASES: list[tuple[type, dict[str, Any], str, str]] = [
     ),
     (RunConfig, {"data": DATA, "task": TASK, "model": MODEL, "start_from": ""}, "start_from", "must not be empty"),
     (RunConfig, {"data": DATA, "task": TASK}, "model.backbone", "a Hub id, a folder, or package://NAME/path"),
+    *(
+        (SETTINGS["classify"], {"kind": "classify", "label_names": names, **options}, "task.label_names", fragment)
+        for names, options, fragment in (
+            (("a", "a"), {}, "must differ from each other"),
+            (("a", "b"), {"problem": "regression"}, "has no effect on a regression"),
+        )
+    ),
     (RunConfig, {"model": MODEL, "task": TASK}, "data.train", "data.dataset"),
+    (
+        RunConfig,
+        {
+            "model": MODEL,
+            "data": DataConfig(train=("a",), label_column=("a", "b")),
+            "task": SETTINGS["tag"](kind="tag"),
+        },
+        "data.label_column",
+        "must be one column; several are for classify, and this task is tag",
+    ),
 ]
 
 

@@ -16,7 +16,8 @@ from hf_finetune.data import splits
 from hf_finetune.data.splits import format_stratum, load_splits
 from hf_finetune.data.table import ColumnSpec, Table, text_and_label_spec
 from hf_finetune.system.errors import InputError
-from hf_finetune.tasks.classify import LabelReader, guess_problem
+from hf_finetune.tasks.labels import canonical_label
+from hf_finetune.tasks.text.label_reader import LabelReader, guess_problem
 
 SEEDS = (0, 1, 2, 31)
 BOTH = {"validation": 0.1, "test": 0.2}
@@ -123,10 +124,10 @@ def test_equal_texts_go_together_and_every_label_keeps_a_row_in_training(
     problem, _ = guess_problem(table, "label", None)
     if problem == "regression":
         return
-    reader = LabelReader(problem=problem, column="label", separator=None)
+    codes, lists = LabelReader(problem=problem, columns=("label",)).read_lists(table)
 
     def names(row: int) -> list[str]:
-        return reader.read(table, row)
+        return [str(canonical_label(value)) for value in lists[codes[row]]]
 
     in_training = {name for row in train_rows for name in names(row)}
     assert in_training == {name for row in range(len(rows)) for name in names(row)}

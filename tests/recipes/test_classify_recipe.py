@@ -347,7 +347,7 @@ def test_nothing_is_left_in_the_default_generator(make_config: MakeConfig) -> No
 def test_a_loss_that_is_not_finite_stops_before_the_weights_change(
     make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from hf_finetune.tasks.classify import ClassificationObjective
+    from hf_finetune.tasks.class_scoring import ClassificationObjective
 
     original, calls = ClassificationObjective.loss, []
 

@@ -10,18 +10,13 @@ import torch
 from scipy.special import expit, log_softmax
 
 from hf_finetune.config.sections import DataConfig, ModelConfig, RunConfig, TrainConfig
-from hf_finetune.data.features import Batch
+from hf_finetune.data.features import Batch, ClassSets
 from hf_finetune.data.table import Table
 from hf_finetune.system.errors import InputError
-from hf_finetune.tasks.classify import (
-    Classification,
-    ClassificationObjective,
-    ClassificationScoring,
-    Settings,
-    TextColumns,
-    guess_problem,
-)
+from hf_finetune.tasks.class_scoring import ClassificationObjective, ClassificationScoring
+from hf_finetune.tasks.classify import Classification, Settings, TextColumns
 from hf_finetune.tasks.labels import sort_numbers_first
+from hf_finetune.tasks.text.label_reader import guess_problem
 
 SEEDS = (0, 1, 2)
 
@@ -54,8 +49,10 @@ def make_scoring(problem: str, names: Sequence[str] = ("a", "b", "c")) -> Classi
 
 
 def encode_labels(task: Classification, labels: Sequence[Any]) -> np.ndarray:
-    """Returns the targets of a table with these labels."""
-    return task.encoding.labels(make_table(labels), {})  # type: ignore[return-value]
+    """Returns the targets of a table with these labels, as batches have them."""
+    targets = task.encoding.labels(make_table(labels), {})
+    assert targets is not None
+    return targets.gather(np.arange(len(labels))) if isinstance(targets, ClassSets) else targets  # type: ignore[return-value]
 
 
 def make_batch(labels: torch.Tensor) -> Batch:
@@ -158,7 +155,7 @@ def test_a_task_made_from_its_state_is_the_same(labels: list[Any]) -> None:
         (["--5", "-", "5"], ("5", "-", "--5")),
         (["1", "01", "001"], ("001", "01", "1")),
         ([str(2**60 + 1), str(2**60)], (str(2**60), str(2**60 + 1))),
-        ([True, False], ("False", "True")),
+        ([True, False], ("false", "true")),
         (["Zoo", "ärger", "apple"], ("Zoo", "apple", "ärger")),
     ],
 )
@@ -186,7 +183,10 @@ def test_class_names_of_a_list_column_are_used() -> None:
     table = make_table([[0, 2], [], [1]], ("zebra", "ant", "mole"))
     task = Classification.from_table(make_run_config(), table)
     assert (task.problem, task.label_names) == ("multi_label", ("zebra", "ant", "mole"))
-    assert task.encoding.labels(table, {}).tolist() == [[1, 0, 1], [0, 0, 0], [0, 1, 0]]  # type: ignore[union-attr]
+    targets = task.encoding.labels(table, {})
+    assert isinstance(targets, ClassSets)
+    assert targets.gather(np.arange(3)).tolist() == [[1, 0, 1], [0, 0, 0], [0, 1, 0]]
+    assert targets.gather(np.array([2, 0])).tolist() == [[0, 1, 0], [1, 0, 1]]
 
 
 def test_single_labels_become_class_numbers() -> None:
@@ -265,7 +265,11 @@ def test_numbers_become_numbers() -> None:
             {"problem": "single_label"},
             "made.csv:2: label (0.5) is not a class; set task.problem to regression for numbers",
         ),
-        ([1, math.nan], {"problem": "single_label"}, "made.csv:2: label (nan) is not a class; "),
+        (
+            [1, math.nan],
+            {"problem": "single_label"},
+            "made.csv:2: label is nan; to leave out the rows without a label, ",
+        ),
         ([1, math.inf], {"problem": "single_label"}, "made.csv:2: label (inf) is not a class; "),
         (["a", "b"], {"problem": "regression", "smoothing": 0.1}, "train.label_smoothing (0.1): is for single_label"),
         ([["a"], ["b"]], {"smoothing": 0.1}, "train.label_smoothing (0.1): is for single_label problems, and this one"),
@@ -305,12 +309,12 @@ def test_labels_that_training_does_not_have_are_errors_with_their_line(
     ("value", "message"),
     [
         ("high", "label ('high') is not a number, which task.problem regression needs"),
-        ("", "label ('') is not a number"),
-        (None, "label (null) is not a number"),
+        ("", "label is empty; to leave out"),
+        (None, "label is null; to leave out the rows without a label, set task.ignore_labels to null"),
         (True, "label (True) is not a number"),
         ([0.5], "label ([0.5]) is not a number"),
-        (math.nan, "label (nan) is not finite"),
-        ("nan", "label (nan) is not finite"),
+        (math.nan, "label is nan; to leave out"),
+        ("nan", "label is nan; to leave out"),
         ("inf", "label (inf) is not finite"),
         (-math.inf, "label (-inf) is not finite"),
         (1e39, "label (1e+39) is not finite, or too large for float32"),

@@ -18,7 +18,7 @@ from scipy.special import softmax
 
 from hf_finetune.system.errors import InputError
 from hf_finetune.tasks import metrics
-from hf_finetune.tasks.classify import ClassificationScoring
+from hf_finetune.tasks.class_scoring import ClassificationScoring
 
 SEEDS = range(5)
 SHAPES = {"binary": (2, None), "classes": (4, None), "labels": (2, 3)}  # values, columns

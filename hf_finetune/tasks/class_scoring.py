@@ -1,0 +1,232 @@
+"""Loss, metrics and predictions of classification.
+
+B examples of a batch, N examples of a split, C classes.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+
+from hf_finetune.config.sections import require
+from hf_finetune.data.features import Array, Batch, Features
+from hf_finetune.data.table import Table
+from hf_finetune.system.errors import InputError
+from hf_finetune.tasks import metrics
+from hf_finetune.tasks.base import Metric, Outputs, Runner, Scoring, SummedObjective
+from hf_finetune.tasks.own_functions import MetricInputs
+
+if TYPE_CHECKING:
+    import torch
+
+COUNTED_AT_ONCE = 4_000_000  # decisions
+MOST_SCORES = 1_000_000_000  # that are held at once, 4 GB
+DECISION_THRESHOLD = 0.5  # multi_label: labels with a larger probability are predicted
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassificationObjective(SummedObjective):
+    """Cross entropy (single_label), binary cross entropy of each label (multi_label), or squared error (regression).
+
+    class_weights, focal_gamma: As in losses.cross_entropy(), for single_label only.
+    """
+
+    problem: str
+    label_smoothing: float = 0.0
+    class_weights: tuple[float, ...] = ()
+    focal_gamma: float = 0.0
+
+    def loss(self, outputs: "torch.Tensor", batch: Batch) -> "tuple[torch.Tensor, float]":
+        """Returns the loss summed over its terms (B, or B x C for multi_label), and their number. outputs: logits [B, C]."""
+        from torch.nn import functional as F
+
+        from hf_finetune.tasks.losses import cross_entropy
+
+        logits, labels = outputs.float(), batch.labels
+        assert labels is not None
+        if self.problem == "single_label":
+            return cross_entropy(
+                logits,
+                labels,
+                label_smoothing=self.label_smoothing,
+                class_weights=self.class_weights,
+                focal_gamma=self.focal_gamma,
+            )
+        if self.problem == "multi_label":
+            return F.binary_cross_entropy_with_logits(logits, labels, reduction="sum"), labels.numel()
+        return F.mse_loss(logits.squeeze(-1), labels, reduction="sum"), len(labels)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassificationScoring(Scoring):
+    """Turns logits into probabilities, metrics and predictions.
+
+    Args:
+        top_k: The number of labels whose probabilities a prediction lists, the most probable first; None for all, in their order.
+        threshold: multi_label: labels with a larger probability are predicted.
+    """
+
+    problem: str
+    label_names: tuple[str, ...]
+    top_k: int | None = None
+    threshold: float = DECISION_THRESHOLD
+
+    def with_options(self, *, top_k: int | None = None, threshold: float | None = None) -> Self:
+        if top_k is not None:
+            require(self.problem != "regression", "top_k", top_k, "has no effect on a model that predicts a number")
+            require(top_k >= 1, "top_k", top_k, "must be 1 or more")
+        if threshold is not None:
+            reason = "is for models that predict several labels of a text; this one predicts " + (
+                "a number" if self.problem == "regression" else "the most probable label"
+            )
+            require(self.problem == "multi_label", "threshold", threshold, reason)
+            require(0 <= threshold <= 1, "threshold", threshold, "must be from 0 to 1")
+        return replace(self, top_k=top_k, threshold=self.threshold if threshold is None else threshold)
+
+    @property
+    def metric_names(self) -> tuple[str, ...]:
+        return {
+            "single_label": ("accuracy", "f1_macro"),
+            "multi_label": ("f1_micro", "f1_macro", "exact_match"),
+            "regression": ("pearson", "spearman", "mse"),
+        }[self.problem]
+
+    def check_metric(self, name: str, key: str = "evaluation.metric") -> str:
+        name = metrics.expand_name(name)
+        if name != "loss":
+            metrics.load_metric(name, key)
+            metrics.check_fits(name, self.problem, key)
+        return name
+
+    def is_from_hub(self, name: str) -> bool:
+        return metrics.expand_name(name) not in ("loss", *metrics.OFFLINE)
+
+    def reduce(self, outputs: "torch.Tensor", batch: Batch) -> list[Array]:
+        """Returns the logits [C] of each example."""
+        return list(outputs.float().cpu().numpy())
+
+    def decide(self, outputs: "torch.Tensor", batch: Batch) -> list[Array]:
+        """Returns the class number of each example, or one bit for each class [C / 8] for multi_label.
+
+        Most metrics need no more, and 10,000 logits for each of a million examples would fill 40 GB.
+        """
+        decisions = self.decode(outputs.float().cpu().numpy())
+        return list(np.packbits(decisions.astype(bool), axis=-1) if self.problem == "multi_label" else decisions)
+
+    def evaluate(
+        self,
+        runner: Runner,
+        features: Features,
+        table: Table,
+        *,
+        metric: str,
+        indices: Array,
+        max_texts: int | None = None,
+        more_metrics: Sequence[str] = (),
+        own_metrics: Mapping[str, Metric] = MappingProxyType({}),
+    ) -> dict[str, float]:
+        known = self.default_metric if metric in own_metrics else metric
+        names = [name for name in dict.fromkeys((known, *self.metric_names, *more_metrics)) if name != "loss"]
+        need_scores = [*own_metrics, *(name for name in names if metrics.needs_scores(name))]
+        if need_scores or self.problem == "regression":
+            self.check_size(need_scores, len(indices))
+            return super().evaluate(
+                runner,
+                features,
+                table,
+                metric=metric,
+                indices=indices,
+                max_texts=max_texts,
+                more_metrics=more_metrics,
+                own_metrics=own_metrics,
+            )
+        result = runner.compute_outputs(indices, self.decide)
+        return {"loss": result.loss} | self.score_decisions(names, result.outputs, features, indices)
+
+    def check_size(self, names: Sequence[str], num_examples: int) -> None:
+        """Raises InputError if the scores that metrics need do not fit in memory. names: those metrics."""
+        size = num_examples * len(self.label_names)
+        if size > MOST_SCORES:
+            raise InputError(
+                f"evaluation.metric ({names[0]}): needs all scores of {num_examples:,} examples and {len(self.label_names):,} "
+                f"labels at once, {size * 4 / 1e9:.0f} GB; use metrics that count labels, such as {self.default_metric}, or "
+                "fewer examples"
+            )
+
+    def score_decisions(
+        self, names: Sequence[str], decisions: Outputs, features: Features, indices: Array
+    ) -> dict[str, float]:
+        """Returns metrics by their names. decisions: What decide() returned for each of the features at `indices`."""
+        if self.problem == "single_label":
+            references = features.get_labels(indices)
+            return metrics.compute_all(names, predictions=np.stack(decisions), scores=None, references=references)
+
+        def read_parts() -> Iterator[tuple[Array, Array]]:
+            size = max(1, COUNTED_AT_ONCE // num_labels)
+            for start in range(0, len(indices), size):
+                actual = features.get_labels(indices[start : start + size])
+                assert actual is not None
+                packed = np.stack(decisions[start : start + size])
+                yield np.unpackbits(packed, axis=-1, count=num_labels).astype(bool), actual.astype(bool)
+
+        num_labels = len(self.label_names)
+        counts = metrics.count_decisions(read_parts(), num_labels)
+        return {name: metrics.compute_counted(name, counts) for name in names}
+
+    def compute_metrics(
+        self, metric: str, outputs: Outputs, features: Features, table: Table, indices: Array
+    ) -> dict[str, float]:
+        logits = np.stack(outputs)
+        return metrics.compute_all(
+            (metric, *self.metric_names),
+            predictions=self.decode(logits),
+            scores=self.compute_scores(logits),
+            references=features.get_labels(indices),
+        )
+
+    def make_metric_inputs(self, outputs: Outputs, features: Features, table: Table, indices: Array) -> MetricInputs:
+        """Class numbers [N] and probabilities [N, C]; 0/1 [N, C] for multi_label; numbers [N] and no scores for regression."""
+        logits = np.stack(outputs)
+        return MetricInputs(
+            predictions=self.decode(logits),
+            references=features.get_labels(indices),
+            scores=None if self.problem == "regression" else self.compute_scores(logits),
+            label_names=self.label_names,
+        )
+
+    def make_predictions(self, outputs: Outputs, features: Features, table: Table) -> Iterator[dict[str, Any]]:
+        """Yields `{label, probabilities}`, `{labels, probabilities}` or `{score}` for each example."""
+        for scores in self.compute_scores(np.stack(outputs)):
+            yield dict(self.describe_scores(scores))
+
+    def decode(self, logits: Array) -> Array:
+        """Returns the predicted class numbers [B], 0/1 [B, C] for multi_label, or numbers [B] for regression."""
+        if self.problem == "single_label":
+            return logits.argmax(-1)
+        if self.problem == "multi_label":
+            return (self.compute_scores(logits) > self.threshold).astype(int)
+        return logits[:, 0]
+
+    def compute_scores(self, logits: Array) -> Array:
+        """Returns probabilities [B, C] by softmax or sigmoid, or the numbers [B, 1] for regression."""
+        from scipy.special import expit, softmax
+
+        if self.problem == "regression":
+            return logits
+        return softmax(logits, axis=-1) if self.problem == "single_label" else expit(logits)
+
+    def describe_scores(self, scores: Sequence[float]) -> Mapping[str, Any]:
+        """Returns the prediction of one example from its probabilities [C], or from its number [1]."""
+        if self.problem == "regression":
+            return {"score": float(scores[0])}
+        probabilities = {name: float(score) for name, score in zip(self.label_names, scores, strict=True)}
+        best_first = sorted(probabilities, key=lambda name: -probabilities[name])
+        shown = (
+            probabilities if self.top_k is None else {name: probabilities[name] for name in best_first[: self.top_k]}
+        )
+        if self.problem == "multi_label":
+            labels = [name for name, score in probabilities.items() if score > self.threshold]
+            return {"labels": labels, "probabilities": shown}
+        return {"label": best_first[0], "probabilities": shown}

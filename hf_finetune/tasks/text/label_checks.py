@@ -1,0 +1,121 @@
+"""What may be wrong with the labels of a data set: labels that look alike, and labels that mean that there is none."""
+
+import difflib
+import re
+import unicodedata
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from hf_finetune.data.columns import find_distinct
+from hf_finetune.data.numbers import MISSING_WORDS, is_missing_word, is_number
+from hf_finetune.data.table import Table
+from hf_finetune.system.errors import InputError
+from hf_finetune.tasks.labels import LabelForm, canonical_label
+
+NOT_LABELLED = "-100"  # torch's ignore_index, which data sets for token classification hold, too
+MOST_SHOWN = 5  # labels or groups in one message
+
+
+def suggest_names(name: str, names: Sequence[str]) -> str:
+    """Returns the end of an error about a label that is not known: the labels that are nearest to it, else the first ones."""
+    by_case = {known.casefold(): known for known in reversed(names)}
+    near = difflib.get_close_matches(name.casefold(), by_case, n=2, cutoff=0.7)
+    if near:
+        return f"did you mean {' or '.join(repr(by_case[match]) for match in near)}?"
+    return f"they are {', '.join(names[:MOST_SHOWN])}{', ...' if len(names) > MOST_SHOWN else ''}"
+
+
+def find_lookalikes(names: Sequence[str]) -> list[tuple[str, ...]]:
+    """Returns the groups of labels that differ in case, blanks, hyphens, invisible characters or compatible forms of characters
+    alone. Numbers are never alike."""
+    groups: dict[str, list[str]] = defaultdict(list)
+    for name in names:
+        if not is_number(name):
+            text = unicodedata.normalize("NFKC", name).casefold()
+            visible = "".join(letter for letter in text if unicodedata.category(letter) != "Cf")
+            groups[re.sub(r"(?<=\w)[\s_.-]+(?=\w)|\s+|\.$|_", "", visible) or name].append(name)
+    return [tuple(group) for group in groups.values() if len(group) > 1]
+
+
+def find_label_warnings(counts: Mapping[str, int]) -> list[str]:
+    """Returns what may be wrong with labels, a sentence each. counts: The number of training examples by label."""
+    warnings = []
+    for group in find_lookalikes(list(counts))[:MOST_SHOWN]:
+        shown = " and ".join(f"{name!r} ({counts[name]:,})" for name in group)
+        warnings.append(f"labels that look alike are different classes: {shown}")
+    for name in counts:
+        if is_missing_word(name):
+            warnings.append(
+                f"the label {name!r} ({counts[name]:,}) is a class, and in many files it means that a label is missing: "
+                f"task.ignore_labels {name} leaves such rows out"
+            )
+    if "-1" in counts and not is_scale(list(counts)):
+        warnings.append(
+            f"the label -1 ({counts['-1']:,}) is a class, and in many files it means that a text is not labelled: "
+            "task.ignore_labels -1 leaves such rows out"
+        )
+    return warnings
+
+
+def is_scale(names: Sequence[str]) -> bool:
+    """True if labels are numbers on both sides of zero, so that -1 is one of them: -1 and 1; -1, 0, 1; -2 to 2."""
+    if not all(re.fullmatch(r"-?\d+", name) for name in names):
+        return False
+    values = sorted(int(name) for name in names)
+    return values[0] < -1 or values[-1] <= 1
+
+
+def describe_spelling(values: Sequence[Any], form: LabelForm) -> list[str]:
+    """Returns what was changed in the spelling of labels, a phrase each. values: The distinct labels as they are written."""
+    texts = [value for value in values if isinstance(value, str)]
+    phrases = []
+    if blanks := sum(text != text.strip() for text in texts):
+        phrases.append(f"blanks at the ends of {blanks:,} labels removed")
+    if composed := sum(unicodedata.normalize("NFC", text) != text for text in texts):
+        phrases.append(f"accents of {composed:,} labels composed")
+    changed = [text.strip() for text in texts if form.kind != "text" and form.read(text) not in (text.strip(), None)]
+    if changed:
+        phrases.append(f"{changed[0]} read as {form.read(changed[0])}")
+    return phrases
+
+
+# --- rows without a label -------------------------------------------------------------------------------------------
+
+
+def leave_out_ignored(table: Table, columns: Sequence[str], ignored: Sequence[str]) -> Table:
+    """Returns the rows that have a label, with a note about those that have none.
+
+    Args:
+        table: The rows.
+        columns: The label columns. A row is left out if one of them has an ignored label, or a list with one.
+        ignored: Labels that mean "not labelled" (task.ignore_labels); null for a missing label.
+
+    InputError if no row is left.
+    """
+    is_ignored = np.zeros(len(table), dtype=bool)
+    for column in columns:
+        codes, values = find_distinct(table.columns[column])
+        lists = [list(value) if isinstance(value, (list, tuple)) else [value] for value in values]
+        form = LabelForm.find(label for labels in lists for label in labels)
+        flags = [any(means_nothing(label, form, ignored) for label in labels) for labels in lists]
+        is_ignored |= np.array(flags, dtype=bool)[codes]
+    num_ignored, shown = int(is_ignored.sum()), ", ".join(ignored)
+    if not num_ignored:
+        return table
+    if num_ignored == len(table):
+        raise InputError(f"task.ignore_labels ({shown}): leaves no row of {table.files[0]}")
+    note = f"{num_ignored:,} of {len(table):,} rows are left out: they are not labelled (task.ignore_labels {shown})"
+    rows = np.nonzero(~is_ignored)[0].tolist()
+    return replace(table.take(rows), notes=(*table.notes, f"{table.files[0]}: {note}"))
+
+
+def means_nothing(value: Any, form: LabelForm, ignored: Sequence[str]) -> bool:
+    """True if a label is an ignored one, in any form."""
+    name = form.read(value)
+    if name is None:
+        return any(entry.lower() in MISSING_WORDS for entry in ignored)
+    return bool({name, canonical_label(value)} & {canonical_label(entry) for entry in ignored})

@@ -1,0 +1,344 @@
+"""Labels of texts: from a column of labels, of lists, of several labels in one string, of numbers, or from a column of 0 and 1
+for each label.
+
+Each distinct value is read once, so that a million rows with ten labels cost ten readings. N rows of a table, C classes.
+"""
+
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from hf_finetune.config.sections import require
+from hf_finetune.data.columns import find_distinct
+from hf_finetune.data.features import Array, ClassSets
+from hf_finetune.data.literals import read_literal
+from hf_finetune.data.numbers import find_numbers, is_missing, is_missing_word
+from hf_finetune.data.table import Table, describe_value
+from hf_finetune.system.errors import InputError
+from hf_finetune.tasks.labels import LabelForm, canonical_label, read_number, sort_numbers_first
+from hf_finetune.tasks.text.label_checks import NOT_LABELLED, describe_spelling, suggest_names
+
+BITS = {"0": False, "1": True, "false": False, "true": True}
+LEAVE_OUT = "to leave out the rows without a label, set task.ignore_labels to null"
+
+
+def guess_problem(table: Table, column: str, separator: str | None) -> tuple[str, str]:
+    """Returns the problem that a label column looks like, and why."""
+    if separator is not None:
+        return "multi_label", f"task.label_separator splits {column}"
+    _, values = find_distinct(table.columns[column])
+    if any(isinstance(value, (list, tuple)) for value in values):
+        return "multi_label", f"{column} holds lists"
+    present = [value for value in values if not is_missing(value)]
+    if present and all(isinstance(value, str) and isinstance(read_literal(value), list) for value in present):
+        return "multi_label", f"{column} holds lists that are written as text"
+    numbers = find_numbers(values)
+    if numbers is not None and numbers.has_fractions:
+        comma = "" if numbers.with_comma is None else " and a decimal comma"
+        return "regression", f"{column} holds numbers with fractions{comma}"
+    return "single_label", f"{column} holds single labels"
+
+
+def read_list(value: Any, separator: str | None) -> list[Any] | None:
+    """Returns the labels of a value that holds several: a list, a list that is written as text, or a string with separators.
+    None if it is nothing of the kind."""
+    if isinstance(value, (list, tuple)):
+        return list(value)
+    if not isinstance(value, str):
+        return None
+    if separator:
+        return [part.strip() for part in value.split(separator) if part.strip()]
+    literal = read_literal(value)
+    return literal if isinstance(literal, list) else None
+
+
+def read_bit(value: Any) -> bool | None:
+    """Returns True for 1 and true, False for 0 and false, None for anything else."""
+    return BITS.get((canonical_label(value) or "").lower()) if not isinstance(value, (list, dict)) else None
+
+
+def count_places(lists: Sequence[Sequence[Any]]) -> int:
+    """Returns the number of places of lists of 0 and 1 that are all of one length of at least 2; 0 if they are others."""
+    lengths = {len(values) for values in lists}
+    if len(lengths) != 1 or min(lengths) < 2 or any(read_bit(value) is None for values in lists for value in values):
+        return 0
+    return lengths.pop()
+
+
+class Item(NamedTuple):
+    """A label as it is written, and the number of the first distinct value of the column that holds it."""
+
+    value: Any
+    code: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelReader:
+    """Reads the labels of a table.
+
+    Args:
+        problem: single_label, multi_label or regression.
+        columns: The label column; or several, if each says by 0 or 1 whether a text has its label.
+        separator: Splits a string of several labels (multi_label); None if the column holds lists.
+        names: The names of the classes in their order, if the settings give them (task.label_names).
+    """
+
+    problem: str
+    columns: tuple[str, ...]
+    separator: str | None = None
+    names: tuple[str, ...] = ()
+
+    @property
+    def column(self) -> str:
+        """The label column, if there is one."""
+        return self.columns[0]
+
+    # --- names ------------------------------------------------------------------------------------------------------
+
+    def find_names(self, table: Table) -> tuple[str, ...]:
+        """Returns all labels: those of the settings, else in the data set's own order if it has one, else numbers by value, then
+        names by alphabet.
+
+        Never in the order of the rows, which would change with the split. InputError if there are fewer than two.
+        """
+        if len(self.columns) > 1:
+            return self.names or self.columns
+        require(len(self.names) != 1, "task.label_names", list(self.names), "must be two names or more")
+        _, lists = self.read_lists(table)
+        self.check_places(lists, table)
+        if self.names:
+            return self.names
+        items = find_items(lists)
+        form = LabelForm.find(item.value for item in items.values())
+        found = {self.name_item(table, item, form) for item in items.values()}
+        if len(found) < 2:
+            only = f"only {next(iter(found))!r}" if found else "no label"
+            raise InputError(f"data.label_column ({self.column}): training has {only}; at least two classes are needed")
+        if NOT_LABELLED in found and table.class_names is None:
+            raise InputError(
+                f"data.label_column ({self.column}): the label {NOT_LABELLED} usually means that a text is not labelled; leave "
+                f"such rows out with task.ignore_labels {NOT_LABELLED}, or keep it by naming all classes in task.label_names"
+            )
+        return table.class_names or tuple(sorted(found, key=sort_numbers_first))
+
+    def check_places(self, lists: Sequence[Sequence[Any]], table: Table) -> None:
+        """Raises InputError for lists of 0 and 1 whose places have no names, or too many or too few."""
+        if self.problem != "multi_label" or table.class_names is not None:
+            return
+        places, shown = count_places(lists), "" if not lists else list(lists[0])
+        if places and not self.names:
+            raise InputError(
+                f"data.label_column ({self.column}): holds lists of 0 and 1, such as {shown}; name the {places} labels of their "
+                "places in task.label_names"
+            )
+        if places and places != len(self.names):
+            raise InputError(
+                f"task.label_names ({', '.join(self.names)}): has {len(self.names)} names, and {self.column} has {places} "
+                f"places, such as {shown}"
+            )
+
+    def name_item(self, table: Table, item: Item, form: LabelForm) -> str:
+        """Returns the name of a label: of the data set's classes if these are known and the value is a number.
+
+        InputError with file and line if it cannot be a label.
+        """
+        value, names = item.value, table.class_names
+        if isinstance(value, (list, tuple, dict)):
+            hint = "set task.problem to multi_label for lists"
+            raise self.make_error(table, item.code, f" ({value}) is not a single label; {hint}")
+        name = form.read(value)
+        if name is None:
+            raise self.make_error(table, item.code, f" is {describe_missing(value)}; {LEAVE_OUT}")
+        if isinstance(value, float) and not value.is_integer():
+            hint = "set task.problem to regression for numbers"
+            raise self.make_error(table, item.code, f" ({value}) is not a class; {hint}")
+        if names is not None and isinstance(value, (int, float)):
+            if not 0 <= value < len(names):
+                hint = f"; leave such rows out with task.ignore_labels {name}" if value < 0 else ""
+                raise self.make_error(table, item.code, f" ({value}) is not among the data set's classes{hint}")
+            return names[int(value)]
+        return name
+
+    def make_error(self, table: Table, code: int, text: str) -> InputError:
+        """Returns an error that begins with file, line and column of the first row with a distinct value."""
+        return InputError(f"{self.locate(table, code)}: {self.column}{text}")
+
+    def locate(self, table: Table, code: int) -> str:
+        """Returns the file and line of the first row with a distinct value."""
+        codes, _ = find_distinct(table.columns[self.column])
+        return table.where(int(np.argmax(codes == code)))
+
+    def read_lists(self, table: Table) -> tuple[Array, list[list[Any]]]:
+        """Returns the number of each row's distinct value [N], and the labels of each such value: one for single_label.
+
+        InputError with file and line for a value that is not a list of labels although the problem is multi_label.
+        """
+        codes, values = find_distinct(table.columns[self.column])
+        if self.problem != "multi_label":
+            return codes, [[value] for value in values]
+        lists = []
+        for code, value in enumerate(values):
+            labels = read_list(value, self.separator)
+            if labels is None and is_missing(value):
+                hint = f"give a row without labels an empty list; {LEAVE_OUT}"
+                raise self.make_error(table, code, f" is {describe_missing(value)}; {hint}")
+            if labels is None:
+                hint = "a string of several labels needs task.label_separator"
+                raise self.make_error(table, code, f" ({value}) is not a list; {hint}")
+            lists.append(labels)
+        return codes, lists
+
+    def describe_spelling(self, table: Table) -> list[str]:
+        """Returns what was changed in the spelling of labels, a phrase each."""
+        if len(self.columns) > 1:
+            return []
+        _, lists = self.read_lists(table)
+        values = [item.value for item in find_items(lists).values()]
+        return describe_spelling(values, LabelForm.find(values))
+
+    # --- targets ----------------------------------------------------------------------------------------------------
+
+    def read_targets(self, table: Table, names: Sequence[str]) -> Array | ClassSets:
+        """Returns class numbers [N] int64, the sets of class numbers for multi_label, or numbers [N] float32 for regression.
+
+        names: The names of the C classes. InputError with file and line for a label that is not one of them.
+        """
+        if self.problem == "regression":
+            return self.read_numbers(table)
+        if len(self.columns) > 1:
+            return self.read_bits(table)
+        codes, lists = self.read_lists(table)
+        if self.problem == "multi_label" and table.class_names is None and is_places(lists, names):
+            places = ([place for place, bit in enumerate(bits) if read_bit(bit)] for bits in lists)
+            return make_sets(places, codes, len(names))
+        form, index = LabelForm.find(names), make_index(names, has_codes=bool(self.names))
+        numbers = {key: self.find_number(table, item, form, index) for key, item in find_items(lists).items()}
+        if self.problem == "single_label":
+            return np.array([numbers[make_key(value)] for [value] in lists], dtype=np.int64)[codes]
+        return make_sets(({numbers[make_key(value)] for value in values} for values in lists), codes, len(names))
+
+    def find_number(self, table: Table, item: Item, form: LabelForm, index: Mapping[str, int]) -> int:
+        """Returns the class number of a label. InputError, with file, line and the nearest labels, if it is not known."""
+        name = self.name_item(table, item, form)
+        number = index.get(name, index.get(canonical_label(name) or ""))
+        if number is None:
+            num_names = len(set(index.values()))
+            whose = "task.label_names" if self.names else "the training data"
+            raise InputError(
+                f"{self.locate(table, item.code)}: the label {name!r} is not one of the {num_names} labels of {whose}; "
+                f"{suggest_names(name, list(index)[:num_names])}"
+            )
+        return number
+
+    def read_bits(self, table: Table) -> ClassSets:
+        """Returns the sets of classes whose columns hold 1. InputError with file and line for a value that is not 0 or 1."""
+        has_label = np.empty((len(table), len(self.columns)), dtype=bool)
+        for place, column in enumerate(self.columns):
+            codes, values = find_distinct(table.columns[column])
+            bits = [read_bit(value) for value in values]
+            if None in bits:
+                code = bits.index(None)
+                where, value = f"{table.where(int(np.argmax(codes == code)))}: {column}", values[code]
+                if is_missing(value) or is_missing_word(value):
+                    raise InputError(f"{where} is {describe_missing(value)}; {LEAVE_OUT}")
+                raise InputError(f"{where} ({value}) is not 0 or 1, which each of several label columns must be")
+            has_label[:, place] = np.array(bits, dtype=bool)[codes]
+        offsets = np.concatenate([[0], np.cumsum(has_label.sum(1))]).astype(np.int64)
+        return ClassSets(
+            values=np.nonzero(has_label)[1].astype(np.int32), offsets=offsets, num_classes=len(self.columns)
+        )
+
+    def read_numbers(self, table: Table) -> Array:
+        """Returns the numbers of a regression, [N] float32. InputError with file and line if one is missing or not finite, or if
+        the numbers can be read in two ways."""
+        codes, values = find_distinct(table.columns[self.column])
+        numbers = find_numbers(values)
+        if numbers is not None and numbers.unclear is not None:
+            where = self.locate(table, find_text(values, numbers.unclear))
+            raise InputError(
+                f"{where}: {self.column} ({numbers.unclear}) can be read in two ways; write numbers without separators of "
+                "thousands"
+            )
+        if numbers is not None and numbers.with_comma is not None and numbers.with_point is not None:
+            comma, point = (find_text(values, text) for text in (numbers.with_comma, numbers.with_point))
+            raise InputError(
+                f"{self.locate(table, comma)}: {self.column} ({numbers.with_comma}) has a decimal comma, and "
+                f"{self.locate(table, point)} ({numbers.with_point}) a decimal point; write all numbers in one way"
+            )
+        rows = [int(row) for row in np.unique(codes, return_index=True)[1]]
+        for row, value in zip(rows, values, strict=True):
+            if is_missing(value) or is_missing_word(value):
+                raise InputError(f"{table.where(row)}: {self.column} is {describe_missing(value)}; {LEAVE_OUT}")
+        return np.array([read_number(table, row, self.column) for row in rows], dtype=np.float32)[codes]
+
+
+def find_text(values: Sequence[Any], text: str) -> int:
+    """Returns the number of the value that is this text, with or without blanks around it."""
+    return next(number for number, value in enumerate(values) if isinstance(value, str) and value.strip() == text)
+
+
+def describe_missing(value: Any) -> str:
+    """Returns how a missing label is written, for error messages: null, empty, nan or NA."""
+    is_blank = value is None or (isinstance(value, str) and not value.strip())
+    return describe_value(value) if is_blank else str(value).strip()
+
+
+def is_places(lists: Sequence[Sequence[Any]], names: Sequence[str]) -> bool:
+    """True if lists have 0 or 1 for each of the C classes. Not if classes are called so: the values are their names then."""
+    return count_places(lists) == len(names) and not {"0", "1", "true", "false"} & set(names)
+
+
+def make_index(names: Sequence[str], *, has_codes: bool) -> dict[str, int]:
+    """Returns the class number of each name, of its form in other types of files, and, with `has_codes`, of its number as text.
+
+    A name that is itself wins; a form that several names share is left out.
+    """
+    form = LabelForm.find(names)
+    index = {form.read(name) or name: number for number, name in enumerate(names)}
+    forms: dict[str, set[int]] = defaultdict(set)
+    for number, name in enumerate(names):
+        forms[canonical_label(name) or name].add(number)
+    for name, numbers in forms.items():
+        if len(numbers) == 1:
+            index.setdefault(name, min(numbers))
+    if has_codes and form.kind != "integer":
+        for number in range(len(names)):
+            index.setdefault(str(number), number)
+    return index
+
+
+def make_sets(numbers: Iterable[Collection[int]], codes: Array, num_classes: int) -> ClassSets:
+    """Returns the sets of class numbers of all rows.
+
+    Args:
+        numbers: The class numbers of each distinct value, each once.
+        codes: The number of each row's distinct value, [N].
+        num_classes: C.
+    """
+    members = [sorted(values) for values in numbers]
+    flat = np.fromiter(chain.from_iterable(members), dtype=np.int32)
+    lengths = np.fromiter(map(len, members), dtype=np.int64)
+    starts = np.concatenate([[0], np.cumsum(lengths)])[codes]
+    offsets = np.concatenate([[0], np.cumsum(lengths[codes])]).astype(np.int64)
+    positions = np.repeat(starts - offsets[:-1], lengths[codes]) + np.arange(offsets[-1])
+    return ClassSets(values=flat[positions], offsets=offsets, num_classes=num_classes)
+
+
+def make_key(value: Any) -> tuple[type, Any]:
+    """Returns a key that is equal for equal labels of one type."""
+    return (type(value), repr(value) if isinstance(value, (list, tuple, dict)) else value)
+
+
+def find_items(lists: Sequence[Sequence[Any]]) -> dict[tuple[type, Any], Item]:
+    """Returns the distinct labels of the distinct values of a column, in the order in which they occur first."""
+    items: dict[tuple[type, Any], Item] = {}
+    for code, values in enumerate(lists):
+        for value in values:
+            key = make_key(value)
+            if key not in items:
+                items[key] = Item(value=value, code=code)
+    return items
