@@ -1,8 +1,6 @@
 """The `hf-finetune` command: two functions for each subcommand, its options and its call. No logic of its own."""
 
 import argparse
-import contextlib
-import json
 import os
 import re
 import sys
@@ -12,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from hf_finetune import __version__
+from hf_finetune.cli_predict import add_evaluate, add_predict
 from hf_finetune.config.sections import AdapterConfig, FreezeConfig
 from hf_finetune.config.tasks import TASKS
 from hf_finetune.config.values import convert
@@ -20,7 +19,6 @@ from hf_finetune.system.errors import InputError
 
 if TYPE_CHECKING:
     from hf_finetune.cache import listing
-    from hf_finetune.export.predict import Predictor
 
 
 class Parser(argparse.ArgumentParser):
@@ -112,60 +110,6 @@ def add_inspect(commands: Any) -> None:
         "--adapter.targets", dest="targets", nargs="+", default=[], help="the linear layers that get them"
     )
     inspect.set_defaults(function=run_inspect)
-
-
-def add_model_options(command: argparse.ArgumentParser) -> None:
-    """The options that evaluate and predict share."""
-    command.add_argument("model", help="run folder, model folder, or Hub id")
-    command.add_argument(
-        "--text-columns", nargs="+", default=(), help="text columns of the file (default: those of the training data)"
-    )
-    command.add_argument(
-        "--choice-columns",
-        nargs="+",
-        default=(),
-        help="columns of the choices, for multiple choice (default: those of the training data)",
-    )
-    command.add_argument("--task", help="import path of the task if it is your own class: my_package.tasks:MyTask")
-    command.add_argument("--batch-size", type=int, default=64, help="examples a forward (default: 64)")
-    command.add_argument("--device", help="such as cpu or cuda:1 (default: the accelerator, if there is one)")
-
-
-def add_evaluate(commands: Any) -> None:
-    """Adds the parser of hf-finetune evaluate."""
-    evaluate = commands.add_parser("evaluate", help="loss and metrics of a model on a labelled file")
-    add_model_options(evaluate)
-    evaluate.add_argument(
-        "--data",
-        required=True,
-        nargs="+",
-        help="csv, tsv, json, jsonl, parquet (.gz too), or another kind of the recipe",
-    )
-    evaluate.add_argument("--label-column", help="label column of the file (default: that of the training data)")
-    evaluate.add_argument("--metric", help="an additional metric")
-    evaluate.add_argument(
-        "--metrics", nargs="+", default=(), help="import paths of your own metrics: my_module:kappa, name=my_module:f"
-    )
-    evaluate.add_argument("--loss", help="import path of your own loss, if it was trained with one: my_module:focal")
-    evaluate.add_argument("--format", choices=("table", "json"), default="table", help="format of the metrics")
-    evaluate.set_defaults(function=run_evaluate)
-
-
-def add_predict(commands: Any) -> None:
-    """Adds the parser of hf-finetune predict."""
-    predict = commands.add_parser("predict", help="predict labels, tags, answers, text or embeddings")
-    add_model_options(predict)
-    source = predict.add_mutually_exclusive_group(required=True)
-    source.add_argument("--text", nargs="+", help="the texts of one example: one text, two for a pair, ...")
-    source.add_argument("--data", help="csv, tsv, json, jsonl, parquet (.gz too); - for lines of standard input")
-    predict.add_argument(
-        "--out",
-        help="file for the predictions: .csv, one document if it ends in .json, else JSON lines (default: the terminal)",
-    )
-    predict.add_argument("--top-k", type=int, help="list only this number of most probable labels")
-    predict.add_argument("--threshold", type=float, help="probability of a label, if a text may have several (0.5)")
-    predict.add_argument("--keep", nargs="+", default=(), help="columns of the data that each prediction repeats")
-    predict.set_defaults(function=run_predict)
 
 
 def add_checkpoint_commands(commands: Any) -> None:
@@ -288,63 +232,6 @@ def run_inspect(options: argparse.Namespace) -> None:
     model = loaded.model
     plan = freezing.apply_freezing(model, config, adapters=loaded.adapter_parameters, new=loaded.new_parameters)
     print(parameter_table.format_rows(parameter_table.make_rows(model, plan), plan, options.format))
-
-
-def run_evaluate(options: argparse.Namespace) -> None:
-    """Runs hf-finetune evaluate. Notes go to standard error, so that standard output has the metrics alone."""
-    from hf_finetune.export.predict import evaluate_file
-
-    with contextlib.redirect_stdout(sys.stderr):
-        values = evaluate_file(
-            load_predictor(options), options.data, metric=options.metric, batch_size=options.batch_size
-        )
-    width = max(20, *map(len, values))
-    print(
-        json.dumps(values)
-        if options.format == "json"
-        else "\n".join(f"{key:<{width}} {value:.4f}" for key, value in values.items())
-    )
-
-
-def run_predict(options: argparse.Namespace) -> None:
-    """Runs hf-finetune predict. Prints each prediction when it is there; ends without an error if nobody reads on."""
-    from hf_finetune.export.predict import predict_texts
-    from hf_finetune.export.prediction_files import format_json, iterate_predictions, predict_file
-
-    for name in ("out", "keep"):
-        if getattr(options, name) and not options.data:
-            raise InputError(f"--{name}: goes with --data")
-    predictor = load_predictor(options)
-    choices = {name: getattr(options, name) for name in ("top_k", "threshold", "batch_size")}
-    if options.out:
-        rows = predict_file(predictor, options.data, options.out, keep=options.keep, **choices)
-        print(f"{len(rows)} rows written to {options.out}")
-        return
-    if options.data:
-        predictions = iterate_predictions(predictor, options.data, keep=options.keep, **choices)
-    else:
-        predictions = iter([predict_texts(predictor, options.text, **choices)])
-    try:
-        for prediction in predictions:
-            print(format_json(prediction), flush=True)
-    except BrokenPipeError:  # as in `| head -1`; Python would flush standard output again when it ends
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def load_predictor(options: argparse.Namespace) -> "Predictor":
-    """The model of the options, with the columns that they name."""
-    from hf_finetune.export.predict import Predictor
-
-    return Predictor.from_pretrained(
-        options.model,
-        task=options.task,
-        text_columns=tuple(options.text_columns),
-        choice_columns=tuple(options.choice_columns),
-        label_column=getattr(options, "label_column", None),
-        loss=getattr(options, "loss", None),
-        metrics=tuple(getattr(options, "metrics", ())),
-        device=options.device,
-    )
 
 
 def run_checkpoints(options: argparse.Namespace) -> None:

@@ -194,7 +194,7 @@ def test_predict_takes_options_and_keeps_columns(
     assert call(*words, "--keep", "id", "text", "--out", str(out)) == 0
     with out.open(encoding="utf-8", newline="") as file:
         cells = list(csv.DictReader(file))
-    assert [(row["input.id"], row["input.text"]) for row in cells] == [(str(row["id"]), row["text"]) for row in rows]
+    assert [(row["id"], row["text"]) for row in cells] == [(str(row["id"]), row["text"]) for row in rows]
     assert [row["label"] for row in cells] == [row["label"] for row in expected]
     assert float(cells[0][f"probabilities.{cells[0]['label']}"]) > 0.3
     assert call("predict", str(run_dir), "--data", str(data), "--keep", "none") == 2
@@ -205,16 +205,17 @@ def test_predict_takes_options_and_keeps_columns(
 def test_predict_reads_standard_input_and_ends_quietly_if_nobody_reads_on(run_dir: Path) -> None:
     command = [sys.executable, "-m", "hf_finetune", "predict", str(run_dir), "--data", "-", "--batch-size", "2"]
 
-    def start() -> "subprocess.Popen[str]":
+    def start(*words: str) -> "subprocess.Popen[str]":
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        return subprocess.Popen(command, text=True, **pipes)  # type: ignore[call-overload]
+        return subprocess.Popen([*command, *words], text=True, **pipes)  # type: ignore[call-overload]
 
     output, errors = start().communicate("the old cat\na red saw\nthis bread\n")
     predictions = Predictor.from_pretrained(run_dir).predict(["the old cat", "a red saw", "this bread"])
     assert [json.loads(line)["label"] for line in output.splitlines()] == [row["label"] for row in predictions]
     assert errors == "standard input: plain lines, a text each\n"
-    output, errors = start().communicate('{"text": "the old cat"}\n{"text": " "}\n')
-    assert (output, errors.splitlines()) == ("", ["standard input: JSON lines", "error: stdin[1]: text is empty"])
+    output, errors = start("--strict").communicate('{"text": "the old cat"}\n{"text": " "}\n')
+    assert [json.loads(line)["label"] for line in output.splitlines()] == [predictions[0]["label"]]
+    assert errors.splitlines() == ["standard input: JSON lines", "error: stdin[1]: text is empty"]
 
     process = start()
     assert process.stdin is not None

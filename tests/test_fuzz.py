@@ -367,13 +367,13 @@ def test_predictions_are_written_completely_or_not_at_all(
             out.write_text(older)
         before = read_files(tmp_path)
         try:
-            rows = predict_file(classifier, str(path), str(out))
+            count = predict_file(classifier, str(path), str(out))
         except InputError:
             outcomes["errors"] += 1
             assert read_files(tmp_path) == before
         else:
             outcomes["rows"] += 1
-            assert [json.loads(line) for line in out.read_text().splitlines()] == rows
+            assert len([json.loads(line) for line in out.read_text().splitlines()]) == count
             assert set(read_files(tmp_path)) == {path.name, out.name}
 
     run()

@@ -17,7 +17,7 @@ from hf_finetune.data.formats import name_type
 from hf_finetune.data.memory import read_memory
 from hf_finetune.data.plain import is_dataset, is_frame, is_series, make_plain
 from hf_finetune.data.sources import read_table
-from hf_finetune.data.table import ColumnSpec, Table
+from hf_finetune.data.table import ColumnSpec, Table, check_texts
 from hf_finetune.export.recorded import RecordedTask, load_recorded_task
 from hf_finetune.model import lora
 from hf_finetune.model.backbone import (
@@ -36,7 +36,7 @@ from hf_finetune.tasks.own_functions import Metric
 from hf_finetune.training.evaluation import ModelRunner
 
 BATCH_SIZE = 64  # examples a forward, the default of evaluation.batch_size
-BATCHES_AT_ONCE = 16  # whose rows are sorted by length and predicted together: the first results come after them
+BATCHES_AT_ONCE = 16  # whose rows are sorted by length and predicted together
 COLUMNS = ("text_columns", "label_column", "choice_columns")  # settings that may be given to a trained model
 NO_LIMIT = 10**9  # tokens; the model_max_length of a tokenizer without a limit is 10**30
 
@@ -201,18 +201,45 @@ class Predictor:
         batch_size: int = BATCH_SIZE,
     ) -> Iterator[dict[str, Any]]:
         """Yields a prediction for each row of a table, in order, as they are computed. The options are those of predict()."""
+        inference = self.for_inference(top_k=top_k, threshold=threshold, batch_size=batch_size)
+        return inference.predict_parts(table, batch_size)
+
+    def for_inference(self, *, top_k: int | None, threshold: float | None, batch_size: int) -> "Predictor":
+        """Returns the predictor of rows without targets, with these options. InputError if the task does not have them."""
         require(batch_size >= 1, "batch_size", batch_size, "must be 1 or more")
         task = self.task.for_inference(self.tokenizer)
         scoring = task.scoring.with_options(top_k=top_k, threshold=threshold)
-        inference = replace(self, task=replace(task, scoring=scoring))
-        return inference.predict_parts(table, batch_size)
+        return replace(self, task=replace(task, scoring=scoring))
 
     def predict_parts(self, table: Table, batch_size: int) -> Iterator[dict[str, Any]]:
-        """Yields the predictions of a table, some batches of rows after the other."""
-        for start in range(0, len(table), BATCHES_AT_ONCE * batch_size):
-            part = table.take(range(start, min(start + BATCHES_AT_ONCE * batch_size, len(table))))
-            features = self.encode(part, has_labels=False)
-            yield from self.task.scoring.predict(self.make_runner(features, batch_size), features, part)
+        """Yields the predictions of a table, part after part."""
+        start, sizes = 0, part_sizes(batch_size)
+        while start < len(table):
+            end = min(start + next(sizes), len(table))
+            yield from self.predict_encoded(*self.encode_rows(table, range(start, end)), batch_size)
+            start = end
+
+    def encode_rows(self, table: Table, rows: Sequence[int]) -> tuple[Features, Table]:
+        """Returns the features of these rows of a table, and their table. InputError if one cannot be predicted."""
+        part, spec = table.take(rows), self.task.columns.spec
+        if spec.join_rows is None:  # else its rows were checked before they were joined
+            check_texts(part, spec)
+        return self.encode(part, has_labels=False), part
+
+    def predict_encoded(self, features: Features, table: Table, batch_size: int) -> Iterator[dict[str, Any]]:
+        """Yields the predictions of rows and their features."""
+        return self.task.scoring.predict(self.make_runner(features, batch_size), features, table)
+
+    def find_problems(self, table: Table, rows: Sequence[int]) -> dict[int, str]:
+        """Returns what is wrong with those of the rows that cannot be predicted, by their number."""
+        try:
+            self.encode_rows(table, rows)
+        except InputError as error:
+            if len(rows) == 1:
+                return {rows[0]: str(error)}
+            middle = len(rows) // 2
+            return self.find_problems(table, rows[:middle]) | self.find_problems(table, rows[middle:])
+        return {}
 
     def make_table(self, rows: Any) -> Table:
         """Returns rows as a table; errors call the fourth one `rows[3]`. An empty list gives an empty table."""
@@ -289,6 +316,13 @@ class Predictor:
         for note in notes:
             print_message(note)
         return values
+
+
+def part_sizes(batch_size: int) -> Iterator[int]:
+    """Yields the number of rows that are predicted together: one batch, so that the first results come soon, then more."""
+    yield batch_size
+    while True:
+        yield BATCHES_AT_ONCE * batch_size
 
 
 def keep_columns(spec: ColumnSpec, names: Sequence[str]) -> ColumnSpec:

@@ -1,142 +1,234 @@
-"""Predictions of files and of standard input, written as they come: as JSON lines, as one JSON document, or as csv."""
+"""Files of predictions, finished completely or not at all, and predictions on standard output."""
 
-import csv
-import io
 import json
+import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import islice
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, TextIO
 
-from hf_finetune.config.sections import require
-from hf_finetune.data.memory import read_memory
-from hf_finetune.data.table import Table
-from hf_finetune.export.predict import BATCH_SIZE, Predictor, keep_columns
-from hf_finetune.system.errors import InputError
-from hf_finetune.system.files import write_atomically
+from hf_finetune.data.parts import Part, is_stream
+from hf_finetune.export.predict import Predictor
+from hf_finetune.export.prediction_formats import Entry, choose_ending, format_json, format_line, write_entries
+from hf_finetune.export.prediction_progress import PartialFile, Progress, digest_command, skip_rows
+from hf_finetune.export.prediction_rows import PredictionOptions, predict_part, read_input
+from hf_finetune.system.console import make_progress_bar
+from hf_finetune.system.errors import InputError, StoppedError
+from hf_finetune.system.files import replace_atomically
+from hf_finetune.system.signals import StopSignals
 
-STANDARD_INPUT = "-"
+SECONDS_BETWEEN_SAVES = 1.0
+MOST_NOTES = 10  # rows that cannot be predicted and are named
 
-
-def predict_file(
-    predictor: Predictor,
-    data: str,
-    out: str | None,
-    *,
-    keep: Sequence[str] = (),
-    batch_size: int = BATCH_SIZE,
-    **options: Any,
-) -> list[dict[str, Any]]:
-    """Returns the prediction of every row of a file, in order, and writes them to `out` if it is given (write_predictions)."""
-    if out is not None and not Path(out).parent.is_dir():
-        raise InputError(f"--out ({out}): there is no folder {Path(out).parent}")
-    predictions = list(iterate_predictions(predictor, data, keep=keep, batch_size=batch_size, **options))
-    if out is not None:
-        write_predictions(predictor, predictions, Path(out).resolve())
-    return predictions
+Line = tuple[str, str]  # a prediction as JSON, and why the row cannot be predicted, "" if it was
+PredictParts = Callable[[Iterator[Part]], Iterator[tuple[Part, Iterable[Line]]]]  # parts and their lines, in order
 
 
-def iterate_predictions(
-    predictor: Predictor, data: str, *, keep: Sequence[str] = (), batch_size: int = BATCH_SIZE, **options: Any
-) -> Iterator[dict[str, Any]]:
-    """Yields the prediction of every row of a file, or of standard input if it is called "-", as they are computed.
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """The predictions that a command asks for.
 
     Args:
-        predictor: The model.
-        data: The file.
-        keep: Columns of the data that each prediction repeats, under the key `input`.
-        batch_size: Examples a forward. This number of lines of standard input is read before the first is predicted.
-        options: Those of Predictor.predict_table().
+        predictor: The model, with the options (PredictionOptions.prepare).
+        locations: The files to read, a pipe, or "-".
+        options: What is predicted.
+        predict: Predicts parts; by this process alone if not given.
     """
-    if data == STANDARD_INPUT:
-        tables: Iterable[Table] = read_lines(predictor, sys.stdin, keep, batch_size)
+
+    predictor: Predictor
+    locations: Sequence[str]
+    options: PredictionOptions
+    predict: PredictParts | None = None
+
+    def read(self) -> Iterator[Part]:
+        """Yields the parts of the input from its first row on."""
+        return read_input(self.predictor, self.locations, self.options)
+
+    def predict_parts(self, parts: Iterator[Part]) -> Iterator[tuple[Part, Iterable[Line]]]:
+        """Yields parts and their lines, in order."""
+        if self.predict is not None:
+            yield from self.predict(parts)
+            return
+        for part in parts:
+            yield part, format_part(self.predictor, part, self.options)
+
+
+def make_job(
+    predictor: Predictor,
+    data: str | Sequence[str],
+    options: PredictionOptions,
+    predict: PredictParts | None = None,
+) -> Job:
+    """Returns the job of a command. InputError if the task does not have the options."""
+    locations = [data] if isinstance(data, str) else list(data)
+    return Job(predictor=options.prepare(predictor), locations=locations, options=options, predict=predict)
+
+
+def format_part(predictor: Predictor, part: Part, options: PredictionOptions) -> Iterator[Line]:
+    """Yields the lines of a part."""
+    for row in predict_part(predictor, part, options):
+        yield format_json(row.entry), row.problem
+
+
+def predict_file(predictor: Predictor, data: str | Sequence[str], out: str, **options: Any) -> int:
+    """Writes the prediction of every row to a file, and returns their number (write_predictions).
+
+    options: Those of PredictionOptions.
+    """
+    check_out(Path(out))
+    return write_predictions(make_job(predictor, data, PredictionOptions(**options)), Path(out)).num_lines
+
+
+def check_out(out: Path) -> None:
+    """Raises InputError if there is no folder for the file, or no format with its ending."""
+    if not out.parent.is_dir():
+        raise InputError(f"--out ({out}): there is no folder {out.parent}")
+    if not is_special(out):
+        if out.is_dir():
+            raise InputError(f"--out ({out}): is a folder; name a file")
+        choose_ending(out)
+
+
+def is_special(path: Path) -> bool:
+    """True for a pipe, a terminal or /dev/null: written to, not replaced."""
+    return path.exists() and not path.is_file() and not path.is_dir()
+
+
+def write_predictions(job: Job, out: Path) -> Progress:
+    """Writes the prediction of every row to a file in the format of its ending, and returns what was done.
+
+    The file is finished completely or not at all. The lines so far are kept next to it (export.prediction_progress), and the
+    same command continues after them.
+    """
+    if is_special(out):
+        with out.open("w", encoding="utf-8") as file:
+            return print_predictions(job, file, str(out))
+    out = out.resolve()  # the target of a link is written, not the link
+    partial, signals = PartialFile(out, digest_command(job.predictor, job.options)), StopSignals()
+    with partial.lock(), signals.install():
+        parts = find_place(job, partial)
+        try:
+            progress = write_parts(job, parts, partial, is_line_file=choose_ending(out) == ".txt", signals=signals)
+            check_any(progress)
+        except StoppedError as error:
+            done = f"{partial.progress.num_rows:,} rows are in {partial.path.name}"
+            raise StoppedError(f"{error}; {done}, and the same command continues after them") from None
+        with signals.deferred():
+            finish_file(job, partial, out)
+    return progress
+
+
+def find_place(job: Job, partial: PartialFile) -> Iterator[Part]:
+    """Returns the parts that are not done. Prints on standard error where the command continues."""
+    parts = job.read()
+    if not partial.progress.num_rows:
+        return parts
+    if skip_rows(parts, partial.progress):
+        print(
+            f"continuing after {partial.progress.num_rows:,} rows of {partial.path.name}", file=sys.stderr, flush=True
+        )
+        return parts
+    if is_stream(job.locations):
+        raise InputError(f"{partial.path}: has predictions of other rows than those that come now; remove the file")
+    print(f"{partial.path.name} has predictions of other rows: beginning again", file=sys.stderr, flush=True)
+    partial.begin_again()
+    return job.read()
+
+
+def write_parts(
+    job: Job, parts: Iterator[Part], partial: PartialFile, *, is_line_file: bool, signals: StopSignals
+) -> Progress:
+    """Writes the lines of the parts, and saves the state now and then. Returns the progress after all of them."""
+    partial.open()
+    progress, saved_at = partial.progress, time.monotonic()
+    with make_bar(progress.num_rows, has_out=True) as bar:
+        for part, lines in job.predict_parts(parts):
+            outcomes = []
+            for line, problem in lines:
+                if is_line_file:
+                    format_line(json.loads(line))  # an error now instead of at the end
+                partial.write(line)
+                say_problem(problem, progress.num_problems + sum(map(bool, outcomes)))
+                outcomes.append(problem)
+            progress = progress.after(part, outcomes)
+            bar.update(len(part.table))
+            if time.monotonic() > saved_at + SECONDS_BETWEEN_SAVES:
+                with signals.deferred():
+                    partial.save(progress)
+                saved_at = time.monotonic()
+                if signals.received:
+                    raise StoppedError(signals.received)
+    with signals.deferred():
+        partial.save(progress)
+    return partial.progress
+
+
+def finish_file(job: Job, partial: PartialFile, out: Path) -> None:
+    """Makes the finished file of the lines, and removes these."""
+
+    def read_lines() -> Iterator[Entry]:
+        with partial.path.open("rb") as file:
+            for line in file:
+                yield json.loads(line)
+
+    def write(file: BinaryIO) -> None:
+        write_entries(file, out, read_lines, job.predictor.task.scoring, has_kept=bool(job.options.keep))
+
+    if out.suffix == ".jsonl":
+        os.replace(partial.path, out)
     else:
-        tables = [predictor.read(data, needs_labels=False, keep=keep)]
-    for table in tables:
-        if changed := [name for name in keep if name not in table.columns]:
-            raise InputError(
-                f"--keep ({changed[0]}): the task joins this column's rows and predicts from it; leave it out"
-            )
-        for row, prediction in enumerate(predictor.predict_table(table, batch_size=batch_size, **options)):
-            kept = {"input": {name: table.columns[name][row] for name in keep}} if keep else {}
-            yield {**kept, **prediction}
+        replace_atomically(out, write, 0)
+    partial.remove()
 
 
-def read_lines(predictor: Predictor, lines: Iterable[str], keep: Sequence[str], batch_size: int) -> Iterator[Table]:
-    """Yields tables of at most batch_size lines: JSON objects if the first line is one, else a text each. Yields one table of all
-    lines if an example may be several of them.
+def print_predictions(job: Job, file: TextIO, name: str) -> Progress:
+    """Writes lines of JSON to a file that is open, such as standard output, as they are predicted. Returns what was done.
 
-    Says on standard error which. Raises InputError, with the number of the line from 0, for a line that cannot be used.
+    Ends without an error if nobody reads on, as in `| head`. InputError if the file cannot be written.
     """
-    is_json: bool | None = None
-    spec = predictor.task.columns.spec
-    require(batch_size >= 1, "batch_size", batch_size, "must be 1 or more")
-    numbered = ((number, line.rstrip("\n")) for number, line in enumerate(lines))
-    while part := list(islice(numbered, batch_size if spec.join_rows is None else None)):
-        if is_json is None:
-            is_json = is_object(part[0][1])
-            print(f"standard input: {'JSON lines' if is_json else 'plain lines, a text each'}", file=sys.stderr)
-        rows: list[Any] = []
-        for number, line in part:
-            if is_json:
-                rows.append(read_object(line, number))
-            else:
-                rows.append(predictor.make_row(line, f"stdin[{number}]"))
-        kept = keep_columns(spec, keep)
-        yield read_memory(rows, "stdin", predictor.config.data, kept, needs_labels=False, first=part[0][0])
+    progress = Progress(command="")
+    with make_bar(0, has_out=False) as bar:
+        for part, lines in job.predict_parts(job.read()):
+            outcomes = []
+            for line, problem in lines:
+                if not write_line(line, file, name):
+                    return progress
+                say_problem(problem, progress.num_problems + sum(map(bool, outcomes)))
+                outcomes.append(problem)
+            progress = progress.after(part, outcomes)
+            bar.update(len(part.table))
+    check_any(progress)
+    return progress
 
 
-def is_object(line: str) -> bool:
-    """True if a line is a JSON object."""
+def write_line(line: str, file: TextIO, name: str) -> bool:
+    """Writes a line at once. False if nobody reads it. InputError if it cannot be written."""
     try:
-        return isinstance(json.loads(line), dict)
-    except ValueError:
+        file.write(f"{line}\n")
+        file.flush()
+    except BrokenPipeError:
         return False
+    except OSError as error:
+        raise InputError(f"{name}: cannot be written: {error.strerror}") from None
+    return True
 
 
-def read_object(line: str, number: int) -> dict[str, Any]:
-    """Returns the JSON object of a line. InputError if it is none."""
-    if not is_object(line):
-        raise InputError(f"stdin[{number}]: is not a JSON object, and the first line is one")
-    row: dict[str, Any] = json.loads(line)
-    return row
+def say_problem(problem: str, num_before: int) -> None:
+    """Prints on standard error why a row cannot be predicted; of many rows, the first. num_before: The number of earlier ones."""
+    if problem and num_before <= MOST_NOTES:
+        shown = problem if num_before < MOST_NOTES else "more rows; they are counted at the end"
+        print(f"null: {shown}", file=sys.stderr, flush=True)
 
 
-def write_predictions(predictor: Predictor, predictions: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Writes predictions, completely or not at all: csv to a .csv file, the task's one document to a .json file, else JSON
-    lines."""
-    if path.suffix == ".csv":
-        text = format_csv(predictions)
-    else:
-        is_document = path.suffix == ".json"
-        entries = [predictor.task.scoring.make_document(predictions)] if is_document else predictions
-        text = "".join(format_json(entry) + "\n" for entry in entries)
-    if path.exists() and not path.is_file():  # a pipe, a terminal, /dev/null: written to, not replaced
-        path.write_text(text, encoding="utf-8")
-    else:
-        write_atomically(path, text.encode())
+def check_any(progress: Progress) -> None:
+    """Raises InputError if there are rows and none of them can be predicted."""
+    if progress.num_problems and progress.num_problems == progress.num_rows:
+        raise InputError(f"none of the {progress.num_rows:,} rows can be predicted: {progress.first_problem}")
 
 
-def format_json(entry: Any) -> str:
-    """Returns a prediction as a line of JSON. Values of kept columns that JSON does not have, such as dates, are strings."""
-    return json.dumps(entry, ensure_ascii=False, default=str)
-
-
-def format_csv(predictions: Sequence[Mapping[str, Any]]) -> str:
-    """Returns predictions as csv. {"probabilities": {"good": 1}} gives a column probabilities.good; a list is a cell of JSON."""
-    rows = [dict(flatten_entries(prediction)) for prediction in predictions]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(dict.fromkeys(name for row in rows for name in row)), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
-
-
-def flatten_entries(prediction: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yields the cells of a prediction with the names of their columns."""
-    for name, value in prediction.items():
-        if isinstance(value, Mapping):
-            yield from flatten_entries(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", format_json(value) if isinstance(value, (list, tuple)) else value
+def make_bar(num_done: int, *, has_out: bool) -> Any:
+    """Returns the progress bar, on standard error. It is not shown if the predictions go to a terminal."""
+    is_free = has_out or sys.stdout is None or not sys.stdout.isatty()
+    return make_progress_bar(is_main=is_free, initial=num_done, unit=" rows", desc="predicting")

@@ -33,6 +33,11 @@ class HashingFile:
         """Passes buffered bytes on to the operating system."""
         self.file.flush()
 
+    @property
+    def closed(self) -> bool:
+        """True if the file is closed. pyarrow asks for it."""
+        return self.file.closed
+
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Replaces a file: it has either its old content or all of the new. InputError if the disk is full or read-only."""

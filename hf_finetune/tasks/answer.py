@@ -234,11 +234,17 @@ class AnsweringScoring(Scoring):
                 prediction["no_answer_score"] = answer.no_answer_score
             yield prediction
 
-    def make_document(self, predictions: Sequence[Mapping[str, Any]]) -> Any:
+    def make_document(self, predictions: Iterator[Mapping[str, Any] | None]) -> Any:
         """The answer of each id, as SQuAD's evaluation scripts read it. InputError if two questions have the same id."""
-        answers = {prediction["id"]: prediction["answer"] for prediction in predictions}
-        if len(answers) != len(predictions):
-            raise InputError("--out: a .json file needs a different id for each question; write a .jsonl file instead")
+        answers: dict[str, str] = {}
+        for prediction in predictions:
+            if prediction and "id" in prediction:  # else it could not be predicted
+                if prediction["id"] in answers:
+                    raise InputError(
+                        f"--out: two questions have the id {prediction['id']}, and a .json file needs different ones; write a "
+                        ".jsonl file instead"
+                    )
+                answers[prediction["id"]] = prediction["answer"]
         return answers
 
 

@@ -143,9 +143,10 @@ class Scoring(ABC):
         """Yields a prediction for each row of the table, in order."""
         return self.make_predictions(runner.compute_outputs(np.arange(len(features))).outputs, features, table)
 
-    def make_document(self, predictions: Sequence[Mapping[str, Any]]) -> Any:
-        """Returns what `hf-finetune predict --out FILE.json` writes for all predictions."""
-        return list(predictions)
+    def make_document(self, predictions: Iterator[Mapping[str, Any] | None]) -> Any:
+        """Returns what `hf-finetune predict --out FILE.json` writes for all predictions, in the order of the rows; an iterator is
+        written as a list. A row that could not be predicted is None, or has `input` alone, its kept columns."""
+        return predictions
 
     def for_inference(self, tokenizer: Any) -> Self:
         """Returns the scoring of rows without targets, if it differs."""

@@ -22,6 +22,7 @@ from support.configs import make_small_config
 from hf_finetune.config.sections import RunConfig
 from hf_finetune.export.predict import Predictor, evaluate_file
 from hf_finetune.export.prediction_files import predict_file
+from hf_finetune.export.prediction_rows import iterate_predictions
 from hf_finetune.system.errors import InputError
 from hf_finetune.tasks.answer import Answering
 from hf_finetune.train import RunResult, finetune
@@ -293,11 +294,11 @@ def test_the_rows_of_a_file_are_predicted_in_their_order(classifier: Predictor, 
     data = tiny.write_jsonl(tmp_path / "rows.jsonl", tiny.make_rows(NUM_TEST, seed=5))
     out = tmp_path / "predictions.jsonl"
     out.write_text("old", encoding="utf-8")
-    rows = predict_file(classifier, str(data), str(out))
+    assert predict_file(classifier, str(data), str(out)) == NUM_TEST
+    rows = list(iterate_predictions(classifier, str(data)))
     assert rows == list(classifier.predict(make_rows(make_texts(NUM_TEST))))
     assert [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()] == rows
     assert {path.name for path in tmp_path.iterdir()} == {"rows.jsonl", "predictions.jsonl"}
-    assert predict_file(classifier, str(data), None) == rows
     right = [row["label"] == made["label"] for row, made in zip(rows, tiny.make_rows(NUM_TEST, seed=5), strict=True)]
     assert sum(right) > 0.8 * NUM_TEST
 
@@ -311,22 +312,22 @@ def test_a_file_without_labels_or_with_unknown_labels_is_predicted(classifier: P
         file.writelines(json.dumps({"id": 7, "text": text, "label": None}) + "\n" for text in texts)
     unknown = tiny.write_jsonl(tmp_path / "unknown.jsonl", [{"text": text, "label": "plants"} for text in texts])
     for path in (tmp_path / "plain.csv", tmp_path / "more.jsonl.gz", unknown):
-        assert predict_file(classifier, str(path), None) == expected
+        assert list(iterate_predictions(classifier, str(path))) == expected
 
 
 def test_other_columns_can_be_named(classifier: Predictor, runs: Runs, tmp_path: Path) -> None:
     rows = tiny.make_rows(6, seed=5)
     data = tiny.write_jsonl(tmp_path / "rows.jsonl", [{"body": row["text"], "kind": row["label"]} for row in rows])
     named = Predictor.from_pretrained(str(runs()[1].run_dir), text_columns=("body",), label_column="kind")
-    assert predict_file(named, str(data), None) == list(classifier.predict(make_rows(make_texts(6))))
+    assert list(iterate_predictions(named, str(data))) == list(classifier.predict(make_rows(make_texts(6))))
     values = evaluate_file(named, str(data))
     assert values["accuracy"] > 0.5
     with pytest.raises(InputError, match=r"rows\.jsonl:1: no column 'text' \(columns: body, kind\)"):
-        predict_file(classifier, str(data), None)
+        list(iterate_predictions(classifier, str(data)))
 
     pair = Predictor.from_pretrained(str(runs(pair=True)[1].run_dir))
     two = tiny.write_jsonl(tmp_path / "two.jsonl", [{"text": "cat", "other": "dog"}, {"text": "saw", "other": "cat"}])
-    assert predict_file(pair, str(two), None) == list(pair.predict(make_rows(["cat", "saw"], ["dog", "cat"])))
+    assert list(iterate_predictions(pair, str(two))) == list(pair.predict(make_rows(["cat", "saw"], ["dog", "cat"])))
 
 
 def test_an_out_file_in_a_missing_folder_is_an_error_before_any_work(classifier: Predictor, tmp_path: Path) -> None:
@@ -342,15 +343,16 @@ def test_an_out_file_in_a_missing_folder_is_an_error_before_any_work(classifier:
         ({"words": "x"}, r"rows\.jsonl:2: no column 'text'"),
     ],
 )
-def test_a_row_without_a_text_is_an_error_and_an_older_file_stays(
+def test_strict_makes_a_row_without_a_text_an_error_and_an_older_file_stays(
     classifier: Predictor, tmp_path: Path, row: dict[str, Any], message: str
 ) -> None:
     data = tiny.write_jsonl(tmp_path / "rows.jsonl", [{"text": "cat"}, row])
     out = tmp_path / "predictions.jsonl"
     out.write_text("old", encoding="utf-8")
     with pytest.raises(InputError, match=message):
-        predict_file(classifier, str(data), str(out))
+        predict_file(classifier, str(data), str(out), is_strict=True)
     assert out.read_text(encoding="utf-8") == "old"
+    assert {path.name for path in tmp_path.iterdir()} == {"rows.jsonl", "predictions.jsonl"}
 
 
 # --- evaluate -------------------------------------------------------------------------------------------------------
@@ -494,9 +496,9 @@ def test_the_first_predictions_come_before_the_last_row_is_computed(
     monkeypatch.setattr(ModelRunner, "run", counting)
     predictions = classifier.predict_table(classifier.make_table(texts), batch_size=2)
     next(predictions)
-    assert computed == [32]
+    assert computed == [2]
     assert len(list(predictions)) == 49
-    assert computed == [32, 18]
+    assert computed == [2, 32, 16]
 
 
 def test_rows_of_a_program_are_evaluated(runs: Runs, classifier: Predictor) -> None:

@@ -627,7 +627,8 @@ def test_predictions_as_rows_and_as_a_file_of_squad(trained: Path, tmp_path: Pat
     path = tiny.write_jsonl(
         tmp_path / "rows.jsonl", [{key: row[key] for key in ("id", "question", "context")} for row in rows]
     )
-    predictions = predict_file(predictor, str(path), str(tmp_path / "out.jsonl"))
+    assert predict_file(predictor, str(path), str(tmp_path / "out.jsonl")) == 20
+    predictions = predictor.predict(rows)
     assert [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()] == predictions
     assert [row["id"] for row in predictions] == [row["id"] for row in rows]
     for prediction, row in zip(predictions, rows, strict=True):
@@ -645,7 +646,9 @@ def test_predictions_as_rows_and_as_a_file_of_squad(trained: Path, tmp_path: Pat
     expected = official_2([written[row["id"]] for row in rows], references)
     assert {key: value for key, value in values.items() if key != "loss"} == pytest.approx(expected)
     twice = tiny.write_jsonl(tmp_path / "twice.jsonl", [{**rows[0], "id": "same"}, {**rows[1], "id": "same"}])
-    with pytest.raises(InputError, match=r"--out: a .json file needs a different id for each question"):
+    with pytest.raises(
+        InputError, match=r"--out: two questions have the id same, and a .json file needs different ones"
+    ):
         predict_file(predictor, str(twice), str(tmp_path / "out.json"))
 
 

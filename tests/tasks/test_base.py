@@ -179,7 +179,7 @@ def test_a_task_needs_no_more_than_the_required_methods() -> None:
     predictions = list(task.scoring.predict(runner, features, table))
     assert predictions == [{"words": 1.0}, {"words": 2.5}, {"words": 0.0}]
     assert runner.requested == [0, 1, 2]
-    assert task.scoring.make_document(predictions) == predictions
+    assert list(task.scoring.make_document(iter(predictions))) == predictions
     assert task.scoring.default_metric == "largest_error"
     assert task.encoding.describe(features, table, 8) == [
         ("input", "at most 8 tokens; 3 training texts are longer and were cut")

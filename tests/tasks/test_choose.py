@@ -372,7 +372,8 @@ def test_the_exported_folder_chooses_with_plain_transformers(trained: Path, tmp_
     predictor = Predictor.from_pretrained(str(trained))
     rows = tiny.make_choices(15, seed=9)
     path = tiny.write_jsonl(tmp_path / "rows.jsonl", [{"stem": row["stem"], "choices": row["choices"]} for row in rows])
-    predictions = predict_file(predictor, str(path), str(tmp_path / "out.json"))
+    assert predict_file(predictor, str(path), str(tmp_path / "out.json")) == 15
+    predictions = predictor.predict(rows)
     assert json.loads((tmp_path / "out.json").read_text()) == predictions
     for row, prediction in zip(rows, predictions, strict=True):
         count = len(row["choices"])

@@ -28,7 +28,7 @@ from hf_finetune.data.features import Batch, collate
 from hf_finetune.data.table import Table
 from hf_finetune.export.materialize import materialize
 from hf_finetune.export.predict import Predictor, evaluate_file, predict_texts
-from hf_finetune.export.prediction_files import predict_file
+from hf_finetune.export.prediction_rows import iterate_predictions
 from hf_finetune.run import checkpoint
 from hf_finetune.run.folder import open_run
 from hf_finetune.run.setup import set_up
@@ -517,14 +517,14 @@ def test_one_text_gives_its_vector_and_two_texts_their_similarity(runs: Runs, tm
         predict_texts(predictor, ["a", "b", "c"])
 
     rows = [{"anchor": "the cat", "positive": None}, {"anchor": "the cat", "positive": "a saw"}, {"anchor": "a saw"}]
-    answers = predict_file(predictor, str(tiny.write_jsonl(tmp_path / "mixed.jsonl", rows)), None)
+    answers = list(iterate_predictions(predictor, str(tiny.write_jsonl(tmp_path / "mixed.jsonl", rows))))
     assert [list(answer) for answer in answers] == [["embedding"], ["similarity"], ["embedding"]]
     np.testing.assert_allclose(answers[2]["embedding"], second, atol=1e-6)
 
     run_dir = runs("pairs", **{"task.pooling": "mean"})[1].run_dir
     other = Predictor.from_pretrained(str(run_dir), text_columns=("text",))
     path = tiny.write_jsonl(tmp_path / "texts.jsonl", [{"text": "the cat"}, {"text": "a saw"}])
-    vectors = [row["embedding"] for row in predict_file(other, str(path), None)]
+    vectors = [row["embedding"] for row in iterate_predictions(other, str(path))]
     np.testing.assert_allclose(vectors, [first, second], atol=1e-6)
     with pytest.raises(InputError, match=r"data.text_columns \(\['text'\]\): evaluation needs two columns"):
         evaluate_file(other, str(path))

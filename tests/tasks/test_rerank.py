@@ -21,7 +21,8 @@ from hf_finetune.data.features import Batch, Features, Ragged, collate, make_fea
 from hf_finetune.data.splits import load_splits
 from hf_finetune.data.table import Table
 from hf_finetune.export.predict import Predictor, evaluate_file, predict_texts
-from hf_finetune.export.prediction_files import iterate_predictions, predict_file
+from hf_finetune.export.prediction_files import predict_file
+from hf_finetune.export.prediction_rows import iterate_predictions
 from hf_finetune.model import heads
 from hf_finetune.run.folder import open_run
 from hf_finetune.run.setup import set_up
@@ -311,7 +312,7 @@ def test_a_cross_encoder_gives_the_same_scores_and_metrics(runs: Runs, loss: str
     rows = read_rows(config.data.test[0])
     cross_encoder = CrossEncoder(str(result.model_dir), device="cpu")
     predictor = Predictor.from_pretrained(str(result.run_dir))
-    for row, prediction in zip(rows, predict_file(predictor, config.data.test[0], None), strict=True):
+    for row, prediction in zip(rows, iterate_predictions(predictor, config.data.test[0]), strict=True):
         pairs = [(row["query"], text) for text in (*row["positive"], *row["negatives"])]
         ranking = sorted(prediction["ranking"], key=lambda entry: entry["document"])
         assert [entry["text"] for entry in ranking] == [text for _, text in pairs]
@@ -502,7 +503,8 @@ def test_predictions_of_a_file_without_labels_and_of_texts(
     predictor = Predictor.from_pretrained(str(runs("lists")[1].run_dir))
     documents = ["a dog", "the cat", "old bread", "the cat"]
     listed = tiny.write_jsonl(tmp_path / "listed.jsonl", [{"query": "the cat", "documents": documents}])
-    (of_list,) = predict_file(predictor, str(listed), str(tmp_path / "out.jsonl"))
+    assert predict_file(predictor, str(listed), str(tmp_path / "out.jsonl")) == 1
+    (of_list,) = iterate_predictions(predictor, str(listed))
     assert of_list["query"] == "the cat"
     assert sorted(entry["document"] for entry in of_list["ranking"]) == [0, 1, 2, 3]
     scores = [entry["score"] for entry in of_list["ranking"]]
@@ -512,7 +514,7 @@ def test_predictions_of_a_file_without_labels_and_of_texts(
     (tmp_path / "pairs.csv").write_text(
         "query,document\n" + "".join(f"the cat,{text}\n" for text in documents), encoding="utf-8"
     )
-    (of_pairs,) = predict_file(predictor, str(tmp_path / "pairs.csv"), None)
+    (of_pairs,) = iterate_predictions(predictor, str(tmp_path / "pairs.csv"))
     assert {entry["text"] for entry in of_pairs["ranking"]} == {*documents}
     assert len(of_pairs["ranking"]) == 3
     with_ids = [{"query": "the cat", "document": text, "id": number} for number, text in enumerate(documents)]

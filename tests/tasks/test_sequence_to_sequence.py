@@ -28,7 +28,7 @@ from hf_finetune.data.sources import read_table
 from hf_finetune.data.splits import load_splits
 from hf_finetune.data.table import ColumnSpec, Table
 from hf_finetune.export.predict import Predictor, evaluate_file, predict_texts
-from hf_finetune.export.prediction_files import predict_file
+from hf_finetune.export.prediction_rows import iterate_predictions
 from hf_finetune.model import heads
 from hf_finetune.system.errors import InputError
 from hf_finetune.tasks.base import EvaluationOutput
@@ -561,7 +561,7 @@ def test_evaluating_the_exported_model_gives_the_numbers_of_the_run(kind: str, f
     assert evaluate_file(predictor, config.data.test) == result.results["test"]
     columns = predictor.read(config.data.test, needs_labels=True).columns
     rows = range(0, 16, 2)  # task.generate_examples is 8, of 16
-    texts = [row["text"] for row in predict_file(predictor, config.data.test[0], None)]
+    texts = [row["text"] for row in iterate_predictions(predictor, config.data.test[0])]
     targets = [columns[config.data.label_column][row] for row in rows]
     references = [target if isinstance(target, list) else [target] for target in targets]
     compute = compute_rouge if kind == "summarize" else compute_bleu_and_chrf

@@ -1,0 +1,209 @@
+"""`hf-finetune evaluate` and `hf-finetune predict`: their options and their calls."""
+
+import argparse
+import contextlib
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+from hf_finetune.config.sections import require
+from hf_finetune.system.errors import InputError
+
+if TYPE_CHECKING:
+    from hf_finetune.export.predict import Predictor
+    from hf_finetune.export.prediction_files import Job
+    from hf_finetune.export.prediction_rows import PredictionOptions
+
+
+def add_model_options(command: argparse.ArgumentParser) -> None:
+    """The options that evaluate and predict share."""
+    command.add_argument("model", help="run folder, model folder, or Hub id")
+    command.add_argument(
+        "--text-columns", nargs="+", default=(), help="text columns of the file (default: those of the training data)"
+    )
+    command.add_argument(
+        "--choice-columns",
+        nargs="+",
+        default=(),
+        help="columns of the choices, for multiple choice (default: those of the training data)",
+    )
+    command.add_argument("--task", help="import path of the task if it is your own class: my_package.tasks:MyTask")
+    command.add_argument("--batch-size", type=int, default=64, help="examples a forward (default: 64)")
+    command.add_argument("--device", help="such as cpu or cuda:1 (default: the accelerator, if there is one)")
+
+
+def add_evaluate(commands: Any) -> None:
+    """Adds the parser of hf-finetune evaluate."""
+    evaluate = commands.add_parser("evaluate", help="loss and metrics of a model on a labelled file")
+    add_model_options(evaluate)
+    evaluate.add_argument(
+        "--data",
+        required=True,
+        nargs="+",
+        help="csv, tsv, json, jsonl, parquet (.gz too), or another kind of the recipe",
+    )
+    evaluate.add_argument("--label-column", help="label column of the file (default: that of the training data)")
+    evaluate.add_argument("--metric", help="an additional metric")
+    evaluate.add_argument(
+        "--metrics", nargs="+", default=(), help="import paths of your own metrics: my_module:kappa, name=my_module:f"
+    )
+    evaluate.add_argument("--loss", help="import path of your own loss, if it was trained with one: my_module:focal")
+    evaluate.add_argument("--format", choices=("table", "json"), default="table", help="format of the metrics")
+    evaluate.set_defaults(function=run_evaluate)
+
+
+def add_predict(commands: Any) -> None:
+    """Adds the parser of hf-finetune predict."""
+    predict = commands.add_parser("predict", help="predict labels, tags, answers, text or embeddings")
+    add_model_options(predict)
+    source = predict.add_mutually_exclusive_group(required=True)
+    source.add_argument("--text", nargs="+", help="the texts of one example: one text, two for a pair, ...")
+    source.add_argument(
+        "--data",
+        nargs="+",
+        help="csv, tsv, json, jsonl, parquet, txt with a text a line (.gz too); a pipe, or - for lines of standard input",
+    )
+    predict.add_argument(
+        "--out",
+        help="file for the predictions: .jsonl, .csv, .tsv, .parquet, .json (one document), .txt (the label alone); .gz may "
+        "follow (default: lines of JSON on standard output)",
+    )
+    predict.add_argument("--top-k", type=int, help="list only this number of most probable labels")
+    predict.add_argument("--threshold", type=float, help="probability of a label, if a text may have several (0.5)")
+    predict.add_argument("--keep", nargs="+", default=(), help="columns of the data that each prediction repeats")
+    predict.add_argument(
+        "--strict", action="store_true", help="stop at a row that cannot be predicted (default: null, and a note)"
+    )
+    predict.add_argument(
+        "--processes", type=int, default=1, help="processes that share the rows, each with the model (default: 1)"
+    )
+    predict.set_defaults(function=run_predict)
+
+
+def run_evaluate(options: argparse.Namespace) -> None:
+    """Runs hf-finetune evaluate. Notes go to standard error, so that standard output has the metrics alone."""
+    from hf_finetune.export.predict import evaluate_file
+
+    with contextlib.redirect_stdout(sys.stderr):
+        values = evaluate_file(
+            load_predictor(options), options.data, metric=options.metric, batch_size=options.batch_size
+        )
+    width = max(20, *map(len, values))
+    print(
+        json.dumps(values)
+        if options.format == "json"
+        else "\n".join(f"{key:<{width}} {value:.4f}" for key, value in values.items())
+    )
+
+
+def run_predict(options: argparse.Namespace) -> None:
+    """Runs hf-finetune predict."""
+    from hf_finetune.export.prediction_files import check_out, write_predictions
+    from hf_finetune.export.prediction_rows import PredictionOptions
+
+    for name in ("out", "keep", "strict"):
+        if getattr(options, name) and not options.data:
+            raise InputError(f"--{name}: goes with --data")
+    require(options.processes >= 1, "processes", options.processes, "must be 1 or more")
+    if options.out:
+        check_out(Path(options.out))
+    chosen = PredictionOptions(
+        keep=tuple(options.keep),
+        top_k=options.top_k,
+        threshold=options.threshold,
+        batch_size=options.batch_size,
+        is_strict=options.strict,
+    )
+    if not options.data:
+        print_text(options)
+        return
+    job = make_job(options, chosen)
+    if options.out:
+        progress = write_predictions(job, Path(options.out))
+        print(f"{progress.num_lines} rows written to {options.out}")
+    else:
+        progress = print_rows(job)
+    if progress.num_problems:
+        count = f"{progress.num_problems:,} of {progress.num_rows:,} rows"
+        print(f"{count} cannot be predicted and are null", file=sys.stderr)
+
+
+def make_job(options: argparse.Namespace, chosen: "PredictionOptions") -> "Job":
+    """Returns the predictions that the options ask for."""
+    from hf_finetune.export import prediction_files
+
+    predictor = load_predictor(options)
+    if options.processes == 1:
+        return prediction_files.make_job(predictor, options.data, chosen)
+    from hf_finetune.export.prediction_processes import Workers
+
+    workers = Workers(
+        num_processes=options.processes,
+        predictor=predictor,
+        location=options.model,
+        arguments=model_arguments(options),
+        options=chosen,
+    )
+    return prediction_files.make_job(predictor, options.data, chosen, workers.predict)
+
+
+def print_text(options: argparse.Namespace) -> None:
+    """Prints the prediction of the texts of one example."""
+    from hf_finetune.export.predict import predict_texts
+    from hf_finetune.export.prediction_formats import format_json
+
+    choices = {name: getattr(options, name) for name in ("top_k", "threshold", "batch_size")}
+    print(format_json(predict_texts(load_predictor(options), options.text, **choices)), file=open_standard_output())
+
+
+def print_rows(job: "Job") -> Any:
+    """Prints predictions as they come, and returns what was done. Ends without an error if nobody reads on."""
+    from hf_finetune.export.prediction_files import print_predictions
+
+    output = open_standard_output()
+    try:
+        return print_predictions(job, output, "standard output")
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        raise SystemExit(130) from None
+    finally:
+        leave_standard_output(output)
+
+
+def open_standard_output() -> TextIO:
+    """Returns standard output, which is UTF-8 from now on, whatever the locale. InputError if it is closed."""
+    if sys.stdout is None:
+        raise InputError("standard output is closed; write to a file with --out")
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(encoding="utf-8")
+    return sys.stdout
+
+
+def leave_standard_output(output: TextIO) -> None:
+    """Gives up what cannot be written, as after `| head -1`: Python would try it again at its end, and print an error."""
+    try:
+        output.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), output.fileno())
+
+
+def model_arguments(options: argparse.Namespace) -> dict[str, Any]:
+    """Returns the arguments of Predictor.from_pretrained() that the options name."""
+    return {
+        "task": options.task,
+        "text_columns": tuple(options.text_columns),
+        "choice_columns": tuple(options.choice_columns),
+        "label_column": getattr(options, "label_column", None),
+        "loss": getattr(options, "loss", None),
+        "metrics": tuple(getattr(options, "metrics", ())),
+        "device": options.device,
+    }
+
+
+def load_predictor(options: argparse.Namespace) -> "Predictor":
+    """The model of the options, with the columns that they name."""
+    from hf_finetune.export.predict import Predictor
+
+    return Predictor.from_pretrained(options.model, **model_arguments(options))
