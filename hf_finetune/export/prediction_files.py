@@ -145,7 +145,7 @@ def write_parts(
     progress, saved_at = partial.progress, time.monotonic()
     with make_bar(progress.num_rows, has_out=True) as bar:
         for part, lines in job.predict_parts(parts):
-            outcomes = []
+            outcomes: list[str] = []
             for line, problem in lines:
                 if is_line_file:
                     format_line(json.loads(line))  # an error now instead of at the end
@@ -191,7 +191,7 @@ def print_predictions(job: Job, file: TextIO, name: str) -> Progress:
     progress = Progress(command="")
     with make_bar(0, has_out=False) as bar:
         for part, lines in job.predict_parts(job.read()):
-            outcomes = []
+            outcomes: list[str] = []
             for line, problem in lines:
                 if not write_line(line, file, name):
                     return progress
