@@ -81,7 +81,7 @@ class DataConfig:
             other), or auto, which finds out.
         header: The first line of csv and tsv files has the names of the columns. If false, the columns are called 1, 2, 3, ...
         max_expansion: How many times its own size a .gz file may be unpacked to, beyond 100 MB.
-        workers: Processes that encode text. If not given, one for each core.
+        workers: Threads that encode text. If not given, one for each core.
         strict: Make the warnings of the report on the data errors.
         streaming: Read training data during training, from shards that need not fit on the disk. Needs train.max_updates.
         shuffle_buffer: With data.streaming, examples from which the next one is drawn.

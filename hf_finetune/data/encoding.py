@@ -1,49 +1,49 @@
 """Tables to features. What a task's tokenize() returns is stored on disk for the next run."""
 
-import hashlib
-import json
+import errno
 import shutil
 import tempfile
-import uuid
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
-from hf_finetune.data.features import Array, Features, Ragged, make_features
+from hf_finetune.data.encoded_store import (
+    InconsistentEntryError,
+    Rows,
+    fill_entry,
+    find_whole_entry,
+    lock_entry,
+    open_arrays,
+)
+from hf_finetune.data.encoder import Encoder, make_encoding_key, rows_are_independent
+from hf_finetune.data.encoding_workers import PartsComputer
+from hf_finetune.data.features import MODEL_INPUTS, Array, Features, make_features
 from hf_finetune.data.table import Table
-from hf_finetune.system.errors import InputError
+from hf_finetune.system.files import FULL_DISK
 
-VERSION = 2  # of the entries on disk: raise it if the same key would give other arrays
+ROWS_IN_PART = 8192  # rows that are tokenized, written and checked together: half a second of work, if they are short
 ROWS_IN_CHUNK = 1000  # rows that the tokenizer gets in one call
-
-
-class Encoder(Protocol):
-    """The members of a task's encoding (tasks.base.Encoding) that encode() uses."""
-
-    @property
-    def name(self) -> str:
-        """A name that no other encoding has."""
-
-    def encoded_columns(self) -> tuple[str, ...]:
-        """The columns that tokenize() reads."""
-
-    def encoding_settings(self) -> dict[str, Any]:
-        """The plain settings that tokenize() depends on, apart from max_length."""
-
-    def tokenize(self, table: Table, tokenizer: Any, max_length: int) -> dict[str, Array]:
-        """Flat arrays as make_features() takes them."""
-
-    def labels(self, table: Table, arrays: Mapping[str, Array]) -> Array | Ragged | None:
-        """Targets of the features."""
+CHARACTERS_IN_CHUNK = 1_000_000  # about that many, if rows are long: the tokenizer holds 100 bytes a character
 
 
 def encode(
-    encoder: Encoder, table: Table, tokenizer: Any, max_length: int, *, root: Path, has_labels: bool = True
+    encoder: Encoder,
+    table: Table,
+    tokenizer: Any,
+    max_length: int,
+    *,
+    root: Path,
+    has_labels: bool = True,
+    workers: int | None = None,
+    say: Callable[[str], object] | None = None,
 ) -> Features:
     """Encodes a table, or reads its encoding from disk. Targets are computed from the table each time.
+
+    If the folder of the caches cannot be written, the text is encoded without it.
 
     Args:
         encoder: The encoding of the task.
@@ -52,46 +52,59 @@ def encode(
         max_length: Longest input in tokens.
         root: The folder of the caches; encoded text lies in its subfolder `encoded`.
         has_labels: False for rows without targets.
+        workers: As data.workers. The arrays are the same for any number.
+        say: Takes lines about progress, damage, and a folder that cannot be written. If not given, nothing is shown.
     """
+    spans: list[Rows] = [(0, len(table))]
+    if rows_are_independent(encoder) and len(table) > ROWS_IN_PART:
+        starts = range(0, len(table), ROWS_IN_PART)
+        spans = [(start, min(start + ROWS_IN_PART, len(table))) for start in starts]
+
+    def tokenize_rows(number: int, tokenizer: Any) -> dict[str, Array]:
+        first, last = spans[number]
+        part = table if len(spans) == 1 else table.take(range(first, last))
+        return encoder.tokenize(part, tokenizer, max_length)
+
     folder = root / "encoded" / make_encoding_key(encoder, table, tokenizer, max_length)
-    arrays = read_encoded(folder)
+    compute = PartsComputer(spans=spans, tokenize=tokenize_rows, tokenizer=tokenizer, workers=workers, say=say)
+    arrays = load_arrays(folder, spans, compute, say or (lambda _: None))
     if arrays is None:
-        write_encoded(folder, encoder.tokenize(table, tokenizer, max_length))
-        arrays = read_encoded(folder)
-    assert arrays is not None  # it was just written
+        arrays = encoder.tokenize(table, tokenizer, max_length)
+    elif len(spans) > 1:
+        arrays |= encoder.join(arrays)
     return make_features(arrays, encoder.labels(table, arrays) if has_labels else None)
 
 
-def read_encoded(folder: Path) -> dict[str, Array] | None:
-    """Returns the arrays of a cache entry as memory maps, None if the entry is missing or damaged."""
+def load_arrays(
+    folder: Path, spans: Sequence[Rows], compute: PartsComputer, say: Callable[[str], object]
+) -> dict[str, Array] | None:
+    """Returns the arrays of an entry, and computes the parts that it does not have. If the entry cannot be written, they are
+    computed into a temporary folder; None if that cannot be written either."""
     try:
-        names = (folder / "done").read_text(encoding="utf-8").split()
-        return {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in names} or None
-    except (OSError, ValueError, EOFError):  # after a power cut, or after someone edited the cache
+        with lock_entry(folder, say):
+            try:
+                return fill_entry(folder, spans, compute, say)
+            except InconsistentEntryError:
+                say(f"encoded text: {folder} is damaged; it is computed again")
+                shutil.rmtree(folder)
+                return fill_entry(folder, spans, compute, say)
+    except OSError as error:
+        if (parts := find_whole_entry(folder, spans)) is not None:  # in a folder that can only be read
+            return open_arrays(folder, parts)
+        if error.errno in FULL_DISK:
+            shutil.rmtree(folder, ignore_errors=True)
+        say(
+            f"warning: the encoded text cannot be written to {folder.parent} ({error.strerror or error}), so that the next run "
+            "encodes it again; cache.dir or HF_FINETUNE_CACHE names another folder"
+        )
+    try:
+        with tempfile.TemporaryDirectory(prefix="hf_finetune-", ignore_cleanup_errors=True) as temporary:
+            return fill_entry(Path(temporary) / "encoded", spans, compute, say)  # maps outlive the names of their files
+    except OSError as error:
+        say(
+            f"warning: nor to the folder of temporary files ({error.strerror or errno.errorcode.get(error.errno or 0)})"
+        )
         return None
-
-
-def make_encoding_key(encoder: Encoder, table: Table, tokenizer: Any, max_length: int) -> str:
-    """Returns a digest of everything that tokenize() depends on. The tokenizer enters it as the bytes of
-    its saved files."""
-    import transformers
-
-    if tokenizer.is_fast:  # its files hold the padding and truncation of its last call, which tokenize() sets again
-        tokenizer.backend_tokenizer.no_truncation()
-        tokenizer.backend_tokenizer.no_padding()
-    digest = hashlib.sha256(f"{VERSION} {encoder.name} {transformers.__version__} {max_length}".encode())
-    digest.update(json.dumps(encoder.encoding_settings()).encode())
-    with tempfile.TemporaryDirectory() as folder:
-        tokenizer.save_pretrained(folder)
-        for path in sorted(Path(folder).rglob("*")):
-            if path.is_file():
-                digest.update(path.read_bytes())
-    digest.update(table.digest(encoder.encoded_columns()).encode())
-    first_row = 0
-    for _, num_rows in table.list_files():  # some tasks join the lines of a text file
-        digest.update(f"{num_rows} {table.is_tabular(first_row)} ".encode())
-        first_row += num_rows
-    return digest.hexdigest()[:32]
 
 
 def tokenize(texts: Sequence[Sequence[str]], tokenizer: Any, max_length: int) -> dict[str, Array]:
@@ -106,16 +119,14 @@ def tokenize(texts: Sequence[Sequence[str]], tokenizer: Any, max_length: int) ->
         input_ids and, for some models, token_type_ids (flat, int32), offsets [N + 1] int64, and truncated: how many were cut.
     """
     parts: dict[str, list[Array]] = defaultdict(list)
-    lengths: list[int] = []
     num_truncated = 0
-    for start in range(0, len(texts[0]), ROWS_IN_CHUNK):
-        chunk = [list(column[start : start + ROWS_IN_CHUNK]) for column in texts]
-        encoded = tokenizer(*chunk, truncation=True, max_length=max_length, return_attention_mask=False)
-        lengths += [len(ids) for ids in encoded["input_ids"]]
-        for name in ("input_ids", "token_type_ids"):
-            if name in encoded:
-                parts[name].append(np.concatenate([np.asarray(ids, dtype=np.int32) for ids in encoded[name]]))
-        num_truncated += count_truncated(encoded, tokenizer, chunk, max_length)
+    run = run_backend if has_plain_backend(tokenizer) else run_tokenizer
+    for chunk in iterate_chunks(texts):
+        arrays, count = run(tokenizer, chunk, max_length)
+        num_truncated += count
+        for name, array in arrays.items():
+            parts[name].append(array)
+    lengths = np.concatenate(parts.pop("lengths"))
     return {
         **{name: np.concatenate(arrays) for name, arrays in parts.items()},
         "offsets": np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
@@ -123,7 +134,53 @@ def tokenize(texts: Sequence[Sequence[str]], tokenizer: Any, max_length: int) ->
     }
 
 
-def count_truncated(encoded: Any, tokenizer: Any, texts: list[list[str]], max_length: int) -> int:
+def iterate_chunks(texts: Sequence[Sequence[str]]) -> Iterator[list[list[str]]]:
+    """Yields the columns in chunks of at most ROWS_IN_CHUNK rows, and of one text or about CHARACTERS_IN_CHUNK."""
+    for start in range(0, len(texts[0]), ROWS_IN_CHUNK):
+        columns = [list(column[start : start + ROWS_IN_CHUNK]) for column in texts]
+        sizes = np.cumsum([sum(map(len, row)) for row in zip(*columns, strict=True)]) // CHARACTERS_IN_CHUNK
+        ends = [*(np.flatnonzero(np.diff(sizes)) + 1).tolist(), len(sizes)]
+        for begin, end in zip([0, *ends[:-1]], ends, strict=True):
+            yield [column[begin:end] for column in columns]
+
+
+def has_plain_backend(tokenizer: Any) -> bool:
+    """True if a tokenizer does no more than its part in Rust does."""
+    from transformers import PreTrainedTokenizerFast as Plain
+
+    return isinstance(tokenizer, Plain) and all(
+        getattr(type(tokenizer), name, None) is getattr(Plain, name, None) for name in ("__call__", "_encode_plus")
+    )
+
+
+def run_backend(tokenizer: Any, chunk: Sequence[Sequence[str]], max_length: int) -> tuple[dict[str, Array], int]:
+    """As run_tokenizer(), in two thirds of its time: no lists of tokens, words and places in the text are made."""
+    options = {"truncation": True, "max_length": max_length, "return_attention_mask": False}
+    first = tokenizer(*[column[:1] for column in chunk], **options)  # sets how the backend cuts, pads and splits
+    rows = list(zip(*chunk, strict=True)) if len(chunk) > 1 else list(chunk[0])
+    encodings = tokenizer.backend_tokenizer.encode_batch_fast(rows)
+    lengths = [len(encoding) for encoding in encodings]
+    arrays = {"lengths": np.array(lengths)}
+    for name, values in (
+        ("input_ids", (encoding.ids for encoding in encodings)),
+        ("token_type_ids", (encoding.type_ids for encoding in encodings)),
+    ):
+        if name in first:
+            arrays[name] = np.fromiter(chain.from_iterable(values), np.int32, sum(lengths))
+    return arrays, sum(bool(encoding.overflowing) for encoding in encodings)
+
+
+def run_tokenizer(tokenizer: Any, chunk: Sequence[Sequence[str]], max_length: int) -> tuple[dict[str, Array], int]:
+    """Tokenizes texts, or pairs of texts. Returns MODEL_INPUTS, flat, and `lengths` [B]; and how many texts lost tokens."""
+    encoded = tokenizer(*chunk, truncation=True, max_length=max_length, return_attention_mask=False)
+    arrays = {"lengths": np.array([len(ids) for ids in encoded["input_ids"]])}
+    for name in MODEL_INPUTS:
+        if name in encoded:
+            arrays[name] = np.concatenate([np.asarray(ids, dtype=np.int32) for ids in encoded[name]])
+    return arrays, count_truncated(encoded, tokenizer, chunk, max_length)
+
+
+def count_truncated(encoded: Any, tokenizer: Any, texts: Sequence[Sequence[str]], max_length: int) -> int:
     """Returns how many rows lost tokens.
 
     Fast tokenizers return what they cut. With a slow tokenizer, rows of exactly max_length tokens are tokenized again with
@@ -137,24 +194,3 @@ def count_truncated(encoded: Any, tokenizer: Any, texts: list[list[str]], max_le
     columns = [[column[row] for row in full_rows] for column in texts]
     longer = tokenizer(*columns, truncation=True, max_length=max_length + 1)
     return sum(len(ids) > max_length for ids in longer["input_ids"])
-
-
-def write_encoded(folder: Path, arrays: Mapping[str, Array]) -> None:
-    """Writes a cache entry to a temporary folder and renames it to `folder`, so that it is complete or not there."""
-    temporary = folder.with_name(f".writing-{uuid.uuid4().hex}")
-    try:
-        temporary.mkdir(parents=True)
-        for name, array in arrays.items():
-            np.save(temporary / f"{name}.npy", array)
-        (temporary / "done").write_text(" ".join(arrays), encoding="utf-8")
-        if read_encoded(folder) is None:  # else another run was faster, and may be reading it
-            shutil.rmtree(folder, ignore_errors=True)
-            temporary.rename(folder)
-    except OSError as error:
-        if read_encoded(folder) is None:
-            raise InputError(
-                f"{folder.parent}: the encoded text cannot be written there ({error.strerror or error}); set cache.dir or "
-                "HF_FINETUNE_CACHE to a folder with free space"
-            ) from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)

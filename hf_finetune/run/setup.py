@@ -116,18 +116,18 @@ def encode_splits(
     splits: Splits, encoding: Encoding, tokenizer: Any, max_length: int, config: RunConfig, runtime: Runtime
 ) -> dict[str, Features]:
     """The features of every split. The main process encodes what the cache does not hold; the others read it."""
-    root = cache_root(config.cache.dir)
+    root, workers = cache_root(config.cache.dir), config.data.workers
+    say = runtime.say if runtime.is_main else None
+    features: dict[str, Features] = {}
 
-    def encode_all() -> dict[str, Features]:
-        return {
-            split: encode(encoding, table, tokenizer, max_length, root=root) for split, table in splits.tables().items()
-        }
+    def encode_all() -> None:
+        for split, table in splits.tables().items():
+            features[split] = encode(encoding, table, tokenizer, max_length, root=root, workers=workers, say=say)
 
-    def fill_cache() -> None:
+    runtime.on_main(encode_all)
+    if not runtime.is_main:
         encode_all()
-
-    runtime.on_main(fill_cache)
-    return encode_all()
+    return features
 
 
 def find_next_epoch(schedule: Schedule, progress: Progress) -> int:

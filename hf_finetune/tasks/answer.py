@@ -8,7 +8,7 @@ B features of a batch, N features of a split (windows), T tokens.
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -88,6 +88,8 @@ class AnsweringColumns(Columns):
 @dataclass(frozen=True, kw_only=True)
 class AnsweringEncoding(Encoding):
     """Questions and contexts to windows, answers to the tokens in which they begin and end."""
+
+    rows_are_independent: ClassVar[bool] = True
 
     reader: AnswerReader
     window_overlap: int | None = None

@@ -78,7 +78,16 @@ class Columns(ABC):
 
 
 class Encoding(ABC):
-    """Turns rows of a table into tokens and targets."""
+    """Turns rows of a table into tokens and targets.
+
+    Class variables:
+        rows_are_independent: What tokenize() makes of a row does not depend on other rows, so that parts of a table are encoded
+            on all cores. The arrays of the parts are then put one after the other; `rows`, those whose name ends in "offsets"
+            and `examples` count on from those of the part before, and single numbers are added. join() makes any others. What a
+            class says here counts for its own tokenize(), not for one of a derived class.
+    """
+
+    rows_are_independent: ClassVar[bool] = False
 
     @property
     def name(self) -> str:
@@ -107,6 +116,10 @@ class Encoding(ABC):
 
         Must be a pure function of the arguments, encoded_columns() and encoding_settings(): its result is cached on disk.
         """
+
+    def join(self, arrays: Mapping[str, Array]) -> dict[str, Array]:
+        """Returns the arrays that are not those of the parts of a table, one after the other. arrays: those of all parts."""
+        return {}
 
     @abstractmethod
     def labels(self, table: Table, arrays: Mapping[str, Array]) -> Array | Ragged | None:

@@ -6,7 +6,7 @@ B features of a batch, N features of a split, S sequences, C choices of a row.
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -87,6 +87,8 @@ class ChoiceColumns(Columns):
 @dataclass(frozen=True, kw_only=True)
 class ChoiceEncoding(Encoding):
     """A sequence for each choice, and the index of the right one."""
+
+    rows_are_independent: ClassVar[bool] = True
 
     prompts: tuple[str, ...]
     reader: ChoiceReader

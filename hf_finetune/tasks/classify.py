@@ -5,7 +5,7 @@ B examples of a batch, N examples of a split, C classes.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -107,6 +107,8 @@ class TextEncoding(Encoding):
     Args:
         texts: The text columns.
     """
+
+    rows_are_independent: ClassVar[bool] = True
 
     texts: tuple[str, ...]
 

@@ -6,7 +6,7 @@ B features of a batch, N features of a split, S texts (one sequence each), C can
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
@@ -108,6 +108,8 @@ class EmbeddingEncoding(Encoding):
     are made, which describe() prints.
     """
 
+    rows_are_independent: ClassVar[bool] = True
+
     problem: str
     texts: tuple[str, ...]
     label: str | None
@@ -137,14 +139,17 @@ class EmbeddingEncoding(Encoding):
         """Also returns `texts` [S], a number for each text. Texts with the same tokens have the number of the first of them."""
         rows = [self.read_texts(table, row) for row in range(len(table))]
         arrays = tokenize([[text for texts in rows for text in texts]], tokenizer, max_length)
-        flat, offsets = arrays["input_ids"], arrays["offsets"]
+        counts = np.cumsum([0, *(len(texts) for texts in rows)])
+        return {**arrays, "rows": counts.astype(np.int64), **self.join(arrays)}
+
+    def join(self, arrays: Mapping[str, Array]) -> dict[str, Array]:
+        """Returns `texts` as tokenize() does."""
         first: dict[bytes, int] = {}
         numbers = [
-            first.setdefault(flat[begin:end].tobytes(), number)
-            for number, (begin, end) in enumerate(pairwise(offsets.tolist()))
+            first.setdefault(arrays["input_ids"][begin:end].tobytes(), number)
+            for number, (begin, end) in enumerate(pairwise(arrays["offsets"].tolist()))
         ]
-        counts = np.cumsum([0, *(len(texts) for texts in rows)])
-        return {**arrays, "rows": counts.astype(np.int64), "texts": np.array(numbers, dtype=np.int32)}
+        return {"texts": np.array(numbers, dtype=np.int32)}
 
     def labels(self, table: Table, arrays: Mapping[str, Array]) -> Array:
         """Returns scores [N] float32. Without scores returns zeros [N]: the first text after the anchor is the positive."""

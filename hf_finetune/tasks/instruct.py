@@ -6,7 +6,7 @@ T tokens, N features.
 import os.path
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Self, cast
+from typing import Any, ClassVar, Self, cast
 
 import numpy as np
 
@@ -86,6 +86,8 @@ class InstructionEncoding(Encoding):
         is_inference: Conversations end with the user's message, which is to be answered.
     """
 
+    rows_are_independent: ClassVar[bool] = True
+
     columns: tuple[str, ...]
     template: str = ""
     is_inference: bool = False
@@ -134,15 +136,13 @@ class InstructionEncoding(Encoding):
                     sequences.append((ids[:max_length], is_answer[:max_length]))
                 else:
                     num_dropped += 1
-        if not sequences:
-            raise InputError(f"data.max_length ({max_length}): is too small: no conversation has an answer within it")
         lengths = [len(ids) for ids, _ in sequences]
         return {
-            "input_ids": np.concatenate([ids for ids, _ in sequences]).astype(np.int32),
+            "input_ids": np.concatenate([np.empty(0, np.int32), *(ids for ids, _ in sequences)]).astype(np.int32),
             "offsets": np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
             "truncated": np.array(num_truncated),
             "examples": np.array(rows, dtype=np.int64),
-            "answers": np.concatenate([is_answer for _, is_answer in sequences]),
+            "answers": np.concatenate([np.empty(0, bool), *(is_answer for _, is_answer in sequences)]),
             "dropped": np.array(num_dropped),
         }
 
@@ -158,7 +158,9 @@ class InstructionEncoding(Encoding):
         return [(ids, np.zeros(len(ids), dtype=bool))]
 
     def labels(self, table: Table, arrays: Mapping[str, Array]) -> Ragged:
-        """The tokens of answers, IGNORED elsewhere."""
+        """The tokens of answers, IGNORED elsewhere. InputError if there are none."""
+        if not len(arrays["examples"]):
+            raise InputError("data.max_length: is too small: no conversation has an answer within it")
         return Ragged(values=np.where(arrays["answers"], arrays["input_ids"], IGNORED), offsets=arrays["offsets"])
 
     def describe(self, features: Features, table: Table, max_length: int) -> list[tuple[str, str]]:

@@ -6,7 +6,7 @@ B queries of a batch, N queries of a split, S sequences (a query with one of its
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
@@ -113,6 +113,8 @@ class RerankingEncoding(Encoding):
         loss: As Settings.loss.
         highest_label: The highest label of the training rows.
     """
+
+    rows_are_independent: ClassVar[bool] = True
 
     query: str
     loss: str

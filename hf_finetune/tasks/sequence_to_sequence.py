@@ -86,6 +86,8 @@ class SourceAndTargetColumns(Columns):
 class SequenceToSequenceEncoding(Encoding):
     """A source text to the input, the first target text to labels. generation_note: How texts are generated, for describe()."""
 
+    rows_are_independent: ClassVar[bool] = True
+
     columns: SourceAndTargetColumns
     input_prefix: str
     max_target_length: int

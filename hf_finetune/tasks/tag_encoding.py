@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from operator import ne
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -37,6 +37,8 @@ class TaggingEncoding(Encoding):
         reason: Why the tags are read in this scheme.
         is_scheme_set: The scheme is that of task.tag_scheme.
     """
+
+    rows_are_independent: ClassVar[bool] = True
 
     reader: TagReader
     label_names: tuple[str, ...]

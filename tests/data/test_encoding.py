@@ -1,19 +1,22 @@
 """Encoding equals the tokenizer row by row; its cache on disk is complete or not there."""
 
+import os
+import shutil
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 from support.encoded import PAIRS, TEXTS, flat_features, make_tokenizer
 
-from hf_finetune.data import encoding
+from hf_finetune.data import encoded_store, encoding
+from hf_finetune.data.encoder import rows_are_independent
 from hf_finetune.data.encoding import tokenize
 from hf_finetune.data.features import Array, Features
 from hf_finetune.data.table import Table
-from hf_finetune.system.errors import InputError
 from hf_finetune.system.files import cache_root
 
 LABELS = np.arange(25)
@@ -22,6 +25,8 @@ LABELS = np.arange(25)
 @dataclass(frozen=True, kw_only=True)
 class FixedLabels:
     """An Encoder with given labels."""
+
+    rows_are_independent: ClassVar[bool] = True
 
     columns: tuple[str, ...]
     fixed_labels: Any
@@ -36,16 +41,19 @@ class FixedLabels:
     def tokenize(self, table: Table, tokenizer: Any, max_length: int) -> dict[str, Array]:
         return tokenize([table.columns[name] for name in self.columns], tokenizer, max_length)
 
+    def join(self, arrays: Mapping[str, Array]) -> dict[str, Array]:
+        return {}
+
     def labels(self, table: Table, arrays: Mapping[str, Array]) -> Any:
         return self.fixed_labels
 
 
-def encode(texts: Sequence[Sequence[str]], tokenizer: Any, max_length: int, labels: Any) -> Features:
+def encode(texts: Sequence[Sequence[str]], tokenizer: Any, max_length: int, labels: Any, **options: Any) -> Features:
     """Encodes columns of texts through the cache."""
     columns = {f"text{number}": list(column) for number, column in enumerate(texts)}
     encoder = FixedLabels(columns=tuple(columns), fixed_labels=labels)
     table = Table(columns=columns, files=["made.csv"] * len(texts[0]), lines=list(range(1, len(texts[0]) + 1)))
-    return encoding.encode(encoder, table, tokenizer, max_length, root=cache_root())
+    return encoding.encode(encoder, table, tokenizer, max_length, root=cache_root(), **options)
 
 
 @pytest.fixture
@@ -57,16 +65,21 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The number of texts in each call of a tokenizer, in the order of the calls."""
-    kind, made = type(make_tokenizer()), []
-    original = kind.__call__
+    """The number of rows in each call of tokenize(), in the order of the calls."""
+    original, made = FixedLabels.tokenize, []
 
-    def counting(self: Any, text: Any, *rest: Any, **options: Any) -> Any:
-        made.append(len(text))
-        return original(self, text, *rest, **options)
+    def counting(self: FixedLabels, table: Table, tokenizer: Any, max_length: int) -> dict[str, Array]:
+        made.append(len(table))
+        return original(self, table, tokenizer, max_length)
 
-    monkeypatch.setattr(kind, "__call__", counting)
+    monkeypatch.setattr(FixedLabels, "tokenize", counting)
     return made
+
+
+@pytest.fixture
+def said() -> list[str]:
+    """Takes the lines of encode()."""
+    return []
 
 
 def same(ours: Features, theirs: Features) -> bool:
@@ -110,6 +123,8 @@ def test_texts_that_were_cut_are_counted_for_slow_tokenizers_too(cache: Path, mo
 
     tokenizer = make_tokenizer()
     fast = flat_features(TEXTS, tokenizer, 8).num_truncated
+    monkeypatch.setattr(encoding, "has_plain_backend", lambda tokenizer: False)
+    assert flat_features(TEXTS, tokenizer, 8).num_truncated == fast
     monkeypatch.setattr(transformers.BatchEncoding, "encodings", property(lambda self: None))
     assert flat_features(TEXTS, tokenizer, 8).num_truncated == fast > 0
     assert flat_features(TEXTS, tokenizer, 64).num_truncated == 0
@@ -128,7 +143,7 @@ def test_the_second_encoding_comes_from_the_disk(cache: Path, calls: list[int]) 
     assert same(encode(TEXTS, tokenizer, 16, LABELS), first)
     assert same(encode(TEXTS, make_tokenizer(), 16, LABELS), first)
     assert sum(calls) == 25
-    assert len(list(cache.iterdir())) == 1
+    assert len(list(cache.glob("*/"))) == 1
 
 
 def test_the_last_call_of_a_tokenizer_does_not_change_the_key(cache: Path, calls: list[int]) -> None:
@@ -151,8 +166,20 @@ def test_the_last_call_of_a_tokenizer_does_not_change_the_key(cache: Path, calls
         lambda texts, tokenizer: ([[*texts[0][1:], "another"]], tokenizer, 16),
         lambda texts, tokenizer: (texts, make_tokenizer(ends_only=True), 16),
         lambda texts, tokenizer: (texts, (tokenizer.add_tokens(["cat dog"]), tokenizer)[1], 16),
+        lambda texts, tokenizer: (texts, (setattr(tokenizer, "truncation_side", "left"), tokenizer)[1], 16),
+        lambda texts, tokenizer: (texts, make_tokenizer(token_types=False), 16),
+        lambda texts, tokenizer: (texts, (setattr(tokenizer, "chat_template", "{{ messages }}"), tokenizer)[1], 16),
     ],
-    ids=["max_length", "a pair", "another text", "another template", "another vocabulary"],
+    ids=[
+        "max_length",
+        "a pair",
+        "another text",
+        "another template",
+        "another vocabulary",
+        "the side that is cut",
+        "inputs",
+        "chat template",
+    ],
 )
 def test_everything_that_the_encoding_depends_on_changes_the_key(
     cache: Path, calls: list[int], change: Callable[..., tuple[Any, Any, int]]
@@ -163,7 +190,7 @@ def test_everything_that_the_encoding_depends_on_changes_the_key(
     texts, other, max_length = change(TEXTS, tokenizer)
     encode(texts, other, max_length, LABELS)
     assert sum(calls) == 25
-    assert len(list(cache.iterdir())) == 2
+    assert len(list(cache.glob("*/"))) == 2
 
 
 def test_labels_are_not_part_of_the_cache(cache: Path, calls: list[int]) -> None:
@@ -172,89 +199,156 @@ def test_labels_are_not_part_of_the_cache(cache: Path, calls: list[int]) -> None
     assert sum(calls) == 25
 
 
-@pytest.mark.parametrize("failing", [1, 2, 3, 4])
-@pytest.mark.parametrize(
-    "error", [KeyboardInterrupt, OSError(28, "No space left on device"), OSError("8 of 9 written")]
-)
-def test_an_interrupted_write_leaves_nothing(
-    cache: Path, monkeypatch: pytest.MonkeyPatch, failing: int, error: Any
-) -> None:
-    original, written = np.save, []
+# --- parts and workers ----------------------------------------------------------------------------------------------
 
-    def save(path: Path, array: Array) -> None:
-        written.append(path)
+
+@pytest.fixture
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parts have 4 rows."""
+    monkeypatch.setattr(encoding, "ROWS_IN_PART", 4)
+
+
+def read_files(cache: Path) -> dict[str, bytes]:
+    """The content of the files of the only entry."""
+    (entry,) = cache.glob("*/")
+    return {path.name: path.read_bytes() for path in entry.iterdir()}
+
+
+@pytest.mark.parametrize("texts", [TEXTS, PAIRS])
+@pytest.mark.usefixtures("small_parts")
+def test_the_bytes_are_the_same_for_any_number_of_workers(
+    cache: Path, calls: list[int], texts: list[list[str]]
+) -> None:
+    whole, files = flat_features(texts, make_tokenizer(), 9), []
+    for workers in (1, 2, 5, None):
+        del calls[:]
+        features = encode(texts, make_tokenizer(), 9, LABELS, workers=workers)
+        assert same(features, whole)
+        assert sorted(calls) == [1, *[4] * 6]
+        files.append(read_files(cache))
+        shutil.rmtree(cache)
+    assert files[1:] == files[:-1]
+
+
+@pytest.mark.usefixtures("small_parts")
+def test_rows_that_depend_on_each_other_are_encoded_together(cache: Path, calls: list[int]) -> None:
+    class Derived(FixedLabels):
+        """What FixedLabels says of its tokenize() says nothing of this one."""
+
+        def tokenize(self, table: Table, tokenizer: Any, max_length: int) -> dict[str, Array]:
+            return super().tokenize(table, tokenizer, max_length)
+
+    encoder = Derived(columns=("text",), fixed_labels=LABELS)
+    table = Table(columns={"text": TEXTS[0]}, files=["made.csv"] * 25, lines=list(range(25)))
+    encoding.encode(encoder, table, make_tokenizer(), 9, root=cache.parent)
+    assert calls == [25]
+    assert (rows_are_independent(encoder), rows_are_independent(FixedLabels(columns=(), fixed_labels=0))) == (
+        False,
+        True,
+    )
+
+
+def kill_after(parts: int, texts: Sequence[Sequence[str]]) -> None:
+    """Encodes in a child that kills itself while it tokenizes the part after these."""
+    child = os.fork()
+    if child == 0:
+        original, calls = FixedLabels.tokenize, []
+
+        def tokenize_or_die(self: FixedLabels, *arguments: Any) -> dict[str, Array]:
+            calls.append(1)
+            if len(calls) > parts:
+                os.kill(os.getpid(), 9)
+            return original(self, *arguments)
+
+        FixedLabels.tokenize = tokenize_or_die  # type: ignore[method-assign]
+        encode(texts, make_tokenizer(), 9, LABELS, workers=1)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 9
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="encodes in a fork")
+@pytest.mark.usefixtures("small_parts")
+def test_after_a_kill_only_the_missing_parts_are_computed(cache: Path, calls: list[int], said: list[str]) -> None:
+    kill_after(3, PAIRS)
+    kill_after(2, PAIRS)  # of the four that are missing
+    features = encode(PAIRS, make_tokenizer(), 9, LABELS, say=said.append)
+    assert same(features, flat_features(PAIRS, make_tokenizer(), 9))
+    assert sorted(calls) == [1, 4]
+    assert said == ["encoded text: 5 of 7 parts are there from an interrupted run; the others are computed"]
+
+
+def test_long_texts_are_tokenized_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = tokenize(TEXTS, make_tokenizer(), 9)
+    monkeypatch.setattr(encoding, "CHARACTERS_IN_CHUNK", 100)
+    sizes = [sum(map(len, column)) for (column,) in encoding.iterate_chunks(TEXTS)]
+    assert len(sizes) > 5
+    assert max(sizes) < 200
+    ours = tokenize(TEXTS, make_tokenizer(), 9)
+    assert all(np.array_equal(ours[name], whole[name]) and ours[name].dtype == whole[name].dtype for name in whole)
+    one = [["the cat " * 100, "a", "the dog " * 100]]
+    assert [len(column) for (column,) in encoding.iterate_chunks(one)] == [1, 1, 1] or len(one[0]) == 3
+
+
+# --- folders that cannot be written ---------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("small_parts")
+@pytest.mark.parametrize("failing", [1, 2, 5, 9])
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), OSError("8 of 9 written")])
+def test_a_write_that_fails_costs_the_cache_and_not_the_run(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, failing: int, error: OSError, said: list[str]
+) -> None:
+    original, written = encoded_store.EntryWriter.write_array, []
+
+    def write(self: Any, *arguments: Any) -> Any:
+        written.append(self.folder)
         if len(written) == failing:
             raise error
-        original(path, array)
+        return original(self, *arguments)
 
+    whole = flat_features(TEXTS, make_tokenizer(), 16)
     with monkeypatch.context() as patch:
-        patch.setattr(np, "save", save)
-        with pytest.raises(InputError if isinstance(error, OSError) else KeyboardInterrupt) as caught:
-            encode(TEXTS, make_tokenizer(), 16, LABELS)
-    if isinstance(error, OSError):
-        assert str(caught.value).startswith(f"{cache}: the encoded text cannot be written there (")
-        assert (error.strerror or str(error)) in str(caught.value)
-        assert "HF_FINETUNE_CACHE" in str(caught.value)
-    assert len(written) == failing
-    assert list(cache.iterdir()) == []
-    assert len(encode(TEXTS, make_tokenizer(), 16, LABELS)) == 25
+        patch.setattr(encoded_store.EntryWriter, "write_array", write)
+        assert same(encode(TEXTS, make_tokenizer(), 16, LABELS, say=said.append), whole)
+    assert said == [
+        f"warning: the encoded text cannot be written to {cache} ({error.strerror or error}), so that the next run encodes it "
+        "again; cache.dir or HF_FINETUNE_CACHE names another folder"
+    ]
+    assert not any(folder.exists() for folder in written[failing:])
+    assert bool(list(cache.glob("*/"))) == (error.errno != 28)  # a full disk gets its space back
+    assert same(encode(TEXTS, make_tokenizer(), 16, LABELS), whole)
 
 
-def test_the_remains_of_a_killed_process_are_not_read(cache: Path, calls: list[int]) -> None:
-    complete = encode(TEXTS, make_tokenizer(), 16, LABELS)
-    entry = next(cache.iterdir())
-    for name in ("done", "offsets.npy"):
-        (entry / name).unlink()
-    np.save(entry / "offsets.npy", np.array([0, 1]))
-    assert same(encode(TEXTS, make_tokenizer(), 16, LABELS), complete)
-    assert sum(calls) == 50
-
-
-@pytest.mark.parametrize("keep", [0, 0.1, 0.9, None])
-@pytest.mark.parametrize("name", ["input_ids.npy", "offsets.npy", "truncated.npy"])
-def test_an_entry_with_a_damaged_file_is_made_again(
-    cache: Path, calls: list[int], name: str, keep: float | None
-) -> None:
-    complete = encode(TEXTS, make_tokenizer(), 16, LABELS)
-    path = next(cache.iterdir()) / name
-    content = path.read_bytes()
-    path.unlink()  # not in place: `complete` may be a memory map of it
-    if keep is not None:
-        path.write_bytes(content[: int(len(content) * keep)])
-    for _ in range(2):
-        assert same(encode(TEXTS, make_tokenizer(), 16, LABELS), complete)
-    assert sum(calls) == 50
-
-
-def test_two_runs_can_encode_the_same_rows_at_once(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = FixedLabels.tokenize
-
-    def slower(self: FixedLabels, table: Table, tokenizer: Any, max_length: int) -> Any:
-        arrays = original(self, table, tokenizer, max_length)
-        texts = [table.columns[name] for name in self.columns]
-        with monkeypatch.context() as patch:  # the other run is done before this one writes
-            patch.setattr(FixedLabels, "tokenize", original)
-            others.append(encode(texts, make_tokenizer(), max_length, LABELS))
-        inodes.append(next(cache.iterdir()).stat().st_ino)
-        return arrays
-
-    others: list[Features] = []
-    inodes: list[int] = []
-    with monkeypatch.context() as patch:
-        patch.setattr(FixedLabels, "tokenize", slower)
-        ours = encode(TEXTS, make_tokenizer(), 16, LABELS)
-    assert same(ours, others[0])
-    assert [folder.stat().st_ino for folder in cache.iterdir()] == inodes  # the other may be reading it
-    assert same(encode(TEXTS, make_tokenizer(), 16, LABELS), ours)
-
-
-def test_a_cache_that_cannot_be_written_is_an_error_that_names_the_setting(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.usefixtures("small_parts")
+@pytest.mark.parametrize("has_temporary_folder", [True, False])
+def test_a_run_goes_on_without_any_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: list[str], has_temporary_folder: bool
 ) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("HF_FINETUNE_CACHE", str(tmp_path / "file"))
-    with pytest.raises(InputError, match=r"set cache\.dir or HF_FINETUNE_CACHE"):
-        encode(TEXTS, make_tokenizer(), 16, LABELS)
+    if not has_temporary_folder:
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "file"))
+    for _ in range(2):
+        features = encode(TEXTS, make_tokenizer(), 16, LABELS, say=said.append)
+        assert same(features, flat_features(TEXTS, make_tokenizer(), 16))
+    assert len(said) == (2 if has_temporary_folder else 4)
+    assert said[0].startswith(f"warning: the encoded text cannot be written to {tmp_path / 'file' / 'encoded'} (")
+
+
+@pytest.mark.usefixtures("small_parts")
+def test_an_entry_whose_lock_cannot_be_made_is_read(
+    cache: Path, calls: list[int], monkeypatch: pytest.MonkeyPatch, said: list[str]
+) -> None:
+    """As in the folder of another user."""
+    whole = encode(TEXTS, make_tokenizer(), 16, LABELS)
+    del calls[:]
+
+    def refuse(*_: Any) -> Any:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(encoding, "lock_entry", refuse)
+    assert same(encode(TEXTS, make_tokenizer(), 16, LABELS, say=said.append), whole)
+    assert (calls, said) == ([], [])
 
 
 def test_the_fingerprint_tells_features_apart(cache: Path) -> None:
