@@ -141,7 +141,7 @@ def add_push(commands: Any) -> None:
 
 def add_cache_commands(commands: Any) -> None:
     """Adds the parser of hf-finetune cache list, verify, prune."""
-    cache = commands.add_parser("cache", help="list, verify or remove cached activations of frozen layers")
+    cache = commands.add_parser("cache", help="list, verify or remove cached activations, encoded text and tables")
     actions = cache.add_subparsers(required=True, metavar="COMMAND", parser_class=Parser)
     listing = actions.add_parser("list", help="list the entries, the most recently used last")
     verification = actions.add_parser("verify", help="read every entry and compare it with its digests")
@@ -278,23 +278,28 @@ def run_push(options: argparse.Namespace) -> None:
 def run_cache_list(options: argparse.Namespace) -> None:
     """Runs hf-finetune cache list."""
     from hf_finetune.cache import listing
+    from hf_finetune.system.files import cache_root
 
-    root = cache_root(options)
-    entries = listing.list_entries(root)
+    root = cache_root(options.dir)
+    entries = listing.list_all_entries(root)
     for entry in entries:
         print(describe_entry(entry))
     print(f"{len(entries)} entries, {sum(entry.size for entry in entries) / 1e6:,.1f} MB in {root}")
+    if leftovers := listing.find_leftovers(root):
+        size = sum(listing.measure_folder(folder)[0] for folder in leftovers)
+        print(f"{len(leftovers)} leftovers of killed runs, {size / 1e6:,.1f} MB, which cache prune removes")
 
 
 def run_cache_verify(options: argparse.Namespace) -> None:
     """Runs hf-finetune cache verify."""
     from hf_finetune.cache import listing
+    from hf_finetune.system.files import cache_root
 
-    root, num_damaged = cache_root(options), 0
-    for entry in listing.list_entries(root):
+    root, num_damaged = cache_root(options.dir), 0
+    for entry in listing.list_all_entries(root):
         damage = listing.find_damage(entry)
         num_damaged += damage is not None and not entry.is_partial
-        print(f"{entry.folder.name}  {damage or 'is intact'}", flush=True)
+        print(f"{entry.folder.name}  {entry.kind:12}  {damage or 'is intact'}", flush=True)
     if num_damaged:
         raise InputError(
             f"{root}: {num_damaged} entries are damaged; the next run that needs one computes the missing part again"
@@ -304,32 +309,19 @@ def run_cache_verify(options: argparse.Namespace) -> None:
 def run_cache_prune(options: argparse.Namespace) -> None:
     """Runs hf-finetune cache prune."""
     from hf_finetune.cache import listing
+    from hf_finetune.system.files import cache_root
 
     if options.max_size is None and options.older_than is None:
         raise InputError("cache prune: give what to remove: --max-size 20GB, --older-than 30d, or both")
     removed = listing.prune_entries(
-        cache_root(options), max_bytes=options.max_size, older_than_seconds=options.older_than
+        cache_root(options.dir), max_bytes=options.max_size, older_than_seconds=options.older_than
     )
     for entry in removed:
         print(f"removed {describe_entry(entry)}")
     print(f"{sum(entry.size for entry in removed) / 1e6:,.1f} MB freed")
 
 
-def cache_root(options: argparse.Namespace) -> Path:
-    """The folder of the cache."""
-    from hf_finetune.cache import store
-
-    return store.activations_dir(options.dir)
-
-
 def describe_entry(entry: "listing.EntryListing") -> str:
-    """One line: key, size, last use, and the model that the activations were computed by."""
-    manifest, used = entry.manifest, time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.used))
-    content = "not finished" if entry.is_partial else "no readable manifest"
-    if manifest:
-        model = manifest["description"]
-        content = (
-            f"{model.get('architecture')}, {model.get('blocks')} layers, {manifest.get('num_tokens')} tokens, "
-            f"{manifest.get('dtype')}"
-        )
-    return f"{entry.folder.name}  {entry.size / 1e6:>10,.1f} MB  used {used}  {content}"
+    """One line: key, kind, size, last use, and what the entry holds."""
+    used = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.used))
+    return f"{entry.folder.name}  {entry.kind:12}  {entry.size / 1e6:>10,.1f} MB  used {used}  {entry.content}"

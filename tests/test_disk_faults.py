@@ -280,7 +280,7 @@ def few_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def make_entry_in(folder: Path) -> store.Entry:
     """An entry of made-up rows in its own folder."""
-    return entries.make_entry(folder / "root")
+    return entries.make_entry(folder / "root" / "activations")
 
 
 def build_damaged(folder: Path) -> None:

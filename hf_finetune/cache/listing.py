@@ -1,4 +1,4 @@
-"""The entries in the folder of the activation cache: listed, verified and pruned for `hf-finetune cache`."""
+"""The entries of all caches: activations, encoded text and tables. Listed, verified and pruned for `hf-finetune cache`."""
 
 import contextlib
 import json
@@ -6,66 +6,124 @@ import re
 import shutil
 import time
 import uuid
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
 from hf_finetune.cache.store import ACTIVATIONS, MALFORMED, MANIFEST, find_good_chunks
+from hf_finetune.data import encoded_store, table_store
 from hf_finetune.system.files import rename, writing_error
+
+TEMPORARY = (".writing-*", ".removing-*")  # folders of entries that are written or removed
+SECONDS_OF_SILENCE = 600.0  # after which the process that wrote such a folder is dead
 
 
 @dataclass(frozen=True, kw_only=True)
 class EntryListing:
-    """An entry as it lies in the folder of the cache.
+    """An entry as it lies in its folder.
 
     Args:
+        kind: activations, encoded text or tables.
         size: Bytes of all its files.
         used: Last use, in seconds since the epoch.
-        manifest: Content of its manifest; empty if it cannot be read.
+        content: What it holds, in a few words.
+        is_partial: It was interrupted, or is still written.
+        manifest: Content of the manifest of activations; empty if it cannot be read, and for other kinds.
     """
 
+    kind: str
     folder: Path
     size: int
     used: float
-    manifest: Mapping[str, Any]
-
-    @property
-    def is_partial(self) -> bool:
-        """True if its capture was interrupted or still runs."""
-        return self.folder.name.endswith(".partial")
+    content: str = ""
+    is_partial: bool = False
+    manifest: Mapping[str, Any] = field(default_factory=dict)
 
 
-def list_entries(root: Path) -> list[EntryListing]:
-    """Returns all entries, the least recently used first."""
-    entries: list[EntryListing] = []
-    if not root.is_dir():
-        return entries
-    for folder in root.iterdir():
-        if re.fullmatch(r"[0-9a-f]{32}(\.partial)?", folder.name) and folder.is_dir():
-            with contextlib.suppress(FileNotFoundError):  # another process finished or removed it in the meantime
-                files = [path.stat() for path in folder.iterdir()]
-                used = max((status.st_mtime for status in files), default=folder.stat().st_mtime)
-                size = sum(status.st_size for status in files)
-                entries.append(EntryListing(folder=folder, size=size, used=used, manifest=read_manifest(folder)))
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """A kind of entries.
+
+    Args:
+        subfolder: Where they lie under the folder of the caches.
+        describe: Returns the fields of an entry's listing that depend on the kind.
+        find_damage: Returns what is wrong with a finished entry, or None if every byte is as it was written.
+    """
+
+    subfolder: str
+    describe: Callable[[Path], Mapping[str, Any]]
+    find_damage: Callable[[EntryListing], str | None]
+
+
+def list_all_entries(root: Path) -> list[EntryListing]:
+    """Returns the entries of all kinds under the folder of the caches, the least recently used first."""
+    entries = [entry for name, kind in KINDS.items() for entry in list_entries(root / kind.subfolder, name)]
     return sorted(entries, key=lambda entry: entry.used)
 
 
-def read_manifest(folder: Path) -> Mapping[str, Any]:
-    """Returns the manifest of an entry; an empty mapping if it cannot be read."""
-    try:
-        manifest = json.loads((folder / MANIFEST).read_bytes())
-        return manifest if isinstance(manifest["description"], dict) else {}
-    except (OSError, *MALFORMED):
-        return {}
+def list_entries(folder: Path, kind: str = "activations") -> list[EntryListing]:
+    """Returns the entries of a kind in the folder of these, the least recently used first."""
+    entries: list[EntryListing] = []
+    for path in folder.glob("*/"):
+        if re.fullmatch(r"[0-9a-f]{32}(\.partial)?", path.name) and not path.is_symlink():
+            with contextlib.suppress(FileNotFoundError):  # another process finished or removed it in the meantime
+                size, used = measure_folder(path)
+                described = KINDS[kind].describe(path)
+                entries.append(EntryListing(kind=kind, folder=path, size=size, used=used, **described))
+    return sorted(entries, key=lambda entry: entry.used)
+
+
+def measure_folder(folder: Path) -> tuple[int, float]:
+    """Returns the bytes of the files in a folder, and the last change of one."""
+    files = [path.lstat() for path in folder.iterdir()]
+    used = max((status.st_mtime for status in files), default=folder.stat().st_mtime)
+    return sum(status.st_size for status in files), used
 
 
 def find_damage(entry: EntryListing) -> str | None:
     """Returns what is wrong with an entry, or None if every byte is as it was written."""
     if entry.is_partial:
         return "is not finished; the next run that needs it completes it"
+    return KINDS[entry.kind].find_damage(entry)
+
+
+def find_leftovers(root: Path, *, is_any: bool = False) -> list[Path]:
+    """Returns the folders that killed processes were writing or removing. is_any: also those that may still be written."""
+    folders = [folder for kind in KINDS.values() for name in TEMPORARY for folder in (root / kind.subfolder).glob(name)]
+    with contextlib.suppress(FileNotFoundError):
+        folders = [
+            folder
+            for folder in folders
+            if is_any or folder.name[:2] == ".r" or time.time() - measure_folder(folder)[1] > SECONDS_OF_SILENCE
+        ]
+    return folders
+
+
+# --- each kind ------------------------------------------------------------------------------------------------------
+
+
+def describe_activations(folder: Path) -> dict[str, Any]:
+    """Returns content, is_partial and manifest of activations."""
+    manifest: Mapping[str, Any] = {}
+    with contextlib.suppress(OSError, *MALFORMED):
+        manifest = json.loads((folder / MANIFEST).read_bytes())
+        manifest = manifest if isinstance(manifest["description"], dict) else {}
+    is_partial = folder.name.endswith(".partial")
+    content = "not finished" if is_partial else "no readable manifest"
+    if manifest:
+        model = manifest["description"]
+        content = (
+            f"{model.get('architecture')}, {model.get('blocks')} layers, {manifest.get('num_tokens')} tokens, "
+            f"{manifest.get('dtype')}"
+        )
+    return {"content": content, "is_partial": is_partial, "manifest": manifest}
+
+
+def find_damaged_activations(entry: EntryListing) -> str | None:
+    """Returns what is wrong with activations."""
     try:
         spans = [(int(begin), int(end)) for begin, end in entry.manifest["spans"]]
         digests = dict(enumerate(entry.manifest["digests"]))
@@ -82,31 +140,81 @@ def find_damage(entry: EntryListing) -> str | None:
     return f"is damaged in {num_damaged} of {len(spans)} chunks" if num_damaged else None
 
 
+def describe_encoded(folder: Path) -> dict[str, Any]:
+    """Returns content and is_partial of encoded text."""
+    parts = encoded_store.read_parts(folder)
+    if not parts:
+        return {"content": "no readable list of parts"}
+    last = parts[max(parts)]
+    if last.number < last.of - 1:
+        return {"content": f"not finished: {len(parts)} of {last.of} parts", "is_partial": True}
+    tokens = last.arrays.get("input_ids")
+    return {"content": f"{last.rows[1]:,} rows" + (f", {tokens.end:,} tokens" if tokens else "")}
+
+
+def find_damaged_parts(entry: EntryListing) -> str | None:
+    """Returns what is wrong with encoded text."""
+    parts = encoded_store.read_parts(entry.folder)
+    if not parts:
+        return "has no readable list of parts"
+    count = parts[max(parts)].of
+    num_damaged = count - len(encoded_store.find_good_parts(entry.folder, parts))
+    return f"is damaged in {num_damaged} of {count} parts" if num_damaged else None
+
+
+def describe_table(folder: Path) -> dict[str, Any]:
+    """Returns the content of a table."""
+    try:
+        table = json.loads((folder / table_store.META).read_bytes())["content"]["table"]
+        num_rows, names = sum(count for _, count in table["files"]), ", ".join(table["names"])
+        return {"content": f"{num_rows:,} rows of {names}"}
+    except (OSError, *MALFORMED):
+        return {"content": "no readable description"}
+
+
+def find_damaged_table(entry: EntryListing) -> str | None:
+    """Returns what is wrong with a table."""
+    return "is damaged; the next run reads the files again" if table_store.open_table(entry.folder) is None else None
+
+
+KINDS = {
+    "activations": Kind(subfolder="activations", describe=describe_activations, find_damage=find_damaged_activations),
+    "encoded text": Kind(subfolder="encoded", describe=describe_encoded, find_damage=find_damaged_parts),
+    "tables": Kind(subfolder=table_store.FOLDER, describe=describe_table, find_damage=find_damaged_table),
+}
+
+
+# --- removing -------------------------------------------------------------------------------------------------------
+
+
 def prune_entries(root: Path, *, max_bytes: int | None, older_than_seconds: float | None) -> list[EntryListing]:
-    """Removes the entries that were not used for `older_than_seconds`, then the least recently used ones until the rest has at
-    most `max_bytes`. Returns the removed entries.
+    """Removes what killed processes left, the entries that were not used for `older_than_seconds`, then the least recently used
+    ones until the rest has at most `max_bytes`. Returns the removed entries.
 
     Skips an entry that a run is writing. A run that reads a removed entry can still read it on systems that can remove open
-    files. Raises InputError if the folder cannot be changed.
+    files. Raises InputError if a folder cannot be changed.
     """
-    for remains in root.glob(".removing-*"):  # of a removal that was interrupted
-        shutil.rmtree(remains, ignore_errors=True)
-    entries = list_entries(root)
+    for folder in find_leftovers(root, is_any=max_bytes == 0):
+        shutil.rmtree(folder, ignore_errors=True)
+    entries = list_all_entries(root)
     total = sum(entry.size for entry in entries)
     removed = []
     for entry in entries:
         is_old = older_than_seconds is not None and time.time() - entry.used > older_than_seconds
         is_too_much = max_bytes is not None and total > max_bytes
-        if (is_old or is_too_much) and remove_entry(root, entry):
+        if (is_old or is_too_much or (max_bytes == 0 and not entry.size)) and remove_entry(entry):
             total -= entry.size
             removed.append(entry)
+    remove_unused_locks(root)
     return removed
 
 
-def remove_entry(root: Path, entry: EntryListing) -> bool:
+def remove_entry(entry: EntryListing) -> bool:
     """Removes an entry. Returns False if a run is writing it, or if it is no longer there."""
-    lock_path = root / f"{entry.folder.name.removesuffix('.partial')}.lock"
-    with contextlib.suppress(Timeout, FileNotFoundError), FileLock(lock_path, timeout=0):
+    parent = entry.folder.parent
+    with hold_lock(parent / f"{entry.folder.name.removesuffix('.partial')}.lock") as is_held:
+        if not is_held:
+            return False
         # Rename it first: the remains of an interrupted removal must not look like an entry
         doomed = entry.folder.with_name(f".removing-{uuid.uuid4().hex}")
         try:
@@ -114,7 +222,34 @@ def remove_entry(root: Path, entry: EntryListing) -> bool:
         except FileNotFoundError:
             return False
         except OSError as error:
-            raise writing_error(root, 0, error) from None
+            raise writing_error(parent, 0, error) from None
         shutil.rmtree(doomed, ignore_errors=True)
         return True
-    return False
+
+
+@contextlib.contextmanager
+def hold_lock(path: Path) -> Iterator[bool]:
+    """Holds a lock within the block, and gives True; False if another process holds it. InputError if it cannot be made."""
+    lock = FileLock(path, timeout=0)
+    try:
+        lock.acquire()
+    except (Timeout, FileNotFoundError):
+        yield False
+        return
+    except OSError as error:
+        raise writing_error(path.parent, 0, error) from None
+    try:
+        yield True
+    finally:
+        lock.release()
+
+
+def remove_unused_locks(root: Path) -> None:
+    """Removes the locks of entries that are no longer there, unless a process holds them."""
+    for kind in KINDS.values():
+        for path in (root / kind.subfolder).glob("*.lock"):
+            key = path.name.removesuffix(".lock")
+            if not any(path.with_name(name).exists() for name in (key, f"{key}.partial")):
+                with hold_lock(path) as is_held, contextlib.suppress(OSError):
+                    if is_held:
+                        path.unlink()
