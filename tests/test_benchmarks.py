@@ -169,6 +169,14 @@ def test_the_tables_of_the_pages_are_those_of_the_results_files() -> None:
 # --- comparisons ----------------------------------------------------------------------------------------------------
 
 
+def test_encoding_is_compared_with_datasets(run_script: Callable[..., str]) -> None:
+    """The script fails if the tokens differ."""
+    (line,) = read_lines(run_script("comparisons/encode.py", "--rows", 3000, "--rounds", 2, "--workers", 2))
+    assert (line["rows"], line["workers"]) == (3000, 2)
+    assert [len(line["seconds"][name]) for name in ("hf_finetune", "datasets")] == [2, 2]
+    assert line["ratio"] == round(line["medians"]["datasets"] / line["medians"]["hf_finetune"], 3) > 0
+
+
 def make_answered_questions(count: int, seed: int) -> list[dict[str, Any]]:
     """Returns questions that all have an answer."""
     rows = tiny.make_questions(2 * count, seed=seed)
