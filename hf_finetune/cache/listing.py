@@ -107,10 +107,7 @@ def find_leftovers(root: Path, *, is_any: bool = False) -> list[Path]:
 
 def describe_activations(folder: Path) -> dict[str, Any]:
     """Returns content, is_partial and manifest of activations."""
-    manifest: Mapping[str, Any] = {}
-    with contextlib.suppress(OSError, *MALFORMED):
-        manifest = json.loads((folder / MANIFEST).read_bytes())
-        manifest = manifest if isinstance(manifest["description"], dict) else {}
+    manifest = read_manifest(folder)
     is_partial = folder.name.endswith(".partial")
     content = "not finished" if is_partial else "no readable manifest"
     if manifest:
@@ -120,6 +117,15 @@ def describe_activations(folder: Path) -> dict[str, Any]:
             f"{manifest.get('dtype')}"
         )
     return {"content": content, "is_partial": is_partial, "manifest": manifest}
+
+
+def read_manifest(folder: Path) -> Mapping[str, Any]:
+    """Returns the manifest of activations; an empty mapping if it cannot be read."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_bytes())
+        return manifest if isinstance(manifest["description"], dict) else {}
+    except (OSError, *MALFORMED):
+        return {}
 
 
 def find_damaged_activations(entry: EntryListing) -> str | None:
