@@ -4,8 +4,9 @@
     hf-finetune train answer ...                                the same after pip install, from any folder
 
 Data: SQuAD files (1.1 or 2.0), or rows with id, question, context and answers {"text": [...], "answer_start": [...]}, where
-empty lists mean no answer; or rows with question, context, answer_text and answer_start. Long contexts are split into overlapping windows. `hf-finetune predict RUN --data dev.json --out
-answers.json` writes the file that SQuAD's evaluation scripts read.
+empty lists mean no answer; or rows with question, context, answer_text and answer_start. Long contexts are split into
+overlapping windows. `hf-finetune predict RUN --data dev.json --out answers.json` writes the file that SQuAD's evaluation scripts
+read.
 """
 
 import sys

@@ -5,8 +5,8 @@
     hf-finetune train instruct ...                                the same after pip install, from any folder
 
 Data: {"messages": [{"role": "user", "content": ...}, {"role": "assistant", "content": ...}, ...]} per line, with an optional
-system message first; ShareGPT's conversations, Alpaca's instructions, or prompt and completion. The tokenizer's chat template, or the template in
-the file task.chat_template, turns them into text. Metrics: perplexity and token accuracy of the answers.
+system message first; ShareGPT's conversations, Alpaca's instructions, or prompt and completion. The tokenizer's chat template, or
+the template in the file task.chat_template, turns them into text. Metrics: perplexity and token accuracy of the answers.
 """
 
 import sys
