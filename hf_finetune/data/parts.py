@@ -11,7 +11,7 @@ from typing import Any
 from hf_finetune.config.sections import DataConfig
 from hf_finetune.data.formats import LINES, check_unicode, find_ending, get_value, is_table
 from hf_finetune.data.sources import find_files, missing_column_error, read_files
-from hf_finetune.data.table import ColumnSpec, Table
+from hf_finetune.data.table import ColumnSpec, Table, convert_columns
 from hf_finetune.system.errors import InputError
 
 STANDARD_INPUT = "-"
@@ -99,12 +99,12 @@ def make_part(
                 values.append(get_value(row.values, name))
             except KeyError:
                 values.append(None)
-                if name in spec.inputs and not row.problem:
+                if not row.problem and spec.requires(name, row.values, needs_labels=False):
                     error = missing_column_error(table.where(number), name, row.values, config, spec)
                     if is_first and not number:
                         raise error from None
                     problems.setdefault(number, str(error))
-    return Part(table=table, problems=problems)
+    return Part(table=convert_columns(table, spec), problems=problems)
 
 
 # --- files ----------------------------------------------------------------------------------------------------------

@@ -107,19 +107,28 @@ def add_files(
 ) -> None:
     """Adds the rows of files to a table. InputError, with file and line, if a row lacks a column, or if a text cannot be used."""
     texts = frozenset(spec.texts if spec.convert_rows is None else ())
+    keys: tuple[str, ...] = ()
+    absent: set[str] = set()  # columns that rows with these keys lack and do not need
     for path, rows in files:
         is_folder, has_words, num_rows = path.is_dir(), not is_table(path), 0
         for line, row in rows:
             num_rows += 1
             file = str(row[""] if is_folder else path)
             values: list[Any] = []
+            if keys != tuple(row):
+                keys, absent = tuple(row), set()
             for name in spec.columns:
+                if name in absent:
+                    values.append(None)
+                    continue
                 try:
                     value = get_value(row, name)
                 except KeyError:
                     if spec.requires(name, row, needs_labels=needs_labels):
                         raise missing_column_error(f"{file}:{line}", name, row, config, spec) from None
                     value = None
+                    if "." not in name:  # else it depends on the row's values
+                        absent.add(name)
                 if name in texts and not is_text(value):
                     raise InputError(f"{describe_origin(file, line)}: {name} is {describe_value(value)}")
                 values.append(value)

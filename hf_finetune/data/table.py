@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -179,12 +180,12 @@ class ColumnSpec:
     join_rows: Callable[[Table], Table] | None = None
     keep_labelled: Callable[[Table], Table] | None = None
 
-    @property
+    @cached_property
     def own_columns(self) -> tuple[str, ...]:
         """The columns of the task's examples, each once."""
         return tuple(dict.fromkeys((*self.inputs, *self.labels, *self.optional)))
 
-    @property
+    @cached_property
     def columns(self) -> tuple[str, ...]:
         """All columns that are read, each once."""
         others = (name for names in self.alternatives for name in names)

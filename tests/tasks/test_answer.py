@@ -25,6 +25,7 @@ from hf_finetune.data.splits import load_splits
 from hf_finetune.data.table import Table
 from hf_finetune.export.predict import Predictor, evaluate_file, predict_texts
 from hf_finetune.export.prediction_files import predict_file
+from hf_finetune.export.prediction_rows import iterate_predictions
 from hf_finetune.model import backbone, heads
 from hf_finetune.system.errors import InputError
 from hf_finetune.tasks.answer import (
@@ -581,6 +582,10 @@ def test_flat_rows_are_predicted_and_evaluated_as_squads_are(trained: Path, tmp_
     assert predictor.evaluate(flat) == predictor.evaluate(rows)
     path = tiny.write_jsonl(tmp_path / "flat.jsonl", flat)
     assert evaluate_file(predictor, str(path)) == predictor.evaluate(rows)
+    assert list(iterate_predictions(predictor, str(path), keep=("answer_text",))) == [
+        {"input": {"answer_text": row["answer_text"]}, **prediction}
+        for row, prediction in zip(flat, predictor.predict(rows), strict=True)
+    ]
 
 
 def test_a_run_learns_and_evaluate_repeats_its_metrics(trained: Path) -> None:

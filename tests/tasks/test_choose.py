@@ -19,6 +19,7 @@ from hf_finetune.data.features import Batch, Features, collate, make_features
 from hf_finetune.data.table import Table
 from hf_finetune.export.predict import Predictor, evaluate_file, predict_texts
 from hf_finetune.export.prediction_files import predict_file
+from hf_finetune.export.prediction_rows import iterate_predictions
 from hf_finetune.model import heads
 from hf_finetune.system.errors import InputError
 from hf_finetune.tasks.choose import (
@@ -354,6 +355,7 @@ def test_rows_in_other_columns_are_predicted_and_evaluated_the_same(trained: Pat
     assert predictor.evaluate(others) == predictor.evaluate(rows)
     path = tiny.write_jsonl(tmp_path / "others.jsonl", others)
     assert evaluate_file(predictor, str(path)) == predictor.evaluate(rows)
+    assert list(iterate_predictions(predictor, str(path), batch_size=4)) == predictor.predict(rows, batch_size=4)
     unlabelled = [{name: row[name] for name in ("question", "options")} for row in others]
     assert predictor.predict(unlabelled) == predictor.predict(rows)
 

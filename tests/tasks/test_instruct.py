@@ -17,6 +17,7 @@ from hf_finetune.config.sections import RunConfig
 from hf_finetune.data.features import IGNORED, Features, collate, make_features
 from hf_finetune.data.sources import read_table
 from hf_finetune.export.predict import Predictor
+from hf_finetune.export.prediction_rows import iterate_predictions
 from hf_finetune.model import heads
 from hf_finetune.system.errors import InputError
 from hf_finetune.tasks.instruct import Instruction, add_turn_end
@@ -198,7 +199,7 @@ def test_answers_are_the_pipelines_and_mostly_correct(trained: Path) -> None:
     assert [row["answer"] for row in predictor.predict(open_rows)] == answers
 
 
-def test_other_forms_are_predicted_and_evaluated_as_messages_are(trained: Path) -> None:
+def test_other_forms_are_predicted_and_evaluated_as_messages_are(trained: Path, tmp_path: Path) -> None:
     predictor = Predictor.from_pretrained(str(trained))
     rows = tiny.make_conversations(4, seed=9)
     names = {"user": "human", "assistant": "gpt"}
@@ -207,6 +208,8 @@ def test_other_forms_are_predicted_and_evaluated_as_messages_are(trained: Path) 
     ]
     assert predictor.predict(sharegpt) == predictor.predict(rows)
     assert predictor.evaluate(sharegpt) == predictor.evaluate(rows)
+    path = tiny.write_jsonl(tmp_path / "sharegpt.jsonl", sharegpt)
+    assert list(iterate_predictions(predictor, str(path))) == predictor.predict(rows)
     alpaca = [{"instruction": "the cat", "output": "dog"}, {"instruction": "the dog", "input": None, "output": "cat"}]
     messages = [
         {"messages": [{**QUESTION, "content": row["instruction"]}, {**ANSWER, "content": row["output"]}]}
