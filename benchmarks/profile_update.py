@@ -43,7 +43,14 @@ def profile_run(settings: list[str], options: argparse.Namespace) -> tuple[list[
             needed = options.warmup + options.updates + options.profiled
             if run.schedule.total_updates < needed:
                 raise SystemExit(f"the run has {run.schedule.total_updates} updates, and the profile needs {needed}")
-            steps = train_steps(run.train_state, run.features["train"], run.task, config, runtime)
+            steps = train_steps(
+                run.train_state,
+                run.make_source(),
+                run.task,
+                config,
+                runtime,
+                total_updates=run.schedule.planned_updates,
+            )
             for _ in range(options.warmup):
                 next(steps)
             updates = [next(steps) for _ in range(options.updates)]

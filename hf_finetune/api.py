@@ -19,8 +19,8 @@ from hf_finetune.config.tasks import load_task
 from hf_finetune.data.formats import name_type
 from hf_finetune.data.memory import MEMORY, read_memory
 from hf_finetune.data.plain import name_library
+from hf_finetune.data.shards import is_stream
 from hf_finetune.data.splits import SPLITS, load_splits
-from hf_finetune.data.table import Table
 from hf_finetune.export.trained_run import Run
 from hf_finetune.run.parts import NO_PARTS, Parts, check_are_functions, name_metrics
 from hf_finetune.system.errors import AGAIN, InputError, StoppedError
@@ -48,7 +48,8 @@ def finetune(
     Args:
         task: The name of a task, such as "classify"; a class of your own; or a RunConfig, which has all settings.
         train: The training data: a pandas or polars frame, a datasets.Dataset, a list of dicts (rows), a dict of lists (columns),
-            or paths of files. A datasets.DatasetDict gives validation and test, too.
+            or paths of files. A datasets.DatasetDict gives validation and test, too. A datasets.IterableDataset, or a function
+            without arguments that returns an iterator of rows, is read during training (data.streaming).
         validation: Validation data. If not given, a part of the training data is used (data.validation_fraction).
         test: Test data. If not given, a part of the training data is used (data.test_fraction).
         settings: Settings by their dotted keys, such as {"train.epochs": 3}. Others have the defaults of the task's recipe, as on
@@ -132,7 +133,8 @@ def make_run_config(
             *others,
             *(f"{name}={make_reference(function)}" for name, function in metrics.items()),
         ]
-    given = {"task.kind": kind, **locations, **named}
+    streaming = {"data.streaming": True} if is_stream(rows.get("train")) and "data.streaming" not in settings else {}
+    given = {"task.kind": kind, **locations, **named, **streaming}
     if twice := sorted((given.keys() - {"evaluation.metrics"}) & settings.keys()):
         raise InputError(f"settings: {twice[0]} is an argument of finetune() too; give it once")
     if rows and settings.get("data.dataset") is not None:
@@ -141,14 +143,20 @@ def make_run_config(
     return config, Parts(rows=rows, metrics=metrics, **functions)
 
 
-def read_rows(config: RunConfig, rows: Mapping[str, Any]) -> dict[str, Table]:
-    """Returns the rows of memory as tables, by split. Checks their texts, and their labels if all splits are in memory.
+def read_rows(config: RunConfig, rows: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the rows of memory as tables, by split, and a stream as it is. Checks their texts, and their labels if all splits
+    are in memory.
 
     InputError, with the row, if one cannot be used.
     """
     task_class = load_task(config.task.kind)
     spec = task_class.make_columns(config).spec
-    tables = {split: read_memory(value, split, config.data, spec) for split, value in rows.items()}
+    given = {split: value for split, value in rows.items() if split == "train" and config.data.streaming}
+    tables = {
+        split: read_memory(value, split, config.data, spec) for split, value in rows.items() if split not in given
+    }
+    if given:
+        return {**tables, **given}
     if tables and all(split in tables for split in SPLITS if getattr(config.data, split)):
         task_class.from_table(config, load_splits(config.data, config.seed, spec, tables).train)
     return tables

@@ -27,6 +27,7 @@ from hf_finetune.run.folder import open_run, record_run
 from hf_finetune.run.inputs import describe_inputs
 from hf_finetune.run.parts import NO_PARTS, Parts
 from hf_finetune.run.setup import find_next_epoch, prepare_stage, set_up
+from hf_finetune.run.streaming import StreamError
 from hf_finetune.run.training_run import Clock, TrainingRun, evaluate_split, preflight_check
 from hf_finetune.system.errors import AGAIN, InputError, StoppedError
 from hf_finetune.system.files import write_atomically
@@ -118,19 +119,19 @@ def train(run: TrainingRun, progress: Progress, tracker: tracking.Tracking, cloc
     bar = tracking.ProgressBar(schedule.total_updates, progress.update, runtime)
     steps = train_steps(
         run.train_state,
-        run.features["train"],
+        run.make_source(),
         run.task,
         config,
         runtime,
+        total_updates=schedule.planned_updates,
         start_update=progress.update,
-        augmented=run.augmented,
     )
     steps = clock.count_updates(steps)  # adds their seconds to the training phase
     last_save = time.monotonic()
     try:
         if progress.pending:  # a signal stopped the run before the evaluation and save of its last update
             progress = finish_update(run, progress, tracker, clock, bar)
-        while progress.update < end and not progress.stopped:
+        while progress.update < min(end, schedule.total_updates) and not progress.stopped:
             update = next(steps)
             progress = log_update(run, progress, update, tracker, bar)
             if run.parts.on_update is not None:
@@ -145,6 +146,8 @@ def train(run: TrainingRun, progress: Progress, tracker: tracking.Tracking, cloc
             last_save = time.monotonic() if saves else last_save
     except NotFiniteError as error:
         raise explain_not_finite(run, error) from None
+    except StreamError as error:
+        raise save_and_explain(run, progress, clock, error) from error.__cause__
     finally:
         steps.close()
         bar.close()
@@ -205,6 +208,11 @@ def finish_update(
         with clock("save"):
             file = saving.save_run(run, progress)
         bar.say(f"saved {file}")
+    if number == schedule.total_updates < schedule.planned_updates:
+        bar.say(
+            f"train.epochs ({config.train.epochs}) ended the stream after {number} of {schedule.planned_updates} updates, so the "
+            f"learning rate has not come to its end; set train.epochs higher, or train.max_updates to {number}"
+        )
     if progress.stopped and number < schedule.total_updates:
         bar.say(f"{run.metric} did not improve in {progress.evaluations_without_gain} evaluations: stopping early")
     return progress
@@ -216,6 +224,15 @@ def save_and_stop(run: TrainingRun, progress: Progress, clock: Clock, bar: track
         file = saving.save_run(run, dataclasses.replace(progress, pending=True))
     bar.say(f"saved {file}")
     raise run.runtime.stopped_error()
+
+
+def save_and_explain(run: TrainingRun, progress: Progress, clock: Clock, error: StreamError) -> InputError:
+    """Saves after the last update before an error in the stream, if there is one, and returns the error with what is saved."""
+    if progress.update == 0:
+        return error
+    with clock("save"):
+        file = saving.save_run(run, progress)
+    return InputError(f"{error}; the run is saved up to {run.checkpoint_dir / file}; {AGAIN} to continue from it")
 
 
 def explain_stop(config: RunConfig, error: StoppedError) -> StoppedError:

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal
 
 from hf_finetune.config.checks import require
 from hf_finetune.config.model_sections import AdapterConfig, CacheConfig, FreezeConfig, ModelConfig
+from hf_finetune.config.streaming import check_streaming
 from hf_finetune.config.training_sections import CheckpointConfig, EvaluationConfig, ExportConfig, TrainConfig
 from hf_finetune.system.errors import InputError, redact
 
@@ -283,6 +284,7 @@ class RunConfig:
             list(self.freeze.unfreeze),
             f"must not be used with adapter.kind {self.adapter.kind}: pretrained weights stay frozen",
         )
+        check_streaming(self)
         for key, value in flatten(to_dict(self)):
             if redact(str(value)) != str(value):
                 raise InputError(

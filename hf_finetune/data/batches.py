@@ -71,6 +71,27 @@ def plan_epoch(lengths: Array | PerFeature, batch_size: int, seed: int, epoch: i
     return EpochPlan(order=order, batch_order=batch_order, batch_size=batch_size)
 
 
+def plan_block(lengths: Array, batch_size: int, seed: int, block: int) -> list[Array]:
+    """Returns the batches of a block of a stream (data/stream.py): a pure function of its arguments.
+
+    Features of similar length share a batch; the batches come in random order and have nearly equal sizes, at most `batch_size`.
+
+    Args:
+        lengths: Number of tokens of each feature of the block, [N].
+        batch_size: Most features of a batch, over all processes.
+        seed: The seed of the run.
+        block: The number of the block in the run.
+
+    Returns:
+        Arrays of indices. Every index occurs once.
+    """
+    generator = np.random.default_rng([seed, 5, block])
+    order = generator.permutation(len(lengths))
+    order = order[np.argsort(lengths[order], kind="stable")]
+    batches = np.array_split(order, -(-len(order) // batch_size))
+    return [batches[number] for number in generator.permutation(len(batches))]
+
+
 @dataclass(frozen=True, kw_only=True)
 class MicroBatchLimit:
     """The most that one forward pass takes on one process.

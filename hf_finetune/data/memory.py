@@ -19,6 +19,13 @@ MEMORY = "memory://"  # in a config, stands before the name of rows that were gi
 KINDS = "a pandas or polars frame, a datasets.Dataset, a list of dicts (rows), or a dict of lists (columns)"
 
 
+def not_given_error(split: str) -> InputError:
+    """Returns the error for a config that names rows of a program which are not there."""
+    return InputError(
+        f"data.{split} ({MEMORY}{split}): a program or notebook gave these rows; run it again, or name files"
+    )
+
+
 def read_memory(
     value: Any, name: str, config: DataConfig, spec: ColumnSpec, *, needs_labels: bool = True, first: int = 0
 ) -> Table:

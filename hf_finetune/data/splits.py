@@ -11,11 +11,11 @@ import numpy as np
 from hf_finetune.config.sections import DataConfig, require
 from hf_finetune.data.columns import find_distinct, hash_rows
 from hf_finetune.data.features import Array
-from hf_finetune.data.memory import MEMORY, read_memory
+from hf_finetune.data.memory import MEMORY, not_given_error, read_memory
 from hf_finetune.data.numbers import has_fractions
+from hf_finetune.data.shards import read_streamed_splits
 from hf_finetune.data.sources import hides_labels, read_hub_dataset, read_table
 from hf_finetune.data.table import ColumnSpec, Table, text_and_label_spec
-from hf_finetune.system.errors import InputError
 
 SPLITS = ("train", "validation", "test")
 
@@ -104,20 +104,21 @@ def load_splits(
 def read_given_splits(
     config: DataConfig, spec: ColumnSpec, given: Mapping[str, Any], root: Path | None = None
 ) -> dict[str, Table]:
-    """Reads the splits that the data set has, that data.train, data.validation and data.test name, or that are `given`."""
+    """Reads the splits that the data set has, that data.train, data.validation and data.test name, or that are `given`. With
+    data.streaming, all but training."""
     if config.dataset is not None:
-        return read_hub_dataset(config, spec, root)
+        return read_streamed_splits(config, spec) if config.streaming else read_hub_dataset(config, spec, root)
     tables: dict[str, Table] = {}
     for split in SPLITS:
         locations: tuple[str, ...] = getattr(config, split)
+        if config.streaming and split == "train":
+            continue
         if split in given:
             table = read_memory(given[split], split, config, spec)
             if split == "train" or not hides_labels(table, config):
                 tables[split] = table
         elif locations == (f"{MEMORY}{split}",):
-            raise InputError(
-                f"data.{split} ({locations[0]}): a program or notebook gave these rows; run it again, or name files"
-            )
+            raise not_given_error(split)
         elif locations:
             tables[split] = read_table(locations, config, f"data.{split}", spec, root=root)
     return tables

@@ -12,6 +12,7 @@ from typing import Any
 from hf_finetune.config.sections import RunConfig
 from hf_finetune.config.tasks import TASKS, load_task
 from hf_finetune.data.memory import read_memory
+from hf_finetune.data.shards import find_streamed_data
 from hf_finetune.data.sources import digest_dataset, digest_files, find_files
 from hf_finetune.data.splits import SPLITS, read_given_splits
 from hf_finetune.data.table import Table
@@ -66,13 +67,17 @@ def describe_parts(config: RunConfig, parts: Parts) -> dict[str, str]:
 
 def digest_data(config: RunConfig, rows: Mapping[str, Any]) -> dict[str, str]:
     """Returns a digest of the data of each split: of the bytes of its files, of its rows in memory, or the fingerprint of the
-    data set. rows: those in memory, by split."""
-    if config.data.dataset is not None:
+    data set. Of a stream it is one of names, sizes and first bytes. rows: those in memory, by split."""
+    if config.data.dataset is not None and not config.data.streaming:
         return digest_dataset(config.data)
+    spec = load_task(config.task.kind).make_columns(config).spec
     digests: dict[str, str] = {}
     for split in SPLITS:
-        if split in rows:
-            spec = load_task(config.task.kind).make_columns(config).spec
+        if config.data.streaming and split == "train":
+            digests[split] = find_streamed_data(config.data, spec, rows.get(split)).digest()
+        elif config.data.dataset is not None:
+            continue  # the splits that are evaluated are compared by their features
+        elif split in rows:
             digests[split] = digest_table(read_memory(rows[split], split, config.data, spec))
         elif locations := getattr(config.data, split):
             digests[split] = digest_files(find_files(locations, f"data.{split}"))

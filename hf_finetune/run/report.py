@@ -28,7 +28,9 @@ def announce(run: TrainingRun, cache_lines: Sequence[str], notes: Sequence[str])
     cache_lines: the decision on the activation cache. notes: lines about the checkpoint that the run resumes from.
     """
     config, plan, state = run.config, run.plan, run.train_state
-    counts = ", ".join(f"{count_examples(run, split):,} {split}" for split in run.features)
+    counts = ", ".join(
+        f"{count_examples(run, split):,} {split}" for split in run.features if run.stream is None or split != "train"
+    )
     better = "higher" if run.greater_is_better else "lower"
     lines = label_lines("run", [str(config.run_dir)])
     lines += label_lines("backbone", [config.model.backbone.split("#")[0], *describe_start(run)])
@@ -109,7 +111,18 @@ def describe_updates(run: TrainingRun) -> str:
     schedule, num_processes = run.schedule, run.runtime.num_processes
     return (
         f"{schedule.total_updates:,} of {run.config.train.batch_size} examples = {describe_micro_batches(run)} x "
-        f"{num_processes} process{'es' if num_processes > 1 else ''}; {schedule.updates_per_epoch:,} an epoch"
+        f"{num_processes} process{'es' if num_processes > 1 else ''}; {describe_epoch(run)}"
+    )
+
+
+def describe_epoch(run: TrainingRun) -> str:
+    """Returns how long an epoch is; of a stream, what happens when one ends."""
+    if run.stream is None:
+        return f"{run.schedule.updates_per_epoch:,} an epoch"
+    every = {"evaluation.every": run.config.evaluation.every, "checkpoint.every": run.config.checkpoint.every}
+    rare = " and ".join(key for key, value in every.items() if value == "epoch")
+    return f"at most {run.config.train.epochs} epochs, as long as the stream" + (
+        f"; {rare} epoch: only where an epoch ends, and at the end" if rare else ""
     )
 
 
@@ -146,12 +159,16 @@ def describe_vocabulary_head(run: TrainingRun) -> list[str]:
 
 def count_examples(run: TrainingRun, split: str) -> int:
     """Returns the number of a split's examples; of its features if they do not know the examples they were made from."""
+    if run.stream is not None and split == "train":
+        return run.stream.position.examples
     features = run.features[split]
     return len(features) if features.example_indices is None else len(run.splits.tables()[split])
 
 
 def describe_windows(run: TrainingRun) -> list[str]:
     """Returns a line if long training examples were split into windows: batches count windows, not examples."""
+    if run.stream is not None:
+        return []
     num_windows, num_examples = len(run.features["train"]), count_examples(run, "train")
     if num_windows == num_examples:
         return []

@@ -84,6 +84,8 @@ def restore_run(run: TrainingRun, saved: SavedRun) -> tuple[Progress, list[str]]
     progress, notes = continue_schedule(run, saved)
     if run.augmented is not None:
         run.augmented.check_unchanged(content["run"].get("augmented"))
+    if run.stream is not None:
+        run.stream.restore(content["run"]["stream"])
     load_weights(run, content, path.name)
     run.train_state.restore_training_weights(content["run"].get("training_weights"))
     try:
@@ -117,17 +119,17 @@ def continue_schedule(run: TrainingRun, saved: SavedRun) -> tuple[Progress, list
     """
     config, schedule, progress = run.config, run.schedule, saved.progress
     total_before = int(saved.content["scheduler_state_dict"]["total_updates"])
-    if schedule.total_updates == total_before:
+    if schedule.planned_updates == total_before:
         return progress, []
-    key = "train.max_updates" if config.train.max_updates == schedule.total_updates else "train.epochs"
+    key = "train.max_updates" if config.train.max_updates == schedule.planned_updates else "train.epochs"
     value, trained = dict(flatten(to_dict(config)))[key], f"{progress.update} updates"
-    if progress.update > schedule.total_updates:
+    if progress.update > schedule.planned_updates:
         raise InputError(
-            f"{key} ({value}): means {schedule.total_updates} updates, and {saved.path.name} has trained {trained} (epoch "
+            f"{key} ({value}): means {schedule.planned_updates} updates, and {saved.path.name} has trained {trained} (epoch "
             f"{schedule.epoch(progress.update)}); set it higher, or, to train from its weights with a schedule of its own, "
             f"{describe_new_run(config)}"
         )
-    if progress.stopped and schedule.total_updates > total_before:
+    if progress.stopped and schedule.planned_updates > total_before:
         raise InputError(
             f"{key} ({value}): early stopping ended this run after {trained}: {run.metric} did not improve in "
             f"{progress.evaluations_without_gain} evaluations; to train on, set train.patience ({config.train.patience}) higher, "
@@ -137,7 +139,7 @@ def continue_schedule(run: TrainingRun, saved: SavedRun) -> tuple[Progress, list
     evaluated = bool(progress.history) and progress.history[-1]["update"] == progress.update
     if schedule.is_due(config.evaluation.every, progress.update) and not evaluated:
         progress = dataclasses.replace(progress, pending=True)
-    total = schedule.total_updates
+    total = schedule.planned_updates
     line = f"{config.train.schedule} schedule over {total} updates instead of {total_before}"
     if progress.update < total:
         share = compute_learning_rate(progress.update, total, config.train)

@@ -66,7 +66,7 @@ def collect_content(run: TrainingRun, progress: Progress, training_weights: Weig
         "optimizer_state_dict": optimizer.state_dict(),
         "scheduler_state_dict": {
             "update": progress.update,
-            "total_updates": run.schedule.total_updates,
+            "total_updates": run.schedule.planned_updates,
             "learning_rates": {group["name"]: group["lr"] for group in optimizer.param_groups},
         },
         "loss": values.get("loss", progress.train_loss),
@@ -76,6 +76,7 @@ def collect_content(run: TrainingRun, progress: Progress, training_weights: Weig
             "config": to_dict(run.config),
             "data": fingerprint_data(run),
             "augmented": run.augmented.describe() if run.augmented else None,
+            "stream": run.stream.describe() if run.stream else None,
             "task": run.config.task.kind,
             "task_state": run.task.state_dict(),
             "max_length": run.max_length,
@@ -103,8 +104,12 @@ def list_omitted_names(run: TrainingRun) -> list[str]:
 
 
 def fingerprint_data(run: TrainingRun) -> dict[str, str]:
-    """Returns the digest of the encoded data of each split."""
-    return {split: features.fingerprint() for split, features in run.features.items()}
+    """Returns the digest of the encoded data of each split. With data.streaming, that of the training data is one of the shards,
+    of the buffer, and of the encoded sample."""
+    digests = {split: features.fingerprint() for split, features in run.features.items()}
+    if run.stream is not None:
+        digests["train"] += f" {run.stream.digest} {run.config.data.shuffle_buffer}"
+    return digests
 
 
 def describe_summation_order(run: TrainingRun) -> str:

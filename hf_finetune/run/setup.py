@@ -8,8 +8,9 @@ from hf_finetune.config.sections import FreezeConfig, RunConfig, require
 from hf_finetune.config.tasks import load_task
 from hf_finetune.data.encoding import encode
 from hf_finetune.data.features import Features
+from hf_finetune.data.shards import StreamedData
 from hf_finetune.data.splits import Splits, load_splits
-from hf_finetune.data.table import ColumnSpec
+from hf_finetune.data.table import ColumnSpec, Table
 from hf_finetune.forward.dropout import choose_masks
 from hf_finetune.forward.plan import find_forward_plan
 from hf_finetune.model import backbone, freezing, lora
@@ -17,6 +18,7 @@ from hf_finetune.model.backbone import Backbone
 from hf_finetune.model.structure import ModelStructure, analyze_structure
 from hf_finetune.run.augmentation import AugmentedFeatures, RowFunction
 from hf_finetune.run.parts import NO_PARTS, Parts, load_parts
+from hf_finetune.run.streaming import StreamedBatches, load_streamed_splits, open_stream
 from hf_finetune.run.training_run import Clock, Stage, TrainingRun
 from hf_finetune.system.files import cache_root
 from hf_finetune.system.processes import Runtime
@@ -24,7 +26,7 @@ from hf_finetune.tasks.base import Encoding, Scoring
 from hf_finetune.training import optim
 from hf_finetune.training.averaging import MovingAverage
 from hf_finetune.training.progress import FRESH, Progress
-from hf_finetune.training.schedule import Schedule, make_schedule
+from hf_finetune.training.schedule import Schedule, StreamedSchedule, make_schedule
 from hf_finetune.training.train_state import TrainState
 
 
@@ -35,9 +37,13 @@ def set_up(
     parts = load_parts(config, parts)
     task_class = load_task(config.task.kind)
     with clock("load"):
-        splits = load_all_splits(config, task_class.make_columns(config).spec, parts.rows, runtime)
-        splits = replace(splits, train=task_class.extend_training(config, splits.train))
-        task = task_class.from_table(config, splits.train)
+        spec = task_class.make_columns(config).spec
+        streamed = open_stream(config, spec, parts.rows)
+        splits, learned_from = load_all_splits(config, spec, parts.rows, runtime, streamed)
+        if streamed is None:
+            learned_from = task_class.extend_training(config, splits.train)
+            splits = replace(splits, train=learned_from)
+        task = task_class.from_table(config, learned_from)
         if parts.loss is not None:
             task = task.with_loss(parts.loss, config)
         metric, more_metrics = choose_metrics(config, task.scoring, parts)  # checked before anything is trained
@@ -47,7 +53,9 @@ def set_up(
         loaded = lora.add_adapters(loaded, config.adapter, config.freeze, config.seed)
     with clock("encode"):
         features = encode_splits(splits, task.encoding, loaded.tokenizer, max_length, config, runtime)
-    augmented = None
+    stream, augmented = None, None
+    if streamed is not None:
+        stream = StreamedBatches(streamed, task, loaded.tokenizer, max_length, config, runtime)
     if parts.augment is not None:
         name = f"train.augment ({config.train.augment})"
         augment = RowFunction(function=parts.augment, name=name, seed=config.seed, table=splits.train)
@@ -55,7 +63,7 @@ def set_up(
         augmented = AugmentedFeatures(augment, task, features["train"], loaded.tokenizer, max_length)
     backbone.check_ids(loaded, max(int(split.inputs["input_ids"].max()) for split in features.values()))
     loaded.model.to(runtime.device)
-    schedule = make_schedule(len(features["train"]), config)
+    schedule = make_schedule(len(features["train"]), config) if stream is None else stream.make_schedule()
     structure = analyze_structure(loaded.model)
     freezing.check_stages(config.freeze, structure)
     last_plan = make_freeze_plan(loaded, config.freeze.at(config.train.epochs), structure)
@@ -75,14 +83,22 @@ def set_up(
         more_metrics=more_metrics,
         parts=parts,
         augmented=augmented,
+        stream=stream,
     )
 
 
-def load_all_splits(config: RunConfig, spec: ColumnSpec, given: Mapping[str, Any], runtime: Runtime) -> Splits:
-    """Returns the splits. The main process reads large files and keeps their rows on disk, where the others find them."""
+def load_all_splits(
+    config: RunConfig, spec: ColumnSpec, given: Mapping[str, Any], runtime: Runtime, streamed: StreamedData | None
+) -> tuple[Splits, Table]:
+    """Returns the splits, and the rows that the task learns from. The main process reads large files and keeps their rows on
+    disk, where the others find them. streamed: The training data with data.streaming."""
+    root = cache_root(config.cache.dir)
 
-    def load() -> Splits:
-        return load_splits(config.data, config.seed, spec, given, cache_root(config.cache.dir))
+    def load() -> tuple[Splits, Table]:
+        if streamed is not None:
+            return load_streamed_splits(config.data, spec, given, streamed, root)
+        splits = load_splits(config.data, config.seed, spec, given, root)
+        return splits, splits.train
 
     def fill_cache() -> None:
         load()
@@ -130,7 +146,7 @@ def encode_splits(
     return features
 
 
-def find_next_epoch(schedule: Schedule, progress: Progress) -> int:
+def find_next_epoch(schedule: Schedule | StreamedSchedule, progress: Progress) -> int:
     """The epoch, counted from 1, of the next update; of the last update after the end."""
     return schedule.epoch(
         progress.update if progress.stopped else min(progress.num_settled + 1, schedule.total_updates)

@@ -21,6 +21,7 @@ from hf_finetune.model.freezing import FreezePlan
 from hf_finetune.run import checkpoint
 from hf_finetune.run.augmentation import AugmentedFeatures
 from hf_finetune.run.parts import NO_PARTS, Parts
+from hf_finetune.run.streaming import StreamedBatches
 from hf_finetune.system.errors import InputError
 from hf_finetune.system.files import replace_atomically
 from hf_finetune.system.processes import Runtime
@@ -29,7 +30,8 @@ from hf_finetune.tasks.base import SummedObjective, Task
 from hf_finetune.training.evaluation import ModelRunner
 from hf_finetune.training.loop import Update
 from hf_finetune.training.progress import Progress, choose_averaged_updates
-from hf_finetune.training.schedule import Schedule
+from hf_finetune.training.schedule import Schedule, StreamedSchedule
+from hf_finetune.training.source import BatchSource, StoredBatches
 from hf_finetune.training.train_state import TrainState
 
 NUM_LOSS_EXAMPLES = 8  # validation features on which a loss of one's own is checked
@@ -67,6 +69,7 @@ class TrainingRun:
         more_metrics: Names of the metrics of evaluation.metrics that are not one's own.
         parts: The user's own parts.
         augmented: The training features of an epoch, if train.augment changes the rows.
+        stream: The training batches with data.streaming; the training rows and features are then a sample.
     """
 
     config: RunConfig
@@ -77,12 +80,13 @@ class TrainingRun:
     backbone: Backbone
     max_length: int
     features: dict[str, Features]
-    schedule: Schedule
+    schedule: Schedule | StreamedSchedule
     stage: Stage
     trainable_in_last_stage: frozenset[str]
     more_metrics: tuple[str, ...] = ()
     parts: Parts = NO_PARTS
     augmented: AugmentedFeatures | None = None
+    stream: StreamedBatches | None = None
 
     @property
     def greater_is_better(self) -> bool:
@@ -95,6 +99,8 @@ class TrainingRun:
         """The reason why the training inputs differ from epoch to epoch, or "" if they do not."""
         if self.parts.augment is not None:
             return "train.augment changes the training rows in each epoch"
+        if self.stream is not None:
+            return "data.streaming keeps nothing of what it has read"
         return self.task.encoding.why_inputs_change
 
     @property
@@ -134,7 +140,13 @@ class TrainingRun:
 
     def locate(self, index: int) -> str:
         """`file:line` of the example that a training feature was made from."""
+        if self.stream is not None:
+            return self.stream.locate(index)
         return self.splits.train.where(self.features["train"].get_example(index))
+
+    def make_source(self) -> BatchSource:
+        """The batches of the updates."""
+        return self.stream or StoredBatches(self.features["train"], self.config, self.augmented)
 
 
 def make_runner(run: TrainingRun, split: str, *, batch_size: int, uses_cache: bool = True) -> ModelRunner:

@@ -129,7 +129,8 @@ class Encoding(ABC):
         """
 
     def prepare(self, batch: Batch, features: Features, model: Any, epoch: int) -> Batch:
-        """Returns the batch as the model takes it. epoch: from 1 in training, 0 in evaluation."""
+        """Returns the batch as the model takes it. epoch: from 1 in training (with data.streaming the number of the block of
+        rows), 0 in evaluation."""
         return batch
 
     def describe(self, features: Features, table: Table, max_length: int) -> list[tuple[str, str]]:

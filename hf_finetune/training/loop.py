@@ -3,22 +3,22 @@
 import contextlib
 import math
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from hf_finetune.config.sections import RunConfig
-from hf_finetune.data.batches import EpochPlan, MicroBatchLimit, plan_epoch, share_batch
-from hf_finetune.data.features import Array, Features, PerFeature
+from hf_finetune.data.batches import MicroBatchLimit, share_batch
+from hf_finetune.data.features import Array, Features
 from hf_finetune.model.freezing import set_train_mode
 from hf_finetune.system.errors import InputError
 from hf_finetune.system.processes import Runtime
 from hf_finetune.tasks.base import Task
 from hf_finetune.training.gradient_cache import UpdatePasses
 from hf_finetune.training.optim import check_state, set_learning_rates
-from hf_finetune.training.schedule import make_schedule
+from hf_finetune.training.source import BatchSource
 from hf_finetune.training.train_state import TrainState, UpdateBatch
 
 
@@ -47,44 +47,37 @@ def make_micro_batch_limit(config: RunConfig, num_processes: int) -> MicroBatchL
 
 def train_steps(
     state: TrainState,
-    features: Features,
+    source: BatchSource,
     task: Task,
     config: RunConfig,
     runtime: Runtime,
     *,
+    total_updates: int,
     start_update: int = 0,
-    augmented: Callable[[int], Features] | None = None,
 ) -> Generator[Update]:
-    """Trains from `start_update` to the end, yielding after every update.
-
-    augmented: The features of an epoch, counted from 1, as many as `features`; if not given, each epoch has `features`.
+    """Trains from `start_update` to `total_updates`, yielding after every update. `source` has the batches.
 
     Law 1: gradients are summed over all micro-batches and processes and divided once by the number of targets. Law 5: a
     loss or gradient norm that is not finite raises InputError before the weights change.
     """
-    schedule = make_schedule(len(features), config)
-    lengths, num_tokens, counts = measure_features(features)
     limit = make_micro_batch_limit(config, runtime.num_processes)
-    planned_epoch = -1
-    batches: EpochPlan
-    for update in range(start_update, schedule.total_updates):
+    for update in range(start_update, total_updates):
         started = time.perf_counter()
-        epoch, position = divmod(update, schedule.updates_per_epoch)
-        if epoch != planned_epoch:
-            if augmented is not None:
-                features = augmented(epoch + 1)
-                lengths, num_tokens, counts = measure_features(features)
-            planned_epoch, batches = epoch, plan_epoch(lengths, config.train.batch_size, config.seed, epoch)
-        indices = batches[position]
+        batch = source.get_batch(update)
+        measured, indices = batch.measured, batch.indices
         # What a model draws from torch's generator: a pure function of (seed, update, process), so that resume needs no
         # random state. Stateless dropout masks draw nothing.
         torch.manual_seed(int(np.random.SeedSequence([config.seed, update, runtime.process]).generate_state(1)[0]))
         set_train_mode(state.model, state.eval_modules)
         state.optimizer.zero_grad()
-        micro_batches = share_batch(indices, lengths, limit, runtime.process, runtime.num_processes, counts)
-        update_batch = UpdateBatch(number=update, epoch=epoch + 1, feature_indices=indices, micro_batches=micro_batches)
-        loss = accumulate_gradients(state, features, task, runtime, update_batch)
-        rates = set_learning_rates(state.optimizer, update, schedule.total_updates, config.train)
+        micro_batches = share_batch(
+            indices, measured.lengths, limit, runtime.process, runtime.num_processes, measured.sequence_counts
+        )
+        update_batch = UpdateBatch(
+            number=update, pass_number=batch.pass_number, feature_indices=indices, micro_batches=micro_batches
+        )
+        loss = accumulate_gradients(state, measured.features, task, runtime, update_batch)
+        rates = set_learning_rates(state.optimizer, update, total_updates, config.train)
         norm, skipped = step_optimizer(state, runtime, loss, update_batch, config.train.max_grad_norm)
         if state.average is not None:
             state.average.add(state.model, update + 1)
@@ -92,22 +85,15 @@ def train_steps(
             check_state(state.optimizer.optimizer, config.train.optimizer)
         yield Update(
             number=update + 1,
-            epoch=epoch + 1,
+            epoch=batch.epoch,
             loss=loss,
             gradient_norm=norm,
             learning_rates=rates,
             num_examples=len(indices),
-            num_tokens=int(num_tokens[indices].sum()),
+            num_tokens=int(measured.num_tokens[indices].sum()),
             seconds=time.perf_counter() - started,
             skipped=skipped,
         )
-
-
-def measure_features(features: Features) -> tuple[PerFeature, PerFeature, PerFeature]:
-    """Returns the lengths, the numbers of tokens, and the numbers of sequences of all features, [N] each."""
-    computed = (features.get_lengths, features.get_num_tokens, features.count_sequences)
-    lengths, num_tokens, counts = (PerFeature(len(features), compute) for compute in computed)
-    return lengths, num_tokens, counts
 
 
 def step_optimizer(

@@ -16,6 +16,11 @@ class Schedule:
     updates_per_epoch: int
     total_updates: int
 
+    @property
+    def planned_updates(self) -> int:
+        """The number of updates that the learning rate follows."""
+        return self.total_updates
+
     def epoch(self, update: int) -> int:
         """The epoch of an update; both count from 1."""
         return max(1, -(-update // self.updates_per_epoch))
@@ -25,6 +30,41 @@ class Schedule:
         last update."""
         period = self.updates_per_epoch if every == "epoch" else int(every)
         return update % period == 0 or update == self.total_updates
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamedSchedule:
+    """The length of a run whose training data are a stream: an epoch ends where the stream does, which shows when it is read.
+
+    Attributes:
+        planned_updates: train.max_updates. The learning rate follows it.
+        epochs: The epochs after which the run ends, even before it has made these updates.
+        epoch_ends: The last update of each epoch that has ended, which the stream adds.
+    """
+
+    planned_updates: int
+    epochs: int
+    epoch_ends: list[int]
+
+    @property
+    def total_updates(self) -> int:
+        """The number of updates, as far as it is known."""
+        ends = self.epoch_ends
+        return min(self.planned_updates, ends[self.epochs - 1] if len(ends) >= self.epochs else self.planned_updates)
+
+    @property
+    def updates_per_epoch(self) -> int:
+        """The most updates that an epoch can have."""
+        return self.planned_updates
+
+    def epoch(self, update: int) -> int:
+        """The epoch of an update; both count from 1."""
+        return 1 + sum(end < update for end in self.epoch_ends)
+
+    def is_due(self, every: int | str, update: int) -> bool:
+        """As Schedule.is_due()."""
+        at_end = update in self.epoch_ends if every == "epoch" else update % int(every) == 0
+        return at_end or update == self.total_updates
 
 
 def make_schedule(num_examples: int, config: RunConfig) -> Schedule:

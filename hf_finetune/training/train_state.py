@@ -83,14 +83,14 @@ class UpdateBatch:
 
     Args:
         number: Of the update, counted from 0.
-        epoch: Counted from 1.
+        pass_number: For inputs that are drawn anew whenever the data are read (training.source.SourceBatch).
         feature_indices: [B] of all features, over all processes.
         micro_batches: The indices of each micro-batch of this process; as many micro-batches on each process, some perhaps
             empty.
     """
 
     number: int
-    epoch: int
+    pass_number: int
     feature_indices: Array
     micro_batches: Sequence[Array]
 
@@ -107,7 +107,7 @@ def run_training_forward(
     """The model's outputs for these features in training, and their batch on the device. `through` is called in the model's
     place (its distributed wrapper)."""
     batch = collate(features, indices, state.pad_token_id).to(device)
-    batch = task.encoding.prepare(batch, features, state.model, update_batch.epoch)
+    batch = task.encoding.prepare(batch, features, state.model, update_batch.pass_number)
     masks = state.dropout_masks.active(update_batch.number, batch.sequence_indices, device)
     with state.forward_plan.active(batch.activations), masks:
         return heads.run_model(state.model, batch.inputs, through), batch

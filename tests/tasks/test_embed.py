@@ -107,7 +107,7 @@ def compute_gradients(
     torch.rand(3)  # the generator is not at the start of its seed
     state.optimizer.zero_grad()
     state.model.train()
-    batch = UpdateBatch(number=update, epoch=1, feature_indices=indices, micro_batches=micro_batches)
+    batch = UpdateBatch(number=update, pass_number=1, feature_indices=indices, micro_batches=micro_batches)
     loss = accumulate_gradients(state, features, run.task, runtime, batch)
     return loss, copy_gradients(state.model)
 
@@ -268,7 +268,7 @@ def test_masks_from_a_generator_are_the_same_in_both_forwards(set_up_kind: SetUp
     state, features, indices, objective = run.train_state, run.features["train"], np.arange(9), run.task.objective
     assert isinstance(objective, RankingObjective)
     micro_batches = share_batch(indices, features.lengths, MicroBatchLimit(num_examples=micro), 0, 1)
-    update_batch = UpdateBatch(number=3, epoch=1, feature_indices=indices, micro_batches=micro_batches)
+    update_batch = UpdateBatch(number=3, pass_number=1, feature_indices=indices, micro_batches=micro_batches)
     torch.manual_seed(5)
     state.optimizer.zero_grad()
     vectors: list[Any] = [None] * features.num_sequences

@@ -37,7 +37,7 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(make_run: MakeRun, p
     rows = np.arange(7)
     pieces = [rows[start : start + size] for start in range(0, 7, size)]
     made.train_state.model.train()
-    update_batch = UpdateBatch(number=0, epoch=1, feature_indices=rows, micro_batches=pieces)
+    update_batch = UpdateBatch(number=0, pass_number=1, feature_indices=rows, micro_batches=pieces)
     loss = accumulate_gradients(made.train_state, made.features["train"], made.task, made.runtime, update_batch)
     ours = {name: parameter.grad.clone() for name, parameter in made.train_state.model.named_parameters()}
     made.train_state.model.zero_grad()
@@ -57,7 +57,7 @@ def test_a_gradient_that_is_not_finite_stops_before_the_weights_change(make_run:
     weight.register_hook(lambda gradient: gradient * math.inf)
     before = {name: tensor.clone() for name, tensor in made.train_state.model.state_dict().items()}
     with pytest.raises(InputError, match=r"update 1: the gradient norm \((nan|inf)\) is not finite"):
-        next(train_steps(made.train_state, made.features["train"], made.task, made.config, made.runtime))
+        next(train_steps(made.train_state, made.make_source(), made.task, made.config, made.runtime, total_updates=1))
     assert all(torch.equal(tensor, before[name]) for name, tensor in made.train_state.model.state_dict().items())
 
 
@@ -84,7 +84,7 @@ def test_gradients_that_overflow_for_good_stop_the_run(make_run: MakeRun, monkey
     monkeypatch.setattr(made.runtime.accelerator, "scaler", SimpleNamespace(get_scale=lambda: scale[0]))
     monkeypatch.setattr(made.runtime.accelerator, "backward", lambda loss: loss.backward())
     monkeypatch.setattr(made.train_state.optimizer, "step", lambda: scale.__setitem__(0, scale[0] / 2))
-    steps = train_steps(made.train_state, made.features["train"], made.task, made.config, made.runtime)
+    steps = train_steps(made.train_state, made.make_source(), made.task, made.config, made.runtime, total_updates=9)
     assert [next(steps).skipped for _ in range(3)] == [True, True, True]
     with pytest.raises(InputError, match=r"update 4: the gradient norm"):
         next(steps)

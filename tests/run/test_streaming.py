@@ -1,0 +1,336 @@
+"""Runs with data.streaming: each example once an epoch, resume to the same bits, errors."""
+
+import csv
+import dataclasses
+import gzip
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import tiny
+from support.runs import (
+    TORCHRUN,
+    assert_same_tensors,
+    launch,
+    load_last_checkpoint,
+    read_untimed_metrics,
+    run_until,
+)
+
+from hf_finetune import train as train_module
+from hf_finetune.api import finetune as finetune_rows
+from hf_finetune.config.sections import RunConfig
+from hf_finetune.run.folder import open_run
+from hf_finetune.run.setup import set_up
+from hf_finetune.run.training_run import Clock
+from hf_finetune.system.errors import InputError
+from hf_finetune.train import finetune
+
+MakeConfig = Callable[..., RunConfig]
+SETTINGS: dict[str, Any] = {
+    "data.streaming": True,
+    "data.shuffle_buffer": 16,
+    "data.test": [],
+    "train.max_updates": 16,
+    "checkpoint.every": 1,
+    "evaluation.every": 4,
+}
+
+
+def write_shards(folder: Path, sizes: tuple[int, ...] = (25, 7, 28)) -> list[dict[str, Any]]:
+    """Writes shards of several types of files, and returns all rows."""
+    folder.mkdir(exist_ok=True)
+    rows = tiny.make_rows(sum(sizes), seed=5)
+    rows = [{**row, "text": f"{row['text']} {tiny.FILLER[number % 18]}"} for number, row in enumerate(rows)]
+    parts, start = [], 0
+    for size in sizes:
+        parts.append(rows[start : start + size])
+        start += size
+    tiny.write_jsonl(folder / "0.jsonl", parts[0])
+    with gzip.open(folder / "1.jsonl.gz", "wt", encoding="utf-8") as file:
+        file.write("".join(json.dumps(row) + "\n" for row in parts[1]))
+    with (folder / "2.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, ["text", "label"])
+        writer.writeheader()
+        writer.writerows(parts[2])
+    return rows
+
+
+def make_streamed(make_config: MakeConfig, folder: Path, **settings: Any) -> RunConfig:
+    """The config of a run on shards in `folder`, which are written unless they are there."""
+    if not (folder / "2.csv").exists():
+        write_shards(folder)
+    return make_config(**{**SETTINGS, "data.train": [f"{folder}/*"], **settings})
+
+
+def collect_texts(config: RunConfig, monkeypatch: pytest.MonkeyPatch, updates: int) -> list[list[str]]:
+    """The texts that each update of a run takes."""
+    with open_run(config) as runtime:
+        run = set_up(config, runtime, Clock())
+        source, taken = run.make_source(), []
+        for update in range(updates):
+            batch = source.get_batch(update)
+            assert run.stream is not None
+            assert run.stream.block is not None
+            taken.append([run.stream.block.table.columns["text"][index] for index in batch.indices.tolist()])
+    return taken
+
+
+def test_each_example_is_taken_once_an_epoch(
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """60 rows in batches of 8, in blocks of 16 rows: 2 + 2 + 2 + 2 batches, the last of 6."""
+    monkeypatch.setattr("hf_finetune.run.streaming.GROUPED_BATCHES", 2)
+    rows = write_shards(tmp_path / "shards")
+    taken = collect_texts(make_streamed(make_config, tmp_path / "shards"), monkeypatch, 16)
+    assert [len(batch) for batch in taken] == [8, 8, 8, 8, 8, 8, 6, 6] * 2
+    epochs = [[text for batch in part for text in batch] for part in (taken[:8], taken[8:])]
+    expected = sorted(row["text"] for row in rows)
+    assert [sorted(epoch) for epoch in epochs] == [expected, expected]
+    assert epochs[0] != epochs[1]
+
+
+def test_a_streamed_run_learns_and_says_how_it_reads(
+    make_config: MakeConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = {"train.max_updates": 120, "train.epochs": 50, "model.dropout": 0.0, "checkpoint.every": 120}
+    settings |= {"evaluation.every": 40, "freeze.embeddings": True}
+    result = finetune(make_streamed(make_config, tmp_path / "shards", **settings)).results
+    assert result["best"]["value"] >= 0.9
+    assert result["updates"] == 120
+    assert result["examples"] == {"train": 900, "validation": 24, "test": 0}  # 15 epochs of 8 updates and 60 rows
+    printed = capsys.readouterr().out
+    assert "train: a stream of 3 shards in random order, rows through a buffer of 16 (data.shuffle_buffer)" in printed
+    assert "learned from its first 16 rows and from validation" in printed
+    assert "off: data.streaming keeps nothing of what it has read" in printed
+
+
+@pytest.mark.parametrize("update", [1, 2, 3, 7, 8, 9, 15, 16])
+def test_a_run_that_is_cut_off_after_any_update_goes_on_to_the_same_bits(
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, update: int
+) -> None:
+    """In a block, after a block (2), after an epoch (8), at the end (16)."""
+    monkeypatch.setattr("hf_finetune.run.streaming.GROUPED_BATCHES", 2)
+    whole = make_streamed(make_config, tmp_path / "shards", name="whole")
+    finetune(whole)
+    config = make_streamed(make_config, tmp_path / "shards")
+    run_until(config, update, monkeypatch)
+    finetune(config)
+    assert_same_tensors(
+        load_last_checkpoint(config.run_dir)["model_state_dict"],
+        load_last_checkpoint(whole.run_dir)["model_state_dict"],
+    )
+    assert read_untimed_metrics(config.run_dir) == read_untimed_metrics(whole.run_dir)
+
+
+def test_epochs_end_where_the_stream_does(
+    make_config: MakeConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Evaluation and checkpoints by epoch; train.epochs ends the run before train.max_updates."""
+    settings = {"train.max_updates": 100, "evaluation.every": "epoch", "checkpoint.every": "epoch"}
+    config = make_streamed(make_config, tmp_path / "shards", **settings)
+    results = finetune(config).results
+    assert [(row["epoch"], row["update"]) for row in results["history"]] == [(1, 8), (2, 16)]
+    assert results["updates"] == 16
+    assert "train.epochs (2) ended the stream after 16 of 100 updates" in capsys.readouterr().out
+    assert load_last_checkpoint(config.run_dir)["epoch"] == 2
+    longer = dataclasses.replace(config, train=dataclasses.replace(config.train, epochs=3))
+    assert finetune(longer).results["updates"] == 24
+
+
+def test_other_shards_or_another_buffer_are_not_resumed(
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_streamed(make_config, tmp_path / "shards")
+    run_until(config, 3, monkeypatch)
+    with pytest.raises(
+        InputError, match=r"other data \(train differs; changed: data.shuffle_buffer \(was 16, now 17\)"
+    ):
+        finetune(make_streamed(make_config, tmp_path / "shards", **{"data.shuffle_buffer": 17}))
+    tiny.write_jsonl(tmp_path / "shards" / "3.jsonl", tiny.make_rows(5))
+    with pytest.raises(InputError, match=r"other data \(train differs\)"):
+        finetune(config)
+
+
+def test_a_function_that_gives_other_rows_is_not_resumed(
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first 100 rows, which the digest of the stream holds, are equal; the digest of the block finds the others."""
+    shards = tmp_path / "shards"
+    write_shards(shards, (400, 1, 1))
+    config = make_streamed(make_config, shards, **{"data.train": [str(shards / "0.jsonl")], "data.shuffle_buffer": 400})
+    run_until(config, 3, monkeypatch)
+    monkeypatch.setattr("hf_finetune.data.shards.DIGESTED_BYTES", 10)
+    monkeypatch.setattr(train_module.resume, "check_data", lambda *_: None)
+    lines = (shards / "0.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    (shards / "0.jsonl").write_text("".join(lines[:200] + lines[:200]), encoding="utf-8")
+    with pytest.raises(InputError, match=r"data\.train gives other rows than when the checkpoint was saved"):
+        finetune(config)
+
+
+def test_a_label_that_comes_later_stops_with_its_line_and_the_way_out(make_config: MakeConfig, tmp_path: Path) -> None:
+    shards = tmp_path / "shards"
+    shards.mkdir()
+    rows = [*tiny.make_rows(60), {"text": "the cat", "label": "plants"}]
+    tiny.write_jsonl(shards / "0.jsonl", rows)
+    config = make_streamed_file(make_config, shards / "0.jsonl")
+    with pytest.raises(InputError, match=r"0\.jsonl:61: .*plants.*name all of them in task.label_names"):
+        finetune(config)
+
+
+def make_streamed_file(make_config: MakeConfig, path: Path, **settings: Any) -> RunConfig:
+    """The config of a run on one file."""
+    return make_config(**{**SETTINGS, "data.train": [str(path)], **settings})
+
+
+def test_an_error_in_the_stream_saves_before_it_stops(
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And once the shard is as it was, the run goes on to the bits of an undisturbed one."""
+    monkeypatch.setattr("hf_finetune.run.streaming.GROUPED_BATCHES", 2)
+    settings = {"checkpoint.every": 100, "evaluation.every": 100}
+    whole = make_streamed(make_config, tmp_path / "shards", name="whole", **settings)
+    finetune(whole)
+    config = make_streamed(make_config, tmp_path / "shards", **settings)
+
+    class BrokenReader:
+        calls = 0
+
+        def __call__(self, *arguments: Any) -> Any:
+            self.calls += 1
+            if self.calls > 60:
+                raise InputError("shard 7: the network is gone")
+            return original(*arguments)
+
+    from hf_finetune.data import shards
+
+    original = shards.take_values
+    with monkeypatch.context() as patch:
+        patch.setattr("hf_finetune.data.shards.take_values", BrokenReader())
+        with pytest.raises(
+            InputError, match=r"the network is gone; the run is saved up to .*update\d+.* to continue from it"
+        ):
+            finetune(config)
+    finetune(config)
+    assert_same_tensors(
+        load_last_checkpoint(config.run_dir)["model_state_dict"],
+        load_last_checkpoint(whole.run_dir)["model_state_dict"],
+    )
+
+
+# --- from Python ----------------------------------------------------------------------------------------------------
+
+
+def make_arguments(make_config: MakeConfig, name: str) -> dict[str, Any]:
+    """The arguments of finetune() for a short run on a stream."""
+    config = make_config()
+    return {
+        "validation": list(config.data.validation),
+        "settings": {
+            "name": name,
+            "output_dir": config.output_dir,
+            "model.backbone": config.model.backbone,
+            "train.max_updates": 6,
+            "train.batch_size": 8,
+            "train.precision": "fp32",
+            "tracking.trackers": [],
+            "data.shuffle_buffer": 30,
+            "data.max_length": 48,
+        },
+    }
+
+
+def test_a_generator_function_and_an_iterable_data_set_are_streamed(make_config: MakeConfig, tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    rows = tiny.make_rows(60, seed=3)
+
+    def generate() -> Iterator[dict[str, Any]]:
+        yield from rows
+
+    from_function = finetune_rows("classify", train=generate, **make_arguments(make_config, "function"))
+    dataset = datasets.IterableDataset.from_generator(generate)
+    from_dataset = finetune_rows("classify", train=dataset, **make_arguments(make_config, "dataset"))
+    path = tiny.write_jsonl(tmp_path / "rows.jsonl", rows)
+    arguments = make_arguments(make_config, "file")
+    arguments["settings"] |= {"data.streaming": True}
+    from_file = finetune_rows("classify", train=path, **arguments)
+    weights = [
+        load_last_checkpoint(run.run_dir)["model_state_dict"] for run in (from_function, from_dataset, from_file)
+    ]
+    assert_same_tensors(weights[0], weights[1])
+    assert_same_tensors(weights[0], weights[2])
+
+
+def test_a_function_that_cannot_be_read_again_is_an_error(make_config: MakeConfig) -> None:
+    rows = iter(tiny.make_rows(60, seed=3))
+    with pytest.raises(InputError, match=r"train.*(no rows|again)"):
+        finetune_rows("classify", train=lambda: rows, **make_arguments(make_config, "once"))
+
+
+def test_an_error_of_the_function_names_the_row(make_config: MakeConfig) -> None:
+    def generate() -> Iterator[dict[str, Any]]:
+        yield from tiny.make_rows(35, seed=3)
+        raise ConnectionError("reset by peer")
+
+    with pytest.raises(InputError, match=r"train: cannot be read after train\[34\]: ConnectionError: reset by peer"):
+        finetune_rows("classify", train=generate, **make_arguments(make_config, "broken"))
+
+
+def test_a_data_set_folder_is_streamed_with_its_own_splits(make_config: MakeConfig, tmp_path: Path) -> None:
+    """The same code as for a data set on the Hub: load_dataset_builder().as_streaming_dataset()."""
+    pytest.importorskip("datasets")
+    folder = tmp_path / "set"
+    folder.mkdir()
+    rows = tiny.make_rows(60, seed=3)
+    tiny.write_jsonl(folder / "train-0.jsonl", rows[:30])
+    tiny.write_jsonl(folder / "train-1.jsonl", rows[30:])
+    tiny.write_jsonl(folder / "validation-0.jsonl", tiny.make_rows(24, seed=4))
+    settings = {"data.dataset": str(folder), "data.train": [], "data.validation": [], "train.max_updates": 9}
+    config = make_config(**{**SETTINGS, **settings})
+    result = finetune(config).results
+    assert result["examples"] == {"train": 68, "validation": 24, "test": 0}
+    tiny.write_jsonl(folder / "train-1.jsonl", rows[31:])
+    from hf_finetune.run.inputs import find_changed_inputs
+
+    assert find_changed_inputs(config) == ["data.train: has other content now"]
+
+
+# --- real processes -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.processes
+def test_a_killed_streamed_run_goes_on_to_the_same_bits(make_config: MakeConfig, tmp_path: Path) -> None:
+    """A real SIGKILL from outside, in the middle of an epoch, while the shards are read."""
+    from recipes.test_classify_recipe import KILLER
+
+    settings = {"train.max_updates": 30, "train.epochs": 9, "checkpoint.every": 3, "evaluation.every": 10}
+    whole = make_streamed(make_config, tmp_path / "shards", name="whole", **settings)
+    finetune(whole)
+    config = make_streamed(make_config, tmp_path / "shards", **settings)
+    launch([sys.executable, "-c", KILLER, sys.executable], config, {}, tmp_path)
+    assert not (config.run_dir / "results.json").exists()
+    done = launch([sys.executable], config, {}, tmp_path)
+    assert done.returncode == 0, done.stdout[-1500:] + done.stderr
+    assert "resuming after update" in done.stdout
+    assert_same_tensors(
+        load_last_checkpoint(config.run_dir)["model_state_dict"],
+        load_last_checkpoint(whole.run_dir)["model_state_dict"],
+    )
+
+
+@pytest.mark.processes
+def test_two_processes_have_the_losses_of_one(make_config: MakeConfig, tmp_path: Path) -> None:
+    one = make_streamed(make_config, tmp_path / "shards", name="one")
+    finetune(one)
+    two = make_streamed(make_config, tmp_path / "shards", name="two")
+    done = launch(TORCHRUN, two, {}, tmp_path)
+    assert done.returncode == 0, done.stdout[-1500:] + done.stderr
+    losses = [
+        [row["train/loss"] for row in read_untimed_metrics(config.run_dir) if "train/loss" in row]
+        for config in (one, two)
+    ]
+    assert len(losses[0]) == 16
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
