@@ -97,7 +97,7 @@ def test_a_streamed_run_learns_and_says_how_it_reads(
     make_config: MakeConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings = {"train.max_updates": 120, "train.epochs": 50, "model.dropout": 0.0, "checkpoint.every": 120}
-    settings |= {"evaluation.every": 40, "freeze.embeddings": True}
+    settings |= {"evaluation.every": 40}
     result = finetune(make_streamed(make_config, tmp_path / "shards", **settings)).results
     assert result["best"]["value"] >= 0.9
     assert result["updates"] == 120
@@ -105,7 +105,6 @@ def test_a_streamed_run_learns_and_says_how_it_reads(
     printed = capsys.readouterr().out
     assert "train: a stream of 3 shards in random order, rows through a buffer of 16 (data.shuffle_buffer)" in printed
     assert "learned from its first 16 rows and from validation" in printed
-    assert "off: data.streaming keeps nothing of what it has read" in printed
 
 
 @pytest.mark.parametrize("update", [1, 2, 3, 7, 8, 9, 15, 16])
@@ -131,11 +130,15 @@ def test_epochs_end_where_the_stream_does(
 ) -> None:
     """Evaluation and checkpoints by epoch; train.epochs ends the run before train.max_updates."""
     settings = {"train.max_updates": 100, "evaluation.every": "epoch", "checkpoint.every": "epoch"}
+    settings["freeze.embeddings"] = True
     config = make_streamed(make_config, tmp_path / "shards", **settings)
     results = finetune(config).results
     assert [(row["epoch"], row["update"]) for row in results["history"]] == [(1, 8), (2, 16)]
     assert results["updates"] == 16
-    assert "train.epochs (2) ended the stream after 16 of 100 updates" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "train.epochs (2) ended the stream after 16 of 100 updates" in printed
+    assert "evaluation.every and checkpoint.every epoch: only where an epoch ends, and at the end" in printed
+    assert "off: data.streaming keeps nothing of what it has read" in printed
     assert load_last_checkpoint(config.run_dir)["epoch"] == 2
     longer = dataclasses.replace(config, train=dataclasses.replace(config.train, epochs=3))
     assert finetune(longer).results["updates"] == 24
@@ -219,6 +222,91 @@ def test_an_error_in_the_stream_saves_before_it_stops(
         load_last_checkpoint(config.run_dir)["model_state_dict"],
         load_last_checkpoint(whole.run_dir)["model_state_dict"],
     )
+
+
+# --- other tasks ----------------------------------------------------------------------------------------------------
+
+
+def write_lines(path: Path, count: int, seed: int) -> str:
+    """Writes a text file of lines of different lengths."""
+    path.parent.mkdir(exist_ok=True)
+    lines = [row["text"] for row in tiny.make_rows(count, seed=seed)]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return str(path)
+
+
+@pytest.mark.parametrize("ending", [".txt", ".jsonl"])
+def test_language_models_are_trained_on_all_tokens_of_the_stream(
+    make_config: MakeConfig, tmp_path: Path, ending: str
+) -> None:
+    """Lines of text files stay together; documents of tables are shuffled. No token is lost, and none comes twice."""
+    texts: list[str] = []
+    for number in range(3):
+        path = write_lines(tmp_path / "shards" / f"{number}{ending}", 30 + number, seed=number)
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        texts += lines
+        if ending == ".jsonl":
+            tiny.write_jsonl(Path(path), [{"text": line} for line in lines])
+    config = make_config(
+        **{
+            **SETTINGS,
+            "task.kind": "model_language",
+            "task.objective": "masked",
+            "data.label_column": None,
+            "data.train": [f"{tmp_path}/shards/*"],
+            "data.validation": [write_lines(tmp_path / "validation.txt", 20, seed=9)],
+            "data.max_length": 16,
+        }
+    )
+    with open_run(config) as runtime:
+        run = set_up(config, runtime, Clock())
+        source, ids = run.make_source(), list[int]()
+        assert run.stream is not None
+        while not run.stream.epoch_ends:
+            batch = source.get_batch(run.stream.position.update)
+            features = batch.measured.features
+            for index in batch.indices.tolist():
+                ids += features.inputs["input_ids"][features.offsets[index] : features.offsets[index + 1]].tolist()
+    words = tiny.make_tokenizer()(texts, add_special_tokens=False)["input_ids"]
+    expected = sorted(token for tokens in words for token in tokens)
+    assert sorted(token for token in ids if token > 4) == expected
+
+
+def test_masks_differ_from_block_to_block(make_config: MakeConfig, tmp_path: Path) -> None:
+    """What is drawn for a feature depends on its number in the block: the number of the block has to enter too."""
+    config = make_streamed(make_config, tmp_path / "shards")
+    with open_run(config) as runtime:
+        run = set_up(config, runtime, Clock())
+        source = run.make_source()
+        numbers = [source.get_batch(update).pass_number for update in range(16)]
+    assert numbers == [1] * 8 + [2] * 8
+
+
+def test_pairs_of_text_files_are_shards(tmp_path: Path) -> None:
+    from hf_finetune.config.sections import DataConfig
+    from hf_finetune.data.formats import PARALLEL
+    from hf_finetune.data.shards import find_streamed_data
+    from hf_finetune.data.table import ColumnSpec
+
+    names = ["0.en", "0.de", "1.en", "1.de"]
+    for name in names:
+        (tmp_path / name).write_text(f"{name} first\n{name} second\n", encoding="utf-8")
+    spec = ColumnSpec(inputs=("source",), labels=("target",), texts=("source", "target"), text_files=PARALLEL)
+    files = tuple(str(tmp_path / name) for name in names)
+    config = DataConfig(train=files, text_columns=("source",), label_column="target")
+    data = find_streamed_data(config, spec)
+    rows = [[(row.line, *row.values) for row in shard.read()] for shard in data.shards]
+    assert rows == [
+        [(1, f"{number}.en first", f"{number}.de first"), (2, f"{number}.en second", f"{number}.de second")]
+        for number in range(2)
+    ]
+    with pytest.raises(InputError, match="text files must come in pairs"):
+        list(find_streamed_data(dataclasses.replace(config, train=files[:3]), spec).shards[-1].read())
+
+
+def test_a_task_that_joins_rows_is_refused(make_config: MakeConfig, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"data\.streaming \(True\): does not go together with task\.kind rerank"):
+        finetune(make_streamed(make_config, tmp_path / "shards", **{"task.kind": "rerank"}))
 
 
 # --- from Python ----------------------------------------------------------------------------------------------------
