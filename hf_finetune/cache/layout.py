@@ -5,14 +5,48 @@ U distinct sequences, S sequences of one split.
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import overload
 
 import numpy as np
 
 from hf_finetune.data.features import Array, Features
 
 CHUNK_TOKENS = 4096  # padded tokens of one forward of the capture: enough for full speed, little memory
+
+
+SEQUENCES_AT_ONCE = 10_000  # that are digested together
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source(Sequence[tuple[str, int]]):
+    """Split and number of sequences, in memory of 8 bytes each.
+
+    Attributes:
+        splits: The names of the splits.
+        ends: The number of sequences of the splits up to each of them.
+        numbers: The sequences, counted over all splits [U].
+    """
+
+    splits: tuple[str, ...]
+    ends: Array
+    numbers: Array
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    @overload
+    def __getitem__(self, key: int) -> tuple[str, int]: ...
+    @overload
+    def __getitem__(self, key: slice) -> list[tuple[str, int]]: ...
+    def __getitem__(self, key: int | slice) -> tuple[str, int] | list[tuple[str, int]]:
+        if isinstance(key, slice):
+            return [self[place] for place in range(*key.indices(len(self)))]
+        number = int(self.numbers[key])
+        split = int(np.searchsorted(self.ends, number, side="right"))
+        return self.splits[split], number - (int(self.ends[split - 1]) if split else 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +61,7 @@ class Layout:
     """
 
     offsets: Array
-    source: list[tuple[str, int]]
+    source: Source
     starts: Mapping[str, Array]
     digest: str
 
@@ -48,7 +82,7 @@ class Layout:
 
 def make_layout(features: Mapping[str, Features]) -> Layout:
     """Returns the layout of the features of all splits."""
-    source, words = digest_sequences(features)
+    words = np.concatenate([digest_sequences(split) for split in features.values()])
     lengths = np.concatenate([split.sequence_lengths for split in features.values()])
     order = np.lexsort((words[:, 1], words[:, 0], -lengths))
     is_new = np.ones(len(order), dtype=bool)
@@ -62,23 +96,23 @@ def make_layout(features: Mapping[str, Features]) -> Layout:
     digest = hashlib.sha256(json.dumps(names).encode() + words[first].tobytes() + lengths[first].tobytes())
     return Layout(
         offsets=offsets,
-        source=[source[index] for index in first.tolist()],
+        source=Source(splits=tuple(features), ends=ends, numbers=first),
         starts=dict(zip(features, np.split(starts, ends[:-1]), strict=True)),
         digest=digest.hexdigest(),
     )
 
 
-def digest_sequences(features: Mapping[str, Features]) -> tuple[list[tuple[str, int]], Array]:
-    """Returns split and number of every sequence, and the digest of its inputs as two 64-bit words [sequences, 2]."""
-    source: list[tuple[str, int]] = []
-    digests: list[bytes] = []
-    for name, split in features.items():
-        arrays = [np.asarray(split.inputs[key]) for key in sorted(split.inputs)]
-        begins, ends = split.offsets[:-1].tolist(), split.offsets[1:].tolist()
-        for number, (begin, end) in enumerate(zip(begins, ends, strict=True)):
+def digest_sequences(split: Features) -> Array:
+    """Returns the digest of the inputs of each sequence as two 64-bit words [S, 2]."""
+    arrays = [np.asarray(split.inputs[key]) for key in sorted(split.inputs)]
+    words = np.empty((split.num_sequences, 2), dtype=np.uint64)
+    for first in range(0, len(words), SEQUENCES_AT_ONCE):
+        offsets = split.offsets[first : first + SEQUENCES_AT_ONCE + 1].tolist()
+        digests = []
+        for begin, end in pairwise(offsets):
             digest = hashlib.blake2b(digest_size=16)
             for array in arrays:
                 digest.update(array[begin:end].tobytes())
             digests.append(digest.digest())
-            source.append((name, number))
-    return source, np.frombuffer(b"".join(digests), dtype=np.uint64).reshape(-1, 2)
+        words[first : first + len(digests)] = np.frombuffer(b"".join(digests), dtype=np.uint64).reshape(-1, 2)
+    return words
