@@ -144,7 +144,8 @@ def load_backbone(config: ModelConfig, head: HeadSpec, tokenizer: Any) -> Backbo
     try:
         with silence_transformers():
             pretrained_config = transformers.AutoConfig.from_pretrained(source, **origin)
-            hf_config = transformers.AutoConfig.from_pretrained(source, **head.config_entries, **origin)
+            entries = {"problem_type": None, **head.config_entries}  # that of the backbone is of its own task
+            hf_config = transformers.AutoConfig.from_pretrained(source, **entries, **origin)
             set_dropout(hf_config, config.dropout)
             hf_config.pad_token_id = tokenizer.pad_token_id
             lineage = read_lineage(pretrained_config, config.backbone)

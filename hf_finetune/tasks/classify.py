@@ -5,6 +5,7 @@ B examples of a batch, N examples of a split, C classes.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -19,7 +20,7 @@ from hf_finetune.tasks.base import Columns, Encoding, Task
 from hf_finetune.tasks.class_scoring import ClassificationObjective, ClassificationScoring
 from hf_finetune.tasks.labels import compute_class_weights, describe_class_weights, format_counts
 from hf_finetune.tasks.text.label_checks import find_label_warnings, leave_out_ignored
-from hf_finetune.tasks.text.label_reader import LabelReader, guess_problem
+from hf_finetune.tasks.text.label_reader import LabelReader, guess_problem, spell_label
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -231,7 +232,10 @@ class Classification(Task):
             class_weights=weights,
             pipeline_tag="text-classification",
             head=HeadSpec(
-                auto_class=cls.auto_classes[0], config_entries=make_config_entries(problem, names), has_labels=True
+                auto_class=cls.auto_classes[0],
+                config_entries=make_config_entries(problem, names),
+                has_labels=True,
+                spell_label=partial(spell_label, names=names),
             ),
             columns=columns,
             encoding=ClassificationEncoding(

@@ -1,6 +1,7 @@
 """A pretrained head gives its rows to the labels with the same names, and to no others."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from hf_finetune.model import backbone
 from hf_finetune.model.backbone import Backbone
 from hf_finetune.model.head_spec import HeadSpec
 from hf_finetune.tasks.classify import make_config_entries
+from hf_finetune.tasks.text.label_reader import spell_label
 
 OLD = ("ABBR", "DESC", "HUM", "LOC")
 KINDS = {"sequence": "AutoModelForSequenceClassification", "token": "AutoModelForTokenClassification"}
@@ -38,7 +40,12 @@ def load(
 ) -> Backbone:
     """Loads the model with a head for other labels, as a run does."""
     torch.manual_seed(seed)
-    head = HeadSpec(auto_class=KINDS[kind], config_entries=make_config_entries(problem, labels), has_labels=True)
+    head = HeadSpec(
+        auto_class=KINDS[kind],
+        config_entries=make_config_entries(problem, labels),
+        has_labels=True,
+        spell_label=partial(spell_label, names=labels),
+    )
     config = ModelConfig(backbone=str(folder))
     return backbone.load_backbone(config, head, backbone.load_tokenizer(config))
 
@@ -154,3 +161,43 @@ def test_a_config_that_promises_a_head_is_not_believed(tmp_path: Path, backbones
     loaded = load(folder, OLD)
     assert loaded.head_line == ""
     assert {"classifier.weight", "classifier.bias"} <= loaded.new_parameters
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (("11.0", "2.0", "3.0"), ("2", "3", "11")),
+        (("True", "False"), ("false", "true")),
+        (("pos ", " neg"), ("neg", "pos")),
+        (("the\u0301", "caf\u00e9"), ("caf\u00e9", "th\u00e9")),
+    ],
+)
+@pytest.mark.parametrize("problem", ["single_label", "multi_label"])
+def test_labels_are_found_in_another_form(
+    tmp_path: Path, old: tuple[str, ...], new: tuple[str, ...], problem: str
+) -> None:
+    folder = save_trained(tmp_path, "bert", old)
+    loaded = load(folder, new, problem=problem)
+    before = transformers.AutoModelForSequenceClassification.from_pretrained(folder)
+    places = [[spell_label(name, new) for name in old].index(name) for name in new]
+    assert find_rows(before, loaded.model, len(old), len(new))["classifier.weight"] == places
+    assert loaded.head_line.startswith(f"{len(new)} of {len(new)} labels reused by name")
+    assert tuple(loaded.model.config.id2label.values()) == new
+    assert loaded.model.config.problem_type == f"{problem}_classification"
+
+
+def test_a_label_that_is_none_of_the_names_stays_as_it_is() -> None:
+    assert spell_label("Positive", ("positive", "negative")) == "Positive"
+    assert spell_label("2.0", ("1.5", "2.0")) == "2.0"
+
+
+@pytest.mark.parametrize(
+    "auto_class", ["AutoModelForTokenClassification", "AutoModelForQuestionAnswering", "AutoModel"]
+)
+def test_the_problem_of_the_backbone_is_not_kept_by_other_tasks(tmp_path: Path, auto_class: str) -> None:
+    folder = save_trained(tmp_path, "bert", OLD, problem_type="multi_label_classification")
+    config = ModelConfig(backbone=str(folder))
+    loaded = backbone.load_backbone(config, HeadSpec(auto_class=auto_class), backbone.load_tokenizer(config))
+    assert loaded.model.config.problem_type is None
+    loaded.model.save_pretrained(tmp_path / "out")
+    assert "multi_label" not in (tmp_path / "out" / "config.json").read_text()

@@ -14,10 +14,14 @@ import numpy as np
 import pytest
 import scipy.stats
 import sklearn.metrics
+import torch
 from scipy.special import softmax
 
+from hf_finetune.data.features import ClassSets, Features
+from hf_finetune.data.table import Table
 from hf_finetune.system.errors import InputError
-from hf_finetune.tasks import metrics
+from hf_finetune.tasks import class_scoring, metrics
+from hf_finetune.tasks.base import EvaluationOutput
 from hf_finetune.tasks.class_scoring import ClassificationScoring
 
 SEEDS = range(5)
@@ -329,3 +333,84 @@ def test_the_name_of_a_hub_metric_or_a_script_makes_a_valid_file_name_of_a_check
 
     file = make_checkpoint_name(1, 10, 0.5, name, 0.25)
     assert Path(file).name == file
+
+
+# --- counts of decisions --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("name", sorted(metrics.COUNTED))
+def test_metrics_of_counts_are_those_of_arrays_to_the_last_bit(name: str, seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    num_examples, num_labels = int(generator.integers(1, 40)), int(generator.integers(1, 30))
+    actual = generator.random((num_examples, num_labels)) < generator.random(num_labels) * generator.integers(0, 2)
+    predicted = generator.random((num_examples, num_labels)) < generator.random(num_labels)
+    parts = [(predicted[start : start + 7], actual[start : start + 7]) for start in range(0, num_examples, 7)]
+    counts = metrics.count_decisions(parts, num_labels)
+    if num_labels > 1:  # scikit-learn takes a column of one label for class numbers
+        expected = metrics.load_metric(name)(predicted.astype(int), actual.astype(np.float32))
+        assert metrics.compute_counted(name, counts) == expected
+
+
+class LogitRunner:
+    """Evaluates logits that are given, in batches of 5 (a tasks.scoring.Runner)."""
+
+    def __init__(self, logits: np.ndarray, scoring: ClassificationScoring) -> None:
+        self.logits, self.scoring, self.kept = logits, scoring, 0
+
+    def compute_outputs(self, indices: np.ndarray, reduce: Any = None) -> EvaluationOutput:
+        entries = []
+        for start in range(0, len(indices), 5):
+            batch = torch.from_numpy(self.logits[indices[start : start + 5]])
+            entries += (reduce or self.scoring.reduce)(batch, None)
+        self.kept = max(np.asarray(entry).nbytes for entry in entries)
+        return EvaluationOutput(loss=0.5, outputs=entries)
+
+    def generate_texts(self, generate: Any, indices: np.ndarray) -> list[str]:
+        raise NotImplementedError
+
+
+def evaluate_logits(problem: str, num_labels: int, **options: Any) -> tuple[dict[str, float], dict[str, float], int]:
+    """Returns the metrics of random logits, the same from all logits at once, and the bytes that are kept of an example."""
+    generator = np.random.default_rng(4)
+    names = tuple(map(str, range(num_labels)))
+    scoring = ClassificationScoring(problem=problem, label_names=names)
+    logits = generator.normal(size=(23, num_labels)).astype(np.float32)
+    labels: Any = generator.integers(0, num_labels, 23)
+    if problem == "multi_label":
+        offsets = np.arange(0, 2 * 23 + 1, 2)
+        values = np.sort(np.stack([labels, (labels + 1) % num_labels], 1), axis=1).reshape(-1).astype(np.int32)
+        labels = ClassSets(values=values, offsets=offsets, num_classes=num_labels)
+    features = Features(inputs={}, offsets=np.arange(24), labels=labels, num_truncated=0)
+    indices, table = generator.permutation(23)[:19], Table(columns={}, files=["a"] * 23, lines=[0] * 23)
+    runner = LogitRunner(logits, scoring)
+    metric = options.pop("metric", scoring.default_metric)
+    values_by_name = scoring.evaluate(runner, features, table, metric=metric, indices=indices, **options)
+    everything = scoring.compute_metrics(metric, list(logits[indices]), features, table, indices)
+    return values_by_name, {"loss": 0.5, **everything}, runner.kept
+
+
+@pytest.mark.parametrize(("problem", "kept"), [("multi_label", 3), ("single_label", 8)])
+def test_evaluation_keeps_decisions_and_gives_the_same_numbers(problem: str, kept: int) -> None:
+    values, expected, num_bytes = evaluate_logits(problem, 17)
+    assert values == expected
+    assert list(values) == list(expected)
+    assert num_bytes == kept
+    values, expected, _ = evaluate_logits(problem, 17, metric="loss", more_metrics=("f1_weighted",))
+    assert set(values) == {*expected, "f1_weighted"}
+
+
+def test_a_metric_of_scores_gets_them_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    values, expected, num_bytes = evaluate_logits("multi_label", 17, metric="roc_auc")
+    assert (values, num_bytes) == (expected, 17 * 4)
+    own = {"mean": lambda inputs: float(inputs.scores.mean())}
+    values, expected, num_bytes = evaluate_logits("multi_label", 17, own_metrics=own)
+    assert num_bytes == 17 * 4
+    assert {name: values[name] for name in expected} == expected
+    monkeypatch.setattr(class_scoring, "MOST_SCORES", 300)
+    with pytest.raises(InputError) as caught:
+        evaluate_logits("multi_label", 17, metric="roc_auc")
+    assert str(caught.value).startswith(
+        "evaluation.metric (roc_auc): needs all scores of 19 examples and 17 labels at once"
+    )
+    assert evaluate_logits("multi_label", 17)[0]["loss"] == 0.5

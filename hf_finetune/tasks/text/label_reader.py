@@ -311,6 +311,13 @@ def make_index(names: Sequence[str], *, has_codes: bool) -> dict[str, int]:
     return index
 
 
+def spell_label(label: str, names: Sequence[str]) -> str:
+    """Returns the one of the names that a label is in another form (11.0 is 11); the label itself if it is none of them."""
+    index = make_index(names, has_codes=False)
+    number = index.get(LabelForm.find(names).read(label) or "", index.get(canonical_label(label) or ""))
+    return label if number is None else names[number]
+
+
 def make_sets(numbers: Iterable[Collection[int]], codes: Array, num_classes: int) -> ClassSets:
     """Returns the sets of class numbers of all rows.
 
