@@ -6,6 +6,7 @@ Each word is tokenized on its own, with fast and slow tokenizers alike. The resu
 T tokens.
 """
 
+import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,17 +27,25 @@ def split_words(text: str) -> list[str]:
 
     "Dr. Smith's (old) U.S. flat" becomes Dr . Smith's ( old ) U.S . flat; @user and #tag stay one word.
     """
-    words: list[str] = []
-    for chunk in text.split():
-        begin, end = 0, len(chunk)
-        while begin < end and is_sign(chunk[begin]) and not (chunk[begin] in "#@" and chunk[begin + 1 :][:1].isalnum()):
+    return [text[begin:end] for begin, end in find_words(text)]
+
+
+def find_words(text: str) -> list[tuple[int, int]]:
+    """Returns where each word of split_words() begins and ends in the text."""
+    words: list[tuple[int, int]] = []
+    for match in re.finditer(r"\S+", text):
+        begin, end = match.span()
+        while (
+            begin < end and is_sign(text[begin]) and not (text[begin] in "#@" and text[begin + 1 : end][:1].isalnum())
+        ):
+            words.append((begin, begin + 1))
             begin += 1
-        while end > begin and is_sign(chunk[end - 1]):
-            end -= 1
-        words += chunk[:begin]
-        if begin < end:
-            words.append(chunk[begin:end])
-        words += chunk[end:]
+        last = end
+        while last > begin and is_sign(text[last - 1]):
+            last -= 1
+        if begin < last:
+            words.append((begin, last))
+        words += [(position, position + 1) for position in range(last, end)]
     return words
 
 
