@@ -134,12 +134,22 @@ def read_dialogues(task: type[Any], config: RunConfig, table: Table) -> list[dic
     return [{"messages": talk.messages} | ({"tools": talk.tools} if talk.tools else {}) for talk in dialogues]
 
 
+def read_tags(task: type[Any], config: RunConfig, table: Table) -> list[dict[str, Any]]:
+    """Returns the words of a table and their tags, null for a word that is not labelled."""
+    reader = task.from_table(config, table).encoding.reader
+    return [
+        {"tokens": reader.read_words(table, row), "tags": [tag or None for tag in reader.read_tags(table, row)]}
+        for row in range(len(table))
+    ]
+
+
 # How a task's rows are shown, if not by its columns
 READERS: Mapping[str, Callable[[type[Any], RunConfig, Table], list[dict[str, Any]]]] = {
     "classify": read_classes,
     "answer": read_questions,
     "choose": read_choices,
     "instruct": read_dialogues,
+    "tag": read_tags,
 }
 
 

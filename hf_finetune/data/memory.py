@@ -3,7 +3,7 @@
 They become the same tables as files. Errors call row 17 of the training data `train[17]`; rows count from 0.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -44,7 +44,9 @@ def read_memory(
     """
     if isinstance(value, Table):
         return value
-    if is_dataset(value):
+    if spec.adapter is not None and has_columns(value) and spec.adapter.adapts(get_first_row(value, name)):
+        table = make_row_table(iterate_rows(value, name), name, config, spec, needs_labels=needs_labels, first=first)
+    elif is_dataset(value):
         table = make_dataset_table(value, name, config, spec, needs_labels=needs_labels)
     elif is_frame(value) or isinstance(value, Mapping):
         table = make_column_table(value, name, config, spec, needs_labels=needs_labels)
@@ -131,11 +133,18 @@ def make_row_table(
     """Returns the table of rows that are dicts. InputError if they are anything else. first: The number of the first row."""
     if isinstance(rows, (str, bytes, set, frozenset)) or not isinstance(rows, Iterable):
         raise InputError(f"{name}: is {name_type(rows)}; give {KINDS}")
+    notes: list[str] = []
     builder, number = TableBuilder(spec.columns), first - 1
-    for number, row in enumerate(rows, first):
+    numbered = number_rows(rows, name, first)
+    if spec.adapter is not None:
+        numbered = spec.adapter.adapt(
+            make_plain_rows(numbered),
+            where=lambda number: f"{name}[{number}]",
+            say=lambda note: notes.append(f"{name}: {note}"),
+            needs_labels=needs_labels,
+        )
+    for number, row in numbered:
         where, values = f"{name}[{number}]", []
-        if not isinstance(row, Mapping):
-            raise InputError(f"{where}: is {name_type(row)}, not a dict; give {KINDS}")
         for column in spec.columns:
             try:
                 values.append(check_cell(make_plain(get_value(row, column)), where, column))
@@ -147,7 +156,51 @@ def make_row_table(
         builder.add(values, name, number)
     if number < first:
         raise InputError(f"{name}: has no rows")
-    return builder.finish(is_in_memory=True)
+    return builder.finish(is_in_memory=True, notes=tuple(notes))
+
+
+def number_rows(rows: Iterable[Any], name: str, first: int) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yields rows with their numbers. InputError if one is no dict."""
+    for number, row in enumerate(rows, first):
+        if not isinstance(row, Mapping):
+            raise InputError(f"{name}[{number}]: is {name_type(row)}, not a dict; give {KINDS}")
+        yield number, row  # type: ignore[misc]
+
+
+def make_plain_rows(rows: Iterable[tuple[int, dict[str, Any]]]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yields rows whose cells are plain Python values."""
+    for number, row in rows:
+        yield number, {str(column): make_plain(cell) for column, cell in row.items()}
+
+
+def has_columns(value: Any) -> bool:
+    """True for a frame, a dict of lists, and a data set whose classes have no names (which its rows would lose), with rows."""
+    if is_dataset(value):
+        features = [getattr(feature, "feature", feature) for feature in value.features.values()]
+        return len(value) > 0 and not any(hasattr(feature, "names") for feature in features)
+    if isinstance(value, Mapping):
+        return bool(value) and all(isinstance(column, (list, tuple)) and column for column in value.values())
+    return is_frame(value) and len(value) > 0
+
+
+def get_first_row(value: Any, name: str) -> dict[str, Any]:
+    """Returns the first row of something with columns."""
+    if is_frame(value):
+        value = value.head(1)
+    return next(
+        iter(iterate_rows({key: value[key][:1] for key in value} if isinstance(value, Mapping) else value, name))
+    )
+
+
+def iterate_rows(value: Any, name: str) -> Iterator[dict[str, Any]]:
+    """Yields the rows of something with columns. InputError if lists have different lengths."""
+    if is_dataset(value):
+        yield from value
+        return
+    columns = {column: read_column(value, key, name) for column, key in name_columns(value, name).items()}
+    count_rows(value, columns, name)
+    for cells in zip(*columns.values(), strict=True):
+        yield dict(zip(columns, cells, strict=True))
 
 
 def make_dataset_table(rows: Any, name: str, config: DataConfig, spec: ColumnSpec, *, needs_labels: bool) -> Table:

@@ -12,6 +12,7 @@ from hf_finetune.data.arrow_columns import ROWS_AT_ONCE
 from hf_finetune.data.columns import find_distinct
 from hf_finetune.data.formats import get_value, is_table, read_rows, say_nothing
 from hf_finetune.data.plain import check_cell, make_plain
+from hf_finetune.data.row_adapter import WORD_LINES
 from hf_finetune.data.table import (
     ColumnSpec,
     Table,
@@ -110,7 +111,7 @@ def add_files(
     keys: tuple[str, ...] = ()
     absent: set[str] = set()  # columns that rows with these keys lack and do not need
     for path, rows in files:
-        is_folder, has_words, num_rows = path.is_dir(), not is_table(path), 0
+        is_folder, has_words, num_rows = path.is_dir(), not is_table(path) or spec.adapter is not None, 0
         for line, row in rows:
             num_rows += 1
             file = str(row[""] if is_folder else path)
@@ -132,7 +133,7 @@ def add_files(
                 if name in texts and not is_text(value):
                     raise InputError(f"{describe_origin(file, line)}: {name} is {describe_value(value)}")
                 values.append(value)
-            builder.add(values, file, line, row.get("#lines") if has_words else None)
+            builder.add(values, file, line, row.get(WORD_LINES) if has_words else None)
         if not num_rows:
             raise InputError(f"{path}: is empty")
 
@@ -158,6 +159,7 @@ def describe_reading(config: DataConfig, spec: ColumnSpec, *, needs_labels: bool
         **{name: getattr(config, name) for name in names},
         **columns,
         "text_files": kind,
+        "adapter": repr(spec.adapter),
         "needs_labels": needs_labels,
     }
 
@@ -166,7 +168,7 @@ def missing_column_error(
     where: str, name: str, row: Mapping[str, Any], config: DataConfig, spec: ColumnSpec
 ) -> InputError:
     """Returns the error for a row without a required column. `where`: origin of the row."""
-    names = ", ".join(str(column) for column in row if column != "#lines") or "none"
+    names = ", ".join(str(column) for column in row if column != WORD_LINES) or "none"
     return InputError(f"{where}: no column {name!r} (columns: {names}); see {find_column_setting(name, config, spec)}")
 
 
@@ -189,13 +191,33 @@ def read_files(
     is_single_source = len(paths) == 1 and not needs_labels
     if read_pair is None or not text_paths or is_single_source:
         for path in paths:
-            yield path, read_rows(path, config, spec.text_files, say)
+            rows = read_rows(path, config, spec.text_files, say)
+            yield path, rows if path.is_dir() else adapt_rows(path, rows, spec, say, needs_labels=needs_labels)
         return
     if len(text_paths) != len(paths) or len(text_paths) % 2:
         names = ", ".join(map(str, paths))
         raise InputError(f"{key} ({names}): text files must come in pairs, each source followed by its target")
     for source, target in zip(text_paths[::2], text_paths[1::2], strict=True):
         yield target, read_pair(source, target, config)
+
+
+def adapt_rows(
+    path: Path,
+    rows: Iterable[tuple[int, dict[str, Any]]],
+    spec: ColumnSpec,
+    say: Callable[[str], None],
+    *,
+    needs_labels: bool,
+) -> Iterable[tuple[int, dict[str, Any]]]:
+    """Returns the rows of a file in the task's own columns (ColumnSpec.adapter)."""
+    if spec.adapter is None or not is_table(path):
+        return rows
+    return spec.adapter.adapt(
+        iter(rows),
+        where=lambda line: describe_origin(str(path), line),
+        say=lambda note: say(f"{path}: {note}"),
+        needs_labels=needs_labels,
+    )
 
 
 def read_hub_dataset(config: DataConfig, spec: ColumnSpec | None = None, root: Path | None = None) -> dict[str, Table]:

@@ -14,6 +14,7 @@ from hf_finetune.data.column_writer import ColumnWriter, make_column
 from hf_finetune.data.columns import FileNames, iterate, take
 from hf_finetune.data.features import Array
 from hf_finetune.data.formats import CLASS_FOLDERS, TextFormat, is_table, name_type
+from hf_finetune.data.row_adapter import RowAdapter
 from hf_finetune.system.errors import InputError
 
 
@@ -161,6 +162,7 @@ class ColumnSpec:
         alternatives: Sets of columns, each of which a row may have instead of the inputs and labels.
         also_read: Columns that convert_rows takes, too, if a row has them.
         convert_rows: Returns the table with the task's own columns, made of those two. Rows stay as many. No value is checked.
+        adapter: Makes rows of tables that have other columns, or another form, rows of these columns; None if there is no other.
         join_rows: Returns the examples of a table's rows, if an example may be several of them; None if each row is one.
         keep_labelled: Returns the rows that may be learned from and scored, if the settings leave some out by their labels.
     """
@@ -177,6 +179,7 @@ class ColumnSpec:
     alternatives: tuple[tuple[str, ...], ...] = ()
     also_read: tuple[str, ...] = ()
     convert_rows: Callable[[Table], Table] | None = None
+    adapter: RowAdapter | None = None
     join_rows: Callable[[Table], Table] | None = None
     keep_labelled: Callable[[Table], Table] | None = None
 

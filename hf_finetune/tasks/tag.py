@@ -22,6 +22,7 @@ from hf_finetune.tasks.tag_encoding import TaggingEncoding
 from hf_finetune.tasks.tag_scoring import TaggingScoring
 from hf_finetune.tasks.text.tag_forms import find_form
 from hf_finetune.tasks.text.tag_reader import TagReader, find_tags
+from hf_finetune.tasks.text.tag_rows import TagRows
 from hf_finetune.tasks.text.tags import IGNORED_TAG, OUTSIDE, guess_scheme_of_names, list_kinds, number_names
 from hf_finetune.tasks.text.words import put_spaces_before_words, split_words
 
@@ -50,7 +51,7 @@ class Settings(TaskSettings):
     window_overlap: int | None = None
     class_weights: tuple[str, ...] = ()
     focal_gamma: float = 0.0
-    ignore_labels: tuple[str, ...] = ()
+    ignore_labels: tuple[str | int | None, ...] = ()
     label_names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -77,14 +78,26 @@ def get_settings(config: RunConfig) -> Settings:
 
 @dataclass(frozen=True, kw_only=True)
 class TaggingColumns(Columns):
-    """A column of lists of words and a column of lists of tags."""
+    """A column of lists of words and a column of lists of tags.
+
+    Args:
+        text, label: Their names.
+        span_scheme: The scheme of tags that are made of spans of characters.
+        repairs: As Settings.tag_faults.
+    """
 
     text: str
     label: str
+    span_scheme: str = "IOB2"
+    repairs: bool = False
 
     @property
     def spec(self) -> ColumnSpec:
-        return ColumnSpec(inputs=(self.text,), labels=(self.label,), text_files=CONLL, together=(self.text,))
+        """Rows of tables may be texts with spans, or words (text.tag_rows)."""
+        rows = TagRows(text_column=self.text, label_column=self.label, scheme=self.span_scheme, repairs=self.repairs)
+        return ColumnSpec(
+            inputs=(self.text,), labels=(self.label,), text_files=CONLL, together=(self.text,), adapter=rows
+        )
 
     def make_row(self, texts: Sequence[str]) -> dict[str, Any]:
         if len(texts) != 1:
@@ -140,7 +153,13 @@ class Tagging(Task):
         texts, label = config.data.text_columns, config.data.label_column
         require(len(texts) == 1, "data.text_columns", list(texts), "must be one column, of lists of words")
         require(label is not None, "data.label_column", None, "tagging needs the column of the tags")
-        return TaggingColumns(text=texts[0], label=str(label))
+        settings = get_settings(config)
+        return TaggingColumns(
+            text=texts[0],
+            label=str(label),
+            span_scheme="IOB2" if settings.tag_scheme in ("auto", "none") else settings.tag_scheme,
+            repairs=settings.tag_faults == "repair",
+        )
 
     @classmethod
     def from_table(cls, config: RunConfig, table: Table) -> "Tagging":

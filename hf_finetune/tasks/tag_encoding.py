@@ -16,6 +16,7 @@ from hf_finetune.data.table import Table
 from hf_finetune.system.errors import InputError
 from hf_finetune.tasks.base import Encoding
 from hf_finetune.tasks.labels import describe_class_weights, format_counts
+from hf_finetune.tasks.text.label_checks import find_lookalikes
 from hf_finetune.tasks.text.tag_forms import find_strangers
 from hf_finetune.tasks.text.tag_reader import TagReader
 from hf_finetune.tasks.text.tags import IGNORED_TAG, find_entities, join_tag, list_kinds, number_names, split_tag
@@ -124,12 +125,16 @@ class TaggingEncoding(Encoding):
         return dict(counts.tags if self.reader.scheme == "none" else counts.entities)
 
     def find_warnings(self, tables: Mapping[str, Table]) -> list[str]:
-        """Tags that look like those of entities and are not read as such, types that differ in case, splits without an entity."""
+        """Tags that look like those of entities and are not read as such, types that look alike, splits without an entity."""
         if self.reader.scheme == "none":
             return [] if self.is_scheme_set else warn_of_strangers(self.label_names)
         counts = {split: self.count_labels(table) for split, table in tables.items()}
         empty = [f"{split}: no word is in an entity" for split, kinds in counts.items() if not kinds]
-        return [*empty, *warn_of_cases(list_kinds(self.label_names))]
+        alike = find_lookalikes(list_kinds(self.label_names))
+        return [
+            *empty,
+            *(f"types of entities that look alike are different ones: {' and '.join(group)}" for group in alike),
+        ]
 
 
 @dataclass(kw_only=True)
@@ -154,16 +159,4 @@ def warn_of_strangers(tags: Iterable[str]) -> list[str]:
     return [
         f"tags such as {marked[0]} look like those of entities, but {shown} {verb} not of their scheme: each tag stands for "
         "itself, and no entities are scored; correct the tags, or set task.tag_scheme none if that is meant"
-    ]
-
-
-def warn_of_cases(kinds: Iterable[str]) -> list[str]:
-    """Returns a warning for the types of entities that are the same but for upper and lower case."""
-    spellings: dict[str, list[str]] = {}
-    for kind in kinds:
-        spellings.setdefault(kind.casefold(), []).append(kind)
-    return [
-        f"{' and '.join(alike)} are different types of entities, though they differ in upper and lower case only"
-        for alike in spellings.values()
-        if len(alike) > 1
     ]

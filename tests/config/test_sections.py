@@ -228,6 +228,7 @@ CASES: list[tuple[type, dict[str, Any], str, str]] = [
             ("wsd", "decay", "cos", "cosine, linear or 1-sqrt"),
         )
     ),
+    (SETTINGS["tag"], {"kind": "tag", "label_names": ("O", "O")}, "task.label_names", "must differ from each other"),
     (CacheConfig, {"dir": ""}, "cache.dir", "must not be empty"),
     (TrainConfig, {"min_delta": 0.1}, "train.min_delta", "train.patience"),
     *((TrainConfig, {key: "focal"}, f"train.{key}", "an import path") for key in ("loss", "augment", "on_update")),

@@ -221,7 +221,7 @@ def test_other_warnings_and_counts() -> None:
     task = make_task(train)
     assert task.encoding.find_warnings({"train": train, "test": test}) == [
         "test: no word is in an entity",
-        "PER and Per are different types of entities, though they differ in upper and lower case only",
+        "types of entities that look alike are different ones: PER and Per",
     ]
     assert task.encoding.count_labels(train) == {"PER": 1, "Per": 1, "LOC": 1}
     plain = make_task(make_table(make_rows("the cat saw|DET NOUN NOUN")))

@@ -9,6 +9,7 @@ from hf_finetune.data.features import IGNORED
 from hf_finetune.data.table import Table, describe_value
 from hf_finetune.system.errors import InputError
 from hf_finetune.tasks.labels import canonical_label
+from hf_finetune.tasks.text.label_checks import NOT_LABELLED, suggest_names
 from hf_finetune.tasks.text.tag_forms import TagForm, find_form, find_spelling
 from hf_finetune.tasks.text.tags import (
     IGNORED_TAG,
@@ -20,8 +21,6 @@ from hf_finetune.tasks.text.tags import (
     repair_tags,
 )
 from hf_finetune.tasks.text.words import split_words
-
-UNLABELLED = str(IGNORED)  # as a tag it can mean nothing but "not labelled", as in torch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,10 +94,10 @@ class TagReader:
             hint = "; task.ignore_labels null leaves words without a tag out" if is_plain else ""
             shown = "null" if value is None else repr(value)
             raise InputError(f"{self.describe_tag(table, row, word, shown)}, is not the name of a tag{hint}")
-        elif label == UNLABELLED and UNLABELLED not in self.label_names:
+        elif label == NOT_LABELLED and NOT_LABELLED not in self.label_names:
             raise InputError(
                 f"{self.describe_tag(table, row, word, label)}, means a word that is not labelled; set "
-                f"task.ignore_labels {UNLABELLED} to neither learn nor score such words"
+                f"task.ignore_labels {NOT_LABELLED} to neither learn nor score such words"
             )
         else:
             name = self.find_label(self.name_number(table, row, word, label))
@@ -166,6 +165,7 @@ class TagReader:
             if tag not in numbers and tag != IGNORED_TAG:
                 raise InputError(
                     f"{self.describe_tag(table, row, word, tag)}, is not among the {len(numbers)} that training has"
+                    f"; {suggest_names(tag, tuple(numbers))}"
                 )
         return [numbers.get(tag, IGNORED) for tag in tags]
 

@@ -1,50 +1,49 @@
 """Tagging data in other forms than lists of words and of tags: texts with entities as spans of characters, a word a row.
 
-They become rows of words and tags before tags are read.
+They become rows of words and tags while a file is read.
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from itertools import chain, product
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from itertools import chain
 from typing import Any
 
+from hf_finetune.data.formats import get_value
 from hf_finetune.data.literals import read_literal
 from hf_finetune.data.numbers import is_missing
-from hf_finetune.data.table import Table, describe_value
+from hf_finetune.data.row_adapter import WORD_LINES, NumberedRow, Say, Where
+from hf_finetune.data.table import describe_value
 from hf_finetune.system.errors import InputError
 from hf_finetune.tasks.text.spans import place_spans, read_spans
 from hf_finetune.tasks.text.tags import write_tags
 from hf_finetune.tasks.text.words import find_words
 
-TEXTS = ("text", "data")  # columns of texts; data is Label Studio's
-SPANS = ("label", "labels", "entities", "spans", "annotations")  # and of the entities in them
-WORDS = ("word", "Word", "words", "token", "Token")  # columns with a word a row
-TAGS = ("tag", "Tag", "tags", "label", "labels", "ner", "NER")  # and with its tag
+# Columns that are found whatever their upper and lower case, the first one that a row has
+TEXTS = ("text", "data")  # data is Label Studio's
+SPANS = ("label", "labels", "entities", "spans", "annotations")
+WORDS = ("word", "words", "token", "tokens")
+TAGS = ("tag", "tags", "ner", "label", "labels")
 SENTENCES = (
+    "doc_id",
+    "document_id",
     "sentence_id",
-    "Sentence #",
+    "sentence #",
     "sent_id",
     "sentence_idx",
     "sentence",
-    "Sentence",
-    "doc_id",
-    "document_id",
-    "doc",
-)
-# and with the sentence or the document that it is in
+)  # all that it has
 
-ANSWER = "answer"  # Prodigy's, accept or reject
+ANSWER = "answer"  # Prodigy's: accept, reject or ignore
 ENTITIES = "entities"
 
-ALTERNATIVES = (*product(TEXTS, SPANS), *product(WORDS, TAGS))  # columns that rows may have instead
-
-Columns = Mapping[str, Sequence[Any]]
+Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
 class TagRows:
-    """Makes rows of words and tags of a table.
+    """Makes rows of words and tags of the rows of a table. It is a RowAdapter.
 
     Args:
         text_column: The column of words.
@@ -58,176 +57,206 @@ class TagRows:
     scheme: str = "IOB2"
     repairs: bool = False
 
-    def read_examples(self, table: Table) -> Table:
-        """Returns the table of sentences: the same one if its rows are lists of words, or texts without tags.
+    def list_texts(self, row: Row) -> list[tuple[str, Any]]:
+        """Returns the columns of words and of texts that have a value in a row, and their values."""
+        return list_cells(row, self.text_column, self.label_column, (*TEXTS, *WORDS))
 
-        The form of the first row is that of all. InputError, with file and line, if a row has none of the forms.
+    def find_label(self, row: Row) -> tuple[str, Any]:
+        """Returns the column of tags or of entities of a row, and its value; "" and None if it has none."""
+        name, label = next(iter(list_cells(row, self.label_column, self.text_column, (*SPANS, *TAGS))), ("", None))
+        return name, read_list(label)
+
+    def adapts(self, row: Row) -> bool:
+        """True if a row is not what the reader of tags takes: lists of words and of tags, or a text without tags."""
+        name, text = next(iter(self.list_texts(row)), (self.text_column, None))
+        label_name, label = self.find_label(row)
+        if name != self.text_column or label_name not in (self.label_column, "") or self.is_word_row(row):
+            return True
+        is_list = isinstance(text, (list, tuple)) and not is_list_of_dicts(text)
+        is_plain_text = label is None and read_words(text) is text
+        return text is not None and not (is_list and not is_list_of_spans(label)) and not is_plain_text
+
+    def is_word_row(self, row: Row) -> bool:
+        """True if a row is one word: with a single tag, or alone in a column of words of a row that names its sentence."""
+        name, text = next(iter(self.list_texts(row)), ("", None))
+        label = self.find_label(row)[1]
+        if not isinstance(text, str) or read_words(text) is not text or isinstance(label, (list, tuple, Mapping)):
+            return False
+        is_alone = len(text.split()) == 1 and name.lower() in WORDS and bool(list_sentence_columns(row))
+        return label is not None or is_alone
+
+    def adapt(
+        self, rows: Iterator[NumberedRow], *, where: Where, say: Say, needs_labels: bool
+    ) -> Iterator[NumberedRow]:
+        """Yields the rows of words and tags. The form of the first row is that of all.
+
+        InputError, with the row, if one has none of the forms.
         """
-        texts = self.list_columns(table, self.text_column, TEXTS, WORDS)
-        labels = self.list_columns(table, self.label_column, SPANS, TAGS)
-        name, text = find_cell(texts, 0)
-        label_name, label = find_cell(labels, 0)
-        is_own = name in (self.text_column, "") and label_name in (self.label_column, "")
-        is_read = label is None or (isinstance(text, (list, tuple)) and not is_list_of_spans(label))
-        if is_own and is_read and not is_list_of_dicts(text) and read_words(text) is text:
-            return table
-        if isinstance(text, str) and read_words(text) is text and is_scalar(read_list(label)):
-            sentences = {column: table.columns[column] for column in SENTENCES if column in table.columns}
-            if label is not None or (name in WORDS and any(not is_missing(ids[0]) for ids in sentences.values())):
-                return self.join_words(table, texts, labels, sentences)
-        return self.read_rows(table, texts, labels)
-
-    def list_columns(self, table: Table, own: str, *names: Sequence[str]) -> dict[str, Sequence[Any]]:
-        """Returns the columns that may hold the texts, or the labels: that of the settings, then those with these names."""
-        found = dict.fromkeys((own, *chain.from_iterable(names)))
-        others = {self.text_column, self.label_column} - {own}
-        return {name: table.columns[name] for name in found if name in table.columns and name not in others}
+        first = next(rows, None)
+        if first is None:
+            return
+        rows = chain([first], rows)
+        label_columns = (self.label_column, *find_columns(tuple(first[1]), (*SPANS, *TAGS)))
+        has_labels = needs_labels and any(name in first[1] and name != self.text_column for name in label_columns)
+        if not self.adapts(first[1]) or (needs_labels and not has_labels):
+            yield from rows
+        elif self.is_word_row(first[1]):
+            yield from self.join_words(rows, where, say, has_labels=has_labels)
+        elif has_labels:
+            yield from self.read_rows(rows, where, say)
+        else:
+            for number, row in rows:
+                name, text = next(iter(self.list_texts(row)), ("", None))
+                words = find_text(read_words(text), where(number)) if isinstance(text, (str, Mapping)) else text
+                yield number, {**row, self.text_column: words, self.label_column: None}
 
     # --- a text or a list a row ------------------------------------------------------------------------------------------
 
-    def read_rows(self, table: Table, texts: Columns, labels: Columns) -> Table:
-        """Returns the table of rows that are texts with spans, or lists that are written as text."""
-        kept = range(len(table))
-        if ANSWER in table.columns:
-            kept = [row for row, answer in enumerate(table.columns[ANSWER]) if answer not in ("reject", "ignore")]
-        words: list[Any] = []
-        tags: list[Any] = []
+    def read_rows(self, rows: Iterator[NumberedRow], where: Where, say: Say) -> Iterator[NumberedRow]:
+        """Yields the rows of texts with spans, or of lists that are written as text."""
         counts: Counter[str] = Counter()
-        for row in kept:
-            sentence = self.read_row(table, row, texts, labels, counts)
-            words.append(sentence[0])
-            tags.append(sentence[1])
-        notes = [f"{find_cell(texts, 0)[0]} and {find_cell(labels, 0)[0] or 'no tags'}: read as words and tags"]
+        names, num_rejected = {self.text_column: "", self.label_column: ""}, 0
+        for number, row in rows:
+            names[self.text_column] = names[self.text_column] or next(iter(self.list_texts(row)), ("",))[0]
+            names[self.label_column] = names[self.label_column] or self.find_label(row)[0]
+            if row.get(ANSWER) in ("reject", "ignore"):
+                num_rejected += 1
+                continue
+            words, tags = self.read_row(row, where(number), counts)
+            yield number, {**row, self.text_column: words, self.label_column: tags}
         if entities := counts.pop(ENTITIES, 0):
-            label = find_cell(labels, 0)[0]
-            notes = [f"{entities:,} entities are spans of characters in the column {label}: read as words with tags"]
-        notes += [f"{count:,} entities {kind}" for kind, count in counts.items()]
-        if len(kept) < len(table):
-            notes.append(f"{len(table) - len(kept):,} rows were rejected or ignored by the annotator and are left out")
-            table = table.take(kept)
-        return self.finish(table, words, tags, notes)
+            say(
+                f"{entities:,} entities are spans of characters in the column {names[self.label_column]}: read as words with tags"
+            )
+        else:
+            found = (f"{own} are read from the column {name}" for own, name in names.items() if name not in (own, ""))
+            say("; ".join(found) or "lists are written as text")
+        for problem, count in counts.items():
+            say(f"{count:,} entities {problem}")
+        if num_rejected:
+            say(f"{num_rejected:,} rows were rejected or ignored by the annotator and are left out")
 
-    def read_row(
-        self, table: Table, row: int, texts: Columns, labels: Columns, counts: Counter[str]
-    ) -> tuple[Any, Any]:
+    def read_row(self, row: Row, where: str, counts: Counter[str]) -> tuple[Any, Any]:
         """Returns words and tags of a row, or what it has in their place if the reader of tags takes it. Counts entities."""
-        where, label = table.where(row), read_list(find_cell(labels, row)[1])
-        cells = [read_words(values[row]) for values in texts.values() if values[row] is not None]
-        text = cells[0] if cells else None
-        if not is_list_of_spans(label) and not (label == [] and not isinstance(text, list)):
-            return find_text(text, where) if isinstance(text, Mapping) else text, label
-        strings = [cell for cell in cells if isinstance(cell, (str, Mapping))]
-        full = find_text(strings[0], where) if strings else None
+        label = self.find_label(row)[1]
+        cells = [read_words(cell) for _, cell in self.list_texts(row)]
+        first = cells[0] if cells else None
+        if not is_list_of_spans(label) and not (label == [] and not isinstance(first, list)):
+            return find_text(first, where) if isinstance(first, Mapping) else first, label
+        texts = [cell for cell in cells if isinstance(cell, (str, Mapping))]
+        text = find_text(texts[0], where) if texts else None
         tokens = next((cell for cell in cells if is_list_of_dicts(cell)), None)
-        if full is None or not full.strip():
-            raise InputError(f"{where}: the text of the entities is {describe_value(full)}")
-        offsets = find_words(full) if tokens is None else read_offsets(tokens, full, where)
+        if text is None or not text.strip():
+            raise InputError(f"{where}: the text of the entities is {describe_value(text)}")
+        offsets = find_words(text) if tokens is None else read_offsets(tokens, text, where)
         repairs = counts if self.repairs else None
-        entities = place_spans(read_spans(label, full, where), offsets, full, where, repairs)
+        entities = place_spans(read_spans(label, text, where), offsets, text, where, repairs)
         counts[ENTITIES] += len(entities)
-        return [full[begin:end] for begin, end in offsets], write_tags(entities, len(offsets), self.scheme)
+        return [text[begin:end] for begin, end in offsets], write_tags(entities, len(offsets), self.scheme)
 
     # --- a word a row ----------------------------------------------------------------------------------------------------
 
-    def join_words(self, table: Table, texts: Columns, labels: Columns, sentences: Columns) -> Table:
-        """Returns the table of sentences of a table that has a word a row.
+    def join_words(
+        self, rows: Iterator[NumberedRow], where: Where, say: Say, *, has_labels: bool
+    ) -> Iterator[NumberedRow]:
+        """Yields the sentences of rows that are words.
 
         A sentence ends where its columns change (a blank cell repeats the one above), and at a row without word and tag.
         """
-        words: list[Any] = []
+        boundaries = SentenceBoundaries()
+        words: list[str] = []
         tags: list[Any] = []
-        rows: list[int] = []
-        boundaries = SentenceBoundaries(table=table, columns=sentences)
-        for row in range(len(table)):
-            word, tag = find_cell(texts, row)[1], find_cell(labels, row)[1]
+        lines: list[int] = []
+        begun: NumberedRow = (0, {})
+        count = 0
+        for number, row in rows:
+            word, tag = next((cell for _, cell in self.list_texts(row)), None), self.find_label(row)[1]
             if is_missing(word) and is_missing(tag):
                 boundaries.end_sentence()
                 continue
             if not isinstance(word, str) or not word.strip():
-                raise InputError(f"{table.where(row)}: the word is {describe_value(word)}")
-            if boundaries.begins(row):
-                rows.append(row)
-                words.append([])
-                tags.append([])
-            words[-1].append(word)
-            tags[-1].append(tag)
-        boundaries.check()
-        shown = " and ".join(boundaries.columns) or "empty rows"
-        notes = [f"has a word a row; {len(rows):,} sentences by {shown}"]
-        lines = [list(table.lines[first:last]) for first, last in zip(rows, [*rows[1:], len(table)], strict=True)]
-        has_tags = any(tag is not None for row in tags for tag in row)
-        joined = self.finish(table.take(rows), words, tags if has_tags else [None] * len(rows), notes)
-        return joined if table.is_in_memory else replace(joined, word_lines=lines)
+                raise InputError(f"{where(number)}: the word is {describe_value(word)}")
+            if boundaries.begins(row, where(number)):
+                if words:
+                    yield self.make_sentence(begun, words, tags if has_labels else None, lines)
+                begun, count = (number, row), count + 1
+                words, tags, lines = [], [], []
+            words.append(word)
+            tags.append(tag)
+            lines.append(number)
+        if not boundaries.columns and not boundaries.num_ends:
+            raise InputError(
+                f"{where(begun[0])}: has one word and one tag, and nothing says which sentence they are in; add a column "
+                f"such as {', '.join(SENTENCES[2:4])}, or give lists of words and of tags"
+            )
+        yield self.make_sentence(begun, words, tags if has_labels else None, lines)
+        say(f"has a word a row; {count:,} sentences by {' and '.join(boundaries.columns) or 'empty rows'}")
 
-    def finish(self, table: Table, words: list[Any], tags: list[Any], notes: Sequence[str]) -> Table:
-        """Returns a table with these words and tags. notes: Sentences about its files."""
-        columns = {self.text_column: words, self.label_column: tags}
-        return replace(table, columns=columns, notes=(*table.notes, *(f"{table.files[0]}: {note}" for note in notes)))
+    def make_sentence(
+        self, begun: NumberedRow, words: list[str], tags: list[Any] | None, lines: list[int]
+    ) -> NumberedRow:
+        """Returns the row of a sentence. begun: its first row."""
+        number, row = begun
+        return number, {**row, self.text_column: words, self.label_column: tags, WORD_LINES: lines}
 
 
 @dataclass(kw_only=True)
 class SentenceBoundaries:
-    """Finds the rows that a sentence begins at.
+    """Finds the rows that a sentence begins at. Its columns are those of the first row."""
 
-    Args:
-        table: A table with a word a row.
-        columns: The columns that may say which sentence a word is in; those with a value in the first row are taken.
-    """
-
-    table: Table
-    columns: Columns
-    key: tuple[Any, ...] = ()
+    columns: tuple[str, ...] = ()
+    key: tuple[Any, ...] | None = None
     seen: set[tuple[Any, ...]] = field(default_factory=set)
     has_ended: bool = False
     num_ends: int = 0
-
-    def __post_init__(self) -> None:
-        self.columns = {name: values for name, values in self.columns.items() if not is_missing(values[0])}
 
     def end_sentence(self) -> None:
         """Takes note of an empty row."""
         self.has_ended = True
         self.num_ends += 1
 
-    def begins(self, row: int) -> bool:
+    def begins(self, row: Row, where: str) -> bool:
         """True if a sentence begins at a row. Called for each row with a word, in order.
 
         InputError if a sentence goes on after another one.
         """
-        values = [values[row] for values in self.columns.values()]
-        before = self.key[1:] or values
-        filled = [old if is_missing(new) else new for new, old in zip(values, before, strict=True)]
-        key = (self.table.files[row], *filled)
+        if self.key is None:
+            self.columns = list_sentence_columns(row)
+        values = [row.get(name) for name in self.columns]
+        before = values if self.key is None else self.key
+        key = tuple(old if is_missing(new) else new for new, old in zip(values, before, strict=True))
         begins = self.has_ended or key != self.key
         if key != self.key and key in self.seen:
-            shown = ", ".join(f"{name} {value}" for name, value in zip(self.columns, filled, strict=True))
-            raise InputError(
-                f"{self.table.where(row)}: {shown} goes on after other sentences; sort the rows by sentence"
-            )
+            shown = ", ".join(f"{name} {value}" for name, value in zip(self.columns, key, strict=True))
+            raise InputError(f"{where}: {shown} goes on after other sentences; sort the rows by sentence")
         self.seen.add(key)
         self.key, self.has_ended = key, False
         return begins
-
-    def check(self) -> None:
-        """Raises InputError if nothing divides the rows into sentences."""
-        if not self.columns and not self.num_ends:
-            raise InputError(
-                f"{self.table.where(0)}: has one word and one tag, and nothing says which sentence they are in; name a column "
-                f"of sentences {', '.join(SENTENCES[:3])}, or give lists of words and of tags"
-            )
 
 
 # --- cells ----------------------------------------------------------------------------------------------------------
 
 
-def find_cell(columns: Columns, row: int) -> tuple[str, Any]:
-    """Returns the first of these columns that has a value in a row, and the value; "" and None if none has."""
-    return next(((name, values[row]) for name, values in columns.items() if values[row] is not None), ("", None))
+def list_cells(row: Row, own: str, other: str, names: tuple[str, ...]) -> list[tuple[str, Any]]:
+    """Returns the columns that have a value in a row, and the values: the own one first, never the other one."""
+    cells = [(name, row[name]) for name in find_columns(tuple(row), names) if name not in (own, other)]
+    try:
+        cells.insert(0, (own, get_value(row, own)))
+    except KeyError:
+        pass
+    return [(name, value) for name, value in cells if value is not None]
 
 
-def is_scalar(value: Any) -> bool:
-    """True if a value is one tag, or none."""
-    return not isinstance(value, (list, tuple, Mapping))
+@lru_cache(maxsize=1000)
+def find_columns(columns: tuple[str, ...], names: tuple[str, ...]) -> tuple[str, ...]:
+    """Returns those of the columns that have these names but for upper and lower case, in the order of the names."""
+    by_name = {str(column).lower(): column for column in reversed(columns)}
+    return tuple(by_name[name] for name in dict.fromkeys(names) if name in by_name)
+
+
+def list_sentence_columns(row: Row) -> tuple[str, ...]:
+    """Returns the columns that say which sentence a word is in, as far as a row has a value in them."""
+    return tuple(name for name in find_columns(tuple(row), SENTENCES) if not is_missing(row[name]))
 
 
 def is_list_of_dicts(value: Any) -> bool:
@@ -255,13 +284,13 @@ def read_words(value: Any) -> Any:
     return literal if is_words and literal else value
 
 
-def find_text(value: Any, where: str) -> str:
-    """Returns a text, or the text of Label Studio's data object: its entry text, or its only string."""
-    if isinstance(value, str):
+def find_text(value: Any, where: str) -> Any:
+    """Returns the text of Label Studio's data object: its entry text, or its only string; any other value as it is."""
+    if not isinstance(value, Mapping):
         return value
     strings = [entry for entry in value.values() if isinstance(entry, str)]
     if isinstance(value.get("text"), str):
-        return str(value["text"])
+        return value["text"]
     if len(strings) != 1:
         raise InputError(
             f"{where}: data has {len(strings)} texts ({', '.join(map(str, value))}); call the one to tag text"

@@ -4,23 +4,29 @@ from typing import Any
 
 import pytest
 
-from hf_finetune.data.table import Table
+from hf_finetune.data.row_adapter import WORD_LINES
 from hf_finetune.system.errors import InputError
 from hf_finetune.tasks.text.tag_rows import TagRows
 
 ROWS = TagRows(text_column="tokens", label_column="tags")
 
 
-def make_table(**columns: list[Any]) -> Table:
-    """Returns a table of rows from lines 2, 3, ... of a.csv."""
-    count = len(next(iter(columns.values())))
-    empty = {name: [None] * count for name in ("tokens", "tags")}
-    return Table(columns=empty | columns, files=["a.csv"] * count, lines=list(range(2, count + 2)))
+def adapt(
+    columns: dict[str, list[Any]], rows: TagRows = ROWS, *, needs_labels: bool = True
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """Returns the rows that are made of the rows with these columns, in lines 2, 3, ... of a.csv, and what is said."""
+    notes: list[str] = []
+    given = enumerate((dict(zip(columns, cells, strict=True)) for cells in zip(*columns.values(), strict=True)), 2)
+    read = rows.adapt(given, where=lambda line: f"a.csv:{line}", say=notes.append, needs_labels=needs_labels)
+    return [{**row, "": line} for line, row in read], notes
 
 
-def read(rows: TagRows = ROWS, **columns: list[Any]) -> Table:
-    """Returns the table of the sentences of these columns."""
-    return rows.read_examples(make_table(**columns))
+def read(
+    columns: dict[str, list[Any]], rows: TagRows = ROWS, *, needs_labels: bool = True
+) -> tuple[list[Any], list[Any]]:
+    """Returns words and tags of the rows."""
+    made, _ = adapt(columns, rows, needs_labels=needs_labels)
+    return [row["tokens"] for row in made], [row.get("tags") for row in made]
 
 
 # --- lists and texts ---------------------------------------------------------------------------------------------------
@@ -38,8 +44,11 @@ def read(rows: TagRows = ROWS, **columns: list[Any]) -> Table:
     ],
 )
 def test_lists_of_words_and_plain_texts_stay(columns: dict[str, list[Any]]) -> None:
-    table = make_table(**columns)
-    assert ROWS.read_examples(table) is table
+    rows, notes = adapt(columns)
+    assert [{name: row[name] for name in columns} for row in rows] == [
+        dict(zip(columns, cells, strict=True)) for cells in zip(*columns.values(), strict=True)
+    ]
+    assert notes == []
 
 
 @pytest.mark.parametrize(
@@ -60,47 +69,59 @@ def test_lists_of_words_and_plain_texts_stay(columns: dict[str, list[Any]]) -> N
     ],
 )  # fmt: skip
 def test_all_forms_give_words_and_tags(columns: dict[str, list[Any]]) -> None:
-    table = read(**columns)
-    assert dict(table.columns) == {"tokens": [["Tom", "lives"]], "tags": [["B-PER", "O"]]}
-    assert table.where(0) == "a.csv:2"
-    assert len(table.notes) == 1
+    assert read(columns) == ([["Tom", "lives"]], [["B-PER", "O"]])
+    (row,), notes = adapt(columns)
+    assert row[""] == 2
+    assert len(notes) == 1
+    (words,), (tags,) = read(columns, needs_labels=False)  # for predictions
+    assert words in (["Tom", "lives"], "Tom lives", columns.get("tokens", [None])[0])
+    assert tags is None
+
+
+def test_what_is_read_is_said() -> None:
+    (note,) = adapt({"words": [["a"]], "labels": [["O"]]})[1]
+    assert note == "tokens are read from the column words; tags are read from the column labels"
+    assert adapt({"tokens": ["['a']"], "tags": ["['O']"]})[1] == ["lists are written as text"]
 
 
 def test_numbers_in_lists_as_text_are_tags() -> None:
-    assert read(tokens=["['a', 'b']"], tags=["[0, 1]"]).columns["tags"] == [[0, 1]]
+    assert read({"tokens": ["['a', 'b']"], "tags": ["[0, 1]"]})[1] == [[0, 1]]
 
 
 def test_a_text_without_an_entity_is_outside_and_one_without_entities_has_no_tags() -> None:
-    table = read(text=["Tom lives", "nobody here", "no annotation"], label=[[[0, 3, "PER"]], [], None])
-    assert table.columns["tags"] == [["B-PER", "O"], ["O", "O"], None]
-    assert table.columns["tokens"][2] == "no annotation"
-    assert table.notes == ("a.csv: 1 entities are spans of characters in the column label: read as words with tags",)
-    assert read(text=["a text to predict"]).columns["tokens"] == ["a text to predict"]
+    columns = {"text": ["no annotation", "Tom lives", "nobody here"], "label": [None, [[0, 3, "PER"]], []]}
+    assert read(columns) == (
+        ["no annotation", ["Tom", "lives"], ["nobody", "here"]],
+        [None, ["B-PER", "O"], ["O", "O"]],
+    )
+    assert adapt(columns)[1] == ["1 entities are spans of characters in the column label: read as words with tags"]
+    assert read({"text": ["a text"]}, needs_labels=False) == (["a text"], [None])
+    assert adapt({"text": ["a text"], "kind": ["x"]})[0] == [{"text": "a text", "kind": "x", "": 2}]  # it has no labels
 
 
 def test_the_scheme_of_the_settings_is_written() -> None:
     rows = TagRows(text_column="tokens", label_column="tags", scheme="BIOES")
-    table = read(rows, text=["Tom Miller saw New York"], label=[[[0, 3, "PER"], [4, 10, "SUR"], [15, 23, "LOC"]]])
-    assert table.columns["tags"] == [["S-PER", "S-SUR", "O", "B-LOC", "E-LOC"]]
+    columns = {"text": ["Tom Miller saw New York"], "label": [[[0, 3, "PER"], [4, 10, "SUR"], [15, 23, "LOC"]]]}
+    assert read(columns, rows)[1] == [["S-PER", "S-SUR", "O", "B-LOC", "E-LOC"]]
 
 
 def test_repairs_are_said() -> None:
     rows = TagRows(text_column="tokens", label_column="tags", repairs=True)
-    table = read(rows, text=["Tom lives", "a b"], label=[[[0, 2, "PER"], [0, 1, "X"]], [[1, 2, "Y"]]])
-    assert table.columns["tags"] == [["B-PER", "O"], ["O", "O"]]
-    assert table.notes[1:] == (
-        "a.csv: 1 entities cut a word and were widened",
-        "a.csv: 2 entities overlapped another one, or covered no word, and were dropped",
-    )
+    columns = {"text": ["Tom lives", "a b"], "label": [[[0, 2, "PER"], [0, 1, "X"]], [[1, 2, "Y"]]]}
+    assert read(columns, rows)[1] == [["B-PER", "O"], ["O", "O"]]
+    assert adapt(columns, rows)[1][1:] == [
+        "1 entities cut a word and were widened",
+        "2 entities overlapped another one, or covered no word, and were dropped",
+    ]
     with pytest.raises(InputError, match=r"a.csv:3: the entity 2-5 \(PER, 'bod'\) cuts the word 'nobody'"):
-        read(text=["Tom lives", "nobody"], label=[[[0, 3, "PER"]], [[2, 5, "PER"]]])
+        read({"text": ["Tom lives", "nobody"], "label": [[[0, 3, "PER"]], [[2, 5, "PER"]]]})
 
 
 def test_rows_that_the_annotator_rejected_are_left_out() -> None:
     spans = [[{"start": 0, "end": 1, "label": "x"}]] * 3
-    table = read(text=["a b", "c d", "e f"], spans=spans, answer=["accept", "reject", "ignore"])
-    assert table.columns["tokens"] == [["a", "b"]]
-    assert table.notes[1] == "a.csv: 2 rows were rejected or ignored by the annotator and are left out"
+    columns = {"text": ["a b", "c d", "e f"], "spans": spans, "answer": ["accept", "reject", "ignore"]}
+    assert read(columns)[0] == [["a", "b"]]
+    assert adapt(columns)[1][1] == "2 rows were rejected or ignored by the annotator and are left out"
 
 
 @pytest.mark.parametrize(
@@ -116,7 +137,7 @@ def test_rows_that_the_annotator_rejected_are_left_out() -> None:
 )  # fmt: skip
 def test_texts_that_cannot_be_read_are_an_error(columns: dict[str, list[Any]], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        read(**columns)
+        read(columns)
 
 
 # --- a word a row ----------------------------------------------------------------------------------------------------
@@ -127,7 +148,7 @@ WORDS, TAGS = ["Tom", "lives", "in", "Bonn", "Anna", "saw"], ["B-PER", "O", "O",
 @pytest.mark.parametrize(
     "columns",
     [
-        {"Sentence #": ["Sentence: 1", "", "", "", "Sentence: 2", ""], "Word": WORDS, "Tag": TAGS},
+        {"Sentence #": ["Sentence: 1", "", "", "", "Sentence: 2", ""], "Word": WORDS, "POS": TAGS[::-1], "Tag": TAGS},
         {"Sentence #": ["Sentence: 1", None, None, None, "Sentence: 2", None], "Word": WORDS, "Tag": TAGS},
         {"sentence_id": [0, 0, 0, 0, 1, 1], "words": WORDS, "labels": TAGS},
         {"doc_id": ["a", "a", "a", "a", "b", "b"], "sent_id": [1, 1, 1, 1, 1, 1], "token": WORDS, "label": TAGS},
@@ -135,35 +156,29 @@ WORDS, TAGS = ["Tom", "lives", "in", "Bonn", "Anna", "saw"], ["B-PER", "O", "O",
     ],
 )
 def test_a_word_a_row(columns: dict[str, list[Any]]) -> None:
-    table = read(**columns)
-    assert dict(table.columns) == {"tokens": [WORDS[:4], WORDS[4:]], "tags": [TAGS[:4], TAGS[4:]]}
-    assert table.lines == [2, 6]
-    assert table.word_lines == [[2, 3, 4, 5], [6, 7]]
-    assert "has a word a row; 2 sentences by " in table.notes[0]
+    assert read(columns) == ([WORDS[:4], WORDS[4:]], [TAGS[:4], TAGS[4:]])
+    rows, (note,) = adapt(columns)
+    assert [(row[""], row[WORD_LINES]) for row in rows] == [(2, [2, 3, 4, 5]), (6, [6, 7])]
+    assert "has a word a row; 2 sentences by " in note
+    assert read(columns, needs_labels=False) == ([WORDS[:4], WORDS[4:]], [None, None])
 
 
 def test_empty_rows_divide_sentences() -> None:
-    table = read(word=["", "Tom", "lives", None, "", "Anna"], tag=["", "B-PER", "O", None, "", "B-PER"])
-    assert table.columns["tokens"] == [["Tom", "lives"], ["Anna"]]
-    assert [lines[:1] for lines in table.word_lines or []] == [[3], [7]]
-    assert table.notes == ("a.csv: has a word a row; 2 sentences by empty rows",)
+    columns = {"word": ["Tom", "lives", None, "", "Anna"], "tag": ["B-PER", "O", None, "", "B-PER"]}
+    assert read(columns)[0] == [["Tom", "lives"], ["Anna"]]
+    rows, notes = adapt(columns)
+    assert [row[WORD_LINES] for row in rows] == [[2, 3], [6]]
+    assert notes == ["has a word a row; 2 sentences by empty rows"]
 
 
 def test_words_without_tags_can_be_predicted() -> None:
-    table = read(**{"Sentence #": ["1", "1", "2"], "Word": ["a", "b", "c"]})
-    assert dict(table.columns) == {"tokens": [["a", "b"], ["c"]], "tags": [None, None]}
+    columns = {"Sentence #": ["1", "1", "2"], "Word": ["a", "b", "c"]}
+    assert read(columns, needs_labels=False) == ([["a", "b"], ["c"]], [None, None])
+    assert [row.get("Word") for row in adapt(columns)[0]] == ["a", "b", "c"]  # in training they lack the column of tags
 
 
 def test_a_missing_tag_stays_missing() -> None:
-    assert read(sent_id=[1, 1], word=["a", "b"], tag=["x", None]).columns["tags"] == [["x", None]]
-
-
-def test_sentences_of_several_files_have_their_own_numbers() -> None:
-    table = make_table(sent_id=[1, 1, 1], word=["a", "b", "c"], tag=["x", "y", "x"])
-    table = Table(columns=table.columns, files=["a.csv", "a.csv", "b.csv"], lines=[2, 3, 2])
-    joined = ROWS.read_examples(table)
-    assert joined.columns["tokens"] == [["a", "b"], ["c"]]
-    assert joined.files == ["a.csv", "b.csv"]
+    assert read({"sent_id": [1, 1], "word": ["a", "b"], "tag": ["x", None]})[1] == [["x", None]]
 
 
 @pytest.mark.parametrize(
@@ -178,4 +193,4 @@ def test_sentences_of_several_files_have_their_own_numbers() -> None:
 )  # fmt: skip
 def test_words_that_cannot_be_joined_are_an_error(columns: dict[str, list[Any]], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        read(**columns)
+        read(columns)
