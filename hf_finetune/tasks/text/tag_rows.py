@@ -3,6 +3,7 @@
 They become rows of words and tags while a file is read.
 """
 
+import contextlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -106,7 +107,7 @@ class TagRows:
             yield from self.read_rows(rows, where, say)
         else:
             for number, row in rows:
-                name, text = next(iter(self.list_texts(row)), ("", None))
+                text = next(iter(self.list_texts(row)), ("", None))[1]
                 words = find_text(read_words(text), where(number)) if isinstance(text, (str, Mapping)) else text
                 yield number, {**row, self.text_column: words, self.label_column: None}
 
@@ -240,10 +241,8 @@ class SentenceBoundaries:
 def list_cells(row: Row, own: str, other: str, names: tuple[str, ...]) -> list[tuple[str, Any]]:
     """Returns the columns that have a value in a row, and the values: the own one first, never the other one."""
     cells = [(name, row[name]) for name in find_columns(tuple(row), names) if name not in (own, other)]
-    try:
+    with contextlib.suppress(KeyError):
         cells.insert(0, (own, get_value(row, own)))
-    except KeyError:
-        pass
     return [(name, value) for name, value in cells if value is not None]
 
 
