@@ -12,6 +12,7 @@ import transformers
 
 from hf_finetune.config.references import make_reference
 from hf_finetune.config.sections import RunConfig, require
+from hf_finetune.data.encoding import encode
 from hf_finetune.data.features import Features, make_features
 from hf_finetune.data.formats import name_type
 from hf_finetune.data.memory import read_memory
@@ -30,6 +31,7 @@ from hf_finetune.model.backbone import (
 )
 from hf_finetune.system.console import print_message
 from hf_finetune.system.errors import InputError
+from hf_finetune.system.files import cache_root
 from hf_finetune.system.processes import SingleProcess
 from hf_finetune.tasks.base import Task
 from hf_finetune.tasks.own_functions import Metric
@@ -124,9 +126,20 @@ class Predictor:
             limits.append(positions)
         return min(limits) if limits[0] < NO_LIMIT else min(*limits, LONGEST_DEFAULT)
 
-    def encode(self, table: Table, *, has_labels: bool) -> Features:
-        """The features of a table, without the cache of encoded texts."""
+    def encode(self, table: Table, *, has_labels: bool, root: Path | None = None) -> Features:
+        """The features of a table. root: The folder of the caches; if it is given, encoded text lies there and not in memory."""
         encoding = self.task.encoding
+        if root is not None:
+            return encode(
+                encoding,
+                table,
+                self.tokenizer,
+                self.max_length,
+                root=root,
+                has_labels=has_labels,
+                workers=self.config.data.workers,
+                say=print_message,
+            )
         arrays = encoding.tokenize(table, self.tokenizer, self.max_length)
         return make_features(arrays, encoding.labels(table, arrays) if has_labels else None)
 
@@ -283,7 +296,13 @@ class Predictor:
         return read_table(paths, self.config.data, "--data", keep_columns(spec, keep), needs_labels=needs_labels)
 
     def evaluate(
-        self, rows: Any, *, metric: str | None = None, batch_size: int = BATCH_SIZE, key: str = "metric"
+        self,
+        rows: Any,
+        *,
+        metric: str | None = None,
+        batch_size: int = BATCH_SIZE,
+        key: str = "metric",
+        root: Path | None = None,
     ) -> dict[str, float]:
         """Returns loss and metrics on labelled rows: to the last bit those of a run in fp32 on as many threads.
 
@@ -292,6 +311,7 @@ class Predictor:
             metric: An additional metric.
             batch_size: Examples a forward.
             key: What errors call `metric`.
+            root: The folder of the caches, for encoded text; it lies in memory if not given.
         """
         table = rows
         if not isinstance(rows, Table):
@@ -302,7 +322,7 @@ class Predictor:
             reason = "left out, because a metric of the Hub is loaded only if you name it"
             notes = (*notes, f"{name}: {reason}: --metric {name}, or evaluate(..., metric={name!r})")
             name = scoring.default_metric
-        features = self.encode(table, has_labels=True)
+        features = self.encode(table, has_labels=True, root=root)
         values = scoring.evaluate(
             self.make_runner(features, batch_size),
             features,
@@ -348,9 +368,13 @@ def move_model(model: Any, device: str) -> None:
 def evaluate_file(
     predictor: Predictor, data: str | Sequence[str], *, metric: str | None = None, batch_size: int = BATCH_SIZE
 ) -> dict[str, float]:
-    """Returns loss and metrics on a labelled file, or on several."""
+    """Returns loss and metrics on a labelled file, or on several.
+
+    Encoded text lies on disk, as in training, and is that of the run if it had these rows. In memory are the targets and what the
+    metrics need of each output, such as the logits of its labels.
+    """
     table = predictor.read(data, needs_labels=True)
-    return predictor.evaluate(table, metric=metric, batch_size=batch_size, key="--metric")
+    return predictor.evaluate(table, metric=metric, batch_size=batch_size, key="--metric", root=cache_root())
 
 
 def predict_texts(predictor: Predictor, texts: Sequence[str], **options: Any) -> dict[str, Any]:

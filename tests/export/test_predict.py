@@ -369,6 +369,20 @@ def test_evaluate_gives_exactly_the_test_metrics_of_the_run(runs: Runs, problem:
     assert result.results["examples"]["test"] == NUM_TEST
 
 
+def test_evaluate_reads_the_text_that_the_run_has_encoded(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, result = runs()
+    predictor = Predictor.from_pretrained(str(result.run_dir))
+    first = evaluate_file(predictor, config.data.test[0])
+
+    def tokenize(*_: object) -> None:
+        raise AssertionError("the text was encoded again")
+
+    monkeypatch.setattr("hf_finetune.tasks.classify.tokenize", tokenize)
+    assert evaluate_file(predictor, config.data.test[0]) == first == result.results["test"]
+    with pytest.raises(AssertionError, match="the text was encoded again"):
+        predictor.evaluate(tiny.make_rows(5))
+
+
 def test_an_additional_metric(classifier: Predictor, runs: Runs) -> None:
     config, result = runs()
     values = evaluate_file(classifier, config.data.test[0], metric="roc_auc")
