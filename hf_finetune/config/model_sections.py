@@ -149,7 +149,7 @@ class CacheConfig:
     Args:
         activations: Compute the frozen layers once, and store their outputs for all epochs and runs. auto: measured at the start,
             and on if it saves time on this machine. The decision is printed, and kept when the run is resumed.
-        dir: Folder of all caches, shared by all runs: encoded text and activations lie under it. If not given,
+        dir: Folder of all caches, shared by all runs: tables, encoded text and activations lie under it. If not given,
             HF_FINETUNE_CACHE, else ~/.cache/hf_finetune.
         precision: Number format of stored activations: 16-bit (fp16, or bf16 if values are too large for it) or fp32.
     """

@@ -15,7 +15,7 @@ import math
 import os
 import re
 import stat
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -223,7 +223,7 @@ def lock_entry(folder: Path, say: Callable[[str], object]) -> Iterator[None]:
 def fill_entry(
     folder: Path,
     spans: Sequence[Rows],
-    compute: Callable[[Sequence[int]], Iterable[Mapping[str, Array]]],
+    compute: Callable[[Sequence[int]], Generator[Mapping[str, Array]]],
     say: Callable[[str], object],
 ) -> dict[str, Array]:
     """Computes the parts that an entry does not have, writes them, and returns the arrays of all parts.
@@ -231,7 +231,7 @@ def fill_entry(
     Args:
         folder: The folder of the entry.
         spans: The rows of each part.
-        compute: Returns the arrays of the parts with these numbers, in this order.
+        compute: Yields the arrays of the parts with these numbers, in this order.
         say: Takes a line about damage, or about parts that were there.
 
     Raises OSError if the disk is full or cannot be written. The parts that were written before stay.
@@ -242,8 +242,8 @@ def fill_entry(
     if missing:
         describe_missing(folder, known, good, len(spans), say)
         folder.mkdir(parents=True, exist_ok=True)
-        with EntryWriter(folder) as writer:
-            for number, arrays in zip(missing, compute(missing), strict=True):
+        with EntryWriter(folder) as writer, contextlib.closing(compute(missing)) as results:
+            for number, arrays in zip(missing, results, strict=True):
                 part = writer.write(good.get(number - 1), number, spans, arrays)
                 good[number] = part
                 if number + 1 in good and not good[number + 1].follows(part):

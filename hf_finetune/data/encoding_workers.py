@@ -10,7 +10,7 @@ import pickle
 import queue
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -40,7 +40,7 @@ class PartsComputer:
     workers: int | None
     say: Callable[[str], object] | None
 
-    def __call__(self, numbers: Sequence[int]) -> Iterator[dict[str, Array]]:
+    def __call__(self, numbers: Sequence[int]) -> Generator[dict[str, Array]]:
         """Yields the arrays of these parts, in this order."""
         workers = min(self.workers or count_cores(), len(numbers)) if self.tokenizer.is_fast else 1
         total = self.spans[-1][1]

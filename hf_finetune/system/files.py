@@ -116,7 +116,7 @@ def writing_error(folder: Path, num_bytes: int, error: Exception) -> InputError:
 def cache_root(folder: str | None = None) -> Path:
     """The folder of the caches: `folder` (cache.dir) if given, else HF_FINETUNE_CACHE, else ~/.cache/hf_finetune.
 
-    Encoded text lies in its subfolder `encoded`, cached hidden states in `activations`. Both can be computed again.
+    Tables lie in its subfolder `tables`, encoded text in `encoded`, cached hidden states in `activations`. All can be made again.
     """
     if folder is not None:
         return Path(folder)

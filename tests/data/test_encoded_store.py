@@ -7,7 +7,7 @@ import os
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +52,7 @@ def make_whole() -> dict[str, Array]:
     }
 
 
-def compute(numbers: Sequence[int]) -> Iterator[Mapping[str, Array]]:
+def compute(numbers: Sequence[int]) -> Generator[Mapping[str, Array]]:
     return (make_arrays(*SPANS[number]) for number in numbers)
 
 
@@ -115,7 +115,7 @@ def test_parts_with_other_arrays_than_those_before_are_refused(tmp_path: Path) -
     ]
     for number, change in enumerate(changes):
 
-        def compute_other(numbers: Sequence[int], change: Any = change) -> Iterator[Mapping[str, Array]]:
+        def compute_other(numbers: Sequence[int], change: Any = change) -> Generator[Mapping[str, Array]]:
             for part, arrays in zip(numbers, compute(numbers), strict=True):
                 _ = part == 1 and change(arrays)
                 yield arrays
@@ -123,7 +123,12 @@ def test_parts_with_other_arrays_than_those_before_are_refused(tmp_path: Path) -
         with pytest.raises(InputError, match=r"other arrays for the rows 4 to 8 than for those before"):
             fill_entry(tmp_path / str(number), SPANS, compute_other, print)
     with pytest.raises(InputError, match="the array words of type object; give numbers"):
-        fill_entry(tmp_path / "key", [(0, 1)], lambda _: [{"words": np.array(["a"], dtype=object)}], print)
+        fill_entry(
+            tmp_path / "key",
+            [(0, 1)],
+            lambda _: (arrays for arrays in [{"words": np.array(["a"], dtype=object)}]),
+            print,
+        )
 
 
 def test_a_second_run_waits_for_the_first(tmp_path: Path) -> None:
@@ -192,7 +197,7 @@ def test_only_damaged_parts_are_computed_again(entry: Path) -> None:
     (entry / "input_ids.bin").write_bytes(content)
     numbers: list[int] = []
 
-    def count(missing: Sequence[int]) -> Iterator[Mapping[str, Array]]:
+    def count(missing: Sequence[int]) -> Generator[Mapping[str, Array]]:
         numbers.extend(missing)
         return compute(missing)
 
