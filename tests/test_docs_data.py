@@ -28,6 +28,7 @@ import yaml
 
 from hf_finetune.config.sections import RunConfig
 from hf_finetune.config.tasks import load_task
+from hf_finetune.data.features import ClassSets
 from hf_finetune.data.sources import read_table
 from hf_finetune.data.table import Table
 from hf_finetune.system.errors import InputError
@@ -94,7 +95,8 @@ def read_classes(task: type[Any], config: RunConfig, table: Table) -> list[dict[
     label = config.data.label_column if isinstance(config.data.label_column, str) else "labels"
     targets = made.encoding.labels(table, {})
     return [
-        {name: table.columns[name][row] for name in made.columns.spec.inputs} | {label: name_target(made, targets[row])}
+        {name: table.columns[name][row] for name in made.columns.spec.inputs}
+        | {label: name_target(made, targets.get(row) if isinstance(targets, ClassSets) else targets[row])}
         for row in range(len(table))
     ]
 
@@ -105,7 +107,7 @@ def name_target(task: Any, target: Any) -> Any:
         return float(target)
     if task.problem == "single_label":
         return task.label_names[int(target)]
-    return [name for name, flag in zip(task.label_names, target, strict=True) if flag]
+    return [task.label_names[number] for number in target]
 
 
 def read_questions(task: type[Any], config: RunConfig, table: Table) -> list[dict[str, Any]]:
