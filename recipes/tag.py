@@ -4,9 +4,11 @@
     accelerate launch recipes/tag.py --data.train train.conll --data.test test.conll --data.label_column 4
     hf-finetune train tag ...                                     the same after pip install, from any folder
 
-Data: JSON lines {"tokens": ["Jane", "in", "Paris"], "tags": ["B-person", "O", "B-location"]}; CoNLL files, one word per line
+Data: JSON lines {"tokens": ["Jane", "in", "Paris"], "tags": ["B-person", "O", "B-location"]}; texts with entities as spans of
+characters, as doccano, Label Studio, Prodigy and spaCy write them; tables with a word a row; CoNLL files, one word per line
 with its tag in the last column (or in the column with the number data.label_column); CoNLL-U files (data.label_column upos); or
-a data set on the Hub. Entities may be written in IOB1, IOB2 or BIOES, which is detected. Other tags are independent labels.
+a data set on the Hub. Entities may be written in IOB1, IOB2, BIOES or BILOU, which is detected. Other tags are independent
+labels.
 """
 
 import sys

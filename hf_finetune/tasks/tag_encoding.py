@@ -4,7 +4,7 @@ N features of a split, T tokens, C tags.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from operator import ne
 from typing import Any, ClassVar
@@ -127,7 +127,11 @@ class TaggingEncoding(Encoding):
     def find_warnings(self, tables: Mapping[str, Table]) -> list[str]:
         """Tags that look like those of entities and are not read as such, types that look alike, splits without an entity."""
         if self.reader.scheme == "none":
-            return [] if self.is_scheme_set else warn_of_strangers(self.label_names)
+            return (
+                []
+                if self.is_scheme_set or "train" not in tables
+                else warn_of_strangers(self.count_labels(tables["train"]))
+            )
         counts = {split: self.count_labels(table) for split, table in tables.items()}
         empty = [f"{split}: no word is in an entity" for split, kinds in counts.items() if not kinds]
         alike = find_lookalikes(list_kinds(self.label_names))
@@ -149,10 +153,10 @@ class TagCounts:
     repaired: int = 0
 
 
-def warn_of_strangers(tags: Iterable[str]) -> list[str]:
-    """Returns a warning if there are more tags that look like those of entities than others, and an O."""
-    marked, strangers = find_strangers(tags)
-    if len(marked) <= len(strangers):
+def warn_of_strangers(counts: Mapping[str, int]) -> list[str]:
+    """Returns a warning if most tags look like those of entities and some do not. counts: The number of words by tag."""
+    marked, strangers = find_strangers(counts)
+    if not strangers:
         return []
     shown = ", ".join(strangers[:MOST_SHOWN]) + (", ..." if len(strangers) > MOST_SHOWN else "")
     verb = "are" if len(strangers) > 1 else "is"

@@ -103,6 +103,17 @@ def test_numbers_are_one_label_in_all_types_of_files() -> None:
     assert encode(task, make_table([{"tokens": ["a"], "tags": ["10.0"]}])).labels.values.tolist()[1] == 1
 
 
+def test_values_of_several_types_are_not_mixed_up() -> None:
+    """1 and true are one key of a dict. A tag is read as it was the first time, whatever its row."""
+    rows = [{"tokens": ["a", "b"], "tags": tags} for tags in ([1, 0], ["1", 1.0], [0, "0"], [1, 1])]
+    table = make_table(rows, class_names=("O", "B-x"))
+    task = make_task(table)
+    names = [task.encoding.reader.read_tags(table, row) for row in (*range(4), *range(4))]
+    assert names == [["B-x", "O"], ["B-x", "B-x"], ["O", "O"], ["B-x", "B-x"]] * 2
+    with pytest.raises(InputError, match=r"rows.jsonl:1: the tag of word 1 \(a\), True, is not the name of a tag"):
+        task.encoding.reader.read_tags(make_table([{"tokens": ["a"], "tags": [True]}], class_names=("O", "B-x")), 0)
+
+
 def test_the_rows_of_a_head_are_found_in_any_form() -> None:
     from types import SimpleNamespace
 

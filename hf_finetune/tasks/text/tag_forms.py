@@ -106,9 +106,14 @@ def find_spelling(tag: str, names: Mapping[str, str]) -> str | None:
     return next((names[reading] for reading in readings if reading is not None and reading in names), None)
 
 
-def find_strangers(tags: Iterable[str]) -> tuple[list[str], list[str]]:
-    """Returns the tags that the form which most of these tags are written in has, without O, and those that it lacks."""
-    distinct = sorted(tags)
-    form = max(FORMS, key=lambda form: sum(form.read(tag) is not None for tag in distinct))
-    strangers = [tag for tag in distinct if form.read(tag) is None]
-    return [tag for tag in distinct if form.read(tag) not in (None, OUTSIDE)], strangers
+def find_strangers(counts: Mapping[str, int]) -> tuple[list[str], list[str]]:
+    """Returns the tags that look like those of entities, and those that are of another form, both without O.
+
+    Both are empty if most words that are not O have a tag of the second kind. counts: The number of words by tag.
+    """
+    form = max(FORMS, key=lambda form: sum(count for tag, count in counts.items() if form.read(tag) is not None))
+    marked = sorted(tag for tag in counts if form.read(tag) not in (None, OUTSIDE))
+    strangers = sorted(tag for tag in counts if form.read(tag) is None)
+    if sum(counts[tag] for tag in marked) <= sum(counts[tag] for tag in strangers):
+        return [], []
+    return marked, strangers

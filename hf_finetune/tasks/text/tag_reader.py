@@ -35,7 +35,7 @@ class TagReader:
         ignored: Tags of words that are not labelled; null stands for a missing tag.
         class_names: The names of numbers, from 0; () if the data name their classes themselves, or have no numbers.
         label_names: The labels of the task. If tags mark entities, tags in another form of these are read as them.
-        known: The tags that were read before, by the names of the table's classes.
+        known: The tags that were read before, by the names of the table's classes and the type.
     """
 
     text_column: str
@@ -45,9 +45,7 @@ class TagReader:
     ignored: tuple[str, ...] = ()
     class_names: tuple[str, ...] = ()
     label_names: tuple[str, ...] = ()
-    known: dict[Hashable, dict[tuple[type, Any], str]] = field(
-        init=False, default_factory=dict, compare=False, repr=False
-    )
+    known: dict[Hashable, dict[Any, str]] = field(init=False, default_factory=dict, compare=False, repr=False)
 
     def read_words(self, table: Table, row: int) -> list[str]:
         """Returns the words of a row. A string without tags is split into words, as `predict --text` does."""
@@ -77,13 +75,18 @@ class TagReader:
             raise InputError(
                 f"{table.where(row)}: {len(value)} {self.label_column} for {len(words)} {self.text_column}"
             )
-        known = self.known.setdefault(table.class_names, {})
+        types = set(map(type, value))
+        known = self.get_known(table, types.pop()) if len(types) == 1 else {}
         try:
-            return [known[type(tag), tag] for tag in value]
-        except (KeyError, TypeError):  # one that is new, or cannot be hashed
-            return [self.read_name(table, row, word, known) for word in range(len(value))]
+            return [known[tag] for tag in value]
+        except (KeyError, TypeError):  # one that is new, or cannot be hashed; or tags of several types
+            return [self.read_name(table, row, word) for word in range(len(value))]
 
-    def read_name(self, table: Table, row: int, word: int, known: dict[tuple[type, Any], str]) -> str:
+    def get_known(self, table: Table, kind: type) -> dict[Any, str]:
+        """Returns the tags of a type that were read before: 1, 1.0 and true would be one key."""
+        return self.known.setdefault((table.class_names, kind), {})
+
+    def read_name(self, table: Table, row: int, word: int) -> str:
         """Returns the tag of one word in canonical form, and adds it to the known ones."""
         value = table.columns[self.label_column][row][word]
         is_plain = not isinstance(value, (bool, list, tuple, dict))
@@ -102,7 +105,7 @@ class TagReader:
         else:
             name = self.find_label(self.name_number(table, row, word, label))
         if isinstance(value, Hashable) and value == value:  # not nan
-            known[type(value), value] = name
+            self.get_known(table, type(value))[value] = name
         return name
 
     def name_number(self, table: Table, row: int, word: int, label: str) -> str:
@@ -161,8 +164,9 @@ class TagReader:
     def read_tag_numbers(self, table: Table, row: int, numbers: Mapping[str, int]) -> list[int]:
         """Returns the tags of a row as numbers, IGNORED for words that are not labelled. InputError if `numbers` lacks a tag."""
         tags = self.read_tags(table, row)
-        for word, tag in enumerate(tags):
-            if tag not in numbers and tag != IGNORED_TAG:
+        strangers = set(tags) - numbers.keys() - {IGNORED_TAG}
+        for word, tag in enumerate(tags if strangers else ()):
+            if tag in strangers:
                 raise InputError(
                     f"{self.describe_tag(table, row, word, tag)}, is not among the {len(numbers)} that training has"
                     f"; {suggest_names(tag, tuple(numbers))}"

@@ -68,8 +68,9 @@ def test_other_sets_of_tags_are_left_alone(tags: str) -> None:
 
 
 def test_strangers_are_found() -> None:
-    assert find_strangers(["O", "b_x", "i_x", "0", "PER"]) == (["b_x", "i_x"], ["0", "PER"])
-    assert find_strangers(["NOUN", "VERB"])[0] == []
+    assert find_strangers({"O": 9, "b_x": 2, "i_x": 2, "0": 1, "PER": 1}) == (["b_x", "i_x"], ["0", "PER"])
+    assert find_strangers({"O": 9, "B-x": 40, "d1": 1, "d2": 1, "d3": 1}) == (["B-x"], ["d1", "d2", "d3"])
+    assert find_strangers({"O": 9, "B-x": 1, "NOUN": 4}) == find_strangers({"NOUN": 1, "VERB": 1}) == ([], [])
 
 
 def test_a_label_wins_over_what_a_form_makes_of_it() -> None:
