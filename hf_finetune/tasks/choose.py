@@ -5,7 +5,7 @@ B features of a batch, N features of a split, S sequences, C choices of a row.
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -253,10 +253,7 @@ class Choice(Task):
         """Finds the reading of labels that fits the most training rows. InputError at the first row that it does not fit."""
         columns = cls.make_columns(config)
         reader = ChoiceReader(choice_columns=columns.choices, label_column=columns.label)
-        reader = replace(reader, reading=reader.guess_reading(table))
-        for row in range(len(table)):
-            reader.read_label(table, row)
-        return cls.from_state(config, {"reading": reader.reading})
+        return cls.from_state(config, {"reading": reader.fit(table).reading})
 
     @classmethod
     def from_state(cls, config: RunConfig, state: Mapping[str, Any]) -> "Choice":

@@ -206,8 +206,9 @@ def test_the_reader_alone() -> None:
     assert READER.read_choices(table, 0) == Choices(texts=("cat", "dog", "bird"))
     assert READER.read_choices(table, 1) == Choices(texts=("cat", "dog"), names=("a", "b"))
     assert READER.read_label(table, 0) == 1
-    assert READER.guess_reading(table.take([1])) == "name"
-    assert READER.guess_reading(make_table([make_row("none")])) == "index"
+    assert READER.fit(table.take([1])).reading == "name"
+    with pytest.raises(InputError, match=r"label \(none\) names none of the 3 choices, or several; labels are indices"):
+        READER.fit(make_table([make_row("none")]))
 
 
 def test_encoding_alone() -> None:
@@ -356,6 +357,10 @@ def test_rows_in_other_columns_are_predicted_and_evaluated_the_same(trained: Pat
     path = tiny.write_jsonl(tmp_path / "others.jsonl", others)
     assert evaluate_file(predictor, str(path)) == predictor.evaluate(rows)
     assert list(iterate_predictions(predictor, str(path), batch_size=4)) == predictor.predict(rows, batch_size=4)
+    with pytest.raises(
+        InputError, match=r"others.jsonl:1: no column 'title' \(columns: question, options, answer\); see --keep"
+    ):
+        list(iterate_predictions(predictor, str(path), keep=("title",)))
     unlabelled = [{name: row[name] for name in ("question", "options")} for row in others]
     assert predictor.predict(unlabelled) == predictor.predict(rows)
 

@@ -4,11 +4,11 @@ C choices of a row.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from hf_finetune.data.literals import read_literal
-from hf_finetune.data.table import Table
+from hf_finetune.data.table import Table, is_text
 from hf_finetune.system.errors import InputError
 from hf_finetune.tasks.labels import canonical_label, clean_label
 
@@ -69,15 +69,16 @@ class ChoiceReader:
 
     def read_choices(self, table: Table, row: int) -> Choices:
         """Returns the choices of a row. InputError with file and line if there are fewer than two, or if one is not a text."""
-        where = f"{table.where(row)}: {', '.join(self.choice_columns)}"
         texts, names = self.read_list(table, row)
-        for number, text in enumerate(texts):
-            if not isinstance(text, str) or not text.strip():
-                raise InputError(f"{where}: choice {number} ({text!r}) is not a text")
-        if len(texts) < 2:
-            raise InputError(f"{where}: needs at least two choices, has {len(texts)}")
-        if names and len(names) != len(texts):
-            raise InputError(f"{where}: {len(names)} labels for {len(texts)} choices")
+        fault = next(
+            (f"choice {number} ({text!r}) is not a text" for number, text in enumerate(texts) if not is_text(text)), ""
+        )
+        if not fault and len(texts) < 2:
+            fault = f"needs at least two choices, has {len(texts)}"
+        if not fault and names and len(names) != len(texts):
+            fault = f"{len(names)} labels for {len(texts)} choices"
+        if fault:
+            raise InputError(f"{table.where(row)}: {', '.join(self.choice_columns)}: {fault}")
         return Choices(texts=tuple(texts), names=tuple(map(str, names)))
 
     def read_list(self, table: Table, row: int) -> tuple[list[Any], Sequence[Any]]:
@@ -111,13 +112,21 @@ class ChoiceReader:
                 found.append(choices.find_index(label, reading))
         return indices
 
-    def guess_reading(self, table: Table) -> str:
-        """Returns the reading in which the labels of the most rows name a choice; index if they do in none."""
+    def fit(self, table: Table) -> "ChoiceReader":
+        """Returns the reader with the reading in which the labels of the most rows name a choice; index if they do in none.
+
+        InputError at the first row whose label names no choice in it.
+        """
         indices = self.find_readings(table)
         counts = {reading: sum(index is not None for index in found) for reading, found in indices.items()}
-        if not any(counts.values()):
-            return "index"
-        return max(READINGS, key=lambda reading: counts[reading])  # the first of equal ones
+        reading = "index"
+        if any(counts.values()):
+            reading = max(READINGS, key=lambda reading: counts[reading])  # the first of equal ones
+        reader = replace(self, reading=reading)
+        for row, index in enumerate(indices[reading]):
+            if index is None:
+                reader.read_label(table, row)  # raises the error
+        return reader
 
     def find_other_readings(self, table: Table) -> list[str]:
         """Returns the readings in which every label names a choice, but not always the one that it names in this reading."""
@@ -128,10 +137,10 @@ class ChoiceReader:
         """Returns the right choice of a row, from 0. InputError with file and line if the label names none."""
         label, choices = table.columns[self.label_column][row], self.read_choices(table, row)
         index = choices.find_index(label, self.reading)
-        where = f"{table.where(row)}: {self.label_column}"
-        if clean_label(label) is None:
-            raise InputError(f"{where} is missing; data.label_column names the column of the right choice")
         if index is None:
+            where = f"{table.where(row)}: {self.label_column}"
+            if clean_label(label) is None:
+                raise InputError(f"{where} is missing; data.label_column names the column of the right choice")
             count = len(choices.texts)
             named = f"choices {', '.join(choices.names)}" if self.reading == "name" else f"{count} choices"
             raise InputError(
