@@ -114,7 +114,7 @@ def take_values(row: Any, where: str, config: DataConfig, spec: ColumnSpec) -> t
         try:
             values.append(get_value(row, name))
         except KeyError:
-            if name not in spec.optional:
+            if spec.requires(name, row):
                 raise missing_column_error(where, name, row, config, spec) from None
             values.append(None)
     return tuple(values)

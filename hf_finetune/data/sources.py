@@ -274,7 +274,7 @@ def make_hub_table(
     """
     if any("." in column and column not in rows.column_names for column in spec.columns):
         rows = rows.flatten()  # so that {"translation": {"de": ...}} has the column translation.de
-    for column in (*spec.inputs, *spec.labels):
+    for column in (*spec.inputs, *spec.labels, *spec.kept):
         if column not in rows.column_names and spec.requires(column, rows.column_names):
             setting, names = find_column_setting(column, config, spec), ", ".join(rows.column_names)
             raise InputError(f"{setting} ({column}): {origin} has no such column (columns: {names})")

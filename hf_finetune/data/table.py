@@ -159,6 +159,7 @@ class ColumnSpec:
         strata: The column whose values are spread evenly over the splits.
         in_order: True if splits are taken from the end of the rows instead of drawn at random.
         settings: The setting that names a column, for errors, if it is not data.text_columns or data.label_column.
+        kept: Columns that every row must have for another purpose than the task's.
         alternatives: Sets of columns, each of which a row may have instead of the inputs and labels.
         also_read: Columns that convert_rows takes, too, if a row has them.
         convert_rows: Returns the table with the task's own columns, made of those two. Rows stay as many. No value is checked.
@@ -176,6 +177,7 @@ class ColumnSpec:
     strata: str | None = None
     in_order: bool = False
     settings: Mapping[str, str] = field(default_factory=dict)
+    kept: tuple[str, ...] = ()
     alternatives: tuple[tuple[str, ...], ...] = ()
     also_read: tuple[str, ...] = ()
     convert_rows: Callable[[Table], Table] | None = None
@@ -186,7 +188,7 @@ class ColumnSpec:
     @cached_property
     def own_columns(self) -> tuple[str, ...]:
         """The columns of the task's examples, each once."""
-        return tuple(dict.fromkeys((*self.inputs, *self.labels, *self.optional)))
+        return tuple(dict.fromkeys((*self.inputs, *self.labels, *self.optional, *self.kept)))
 
     @cached_property
     def columns(self) -> tuple[str, ...]:
@@ -196,6 +198,8 @@ class ColumnSpec:
 
     def requires(self, column: str, present: Container[str], *, needs_labels: bool = True) -> bool:
         """True if rows that have the columns `present` cannot be read without `column`. needs_labels: Rows need labels."""
+        if column in self.kept:
+            return True
         if column not in self.inputs and not (needs_labels and column in self.labels):
             return False
         return not any(all(name in present for name in names) for names in self.alternatives)

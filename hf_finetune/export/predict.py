@@ -348,8 +348,7 @@ def part_sizes(batch_size: int) -> Iterator[int]:
 def keep_columns(spec: ColumnSpec, names: Sequence[str]) -> ColumnSpec:
     """Returns columns to read with further ones, which --keep names."""
     settings = {**dict.fromkeys(names, "--keep"), **spec.settings}
-    alternatives = tuple((*columns, *names) for columns in spec.alternatives)
-    return replace(spec, inputs=(*spec.inputs, *names), alternatives=alternatives, settings=settings)
+    return replace(spec, kept=tuple(names), settings=settings)
 
 
 def get_fields(recorded: RecordedTask) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Multiple choice in the columns and forms of public data sets; labels that can be read in two ways."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from support import tiny
 
 from hf_finetune.config.sections import DataConfig, ModelConfig, RunConfig
 from hf_finetune.data.memory import read_memory
+from hf_finetune.data.shards import find_streamed_data
 from hf_finetune.data.sources import read_table
 from hf_finetune.data.table import Table
 from hf_finetune.system.errors import InputError
@@ -232,3 +234,16 @@ def test_a_file_of_arcs_is_read_as_the_rows_of_the_task(tmp_path: Path) -> None:
         arrays = task.encoding.tokenize(table, tokenizer, 32)
         encoded.append((arrays["input_ids"].tolist(), task.encoding.labels(table, arrays).tolist()))
     assert encoded[0] == encoded[1]
+
+
+def test_a_stream_of_such_rows_is_read_the_same(tmp_path: Path) -> None:
+    row, label, values = EXPECTED["arc"]
+    path = tiny.write_jsonl(tmp_path / "a.jsonl", [{**row, label: value} for value in values])
+    config = make_config()
+    spec = Choice.make_columns(config).spec
+    data = find_streamed_data(replace(config.data, train=(str(path),)), spec)
+    table = data.make_table([row for shard in data.shards for row in shard.read()], spec)
+    assert list_examples(table) == [(STEM, tuple(TEXTS), index) for index in range(4)]
+    tiny.write_jsonl(path, [{"query": STEM}])
+    with pytest.raises(InputError, match=r"a\.jsonl:1: no column 'stem'"):
+        list(data.shards[0].read())
