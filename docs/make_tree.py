@@ -5,7 +5,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 BEGIN, END = "<!-- files: made by docs/make_tree.py -->\n", "<!-- end of files -->"
-TOP = ("train.py", "recipe.py", "cli.py", "verify.py")
+TOP = ("train.py", "recipe.py", "cli.py", "cli_data.py", "verify.py")
 FOLDERS = (
     "system",
     "config",
@@ -23,7 +23,8 @@ OTHERS = {
     "benchmarks/": "Comparisons with transformers.Trainer and others; benchmarks/results/ has their figures.",
     "docs/": "Tasks, Python, your own parts, training, training on, design, performance, reliability, settings, results.",
     "tests/": "A test file for each module, in the same folders; tests/recipes/ runs every recipe.",
-    "outputs/NAME/": "A run: config.yaml, environment.json, metrics.jsonl, tensorboard/, checkpoints/, model/, results.json.",
+    "outputs/NAME/": "A run: config.yaml, data.json, environment.json, metrics.jsonl, tensorboard/, checkpoints/, model/, "
+    "results.json.",
 }
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from hf_finetune import __version__
+from hf_finetune.cli_data import add_data, run_data
 from hf_finetune.cli_predict import add_evaluate, add_predict
 from hf_finetune.config.sections import AdapterConfig, FreezeConfig
 from hf_finetune.config.tasks import TASKS
@@ -36,6 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return run_train(words[1:])
     if words[:1] == ["verify-resume"] and len(words) >= 2 and not words[1].startswith("-"):
         return run_verify_resume(words[1], words[2:])
+    if words[:1] == ["data"] and len(words) >= 2 and not {"--help", "-h"} & {*words}:
+        return run_data(words[1:])
     options = build_parser().parse_args(words)
     return report_errors(lambda: options.function(options), debug=options.debug)
 
@@ -47,6 +50,7 @@ def build_parser() -> Parser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=Parser)
     add_train(commands)
     add_verify_resume(commands)
+    add_data(commands)
     add_inspect(commands)
     add_evaluate(commands)
     add_predict(commands)

@@ -82,10 +82,11 @@ def train_and_export(config: RunConfig, runtime: Runtime, parts: Parts) -> dict[
 
     with runtime.signals.deferred():  # from here on, a signal saves before it stops the run
         cache = decide_on_cache(run, progress, clock)
-        report.announce(run, cache.lines, notes)
+        report.announce(run, cache.lines, notes, is_resumed=progress.update > 0)
         run, progress = attach_cache(run, progress, cache, clock)
         preflight_check(run)  # after the cache, because it evaluates in the way that the run will
-        runtime.on_main(lambda: record_run(given, runtime, describe_inputs(config, run.parts, run.splits.num_rows)))
+        inputs = runtime.on_main(lambda: describe_inputs(config, run.parts, run.splits.num_rows))
+        runtime.on_main(lambda: record_run(given, runtime, inputs, run.data_report))
         tracker = tracking.Tracking(config, runtime, start_update=progress.update)
 
         # Train: one stage, or several with freeze.unfreeze

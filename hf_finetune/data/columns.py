@@ -126,13 +126,18 @@ def hash_rows(table: "Table", names: Sequence[str], change: Callable[[str], str]
     """
     hashes = np.empty(len(table), dtype=np.uint64)
     position = 0
-    for parts in zip(*(iterate(table.columns[name]) for name in names), strict=True):
-        keys = (b"\xfe".join(to_bytes(value, change) for value in row) for row in zip(*parts, strict=True))
-        digests = b"".join(hashlib.blake2b(key, digest_size=8).digest() for key in keys)
-        part = np.frombuffer(digests, dtype="<u8")
+    for part in iterate_hashes(table, names, change):
         hashes[position : position + len(part)] = part
         position += len(part)
     return hashes
+
+
+def iterate_hashes(table: "Table", names: Sequence[str], change: Callable[[str], str] | None = None) -> Iterator[Array]:
+    """Yields the hashes of hash_rows() in arrays of at most ROWS_AT_ONCE."""
+    for parts in zip(*(iterate(table.columns[name]) for name in names), strict=True):
+        keys = (b"\xfe".join(to_bytes(value, change) for value in row) for row in zip(*parts, strict=True))
+        digests = b"".join(hashlib.blake2b(key, digest_size=8).digest() for key in keys)
+        yield np.frombuffer(digests, dtype="<u8")
 
 
 def to_bytes(value: Any, change: Callable[[str], str] | None = None) -> bytes:

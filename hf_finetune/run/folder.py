@@ -19,6 +19,7 @@ from filelock import FileLock, Timeout
 
 from hf_finetune.config.loading import to_yaml
 from hf_finetune.config.sections import RunConfig, changed_keys, to_dict
+from hf_finetune.data.report import DATA_REPORT, DataReport
 from hf_finetune.model.backbone import holds_model
 from hf_finetune.run.checkpoint import find_last, read_manifests
 from hf_finetune.run.inputs import INPUTS
@@ -157,8 +158,8 @@ def describe_new_run(config: RunConfig, source: Path | None = None) -> str:
     return f"begin a new run: set name to {name} and start_from to {source}"
 
 
-def record_run(config: RunConfig, runtime: Runtime, inputs: Mapping[str, Any]) -> None:
-    """Writes config.yaml, inputs.json and environment.json. Called when nothing can refuse the run any more.
+def record_run(config: RunConfig, runtime: Runtime, inputs: Mapping[str, Any], data_report: DataReport) -> None:
+    """Writes config.yaml, inputs.json, data.json and environment.json. Called when nothing can refuse the run any more.
 
     With checkpoint.resume never, first moves the files of an earlier run of this name to another folder.
     """
@@ -166,6 +167,7 @@ def record_run(config: RunConfig, runtime: Runtime, inputs: Mapping[str, Any]) -
         archive_run(config.run_dir)
     write_atomically(config.run_dir / "config.yaml", to_yaml(config).encode())
     write_atomically(config.run_dir / INPUTS, json.dumps(inputs, indent=2).encode())
+    write_atomically(config.run_dir / DATA_REPORT, data_report.to_json().encode())
     environment = json.dumps(describe_environment(runtime), indent=2)
     write_atomically(config.run_dir / "environment.json", environment.encode())
 

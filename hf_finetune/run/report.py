@@ -1,6 +1,6 @@
 """The lines that a run prints: before update 0 what was resolved and why, and at the end the results and what to run next."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -8,11 +8,13 @@ import torch
 from hf_finetune.config.optimizers import OPTIMIZERS
 from hf_finetune.config.sections import RunConfig, get_length, to_dict
 from hf_finetune.data import splits
+from hf_finetune.data.report import DATA_REPORT
 from hf_finetune.model import lora
 from hf_finetune.model.freezing import SHARED_BLOCK
 from hf_finetune.run.average import AverageOfCheckpoints
 from hf_finetune.run.training_run import Clock, TrainingRun
 from hf_finetune.system import processes
+from hf_finetune.system.console import align_columns, label_lines
 from hf_finetune.training.loop import make_micro_batch_limit
 from hf_finetune.training.progress import Progress
 
@@ -22,10 +24,11 @@ LAST_BLOCK = "after attention, only the first token is computed: the head reads 
 # --- before update 0 ------------------------------------------------------------------------------------------------
 
 
-def announce(run: TrainingRun, cache_lines: Sequence[str], notes: Sequence[str]) -> None:
+def announce(run: TrainingRun, cache_lines: Sequence[str], notes: Sequence[str], *, is_resumed: bool = False) -> None:
     """Prints what was resolved, and why, before update 0.
 
-    cache_lines: the decision on the activation cache. notes: lines about the checkpoint that the run resumes from.
+    cache_lines: the decision on the activation cache. notes: lines about the checkpoint that the run resumes from. is_resumed:
+    the warnings about the data were printed before.
     """
     config, plan, state = run.config, run.plan, run.train_state
     counts = ", ".join(
@@ -35,8 +38,9 @@ def announce(run: TrainingRun, cache_lines: Sequence[str], notes: Sequence[str])
     lines = label_lines("run", [str(config.run_dir)])
     lines += label_lines("backbone", [config.model.backbone.split("#")[0], *describe_start(run)])
     lines += label_lines("examples", [counts, *describe_windows(run), *run.splits.notes, *warn_of_seen_rows(run)])
-    for name, line in run.task.encoding.describe(run.features["train"], run.splits.train, run.max_length):
+    for name, line in run.data_report.recognised:
         lines += label_lines(name, [line])
+    lines += label_lines("data", describe_data(run, is_resumed=is_resumed))
     lines += label_lines("metric", [f"{run.metric} on validation, {better} is better"])
     lines += label_lines("own parts", describe_parts(run))
     lines += label_lines("updates", [describe_updates(run)])
@@ -81,16 +85,18 @@ def warn_of_seen_rows(run: TrainingRun) -> list[str]:
     ]
 
 
+def describe_data(run: TrainingRun, *, is_resumed: bool) -> list[str]:
+    """Returns the line that says where the report on the data is, and its warnings unless they were printed before."""
+    report = run.data_report
+    line = f"{report.count_warnings()}; the report is in {run.config.run_dir / DATA_REPORT}"
+    return [line, *([] if is_resumed else [f"warning: {sentence}" for sentence in report.warnings])]
+
+
 def announce_stage(run: TrainingRun, cache_lines: Sequence[str], progress: Progress) -> None:
     """Prints the new freeze plan and the decision on the cache when freeze.unfreeze starts a stage."""
     epoch = run.schedule.epoch(progress.update + 1)
     lines = [f"\nunfreezing from epoch {epoch} on", run.plan.describe(), *label_lines("cache", cache_lines)]
     run.runtime.say("\n".join(lines) + "\n")
-
-
-def label_lines(label: str, lines: Iterable[str]) -> list[str]:
-    """Returns the lines with the label in a column before the first one."""
-    return [f"{label if number == 0 else '':<12}{line}" for number, line in enumerate(lines)]
 
 
 def describe_parts(run: TrainingRun) -> list[str]:
@@ -278,14 +284,6 @@ def join_options(options: Mapping[str, Any]) -> str:
 def format_metrics(values: Mapping[str, float]) -> str:
     """Returns metrics on one line, without those of a single type (f1/person)."""
     return "  ".join(f"{name} {value:.4f}" for name, value in values.items() if "/" not in name)
-
-
-def align_columns(rows: Sequence[Sequence[str]]) -> str:
-    """Returns the rows of a table as lines with aligned columns."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return "\n".join(
-        "  " + "  ".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True)) for row in rows
-    )
 
 
 def make_type_table(values: Mapping[str, float]) -> list[tuple[str, ...]]:

@@ -17,6 +17,7 @@ from hf_finetune.model import backbone, freezing, lora
 from hf_finetune.model.backbone import Backbone
 from hf_finetune.model.structure import ModelStructure, analyze_structure
 from hf_finetune.run.augmentation import AugmentedFeatures, RowFunction
+from hf_finetune.run.data_report import report_on_features, report_on_rows
 from hf_finetune.run.parts import NO_PARTS, Parts, load_parts
 from hf_finetune.run.streaming import StreamedBatches, load_streamed_splits, open_stream
 from hf_finetune.run.training_run import Clock, Stage, TrainingRun
@@ -47,12 +48,18 @@ def set_up(
         if parts.loss is not None:
             task = task.with_loss(parts.loss, config)
         metric, more_metrics = choose_metrics(config, task.scoring, parts)  # checked before anything is trained
+        tables = splits.tables()
+        drawn = tables.keys() - splits.num_rows.keys()
+        report = runtime.on_main(lambda: report_on_rows(tables, task, drawn, is_sample=streamed is not None).check_strict(config.data.strict))
         loaded = backbone.load_backbone(config.model, task.head, backbone.load_tokenizer(config.model))
         task.prepare_model(loaded.model, loaded.tokenizer)
         max_length = backbone.resolve_max_length(loaded, config.data.max_length)
         loaded = lora.add_adapters(loaded, config.adapter, config.freeze, config.seed)
     with clock("encode"):
         features = encode_splits(splits, task.encoding, loaded.tokenizer, max_length, config, runtime)
+        options: dict[str, Any] = {"tokenizer": loaded.tokenizer, "max_length": max_length}
+        report = runtime.on_main(lambda: report_on_features(report, tables, features, task, **options))
+        report.check_strict(config.data.strict)
     stream, augmented = None, None
     if streamed is not None:
         stream = StreamedBatches(streamed, task, loaded.tokenizer, max_length, config, runtime)
@@ -77,6 +84,7 @@ def set_up(
         backbone=loaded,
         max_length=max_length,
         features=features,
+        data_report=report,
         schedule=schedule,
         stage=prepare_stage(loaded, structure, freeze, config, runtime, parts.optimizer),
         trainable_in_last_stage=last_plan.trainable,

@@ -14,6 +14,7 @@ import torch
 from hf_finetune.config.optimizers import OPTIMIZERS
 from hf_finetune.config.sections import RunConfig, TrainConfig
 from hf_finetune.data.features import Array, Features
+from hf_finetune.data.report import DataReport
 from hf_finetune.data.splits import Splits
 from hf_finetune.forward.plan import FULL_FORWARD
 from hf_finetune.model.backbone import Backbone
@@ -64,6 +65,7 @@ class TrainingRun:
         metric: The metric that decides which checkpoint is best.
         max_length: Longest input in tokens.
         features: By split.
+        data_report: What may be wrong with the data.
         stage: The current stage.
         trainable_in_last_stage: Names of the parameters that train in the last stage.
         more_metrics: Names of the metrics of evaluation.metrics that are not one's own.
@@ -80,6 +82,7 @@ class TrainingRun:
     backbone: Backbone
     max_length: int
     features: dict[str, Features]
+    data_report: DataReport
     schedule: Schedule | StreamedSchedule
     stage: Stage
     trainable_in_last_stage: frozenset[str]

@@ -5,6 +5,7 @@ logging.getLogger("hf_finetune").setLevel(logging.WARNING)
 
 import logging
 import sys
+from collections.abc import Iterable, Sequence
 from importlib.util import find_spec
 from typing import Any
 
@@ -54,3 +55,16 @@ def make_progress_bar(*, is_main: bool, **options: Any) -> Any:
     from tqdm import tqdm
 
     return tqdm(**options, disable=not (is_main and sys.stderr.isatty()))
+
+
+def label_lines(label: str, lines: Iterable[str]) -> list[str]:
+    """Returns the lines with the label in a column before the first one."""
+    return [f"{label if number == 0 else '':<12}{line}" for number, line in enumerate(lines)]
+
+
+def align_columns(rows: Sequence[Sequence[str]], *, left: bool = False) -> str:
+    """Returns the rows of a table as lines with aligned columns. left: Cells begin at the same place, instead of ending there."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    side = "<" if left else ">"
+    lines = ["  ".join(f"{cell:{side}{width}}" for cell, width in zip(row, widths, strict=True)) for row in rows]
+    return "\n".join(f"  {line}".rstrip() for line in lines)

@@ -221,6 +221,9 @@ class Task(ABC):
         """Returns what from_table() learned from the training table, as plain values. It is equal for equal data."""
         return {}
 
+    def prepare_tokenizer(self, tokenizer: Any) -> None:  # noqa: B027
+        """Changes the tokenizer before texts are encoded, without a model. prepare_model() does this too."""
+
     def prepare_model(self, model: Any, tokenizer: Any) -> None:  # noqa: B027 - most tasks have nothing to change
         """Changes the model's config, generation settings or the tokenizer before training; the exported model has them too.
 

@@ -234,9 +234,8 @@ class Instruction(Task):
         """The template, which the run's numbers depend on."""
         return {"template": self.template}
 
-    def prepare_model(self, model: Any, tokenizer: Any) -> None:
-        """Gives the tokenizer the template, and the model greedy generation that ends with the answer. InputError if there is
-        no template, or if the model is not causal."""
+    def prepare_tokenizer(self, tokenizer: Any) -> None:
+        """Gives the tokenizer the template. InputError if there is none."""
         if self.template:
             tokenizer.chat_template = self.template
         if not isinstance(tokenizer.chat_template, str):
@@ -244,6 +243,11 @@ class Instruction(Task):
                 "task.chat_template (None): is needed: this backbone's tokenizer has no chat template; name a file with one "
                 "(Jinja), such as ChatML's"
             )
+
+    def prepare_model(self, model: Any, tokenizer: Any) -> None:
+        """Gives the tokenizer the template, and the model greedy generation that ends with the answer. InputError if there is
+        no template, or if the model is not causal."""
+        self.prepare_tokenizer(tokenizer)
         end_ids = add_turn_end(get_end_ids(model, tokenizer), tokenizer)
         set_greedy_generation(model, tokenizer, end_ids=end_ids, max_new_tokens=self.max_target_length)
         check_is_causal(model)

@@ -84,7 +84,7 @@ def test_the_model_folder_holds_weights_tokenizer_card_and_nothing_else(runs: An
     _, result = runs(problem)
     assert {path.name for path in result.model_dir.iterdir()} == FILES
     assert {path.name for path in result.run_dir.iterdir()} == {
-        "checkpoints", "config.yaml", "environment.json", "inputs.json", "metrics.jsonl", "model", "results.json",
+        "checkpoints", "config.yaml", "data.json", "environment.json", "inputs.json", "metrics.jsonl", "model", "results.json",
     }  # fmt: skip
 
 

@@ -54,7 +54,8 @@ def test_every_problem_learns_and_leaves_the_promised_files(
     losses = [row["train/loss"] for row in rows if "train/loss" in row]
     assert sum(losses[-4:]) < sum(losses[:4]) * 0.7
     assert {path.name for path in config.run_dir.iterdir()} == {
-        "config.yaml", "environment.json", "inputs.json", "metrics.jsonl", "tensorboard", "checkpoints", "model", "results.json",
+        "config.yaml", "data.json", "environment.json", "inputs.json", "metrics.jsonl", "tensorboard", "checkpoints", "model",
+        "results.json",
     }  # fmt: skip
     assert {path.name for path in (config.run_dir / "model").iterdir()} == MODEL_FILES
     assert result.results["reload_difference"] == 0.0

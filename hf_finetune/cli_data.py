@@ -1,0 +1,178 @@
+"""The command `hf-finetune data`: the report on data without training.
+
+torch is imported only if model.backbone is given: its import takes longer than the report on small files.
+"""
+
+import argparse
+import json
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from hf_finetune.config.loading import load_config, split_arguments
+from hf_finetune.config.recipes import read_defaults
+from hf_finetune.config.sections import DataConfig, RunConfig
+from hf_finetune.config.tasks import TASKS, load_task
+from hf_finetune.recipe import report_errors
+from hf_finetune.system.console import align_columns, label_lines
+from hf_finetune.system.errors import InputError
+
+if TYPE_CHECKING:
+    from hf_finetune.data.column_report import ColumnSummary
+
+DESCRIPTION = """Reports on data without training: rows, labels, what was recognised in the files, and what may be wrong, as a run
+does before it trains. Without --task, reports on the columns and the tasks that they fit."""
+OPTIONS = {
+    "--task NAME": f"one of {', '.join(TASKS)}, or your own class as my_package.tasks:MyTask",
+    "--validation FILE ...": "validation data, as data.validation",
+    "--test FILE ...": "test data, as data.test",
+    "--format json": "print all of the report as JSON, as data.json holds it",
+    "--strict": "exit code 2 if there are warnings, as data.strict",
+    "--SECTION.KEY VALUE": "settings of the task's recipe, such as --data.label_column stars. With --model.backbone, texts that "
+    "are cut and characters that its tokenizer does not know are reported too",
+}
+USAGE = "hf-finetune data FILE ... [--task NAME] [options] [settings]"
+NO_BACKBONE = "none"  # stands for model.backbone, which settings must have and the report does not need
+SHORT = {"task": "task.kind", "validation": "data.validation", "test": "data.test"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """The words of the command line.
+
+    Attributes:
+        files: The training data.
+        kind: The task; None if it is not named.
+        settings: The settings as words of a command line.
+        is_json: Print JSON.
+        is_strict: Warnings are errors.
+        has_backbone: The settings name a backbone.
+    """
+
+    files: tuple[str, ...]
+    kind: str | None
+    settings: tuple[str, ...]
+    is_json: bool
+    is_strict: bool
+    has_backbone: bool
+
+
+def add_data(commands: Any) -> None:
+    """Adds the parser of hf-finetune data, which prints its help. run_data() reads the words."""
+    lines = "\n".join(f"  {name:<24}{text}" for name, text in OPTIONS.items())
+    parser = commands.add_parser(
+        "data",
+        help="report on data without training: labels, duplicates, shared rows, and more",
+        usage=USAGE,
+        description=DESCRIPTION,
+        epilog=f"options:\n{lines}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(function=lambda options: run_data([]))
+
+
+def run_data(words: Sequence[str]) -> int:
+    """Runs hf-finetune data, and returns the exit code: 2 if the data cannot be used, or with --strict if there are warnings."""
+    return report_errors(lambda: print_report(read_request(words)), debug="--debug" in words)
+
+
+def read_request(words: Sequence[str]) -> Request:
+    """Returns what the words ask for. InputError if they cannot be read."""
+    flags = {"--debug", "--strict"} & {*words}
+    words = [word for word in words if word not in flags]
+    first = next((number for number, word in enumerate(words) if word.startswith("--")), len(words))
+    options = {SHORT.get(key, key): values for key, values in split_arguments(words[first:])}
+    shown = options.pop("format", ["table"])
+    if shown not in (["json"], ["table"]):
+        raise InputError(f"--format ({' '.join(shown)}): must be table or json")
+    kind = options.pop("task.kind", None)
+    if kind is not None and len(kind) != 1:
+        raise InputError(f"--task ({' '.join(kind)}): takes one name; files come first: {USAGE}")
+    files = tuple(words[:first])
+    if not files and not options.keys() & {"data.train", "data.dataset", "config"}:
+        raise InputError(f"data: name the files: {USAGE}")
+    return Request(
+        files=files,
+        kind=kind[0] if kind else None,
+        settings=tuple(word for key, values in options.items() for word in (f"--{key}", *values)),
+        is_json=shown == ["json"],
+        is_strict="--strict" in flags,
+        has_backbone="model.backbone" in options,
+    )
+
+
+def print_report(request: Request) -> None:
+    """Prints the report. InputError if the data cannot be used, or with --strict if there are warnings."""
+    if request.kind is None:
+        print_columns(request)
+        return
+    config = make_config(request)
+    from hf_finetune.run.data_report import make_report
+
+    asks_tokenizer, asks_task = request.has_backbone, config.model.backbone != NO_BACKBONE
+    report = make_report(config, asks_task=asks_task, asks_tokenizer=asks_tokenizer)
+    print(report.to_json() if request.is_json else "\n".join(report.describe()))
+    if (request.is_strict or config.data.strict) and report.warnings:
+        raise InputError(f"data.strict: the data have {report.count_warnings()}")
+
+
+def make_config(request: Request, kind: str | None = None) -> RunConfig:
+    """Returns the settings of the recipe of a task, that of the request if not given, with those of the command line."""
+    defaults = dict(read_defaults(kind or str(request.kind)))
+    defaults["model.backbone"] = defaults.get("model.backbone") or NO_BACKBONE
+    files = ["--data.train", *request.files] if request.files else []
+    return load_config(defaults, [*request.settings, *files])
+
+
+def print_columns(request: Request) -> None:
+    """Prints the columns of the files and the tasks that they fit."""
+    from hf_finetune.data.column_report import guess_text_and_label, read_all_columns, summarize_columns
+
+    config = make_config(request, "classify")
+    if config.data.dataset is not None:
+        raise InputError(f"data.dataset ({config.data.dataset}): name the task, as --task classify")
+    table = read_all_columns(config.data.train, config.data)
+    summaries = summarize_columns(table)
+    fitting = find_fitting_tasks([summary.name for summary in summaries], config.data)
+    guess = None if "classify" in fitting else guess_text_and_label(summaries)
+    begin = f"hf-finetune data {shlex.join(config.data.train)} --task"
+    commands = [f"{begin} {kind}" for kind in fitting]
+    if guess is not None:
+        options = ("--data.text_columns", guess[0], "--data.label_column", guess[1])
+        commands.append(f"{begin} classify {shlex.join(options)}")
+    commands = commands or [f"{begin} NAME"]
+    if request.is_json:
+        columns = [summary.to_dict() for summary in summaries]
+        content = {"rows": len(table), "notes": table.notes, "columns": columns, "tasks": fitting, "next": commands}
+        print(json.dumps(content, indent=2, ensure_ascii=False))
+        return
+    print("\n".join(describe_columns(len(table), summaries, table.notes, fitting, commands)))
+
+
+def describe_columns(
+    num_rows: int,
+    summaries: "Sequence[ColumnSummary]",
+    notes: Sequence[str],
+    fitting: Sequence[str],
+    commands: Sequence[str],
+) -> list[str]:
+    """Returns the lines about columns and tasks."""
+    header = ("column", "type", "missing", "distinct", "from ... to", "example")
+    lines = [*label_lines("rows", [f"{num_rows:,}"]), *label_lines("files", notes)]
+    lines += ["columns", align_columns([header, *(summary.describe() for summary in summaries)], left=True)]
+    shown = "these columns are the default ones of " + ", ".join(fitting) if fitting else "no recipe's default columns"
+    lines += label_lines("tasks", [shown])
+    return [*lines, "", "next:", *(f"  {command}" for command in commands)]
+
+
+def find_fitting_tasks(names: Sequence[str], data: DataConfig) -> list[str]:
+    """Returns the tasks whose recipe's default columns are all among `names`."""
+    fitting = []
+    for kind in TASKS:
+        defaults = {**read_defaults(kind), "data.train": list(data.train)}
+        defaults["model.backbone"] = defaults.get("model.backbone") or NO_BACKBONE
+        spec = load_task(kind).make_columns(load_config(defaults)).spec
+        if all(name in names or name.partition(".")[0] in names for name in (*spec.inputs, *spec.labels)):
+            fitting.append(kind)
+    return fitting

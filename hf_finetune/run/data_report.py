@@ -1,0 +1,85 @@
+"""The report on a run's data: first what can be found without a model, then what its tokenizer loses."""
+
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+from typing import Any
+
+from hf_finetune.config.sections import RunConfig
+from hf_finetune.config.tasks import load_task
+from hf_finetune.data.encoding import encode
+from hf_finetune.data.features import Features
+from hf_finetune.data.findings import Finding
+from hf_finetune.data.report import DataReport, report_on_tables
+from hf_finetune.data.splits import read_given_splits
+from hf_finetune.data.table import Table
+from hf_finetune.data.token_loss import find_cut_texts, find_unknown_characters
+from hf_finetune.system.files import cache_root
+from hf_finetune.tasks.base import Task
+
+
+def report_on_rows(
+    tables: Mapping[str, Table], task: Task, drawn: Collection[str] = (), *, is_sample: bool = False
+) -> DataReport:
+    """Returns the report on the rows of all splits.
+
+    drawn: The splits that were drawn from training. is_sample: The training rows are a few of a stream, whose labels say little.
+    """
+    spec, encoding = task.columns.spec, task.encoding
+    counted = {split: table for split, table in tables.items() if split != "train" or not is_sample}
+    return report_on_tables(
+        tables,
+        spec,
+        tuple(name for name in encoding.encoded_columns() if name not in spec.labels) or spec.inputs,
+        drawn=drawn,
+        labels={split: encoding.count_labels(table) for split, table in counted.items()},
+        task_warnings=encoding.find_warnings(tables),
+    )
+
+
+def report_on_features(
+    report: DataReport,
+    tables: Mapping[str, Table],
+    features: Mapping[str, Features],
+    task: Task,
+    *,
+    tokenizer: Any,
+    max_length: int,
+) -> DataReport:
+    """Returns the report with what the task recognised, the texts that were cut, and the characters that the tokenizer does not
+    know."""
+    findings: list[Finding] = []
+    for split, part in features.items():
+        found = find_cut_texts(split, tables[split], part, task.encoding, tokenizer, max_length)
+        found += find_unknown_characters(split, tables[split], part, task.encoding, tokenizer)
+        known = {
+            finding.kind for finding in findings if finding.is_warning
+        }  # of training: its warning stands for all splits
+        findings += [replace(finding, is_warning=finding.is_warning and finding.kind not in known) for finding in found]
+    return report.add(findings, task.encoding.describe(features["train"], tables["train"], max_length))
+
+
+def make_report(config: RunConfig, *, asks_task: bool, asks_tokenizer: bool) -> DataReport:
+    """Returns the report on data of which no split is drawn, without loading a model.
+
+    asks_task: Reports labels and what the task warns of; False if the task may depend on a model that is not named.
+    asks_tokenizer: Loads the backbone's tokenizer, and reports what it loses.
+    """
+    task_class, root = load_task(config.task.kind), cache_root(config.cache.dir)
+    spec = task_class.make_columns(config).spec
+    tables = read_given_splits(config.data, spec, {}, root)
+    if not asks_task:
+        return report_on_tables(tables, spec, spec.inputs)
+    tables["train"] = task_class.extend_training(config, tables["train"])
+    task: Task = task_class.from_table(config, tables["train"])
+    report = report_on_rows(tables, task)
+    if not asks_tokenizer:
+        return report.add([], [("task", task.describe_for_card().partition("\n\n")[0].replace("\n", " "))])
+    from hf_finetune.model.backbone import LONGEST_DEFAULT, load_tokenizer
+
+    tokenizer = load_tokenizer(config.model)
+    task.prepare_tokenizer(tokenizer)
+    max_length = config.data.max_length or min(int(tokenizer.model_max_length), LONGEST_DEFAULT)
+    features = {
+        split: encode(task.encoding, table, tokenizer, max_length, root=root) for split, table in tables.items()
+    }
+    return report_on_features(report, tables, features, task, tokenizer=tokenizer, max_length=max_length)
