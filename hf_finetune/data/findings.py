@@ -8,7 +8,7 @@ from typing import Any
 from hf_finetune.data.table import Table
 
 NUM_EXAMPLES = 2  # shown in a warning
-LONGEST_ORIGIN = 50  # characters of a path that is shown in full
+LONGEST_ORIGIN = 40  # characters of a path that is shown in full
 
 
 @dataclass(frozen=True, kw_only=True)

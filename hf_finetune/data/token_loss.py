@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from hf_finetune.data.encoding import Encoder
+from hf_finetune.data.encoder import Encoder
 from hf_finetune.data.features import Array, Features, make_features
 from hf_finetune.data.findings import (
     NUM_EXAMPLES,

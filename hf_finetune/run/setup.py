@@ -8,6 +8,7 @@ from hf_finetune.config.sections import FreezeConfig, RunConfig, require
 from hf_finetune.config.tasks import load_task
 from hf_finetune.data.encoding import encode
 from hf_finetune.data.features import Features
+from hf_finetune.data.report import DataReport
 from hf_finetune.data.shards import StreamedData
 from hf_finetune.data.splits import Splits, load_splits
 from hf_finetune.data.table import ColumnSpec, Table
@@ -23,7 +24,7 @@ from hf_finetune.run.streaming import StreamedBatches, load_streamed_splits, ope
 from hf_finetune.run.training_run import Clock, Stage, TrainingRun
 from hf_finetune.system.files import cache_root
 from hf_finetune.system.processes import Runtime
-from hf_finetune.tasks.base import Encoding, Scoring
+from hf_finetune.tasks.base import Encoding, Scoring, Task
 from hf_finetune.training import optim
 from hf_finetune.training.averaging import MovingAverage
 from hf_finetune.training.progress import FRESH, Progress
@@ -48,9 +49,7 @@ def set_up(
         if parts.loss is not None:
             task = task.with_loss(parts.loss, config)
         metric, more_metrics = choose_metrics(config, task.scoring, parts)  # checked before anything is trained
-        tables = splits.tables()
-        drawn = tables.keys() - splits.num_rows.keys()
-        report = runtime.on_main(lambda: report_on_rows(tables, task, drawn, is_sample=streamed is not None).check_strict(config.data.strict))
+        report = runtime.on_main(lambda: check_rows(splits, task, config, is_sample=streamed is not None))
         loaded = backbone.load_backbone(config.model, task.head, backbone.load_tokenizer(config.model))
         task.prepare_model(loaded.model, loaded.tokenizer)
         max_length = backbone.resolve_max_length(loaded, config.data.max_length)
@@ -58,7 +57,7 @@ def set_up(
     with clock("encode"):
         features = encode_splits(splits, task.encoding, loaded.tokenizer, max_length, config, runtime)
         options: dict[str, Any] = {"tokenizer": loaded.tokenizer, "max_length": max_length}
-        report = runtime.on_main(lambda: report_on_features(report, tables, features, task, **options))
+        report = runtime.on_main(lambda: report_on_features(report, splits.tables(), features, task, **options))
         report.check_strict(config.data.strict)
     stream, augmented = None, None
     if streamed is not None:
@@ -114,6 +113,16 @@ def load_all_splits(
     if runtime.num_processes > 1:
         runtime.on_main(fill_cache)
     return load()
+
+
+def check_rows(splits: Splits, task: Task, config: RunConfig, *, is_sample: bool) -> DataReport:
+    """Returns the report on the rows. InputError with all warnings if data.strict is set and there are any.
+
+    is_sample: The training rows are a few of a stream.
+    """
+    tables = splits.tables()
+    report = report_on_rows(tables, task, drawn=tables.keys() - splits.num_rows.keys(), is_sample=is_sample)
+    return report.check_strict(config.data.strict)
 
 
 def choose_metrics(config: RunConfig, scoring: Scoring, parts: Parts) -> tuple[str, tuple[str, ...]]:
