@@ -44,7 +44,7 @@ __all__ = [
     "to_dict",
 ]
 
-FILE_ENDINGS = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
+FILE_ENDINGS = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet", ".arrow", ".feather")
 
 
 # Settings of earlier versions by their new names

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from support.files import error_of, read, write
 
 from hf_finetune.config.sections import DataConfig
-from hf_finetune.data.formats import read_text
 from hf_finetune.data.table import Table
+from hf_finetune.data.text_files import read_whole
 from hf_finetune.system.errors import InputError
 
 ROWS = [
@@ -154,7 +154,9 @@ def test_encodings_are_tried_in_order_for_each_file(tmp_path: Path) -> None:
     assert read(tmp_path / "new.csv", tmp_path / "old.csv", config=both).columns["text"] == ["é", "é"]
     reverse = DataConfig(train=("x",), encoding=("latin-1", "utf-8"))
     assert read(tmp_path / "new.csv", config=reverse).columns["text"] == ["Ã©"]
-    assert read_text(tmp_path / "old.csv", ("ascii", "cp1252")) == "text,label\né,x\n"
+    assert (
+        read_whole(tmp_path / "old.csv", DataConfig(train=("x",), encoding=("ascii", "cp1252"))) == "text,label\né,x\n"
+    )
 
 
 def test_utf_16_is_read_if_data_encoding_names_it(tmp_path: Path) -> None:
@@ -198,7 +200,6 @@ BROKEN: list[tuple[str, str | bytes, str]] = [  # (name, content, message after 
     ("rows.csv", HEADER + '"a"b,x\n', "rows.csv:2: broken row: "),
     ("rows.csv", '"text,label\n', "rows.csv:1: broken row: "),
     ("rows.csv", "a,b\n1,2\n", "rows.csv:2: no column 'text' (columns: a, b); see data.text_columns"),
-    ("rows.csv", "text;label\n1;2\n", "rows.csv:2: no column 'text' (columns: text;label); see data.text_columns"),
     ("rows.csv", "text,gold\n1,2\n", "rows.csv:2: no column 'label' (columns: text, gold); see data.label_column"),
     ("rows.jsonl", GOOD_LINE + '{"label": 1}\n', "rows.jsonl:2: no column 'text' (columns: label); "),
     ("rows.jsonl", GOOD_LINE + '{"text": "a"}\n', "rows.jsonl:2: no column 'label' (columns: text); "),
@@ -210,7 +211,7 @@ BROKEN: list[tuple[str, str | bytes, str]] = [  # (name, content, message after 
     ("rows.jsonl", GOOD_LINE + '{"text": "a", "label": "\\uDfff"}', "rows.jsonl:2: broken JSON: half a surrogate"),
     ("rows.jsonl", GOOD_LINE + "[1]\n", "rows.jsonl:2: must be a JSON object with named columns, not a list"),
     ("rows.jsonl", GOOD_LINE + "null\n", "rows.jsonl:2: must be a JSON object with named columns, not null"),
-    ("rows.json", '[\n{"text": "a"},\n{"text" "b"}\n]', "rows.json:3: broken JSON: "),
+    ("rows.json", '[\n{"text": "a", "label": 1},\n{"text" "b"}\n]', "rows.json:3: broken JSON: "),
     ("rows.json", "[" * 100_000, "rows.json: broken JSON: "),
     ("rows.json", "[" + "1" * 5000 + "]", "rows.json: broken JSON: "),
     ("rows.json", '[{"text": "\\ud800"}]', "rows.json: broken JSON: half a surrogate pair"),
@@ -228,7 +229,11 @@ BROKEN: list[tuple[str, str | bytes, str]] = [  # (name, content, message after 
     ("rows.json", " \n", "rows.json: is empty"),
     ("rows.json", "[]", "rows.json: is empty"),
     ("rows.csv.gz", "", "rows.csv.gz: is empty"),
-    ("rows.txt", "a", "rows.txt: the ending must be one of .csv, .tsv, .json, .jsonl, .parquet (.gz may follow)"),
+    (
+        "rows.text",
+        "a",
+        "rows.text: the ending must be one of .csv, .tsv, .json, .jsonl, .ndjson, .parquet, .arrow, .feather (.gz may follow)",
+    ),
     ("rows", "a", "rows: the ending must be one of"),
     ("rows.parquet.gz", b"x", "rows.parquet.gz: the ending must be one of"),
     ("rows.csv.zip", b"x", "rows.csv.zip: the ending must be one of"),

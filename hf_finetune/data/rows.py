@@ -1,0 +1,42 @@
+"""Rows of files: what all readers share."""
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from hf_finetune.config.sections import FILE_ENDINGS
+
+Rows = Iterator[tuple[int, dict[str, Any]]]  # pairs of a line number, from 1, and a row
+Say = Callable[[str], None]  # takes a sentence about what was recognised in a file
+
+
+def say_nothing(note: str) -> None:
+    """Keeps no note."""
+
+
+def name_type(value: Any) -> str:
+    """Returns the type of a value with its article, for error messages: "null", "a list", "an int"."""
+    if value is None:
+        return "null"
+    name = type(value).__name__
+    return f"an {name}" if name[0] in "aeiouAEIOU" else f"a {name}"
+
+
+def get_value(row: Mapping[str, Any], column: str) -> Any:
+    """Returns the value of a column. "a.b" is the entry b of the object in column a. Raises KeyError if there is none."""
+    if column in row or "." not in column:
+        return row[column]
+    outer, _, inner = column.partition(".")
+    if not isinstance(row[outer], Mapping):
+        raise KeyError(column)
+    return get_value(row[outer], inner)
+
+
+def find_ending(path: Path) -> str:
+    """Returns the ending of a file's name in lower case, without .gz."""
+    return Path(path.name.removesuffix(".gz")).suffix.lower()
+
+
+def is_table(path: Path) -> bool:
+    """True if the file's ending is that of a table."""
+    return find_ending(path) in FILE_ENDINGS
