@@ -64,9 +64,9 @@ class DataConfig:
     Args:
         dataset: Data set on the Hub, or a folder that the datasets library can load.
         subset: Configuration of that data set, if it has several.
-        train: Training data: csv, tsv, json, jsonl or parquet files (.gz too), file patterns, package://NAME/path, or another
-            format that the recipe reads (a folder with one sub-folder of .txt files per class, CoNLL files, text files). With
-            data.dataset, the name of the split.
+        train: Training data: csv, tsv, json, jsonl, parquet, arrow or feather files (.gz too), file patterns, package://NAME/path,
+            or another format that the recipe reads (a folder with one sub-folder of .txt files per class, fastText and CoNLL
+            files, text files). With data.dataset, the name of the split.
         validation: Validation data, in the same formats. If not given, a part of the training data is used.
         test: Data of the final test, in the same formats. If not given, a part of the training data is used.
         text_columns: Columns of the input text, in the order that the recipe describes: one text, or two for sentence pairs.

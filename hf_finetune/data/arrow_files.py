@@ -1,12 +1,12 @@
 """The rows of parquet, Arrow and Feather files, with Python's plain values."""
 
 import datetime
-import decimal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from hf_finetune.data.plain import make_plain
 from hf_finetune.data.rows import Rows
 from hf_finetune.system.errors import InputError
 
@@ -89,21 +89,22 @@ def find_converter(kind: Any) -> Callable[[Any], Any] | None:
         return find_converter(kind.value_type)
     if types.is_boolean(kind) or types.is_integer(kind) or types.is_floating(kind) or types.is_null(kind):
         return None
-    return None if types.is_string(kind) or types.is_large_string(kind) else make_plain
+    return None if types.is_string(kind) or types.is_large_string(kind) else read_value
 
 
-def make_plain(value: Any) -> Any:
-    """Returns a value of plain types: strings, numbers, true and false, null, lists and dicts of such."""
+def read_value(value: Any) -> Any:
+    """Returns a value as files of text have it: a string, number, true, false, null, or a list or dict of such.
+
+    Raises UnicodeDecodeError if bytes are not UTF-8.
+    """
     if isinstance(value, bytes):
         return value.decode()
-    if isinstance(value, decimal.Decimal):
-        return int(value) if value == value.to_integral_value() and value.as_tuple().exponent == 0 else float(value)
     if isinstance(value, (datetime.date, datetime.time)):
         return value.isoformat()
     if isinstance(value, datetime.timedelta):
         return value.total_seconds()
     if isinstance(value, dict):
-        return {key: make_plain(item) for key, item in value.items()}
+        return {key: read_value(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [make_plain(item) for item in value]
-    return value
+        return [read_value(item) for item in value]
+    return value if isinstance(value, float) else make_plain(value)

@@ -179,8 +179,8 @@ class QuoteCount:
         return self.num_lines - max(self.widths.values(), default=0)
 
     def shows_a_writer(self) -> bool:
-        """True if the fields in quotes are as programs write them: with doubled quotes, in a whole column, or where a field has a
-        comma (as Excel does). False if a quote stands where no program writes it."""
+        """True if the fields in quotes are as programs write them: with doubled quotes, in all of a column, or where there is
+        a comma (as Excel does). False if a quote stands where no program writes it."""
         if self.num_stray or not self.quoted:
             return False
         is_whole_column = max(self.quoted.values()) > 0.5 * self.num_lines
@@ -230,9 +230,9 @@ def count_wrong_rows(lines: Iterable[str]) -> tuple[int | None, int]:
 
 
 def find_values(file: TextFile, dialect: Dialect, width: int) -> list[set[str]]:
-    """Returns the values of each column in the first lines of a file that have no quote."""
+    """Returns the values of each column in the first lines of a file that have no quote, without the header."""
     head = read_head(file)
-    rows = [line.rstrip("\r\n").split(dialect.delimiter) for line in head.lines if '"' not in line]
+    rows = [line.rstrip("\r\n").split(dialect.delimiter) for line in head.lines[1:] if '"' not in line]
     return [{row[column] for row in rows if len(row) == width} for column in range(width)]
 
 

@@ -12,7 +12,7 @@ from hf_finetune.config.sections import FILE_ENDINGS, DataConfig
 from hf_finetune.data.arrow_files import read_arrow
 from hf_finetune.data.conll import read_conll
 from hf_finetune.data.delimited import read_delimited
-from hf_finetune.data.json_files import read_json, read_json_lines
+from hf_finetune.data.json_files import check_unicode, read_json, read_json_lines
 from hf_finetune.data.lines import read_classes, read_lines, read_parallel
 from hf_finetune.data.rows import Rows, Say, find_ending, get_value, is_table, name_type, say_nothing
 from hf_finetune.system.errors import InputError
@@ -25,6 +25,7 @@ __all__ = [
     "Rows",
     "Say",
     "TextFormat",
+    "check_unicode",
     "explain_missing_column",
     "find_ending",
     "get_value",
@@ -110,11 +111,11 @@ def read_table_file(path: Path, config: DataConfig, say: Say, *, has_lists: bool
     return read_json_lines(path, config, say)
 
 
-def explain_missing_column(path: Path) -> str:
-    """Returns the end of the error about a column that a file lacks: what else may be wrong with a file of this kind."""
+def explain_missing_column(path: Path, config: DataConfig, text_files: TextFormat | None) -> str:
+    """Returns the end of the error about a column that a file lacks: what else may be wrong with a file of this kind, or ""."""
     ending = find_ending(path)
-    if ending in (".csv", ".tsv"):
-        return "; or data.header false if the file has no line with their names"
-    if ending in FASTTEXT_ENDINGS:
+    if ending in (".csv", ".tsv") and config.header:
+        return ", or set data.header false if the file has no line with the names of columns"
+    if ending in FASTTEXT_ENDINGS and text_files is CLASS_FOLDERS:
         return "; a line of such a file is __label__NAME and a text"
     return ""

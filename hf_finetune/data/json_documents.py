@@ -118,10 +118,11 @@ def find_nested(
         return document.values(), "a table as pandas writes it with orient='index'"
     if not is_by_column or is_by_row:
         return None
+    rows = list(document[outer[0]])
     for name, column in document.items():
-        if list(column) != inner:
+        if list(column) != rows:
             raise InputError(f"{path}: the column {name!r} has other rows than {outer[0]!r}; all must have the same")
-    records = ({name: column[row] for name, column in document.items()} for row in inner)
+    records = ({name: column[row] for name, column in document.items()} for row in rows)
     return records, "a table as pandas writes it with orient='columns'"
 
 

@@ -63,7 +63,7 @@ def describe_json_error(error: Exception) -> str:
 def read_json(path: Path, config: DataConfig, say: Say = say_nothing, *, has_lists: bool = False) -> Rows:
     """Yields the rows of a JSON file, with the number of the record, from 1; with its line if the file has one on each line.
 
-    An array is read record by record. Any other document is read as a whole.
+    An array is read record by record. Any other document is loaded at once.
 
     has_lists: The columns of the task hold lists.
     """
@@ -187,7 +187,7 @@ class ArrayScanner:
                 raise self.make_error(error.msg, error.pos) from None
             except (ValueError, RecursionError) as error:
                 raise InputError(f"{self.path}: broken JSON: {describe_json_error(error)}") from None
-            if end == len(self.buffer) and not self.is_at_end:  # a number may go on
+            if end == len(self.buffer) and not self.is_at_end:  # a number may continue
                 self.read_more()
                 continue
             self.check_unicode(end, value)

@@ -70,8 +70,7 @@ def read_class_folder(folder: Path, config: DataConfig, say: Say) -> Rows:
         text = read_whole(path, config, notes.append)
         yield 0, {"": path, config.text_columns[0]: text, str(config.label_column): label}
     if notes:
-        others = "" if len(notes) == 1 else f"; {len(notes):,} of {len(files):,} files are not {config.encoding[0]}"
-        say(f"{folder.name}/{notes[0]}{others}")
+        say(f"{folder.name}: {len(notes):,} of {len(files):,} files have another encoding; {notes[0]}")
 
 
 def read_fasttext(path: Path, config: DataConfig, say: Say) -> Rows:

@@ -4,7 +4,7 @@ import decimal
 from collections.abc import Mapping
 from typing import Any
 
-from hf_finetune.data.formats import name_type
+from hf_finetune.data.rows import name_type
 from hf_finetune.system.errors import InputError
 
 CELLS = (str, bool, int, float, type(None), list, dict)  # what a cell may be, as in a JSON file

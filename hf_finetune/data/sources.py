@@ -10,7 +10,7 @@ from typing import Any
 from hf_finetune.config.sections import DataConfig, require
 from hf_finetune.data.arrow_columns import ROWS_AT_ONCE
 from hf_finetune.data.columns import find_distinct
-from hf_finetune.data.formats import get_value, is_table, read_rows, say_nothing
+from hf_finetune.data.formats import explain_missing_column, get_value, is_table, read_rows, say_nothing
 from hf_finetune.data.plain import check_cell, make_plain
 from hf_finetune.data.row_adapter import WORD_LINES
 from hf_finetune.data.table import (
@@ -169,7 +169,9 @@ def missing_column_error(
 ) -> InputError:
     """Returns the error for a row without a required column. `where`: origin of the row."""
     names = ", ".join(str(column) for column in row if column != WORD_LINES) or "none"
-    return InputError(f"{where}: no column {name!r} (columns: {names}); see {find_column_setting(name, config, spec)}")
+    other_ways = explain_missing_column(Path(where.rpartition(":")[0]), config, spec.text_files)
+    setting = find_column_setting(name, config, spec)
+    return InputError(f"{where}: no column {name!r} (columns: {names}); see {setting}{other_ways}")
 
 
 def read_files(
@@ -198,7 +200,7 @@ def read_files(
         names = ", ".join(map(str, paths))
         raise InputError(f"{key} ({names}): text files must come in pairs, each source followed by its target")
     for source, target in zip(text_paths[::2], text_paths[1::2], strict=True):
-        yield target, read_pair(source, target, config)
+        yield target, read_pair(source, target, config, say)
 
 
 def adapt_rows(

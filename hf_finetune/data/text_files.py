@@ -59,7 +59,7 @@ def open_bytes(path: Path, max_expansion: int) -> BinaryIO:
     """Returns the open file. Files named *.gz are unpacked. OSError if it cannot be opened."""
     if path.suffix != ".gz":
         return path.open("rb")
-    return cast(BinaryIO, io.BufferedReader(Unpacked(path, max_expansion), CHUNK_SIZE))
+    return cast(BinaryIO, io.BufferedReader(Unpacked(path, max_expansion)))
 
 
 def unreadable_error(path: Path, error: BaseException) -> InputError:
@@ -144,6 +144,10 @@ def find_text_file(path: Path, config: DataConfig, say: Say = say_nothing) -> Te
 
     Raises InputError if the file cannot be read or no encoding fits.
     """
+    if path.exists() and not path.is_file():
+        raise InputError(
+            f"{path}: is not a file that can be read twice, but a pipe or a device; save its content as a file"
+        )
     try:
         with open_bytes(path, config.max_expansion) as file:
             head = file.read(256)

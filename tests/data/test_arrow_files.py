@@ -1,0 +1,90 @@
+"""parquet, Arrow and Feather files: values of types that text does not have."""
+
+import datetime
+import decimal
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.feather
+import pyarrow.parquet
+import pytest
+from support.files import error_of, read
+
+from hf_finetune.config.sections import DataConfig
+from hf_finetune.data.formats import read_rows
+
+CONFIG = DataConfig(train=("x",))
+DAY = datetime.datetime(2024, 2, 29, 12, 30)
+
+# Values of a column, their type, and what is read
+TYPES: dict[str, tuple[list[Any], pyarrow.DataType, list[Any]]] = {
+    "binary": (["é".encode(), None], pyarrow.binary(), ["é", None]),
+    "large binary": ([b"a"], pyarrow.large_binary(), ["a"]),
+    "large string": (["a"], pyarrow.large_string(), ["a"]),
+    "whole decimal": ([decimal.Decimal("11"), None], pyarrow.decimal128(5, 0), [11, None]),
+    "decimal": ([decimal.Decimal("1.25")], pyarrow.decimal128(5, 2), [1.25]),
+    "dictionary": (["a", "b", "a"], pyarrow.dictionary(pyarrow.int8(), pyarrow.string()), ["a", "b", "a"]),
+    "dictionary of bytes": ([b"a", b"b"], pyarrow.dictionary(pyarrow.int8(), pyarrow.binary()), ["a", "b"]),
+    "day": ([DAY.date()], pyarrow.date32(), ["2024-02-29"]),
+    "time": ([DAY], pyarrow.timestamp("us"), ["2024-02-29T12:30:00"]),
+    "list": ([[b"a", None], []], pyarrow.large_list(pyarrow.binary()), [["a", None], []]),
+    "struct": ([{"a": [decimal.Decimal(1)]}], pyarrow.struct([("a", pyarrow.list_(pyarrow.decimal128(3, 0)))]), [{"a": [1]}]),
+    "boolean": ([True, None], pyarrow.bool_(), [True, None]),
+    "nan": ([1.5], pyarrow.float32(), [1.5]),
+}  # fmt: skip
+
+
+def write_as(folder: Path, ending: str, table: pyarrow.Table) -> Path:
+    """Writes a table as the ending says; ".stream" is an Arrow stream, as the datasets library writes it."""
+    path = folder / f"a{ending.replace('.stream', '.arrow')}"
+    if ending == ".parquet":
+        pyarrow.parquet.write_table(table, path)
+    elif ending == ".feather":
+        pyarrow.feather.write_feather(table, path)
+    else:
+        make = pyarrow.ipc.new_stream if ending == ".stream" else pyarrow.ipc.new_file
+        with make(str(path), table.schema) as writer:
+            writer.write_table(table)
+    return path
+
+
+@pytest.mark.parametrize("ending", [".parquet", ".feather", ".arrow", ".stream"])
+@pytest.mark.parametrize(("values", "kind", "plain"), TYPES.values(), ids=TYPES)
+def test_values_are_read_as_those_of_text_files(
+    tmp_path: Path, values: list[Any], kind: pyarrow.DataType, plain: list[Any], ending: str
+) -> None:
+    table = pyarrow.table({"text": pyarrow.array(values, kind), "label": ["x"] * len(values)})
+    rows = list(read_rows(write_as(tmp_path, ending, table), CONFIG))
+    assert rows == [(number, {"text": value, "label": "x"}) for number, value in enumerate(plain, 1)]
+
+
+def test_bytes_that_are_not_text_are_named_with_their_row(tmp_path: Path) -> None:
+    table = pyarrow.table({"text": pyarrow.array([b"a"] * 3 + [b"\xff"], pyarrow.binary()), "label": [1] * 4})
+    path = write_as(tmp_path, ".parquet", table)
+    assert error_of(path) == f"{path}:4: bytes that are not UTF-8 text"
+
+
+def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
+    table = pyarrow.Table.from_arrays([pyarrow.array(["a"])] * 3, names=["text", "label", "label"])
+    path = write_as(tmp_path, ".parquet", table)
+    assert error_of(path) == f"{path}: 2 columns are called 'label'"
+
+
+def test_many_rows_are_read_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hf_finetune.data.arrow_files.ROWS_AT_ONCE", 7)
+    table = pyarrow.table({"text": [f"t{number}" for number in range(50)], "label": [1] * 50})
+    for ending in (".parquet", ".arrow"):
+        assert list(read(write_as(tmp_path, ending, table)).lines) == list(range(1, 51))
+
+
+@pytest.mark.parametrize("name", ["a.arrow", "a.feather"])
+def test_a_damaged_arrow_file_is_named(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"ARROW1 no more")
+    assert error_of(tmp_path / name).startswith(f"{tmp_path / name}: not an intact Arrow file: ")
+
+
+@pytest.mark.parametrize("name", ["a.xlsx", "a.xls", "a.ods", "a.XLSX"])
+def test_spreadsheets_are_refused_with_the_way_out(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"PK")
+    assert error_of(tmp_path / name) == f"{tmp_path / name}: spreadsheets are not read; save the sheet as CSV (UTF-8)"
