@@ -43,7 +43,7 @@ def name_columns(where: str, first: Sequence[str], config: DataConfig, say: Say)
     """
     if not config.header:
         return [str(number) for number in range(1, len(first) + 1)]
-    wanted = {*config.text_columns, str(config.label_column)}
+    wanted = {*config.text_columns, *config.label_columns}
     names = [name if name in wanted else name.strip(" \t\r\n\v\f\xa0\u3000\ufeff") for name in first]
     changed = [old for old, new in zip(first, names, strict=True) if old != new]
     if changed:

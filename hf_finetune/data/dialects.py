@@ -93,7 +93,7 @@ def find_delimiter(file: TextFile, head: Head, own: str, config: DataConfig) -> 
 
     If several do, it is the one whose header has a column that is wanted. Raises InputError if that is not one alone.
     """
-    wanted = set(config.text_columns) | {str(config.label_column)}
+    wanted = {*config.text_columns, *config.label_columns}
     names: dict[str, set[str]] = {}  # of the columns, by delimiter
     fitting: list[str] = []
     for delimiter in DELIMITERS:

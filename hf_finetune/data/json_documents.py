@@ -62,7 +62,7 @@ def find_records(path: Path, document: Any, config: DataConfig, say: Say, *, has
 
 def list_wanted(config: DataConfig) -> list[str]:
     """Returns the columns that the settings name."""
-    return [*config.text_columns, str(config.label_column)]
+    return [*config.text_columns, *config.label_columns]
 
 
 def has_wanted_value(document: Mapping[str, Any], config: DataConfig, *, has_lists: bool) -> bool:
