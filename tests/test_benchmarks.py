@@ -177,6 +177,15 @@ def test_encoding_is_compared_with_datasets(run_script: Callable[..., str]) -> N
     assert line["ratio"] == round(line["medians"]["datasets"] / line["medians"]["hf_finetune"], 3) > 0
 
 
+def test_predict_is_measured_as_a_process(run_script: Callable[..., str]) -> None:
+    """The script fails if a line is missing."""
+    (line,) = read_lines(run_script("comparisons/predict_memory.py", "--rows", 70, "--classes", 4))
+    assert (line["rows"], line["classes"], line["processes"]) == (70, 4, 1)
+    assert 100 < line["peak_mb"] < 2000
+    assert line["first_line_seconds"] > 0
+    assert line["rows_per_second"] > 0
+
+
 def make_answered_questions(count: int, seed: int) -> list[dict[str, Any]]:
     """Returns questions that all have an answer."""
     rows = tiny.make_questions(2 * count, seed=seed)

@@ -125,9 +125,14 @@ def read_source_files(
 
 def read_file(path: Path, config: DataConfig, spec: ColumnSpec) -> Iterator[SourceRow]:
     """Yields the rows of a file or folder that the task reads."""
-    for _, rows in read_files([str(path)], config, "--data", spec, needs_labels=False):
+    for _, rows in read_files([str(path)], config, "--data", spec, needs_labels=False, say=say_note):
         for line, values in rows:
             yield SourceRow(file=str(values[""] if path.is_dir() else path), line=line, values=values)
+
+
+def say_note(note: str) -> None:
+    """Prints on standard error what was recognised in a file, such as its delimiter."""
+    print(note, file=sys.stderr, flush=True)
 
 
 def is_plain(path: Path, spec: ColumnSpec) -> bool:

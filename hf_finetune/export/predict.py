@@ -289,11 +289,10 @@ class Predictor:
                 f"{where}: one text is not enough for this model; give rows as dicts, or a frame, with the columns {names}"
             ) from None
 
-    def read(self, path: str | Sequence[str], *, needs_labels: bool, keep: Sequence[str] = ()) -> Table:
-        """The rows of a file, or of several. keep: Further columns to read; every row must have them."""
-        paths = (path,) if isinstance(path, str) else path
-        spec = self.task.columns.spec
-        return read_table(paths, self.config.data, "--data", keep_columns(spec, keep), needs_labels=needs_labels)
+    def read(self, path: str | Sequence[str], *, needs_labels: bool, root: Path | None = None) -> Table:
+        """The rows of a file, or of several. root: The folder of the caches; if it is given, large files lie there."""
+        paths, spec = (path,) if isinstance(path, str) else path, self.task.columns.spec
+        return read_table(paths, self.config.data, "--data", spec, needs_labels=needs_labels, root=root)
 
     def evaluate(
         self,
@@ -370,11 +369,12 @@ def evaluate_file(
 ) -> dict[str, float]:
     """Returns loss and metrics on a labelled file, or on several.
 
-    Encoded text lies on disk, as in training, and is that of the run if it had these rows. In memory are the targets and what the
-    metrics need of each output, such as the logits of its labels.
+    Rows and encoded text lie on disk, as in training, and encoded text is that of the run if it had these rows. In memory are the
+    targets and what the metrics need of each output, such as the logits of its labels.
     """
-    table = predictor.read(data, needs_labels=True)
-    return predictor.evaluate(table, metric=metric, batch_size=batch_size, key="--metric", root=cache_root())
+    root = cache_root()
+    table = predictor.read(data, needs_labels=True, root=root)
+    return predictor.evaluate(table, metric=metric, batch_size=batch_size, key="--metric", root=root)
 
 
 def predict_texts(predictor: Predictor, texts: Sequence[str], **options: Any) -> dict[str, Any]:
