@@ -160,7 +160,7 @@ def make_row_table(
 
 
 def number_rows(rows: Iterable[Any], name: str, first: int) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yields rows with their numbers. InputError if one is no dict."""
+    """Yields rows with their numbers. InputError if one is anything else than a dict."""
     for number, row in enumerate(rows, first):
         if not isinstance(row, Mapping):
             raise InputError(f"{name}[{number}]: is {name_type(row)}, not a dict; give {KINDS}")

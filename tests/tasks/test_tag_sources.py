@@ -13,6 +13,7 @@ from support.tagging import encode, make_config, make_rows, make_table, make_tas
 from hf_finetune.data.memory import read_memory
 from hf_finetune.data.table import Table
 from hf_finetune.export.predict import Predictor
+from hf_finetune.export.prediction_rows import iterate_predictions
 from hf_finetune.system.errors import InputError
 from hf_finetune.tasks.tag import Tagging
 from hf_finetune.train import finetune
@@ -150,3 +151,18 @@ def test_a_run_on_spans_predicts_texts(tmp_path: Path) -> None:
         assert predictor.evaluate(table) == pytest.approx(results[0], abs=1e-6)
     (row,) = predictor.predict([{"text": "the cat, saw"}])
     assert row["tokens"] == ["the", "cat", ",", "saw"]
+
+    words = tmp_path / "words.csv"
+    words.write_text("Sentence #,Word\n1,the\n,cat\n2,saw\n")
+    kept = list(iterate_predictions(predictor, str(words), keep=("Sentence #",)))
+    assert [(row["tokens"], row["input"]) for row in kept if row] == [
+        (["the", "cat"], {"Sentence #": "1"}),
+        (["saw"], {"Sentence #": "2"}),
+    ]
+    spans = tiny.write_jsonl(
+        tmp_path / "faulty.jsonl", [{"text": "the cat", "label": [[1, 3, "x"]]}, {"text": " ", "label": []}]
+    )
+    (row, nothing) = iterate_predictions(predictor, str(spans))  # labels are not read, and the empty text is null
+    assert row is not None
+    assert row["tokens"] == ["the", "cat"]
+    assert nothing is None

@@ -219,7 +219,7 @@ class SentenceBoundaries:
     def begins(self, row: Row, where: str) -> bool:
         """True if a sentence begins at a row. Called for each row with a word, in order.
 
-        InputError if a sentence goes on after another one.
+        InputError if a sentence continues after another one.
         """
         if self.key is None:
             self.columns = list_sentence_columns(row)
@@ -229,7 +229,7 @@ class SentenceBoundaries:
         begins = self.has_ended or key != self.key
         if key != self.key and key in self.seen:
             shown = ", ".join(f"{name} {value}" for name, value in zip(self.columns, key, strict=True))
-            raise InputError(f"{where}: {shown} goes on after other sentences; sort the rows by sentence")
+            raise InputError(f"{where}: {shown} continues after other sentences; sort the rows by sentence")
         self.seen.add(key)
         self.key, self.has_ended = key, False
         return begins

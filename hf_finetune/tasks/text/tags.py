@@ -107,7 +107,7 @@ def repair_tags(tags: Sequence[str], scheme: str) -> list[str]:
 def repair_tag(before: str, tag: str, after: str, scheme: str) -> str:
     """Returns the tag that a scheme has in place of `tag`, which stands between two others.
 
-    A tag next to a word that is not labelled stays as it is: its entity may go on there.
+    A tag next to a word that is not labelled stays as it is: its entity may continue there.
     """
     if IGNORED_TAG in (before, tag, after):
         return tag

@@ -184,7 +184,7 @@ def test_a_missing_tag_stays_missing() -> None:
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        ({"sent_id": [1, 2, 1], "word": ["a", "b", "c"], "tag": ["x"] * 3}, r"a.csv:4: sent_id 1 goes on after other sentences"),
+        ({"sent_id": [1, 2, 1], "word": ["a", "b", "c"], "tag": ["x"] * 3}, r"a.csv:4: sent_id 1 continues after other"),
         ({"word": ["a", "b"], "tag": ["x", "y"]}, r"a.csv:2: has one word and one tag, and nothing says which sentence"),
         ({"text": ["a fine film"], "label": ["pos"]}, r"a.csv:2: has one word and one tag"),
         ({"sent_id": [1, 1], "word": ["a", ""], "tag": ["x", "y"]}, r"a.csv:3: the word is empty"),
