@@ -169,6 +169,29 @@ def test_rows_that_do_not_say_what_their_answers_are_are_refused(
         Answering.from_table(make_config(), table)
 
 
+def test_a_squad_file_with_a_misspelt_key_is_refused_with_the_id_of_the_question(tmp_path: Path) -> None:
+    good = {"id": "0a", "question": "Where?", "answers": [{"text": "cat", "answer_start": 4}]}
+    bad = {"id": "0b", "question": "Who?", "answer": [{"text": "cat", "answer_start": 4}]}
+    path = tmp_path / "squad.json"
+    for rows, message in (([good, bad], r"squad.json:2 \(id 0b\): answers: is null or missing"), ([good], "")):
+        path.write_text(json.dumps({"data": [{"paragraphs": [{"context": CONTEXT, "qas": rows}]}]}), encoding="utf-8")
+        if not message:
+            assert not Answering.from_table(make_config(), read(path)).unanswerable
+            continue
+        with pytest.raises(InputError, match=message):
+            Answering.from_table(make_config(), read(path))
+
+
+def test_a_list_of_contexts_with_their_questions_is_read_as_squad(tmp_path: Path) -> None:
+    question = {"id": "0a", "question": "Where?", "answers": [{"text": "cat", "answer_start": 4}]}
+    unanswered = {"id": "0b", "question": "Who?", "answers": [], "is_impossible": True}
+    path = tmp_path / "train.json"
+    path.write_text(json.dumps([{"context": CONTEXT, "qas": [question, unanswered]}] * 2), encoding="utf-8")
+    table = read(path)
+    assert list_answers(table) == [[("cat", 4)], []] * 2
+    assert list(table.columns["context"]) == [CONTEXT] * 4
+
+
 def test_what_is_counted_is_said(tmp_path: Path) -> None:
     empty = {"text": [], "answer_start": []}
     rows = [
