@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 from hf_finetune.config.sections import FreezeConfig, RunConfig, require
@@ -150,7 +151,9 @@ def encode_splits(
 ) -> dict[str, Features]:
     """The features of every split. The main process encodes what the cache does not hold; the others read it."""
     root, workers = cache_root(config.cache.dir), config.data.workers
-    say = runtime.say if runtime.is_main else None
+    say = (
+        cache(runtime.say) if runtime.is_main else None
+    )  # a folder that cannot be written is one line, not one a split
     features: dict[str, Features] = {}
 
     def encode_all() -> None:
