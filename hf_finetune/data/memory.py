@@ -46,6 +46,8 @@ def read_memory(
         return value
     if spec.adapter is not None and has_columns(value) and spec.adapter.adapts(get_first_row(value, name)):
         table = make_row_table(iterate_rows(value, name), name, config, spec, needs_labels=needs_labels, first=first)
+        if (index := read_index(value)) is not None:
+            table = replace(table, index=[index[number - first] for number in table.lines])
     elif is_dataset(value):
         table = make_dataset_table(value, name, config, spec, needs_labels=needs_labels)
     elif is_frame(value) or isinstance(value, Mapping):

@@ -100,6 +100,14 @@ def tiny_dataset(rows: list[dict[str, Any]]) -> Any:
     return datasets.Dataset.from_list(as_objects)
 
 
+def test_rows_of_a_frame_keep_their_index() -> None:
+    table = read_rows(
+        pandas.DataFrame(write_words(MADE), index=[f"w{number}" for number in range(len(write_words(MADE)))])
+    )
+    first = len(MADE[0]["tokens"])
+    assert table.where(1) == f"train[{first}] (index w{first})"
+
+
 def test_errors_name_the_row_and_the_word(tmp_path: Path) -> None:
     rows = [json.dumps(row) for row in ({"text": "Tom", "label": []}, {"text": "Tom lives", "label": [[1, 3, "PER"]]})]
     with pytest.raises(InputError, match=r"a.jsonl:2: the entity 1-3 \(PER, 'om'\) cuts the word 'Tom'"):
