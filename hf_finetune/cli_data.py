@@ -167,12 +167,13 @@ def describe_columns(
 
 
 def find_fitting_tasks(names: Sequence[str], data: DataConfig) -> list[str]:
-    """Returns the tasks whose recipe's default columns are all among `names`."""
+    """Returns the tasks whose recipe's default columns, or other columns that they read, are all among `names`."""
     fitting = []
     for kind in TASKS:
         defaults = {**read_defaults(kind), "data.train": list(data.train)}
         defaults["model.backbone"] = defaults.get("model.backbone") or NO_BACKBONE
         spec = load_task(kind).make_columns(load_config(defaults)).spec
-        if all(name in names or name.partition(".")[0] in names for name in (*spec.inputs, *spec.labels)):
+        needed = [name for name in (*spec.inputs, *spec.labels) if spec.requires(name, names)]
+        if all(name in names or name.partition(".")[0] in names for name in needed):
             fitting.append(kind)
     return fitting

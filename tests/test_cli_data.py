@@ -39,6 +39,23 @@ def test_without_a_task_columns_are_reported_and_tasks_suggested(
     assert f"  hf-finetune data {path} --task classify\n" in out
 
 
+@pytest.mark.parametrize(
+    ("row", "task"),
+    [
+        ({"conversations": [{"from": "human", "value": "the cat"}, {"from": "gpt", "value": "dog"}]}, "instruct"),
+        ({"question": "the cat", "choices": {"text": ["a", "b"], "label": ["A", "B"]}, "answerKey": "A"}, "choose"),
+        ({"question": "who", "context": "the cat", "answer_text": "cat"}, "answer"),
+    ],
+)
+def test_tasks_that_read_other_columns_are_suggested(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], row: dict[str, Any], task: str
+) -> None:
+    path = tiny.write_jsonl(tmp_path / "a.jsonl", [row])
+    code, out, _ = run(capsys, path)
+    assert code == 0
+    assert f"  hf-finetune data {path} --task {task}\n" in out
+
+
 def test_columns_with_other_names_are_guessed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write_rows(tmp_path, text="my review", label="stars")
     code, out, _ = run(capsys, path, "--format", "json")
