@@ -8,6 +8,7 @@
 # make hooks        has git run ruff and mypy before each commit; make pre-commit runs them now, on all files
 # make newest       which versions in constraints.txt have newer ones
 # make numbers      records the losses, metrics and weights of every recipe's test case: before and after a refactoring
+# make scale        memory and time by rows, for docs/scale.md; takes about an hour
 # make soak         the long tests: the crash test of docs/reliability.md
 PYTHON ?= python3
 VENV ?= .venv
@@ -19,7 +20,7 @@ FAST := not slow and not processes and not docs
 MARKS ?= $(FAST)
 
 .PHONY: demo test test-fast test-one test-lowest test-wheel coverage lint hooks pre-commit newest numbers soak reliability benchmark scaling \
-	profile results docs clean
+	profile results scale docs clean
 
 demo: $(VENV)/.demo-installed
 	$(RUN) $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no recipes/classify.py
@@ -78,6 +79,9 @@ benchmark: $(VENV)/.test-installed
 
 scaling: $(VENV)/.test-installed
 	$(RUN) $(BIN)/python benchmarks/scaling.py
+
+scale: $(VENV)/.test-installed
+	$(RUN) $(BIN)/python benchmarks/data.py
 
 profile: $(VENV)/.test-installed
 	$(RUN) $(BIN)/python benchmarks/profile_update.py
