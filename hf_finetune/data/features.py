@@ -83,6 +83,12 @@ class ClassSets(Ragged):
         targets[np.repeat(np.arange(len(indices)), lengths), np.concatenate([*members, self.values[:0]])] = 1.0
         return targets
 
+    def take(self, rows: Array) -> "ClassSets":
+        """Returns the sets of rows, in their order."""
+        lengths = (self.offsets[1:] - self.offsets[:-1])[rows]
+        values = np.concatenate([*(self.get(int(row)) for row in rows), self.values[:0]])
+        return replace(self, values=values, offsets=np.concatenate([[0], np.cumsum(lengths)]))
+
     def count(self) -> Array:
         """Returns the number of sets that hold each class, [C]."""
         return np.bincount(self.values, minlength=self.num_classes)
@@ -118,6 +124,7 @@ class Features:
         num_truncated: Number of rows that were longer than data.max_length and lost tokens.
         sequence_offsets: Feature i has the sequences sequence_offsets[i]:sequence_offsets[i + 1]; None if each has one. [N + 1]
         example_indices: The row of the table that each feature came from; None if each row gave one. [N]
+        weights: How much each feature counts in the loss [N] float32; None if each counts 1.
         extras: Whatever else the task's tokenize() returned.
         activations: Cached hidden states at the boundary of the frozen prefix, if there are any.
     """
@@ -128,6 +135,7 @@ class Features:
     num_truncated: int
     sequence_offsets: Array | None = None
     example_indices: Array | None = None
+    weights: Array | None = None
     extras: Mapping[str, Array] = field(default_factory=dict)
     activations: Activations | None = None
 
@@ -209,10 +217,10 @@ def make_features(arrays: Mapping[str, Array], labels: Array | Ragged | None) ->
     Args:
         arrays: input_ids, offsets and truncated (see Features.inputs, offsets, num_truncated); token_type_ids if the model
             takes them; rows (Features.sequence_offsets) if features have several sequences; examples (Features.example_indices)
-            if rows gave several features. All others become Features.extras.
+            and weights (Features.weights) if rows gave several features. All others become Features.extras.
         labels: Targets of the features.
     """
-    known = (*MODEL_INPUTS, "offsets", "truncated", "rows", "examples")
+    known = (*MODEL_INPUTS, "offsets", "truncated", "rows", "examples", "weights")
     return Features(
         inputs={name: arrays[name] for name in MODEL_INPUTS if name in arrays},
         offsets=arrays["offsets"],
@@ -220,6 +228,7 @@ def make_features(arrays: Mapping[str, Array], labels: Array | Ragged | None) ->
         num_truncated=int(arrays["truncated"]),
         sequence_offsets=arrays.get("rows"),
         example_indices=arrays.get("examples"),
+        weights=arrays.get("weights"),
         extras={name: array for name, array in arrays.items() if name not in known},
     )
 
@@ -234,6 +243,7 @@ class Batch:
         sequence_counts: Number of sequences of each feature, [B].
         inputs: Arguments of the model: input_ids, attention_mask and, for some models, token_type_ids. Each [S, T] int64.
         labels: Targets, [B, ...]; None for features without.
+        weights: How much each feature counts in the loss [B] float32; None if each counts 1.
         activations: Cached hidden states of the sequences, if the features have them, [S, T, H].
     """
 
@@ -242,6 +252,7 @@ class Batch:
     sequence_counts: Array
     inputs: dict[str, "torch.Tensor"]
     labels: "torch.Tensor | None"
+    weights: "torch.Tensor | None" = None
     activations: "torch.Tensor | None" = None
 
     def to(self, device: "torch.device") -> "Batch":
@@ -256,6 +267,7 @@ class Batch:
             self,
             inputs={name: move(tensor) for name, tensor in self.inputs.items()},
             labels=None if self.labels is None else move(self.labels),
+            weights=None if self.weights is None else move(self.weights),
             activations=None if self.activations is None else move(self.activations),
         )
 
@@ -300,5 +312,6 @@ def collate(features: Features, indices: Array, pad_token_id: int) -> Batch:
         sequence_counts=features.count_sequences(indices),
         inputs={name: torch.from_numpy(array) for name, array in arrays.items()},
         labels=None if labels is None else torch.from_numpy(np.ascontiguousarray(labels)),
+        weights=None if features.weights is None else torch.from_numpy(features.weights[indices]),
         activations=activations,
     )

@@ -39,7 +39,10 @@ class ClassificationObjective(SummedObjective):
     focal_gamma: float = 0.0
 
     def loss(self, outputs: "torch.Tensor", batch: Batch) -> "tuple[torch.Tensor, float]":
-        """Returns the loss summed over its terms (B, or B x C for multi_label), and their number. outputs: logits [B, C]."""
+        """Returns the loss summed over its terms (B, or B x C for multi_label), and their number. outputs: logits [B, C].
+
+        The terms of windows count by their weights, so that the windows of a text share its loss.
+        """
         from torch.nn import functional as F
 
         from hf_finetune.tasks.losses import cross_entropy
@@ -53,7 +56,14 @@ class ClassificationObjective(SummedObjective):
                 label_smoothing=self.label_smoothing,
                 class_weights=self.class_weights,
                 focal_gamma=self.focal_gamma,
+                example_weights=batch.weights,
             )
+        if batch.weights is not None:
+            if self.problem == "multi_label":
+                terms = F.binary_cross_entropy_with_logits(logits, labels, reduction="none").sum(-1)
+            else:
+                terms = F.mse_loss(logits.squeeze(-1), labels, reduction="none")
+            return (terms * batch.weights).sum(), float(batch.weights.double().sum()) * (labels.numel() // len(labels))
         if self.problem == "multi_label":
             return F.binary_cross_entropy_with_logits(logits, labels, reduction="sum"), labels.numel()
         return F.mse_loss(logits.squeeze(-1), labels, reduction="sum"), len(labels)

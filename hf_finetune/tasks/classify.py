@@ -21,6 +21,8 @@ from hf_finetune.tasks.class_scoring import ClassificationObjective, Classificat
 from hf_finetune.tasks.labels import compute_class_weights, describe_class_weights, format_counts
 from hf_finetune.tasks.text.label_checks import find_label_warnings, leave_out_ignored
 from hf_finetune.tasks.text.label_reader import LabelReader, guess_problem, spell_label
+from hf_finetune.tasks.text.token_windows import encode_windows
+from hf_finetune.tasks.window_scoring import WindowScoring
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +38,10 @@ class Settings(TaskSettings):
         label_separator: Splits a string of several labels; not needed if the column holds lists.
         class_weights: Weights of the labels in the loss: balanced, or label=weight for some labels; the others weigh 1.
         focal_gamma: Exponent of the focal loss; 0 is plain cross entropy.
+        long_texts: What happens to a text that is longer than data.max_length: cut, or windows, which overlap and share the loss
+            of their text.
+        window_pooling: How a text gets its scores from those of its windows: mean or max.
+        window_overlap: Tokens that neighbouring windows share; a quarter of a window if not given.
     """
 
     takes_label_columns = True
@@ -46,8 +52,13 @@ class Settings(TaskSettings):
     label_separator: str | None = None
     class_weights: tuple[str, ...] = ()
     focal_gamma: float = 0.0
+    long_texts: Literal["cut", "windows"] = "cut"
+    window_pooling: Literal["mean", "max"] = "mean"
+    window_overlap: int | None = None
 
     def __post_init__(self) -> None:
+        overlap = self.window_overlap
+        require(overlap is None or overlap >= 0, "task.window_overlap", overlap, "must be 0 or more")
         require(self.label_separator != "", "task.label_separator", "''", "must not be empty")
         require(
             self.label_separator is None or self.problem in ("auto", "multi_label"),
@@ -122,8 +133,8 @@ class TextEncoding(Encoding):
 
 @dataclass(frozen=True, kw_only=True)
 class ClassificationEncoding(TextEncoding):
-    """Turns the one or two texts of an example into one sequence, and its labels into a class number, a set of class numbers or
-    a number.
+    """Turns the one or two texts of an example into one sequence, or a long text into windows, and its labels into a class
+    number, a set of class numbers or a number.
 
     Args:
         texts: The text columns.
@@ -131,16 +142,30 @@ class ClassificationEncoding(TextEncoding):
         label_names: Names of the C classes.
         class_weights: Weights of the classes, for describe().
         reason: Why this problem was chosen, for describe().
+        has_windows: Texts that are longer than max_length become windows; they are cut if not.
+        window_overlap: See Settings.
     """
 
     reader: LabelReader
     label_names: tuple[str, ...] = ()
     class_weights: tuple[float, ...] = ()
     reason: str = ""
+    has_windows: bool = False
+    window_overlap: int | None = None
+
+    def encoding_settings(self) -> dict[str, Any]:
+        return {"window_overlap": self.window_overlap, "windows": True} if self.has_windows else {}
+
+    def tokenize(self, table: Table, tokenizer: Any, max_length: int) -> dict[str, Array]:
+        if not self.has_windows:
+            return super().tokenize(table, tokenizer, max_length)
+        return encode_windows(table.columns[self.texts[0]], tokenizer, max_length, self.window_overlap)
 
     def labels(self, table: Table, arrays: Mapping[str, Array]) -> Array | ClassSets:
-        """Returns class numbers [N] int64, the sets of class numbers for multi_label, or numbers [N] float32 for regression."""
-        return self.reader.read_targets(table, self.label_names)
+        """Returns class numbers [N] int64, the sets of class numbers for multi_label, or numbers [N] float32 for regression; for
+        each window those of its text."""
+        targets = self.reader.read_targets(table, self.label_names)
+        return targets if not self.has_windows else take_targets(targets, arrays["examples"])
 
     def count_labels(self, table: Table) -> dict[str, int]:
         if self.reader.problem == "regression":
@@ -152,15 +177,26 @@ class ClassificationEncoding(TextEncoding):
 
     def describe(self, features: Features, table: Table, max_length: int) -> list[tuple[str, str]]:
         """The input, the problem and why it was chosen, the labels and the number of training examples of each."""
-        labels: Any = features.labels
+        labels: Any = self.reader.read_targets(table, self.label_names)
         head = f"{self.reader.problem}, {self.reason}: "
         lines = super().describe(features, table, max_length)
+        if self.has_windows:
+            num_split = int((np.bincount(features.example_indices) > 1).sum())  # type: ignore[arg-type]
+            shown = (
+                f"{num_split:,} longer training texts in {len(features) - len(table) + num_split:,} overlapping windows"
+            )
+            lines = [("input", f"at most {max_length} tokens; {shown}")]
         if self.reader.problem == "regression":
             return [*lines, ("labels", f"{head}from {labels.min():g} to {labels.max():g}")]
         counts = format_counts(count_targets(labels, self.label_names))
         spelling = [("spelling", phrase) for phrase in self.reader.describe_spelling(table)]
         weights = describe_class_weights(self.label_names, self.class_weights)
         return [*lines, ("labels", head + counts), *spelling, *weights]
+
+
+def take_targets(targets: Array | ClassSets, rows: Array) -> Array | ClassSets:
+    """Returns the targets of rows, in their order."""
+    return targets.take(rows) if isinstance(targets, ClassSets) else targets[rows]
 
 
 def count_targets(targets: Array | ClassSets, names: Sequence[str]) -> dict[str, int]:
@@ -192,6 +228,7 @@ class Classification(Task):
         require(label is not None, "data.label_column", None, "must be the column of the labels")
         assert label is not None
         check_columns(config.task, config.data.label_columns)
+        check_windows(config.task, texts)
         ignored = tuple(map(str, config.task.ignore_labels))
         return TextColumns(texts=texts, label=label, numbers=config.task.problem == "regression", ignored=ignored)
 
@@ -239,7 +276,13 @@ class Classification(Task):
             ),
             columns=columns,
             encoding=ClassificationEncoding(
-                texts=columns.texts, reader=reader, label_names=names, class_weights=weights, reason=reason
+                texts=columns.texts,
+                reader=reader,
+                label_names=names,
+                class_weights=weights,
+                reason=reason,
+                has_windows=settings.long_texts == "windows",
+                window_overlap=settings.window_overlap,
             ),
             objective=ClassificationObjective(
                 problem=problem,
@@ -247,7 +290,7 @@ class Classification(Task):
                 class_weights=weights,
                 focal_gamma=settings.focal_gamma,
             ),
-            scoring=ClassificationScoring(problem=problem, label_names=names),
+            scoring=make_scoring(settings, problem, names),
         )
 
     @classmethod
@@ -264,6 +307,13 @@ class Classification(Task):
     def describe_for_card(self) -> str:
         labels = "Label" if len(self.label_names) == 1 else f"{len(self.label_names)} labels"
         return f"{self.problem.replace('_', '-')} text classification.\n{labels}: {', '.join(self.label_names)}."
+
+
+def make_scoring(settings: Settings, problem: str, names: tuple[str, ...]) -> ClassificationScoring:
+    """Returns what scores texts, or the windows of texts."""
+    if settings.long_texts == "cut":
+        return ClassificationScoring(problem=problem, label_names=names)
+    return WindowScoring(problem=problem, label_names=names, pooling=settings.window_pooling)
 
 
 def make_reader(config: RunConfig, problem: str) -> LabelReader:
@@ -289,6 +339,16 @@ def check_columns(settings: Settings, columns: Sequence[str]) -> None:
     require(
         len(names) in (0, len(columns)), "task.label_names", list(names), f"must be {len(columns)}, a name a column"
     )
+
+
+def check_windows(settings: Settings, texts: Sequence[str]) -> None:
+    """Raises InputError if there are windows of pairs of texts, or settings of windows without windows."""
+    if settings.long_texts == "windows":
+        require(len(texts) == 1, "task.long_texts", "windows", f"is for one text column, not {len(texts)}")
+        return
+    fix = "has no effect without task.long_texts windows"
+    require(settings.window_pooling == "mean", "task.window_pooling", settings.window_pooling, fix)
+    require(settings.window_overlap is None, "task.window_overlap", settings.window_overlap, fix)
 
 
 def check_loss_settings(label_smoothing: float, settings: Settings, problem: str) -> None:

@@ -24,6 +24,7 @@ def cross_entropy(
     label_smoothing: float = 0.0,
     class_weights: tuple[float, ...] = (),
     focal_gamma: float = 0.0,
+    example_weights: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, float]:
     """Returns the cross entropy of logits [..., C], summed over all labels [...] that are not IGNORED, and their number.
 
@@ -34,17 +35,24 @@ def cross_entropy(
         class_weights: C weights. If given, the sum of the labels' weights replaces their number, as in torch's cross_entropy.
         focal_gamma: Each term is multiplied by (1 - p) ** gamma, where p is the probability of its label (Lin et al. 2017,
             arXiv:1708.02002, eq. 4).
+        example_weights: A factor for each label, [...]. The sum of the factors, times the labels' weights, replaces their number.
     """
     is_target = labels.reshape(-1) != IGNORED
     targets = labels.reshape(-1)[is_target]
     scores = logits.reshape(-1, logits.shape[-1])[is_target].float()
     weights = torch.tensor(class_weights, device=scores.device) if class_weights else None
-    if not focal_gamma:
+    if not focal_gamma and example_weights is None:
         total = F.cross_entropy(scores, targets, weight=weights, reduction="sum", label_smoothing=label_smoothing)
     else:
         terms = F.cross_entropy(scores, targets, weight=weights, reduction="none", label_smoothing=label_smoothing)
-        probabilities = F.log_softmax(scores, -1).gather(-1, targets[:, None])[:, 0].exp()
-        total = (terms * (1 - probabilities) ** focal_gamma).sum()
+        if focal_gamma:
+            probabilities = F.log_softmax(scores, -1).gather(-1, targets[:, None])[:, 0].exp()
+            terms = terms * (1 - probabilities) ** focal_gamma
+        if example_weights is not None:
+            factors = example_weights.reshape(-1)[is_target]
+            of_targets = factors if weights is None else factors * weights[targets]
+            return (terms * factors).sum(), float(of_targets.double().sum())
+        total = terms.sum()
     return total, float(len(targets)) if weights is None else float(weights[targets].sum())
 
 

@@ -240,8 +240,7 @@ def test_what_means_something_else_is_seen(folder: Path, rows: Rows, change: Cal
     expected = describe(*read_features(before))
     try:
         task, features = read_features(after)
-    except InputError as error:
-        assert "after.jsonl" in str(error) or "task." in str(error)
+    except InputError:  # which is seen too
         return
     assert describe(task, features) != expected
     if change is upper_label and "pos" in task.label_names:

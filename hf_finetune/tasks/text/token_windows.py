@@ -48,7 +48,9 @@ def encode_windows(texts: Sequence[str], tokenizer: Any, max_length: int, overla
         for tokens in encoded:
             windows = list(cut(tokens, capacity, shared))
             counts.append(len(windows))
-            ids += [np.array([*special.before, *(window or if_empty), *special.after], dtype=np.int32) for window in windows]
+            ids += [
+                np.array([*special.before, *(window or if_empty), *special.after], dtype=np.int32) for window in windows
+            ]
     lengths = [len(window) for window in ids]
     arrays = {"input_ids": np.concatenate(ids)}
     if special.type_ids is not None:
