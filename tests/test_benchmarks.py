@@ -18,7 +18,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(not hasattr(os, "fork"), reas
 ROOT = Path(__file__).resolve().parent.parent
 BENCHMARKS = ROOT / "benchmarks"
 SMALL = ["--train.epochs", "1", "--train.max_updates", "2", "--train.batch_size", "8", "--data.max_length", "32"]
-RUN_ELSEWHERE = {"reliability.py"}  # takes minutes; `make soak` runs it
+# The first takes minutes: `make soak` runs it. data.py runs the second
+RUN_ELSEWHERE = {"reliability.py"} | {"comparisons/predict_memory.py"}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -298,6 +299,63 @@ def test_comparison_of_summarization_with_a_small_model(tmp_path: Path, run_scri
     assert line.keys() == {"loss", "rouge1", "rouge2", "rougeL", "rougeLsum", "seconds"}
     (line,) = read_lines(run_script("comparisons/summarize.py", *settings, "--lead"))
     assert 0 < line["rouge1"] < 1
+
+
+def test_comparison_of_long_texts_trains_each_way(
+    tmp_path: Path, backbones: Callable[..., Path], run_script: Callable[..., str]
+) -> None:
+    data = write_rows(tmp_path, tiny.make_rows)
+    settings = [
+        "--seeds",
+        0,
+        1,
+        "--model.backbone",
+        backbones(),
+        "--data.max_length",
+        8,
+        "--freeze.layers",
+        1,
+        *data,
+        *SMALL,
+    ]
+    lines = read_lines(run_script("comparisons/long_texts.py", *settings))
+    assert [line["long_texts"] for line in lines] == ["cut", "windows", "cut", "windows"]
+    assert all(len(line["test_accuracy"]) == 2 for line in lines)
+    assert lines[0]["test_accuracy"] == lines[2]["test_accuracy"]
+
+
+def test_data_measures_memory_starts_damage_and_an_epoch(tmp_path: Path, run_script: Callable[..., str]) -> None:
+    sizes = [
+        "--rows",
+        1500,
+        "--sizes",
+        1200,
+        "--predictions",
+        60,
+        "--damages",
+        6,
+        "--rounds",
+        1,
+        "--out",
+        tmp_path / "out",
+    ]
+    run_script("data.py", *sizes)
+    results = read_json(tmp_path / "out" / "data.json")
+    assert [row["format"] for row in results["memory"]] == [
+        *["jsonl"] * 2,
+        *["csv"] * 2,
+        *["parquet"] * 2,
+        "jsonl with one emoji",
+    ]
+    assert all(row["peak_mb"] > 100 for row in results["memory"])
+    assert results["damage"] == {"damages": 6, "same features": 6, "trainings": 6, "same weights": 6}
+    assert 0 < results["start"]["second"] < 120
+    assert [row["classes"] for row in results["predict"]] == [3, 5000]
+    assert len(results["epoch"]["curve"]) > 5
+    pages = {path.name: path.read_text() for path in (tmp_path / "out").glob("*.md")}
+    assert pages["data.md"].count("\n| ") == 7
+    assert "1,200" in pages["memory by rows.md"]
+    assert "#" in pages["memory curve.md"]
 
 
 def test_comparison_of_lora_trains_the_same_number_of_parameters(
