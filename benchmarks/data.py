@@ -180,7 +180,7 @@ def train(
 def measure_memory(options: argparse.Namespace, folder: Path, backbone: Path) -> list[dict[str, Any]]:
     """Returns the peak memory of three updates by rows and format, and by how much it is more than with 1,000 rows."""
     rows = []
-    for ending in FORMATS:
+    for ending in options.formats:
         base: float | None = None
         for count in (1000, *options.sizes):
             data = write_rows(folder / f"{count}.{ending}", count)
@@ -210,11 +210,11 @@ def measure_encode(options: argparse.Namespace, folder: Path, backbone: Path) ->
 
 
 def measure_start(options: argparse.Namespace, folder: Path, backbone: Path) -> dict[str, Any]:
-    """Returns the seconds to the first update of a first and of a second run on the same rows, and of runs on 1,000 rows."""
+    """Returns the seconds to the first update of a first and of a second run on the same rows, and of a run on 1,000 rows."""
     data, few = write_rows(folder / "start.jsonl", options.rows), write_rows(folder / "start-few.jsonl", 1000)
     seconds: dict[str, Any] = {"rows": options.rows}
-    for name, path in (("few, first", few), ("few, second", few), ("first", data), ("second", data)):
-        _, seconds[name] = train(folder, backbone, path, f"start-{name.replace(', ', '-')}", 3)
+    for name, path in (("few", few), ("first", data), ("second", data)):
+        _, seconds[name] = train(folder, backbone, path, f"start-{name}", 3)
     print(json.dumps(seconds), flush=True)
     return seconds
 
@@ -240,7 +240,7 @@ def measure_damage(options: argparse.Namespace, folder: Path, backbone: Path) ->
 
     data, generator = write_rows(folder / "damage.jsonl", 600), random.Random(0)
     encode = encode_in_process(folder, backbone, data)
-    every = max(1, options.damages // 10)
+    every = max(1, options.damages // options.trainings)
     expected, digests, same = encode(), [], 0
     for number in range(options.damages):
         damage_file(choose_file(folder / "cache" / "encoded", generator), generator)
@@ -349,8 +349,9 @@ def make_table(results: Mapping[str, Any]) -> str:
         )
     if start := results.get("start"):
         times = f"{start['first']:.1f} s the first time, {start['second']:.1f} s the second time"
-        few = f"{start['few, first']:.1f} s and {start['few, second']:.1f} s"
-        rows.append((f"from the call to the first update, {start['rows']:,} rows", f"{times}; 1,000 rows: {few}"))
+        rows.append(
+            (f"from the call to the first update, {start['rows']:,} rows", f"{times}; 1,000 rows: {start['few']:.1f} s")
+        )
     for row in results.get("predict", ()):
         speed = f"first line after {row['first_line_seconds']:.1f} s; {row['rows_per_second']:,} rows a second"
         rows.append(
@@ -400,6 +401,14 @@ def main() -> None:
     parser.add_argument(
         "--sizes", type=int, nargs="+", default=[1_000_000, 10_000_000], help="rows for which memory is measured"
     )
+    parser.add_argument(
+        "--formats", nargs="+", choices=FORMATS, default=list(FORMATS), help="for which memory is measured"
+    )
+    parser.add_argument("--trainings", type=int, default=10, help="how many of the damages a training must find")
+    parser.add_argument(
+        "--formats", nargs="+", choices=FORMATS, default=list(FORMATS), help="for which memory is measured"
+    )
+    parser.add_argument("--trainings", type=int, default=10, help="how many of the damages a training must find")
     parser.add_argument("--predictions", type=int, default=200_000, help="rows to predict")
     parser.add_argument("--damages", type=int, default=200, help="number of damages")
     parser.add_argument("--rounds", type=int, default=3, help="rounds of the comparison of encoding")

@@ -37,7 +37,7 @@ def measure(kind: str, max_length: int, seeds: list[int], words: list[str]) -> d
             config = load_config({**defaults, "seed": seed, "output_dir": folder}, words)
             results = finetune(config).results
         accuracies.append(results["test"]["accuracy"])
-        seconds.append(results["seconds"]["training"])
+        seconds.append(results["seconds"]["train"])
     return {
         "long_texts": kind,
         "max_length": config.data.max_length,
