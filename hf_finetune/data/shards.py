@@ -214,8 +214,25 @@ def find_given_shards(given: Any, config: DataConfig, spec: ColumnSpec) -> Strea
     """Returns the shards of a datasets.IterableDataset, or the one of a function that returns an iterator of rows."""
     if is_iterable_dataset(given):
         return make_dataset_shards(given, "train", "train", config, spec, is_in_memory=True)
-    shards = (Shard(name="train", read=IterableReader(given, "train", "train", config, spec, first=0)),)
+    shards = (Shard(name="train", read=IterableReader(start_anew(given), "train", "train", config, spec, first=0)),)
     return StreamedData(shards=shards, setting="train", digest=lambda: digest_first_rows(shards), is_in_memory=True)
+
+
+def start_anew(function: Callable[[], Any]) -> Callable[[], Any]:
+    """Returns the function with a check that it returns another iterator each time: InputError if not, because the rows that were
+    taken from it would be missing in the next epoch."""
+    last: list[Any] = []
+
+    def start() -> Any:
+        rows = function()
+        if last and rows is last[0] and hasattr(rows, "__next__"):
+            raise InputError(
+                "train: the function returned the same iterator again; return a new one, from the first row"
+            )
+        last[:] = [rows]
+        return rows
+
+    return start
 
 
 def make_dataset_shards(

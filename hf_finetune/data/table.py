@@ -166,6 +166,7 @@ class ColumnSpec:
         adapter: Makes rows of tables that have other columns, or another form, rows of these columns; None if there is no other.
         join_rows: Returns the examples of a table's rows, if an example may be several of them; None if each row is one.
         keep_labelled: Returns the rows that may be learned from and scored, if the settings leave some out by their labels.
+            NoExamplesError if they leave out all.
     """
 
     inputs: tuple[str, ...]
@@ -236,6 +237,10 @@ def describe_value(value: Any, expected: str = "a string") -> str:
     if (isinstance(value, str) and not value.strip()) or (isinstance(value, (list, tuple, dict)) and not value):
         return "empty"
     return f"{name_type(value)}, not {expected}"
+
+
+class NoExamplesError(InputError):
+    """None of the rows of a table is an example, because none has a label."""
 
 
 def make_examples(table: Table, spec: ColumnSpec, *, needs_labels: bool = True) -> Table:

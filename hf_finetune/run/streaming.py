@@ -16,7 +16,7 @@ from hf_finetune.data.features import Array, Features, make_features
 from hf_finetune.data.shards import StreamedData, find_streamed_data
 from hf_finetune.data.splits import Splits, read_given_splits
 from hf_finetune.data.stream import Row, cut_into_blocks, shuffle_rows
-from hf_finetune.data.table import ColumnSpec, Table, TableBuilder
+from hf_finetune.data.table import ColumnSpec, NoExamplesError, Table, TableBuilder
 from hf_finetune.system.errors import InputError
 from hf_finetune.system.processes import Processes
 from hf_finetune.tasks.base import Task
@@ -102,13 +102,15 @@ class Block:
     """The rows that were read last, and their features.
 
     Attributes:
-        table: The rows, in the order of the stream.
+        table: The examples, in the order of the stream.
+        num_rows: The number of rows that they were taken from: rows without a label may be left out.
         measured: Their features.
         batches: The indices of the features of each batch.
         is_last: No block of the epoch follows.
     """
 
     table: Table
+    num_rows: int
     measured: MeasuredFeatures
     batches: list[Array]
     is_last: bool
@@ -133,6 +135,10 @@ class Position:
     block: int = 0
     batch: int = 0
     examples: int = 0
+
+    def move(self, epoch: int, first_row: int = 0) -> "Position":
+        """Returns the position at the begin of the next block, which is there."""
+        return dataclasses.replace(self, epoch=epoch, first_row=first_row, block=self.block + 1, batch=0)
 
 
 class StreamedBatches:
@@ -193,46 +199,56 @@ class StreamedBatches:
 
     def read_next_block(self) -> Block:
         """Reads and encodes the block after the present one. On all processes; StreamError on all if one of them fails."""
-        position, before = self.position, self.block
+        position, before, ends = self.position, self.block, list[int]()
         if before is None:
-            self.open_epoch(position.epoch, position.first_row)
-        elif before.is_last:
-            position = dataclasses.replace(
-                position, epoch=position.epoch + 1, first_row=0, block=position.block + 1, batch=0
-            )
             self.open_epoch(position.epoch)
+        elif not before.is_last:
+            position = position.move(position.epoch, position.first_row + before.num_rows)
         else:
-            first_row = position.first_row + len(before.table)
-            position = dataclasses.replace(position, first_row=first_row, block=position.block + 1, batch=0)
-        self.block = self.agree_on(position.block)
-        self.position = position
-        return self.block
+            position = position.move(position.epoch + 1)
+            self.open_epoch(position.epoch)
+        while (block := self.agree_on(position.block)) is None:  # none of the rows that were left is an example
+            if position.first_row == 0:
+                raise StreamError(f"{self.data.setting}: gave no example to train on in an entire epoch")
+            ends.append(position.update)
+            position = position.move(position.epoch + 1)
+            self.open_epoch(position.epoch)
+        self.epoch_ends += ends
+        self.position, self.block = position, block
+        return block
 
     def open_epoch(self, epoch: int, first_row: int = 0) -> None:
         """Begins to read an epoch, after its first rows."""
         rows = shuffle_rows(self.data.shards, self.config.data.shuffle_buffer, self.config.seed, epoch)
         self.rows_of_epoch = cut_into_blocks(islice(rows, first_row, None), self.block_rows)
 
-    def agree_on(self, number: int) -> Block:
-        """Returns the next block of the epoch. StreamError on all processes if one of them cannot read it."""
+    def agree_on(self, number: int) -> Block | None:
+        """Returns the next block of the epoch, None if it has no more examples. StreamError on all processes if one of them
+        cannot read it."""
         block, problem = None, None
         try:
             block = self.encode_next(number)
         except InputError as error:
             problem = str(error)
         problems = [found for found in self.processes.gather(problem) if found is not None]
-        if problems or block is None:
+        if problems:
             raise StreamError(problems[0])
         return block
 
-    def encode_next(self, number: int) -> Block:
-        """Reads and encodes the next block of the epoch. number: Its number in the run, from 0."""
-        rows, is_last = next(self.rows_of_epoch, ([], True))
-        require(bool(rows), self.data.setting.partition(" ")[0], self.data.shards[0].name, "gave no rows this time")
-        table = self.data.make_table(rows, self.spec)
-        features = self.encode(table)
-        batches = plan_block(features.lengths, self.config.train.batch_size, self.config.seed, number)
-        return Block(table=table, measured=measure_features(features), batches=batches, is_last=is_last)
+    def encode_next(self, number: int) -> Block | None:
+        """Reads and encodes the next block of the epoch that has examples, None if none has. number: Its number in the run."""
+        num_rows = 0
+        for rows, is_last in self.rows_of_epoch:
+            num_rows += len(rows)
+            try:
+                table = self.data.make_table(rows, self.spec)
+            except NoExamplesError:
+                continue
+            features = self.encode(table)
+            batches = plan_block(features.lengths, self.config.train.batch_size, self.config.seed, number)
+            measured = measure_features(features)
+            return Block(table=table, num_rows=num_rows, measured=measured, batches=batches, is_last=is_last)
+        return None
 
     def encode(self, table: Table) -> Features:
         """Returns the features of rows. InputError with file and line at the first row that cannot be used."""
@@ -272,7 +288,7 @@ class StreamedBatches:
         self.open_epoch(self.position.epoch, self.position.first_row)
         self.block = self.agree_on(self.position.block)
         require(
-            self.block.measured.features.fingerprint() == saved["digest"],
+            self.block is not None and self.block.measured.features.fingerprint() == saved["digest"],
             "data.streaming",
             True,
             f"{self.data.setting} gives other rows than when the checkpoint was saved; restore the data, or choose another name",

@@ -182,6 +182,9 @@ def test_a_label_that_comes_later_stops_with_its_line_and_the_way_out(make_confi
     config = make_streamed_file(make_config, shards / "0.jsonl")
     with pytest.raises(InputError, match=r"0\.jsonl:61: .*plants.*name all of them in task.label_names"):
         finetune(config)
+    named = {"task.label_names": [*tiny.CLASSES, "plants"], "name": "named"}
+    result = finetune(make_streamed_file(make_config, shards / "0.jsonl", **named)).results
+    assert result["labels"] == ["animals", "food", "tools", "plants"]
 
 
 def make_streamed_file(make_config: MakeConfig, path: Path, **settings: Any) -> RunConfig:
@@ -222,6 +225,44 @@ def test_an_error_in_the_stream_saves_before_it_stops(
         load_last_checkpoint(config.run_dir)["model_state_dict"],
         load_last_checkpoint(whole.run_dir)["model_state_dict"],
     )
+
+
+def test_rows_without_a_label_are_left_out_and_counted_when_resuming(
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A row is read whether or not it is an example: a resume has to read as many."""
+    monkeypatch.setattr("hf_finetune.run.streaming.GROUPED_BATCHES", 2)
+    rows = [{**row, "label": None} if number % 3 == 1 or number > 40 else row
+            for number, row in enumerate(write_shards(tmp_path / "shards"))]  # fmt: skip
+    path = tiny.write_jsonl(tmp_path / "rows.jsonl", rows)
+    settings = {"task.ignore_labels": ["null"], "data.shuffle_buffer": 2, "train.epochs": 9, "train.max_updates": 12}
+    whole = make_streamed_file(make_config, path, name="whole", **settings)
+    finetune(whole)
+    config = make_streamed_file(make_config, path, **settings)
+    run_until(config, 6, monkeypatch)
+    assert finetune(config).results["updates"] == 12
+    assert_same_tensors(
+        load_last_checkpoint(config.run_dir)["model_state_dict"],
+        load_last_checkpoint(whole.run_dir)["model_state_dict"],
+    )
+    ends = load_last_checkpoint(config.run_dir)["run"]["stream"]
+    assert ends["examples"] == load_last_checkpoint(whole.run_dir)["run"]["stream"]["examples"]
+
+
+@pytest.mark.parametrize("values", [[0, 1], [0.0, 1.0], [False, True]])
+def test_labels_have_one_form_over_the_types_of_shards(
+    make_config: MakeConfig, tmp_path: Path, values: list[Any]
+) -> None:
+    """Numbers in JSON, text in csv; a block may have a single label, or one type only."""
+    texts = [row["text"] for row in tiny.make_rows(40, seed=2)]
+    tiny.write_jsonl(tmp_path / "a.jsonl", [{"text": text, "label": values[text.count("a") % 2]} for text in texts])
+    with (tmp_path / "b.csv").open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([("text", "label"), *((text, values[1]) for text in texts)])
+    files = [str(tmp_path / name) for name in ("a.jsonl", "b.csv")]
+    validation = tiny.write_jsonl(tmp_path / "v.jsonl", [{"text": text, "label": values[0]} for text in texts[:5]])
+    settings = {"data.train": files, "data.validation": [str(validation)], "train.max_updates": 5}
+    result = finetune(make_config(**{**SETTINGS, **settings})).results
+    assert result["labels"] == (["false", "true"] if values[0] is False else ["0", "1"])
 
 
 # --- other tasks ----------------------------------------------------------------------------------------------------
@@ -354,7 +395,7 @@ def test_a_generator_function_and_an_iterable_data_set_are_streamed(make_config:
 
 def test_a_function_that_cannot_be_read_again_is_an_error(make_config: MakeConfig) -> None:
     rows = iter(tiny.make_rows(60, seed=3))
-    with pytest.raises(InputError, match=r"train.*(no rows|again)"):
+    with pytest.raises(InputError, match=r"train: the function returned the same iterator again"):
         finetune_rows("classify", train=lambda: rows, **make_arguments(make_config, "once"))
 
 

@@ -12,8 +12,7 @@ import numpy as np
 
 from hf_finetune.data.columns import find_distinct
 from hf_finetune.data.numbers import MISSING_WORDS, is_missing_word, is_number
-from hf_finetune.data.table import Table
-from hf_finetune.system.errors import InputError
+from hf_finetune.data.table import NoExamplesError, Table
 from hf_finetune.tasks.labels import LabelForm, canonical_label
 
 NOT_LABELLED = "-100"  # torch's ignore_index, which data sets for token classification hold, too
@@ -94,7 +93,7 @@ def leave_out_ignored(table: Table, columns: Sequence[str], ignored: Sequence[st
         columns: The label columns. A row is left out if one of them has an ignored label, or a list with one.
         ignored: Labels that mean "not labelled" (task.ignore_labels); null for a missing label.
 
-    InputError if no row is left.
+    NoExamplesError if no row is left.
     """
     is_ignored = np.zeros(len(table), dtype=bool)
     for column in columns:
@@ -107,7 +106,7 @@ def leave_out_ignored(table: Table, columns: Sequence[str], ignored: Sequence[st
     if not num_ignored:
         return table
     if num_ignored == len(table):
-        raise InputError(f"task.ignore_labels ({shown}): leaves no row of {table.files[0]}")
+        raise NoExamplesError(f"task.ignore_labels ({shown}): leaves no row of {table.files[0]}")
     note = f"{num_ignored:,} of {len(table):,} rows are left out: they are not labelled (task.ignore_labels {shown})"
     rows = np.nonzero(~is_ignored)[0].tolist()
     return replace(table.take(rows), notes=(*table.notes, f"{table.files[0]}: {note}"))
