@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_finetune.config.sections import DataConfig
-from hf_finetune.data.formats import LINES, check_unicode, find_ending, get_value, is_table
+from hf_finetune.data.formats import LINES, check_unicode, find_ending, get_value
 from hf_finetune.data.sources import find_files, missing_column_error, read_files
 from hf_finetune.data.table import ColumnSpec, Table, convert_columns
 from hf_finetune.system.errors import InputError
@@ -136,9 +136,9 @@ def say_note(note: str) -> None:
 
 
 def is_plain(path: Path, spec: ColumnSpec) -> bool:
-    """True if a file has a text a line."""
-    is_own = spec.text_files is not None and not spec.text_files.takes_folders
-    return not is_own and path.is_file() and not is_table(path) and find_ending(path) == ".txt"
+    """True if a file has a text a line, and the task has no way of its own to read it."""
+    is_own = spec.text_files is not None and spec.text_files.takes(path)
+    return not is_own and path.is_file() and find_ending(path) == ".txt"
 
 
 def read_plain(path: Path, config: DataConfig, make_row: MakeRow) -> Iterator[SourceRow]:

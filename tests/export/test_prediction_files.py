@@ -500,6 +500,9 @@ def test_texts_a_line_and_several_files_are_read(predictor: Predictor, tmp_path:
     path.write_bytes("\ufeffthe old cat\r\n\r\na red saw\r\n".encode())
     entries = list(iterate_predictions(predictor, str(path), batch_size=1))
     assert entries == [*predictor.predict(["the old cat"]), None, *predictor.predict(["a red saw"])]
+    labelled = tmp_path / "labelled.txt"  # as fastText reads it
+    labelled.write_text("__label__x the old cat\n__label__y __label__x a red saw\n")
+    assert list(iterate_predictions(predictor, str(labelled), batch_size=1)) == [entries[0], entries[2]]
     other = tiny.write_jsonl(tmp_path / "other.jsonl", [{"text": "this bread"}])
     both = list(iterate_predictions(predictor, [str(other), str(path)], batch_size=1))
     assert both == [*predictor.predict(["this bread"]), *entries]
