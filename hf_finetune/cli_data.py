@@ -17,6 +17,7 @@ from hf_finetune.config.tasks import TASKS, load_task
 from hf_finetune.recipe import report_errors
 from hf_finetune.system.console import align_columns, label_lines
 from hf_finetune.system.errors import InputError
+from hf_finetune.system.files import cache_root
 
 if TYPE_CHECKING:
     from hf_finetune.data.column_report import ColumnSummary
@@ -132,7 +133,7 @@ def print_columns(request: Request) -> None:
     config = make_config(request, "classify")
     if config.data.dataset is not None:
         raise InputError(f"data.dataset ({config.data.dataset}): name the task, as --task classify")
-    table = read_all_columns(config.data.train, config.data)
+    table = read_all_columns(config.data.train, config.data, cache_root(config.cache.dir))
     summaries = summarize_columns(table)
     fitting = find_fitting_tasks([summary.name for summary in summaries], config.data)
     guess = None if "classify" in fitting else guess_text_and_label(summaries)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from hf_finetune.config.sections import DataConfig
-from hf_finetune.data.columns import hash_rows, iterate
+from hf_finetune.data.columns import find_distinct_parts, hash_rows
 from hf_finetune.data.findings import shorten
 from hf_finetune.data.formats import is_table, read_rows
 from hf_finetune.data.sources import find_files, read_table
@@ -48,17 +48,17 @@ class ColumnSummary:
     holds_numbers: bool = True
     example: Any = None
 
-    def add(self, value: Any) -> None:
-        """Counts a value."""
+    def add(self, value: Any, count: int = 1) -> None:
+        """Counts a value that occurs in `count` rows."""
         if value is None or (isinstance(value, str) and not value.strip()) or value != value:
-            self.missing += 1
+            self.missing += count
             return
         if self.example is None:
             self.example = value
-        self.types[TYPE_NAMES.get(type(value), type(value).__name__)] += 1
+        self.types[TYPE_NAMES.get(type(value), type(value).__name__)] += count
         self.holds_numbers = self.holds_numbers and is_number(value)
         size = len(value) if isinstance(value, (str, list, tuple, dict)) else float(value) if is_number(value) else 0.0
-        self.total_size += size
+        self.total_size += count * size
         self.largest, self.smallest = max(self.largest, size), min(self.smallest, size)
 
     @property
@@ -125,9 +125,9 @@ def summarize_columns(table: Table) -> list[ColumnSummary]:
     summaries = []
     for name, column in table.columns.items():
         summary = ColumnSummary(name=name)
-        for part in iterate(column):
-            for value in part:
-                summary.add(value)
+        for distinct, indices in find_distinct_parts(column):
+            for value, count in zip(distinct, np.bincount(indices, minlength=len(distinct)).tolist(), strict=True):
+                summary.add(value, count)
         hashes = hash_rows(table, [name])
         hashes.sort()
         summary.distinct = int(np.count_nonzero(hashes[1:] != hashes[:-1])) + 1

@@ -80,6 +80,7 @@ def make_report(config: RunConfig, *, asks_task: bool, asks_tokenizer: bool) -> 
     task.prepare_tokenizer(tokenizer)
     max_length = config.data.max_length or min(int(tokenizer.model_max_length), LONGEST_DEFAULT)
     features = {
-        split: encode(task.encoding, table, tokenizer, max_length, root=root) for split, table in tables.items()
+        split: encode(task.encoding, table, tokenizer, max_length, root=root, workers=config.data.workers)
+        for split, table in tables.items()
     }
     return report_on_features(report, tables, features, task, tokenizer=tokenizer, max_length=max_length)
