@@ -233,7 +233,8 @@ DATA_CASES = [
          spoil=append("train.jsonl", row(label=10**400)), starts="train.jsonl:25: label (inf) is not finite"),
     Case(name="nan in csv", words=CSV, spoil=replace("train.csv", HEADER + "a,0.5\nb,nan\n"),
          starts="train.csv:3: label is nan; to leave out"),
-    Case(name="nan for a class", spoil=append("train.jsonl", row(label=float("nan"))), starts="train.jsonl:25: label is nan; to leave out"),
+    Case(name="nan for a class", spoil=append("train.jsonl", row(label=float("nan"))),
+         starts="train.jsonl:25: label is nan; to leave out"),
     Case(name="nan for a text", spoil=append("train.jsonl", row(text=float("nan"))), starts="train.jsonl:25: text is a float"),
     # broken files
     Case(name="broken JSON line", spoil=append("train.jsonl", '{"text": "a", '), starts="train.jsonl:25: broken JSON: "),

@@ -388,3 +388,30 @@ def test_rows_without_labels_of_the_made_data_are_learnable() -> None:
     for row in rows:
         others = {word for name, words in tiny.CLASSES.items() if name != row["label"] for word in words.split()}
         assert not others & set(row["text"].split())
+
+
+def test_a_head_for_the_same_labels_in_another_order_is_trained_on(
+    make_config: MakeConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """posneg: the labels of the backbone's head are stored as pos, neg, and those of the data sort as neg, pos."""
+    first = finetune(make_config(name="first", **{"train.epochs": 12, "model.dropout": 0.0}))
+    before = first.results["test"]["accuracy"]
+    names = json.loads((first.run_dir / "model" / "config.json").read_text())["id2label"]
+    backbone, order = tmp_path / "moved", [2, 0, 1]
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(first.run_dir / "model")
+    with torch.no_grad():
+        for parameter in model.classifier.parameters():
+            parameter.copy_(parameter[order].clone())
+    moved = {place: f" {names[str(row)]}" for place, row in enumerate(order)}
+    model.config.id2label, model.config.label2id = moved, {name: place for place, name in moved.items()}
+    model.config.hf_finetune = None
+    model.save_pretrained(backbone)
+    transformers.AutoTokenizer.from_pretrained(first.run_dir / "model").save_pretrained(backbone)
+    capsys.readouterr()
+    config = make_config(name="second", **{"model.backbone": str(backbone), "train.max_updates": 2, "train.learning_rate": 1e-9,
+                                           "train.head_learning_rate": 1e-9, "model.dropout": 0.0})  # fmt: skip
+    second = finetune(config)
+    assert second.results["test"]["accuracy"] == before >= 0.9
+    assert "3 of 3 labels reused by name, in another order" in capsys.readouterr().out
+    exported = json.loads((second.run_dir / "model" / "config.json").read_text())
+    assert (exported["id2label"], exported["problem_type"]) == (names, "single_label_classification")
