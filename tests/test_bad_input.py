@@ -174,8 +174,10 @@ DATA_CASES = [
     Case(name="long name", words=("--data.train", "a" * 300), starts="data.train (aaa", holds="no such file"),
     Case(name="package not installed", words=("--data.train", "package://no_such_pkg/x"), starts="data.train (package:",
          holds="pip install no-such-pkg"),
-    Case(name="file of an unknown kind", words=("--data.train", "train.txt"), spoil=replace("train.txt", "a"),
-         starts="train.txt: the ending must be one of .csv"),
+    Case(name="file of an unknown kind", words=("--data.train", "train.text"), spoil=replace("train.text", "a"),
+         starts="train.text: the ending must be one of .csv"),
+    Case(name="text without labels", words=("--data.train", "train.txt"), spoil=replace("train.txt", "a"),
+         starts="train.txt:1: no column 'label'", holds="a line of such a file is __label__NAME and a text"),
     # an empty file
     Case(name="empty file", spoil=replace("train.jsonl", ""), starts="train.jsonl: is empty"),
     Case(name="empty validation", spoil=replace("validation.jsonl", "\n"), starts="validation.jsonl: is empty"),
