@@ -93,13 +93,17 @@ def find_damage(entry: EntryListing) -> str | None:
 def find_leftovers(root: Path, *, is_any: bool = False) -> list[Path]:
     """Returns the folders that killed processes were writing or removing. is_any: also those that may still be written."""
     folders = [folder for kind in KINDS.values() for name in TEMPORARY for folder in (root / kind.subfolder).glob(name)]
-    with contextlib.suppress(FileNotFoundError):
-        folders = [
-            folder
-            for folder in folders
-            if is_any or folder.name[:2] == ".r" or time.time() - measure_folder(folder)[1] > SECONDS_OF_SILENCE
-        ]
-    return folders
+    return [folder for folder in folders if is_any or is_left(folder)]
+
+
+def is_left(folder: Path) -> bool:
+    """True if no process is writing a folder any more. False if it is no longer there."""
+    if folder.name.startswith(".removing-"):
+        return True
+    try:
+        return time.time() - measure_folder(folder)[1] > SECONDS_OF_SILENCE
+    except FileNotFoundError:  # another process finished or removed it in the meantime
+        return False
 
 
 # --- each kind ------------------------------------------------------------------------------------------------------

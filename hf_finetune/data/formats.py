@@ -12,7 +12,7 @@ from hf_finetune.config.sections import FILE_ENDINGS, DataConfig
 from hf_finetune.data.arrow_files import read_arrow
 from hf_finetune.data.conll import read_conll
 from hf_finetune.data.delimited import read_delimited
-from hf_finetune.data.json_files import check_unicode, read_json, read_json_lines
+from hf_finetune.data.json_files import read_json, read_json_lines
 from hf_finetune.data.lines import read_classes, read_lines, read_parallel
 from hf_finetune.data.rows import Rows, Say, find_ending, get_value, is_table, name_type, say_nothing
 from hf_finetune.system.errors import InputError
@@ -25,7 +25,6 @@ __all__ = [
     "Rows",
     "Say",
     "TextFormat",
-    "check_unicode",
     "explain_missing_column",
     "find_ending",
     "get_value",

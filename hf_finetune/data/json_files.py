@@ -33,15 +33,37 @@ def read_lines_of(file: TextFile) -> Rows:
             if not line.strip():
                 continue
             try:
-                row = json.loads(line)
-                check_unicode(line, row)
+                row = parse_json(line)
             except (ValueError, RecursionError) as error:
-                raise InputError(f"{file.path}:{number}: broken JSON: {describe_json_error(error)}") from None
+                is_array = number == 1 and line.lstrip().startswith("[")
+                hint = "; end the file's name with .json if it holds one array" if is_array else ""
+                raise InputError(f"{file.path}:{number}: broken JSON: {describe_json_error(error)}{hint}") from None
             if not isinstance(row, dict):
                 raise InputError(
                     f"{file.path}:{number}: must be a JSON object with named columns, not {name_type(row)}"
                 )
             yield number, row
+
+
+def parse_json(text: str) -> Any:
+    """Returns the value of a JSON text. ValueError if it is broken, if an object has two values with one name, or if a string has
+    half a surrogate pair."""
+    value = DECODER.decode(text)
+    check_unicode(text, value)
+    return value
+
+
+def make_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Returns a JSON object. ValueError if two of its values have one name, of which only one would be read."""
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        names = [name for name, _ in pairs]
+        repeated = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"an object has two values that are called {repeated!r}")
+    return row
+
+
+DECODER = json.JSONDecoder(object_pairs_hook=make_object)
 
 
 def check_unicode(text: str, value: Any) -> None:
@@ -102,8 +124,7 @@ def load_document(file: TextFile) -> Any:
     with file.open() as lines:
         text = lines.read()
     try:
-        value = json.loads(text)
-        check_unicode(text, value)
+        value = parse_json(text)
     except (ValueError, RecursionError) as error:
         where = f"{file.path}:{error.lineno}" if isinstance(error, json.JSONDecodeError) else str(file.path)
         raise InputError(f"{where}: broken JSON: {describe_json_error(error)}") from None
@@ -133,13 +154,12 @@ class ArrayScanner:
 
     def scan(self) -> Iterator[Any]:
         """Yields the values of the array. Raises InputError, with the line, if the file has anything but one array."""
-        decoder = json.JSONDecoder()
         self.expect("[", "Expecting value")
         if self.peek() == "]":
             self.position += 1
         else:
             while True:
-                yield self.read_value(decoder)
+                yield self.read_value()
                 if self.peek() != ",":
                     break
                 self.position += 1
@@ -173,12 +193,12 @@ class ArrayScanner:
         self.is_at_end = not chunk
         return bool(chunk)
 
-    def read_value(self, decoder: json.JSONDecoder) -> Any:
+    def read_value(self) -> Any:
         """Returns the next value, and passes it."""
         self.peek()
         while True:
             try:
-                value, end = decoder.raw_decode(self.buffer, self.position)
+                value, end = DECODER.raw_decode(self.buffer, self.position)
             except json.JSONDecodeError as error:
                 is_cut = error.msg.startswith("Unterminated string") or error.pos >= len(self.buffer) - LONGEST_LITERAL
                 if is_cut and not self.is_at_end:
@@ -186,7 +206,7 @@ class ArrayScanner:
                     continue
                 raise self.make_error(error.msg, error.pos) from None
             except (ValueError, RecursionError) as error:
-                raise InputError(f"{self.path}: broken JSON: {describe_json_error(error)}") from None
+                raise self.make_error(describe_json_error(error), self.position) from None
             if end == len(self.buffer) and not self.is_at_end:  # a number may continue
                 self.read_more()
                 continue

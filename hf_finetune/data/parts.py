@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from hf_finetune.config.sections import DataConfig
-from hf_finetune.data.formats import LINES, check_unicode, find_ending, get_value
+from hf_finetune.data.formats import LINES, find_ending, get_value
+from hf_finetune.data.json_files import describe_json_error, parse_json
 from hf_finetune.data.sources import find_files, missing_column_error, read_files
 from hf_finetune.data.table import ColumnSpec, Table, convert_columns
 from hf_finetune.system.errors import InputError
@@ -219,9 +220,8 @@ def read_object(line: str, where: str) -> dict[str, Any]:
     """Returns the JSON object of a line. InputError if it is none, or has half a surrogate pair."""
     if not is_object(line):
         raise InputError(f"{where}: is not a JSON object, and the first line is one")
-    row: dict[str, Any] = json.loads(line)
     try:
-        check_unicode(line, row)
-    except UnicodeEncodeError:
-        raise InputError(f"{where}: broken JSON: half a surrogate pair") from None
+        row: dict[str, Any] = parse_json(line)
+    except ValueError as error:
+        raise InputError(f"{where}: broken JSON: {describe_json_error(error)}") from None
     return row

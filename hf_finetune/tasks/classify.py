@@ -168,9 +168,8 @@ class ClassificationEncoding(TextEncoding):
         return targets if not self.has_windows else take_targets(targets, arrays["examples"])
 
     def count_labels(self, table: Table) -> dict[str, int]:
-        if self.reader.problem == "regression":
-            return {}
-        return count_targets(self.reader.read_targets(table, self.label_names), self.label_names)
+        targets = self.reader.read_targets(table, self.label_names)
+        return {} if self.reader.problem == "regression" else count_targets(targets, self.label_names)
 
     def find_warnings(self, tables: Mapping[str, Table]) -> list[str]:
         return find_label_warnings(self.count_labels(tables["train"]))

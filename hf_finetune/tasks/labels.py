@@ -72,7 +72,8 @@ class LabelForm:
         texts = {str(clean_label(value)) for value in present}
         if texts and {text.lower() for text in texts} <= BOOLEANS:
             return cls(kind="boolean")
-        if texts and find_numbers(present):
+        numbers = find_numbers(present) if texts else None
+        if numbers is not None and numbers.unclear is None:  # 1,000 may be 1 or 1000: it stays as it is
             return cls(kind="integer" if all(INTEGER.fullmatch(text) for text in texts) else "decimal")
         return cls()
 

@@ -42,7 +42,7 @@ class SourceBatch:
         measured: The features that the batch is taken from.
         indices: Those of the batch, [B].
         epoch: Counted from 1.
-        pass_number: For inputs that are drawn anew whenever the data are read (Encoding.prepare): no feature is drawn twice with
+        pass_number: For inputs that are drawn again whenever the data are read (Encoding.prepare): no feature is drawn twice with
             the same number.
     """
 

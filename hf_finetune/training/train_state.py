@@ -83,7 +83,7 @@ class UpdateBatch:
 
     Args:
         number: Of the update, counted from 0.
-        pass_number: For inputs that are drawn anew whenever the data are read (training.source.SourceBatch).
+        pass_number: For inputs that are drawn again whenever the data are read (training.source.SourceBatch).
         feature_indices: [B] of all features, over all processes.
         micro_batches: The indices of each micro-batch of this process; as many micro-batches on each process, some perhaps
             empty.

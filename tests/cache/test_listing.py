@@ -270,6 +270,20 @@ def test_what_a_killed_run_leaves_is_listed_and_removed(caches: Path, capsys: py
     assert len(listing.list_all_entries(caches)) == 3
 
 
+def test_a_folder_that_is_finished_meanwhile_hides_no_other_one(caches: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the folders that are written, those of living processes stay, even if one of them vanishes."""
+    for name in ("gone", "new"):
+        (caches / "tables" / f".writing-{name}").mkdir()
+
+    def measure(folder: Path) -> tuple[int, float]:
+        if folder.name == ".writing-gone":
+            raise FileNotFoundError
+        return 0, time.time()
+
+    monkeypatch.setattr(listing, "measure_folder", measure)
+    assert listing.find_leftovers(caches) == []
+
+
 def test_prune_to_nothing_leaves_nothing(caches: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (caches / "tables" / ".writing-new").mkdir()
     (caches / "encoded" / f"{'0' * 32}").mkdir()

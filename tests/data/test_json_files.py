@@ -189,3 +189,27 @@ def test_an_array_may_be_of_records_without_columns_of_the_task(tmp_path: Path) 
 @pytest.mark.parametrize("name", ["a.ndjson", "a.ndjson.gz", "a.NDJSON"])
 def test_ndjson_is_json_lines(tmp_path: Path, name: str) -> None:
     assert read(write(tmp_path / name, '{"text": "a", "label": 1}\n')).columns == {"text": ["a"], "label": [1]}
+
+
+REPEATED = '{"text": "c", "label": "x", "label": "y"}'
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "where"),
+    [
+        ("a.jsonl", '{"text": "a", "label": "x"}\n' + REPEATED, "a.jsonl:2: broken JSON"),
+        ("a.json", '[{"text": "a", "label": "x"},\n ' + REPEATED + "]", "a.json:2: broken JSON"),
+        ("b.json", '{"rows": [' + REPEATED + "]}", "b.json: broken JSON"),
+        ("c.json", '{"text": "a", "label": {"a": 1, "a": 1}}', "c.json: broken JSON"),
+    ],
+)
+def test_two_values_with_one_name_are_refused(tmp_path: Path, name: str, content: str, where: str) -> None:
+    """As two columns with one name are in csv: the last value would be taken for the only one."""
+    message = error_of(write(tmp_path / name, content))
+    assert where in message
+    assert "an object has two values that are called " in message
+
+
+def test_an_array_whose_file_is_called_jsonl_names_the_ending(tmp_path: Path) -> None:
+    message = error_of(write(tmp_path / "a.jsonl", '[{"text": "a", "label": "x"},\n{"text": "b", "label": "y"}]'))
+    assert message.endswith("; end the file's name with .json if it holds one array")

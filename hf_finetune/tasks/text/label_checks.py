@@ -3,7 +3,7 @@
 import difflib
 import re
 import unicodedata
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -11,11 +11,13 @@ from typing import Any
 import numpy as np
 
 from hf_finetune.data.columns import find_distinct
+from hf_finetune.data.literals import read_literal
 from hf_finetune.data.numbers import MISSING_WORDS, is_missing_word, is_number
 from hf_finetune.data.table import NoExamplesError, Table
-from hf_finetune.tasks.labels import LabelForm, canonical_label
+from hf_finetune.tasks.labels import BOOLEANS, LabelForm, canonical_label
 
 NOT_LABELLED = "-100"  # torch's ignore_index, which data sets for token classification hold, too
+SEPARATORS = (",", ";", "|")
 MOST_SHOWN = 5  # labels or groups in one message
 
 
@@ -52,11 +54,43 @@ def find_label_warnings(counts: Mapping[str, int]) -> list[str]:
                 f"the label {name!r} ({counts[name]:,}) is a class, and in many files it means that a label is missing: "
                 f"task.ignore_labels {name} leaves such rows out"
             )
+    warnings += find_several_in_one(counts)
+    if {"0", "1"} & set(counts) and BOOLEANS & set(counts):
+        shown = ", ".join(f"{name} {counts[name]:,}" for name in ("0", "1", "false", "true") if name in counts)
+        warnings.append(
+            f"0 and 1 are other classes than false and true: {shown}; write them in one way if they are the same"
+        )
     if "-1" in counts and not is_scale(list(counts)):
         warnings.append(
             f"the label -1 ({counts['-1']:,}) is a class, and in many files it means that a text is not labelled: "
             "task.ignore_labels -1 leaves such rows out"
         )
+    return warnings
+
+
+def find_several_in_one(counts: Mapping[str, int]) -> list[str]:
+    """Returns warnings about labels that may be several: lists as text among other labels, and labels joined by a separator, if
+    their parts are labels, too. counts: The number of training examples by label."""
+    warnings = []
+    lists = [name for name in counts if name.startswith("[") and isinstance(read_literal(name), list)]
+    if lists and len(lists) < len(counts):
+        warnings.append(
+            f"labels that are lists as text are classes, because other labels are no lists, such as {lists[0]!r} "
+            f"({counts[lists[0]]:,}); write all labels as lists for several labels a text"
+        )
+    for separator in SEPARATORS:
+        parts = {name: [part.strip() for part in name.split(separator)] for name in counts if separator in name}
+        uses = Counter(part for of_name in parts.values() for part in of_name)
+        joined = [
+            name
+            for name, of_name in parts.items()
+            if name not in lists and all(of_name) and all(uses[part] > 1 or part in counts for part in of_name)
+        ]
+        if joined:
+            warnings.append(
+                f"the label {joined[0]!r} ({counts[joined[0]]:,}) is one class, and its parts are labels, too: if it means "
+                f"several labels, set task.label_separator {separator!r}"
+            )
     return warnings
 
 

@@ -21,8 +21,8 @@ from hf_finetune.data.table import Table, describe_value
 from hf_finetune.system.errors import InputError
 from hf_finetune.tasks.labels import LabelForm, canonical_label, read_number, sort_numbers_first
 from hf_finetune.tasks.text.label_checks import NOT_LABELLED, describe_spelling, suggest_names
+from hf_finetune.tasks.text.label_places import count_places, find_odd_list, is_places, read_bit
 
-BITS = {"0": False, "1": True, "false": False, "true": True}
 LEAVE_OUT = "to leave out the rows without a label, set task.ignore_labels to null"
 
 
@@ -54,19 +54,6 @@ def read_list(value: Any, separator: str | None) -> list[Any] | None:
         return [part.strip() for part in value.split(separator) if part.strip()]
     literal = read_literal(value)
     return literal if isinstance(literal, list) else None
-
-
-def read_bit(value: Any) -> bool | None:
-    """Returns True for 1 and true, False for 0 and false, None for anything else."""
-    return BITS.get((canonical_label(value) or "").lower()) if not isinstance(value, (list, dict)) else None
-
-
-def count_places(lists: Sequence[Sequence[Any]]) -> int:
-    """Returns the number of places of lists of 0 and 1 that are all of one length of at least 2; 0 if they are others."""
-    lengths = {len(values) for values in lists}
-    if len(lengths) != 1 or min(lengths) < 2 or any(read_bit(value) is None for values in lists for value in values):
-        return 0
-    return lengths.pop()
 
 
 class Item(NamedTuple):
@@ -126,9 +113,11 @@ class LabelReader:
         return table.class_names or tuple(sorted(found, key=sort_numbers_first))
 
     def check_places(self, lists: Sequence[Sequence[Any]], table: Table) -> None:
-        """Raises InputError for lists of 0 and 1 whose places have no names, or too many or too few."""
+        """Raises InputError for lists of 0 and 1 whose places have no names, or too many or too few, and for a list that has
+        other places than the others."""
         if self.problem != "multi_label" or table.class_names is not None:
             return
+        self.check_lengths(lists, table)
         places, shown = count_places(lists), "" if not lists else list(lists[0])
         if places and not self.names:
             raise InputError(
@@ -139,6 +128,17 @@ class LabelReader:
             raise InputError(
                 f"task.label_names ({', '.join(self.names)}): has {len(self.names)} names, and {self.column} has {places} "
                 f"places, such as {shown}"
+            )
+
+    def check_lengths(self, lists: Sequence[Sequence[Any]], table: Table) -> None:
+        """Raises InputError, with file and line, for a list that has not 0 or 1 at each place, if the others have."""
+        odd = find_odd_list(lists)
+        if odd is not None:
+            code, places = odd
+            raise self.make_error(
+                table,
+                code,
+                f" ({list(lists[code])}): the other lists have {places} places of 0 and 1, one for each label",
             )
 
     def name_item(self, table: Table, item: Item, form: LabelForm) -> str:
@@ -212,7 +212,10 @@ class LabelReader:
         if len(self.columns) > 1:
             return self.read_bits(table)
         codes, lists = self.read_lists(table)
-        if self.problem == "multi_label" and table.class_names is None and is_places(lists, names):
+        has_places = self.problem == "multi_label" and table.class_names is None
+        if has_places:
+            self.check_lengths(lists, table)
+        if has_places and is_places(lists, names):
             places = ([place for place, bit in enumerate(bits) if read_bit(bit)] for bits in lists)
             return make_sets(places, codes, len(names))
         form, index = LabelForm.find(names), make_index(names, has_codes=bool(self.names))
@@ -285,11 +288,6 @@ def describe_missing(value: Any) -> str:
     """Returns how a missing label is written, for error messages: null, empty, nan or NA."""
     is_blank = value is None or (isinstance(value, str) and not value.strip())
     return describe_value(value) if is_blank else str(value).strip()
-
-
-def is_places(lists: Sequence[Sequence[Any]], names: Sequence[str]) -> bool:
-    """True if lists have 0 or 1 for each of the C classes. Not if classes are called so: the values are their names then."""
-    return count_places(lists) == len(names) and not {"0", "1", "true", "false"} & set(names)
 
 
 def make_index(names: Sequence[str], *, has_codes: bool) -> dict[str, int]:

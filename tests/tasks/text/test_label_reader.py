@@ -370,3 +370,50 @@ def test_a_million_rows_are_read_by_their_distinct_values() -> None:
     assert isinstance(targets, np.ndarray)
     assert np.bincount(targets).tolist() == [200_000] * 5
     assert seconds < 5  # about 0.2 s for each of the three passes
+
+
+@pytest.mark.parametrize("odd", [[1, 0], [], [0, 1, 2], [0, None, 1]])
+def test_a_list_without_a_place_for_each_class_is_refused_in_training_and_in_a_test(odd: list[Any]) -> None:
+    """The other lists are not read as the numbers of classes because of one of another length."""
+    lists, names = [[0, 1, 0], [1, 0, 0], [0, 0, 1]], ("a", "b", "c")
+    table = make_table(text=["x"] * 4, label=[*lists, odd])
+    message = f"made.csv:4: label ({odd}): the other lists have 3 places of 0 and 1, one for each label"
+    assert catch_error(table, label_names=names) == message
+    task = make_task(make_table(text=["x"] * 3, label=lists), label_names=names)
+    with pytest.raises(InputError) as caught:
+        read_targets(task, table)
+    assert str(caught.value) == message
+
+
+def test_labels_that_may_have_separators_of_thousands_stay_as_they_are() -> None:
+    table = make_table(text=["x"] * 3, label=["1,000", "12,000", "500"])
+    assert set(make_task(table).label_names) == {"1,000", "12,000", "500"}
+    assert make_task(make_table(text=["x"] * 2, label=["1,0", "12,0"])).label_names == ("1", "12")
+
+
+@pytest.mark.parametrize(
+    ("names", "part"),
+    [
+        (("['a', 'b']", "c"), "lists as text"),
+        (("a|b", "a", "b"), "task.label_separator '|'"),
+        (("a, b", "b, c", "a, c"), "task.label_separator ','"),
+        (("0", "1", "true"), "other classes than false and true"),
+    ],
+)
+def test_labels_that_may_be_meant_in_another_way_are_warned_of(names: tuple[str, ...], part: str) -> None:
+    [warning] = find_label_warnings(dict.fromkeys(names, 7))
+    assert part in warning
+
+
+@pytest.mark.parametrize(
+    "names", [("New York, NY", "Albany, NY"), ("a|b", "c"), ("[x", "y"), ("0", "1"), ("true", "false")]
+)
+def test_other_labels_are_not_warned_of(names: tuple[str, ...]) -> None:
+    assert find_label_warnings(dict.fromkeys(names, 7)) == []
+
+
+def test_a_regression_without_a_number_is_found_by_the_report() -> None:
+    table = make_table(text=["x"] * 3, label=["0.5", "1.5", "n/a"])
+    task = make_task(table)
+    with pytest.raises(InputError, match=r"made.csv:3: label is n/a"):
+        task.encoding.count_labels(table)
