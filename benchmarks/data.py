@@ -405,10 +405,6 @@ def main() -> None:
         "--formats", nargs="+", choices=FORMATS, default=list(FORMATS), help="for which memory is measured"
     )
     parser.add_argument("--trainings", type=int, default=10, help="how many of the damages a training must find")
-    parser.add_argument(
-        "--formats", nargs="+", choices=FORMATS, default=list(FORMATS), help="for which memory is measured"
-    )
-    parser.add_argument("--trainings", type=int, default=10, help="how many of the damages a training must find")
     parser.add_argument("--predictions", type=int, default=200_000, help="rows to predict")
     parser.add_argument("--damages", type=int, default=200, help="number of damages")
     parser.add_argument("--rounds", type=int, default=3, help="rounds of the comparison of encoding")
