@@ -146,6 +146,8 @@ class ClassificationEncoding(TextEncoding):
         window_overlap: See Settings.
     """
 
+    rows_are_independent: ClassVar[bool] = True
+
     reader: LabelReader
     label_names: tuple[str, ...] = ()
     class_weights: tuple[float, ...] = ()

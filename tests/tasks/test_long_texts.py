@@ -13,6 +13,7 @@ from scipy.special import softmax
 from support import tiny
 
 from hf_finetune.config.loading import load_config
+from hf_finetune.data import encoding
 from hf_finetune.data.features import collate, make_features
 from hf_finetune.data.table import Table
 from hf_finetune.export.predict import Predictor, evaluate_file
@@ -61,6 +62,23 @@ def test_a_text_that_fits_has_the_tokens_that_it_has_without_windows() -> None:
     arrays = encode_windows(texts, TOKENIZER, 8, None)
     assert arrays["input_ids"].tolist() == [token for text in texts for token in TOKENIZER(text)["input_ids"]]
     assert features.weights.tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize("kind", ["cut", "windows"])
+def test_texts_are_encoded_in_parts_with_the_same_arrays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    task, table, _ = make_task(["x", "y"] * 6, [3, 20, 40, 6, 7, 1] * 2, **{"task.long_texts": kind})
+    whole = task.encoding.tokenize(table, TOKENIZER, 8)
+    monkeypatch.setattr(encoding, "ROWS_IN_PART", 4)
+    features = encoding.encode(task.encoding, table, TOKENIZER, 8, root=tmp_path)
+    (entry,) = (path for path in (tmp_path / "encoded").iterdir() if path.is_dir())
+    assert len((entry / "parts.jsonl").read_text().splitlines()) == 3
+    expected = make_features(whole, task.encoding.labels(table, whole))
+    assert features.fingerprint() == expected.fingerprint()
+    if kind == "windows":
+        assert features.example_indices.tolist() == expected.example_indices.tolist()
+        assert features.weights.tolist() == expected.weights.tolist()
 
 
 PROBLEMS: dict[str, tuple[list[Any], Callable[[torch.Tensor, Any], torch.Tensor], int]] = {
