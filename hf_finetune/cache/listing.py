@@ -18,6 +18,7 @@ from hf_finetune.data import encoded_store, table_store
 from hf_finetune.system.files import rename, writing_error
 
 TEMPORARY = (".writing-*", ".removing-*")  # folders of entries that are written or removed
+OLD_MARK = "done"  # a file of encoded text as versions before 0.4 wrote it
 SECONDS_OF_SILENCE = 600.0  # after which the process that wrote such a folder is dead
 
 
@@ -31,6 +32,7 @@ class EntryListing:
         used: Last use, in seconds since the epoch.
         content: What it holds, in a few words.
         is_partial: It was interrupted, or is still written.
+        is_old: An earlier version of the package wrote it, in a form that no run reads any more.
         manifest: Content of the manifest of activations; empty if it cannot be read, and for other kinds.
     """
 
@@ -40,6 +42,7 @@ class EntryListing:
     used: float
     content: str = ""
     is_partial: bool = False
+    is_old: bool = False
     manifest: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -85,6 +88,8 @@ def measure_folder(folder: Path) -> tuple[int, float]:
 
 def find_damage(entry: EntryListing) -> str | None:
     """Returns what is wrong with an entry, or None if every byte is as it was written."""
+    if entry.is_old:
+        return "was written by an earlier version, and no run reads it; cache prune can remove it"
     if entry.is_partial:
         return "is not finished; the next run that needs it completes it"
     return KINDS[entry.kind].find_damage(entry)
@@ -153,6 +158,8 @@ def find_damaged_activations(entry: EntryListing) -> str | None:
 def describe_encoded(folder: Path) -> dict[str, Any]:
     """Returns content and is_partial of encoded text."""
     parts = encoded_store.read_parts(folder)
+    if not parts and (folder / OLD_MARK).exists():
+        return {"content": "written by an earlier version", "is_old": True}
     if not parts:
         return {"content": "no readable list of parts"}
     last = parts[max(parts)]

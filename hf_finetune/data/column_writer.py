@@ -96,7 +96,7 @@ def make_column(values: Iterable[Any]) -> Column:
 
 
 class ValueDigest:
-    """A sha256 of values, whatever the chunks that they come in."""
+    """A sha256 of values and of the chunks that they come in, which are the same for the same rows of the same columns."""
 
     def __init__(self) -> None:
         self.lengths, self.content = hashlib.sha256(), hashlib.sha256()

@@ -3,7 +3,7 @@
 import csv
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from hf_finetune.config.sections import DataConfig
 from hf_finetune.data.rows import Say, find_ending
@@ -24,11 +24,13 @@ class Dialect:
         delimiter: The delimiter of its fields.
         is_quoted: A field may stand in double quotes, and a double quote in it is doubled.
         num_skipped: Lines before the header.
+        skips_blanks: Blanks after a delimiter are not part of the field.
     """
 
     delimiter: str
     is_quoted: bool
     num_skipped: int = 0
+    skips_blanks: bool = False
 
     @property
     def options(self) -> dict[str, object]:
@@ -37,6 +39,7 @@ class Dialect:
             "delimiter": self.delimiter,
             "quoting": csv.QUOTE_MINIMAL if self.is_quoted else csv.QUOTE_NONE,
             "quotechar": '"' if self.is_quoted else None,
+            "skipinitialspace": self.skips_blanks,
         }
 
 
@@ -82,7 +85,26 @@ def find_dialect(file: TextFile, config: DataConfig, say: Say) -> Dialect:
     is_quoted = config.quoting == "quoted"
     if config.quoting == "auto":
         is_quoted = delimiter != "\t" or is_written_quoted(file, say)
-    return Dialect(delimiter=delimiter, is_quoted=is_quoted, num_skipped=1 if hint else 0)
+    dialect = Dialect(delimiter=delimiter, is_quoted=is_quoted, num_skipped=1 if hint else 0)
+    if is_quoted and has_blanks_before_quotes(head, dialect):
+        say(f"{name}: blanks after a delimiter are not part of the field, because quotes follow them")
+        return replace(dialect, skips_blanks=True)
+    return dialect
+
+
+def has_blanks_before_quotes(head: Head, dialect: Dialect) -> bool:
+    """True if quoted fields stand after a delimiter and a blank, as in `pos, "a fine film"`, and the first rows can be read so.
+    Without that, the quotes would be read as part of the fields. Programs do not write this."""
+    if not any(value.startswith(' "') for row in head.read_rows(dialect) for value in row[1:]):
+        return False
+    rows: list[list[str]] = []
+    options = replace(dialect, skips_blanks=True).options
+    try:
+        rows.extend(csv.reader(head.lines, strict=True, **options))  # type: ignore[arg-type]
+    except csv.Error:
+        if head.is_whole or not rows:  # else the last row may be cut off
+            return False
+    return len({len(row) for row in rows if row}) == 1
 
 
 # --- the delimiter ---------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from hf_finetune.config.sections import RunConfig, TaskSettings, require
+from hf_finetune.data.columns import find_distinct
 from hf_finetune.data.encoding import tokenize
 from hf_finetune.data.features import Array, ClassSets, Features
 from hf_finetune.data.table import ColumnSpec, Table, text_and_label_spec
@@ -19,7 +20,7 @@ from hf_finetune.system.errors import InputError
 from hf_finetune.tasks.base import Columns, Encoding, Task
 from hf_finetune.tasks.class_scoring import ClassificationObjective, ClassificationScoring
 from hf_finetune.tasks.labels import compute_class_weights, describe_class_weights, format_counts
-from hf_finetune.tasks.text.label_checks import find_label_warnings, leave_out_ignored
+from hf_finetune.tasks.text.label_checks import find_label_warnings, find_number_warnings, leave_out_ignored
 from hf_finetune.tasks.text.label_reader import LabelReader, guess_problem, spell_label
 from hf_finetune.tasks.text.token_windows import encode_windows
 from hf_finetune.tasks.window_scoring import WindowScoring
@@ -174,7 +175,10 @@ class ClassificationEncoding(TextEncoding):
         return {} if self.reader.problem == "regression" else count_targets(targets, self.label_names)
 
     def find_warnings(self, tables: Mapping[str, Table]) -> list[str]:
-        return find_label_warnings(self.count_labels(tables["train"]))
+        train = tables["train"]
+        if self.reader.problem == "regression":
+            return find_number_warnings(find_distinct(train.columns[self.reader.column])[1])
+        return find_label_warnings(self.count_labels(train))
 
     def describe(self, features: Features, table: Table, max_length: int) -> list[tuple[str, str]]:
         """The input, the problem and why it was chosen, the labels and the number of training examples of each."""

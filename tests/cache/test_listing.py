@@ -284,6 +284,17 @@ def test_a_folder_that_is_finished_meanwhile_hides_no_other_one(caches: Path, mo
     assert listing.find_leftovers(caches) == []
 
 
+def test_encoded_text_of_an_earlier_version_is_not_damaged(caches: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = caches / "encoded" / ("0" * 32)
+    folder.mkdir()
+    for name in ("done", "input_ids.npy"):
+        (folder / name).write_bytes(b"x")
+    [line] = [line for line in run(capsys, "cache", "verify", "--dir", str(caches)) if line.startswith("0" * 32)]
+    assert line.endswith("was written by an earlier version, and no run reads it; cache prune can remove it")
+    [line] = [line for line in run(capsys, "cache", "list", "--dir", str(caches)) if line.startswith("0" * 32)]
+    assert line.endswith("written by an earlier version")
+
+
 def test_prune_to_nothing_leaves_nothing(caches: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (caches / "tables" / ".writing-new").mkdir()
     (caches / "encoded" / f"{'0' * 32}").mkdir()

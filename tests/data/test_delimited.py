@@ -237,3 +237,19 @@ def test_rows_of_a_file_without_header_are_compared_with_the_first_one(tmp_path:
     path = write(tmp_path / "a.csv", "a,x\na,x\nb\n")
     message = error_of(path, config=config(header=False, text_columns=("1",), label_column="2"))
     assert message == f"{path}:3: 1 fields, but the first row has 2"
+
+
+@pytest.mark.parametrize("delimiter", [",", ";"])
+def test_blanks_before_quotes_are_not_part_of_the_field(tmp_path: Path, delimiter: str) -> None:
+    """Else the quotes would be read as characters of the text."""
+    rows = [("label", "text"), ("pos", f'"a fine{delimiter} ""old"" film"'), ("neg", '"dull"'), ("neg", "long")]
+    content = "".join(f"{label}{delimiter} {text}\n" for label, text in rows)
+    table = read(write(tmp_path / "a.csv", content))
+    assert list(table.columns["text"]) == [f'a fine{delimiter} "old" film', "dull", "long"]
+    assert "a.csv: blanks after a delimiter are not part of the field, because quotes follow them" in table.notes
+
+
+@pytest.mark.parametrize("text", [' "so" she said "ah"', " plain", ' "open'])
+def test_blanks_that_no_quoted_field_follows_are_kept(tmp_path: Path, text: str) -> None:
+    table = read(write(tmp_path / "a.csv", f"label,text\npos,{text}\nneg,dull\n"))
+    assert list(table.columns["text"]) == [text, "dull"]

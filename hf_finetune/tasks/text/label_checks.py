@@ -94,6 +94,21 @@ def find_several_in_one(counts: Mapping[str, int]) -> list[str]:
     return warnings
 
 
+def find_number_warnings(values: Sequence[Any]) -> list[str]:
+    """Returns a warning about numbers with a decimal comma that may be two labels each: 0,1 next to 0 and 1. values: The distinct
+    numbers of a regression, as they are written."""
+    pairs = {value.strip() for value in values if isinstance(value, str) and "," in value}
+    if not pairs:
+        return []
+    others = {canonical_label(value) for value in values} - pairs - {None}
+    parts = {part for text in pairs for part in text.split(",")}
+    if not all(str(text).isdecimal() for text in others) or not parts <= others:
+        return []
+    return [
+        f"numbers such as {min(pairs)} are read with a decimal comma; if each is several labels, set task.label_separator ','"
+    ]
+
+
 def is_scale(names: Sequence[str]) -> bool:
     """True if labels are numbers on both sides of zero, so that -1 is one of them: -1 and 1; -1, 0, 1; -2 to 2."""
     if not all(re.fullmatch(r"-?\d+", name) for name in names):

@@ -417,3 +417,16 @@ def test_a_regression_without_a_number_is_found_by_the_report() -> None:
     task = make_task(table)
     with pytest.raises(InputError, match=r"made.csv:3: label is n/a"):
         task.encoding.count_labels(table)
+
+
+@pytest.mark.parametrize(
+    ("labels", "is_warned"),
+    [(["0,1", "0", "1"], True), (["2,27", "27", 2], True), (["0,5", "1", "2"], False), (["0.5", "1", "0"], False)],
+)
+def test_numbers_that_may_be_several_labels_are_warned_of(labels: list[Any], is_warned: bool) -> None:
+    table = make_table(text=["x"] * 3, label=labels)
+    task = make_task(table)
+    assert task.problem == "regression"
+    assert ["task.label_separator ','" in warning for warning in task.encoding.find_warnings({"train": table})] == [
+        True
+    ] * is_warned
