@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
 from hf_finetune.data.parts import Part, is_stream
+from hf_finetune.data.sources import find_files
 from hf_finetune.export.predict import Predictor
 from hf_finetune.export.prediction_formats import Entry, choose_ending, format_json, format_line, write_entries
 from hf_finetune.export.prediction_progress import PartialFile, Progress, digest_command, skip_rows
@@ -96,6 +97,15 @@ def is_special(path: Path) -> bool:
     return path.exists() and not path.is_file() and not path.is_dir()
 
 
+def check_is_no_input(job: Job, out: Path) -> None:
+    """Raises InputError if the file is one of those that are read: its rows would be lost."""
+    if is_stream(job.locations) or not out.exists():
+        return
+    for path in find_files(job.locations, "--data"):
+        if path.samefile(out):
+            raise InputError(f"--out ({out}): is a file of --data, whose rows would be lost; name another file")
+
+
 def write_predictions(job: Job, out: Path) -> Progress:
     """Writes the prediction of every row to a file in the format of its ending, and returns what was done.
 
@@ -105,6 +115,7 @@ def write_predictions(job: Job, out: Path) -> Progress:
     if is_special(out):
         with out.open("w", encoding="utf-8") as file:
             return print_predictions(job, file, str(out))
+    check_is_no_input(job, out)
     out = out.resolve()  # the target of a link is written, not the link
     partial, signals = PartialFile(out, digest_command(job.predictor, job.options)), StopSignals()
     with partial.lock(), signals.install():

@@ -576,3 +576,15 @@ def test_several_processes_write_the_same_bytes(
     assert done.stderr.decode().splitlines()[-1] == f"2 of {NUM_ROWS} rows cannot be predicted and are null"
     done = run_predict(model_dir, *words, "--strict", env=single, stdout=subprocess.PIPE)
     assert (done.returncode, done.stderr.decode()) == (2, f"error: {data}:4: text is empty\n")
+
+
+@pytest.mark.parametrize("kind", ["itself", "link", "glob"])
+def test_a_file_of_the_data_is_not_written_over(predictor: Predictor, data: Path, kind: str) -> None:
+    before, out = data.read_bytes(), data
+    if kind == "link":
+        out = data.with_name("link.jsonl")
+        out.symlink_to(data)
+    location = str(data.parent / "*.jsonl") if kind == "glob" else str(data)
+    with pytest.raises(InputError, match="is a file of --data, whose rows would be lost; name another file"):
+        predict_file(predictor, location, str(out))
+    assert data.read_bytes() == before
