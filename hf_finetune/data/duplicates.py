@@ -3,8 +3,9 @@
 Rows are compared by hashes of 8 bytes, and those that are shown by their values. N rows of a split.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -35,19 +36,26 @@ def sort_hashes(table: Table, names: Sequence[str]) -> Array:
 
 
 def find_duplicates(
-    table: Table, inputs: Sequence[str], labels: Sequence[str], hashes: Array | None = None
+    table: Table,
+    inputs: Sequence[str],
+    labels: Sequence[str],
+    hashes: Array | None = None,
+    unify_label: Callable[[Any], Any] | None = None,
 ) -> tuple[Repeats, Repeats]:
     """Returns the rows that have the inputs and labels of an earlier row, and the rows that have the inputs of an earlier row
     and other labels. Each input counts once among the latter.
 
-    hashes: sort_hashes() of the inputs, if they are known.
+    hashes: sort_hashes() of the inputs, if they are known. unify_label: Returns equal values for labels that mean the same.
     """
     hashes = sort_hashes(table, inputs) if hashes is None else hashes
     repeated = np.unique(hashes[1:][hashes[1:] == hashes[:-1]])
     if not len(repeated):
         return Repeats(), Repeats()
     rows, keys = collect_rows(table, inputs, repeated)
-    targets = hash_rows(table.take(rows), labels) if labels else np.zeros(len(rows), dtype=np.uint64)
+    repeats = table.take(rows)
+    if unify_label is not None:
+        repeats = repeats.with_columns({name: list(map(unify_label, repeats.columns[name])) for name in labels})
+    targets = hash_rows(repeats, labels) if labels else np.zeros(len(rows), dtype=np.uint64)
     order = np.lexsort((rows, targets, keys))
     rows, keys, targets = rows[order], keys[order], targets[order]
     same_key = keys[1:] == keys[:-1]

@@ -142,6 +142,10 @@ class Encoding(ABC):
         """Returns the number of examples of each label, by its name; {} if the task has no names of labels."""
         return {}
 
+    def unify_label(self, value: Any) -> Any:
+        """Returns the value of a label column in one spelling: equal for labels that mean the same."""
+        return value
+
     def find_warnings(self, tables: Mapping[str, Table]) -> list[str]:
         """Returns what may be wrong with the data, a sentence each: warnings before training, errors with data.strict.
 

@@ -19,9 +19,10 @@ from hf_finetune.model.head_spec import HeadSpec
 from hf_finetune.system.errors import InputError
 from hf_finetune.tasks.base import Columns, Encoding, Task
 from hf_finetune.tasks.class_scoring import ClassificationObjective, ClassificationScoring
-from hf_finetune.tasks.labels import compute_class_weights, describe_class_weights, format_counts
+from hf_finetune.tasks.labels import canonical_label, compute_class_weights, describe_class_weights, format_counts
 from hf_finetune.tasks.text.label_checks import find_label_warnings, find_number_warnings, leave_out_ignored
-from hf_finetune.tasks.text.label_reader import LabelReader, guess_problem, spell_label
+from hf_finetune.tasks.text.label_places import read_bit
+from hf_finetune.tasks.text.label_reader import LabelReader, guess_problem, read_list, spell_label
 from hf_finetune.tasks.text.token_windows import encode_windows
 from hf_finetune.tasks.window_scoring import WindowScoring
 
@@ -173,6 +174,13 @@ class ClassificationEncoding(TextEncoding):
     def count_labels(self, table: Table) -> dict[str, int]:
         targets = self.reader.read_targets(table, self.label_names)
         return {} if self.reader.problem == "regression" else count_targets(targets, self.label_names)
+
+    def unify_label(self, value: Any) -> Any:
+        labels = read_list(value, self.reader.separator) if self.reader.problem == "multi_label" else None
+        if labels is None:
+            return value if isinstance(value, (list, dict)) else canonical_label(value)
+        bits = [read_bit(label) for label in labels]
+        return sorted(canonical_label(label) or "" for label in labels) if None in bits else bits
 
     def find_warnings(self, tables: Mapping[str, Table]) -> list[str]:
         train = tables["train"]

@@ -157,7 +157,7 @@ def leave_out_ignored(table: Table, columns: Sequence[str], ignored: Sequence[st
     if num_ignored == len(table):
         raise NoExamplesError(f"task.ignore_labels ({shown}): leaves no row of {table.files[0]}")
     note = f"{num_ignored:,} of {len(table):,} rows are left out: they are not labelled (task.ignore_labels {shown})"
-    rows = np.nonzero(~is_ignored)[0].tolist()
+    rows = np.flatnonzero(~is_ignored)
     return replace(table.take(rows), notes=(*table.notes, f"{table.files[0]}: {note}"))
 
 

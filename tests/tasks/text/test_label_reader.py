@@ -13,6 +13,7 @@ from hf_finetune.config.sections import DataConfig, ModelConfig, RunConfig
 from hf_finetune.data.features import ClassSets
 from hf_finetune.data.sources import read_table
 from hf_finetune.data.table import Table
+from hf_finetune.run.data_report import report_on_rows
 from hf_finetune.system.errors import InputError
 from hf_finetune.tasks.classify import Classification, Settings
 from hf_finetune.tasks.text.label_checks import find_label_warnings, find_lookalikes, suggest_names
@@ -430,3 +431,26 @@ def test_numbers_that_may_be_several_labels_are_warned_of(labels: list[Any], is_
     assert ["task.label_separator ','" in warning for warning in task.encoding.find_warnings({"train": table})] == [
         True
     ] * is_warned
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "names"),
+    [("pos", "pos ", ()), (1, "1.0", ()), (["a", "b"], "['b', 'a']", ()), ([1, 0], [True, False], ("a", "b"))],
+)
+def test_labels_that_mean_the_same_do_not_contradict_each_other(one: Any, other: Any, names: tuple[str, ...]) -> None:
+    others = [[0, 1], [1, 1]] if names else ["x", "y"] if not isinstance(one, list) else [["a"], ["b"]]
+    table = make_table(text=["x"] * 4, label=[one, other, *others])
+    unify = make_task(table, label_names=names).encoding.unify_label
+    assert unify(one) == unify(other)
+    assert unify(one) != unify(others[0])
+
+
+def test_the_report_compares_labels_by_their_meaning() -> None:
+    table = make_table(text=["a film", "a film", "b film", "b film"], label=["pos", "pos ", "neg", "pos"])
+    report = report_on_rows({"train": table}, make_task(table))
+    assert {
+        finding.kind: finding.count for finding in report.findings if finding.kind in ("duplicates", "conflicts")
+    } == {
+        "duplicates": 1,
+        "conflicts": 1,
+    }
