@@ -21,6 +21,7 @@ from hf_finetune import InputError, cli, finetune
 from hf_finetune.export.predict import Predictor
 from hf_finetune.export.trained_run import Run
 from hf_finetune.system.errors import StoppedError
+from hf_finetune.tasks.text.label_reader import LEAVE_OUT
 
 ROWS = {split: tiny.make_rows(count, seed=seed) for seed, (split, count) in enumerate(
     {"train": 60, "validation": 24, "test": 24}.items()
@@ -134,7 +135,7 @@ def test_every_task_trains_on_a_frame_as_on_its_file(
 @pytest.mark.parametrize(
     ("train", "settings", "message"),
     [
-        ([*ROWS["train"], {"text": "cat", "label": None}], {}, "train[60]: label is null"),
+        ([*ROWS["train"], {"text": "cat", "label": None}], {}, f"train[60]: label is null; {LEAVE_OUT}"),
         ([*ROWS["train"], {"text": "", "label": "food"}], {}, "train[60]: text is empty"),
         (ROWS["train"], {"data.text_columns": ["x"]}, "train[0]: no column 'x' (columns: text, label); see data.text_columns"),
         (ROWS["train"], {"train.epoch": 3}, "train.epoch (3): there is no such setting; did you mean train.epochs?"),

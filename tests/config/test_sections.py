@@ -133,6 +133,7 @@ CASES: list[tuple[type, dict[str, Any], str, str]] = [
         )
         for problem in ("regression", "single_label")
     ),
+    (SETTINGS["classify"], {"kind": "classify", "window_overlap": -1}, "task.window_overlap", "must be 0 or more"),
     (SETTINGS["classify"], {"kind": "classify", "label_separator": ""}, "task.label_separator", "not be empty"),
     *(
         (FreezeConfig, {"layers": value}, "freeze.layers", "a count, a negative count, a fraction")
