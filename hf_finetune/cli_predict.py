@@ -108,7 +108,7 @@ def run_predict(options: argparse.Namespace) -> None:
             raise InputError(f"--{name}: goes with --data")
     require(options.processes >= 1, "processes", options.processes, "must be 1 or more")
     if options.out:
-        check_out(Path(options.out))
+        check_out(Path(options.out), options.keep)
     chosen = PredictionOptions(
         keep=tuple(options.keep),
         top_k=options.top_k,

@@ -63,7 +63,10 @@ def read_conll(path: Path, config: DataConfig, say: Say = say_nothing) -> Rows:
                 continue
             width = width or len(fields)
             if len(fields) != width:
-                raise InputError(f"{path}:{number}: {len(fields)} columns, expected {width}")
+                hint = (
+                    "; it begins with #, but comments are read only before a sentence" if line.startswith("#") else ""
+                )
+                raise InputError(f"{path}:{number}: {len(fields)} columns, expected {width}{hint}")
             sentence.lines.append(number)
             sentence.words.append(fields[1] if is_conllu else fields[0])
             if width > 1:

@@ -131,11 +131,35 @@ def add_files(
                     if "." not in name:  # else it depends on the row's values
                         absent.add(name)
                 if name in texts and not is_text(value):
-                    raise InputError(f"{describe_origin(file, line)}: {name} is {describe_value(value)}")
+                    where, unit = describe_origin(file, line), "file" if is_folder else "row"
+                    raise InputError(f"{where}: {name} is {describe_text(value, name, rows, unit)}")
                 values.append(value)
             builder.add(values, file, line, row.get(WORD_LINES) if has_words else None)
         if not num_rows:
             raise InputError(f"{path}: is empty")
+
+
+def describe_text(value: Any, name: str, later: Iterable[tuple[int, dict[str, Any]]], unit: str) -> str:
+    """Returns what is wrong with a text; of one that is not there, with the way out and how many more there are.
+
+    Args:
+        value: The value of the row that has no text.
+        name: Its column.
+        later: The rows after it, which are read to count those without a text too.
+        unit: What a row is: "row" or "file".
+    """
+    described = describe_value(value)
+    if described not in ("empty", "null"):
+        return described
+    count = 0
+    try:
+        for _, row in later:
+            count += describe_value(get_value(row, name)) in ("empty", "null")
+    except (InputError, KeyError):
+        count = 0  # rows that cannot be read are named when those without a text are removed
+    if not count:
+        return f"{described}; remove the {unit}"
+    return f"{described}; remove the {unit}, and {count:,} more without a text after it"
 
 
 def measure(paths: Iterable[Path]) -> int:

@@ -4,7 +4,7 @@ import codecs
 import gzip
 import io
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,7 +64,8 @@ def open_bytes(path: Path, max_expansion: int) -> BinaryIO:
 
 def unreadable_error(path: Path, error: BaseException) -> InputError:
     """Returns the error for a file that cannot be read."""
-    return InputError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}")
+    way_out = "; if it is not compressed, remove .gz from its name" if isinstance(error, gzip.BadGzipFile) else ""
+    return InputError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}{way_out}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,8 +101,10 @@ class TextFile:
         except UNREADABLE as error:
             raise unreadable_error(self.path, error) from None
 
-    def find_fault(self) -> str:
+    def find_fault(self, tried: Sequence[str] = ()) -> str:
         """Returns the sentence that names the first byte that is not of the encoding, with its line; "" if all are.
+
+        tried: The encodings of data.encoding, one of which the sentence does not advise again.
 
         Raises InputError if the file cannot be read.
         """
@@ -118,9 +121,11 @@ class TextFile:
         except UnicodeDecodeError as error:
             content = error.object  # without the byte order mark
             line = num_lines + content.count(b"\n", 0, error.start) + 1
+            names = {name.lower().replace("_", "-") for name in (self.encoding, *tried)}
+            other = "latin-1" if names & {"cp1252", "windows-1252"} else "cp1252"
             return (
                 f"{self.path}:{line}: byte 0x{content[error.start]:02x} is not {self.encoding}; name the file's encodings in "
-                "data.encoding, such as [utf-8, latin-1]"
+                f"data.encoding, such as [utf-8, {other}]"
             )
         except UNREADABLE as error:
             raise unreadable_error(self.path, error) from None
@@ -174,7 +179,7 @@ def choose_encoding(names: list[str], make: Callable[[str], TextFile], say: Say)
     first_fault = ""
     for name in names:
         file = make(name)
-        fault = file.find_fault()
+        fault = file.find_fault(names)
         if not fault:
             if name != names[0]:
                 say(f"{file.path.name}: the encoding is {name}, not {names[0]}")

@@ -78,18 +78,21 @@ def predict_file(predictor: Predictor, data: str | Sequence[str], out: str, **op
 
     options: Those of PredictionOptions.
     """
-    check_out(Path(out))
+    check_out(Path(out), options.get("keep", ()))
     return write_predictions(make_job(predictor, data, PredictionOptions(**options)), Path(out)).num_lines
 
 
-def check_out(out: Path) -> None:
-    """Raises InputError if there is no folder for the file, or no format with its ending."""
+def check_out(out: Path, keep: Sequence[str]) -> None:
+    """Raises InputError if there is no folder for the file, no format with its ending, or no place for the kept columns."""
     if not out.parent.is_dir():
         raise InputError(f"--out ({out}): there is no folder {out.parent}")
     if not is_special(out):
         if out.is_dir():
             raise InputError(f"--out ({out}): is a folder; name a file")
-        choose_ending(out)
+        if choose_ending(out) == ".txt" and keep:
+            raise InputError(
+                f"--keep ({keep[0]}): a .txt file has only the label of each row; write a .csv file instead"
+            )
 
 
 def is_special(path: Path) -> bool:
@@ -119,13 +122,12 @@ def write_predictions(job: Job, out: Path) -> Progress:
     out = out.resolve()  # the target of a link is written, not the link
     partial, signals = PartialFile(out, digest_command(job.predictor, job.options)), StopSignals()
     with partial.lock(), signals.install():
-        parts = find_place(job, partial)
         try:
+            parts = find_place(job, partial)
             progress = write_parts(job, parts, partial, is_line_file=choose_ending(out) == ".txt", signals=signals)
             check_any(progress)
         except StoppedError as error:
-            done = f"{partial.progress.num_rows:,} rows are in {partial.path.name}"
-            raise StoppedError(f"{error}; {done}, and the same command continues after them") from None
+            raise StoppedError(f"{error}; {partial.describe_progress()}") from None
         with signals.deferred():
             finish_file(job, partial, out)
     return progress
@@ -135,6 +137,8 @@ def find_place(job: Job, partial: PartialFile) -> Iterator[Part]:
     """Returns the parts that are not done. Prints on standard error where the command continues."""
     parts = job.read()
     if not partial.progress.num_rows:
+        if partial.unfit:
+            print(f"{partial.path.name} {partial.unfit}: beginning again", file=sys.stderr, flush=True)
         return parts
     if skip_rows(parts, partial.progress):
         print(

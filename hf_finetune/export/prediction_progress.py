@@ -108,12 +108,14 @@ class PartialFile:
     Attributes:
         path: OUT.partial.
         progress: What the state says.
+        unfit: Why the lines that are there are not continued, for the user; "" if they are, or if there are none.
     """
 
     def __init__(self, out: Path, command: str) -> None:
         self.path = out.with_name(f"{out.name}.partial")
         self.state_path = out.with_name(f"{out.name}.partial.state")
         self.lock_path = out.with_name(f"{out.name}.partial.lock")
+        self.unfit = ""
         self.progress = self.read_progress(command)
         self.file: BinaryIO | None = None
         self.digest = hashlib.sha256()
@@ -134,7 +136,7 @@ class PartialFile:
         finally:
             if self.file is not None:
                 self.file.close()
-            if self.progress.num_problems == self.progress.num_rows:  # nothing to keep
+            if not self.has_predictions:
                 self.remove()
             lock.release()
             remove_quietly(self.lock_path)
@@ -144,10 +146,28 @@ class PartialFile:
         try:
             progress = Progress(**json.loads(self.state_path.read_text(encoding="utf-8")))
             with self.path.open("rb") as file:
-                is_intact = progress.command == command and hash_start(file, progress.num_bytes) == progress.digest
+                is_intact = hash_start(file, progress.num_bytes) == progress.digest
+        except FileNotFoundError:
+            return Progress(command=command)
         except (OSError, ValueError, TypeError):
             is_intact = False
-        return progress if is_intact else Progress(command=command)
+        if is_intact and progress.command == command:
+            return progress
+        self.unfit = "is damaged"
+        if is_intact:
+            self.unfit = f"has {progress.num_rows:,} rows of a command with another model or other options"
+        return Progress(command=command)
+
+    @property
+    def has_predictions(self) -> bool:
+        """True if the state counts a row that was predicted: there is something to keep."""
+        return self.progress.num_problems < self.progress.num_rows
+
+    def describe_progress(self) -> str:
+        """Returns what a command that was stopped has done, for the user."""
+        if not self.has_predictions:
+            return "no predictions are kept yet, and the same command begins at the first row"
+        return f"{self.progress.num_rows:,} rows are in {self.path.name}, and the same command continues after them"
 
     def begin_again(self) -> None:
         """Forgets the lines."""

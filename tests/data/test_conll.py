@@ -61,7 +61,7 @@ def test_hashes_in_a_file_without_tags(tmp_path: Path) -> None:
 
 def test_a_hash_line_within_a_sentence_is_never_a_comment(tmp_path: Path) -> None:
     path = write(tmp_path / "a.conll", "Tom O\n# a comment of five fields\n")
-    with pytest.raises(InputError, match=r"a.conll:2: 6 columns, expected 2"):
+    with pytest.raises(InputError, match=r"a.conll:2: 6 columns, expected 2; it begins with #, but comments are"):
         read(path)
 
 

@@ -272,17 +272,32 @@ INTACT_GZIP = gzip.compress(GOOD_LINE.encode() * 50, mtime=0)
 def test_a_damaged_gzip_file_is_named(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "rows.jsonl.gz"
     path.write_bytes(content)
-    assert error_of(path).startswith(f"{path}: cannot be read: ")
+    message = error_of(path)
+    assert message.startswith(f"{path}: cannot be read: ")
+    assert content != b"not gzip" or message.endswith("; if it is not compressed, remove .gz from its name")
 
 
 @pytest.mark.parametrize("empty", ["", " ", "\n", "\t "])
 def test_an_empty_text_is_named(tmp_path: Path, empty: str) -> None:
-    path = write(tmp_path / "rows.jsonl", GOOD_LINE + json.dumps({"text": empty, "label": "x"}))
-    assert error_of(path) == f"{path}:2: text is empty"
+    bad = json.dumps({"text": empty, "label": "x"})
+    path = write(tmp_path / "rows.jsonl", GOOD_LINE + bad)
+    assert error_of(path) == f"{path}:2: text is empty; remove the row"
+    write(path, f'{GOOD_LINE}{bad}\n{GOOD_LINE}{bad}\n{{"text": null, "label": "x"}}\n')
+    assert error_of(path) == f"{path}:2: text is empty; remove the row, and 2 more without a text after it"
+    write(path, f"{GOOD_LINE}{bad}\n{bad}\nno json")
+    assert error_of(path) == f"{path}:2: text is empty; remove the row"
 
 
-@pytest.mark.parametrize(("value", "kind"), [(None, "null"), (5, "an int, not a string"), (float("nan"), "a float, not a string"),
-                                             (["a"], "a list, not a string"), (True, "a bool, not a string")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("value", "kind"),
+    [
+        (None, "null; remove the row"),
+        (5, "an int, not a string"),
+        (float("nan"), "a float, not a string"),
+        (["a"], "a list, not a string"),
+        (True, "a bool, not a string"),
+    ],
+)
 def test_a_text_that_is_not_a_string_is_named(tmp_path: Path, value: Any, kind: str) -> None:
     path = write(tmp_path / "rows.jsonl", GOOD_LINE + json.dumps({"text": value, "label": "x"}))
     assert error_of(path) == f"{path}:2: text is {kind}"
@@ -291,7 +306,7 @@ def test_a_text_that_is_not_a_string_is_named(tmp_path: Path, value: Any, kind: 
 def test_the_second_text_of_a_pair_is_checked_too(tmp_path: Path) -> None:
     config = DataConfig(train=("x",), text_columns=("text", "other"))
     path = write(tmp_path / "rows.csv", "text,other,label\na,b,x\na,,x\n")
-    assert error_of(path, config=config) == f"{path}:3: other is empty"
+    assert error_of(path, config=config) == f"{path}:3: other is empty; remove the row"
 
 
 def test_the_first_wrong_file_of_several_is_named(tmp_path: Path) -> None:
@@ -315,7 +330,7 @@ def test_a_class_folder_has_one_text_and_no_pairs(tmp_path: Path) -> None:
 def test_an_empty_file_in_a_class_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     write(tmp_path / "a" / "1.txt", "\n")
-    assert error_of(tmp_path) == f"{tmp_path}/a/1.txt: text is empty"
+    assert error_of(tmp_path) == f"{tmp_path}/a/1.txt: text is empty; remove the file"
 
 
 # --- fuzz: only InputError may be raised -----------------------------------------------------------------------------

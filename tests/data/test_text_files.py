@@ -56,6 +56,15 @@ def test_the_first_encoding_that_fits_the_whole_file_is_taken_and_said(
     assert table.notes == ("a.csv: the encoding is latin-1, not utf-8",)
 
 
+@pytest.mark.parametrize(
+    ("encodings", "advised"),
+    [(("utf-8",), "cp1252"), (("utf-8", "windows-1252"), "latin-1"), (("cp1252",), "latin-1"), (("ascii",), "cp1252")],
+)
+def test_the_advised_encoding_is_not_one_that_failed(tmp_path: Path, encodings: tuple[str, ...], advised: str) -> None:
+    path = write(tmp_path / "a.csv", b"text,label\na\x81,x\n")
+    assert error_of(path, config=config(*encodings)).endswith(f"data.encoding, such as [utf-8, {advised}]")
+
+
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 1000])
 def test_characters_and_lines_are_whole_wherever_a_chunk_ends(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int

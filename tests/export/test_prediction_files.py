@@ -26,7 +26,7 @@ from hf_finetune.export import prediction_files
 from hf_finetune.export.predict import Predictor
 from hf_finetune.export.prediction_files import predict_file
 from hf_finetune.export.prediction_rows import iterate_predictions
-from hf_finetune.system.errors import InputError
+from hf_finetune.system.errors import InputError, StoppedError
 from hf_finetune.training.evaluation import ModelRunner
 
 NUM_ROWS = 45  # with a batch size of 1: parts of 1, 16, 16 and 12 rows
@@ -151,8 +151,10 @@ def test_parquet_has_the_columns_of_csv_with_their_types(predictor: Predictor, d
 
 
 def test_a_text_file_has_the_label_of_each_row(predictor: Predictor, data: Path, written: list[Any]) -> None:
-    lines = read_out(write(predictor, data, "out.txt", keep=("id",))).split("\n")
+    lines = read_out(write(predictor, data, "out.txt")).split("\n")
     assert lines == [*(entry["label"] if entry else "" for entry in written), ""]
+    with pytest.raises(InputError, match=r"--keep \(id\): a .txt file has only the label of each row"):
+        write(predictor, data, "kept.txt", keep=("id",))
 
 
 @pytest.mark.parametrize(
@@ -418,7 +420,10 @@ def test_a_command_with_other_options_begins_again_but_rows_may_be_added(
         stop_after(2)
         with pytest.raises(StopNowError):
             predict_file(predictor, str(data), str(out), **options)  # type: ignore[arg-type]
-    assert "continuing" not in capsys.readouterr().err
+    shown = capsys.readouterr().err
+    assert "continuing" not in shown
+    begins = "out.jsonl.partial has 17 rows of a command with another model or other options: beginning again"
+    assert shown.splitlines().count(begins) == 2
     with data.open("a") as file:
         file.write('{"text": "a new cat", "id": 45}\n')
     stop_after(2)
@@ -426,6 +431,20 @@ def test_a_command_with_other_options_begins_again_but_rows_may_be_added(
     assert "continuing after 17 rows" in capsys.readouterr().err
     ids = [json.loads(line)["input"]["id"] for line in out.read_text().splitlines()]
     assert ids == list(range(NUM_ROWS + 1))
+
+
+def test_a_command_that_is_stopped_before_it_keeps_a_row_says_so(
+    predictor: Predictor, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*arguments: Any) -> Any:
+        raise StoppedError("stopped by SIGINT")
+
+    monkeypatch.setattr(prediction_files, "format_part", stop)
+    with pytest.raises(
+        StoppedError, match=r"^stopped by SIGINT; no predictions are kept yet, and the same command begins"
+    ):
+        predict_file(predictor, str(data), str(data.with_name("out.jsonl")), batch_size=1)
+    assert read_names(data.parent) == {data.name}
 
 
 @pytest.mark.usefixtures("saves_always")
