@@ -6,6 +6,7 @@ import numpy as np
 
 from hf_finetune.data.features import Array
 from hf_finetune.data.findings import NUM_EXAMPLES, Finding, describe_percent
+from hf_finetune.data.joined_labels import find_bare_lists, find_joined
 
 FEWEST_EXAMPLES = 5  # a label with fewer is hardly learned, and its metrics are noise
 SMALLEST_EXPECTED = 5.0  # the chi-squared approximation needs this number in each cell (Cochran 1954)
@@ -22,9 +23,10 @@ def find_rare_labels(counts: Mapping[str, int]) -> list[Finding]:
         return []
     shown = " and ".join(f"{label} ({count})" for label, count in list(rare.items())[:NUM_EXAMPLES])
     have = "1 label has" if len(rare) == 1 else f"{len(rare):,} labels have"
+    are_joined = find_joined(counts) or find_bare_lists(counts)
+    way_out = "add examples" if are_joined else "add examples, or join these labels with others"
     sentence = (
-        f"train: {have} fewer than {FEWEST_EXAMPLES} examples, such as {shown}; they will hardly be learned: add examples, or "
-        "join these labels with others"
+        f"train: {have} fewer than {FEWEST_EXAMPLES} examples, such as {shown}; they will hardly be learned: {way_out}"
     )
     return [Finding(kind="rare_labels", split="train", count=len(rare), sentence=sentence, details={"labels": rare})]
 

@@ -16,20 +16,28 @@ NUMPY = re.compile(r"array|np\.(array|str_|bool_?|u?int\d+|float\d+)")  # what i
 
 
 class NumpyValues(ast.NodeTransformer):
-    """Replaces what numpy's values are written as, array([...], dtype=...) and np.int64(3), with the list or the number."""
+    """Replaces numpy's values, array([...], dtype=...) and np.int64(3), with the list or the number, and a set with the list of
+    its values in the order in which they are written."""
 
     def visit_Call(self, node: ast.Call) -> ast.AST:
         if NUMPY.fullmatch(ast.unparse(node.func)) and len(node.args) == 1:
             return self.visit(node.args[0])
         return node
 
+    def visit_Set(self, node: ast.Set) -> ast.AST:
+        self.generic_visit(node)
+        return ast.copy_location(ast.List(elts=node.elts, ctx=ast.Load()), node)
+
 
 def read_literal(text: str) -> list[Any] | dict[Any, Any] | None:
     """Returns the list or the object that a text holds, or None if the text is nothing of the kind.
 
-    Nothing is evaluated: takes JSON, and Python's literals, such as "['a', 'b']" and "{'text': array(['a'], dtype=object)}".
+    Nothing is evaluated: takes JSON, and Python's literals, such as "['a', 'b']" and "{'text': array(['a'], dtype=object)}". A
+    set, "{'a', 'b'}" or "set()", becomes a list.
     """
     text = text.strip()
+    if text == "set()":
+        return []
     if (text[:1], text[-1:]) not in (("[", "]"), ("{", "}")) or len(text) > LONGEST_LITERAL:
         return None
     value: Any = None

@@ -1,9 +1,10 @@
 """What may be wrong with the labels of a data set: labels that look alike, and labels that mean that there is none."""
 
 import difflib
+import json
 import re
 import unicodedata
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -11,13 +12,13 @@ from typing import Any
 import numpy as np
 
 from hf_finetune.data.columns import find_distinct
+from hf_finetune.data.joined_labels import find_bare_lists, find_joined
 from hf_finetune.data.literals import read_literal
 from hf_finetune.data.numbers import MISSING_WORDS, is_missing_word, is_number
 from hf_finetune.data.table import NoExamplesError, Table
 from hf_finetune.tasks.labels import BOOLEANS, LabelForm, canonical_label
 
 NOT_LABELLED = "-100"  # torch's ignore_index, which data sets for token classification hold, too
-SEPARATORS = (",", ";", "|")
 MOST_SHOWN = 5  # labels or groups in one message
 
 
@@ -69,8 +70,8 @@ def find_label_warnings(counts: Mapping[str, int]) -> list[str]:
 
 
 def find_several_in_one(counts: Mapping[str, int]) -> list[str]:
-    """Returns warnings about labels that may be several: lists as text among other labels, and labels joined by a separator, if
-    their parts are labels, too. counts: The number of training examples by label."""
+    """Returns warnings about labels that may be several: lists as text among other labels, labels joined by a separator, lists
+    without quotes. counts: The number of training examples by label."""
     warnings = []
     lists = [name for name in counts if name.startswith("[") and isinstance(read_literal(name), list)]
     if lists and len(lists) < len(counts):
@@ -78,19 +79,14 @@ def find_several_in_one(counts: Mapping[str, int]) -> list[str]:
             f"labels that are lists as text are classes, because other labels are no lists, such as {lists[0]!r} "
             f"({counts[lists[0]]:,}); write all labels as lists for several labels a text"
         )
-    for separator in SEPARATORS:
-        parts = {name: [part.strip() for part in name.split(separator)] for name in counts if separator in name}
-        uses = Counter(part for of_name in parts.values() for part in of_name)
-        joined = [
-            name
-            for name, of_name in parts.items()
-            if name not in lists and all(of_name) and all(uses[part] > 1 or part in counts for part in of_name)
-        ]
-        if joined:
-            warnings.append(
-                f"the label {joined[0]!r} ({counts[joined[0]]:,}) is one class, and its parts are labels, too: if it means "
-                f"several labels, set task.label_separator {separator!r}"
-            )
+    if joined := find_joined(counts):
+        warnings.append(f"{joined}: for several labels a text, set task.label_separator to {joined.separator!r}")
+    if bare := find_bare_lists(counts):
+        quoted = json.dumps([part.strip() for part in bare[0][1:-1].split(",")], ensure_ascii=False)
+        warnings.append(
+            f"{len(bare):,} labels look like lists without quotes, such as {bare[0]}, and each is one class: for several labels "
+            f"a text, write {quoted}"
+        )
     return warnings
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from hf_finetune.config.sections import require
 from hf_finetune.data.columns import find_distinct
 from hf_finetune.data.features import Array, ClassSets
+from hf_finetune.data.joined_labels import find_joined
 from hf_finetune.data.literals import read_literal
 from hf_finetune.data.numbers import find_numbers, is_missing, is_missing_word
 from hf_finetune.data.table import Table, describe_value
@@ -152,7 +153,8 @@ class LabelReader:
             raise self.make_error(table, item.code, f" ({value}) is not a single label; {hint}")
         name = form.read(value)
         if name is None:
-            raise self.make_error(table, item.code, f" is {describe_missing(value)}; {LEAVE_OUT}")
+            hint = describe_joined(find_distinct(table.columns[self.column])[1])
+            raise self.make_error(table, item.code, f" is {describe_missing(value)}; {LEAVE_OUT}{hint}")
         if isinstance(value, float) and not value.is_integer():
             hint = "set task.problem to regression for numbers"
             raise self.make_error(table, item.code, f" ({value}) is not a class; {hint}")
@@ -288,6 +290,15 @@ def describe_missing(value: Any) -> str:
     """Returns how a missing label is written, for error messages: null, empty, nan or NA."""
     is_blank = value is None or (isinstance(value, str) and not value.strip())
     return describe_value(value) if is_blank else str(value).strip()
+
+
+def describe_joined(values: Sequence[Any]) -> str:
+    """Returns the end of an error about a missing label: what else it may be if other labels look joined. values: The distinct
+    labels."""
+    joined = find_joined([value.strip() for value in values if isinstance(value, str)])
+    if joined is None:
+        return ""
+    return f"; {joined}: with task.label_separator {joined.separator!r} texts have several labels each, and an empty one has none"
 
 
 def make_index(names: Sequence[str], *, has_codes: bool) -> dict[str, int]:

@@ -396,8 +396,13 @@ def test_labels_that_may_have_separators_of_thousands_stay_as_they_are() -> None
     ("names", "part"),
     [
         (("['a', 'b']", "c"), "lists as text"),
-        (("a|b", "a", "b"), "task.label_separator '|'"),
-        (("a, b", "b, c", "a, c"), "task.label_separator ','"),
+        (("a|b", "a", "b"), "1 label looks joined by |, such as a|b"),
+        (
+            ("a, b", "b, c", "a, c"),
+            "3 labels look joined by ,, such as a, b: for several labels a text, set task.label_separator to ','",
+        ),
+        (("a / b", "b / a"), "task.label_separator to '/'"),
+        (("[a, b]", "[c]"), 'write ["a", "b"]'),
         (("0", "1", "true"), "other classes than false and true"),
     ],
 )
@@ -407,7 +412,16 @@ def test_labels_that_may_be_meant_in_another_way_are_warned_of(names: tuple[str,
 
 
 @pytest.mark.parametrize(
-    "names", [("New York, NY", "Albany, NY"), ("a|b", "c"), ("[x", "y"), ("0", "1"), ("true", "false")]
+    "names",
+    [
+        ("New York, NY", "Albany, NY"),
+        ("a|b", "c"),
+        ("[x", "y"),
+        ("[x]", "y"),
+        ("x/a", "b/c"),
+        ("0", "1"),
+        ("true", "false"),
+    ],
 )
 def test_other_labels_are_not_warned_of(names: tuple[str, ...]) -> None:
     assert find_label_warnings(dict.fromkeys(names, 7)) == []
@@ -454,3 +468,24 @@ def test_the_report_compares_labels_by_their_meaning() -> None:
         "duplicates": 1,
         "conflicts": 1,
     }
+
+
+def test_rare_labels_that_look_joined_shall_not_be_joined() -> None:
+    table = make_table(text=["a film", "b film", "c film", "d film"], label=["a;b", "b;a", "a", "b"])
+    assert not any(
+        "join these labels" in warning for warning in report_on_rows({"train": table}, make_task(table)).warnings
+    )
+
+
+def test_sets_that_are_written_as_text_are_read() -> None:
+    table = make_table(text=["x"] * 3, label=["{'b', 'a'}", "set()", "{'c'}"])
+    task = make_task(table)
+    assert (task.problem, task.label_names) == ("multi_label", ("a", "b", "c"))
+    assert read_targets(task, table) == [[1, 1, 0], [0, 0, 0], [0, 0, 1]]
+
+
+def test_a_missing_label_among_joined_ones_may_be_none() -> None:
+    table = make_table(text=["x"] * 4, label=["a,b", "b,a", "", "a"])
+    assert catch_error(table).startswith("made.csv:3: label is empty; to leave out")
+    assert "task.label_separator ','" in catch_error(table)
+    assert read_targets(make_task(table, label_separator=","), table) == [[1, 1], [1, 1], [0, 0], [1, 0]]
