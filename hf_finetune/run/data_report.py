@@ -74,7 +74,8 @@ def make_report(config: RunConfig, *, asks_task: bool, asks_tokenizer: bool) -> 
     task: Task = task_class.from_table(config, tables["train"])
     report = report_on_rows(tables, task)
     if not asks_tokenizer:
-        return report.add([], [("task", task.describe_for_card().partition("\n\n")[0].replace("\n", " "))])
+        card = task.describe_for_card().partition("\n\n")[0].replace("\n", " ")
+        return report.add([], [("task", card), *task.encoding.describe_numbers(tables["train"])])
     from hf_finetune.model.backbone import LONGEST_DEFAULT, load_tokenizer
 
     tokenizer = load_tokenizer(config.model)

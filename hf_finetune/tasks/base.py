@@ -142,6 +142,10 @@ class Encoding(ABC):
         """Returns the number of examples of each label, by its name; {} if the task has no names of labels."""
         return {}
 
+    def describe_numbers(self, table: Table) -> list[tuple[str, str]]:
+        """Returns a line about targets that are numbers, which have no counts: a short name and a text; [] if there are none."""
+        return []
+
     def unify_label(self, value: Any) -> Any:
         """Returns the value of a label column in one spelling: equal for labels that mean the same."""
         return value

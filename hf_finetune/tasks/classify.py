@@ -20,7 +20,12 @@ from hf_finetune.system.errors import InputError
 from hf_finetune.tasks.base import Columns, Encoding, Task
 from hf_finetune.tasks.class_scoring import ClassificationObjective, ClassificationScoring
 from hf_finetune.tasks.labels import canonical_label, compute_class_weights, describe_class_weights, format_counts
-from hf_finetune.tasks.text.label_checks import find_label_warnings, find_number_warnings, leave_out_ignored
+from hf_finetune.tasks.text.label_checks import (
+    find_label_warnings,
+    find_number_warnings,
+    find_numbers_as_labels,
+    leave_out_ignored,
+)
 from hf_finetune.tasks.text.label_places import read_bit
 from hf_finetune.tasks.text.label_reader import LabelReader, guess_problem, read_list, spell_label
 from hf_finetune.tasks.text.token_windows import encode_windows
@@ -185,8 +190,18 @@ class ClassificationEncoding(TextEncoding):
     def find_warnings(self, tables: Mapping[str, Table]) -> list[str]:
         train = tables["train"]
         if self.reader.problem == "regression":
-            return find_number_warnings(find_distinct(train.columns[self.reader.column])[1])
-        return find_label_warnings(self.count_labels(train))
+            column = self.reader.column
+            return find_number_warnings(find_distinct(train.columns[column])[1], column)
+        counts = self.count_labels(train)
+        is_single = self.reader.problem == "single_label" and train.class_names is None
+        return find_label_warnings(counts) + (find_numbers_as_labels(counts) if is_single else [])
+
+    def describe_numbers(self, table: Table) -> list[tuple[str, str]]:
+        """The range of the numbers of a regression; nothing for classes."""
+        if self.reader.problem != "regression":
+            return []
+        numbers: Any = self.reader.read_targets(table, self.label_names)
+        return [("labels", f"regression, {self.reason}: from {numbers.min():g} to {numbers.max():g}")]
 
     def describe(self, features: Features, table: Table, max_length: int) -> list[tuple[str, str]]:
         """The input, the problem and why it was chosen, the labels and the number of training examples of each."""
@@ -200,7 +215,7 @@ class ClassificationEncoding(TextEncoding):
             )
             lines = [("input", f"at most {max_length} tokens; {shown}")]
         if self.reader.problem == "regression":
-            return [*lines, ("labels", f"{head}from {labels.min():g} to {labels.max():g}")]
+            return [*lines, *self.describe_numbers(table)]
         counts = format_counts(count_targets(labels, self.label_names))
         spelling = [("spelling", phrase) for phrase in self.reader.describe_spelling(table)]
         weights = describe_class_weights(self.label_names, self.class_weights)

@@ -19,6 +19,11 @@ from hf_finetune.data.table import NoExamplesError, Table
 from hf_finetune.tasks.labels import BOOLEANS, LabelForm, canonical_label
 
 NOT_LABELLED = "-100"  # torch's ignore_index, which data sets for token classification hold, too
+AMOUNT = re.compile(r"(?P<before>[$€£¥]?)\s?[-+]?\d+(?:[.,]\d+)*\s?(?P<after>[%‰°$€£¥]?)", re.ASCII)
+FEWEST_AMOUNTS = 6  # numbers with a sign; fewer are steps, such as 25%, 50% and 100%
+MANY_NUMBERS = 20  # whole numbers; fewer are ratings or numbers of classes
+POINT_OF_THOUSANDS = re.compile(r"[-+]?[1-9]\d{0,2}(\.\d{3})+", re.ASCII)
+FEWEST_THOUSANDS = 5
 MOST_SHOWN = 5  # labels or groups in one message
 
 
@@ -90,7 +95,36 @@ def find_several_in_one(counts: Mapping[str, int]) -> list[str]:
     return warnings
 
 
-def find_number_warnings(values: Sequence[Any]) -> list[str]:
+def find_numbers_as_labels(counts: Mapping[str, int]) -> list[str]:
+    """Returns a warning about classes that are numbers to predict, perhaps: numbers with a sign such as % or $, and whole numbers
+    that are very many for so few rows. counts: The training examples by label."""
+    rows = sum(counts.values())
+    signs = {match["before"] or match["after"] if (match := AMOUNT.fullmatch(name)) else None for name in counts}
+    if None in signs:
+        return []
+    are = f"{len(counts):,} labels in {rows:,} rows are numbers"
+    if "" not in signs and len(counts) >= FEWEST_AMOUNTS:
+        shown = " or ".join(sorted(map(str, signs)))
+        return [f"{are} with {shown}: to predict a number, write them without it and set task.problem to regression"]
+    if signs == {""} and len(counts) > MANY_NUMBERS and 3 * len(counts) > rows:
+        return [f"{are}: to predict a number, set task.problem to regression"]
+    return []
+
+
+def find_number_warnings(values: Sequence[Any], column: str) -> list[str]:
+    """Returns warnings about the numbers of a regression: what looks like separators of thousands, and numbers that may be two
+    labels each. values: The distinct numbers as they are written."""
+    texts = [value.strip() for value in values if isinstance(value, str)]
+    fractions = [text for text in texts if "." in text]
+    if len(fractions) >= FEWEST_THOUSANDS and all(POINT_OF_THOUSANDS.fullmatch(text) for text in fractions):
+        return [
+            f"all numbers of {column} with a point have three digits after it, such as {fractions[0]}: if the point separates "
+            "thousands, write them without it"
+        ]
+    return find_pairs(values)
+
+
+def find_pairs(values: Sequence[Any]) -> list[str]:
     """Returns a warning about numbers with a decimal comma that may be two labels each: 0,1 next to 0 and 1. values: The distinct
     numbers of a regression, as they are written."""
     pairs = {value.strip() for value in values if isinstance(value, str) and "," in value}

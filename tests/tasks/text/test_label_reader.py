@@ -489,3 +489,44 @@ def test_a_missing_label_among_joined_ones_may_be_none() -> None:
     assert catch_error(table).startswith("made.csv:3: label is empty; to leave out")
     assert "task.label_separator ','" in catch_error(table)
     assert read_targets(make_task(table, label_separator=","), table) == [[1, 1], [1, 1], [0, 0], [1, 0]]
+
+
+@pytest.mark.parametrize(
+    ("labels", "part"),
+    [
+        (
+            [f"{number}%" for number in range(6)],
+            "6 labels in 6 rows are numbers with %: to predict a number, write them",
+        ),
+        ([f"${number}.50" for number in range(6)], "6 labels in 6 rows are numbers with $"),
+        (
+            [str(number) for number in range(21)],
+            "21 labels in 21 rows are numbers: to predict a number, set task.problem",
+        ),
+        (["25%", "50%", "100%"], None),
+        ([f"q{number}" for number in range(30)], None),
+        ([str(number) for number in range(21)] * 3, None),
+    ],
+)
+def test_numbers_that_are_classes_are_warned_of(labels: list[str], part: str | None) -> None:
+    table = make_table(text=["x"] * len(labels), label=labels)
+    warnings = make_task(table).encoding.find_warnings({"train": table})
+    assert [part in warning for warning in warnings if part] == [True] * (part is not None)
+    assert part or not warnings
+
+
+@pytest.mark.parametrize(
+    ("labels", "is_warned"),
+    [
+        (["1.100", "2.101", "3.500", "4.250", "12.100"], True),
+        (["1.100", "2.101", "3.500", "4.250", "0.123"], False),
+        (["1.100", "2.101", "3.500", "4.250"], False),
+    ],
+)
+def test_points_that_may_separate_thousands_are_warned_of(labels: list[str], is_warned: bool) -> None:
+    table = make_table(text=["x"] * len(labels), label=labels)
+    encoding = make_task(table).encoding
+    assert ["separates thousands" in warning for warning in encoding.find_warnings({"train": table})] == [
+        True
+    ] * is_warned
+    assert encoding.describe_numbers(table)[0][1].endswith(f"to {max(map(float, labels)):g}")
