@@ -61,7 +61,7 @@ class ChoiceColumns(Columns):
             together=self.prompts,
             settings=dict.fromkeys(self.choices, "task.choice_columns"),
             alternatives=finder.alternatives,
-            also_read=finder.labels,
+            also_read=finder.also_read,
             convert_rows=finder.convert_rows,
         )
 

@@ -3,7 +3,7 @@
 They are looked for only in place of a column that the settings do not name: one that has the name of the recipe's default.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
@@ -30,19 +30,24 @@ PROMPTS = (
     ("sentence",),  # WinoGrande
 )
 
-# One column of lists, or a column for each choice. A table may have one of them
-CHOICE_SETS = (
+CHOICE_LISTS = (
     ("options",),  # RACE, MedQA
     ("endings",),  # HellaSwag
     ("answers",),  # ReClor
-    ("ending0", "ending1", "ending2", "ending3"),  # SWAG
-    ("choice1", "choice2"),  # COPA
-    ("option1", "option2"),  # WinoGrande
-    ("sol1", "sol2"),  # PIQA
-    ("answerA", "answerB", "answerC"),  # Social IQa
-    ("answer0", "answer1", "answer2", "answer3"),  # Cosmos QA
-    ("opa", "opb", "opc", "opd"),  # MedMCQA
 )
+
+# Names of columns of one choice each, as they begin, and how they end: with numbers, capitals or small letters
+MOST_COLUMNS = 8
+NUMBERED = ("ending", "choice", "choice_", "option", "option_", "answer", "answer_", "sol")  # ending0 is SWAG's
+CAPITALS = ("", "answer", "choice", "choice_", "option", "option_")  # answerA is Social IQa's
+SMALL_LETTERS = ("", "op", "answer_", "choice_", "option_")  # opa is MedMCQA's
+ENDINGS = {NUMBERED: ("012345678", "123456789"), CAPITALS: ("ABCDEFGHI",), SMALL_LETTERS: ("abcdefghi",)}
+
+# A column for each choice, one more than the most. The first two are there, and the others as far as a file has them
+CHOICE_SERIES = tuple(
+    tuple(f"{begin}{end}" for end in ends) for begins, series in ENDINGS.items() for begin in begins for ends in series
+)
+CHOICE_SETS = (*CHOICE_LISTS, *CHOICE_SERIES)  # A table may have one of them
 
 LABELS = ("answerKey", "answer", "correct_answer", "answer_idx", "cop")  # A table may have one of them
 
@@ -78,17 +83,24 @@ class ChoiceColumnFinder:
     def alternatives(self) -> tuple[tuple[str, ...], ...]:
         """Sets of columns that a table may have instead of its own."""
         own = (*self.prompts, *self.choices)
-        pairs = [(*prompts, *choices) for prompts, choices in product(self.prompt_sets, self.choice_sets)]
+        pairs = [(*prompts, *choices[:2]) for prompts, choices in product(self.prompt_sets, self.choice_sets)]
         labels = [(*own, label) for label in self.labels if label != self.label]
         objects = [(*OBJECT, label) for label in self.labels] if (self.prompts, self.choices) == (STEM, CHOICES) else []
         return (*(pair for pair in pairs if pair != own), *labels, *objects)
 
+    @property
+    def also_read(self) -> tuple[str, ...]:
+        """The columns that a table need not have."""
+        return (*self.labels, *(name for names in self.choice_sets[1:] for name in names))
+
     def convert_rows(self, table: Table) -> Table:
         """Returns the table with prompt, choices and label in the task's own columns. InputError if two columns may be one of
         them."""
-        filled = {name for name, column in table.columns.items() if any(value is not None for value in column)}
+        filled = {name for name, column in table.columns.items() if has_values(column)}
         prompts = next((names for names in self.prompt_sets if filled.issuperset(names)), self.prompts)
         choices = self.choose(table, "choices", "task.choice_columns", self.choice_sets, filled)
+        if choices in CHOICE_SERIES:
+            choices = cut_series(table, choices, filled)
         (label,) = self.choose(table, "label", "data.label_column", [(name,) for name in self.labels], filled)
         if (prompts, choices, label) == (self.prompts, self.choices, self.label):
             return table
@@ -109,12 +121,29 @@ class ChoiceColumnFinder:
         """Returns the columns of a role. InputError if there are several that may be it."""
         own, *others = candidates
         found = [names for names in others if filled.issuperset(names[:2])]
+        found = [names for names in found if not any(names[0] in other[1:] for other in found)]  # option1 after option0
         if filled.issuperset(own[:2]) or not found:
             return own
         if len(found) > 1:
             first, second = (", ".join(names) for names in found[:2])
             raise InputError(f"{table.where(0)}: both {first} and {second} may be the {role}; name one in {setting}")
         return found[0]
+
+
+def has_values(column: Sequence[Any]) -> bool:
+    """True if a value of a column is not missing and not an empty text."""
+    return any(value not in (None, "") for value in column)
+
+
+def cut_series(table: Table, names: Sequence[str], filled: Container[str]) -> tuple[str, ...]:
+    """Returns the columns of a series up to the last one that has values. InputError if there are too many."""
+    count = max(number for number, name in enumerate(names, 1) if name in filled)
+    if count > MOST_COLUMNS:
+        raise InputError(
+            f"{table.where(0)}: has more than {MOST_COLUMNS} columns of choices, {names[0]} to {names[-1]}; name all of them in "
+            "task.choice_columns"
+        )
+    return tuple(names[:count])
 
 
 def iterate_rows(table: Table, names: Iterable[str]) -> Iterable[tuple[Any, ...]]:

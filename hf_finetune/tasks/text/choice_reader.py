@@ -94,6 +94,11 @@ class ChoiceReader:
             value = read_literal(value) or value
         if isinstance(value, Mapping):
             return split_object(value)
+        if value is None:
+            raise InputError(
+                f"{table.where(row)}: {column} is missing, and no other columns of choices, such as options, option1 and "
+                "option2, or A and B, were found; name those of the file in task.choice_columns"
+            )
         if not isinstance(value, (list, tuple)):
             raise InputError(
                 f"{table.where(row)}: {column} ({value}) is not a list of choices; see task.choice_columns"

@@ -124,6 +124,40 @@ def test_sets_with_fewer_choices(tmp_path: Path, row: dict[str, Any], choices: t
     assert list_examples(read_rows(tmp_path, [row])) == [(STEM, choices, right)]
 
 
+@pytest.mark.parametrize(
+    "names",
+    [
+        *[[f"{begin}{number}" for number in range(1, 5)] for begin in ("option", "choice_", "answer")],
+        [f"ending{number}" for number in range(4)],
+        [f"option{number}" for number in range(4)],
+        list("ABCD"),
+        [f"option_{letter}" for letter in "abcd"],
+        [f"choice{letter}" for letter in "ABCD"],
+    ],
+)
+def test_all_columns_of_a_series_are_choices(tmp_path: Path, names: list[str]) -> None:
+    """Three, four, and a row with three of four."""
+    for count in (3, 4):
+        row = {"question": STEM, **dict(zip(names[:count], TEXTS, strict=False)), "label": TEXTS[count - 1]}
+        expected = (STEM, tuple(TEXTS[:count]), count - 1)
+        table = read_rows(tmp_path, [row, row])
+        assert list_examples(table) == [expected] * 2
+        assert f"the choices are {', '.join(names[:count])}, the" in table.notes[0]
+        pandas.DataFrame([row]).to_csv(tmp_path / "a.csv", index=False)
+        assert list_examples(read(tmp_path / "a.csv", make_config())) == [expected]
+    shorter = {**row, names[3]: "", "label": "cat"}
+    assert list_examples(read_rows(tmp_path, [row, shorter]))[1] == (STEM, tuple(TEXTS[:3]), 0)
+
+
+def test_a_series_with_a_gap_or_too_many_columns_is_refused(tmp_path: Path) -> None:
+    row = {"question": STEM, "option1": "cat", "option2": "dog", "option4": "ox", "label": "cat"}
+    with pytest.raises(InputError, match=r"a.jsonl:1: choices: choice 2 \(None\) is not a text"):
+        list_examples(read_rows(tmp_path, [row]))
+    many = {"question": STEM, **{f"option{number}": f"a{number}" for number in range(1, 10)}, "label": "a1"}
+    with pytest.raises(InputError, match="has more than 8 columns of choices, option1 to option9; name all of them in"):
+        read_rows(tmp_path, [many])
+
+
 def test_named_columns_are_read_in_the_same_forms(tmp_path: Path) -> None:
     rows = [{"q": STEM, "choices": ARC, "answerKey": key, "question": "another"} for key in "AD"]
     config = make_config(("q",), label="answerKey")
@@ -156,7 +190,7 @@ def test_the_recipes_own_columns_come_first_and_stay_as_they_are(tmp_path: Path)
         ({"question": STEM, "choices": ARC}, "a.jsonl:1: label is missing; data.label_column names the column of the right"),
         ({"query": STEM, "choices": ARC, "label": 0}, r"no column 'stem' \(columns: query, choices, label\)"),
         ({"stem": STEM, "choices": ARC}, r"no column 'label' \(columns: stem, choices\)"),
-        ({"question": {"stem": STEM}, "answerKey": "A"}, r"choices \(None\) is not a list of choices"),
+        ({"question": {"stem": STEM}, "answerKey": "A"}, "choices is missing, and no other columns of choices"),
         ({"article": None, "question": STEM, "options": TEXTS, "answer": "A"}, None),
         ({"question": 5, "options": TEXTS, "answer": "A"}, "stem is an int, not a string"),
         ({"question": STEM, "choices": [{"label": "A", "body": "cat"}, {"label": "B", "text": "dog"}], "answerKey": "A"},
