@@ -90,12 +90,14 @@ class TextColumns(Columns):
         label: The label column; or several, if each says by 0 or 1 whether a text has its label.
         numbers: The labels are numbers to predict.
         ignored: Labels of rows that are left out (task.ignore_labels).
+        needs_one: Each row needs one label (task.problem single_label).
     """
 
     texts: tuple[str, ...]
     label: str | tuple[str, ...]
     numbers: bool = False
     ignored: tuple[str, ...] = ()
+    needs_one: bool = False
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -110,7 +112,7 @@ class TextColumns(Columns):
 
     def keep_labelled(self, table: Table) -> Table:
         """Returns the rows of a table without those whose label is ignored."""
-        return leave_out_ignored(table, self.labels, self.ignored)
+        return leave_out_ignored(table, self.labels, self.ignored, needs_one=self.needs_one)
 
     def make_row(self, texts: Sequence[str]) -> dict[str, Any]:
         needed = len(self.texts)
@@ -258,7 +260,14 @@ class Classification(Task):
         check_columns(config.task, config.data.label_columns)
         check_windows(config.task, texts)
         ignored = tuple(map(str, config.task.ignore_labels))
-        return TextColumns(texts=texts, label=label, numbers=config.task.problem == "regression", ignored=ignored)
+        problem = config.task.problem
+        return TextColumns(
+            texts=texts,
+            label=label,
+            numbers=problem == "regression",
+            ignored=ignored,
+            needs_one=problem == "single_label",
+        )
 
     @classmethod
     def from_table(cls, config: RunConfig, table: Table) -> "Classification":

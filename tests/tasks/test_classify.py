@@ -107,9 +107,9 @@ def test_columns_of_one_text_and_of_a_pair() -> None:
         ([1.0, float("nan")], None, "single_label", "label holds single labels"),
         ([1.0, float("inf")], None, "regression", "label holds numbers with fractions"),
         (["1", "nan"], None, "single_label", "label holds single labels"),
-        ([["a"], []], None, "multi_label", "label holds lists"),
-        ([("a",), ("b",)], None, "multi_label", "label holds lists"),
-        ([None, ["a"]], None, "multi_label", "label holds lists"),
+        ([["a", "b"], []], None, "multi_label", "label holds lists"),
+        ([("a", "b"), ("b",)], None, "multi_label", "label holds lists"),
+        ([None, ["a", "b"]], None, "multi_label", "label holds lists"),
         (["a,b", "c"], ",", "multi_label", "task.label_separator splits label"),
     ],
 )
@@ -251,9 +251,9 @@ def test_numbers_become_numbers() -> None:
         ([["a", "b"], 5], {"separator": ","}, "made.csv:2: label (5) is not a list; "),
         (["a", None], {"separator": ","}, "made.csv:2: label is null; "),
         (
-            [["a"], "b"],
+            [["a", "b"], "b"],
             {"problem": "single_label"},
-            "made.csv:1: label (['a']) is not a single label; set task.problem to multi_label for lists",
+            "made.csv:1: label (['a', 'b']) is not a single label; set task.problem to multi_label for lists",
         ),
         (
             [{"a": 1}, "b"],
@@ -294,7 +294,7 @@ def test_training_labels_that_cannot_be_used_are_errors(
             "made.csv:2: the label 'new' is not one of the 2 labels of the training data",
         ),
         (["a", "b"], ["a", None], "made.csv:2: label is null"),
-        (["a", "b"], ["a", ["b"]], "made.csv:2: label (['b']) is not a single label"),
+        (["a", "b"], ["a", ["a", "b"]], "made.csv:2: label (['a', 'b']) is not a single label"),
         ([["a", "b"]], [["a"], None], "made.csv:2: label is null; "),
         (["1", "2"], ["1", "02"], "made.csv:2: the label '02' is not one of the 2"),
     ],

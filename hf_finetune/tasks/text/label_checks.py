@@ -164,13 +164,16 @@ def describe_spelling(values: Sequence[Any], form: LabelForm) -> list[str]:
 # --- rows without a label -------------------------------------------------------------------------------------------
 
 
-def leave_out_ignored(table: Table, columns: Sequence[str], ignored: Sequence[str]) -> Table:
+def leave_out_ignored(
+    table: Table, columns: Sequence[str], ignored: Sequence[str], *, needs_one: bool = False
+) -> Table:
     """Returns the rows that have a label, with a note about those that have none.
 
     Args:
         table: The rows.
         columns: The label columns. A row is left out if one of them has an ignored label, or a list with one.
         ignored: Labels that mean "not labelled" (task.ignore_labels); null for a missing label.
+        needs_one: An empty list is a missing label, too.
 
     NoExamplesError if no row is left.
     """
@@ -178,6 +181,7 @@ def leave_out_ignored(table: Table, columns: Sequence[str], ignored: Sequence[st
     for column in columns:
         codes, values = find_distinct(table.columns[column])
         lists = [list(value) if isinstance(value, (list, tuple)) else [value] for value in values]
+        lists = [labels or [None] for labels in lists] if needs_one else lists
         form = LabelForm.find(label for labels in lists for label in labels)
         flags = [any(means_nothing(label, form, ignored) for label in labels) for labels in lists]
         is_ignored |= np.array(flags, dtype=bool)[codes]

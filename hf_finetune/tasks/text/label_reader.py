@@ -22,7 +22,7 @@ from hf_finetune.data.table import Table, describe_value
 from hf_finetune.system.errors import InputError
 from hf_finetune.tasks.labels import LabelForm, canonical_label, read_number, sort_numbers_first
 from hf_finetune.tasks.text.label_checks import NOT_LABELLED, describe_spelling, suggest_names
-from hf_finetune.tasks.text.label_places import count_places, find_odd_list, is_places, read_bit
+from hf_finetune.tasks.text.label_places import are_bits, count_places, find_odd_list, is_places, read_bit
 
 LEAVE_OUT = "to leave out the rows without a label, set task.ignore_labels to null"
 
@@ -31,9 +31,9 @@ def guess_problem(table: Table, column: str, separator: str | None) -> tuple[str
     """Returns the problem that a label column looks like, and why."""
     if separator is not None:
         return "multi_label", f"task.label_separator splits {column}"
-    _, values = find_distinct(table.columns[column])
+    codes, values = find_distinct(table.columns[column])
     if any(isinstance(value, (list, tuple)) for value in values):
-        return "multi_label", f"{column} holds lists"
+        return "multi_label", f"{column} holds lists{describe_lists_of_one(codes, values)}"
     present = [value for value in values if not is_missing(value)]
     if present and all(isinstance(value, str) and isinstance(read_literal(value), list) for value in present):
         return "multi_label", f"{column} holds lists that are written as text"
@@ -42,6 +42,29 @@ def guess_problem(table: Table, column: str, separator: str | None) -> tuple[str
         comma = "" if numbers.with_comma is None else " and a decimal comma"
         return "regression", f"{column} holds numbers with fractions{comma}"
     return "single_label", f"{column} holds single labels"
+
+
+def is_list_of_one(value: Any) -> bool:
+    """True for a list with one item."""
+    return isinstance(value, (list, tuple)) and len(value) == 1
+
+
+def describe_lists_of_one(codes: Array, values: Sequence[Any]) -> str:
+    """Returns how lists that have one label each can be read as single labels; "" if one has several, or 0 or 1 at its place.
+
+    codes: The number of each row's distinct value, [N]. values: The distinct values.
+    """
+    lists = [value for value in values if isinstance(value, (list, tuple))]
+    if not any(lists) or any(len(value) > 1 or are_bits(value) for value in lists if value):
+        return ""
+    num_empty = int(np.isin(codes, [code for code, value in enumerate(values) if value in ([], ())]).sum())
+    if not num_empty:
+        return " of one label each, which task.problem single_label reads as single labels"
+    rows = "1 row has" if num_empty == 1 else f"{num_empty:,} rows have"
+    return (
+        f" of one label, and {rows} an empty one: task.problem single_label with task.ignore_labels null reads single labels and "
+        "leaves out the others"
+    )
 
 
 def read_list(value: Any, separator: str | None) -> list[Any] | None:
@@ -148,6 +171,8 @@ class LabelReader:
         InputError with file and line if it cannot be a label.
         """
         value, names = item.value, table.class_names
+        if isinstance(value, (list, tuple)) and not value:
+            raise self.make_error(table, item.code, f" is an empty list; {LEAVE_OUT}")
         if isinstance(value, (list, tuple, dict)):
             hint = "set task.problem to multi_label for lists"
             raise self.make_error(table, item.code, f" ({value}) is not a single label; {hint}")
@@ -175,13 +200,14 @@ class LabelReader:
         return table.where(int(np.argmax(codes == code)))
 
     def read_lists(self, table: Table) -> tuple[Array, list[list[Any]]]:
-        """Returns the number of each row's distinct value [N], and the labels of each such value: one for single_label.
+        """Returns the number of each row's distinct value [N], and the labels of each such value: one for single_label,
+        which a list of one may hold.
 
         InputError with file and line for a value that is not a list of labels although the problem is multi_label.
         """
         codes, values = find_distinct(table.columns[self.column])
         if self.problem != "multi_label":
-            return codes, [[value] for value in values]
+            return codes, [list(value) if is_list_of_one(value) else [value] for value in values]
         lists = []
         for code, value in enumerate(values):
             labels = read_list(value, self.separator)

@@ -530,3 +530,23 @@ def test_points_that_may_separate_thousands_are_warned_of(labels: list[str], is_
         True
     ] * is_warned
     assert encoding.describe_numbers(table)[0][1].endswith(f"to {max(map(float, labels)):g}")
+
+
+def test_lists_of_one_label_are_single_labels_if_the_settings_say_so() -> None:
+    table = make_table(text=["x"] * 3, label=[["pos"], ["neg"], ["pos"]])
+    assert "task.problem single_label" in make_task(table).encoding.reason
+    task = make_task(table, problem="single_label")
+    assert (task.label_names, read_targets(task, table)) == (("neg", "pos"), [1, 0, 1])
+    several = make_table(text=["x"] * 3, label=[["pos"], ["neg", "pos"], []])
+    assert make_task(several).encoding.reason == "label holds lists"
+    assert "(['neg', 'pos']) is not a single label" in catch_error(several, problem="single_label")
+
+
+def test_rows_with_an_empty_list_are_counted_and_can_be_left_out() -> None:
+    table = make_table(text=["x"] * 4, label=[["pos"], ["neg"], [], []])
+    assert "2 rows have an empty one" in make_task(table).encoding.reason
+    assert catch_error(table, problem="single_label").startswith("made.csv:3: label is an empty list; to leave out")
+    for problem, count in (("single_label", 2), ("auto", 4)):
+        spec = Classification.make_columns(make_config(problem=problem, ignore_labels=(None,))).spec
+        assert spec.keep_labelled is not None
+        assert len(spec.keep_labelled(table)) == count
