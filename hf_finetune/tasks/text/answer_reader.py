@@ -95,7 +95,10 @@ class AnswerReader:
         if not isinstance(texts, (list, tuple)) or not isinstance(starts, (list, tuple)) or len(texts) != len(starts):
             where, takes = self.where(table, row), "{text: [...], answer_start: [...]}, two lists of the same length"
             if value is None or value == "":
-                raise InputError(f"{where}: is {describe_value(value)} or missing; give {takes}; {NONE_HINT}")
+                flat = (
+                    "with the column answer_text or answer, give an empty text there, and -1 in a column answer_start"
+                )
+                raise InputError(f"{where}: is {describe_value(value)} or missing; give {takes}; {NONE_HINT}; {flat}")
             raise InputError(f"{where} ({shorten(value)}) must be {takes}; {NONE_HINT}")
         if list(texts) == [""] and list(map(str, starts)) == ["-1"]:  # how flat tables write that there is none
             return []

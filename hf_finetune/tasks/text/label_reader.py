@@ -174,7 +174,11 @@ class LabelReader:
         if isinstance(value, (list, tuple)) and not value:
             raise self.make_error(table, item.code, f" is an empty list; {LEAVE_OUT}")
         if isinstance(value, (list, tuple, dict)):
-            hint = "set task.problem to multi_label for lists"
+            hint = (
+                "these are spans of characters: --task tag"
+                if is_span(value)
+                else "set task.problem to multi_label for lists"
+            )
             raise self.make_error(table, item.code, f" ({value}) is not a single label; {hint}")
         name = form.read(value)
         if name is None:
@@ -310,6 +314,13 @@ class LabelReader:
 def find_text(values: Sequence[Any], text: str) -> int:
     """Returns the number of the value that is this text, with or without blanks around it."""
     return next(number for number, value in enumerate(values) if isinstance(value, str) and value.strip() == text)
+
+
+def is_span(value: Any) -> bool:
+    """True for a span of characters with its label, such as [0, 4, "PER"] or {"start": 0, "end": 4, "labels": ["PER"]}."""
+    if isinstance(value, dict):
+        return {"start", "end"} <= value.keys() or {"start_offset", "end_offset"} <= value.keys()
+    return len(value) == 3 and [type(part) for part in value] == [int, int, str]
 
 
 def describe_missing(value: Any) -> str:

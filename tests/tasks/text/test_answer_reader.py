@@ -221,3 +221,14 @@ def test_what_is_counted_is_said(tmp_path: Path) -> None:
         unseen == "test: has questions without an answer, and training has none: the model will answer every question"
     )
     assert encoding.find_warnings({"train": tables["train"]}) == []
+
+
+def test_a_blank_answer_of_a_flat_table_is_an_error_with_the_way_out(tmp_path: Path) -> None:
+    header, row = "question,context,answer", "who,a cat,"
+    (tmp_path / "a.csv").write_text(f"{header}\nwho,a cat,cat\n{row}\n", encoding="utf-8")
+    with pytest.raises(
+        InputError, match=r"a.csv:3: answers: is .* or missing.*answer_text or answer, give an empty text there"
+    ):
+        list_answers(read(tmp_path / "a.csv"))
+    (tmp_path / "a.csv").write_text(f"{header},answer_start\nwho,a cat,cat,2\n{row},-1\n", encoding="utf-8")
+    assert list_answers(read(tmp_path / "a.csv")) == [[("cat", 2)], []]

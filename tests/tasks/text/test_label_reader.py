@@ -550,3 +550,11 @@ def test_rows_with_an_empty_list_are_counted_and_can_be_left_out() -> None:
         spec = Classification.make_columns(make_config(problem=problem, ignore_labels=(None,))).spec
         assert spec.keep_labelled is not None
         assert len(spec.keep_labelled(table)) == count
+
+
+@pytest.mark.parametrize(
+    "span", [[0, 4, "PER"], {"start": 0, "end": 4, "labels": ["PER"]}, {"start_offset": 0, "end_offset": 4}]
+)
+def test_spans_of_characters_are_no_labels(span: Any) -> None:
+    error = catch_error(make_table(text=["Anna", "Bob"], label=[[span], []]))
+    assert error.endswith("is not a single label; these are spans of characters: --task tag")
