@@ -75,7 +75,7 @@ def make_report(config: RunConfig, *, asks_task: bool, asks_tokenizer: bool) -> 
     report = report_on_rows(tables, task)
     if not asks_tokenizer:
         card = task.describe_for_card().partition("\n\n")[0].replace("\n", " ")
-        return report.add([], [("task", card), *task.encoding.describe_numbers(tables["train"])])
+        return report.add([], [("task", card), *task.encoding.describe_problem(tables["train"])])
     from hf_finetune.model.backbone import LONGEST_DEFAULT, load_tokenizer
 
     tokenizer = load_tokenizer(config.model)

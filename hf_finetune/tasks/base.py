@@ -142,8 +142,8 @@ class Encoding(ABC):
         """Returns the number of examples of each label, by its name; {} if the task has no names of labels."""
         return {}
 
-    def describe_numbers(self, table: Table) -> list[tuple[str, str]]:
-        """Returns a line about targets that are numbers, which have no counts: a short name and a text; [] if there are none."""
+    def describe_problem(self, table: Table) -> list[tuple[str, str]]:
+        """Returns the line about the problem, with the range of targets that are numbers; [] if a task has only one problem."""
         return []
 
     def unify_label(self, value: Any) -> Any:

@@ -198,10 +198,10 @@ class ClassificationEncoding(TextEncoding):
         is_single = self.reader.problem == "single_label" and train.class_names is None
         return find_label_warnings(counts) + (find_numbers_as_labels(counts) if is_single else [])
 
-    def describe_numbers(self, table: Table) -> list[tuple[str, str]]:
-        """The range of the numbers of a regression; nothing for classes."""
+    def describe_problem(self, table: Table) -> list[tuple[str, str]]:
+        """The problem and why it was chosen, and the range of the numbers of a regression."""
         if self.reader.problem != "regression":
-            return []
+            return [("labels", f"{self.reader.problem}, {self.reason}")]
         numbers: Any = self.reader.read_targets(table, self.label_names)
         return [("labels", f"regression, {self.reason}: from {numbers.min():g} to {numbers.max():g}")]
 
@@ -217,7 +217,7 @@ class ClassificationEncoding(TextEncoding):
             )
             lines = [("input", f"at most {max_length} tokens; {shown}")]
         if self.reader.problem == "regression":
-            return [*lines, *self.describe_numbers(table)]
+            return [*lines, *self.describe_problem(table)]
         counts = format_counts(count_targets(labels, self.label_names))
         spelling = [("spelling", phrase) for phrase in self.reader.describe_spelling(table)]
         weights = describe_class_weights(self.label_names, self.class_weights)

@@ -35,7 +35,8 @@ def guess_problem(table: Table, column: str, separator: str | None) -> tuple[str
     if any(isinstance(value, (list, tuple)) for value in values):
         return "multi_label", f"{column} holds lists{describe_lists_of_one(codes, values)}"
     present = [value for value in values if not is_missing(value)]
-    if present and all(isinstance(value, str) and isinstance(read_literal(value), list) for value in present):
+    lists = [read_list(value, None) for value in present]
+    if present and None not in lists and any(value != "{}" for value in present):
         return "multi_label", f"{column} holds lists that are written as text"
     numbers = find_numbers(values)
     if numbers is not None and numbers.has_fractions:
@@ -77,7 +78,7 @@ def read_list(value: Any, separator: str | None) -> list[Any] | None:
     if separator:
         return [part.strip() for part in value.split(separator) if part.strip()]
     literal = read_literal(value)
-    return literal if isinstance(literal, list) else None
+    return [] if literal == {} else literal if isinstance(literal, list) else None  # {} is written for an empty set
 
 
 class Item(NamedTuple):

@@ -477,8 +477,9 @@ def test_rare_labels_that_look_joined_shall_not_be_joined() -> None:
     )
 
 
-def test_sets_that_are_written_as_text_are_read() -> None:
-    table = make_table(text=["x"] * 3, label=["{'b', 'a'}", "set()", "{'c'}"])
+@pytest.mark.parametrize("empty", ["set()", "{}", "[]"])
+def test_sets_that_are_written_as_text_are_read(empty: str) -> None:
+    table = make_table(text=["x"] * 3, label=["{'b', 'a'}", empty, "{'c'}"])
     task = make_task(table)
     assert (task.problem, task.label_names) == ("multi_label", ("a", "b", "c"))
     assert read_targets(task, table) == [[1, 1, 0], [0, 0, 0], [0, 0, 1]]
@@ -529,7 +530,7 @@ def test_points_that_may_separate_thousands_are_warned_of(labels: list[str], is_
     assert ["separates thousands" in warning for warning in encoding.find_warnings({"train": table})] == [
         True
     ] * is_warned
-    assert encoding.describe_numbers(table)[0][1].endswith(f"to {max(map(float, labels)):g}")
+    assert encoding.describe_problem(table)[0][1].endswith(f"to {max(map(float, labels)):g}")
 
 
 def test_lists_of_one_label_are_single_labels_if_the_settings_say_so() -> None:
