@@ -7,8 +7,9 @@ N features of a split, B features of a batch, S sequences, T tokens, H hidden.
 """
 
 import hashlib
+import mmap
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 Array = np.ndarray[Any, Any]
 
 IGNORED = -100  # a label that does not count in the loss: the default ignore_index of torch's cross_entropy
+
+ITEMS_AT_ONCE = 1 << 20
 
 MODEL_INPUTS = ("input_ids", "token_type_ids")
 
@@ -206,9 +209,19 @@ class Features:
         digest = hashlib.sha256()
         labels = (self.labels.values, self.labels.offsets) if isinstance(self.labels, Ragged) else (self.labels,)
         for array in (*self.inputs.values(), self.offsets, *labels, self.sequence_offsets):
-            if array is not None:
-                digest.update(np.ascontiguousarray(array).data)
+            for part in iterate_array(array) if array is not None else ():
+                digest.update(np.ascontiguousarray(part).data)
         return digest.hexdigest()[:16]
+
+
+def iterate_array(array: Array, size: int = ITEMS_AT_ONCE) -> Iterator[Array]:
+    """Yields parts of an array of at most `size` items. The pages of one that is mapped from a file are given back behind it: they
+    would count as memory of the process."""
+    for start in range(0, len(array), size):
+        yield array[start : start + size]
+        mapped = getattr(array, "_mmap", None)
+        if mapped is not None and hasattr(mmap, "MADV_DONTNEED"):  # not on Windows
+            mapped.madvise(mmap.MADV_DONTNEED)
 
 
 def make_features(arrays: Mapping[str, Array], labels: Array | Ragged | None) -> Features:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from hf_finetune.data.encoder import Encoder
-from hf_finetune.data.features import Array, Features, make_features
+from hf_finetune.data.features import Array, Features, iterate_array, make_features
 from hf_finetune.data.findings import (
     NUM_EXAMPLES,
     Finding,
@@ -26,7 +26,6 @@ NUM_SAMPLED = 500  # cut texts that are encoded again to measure what they lost
 NUM_SEARCHED = 50  # texts with unknown tokens in which unknown characters are looked for
 SHARE_OF_CUT_TOKENS = 0.1  # a warning if more tokens are lost
 SHARE_OF_TEXTS_WITH_UNKNOWN = 0.01  # a warning if more texts have unknown characters
-VALUES_AT_ONCE = 1_000_000
 OTHER_USES = ("bos_token_id", "eos_token_id", "pad_token_id", "cls_token_id", "sep_token_id", "mask_token_id")
 
 
@@ -126,9 +125,10 @@ def count_unknown(features: Features, unknown: int) -> tuple[int, Array]:
     """Returns the number of unknown tokens, and the features that have one."""
     num_tokens = 0
     indices = [np.empty(0, dtype=np.int64)]
-    ids = features.inputs["input_ids"]
-    for start in range(0, len(ids), VALUES_AT_ONCE):
-        places = start + np.flatnonzero(ids[start : start + VALUES_AT_ONCE] == unknown)
+    start = 0
+    for ids in iterate_array(features.inputs["input_ids"]):
+        places = start + np.flatnonzero(ids == unknown)
+        start += len(ids)
         num_tokens += len(places)
         indices.append(find_features(features, np.searchsorted(features.offsets, places, side="right") - 1))
     return num_tokens, np.unique(np.concatenate(indices))

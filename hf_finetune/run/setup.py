@@ -8,7 +8,7 @@ from typing import Any
 from hf_finetune.config.sections import FreezeConfig, RunConfig, require
 from hf_finetune.config.tasks import load_task
 from hf_finetune.data.encoding import encode
-from hf_finetune.data.features import Features
+from hf_finetune.data.features import Features, iterate_array
 from hf_finetune.data.report import DataReport
 from hf_finetune.data.shards import StreamedData
 from hf_finetune.data.splits import Splits, load_splits
@@ -68,7 +68,8 @@ def set_up(
         augment = RowFunction(function=parts.augment, name=name, seed=config.seed, table=splits.train)
         augment.check()
         augmented = AugmentedFeatures(augment, task, features["train"], loaded.tokenizer, max_length)
-    backbone.check_ids(loaded, max(int(split.inputs["input_ids"].max()) for split in features.values()))
+    ids = (part for split in features.values() for part in iterate_array(split.inputs["input_ids"]))
+    backbone.check_ids(loaded, max(int(part.max()) for part in ids))
     loaded.model.to(runtime.device)
     schedule = make_schedule(len(features["train"]), config) if stream is None else stream.make_schedule()
     structure = analyze_structure(loaded.model)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 
 from hf_finetune.config.sections import RunConfig, TaskSettings, require
+from hf_finetune.data.columns import find_distinct
 from hf_finetune.data.encoding import tokenize
 from hf_finetune.data.features import Array, Batch, Features
 from hf_finetune.data.table import ColumnSpec, Table, describe_value
@@ -59,6 +60,9 @@ class Settings(TaskSettings):
         require(0 < scale < float("inf"), "task.similarity_scale", scale, "must be above 0 and finite")
 
 
+SCORES = ("label", "score", "similarity_score")  # columns of scored pairs in public data sets
+
+
 @dataclass(frozen=True, kw_only=True)
 class EmbeddingColumns(Columns):
     """A column of anchors, one of positives, columns of negatives; or two columns of texts and one of scores."""
@@ -70,7 +74,8 @@ class EmbeddingColumns(Columns):
     def spec(self) -> ColumnSpec:
         first, *others = self.texts
         labels = others if self.label is None else [*others, self.label]
-        return ColumnSpec(inputs=(first,), labels=tuple(labels), texts=(first,), together=(first,))
+        unused = () if self.label is not None else tuple(name for name in SCORES if name not in self.texts)
+        return ColumnSpec(inputs=(first,), labels=tuple(labels), texts=(first,), together=(first,), also_read=unused)
 
     def make_row(self, texts: Sequence[str]) -> dict[str, Any]:
         most = len(self.texts)
@@ -134,6 +139,19 @@ class EmbeddingEncoding(Encoding):
                     raise InputError(f"{table.where(row)}: {name} is {describe_value(text)}")
                 texts.append(text)
         return texts
+
+    def find_warnings(self, tables: Mapping[str, Table]) -> list[str]:
+        """A column of scores that is not read: all pairs are taken as texts that belong together."""
+        columns = {} if self.label is not None else tables["train"].columns
+        unread = {
+            name: find_distinct(columns[name])[1] for name in SCORES if name in columns and name not in self.texts
+        }
+        return [
+            f"the column {name} ({', '.join(map(str, values[:3]))}) is not read: each {self.texts[0]} and its {self.texts[1]} "
+            f"are trained as texts that belong together; name it in data.label_column if it scores the pairs"
+            for name, values in unread.items()
+            if values != [None] and len(self.texts) > 1
+        ]
 
     def tokenize(self, table: Table, tokenizer: Any, max_length: int) -> dict[str, Array]:
         """Also returns `texts` [S], a number for each text. Texts with the same tokens have the number of the first of them."""

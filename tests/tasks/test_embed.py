@@ -23,8 +23,10 @@ from support.sentence_pairs import COLUMNS, WORDS, encode_pairs, make_rows
 
 from hf_finetune.config.loading import load_config, to_yaml
 from hf_finetune.config.sections import RunConfig
+from hf_finetune.config.tasks import load_task
 from hf_finetune.data.batches import MicroBatchLimit, share_batch
 from hf_finetune.data.features import Batch, collate
+from hf_finetune.data.sources import read_table
 from hf_finetune.data.table import Table
 from hf_finetune.export.materialize import materialize
 from hf_finetune.export.predict import Predictor, evaluate_file, predict_texts
@@ -618,3 +620,18 @@ def main(config_path: str, out: str) -> None:
 
 if __name__ == "__main__":
     main(*sys.argv[1:])
+
+
+def test_a_column_of_scores_that_is_not_read_is_a_warning(tmp_path: Path) -> None:
+    rows = [{"anchor": "a cat", "positive": "a dog", "label": number % 2} for number in range(6)]
+    path = str(tiny.write_jsonl(tmp_path / "pairs.jsonl", rows))
+    settings = {"task.kind": "embed", "model.backbone": "none", "data.train": [path]}
+    for changes, warned in (
+        ({}, True),
+        ({"data.label_column": "label", "data.text_columns": ["anchor", "positive"]}, False),
+    ):
+        config = RunConfig.from_settings(settings | changes)
+        task_class = load_task("embed")
+        table = read_table((path,), config.data, "data.train", task_class.make_columns(config).spec)
+        warnings = task_class.from_table(config, table).encoding.find_warnings({"train": table})
+        assert [warning.startswith("the column label (0, 1) is not read") for warning in warnings] == [True] * warned
