@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from hf_finetune.data.encoder import Encoder
-from hf_finetune.data.features import Array, Features, iterate_array, make_features
+from hf_finetune.data.features import ITEMS_AT_ONCE, Array, Features, iterate_array, make_features
 from hf_finetune.data.findings import (
     NUM_EXAMPLES,
     Finding,
@@ -175,5 +175,5 @@ def count_tokens(features: Features, index: int) -> int:
 
 def iterate_lengths(features: Features) -> Iterator[tuple[int, Array]]:
     """Yields the number of a sequence, and the lengths of the sequences from there on, in parts."""
-    for start in range(0, features.num_sequences, VALUES_AT_ONCE):
-        yield start, np.diff(features.offsets[start : start + VALUES_AT_ONCE + 1])
+    for start in range(0, features.num_sequences, ITEMS_AT_ONCE):
+        yield start, np.diff(features.offsets[start : start + ITEMS_AT_ONCE + 1])
