@@ -71,7 +71,7 @@ def test_few_lost_tokens_are_no_warning() -> None:
 
 def test_of_many_cut_texts_a_sample_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hf_finetune.data.token_loss.NUM_SAMPLED", 10)
-    monkeypatch.setattr("hf_finetune.data.token_loss.VALUES_AT_ONCE", 7)
+    monkeypatch.setattr("hf_finetune.data.token_loss.ITEMS_AT_ONCE", 7)
     (finding,) = find_cut(["cat " * 18] * 100, 10)
     assert finding.details["share_of_tokens"] == pytest.approx(0.5)
     assert "about 50.0 %" in finding.sentence
