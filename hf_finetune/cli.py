@@ -39,7 +39,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return run_verify_resume(words[1], words[2:])
     if words[:1] == ["data"] and len(words) >= 2 and not {"--help", "-h"} & {*words}:
         return run_data(words[1:])
-    options = build_parser().parse_args(words)
+    options, unknown = build_parser().parse_known_args(words)
+    if unknown:
+        options.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     return report_errors(lambda: options.function(options), debug=options.debug)
 
 
@@ -59,6 +61,7 @@ def build_parser() -> Parser:
     add_cache_commands(commands)
     for command in commands.choices.values():
         command.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        command.set_defaults(parser=command)
     return parser
 
 

@@ -17,14 +17,32 @@ if TYPE_CHECKING:
     from hf_finetune.export.prediction_rows import PredictionOptions
 
 
+# Settings that say how files are read and which labels are left out, by their names in training
+READING_OPTIONS = {
+    "data.encoding": "encodings of the files, such as utf-8 cp1252",
+    "data.delimiter": "delimiter of csv files; null to recognise it",
+    "data.quoting": "auto, quoted or none",
+    "data.header": "false if the first line of csv files is a row",
+    "data.max_expansion": "how many times its size a .gz file may be unpacked to",
+}
+IGNORE_LABELS = "task.ignore_labels"
+
+
 def add_model_options(command: argparse.ArgumentParser) -> None:
     """The options that evaluate and predict share."""
     command.add_argument("model", help="run folder, model folder, or Hub id")
     command.add_argument(
-        "--text-columns", nargs="+", default=(), help="text columns of the file (default: those of the training data)"
+        "--text-columns",
+        "--data.text_columns",
+        nargs="+",
+        default=(),
+        help="text columns of the file (default: those of the training data)",
     )
+    for key, explanation in READING_OPTIONS.items():
+        command.add_argument(f"--{key}", nargs="+", help=f"{explanation} (default: as in training)")
     command.add_argument(
         "--choice-columns",
+        "--task.choice_columns",
         nargs="+",
         default=(),
         help="columns of the choices, for multiple choice (default: those of the training data)",
@@ -44,7 +62,15 @@ def add_evaluate(commands: Any) -> None:
         nargs="+",
         help="csv, tsv, json, jsonl, parquet (.gz too), or another kind of the recipe",
     )
-    evaluate.add_argument("--label-column", help="label column of the file (default: that of the training data)")
+    evaluate.add_argument(
+        "--label-column",
+        "--data.label_column",
+        dest="label_column",
+        help="label column of the file (default: that of the training data)",
+    )
+    evaluate.add_argument(
+        f"--{IGNORE_LABELS}", nargs="+", help="labels of rows to leave out, such as null (default: as in training)"
+    )
     evaluate.add_argument("--metric", help="an additional metric")
     evaluate.add_argument(
         "--metrics", nargs="+", default=(), help="import paths of your own metrics: my_module:kappa, name=my_module:f"
@@ -191,7 +217,9 @@ def leave_standard_output(output: TextIO) -> None:
 
 def model_arguments(options: argparse.Namespace) -> dict[str, Any]:
     """Returns the arguments of Predictor.from_pretrained() that the options name."""
+    settings = {key: vars(options).get(key) for key in (*READING_OPTIONS, IGNORE_LABELS)}
     return {
+        **{key.partition(".")[2]: words[0] if len(words) == 1 else words for key, words in settings.items() if words},
         "task": options.task,
         "text_columns": tuple(options.text_columns),
         "choice_columns": tuple(options.choice_columns),

@@ -250,6 +250,38 @@ def test_evaluate_takes_other_columns(run_dir: Path, tmp_path: Path, capsys: pyt
     assert "accuracy" in capsys.readouterr().out
 
 
+def test_predict_and_evaluate_take_the_settings_of_reading_by_their_names(
+    run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = tiny.make_rows(9, seed=8)
+    data = tmp_path / "rows.csv"
+    lines = [f"{row['text']} \xe9;{row['label']}" for row in rows]
+    data.write_bytes("\n".join([*lines, "a cat;"]).encode("cp1252"))
+    words = [
+        "--data",
+        str(data),
+        "--data.header",
+        "false",
+        "--data.encoding",
+        "utf-8",
+        "cp1252",
+        "--data.delimiter",
+        ";",
+    ]
+    words += ["--data.text_columns", "1"]
+    assert call("predict", str(run_dir), *words) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 10
+    labelled = [*words, "--data.label_column", "2"]
+    assert call("evaluate", str(run_dir), *labelled) == 2
+    assert "task.ignore_labels" in capsys.readouterr().err
+    assert call("evaluate", str(run_dir), *labelled, "--task.ignore_labels", "null") == 0
+    assert "accuracy" in capsys.readouterr().out
+    assert call("predict", str(run_dir), *words, "--data.headers", "false") == 2
+    assert capsys.readouterr().err == (
+        "error: unrecognized arguments: --data.headers false; see hf-finetune predict --help\n"
+    )
+
+
 # --- inspect --------------------------------------------------------------------------------------------------------
 
 

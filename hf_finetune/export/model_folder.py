@@ -14,6 +14,7 @@ import transformers
 from hf_finetune.config.sections import RunConfig, to_dict
 from hf_finetune.data.features import Array
 from hf_finetune.export.card import hide_folders, keep_last_part, make_card
+from hf_finetune.export.recorded import READING
 from hf_finetune.model import lora
 from hf_finetune.model.backbone import LOADING_ERRORS, Backbone, silence_transformers
 from hf_finetune.run.parts import own_metrics
@@ -57,7 +58,7 @@ def record_settings(loaded: Backbone, config: RunConfig, task: Task, *, metric: 
         "label_column": config.data.label_column,
         "label_smoothing": config.train.label_smoothing,
         "metric": metric,
-        "encoding": list(config.data.encoding),
+        **{key: to_dict(config)["data"][key] for key in READING},
         "own": {"loss": config.train.loss, "metrics": own_metrics(config.evaluation.metrics)},
     }
     loaded.tokenizer.model_max_length = max_length  # so that pipelines truncate as training did

@@ -19,7 +19,7 @@ from hf_finetune.data.memory import read_memory
 from hf_finetune.data.plain import is_dataset, is_frame, is_series, make_plain
 from hf_finetune.data.sources import read_table
 from hf_finetune.data.table import ColumnSpec, Table, check_texts
-from hf_finetune.export.recorded import RecordedTask, load_recorded_task
+from hf_finetune.export.recorded import READING, RecordedTask, load_recorded_task
 from hf_finetune.model import lora
 from hf_finetune.model.backbone import (
     LOADING_ERRORS,
@@ -39,7 +39,7 @@ from hf_finetune.training.evaluation import ModelRunner
 
 BATCH_SIZE = 64  # examples a forward, the default of evaluation.batch_size
 BATCHES_AT_ONCE = 16  # whose rows are sorted by length and predicted together
-COLUMNS = ("text_columns", "label_column", "choice_columns")  # settings that may be given to a trained model
+COLUMNS = ("text_columns", "label_column", "choice_columns", "ignore_labels", *READING)  # may differ from training
 NO_LIMIT = 10**9  # tokens; the model_max_length of a tokenizer without a limit is 10**30
 
 
@@ -89,13 +89,14 @@ class Predictor:
             loss: The loss of your own that it was trained with: the function, or its import path.
             metrics: Metrics of your own: functions by name, a list of functions, or import paths as in evaluation.metrics.
             device: Where it computes, such as cpu or cuda:1; by default the accelerator, if there is one.
-            columns: text_columns, label_column and choice_columns, if they have other names than in training.
+            columns: text_columns, label_column, choice_columns, ignore_labels, and how files are read (encoding, delimiter,
+                quoting, header, max_expansion), if they are not as in training.
 
         InputError if there is no model, or if it belongs to no task.
         """
         if unknown := sorted(columns.keys() - COLUMNS):
             raise InputError(
-                f"{unknown[0]} ({columns[unknown[0]]}): is not an argument; columns are {', '.join(COLUMNS)}"
+                f"{unknown[0]} ({columns[unknown[0]]}): is not an argument; settings are {', '.join(COLUMNS)}"
             )
         location = os.fspath(location)
         task = make_reference(task) if isinstance(task, type) else task

@@ -13,6 +13,8 @@ from hf_finetune.system.errors import InputError
 from hf_finetune.tasks.base import Task
 from hf_finetune.tasks.own_functions import Metric
 
+READING = ("encoding", "delimiter", "quoting", "header", "max_expansion")  # settings of data that reading files needs
+
 
 @dataclass(frozen=True, kw_only=True)
 class RecordedTask:
@@ -50,7 +52,7 @@ def load_recorded_task(
     Args:
         location: The model, for errors.
         hf_config: Its config.
-        columns: Columns that have other names than in training.
+        columns: Settings of the columns, of reading files, and ignore_labels, if they differ from those of training.
         own_task, loss, metrics: The task, loss and metrics of one's own that the user named, by import path or as functions.
             Nothing that only the model names is imported.
     """
@@ -151,16 +153,15 @@ def find_task(location: str, hf_config: Any) -> str:
 
 
 def read_recorded_config(record: Mapping[str, Any], columns: Mapping[str, Any]) -> RunConfig:
-    """Returns the settings that the export recorded, with other columns if they are given."""
-    requested = {key: value for key, value in columns.items() if value}
+    """Returns the settings that the export recorded, with others of columns and of reading if they are given."""
+    requested = {key: value for key, value in columns.items() if value or key in READING}
     data = {
         key: requested.get(key, record.get(key))
-        for key in ("text_columns", "label_column", "encoding")
+        for key in ("text_columns", "label_column", *READING)
         if key in requested or key in record
     }
     task = dict(record["task"])
-    if "choice_columns" in requested:
-        task["choice_columns"] = requested["choice_columns"]
+    task |= {key: requested[key] for key in ("choice_columns", "ignore_labels") if key in requested}
     return config_from_dict(
         {
             "model": {"backbone": "-"},

@@ -533,7 +533,7 @@ def test_any_sequence_of_texts_is_predicted(runs: Runs) -> None:
 
 
 def test_a_wrong_argument_of_from_pretrained_is_refused(runs: Runs) -> None:
-    with pytest.raises(InputError, match=r"text_column \(review\): is not an argument; columns are text_columns, "):
+    with pytest.raises(InputError, match=r"text_column \(review\): is not an argument; settings are text_columns, "):
         Predictor.from_pretrained(runs()[1].run_dir, text_column="review")
 
 

@@ -11,7 +11,7 @@ from support import tiny
 
 from hf_finetune import cli
 from hf_finetune.config.sections import RunConfig
-from hf_finetune.export.predict import Predictor
+from hf_finetune.export.predict import Predictor, evaluate_file
 from hf_finetune.system.errors import InputError
 from hf_finetune.tasks import metrics as task_metrics
 from hf_finetune.train import finetune
@@ -114,3 +114,26 @@ def test_a_metric_of_the_hub_is_loaded_only_if_the_user_names_it(
     assert "somebody/metric: left out" in capsys.readouterr().out
     assert predictor.evaluate(rows, metric="somebody/metric")["somebody/metric"] == 0.5
     assert "left out" not in capsys.readouterr().out
+
+
+def test_files_are_read_with_the_settings_of_training(tmp_path: Path, make_config: Callable[..., RunConfig]) -> None:
+    lines = [f"{row['text']} \xe9;{row['label']}" for row in tiny.make_rows(24, seed=5)]
+    (tmp_path / "rows.csv").write_bytes("\n".join(lines).encode("cp1252"))
+    path = str(tmp_path / "rows.csv")
+    data = {"train": [path], "validation": [path], "test": [path], "text_columns": ["1"], "label_column": "2"}
+    reading = {
+        "header": False,
+        "delimiter": ";",
+        "quoting": "none",
+        "encoding": ["utf-8", "cp1252"],
+        "max_expansion": 7,
+    }
+    settings = {f"data.{key}": value for key, value in (data | reading).items()}
+    config = make_config(**settings, **{"train.max_updates": 1})
+    test = finetune(config).results["test"]
+    predictor = Predictor.from_pretrained(config.run_dir)
+    assert evaluate_file(predictor, path) == test
+    recorded = {key: getattr(predictor.config.data, key) for key in reading}
+    assert recorded == reading | {"encoding": ("utf-8", "cp1252")}
+    other = Predictor.from_pretrained(config.run_dir, delimiter=None, header=True)
+    assert (other.config.data.delimiter, other.config.data.header) == (None, True)
