@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from hf_finetune.config.sections import DataConfig
+from hf_finetune.config.sections import FILE_ENDINGS, DataConfig
 from hf_finetune.data.columns import find_distinct_parts, hash_rows
 from hf_finetune.data.findings import shorten
 from hf_finetune.data.formats import is_table, read_rows
@@ -30,7 +30,7 @@ class ColumnSummary:
         name: Its name.
         types: The number of values of each type. Missing values have none.
         missing: The number of values that are null or blank.
-        distinct: The number of different values.
+        distinct: The number of different values that are not missing.
         total_size: The sum of the sizes of the values: characters of a text, items of a list.
         largest: The largest size, or the largest number.
         smallest: The smallest size, or the smallest number.
@@ -50,7 +50,7 @@ class ColumnSummary:
 
     def add(self, value: Any, count: int = 1) -> None:
         """Counts a value that occurs in `count` rows."""
-        if value is None or (isinstance(value, str) and not value.strip()) or value != value:
+        if is_absent(value):
             self.missing += count
             return
         if self.example is None:
@@ -86,6 +86,8 @@ class ColumnSummary:
         if self.holds_numbers and list(self.types) == ["text"]:
             types = "number as text"
         unit = {"text": " characters", "list": " items", "object": " entries"}.get(next(iter(self.types), ""), "")
+        if self.smallest == self.largest == 1:
+            unit = {" entries": " entry"}.get(unit, unit.removesuffix("s"))
         if self.largest == -math.inf:
             sizes = ""
         elif self.smallest == self.largest:
@@ -93,6 +95,11 @@ class ColumnSummary:
         else:
             sizes = f"{self.smallest:,g} to {self.largest:,g}{unit}"
         return self.name, types, f"{self.missing:,}", f"{self.distinct:,}", sizes, shorten(str(self.example))
+
+
+def is_absent(value: Any) -> bool:
+    """True for null, a blank text and nan."""
+    return value is None or (isinstance(value, str) and not value.strip()) or bool(value != value)
 
 
 def is_number(value: Any) -> bool:
@@ -111,7 +118,9 @@ def read_all_columns(locations: Sequence[str], config: DataConfig, root: Path | 
     names: dict[str, None] = {}
     for path in find_files(locations, "data.train"):
         if path.is_dir() or not is_table(path):
-            raise InputError(f"{path}: is not a table; name the task that reads it, as --task tag")
+            raise InputError(
+                f"{path}: is not a table ({', '.join(FILE_ENDINGS)}); name the task that reads it, as --task tag"
+            )
         for _, row in islice(read_rows(path, config), ROWS_FOR_NAMES):
             names |= dict.fromkeys(row)
     if not names:
@@ -128,9 +137,9 @@ def summarize_columns(table: Table) -> list[ColumnSummary]:
         for distinct, indices in find_distinct_parts(column):
             for value, count in zip(distinct, np.bincount(indices, minlength=len(distinct)).tolist(), strict=True):
                 summary.add(value, count)
-        hashes = hash_rows(table, [name])
+        hashes = hash_rows(table, [name])[~np.fromiter(map(is_absent, column), dtype=bool, count=len(table))]
         hashes.sort()
-        summary.distinct = int(np.count_nonzero(hashes[1:] != hashes[:-1])) + 1
+        summary.distinct = int(np.count_nonzero(hashes[1:] != hashes[:-1])) + bool(len(hashes))
         summaries.append(summary)
     return summaries
 
@@ -147,7 +156,7 @@ def guess_text_and_label(summaries: Iterable[ColumnSummary]) -> tuple[str, str] 
     labels = [
         summary
         for summary in summaries
-        if summary is not text and summary.distinct - bool(summary.missing) >= 2 and 2 * summary.distinct <= num_rows
+        if summary is not text and summary.distinct >= 2 and 2 * summary.distinct <= num_rows
     ]
     if not labels:
         return None
