@@ -215,7 +215,7 @@ class Features:
 
 
 def iterate_array(array: Array, size: int = ITEMS_AT_ONCE) -> Iterator[Array]:
-    """Yields parts of an array of at most `size` items. The pages of an array that is mapped from a file are given back behind
+    """Yields parts of an array of at most `size` items. The pages of an array that is mapped from a file are given back after
     each: they would count as memory of the process."""
     for start in range(0, len(array), size):
         yield array[start : start + size]

@@ -39,7 +39,7 @@ def test_a_line_without_a_label_is_an_error_in_training(tmp_path: Path, text: st
 
 def test_a_line_with_only_a_label_is_empty(tmp_path: Path) -> None:
     path = write(tmp_path / "a.txt", "__label__a one\n__label__b\n")
-    assert error_of(path) == f"{path}:2: text is empty"
+    assert error_of(path) == f"{path}:2: text is empty; remove the row"
 
 
 def test_a_file_of_lines_has_one_column_of_text(tmp_path: Path) -> None:

@@ -117,7 +117,7 @@ def test_labels_are_read_in_the_way_that_fits_most_training_rows(
         (make_row("two"), r"label \(two\) names none"),
         (make_row([0]), r"label \(\[0\]\) names none"),
         (make_row(0, "cat or dog"), r"choices \(cat or dog\) is not a list of choices; see task.choice_columns"),
-        (make_row(0, None), r"choices \(None\) is not a list of choices"),
+        (make_row(0, None), r"choices is missing, and no other columns of choices"),
         (make_row(0, ("cat",)), "a.jsonl:3: choices: needs at least two choices, has 1"),
         (make_row(0, ("cat", " ")), r"choices: choice 1 \(' '\) is not a text"),
         (make_row(0, ("cat", 5)), r"choices: choice 1 \(5\) is not a text"),
