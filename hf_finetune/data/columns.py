@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
@@ -64,6 +64,13 @@ class FileNames(Sequence[str]):
         starts: Array = np.flatnonzero(np.diff(numbers, prepend=-1))
         counts = np.diff(starts, append=len(numbers))
         return [(self.runs[numbers[start]][0], int(count)) for start, count in zip(starts, counts, strict=True)]
+
+
+def has_values(column: Sequence[Any], blank: Container[Any] = (None,)) -> bool:
+    """True if a value of a column is none of `blank`. A column that holds nothing at all is not read for it."""
+    if isinstance(column, Column) and all(chunk.null_count == len(chunk) for chunk in column.chunks):
+        return False
+    return any(value not in blank for value in column)
 
 
 def take(column: Any, rows: Any) -> Any:

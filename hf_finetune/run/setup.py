@@ -1,9 +1,9 @@
 """All that is settled before update 0: data, task, model, features, freeze plan, optimizer."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
 from hf_finetune.config.sections import FreezeConfig, RunConfig, require
 from hf_finetune.config.tasks import load_task
@@ -31,6 +31,8 @@ from hf_finetune.training.averaging import MovingAverage
 from hf_finetune.training.progress import FRESH, Progress
 from hf_finetune.training.schedule import Schedule, StreamedSchedule, make_schedule
 from hf_finetune.training.train_state import TrainState
+
+Loaded = TypeVar("Loaded")
 
 
 def set_up(
@@ -109,12 +111,18 @@ def load_all_splits(
         splits = load_splits(config.data, config.seed, spec, given, root)
         return splits, splits.train
 
-    def fill_cache() -> None:
-        load()
+    return main_first(load, runtime)
 
-    if runtime.num_processes > 1:
-        runtime.on_main(fill_cache)
-    return load()
+
+def main_first(load: Callable[[], Loaded], runtime: Runtime) -> Loaded:
+    """Returns what `load` returns on each process. The main one calls it first, and fills the caches that the others read."""
+    loaded: list[Loaded] = []
+
+    def call() -> None:
+        loaded.append(load())
+
+    runtime.on_main(call)
+    return loaded[0] if loaded else load()
 
 
 def check_rows(splits: Splits, task: Task, config: RunConfig, *, is_sample: bool) -> DataReport:
@@ -152,19 +160,15 @@ def encode_splits(
 ) -> dict[str, Features]:
     """The features of every split. The main process encodes what the cache does not hold; the others read it."""
     root, workers = cache_root(config.cache.dir), config.data.workers
-    say = (
-        cache(runtime.say) if runtime.is_main else None
-    )  # a folder that cannot be written is one line, not one a split
-    features: dict[str, Features] = {}
+    say = cache(runtime.say) if runtime.is_main else None  # a folder that cannot be written is one line for all splits
 
-    def encode_all() -> None:
-        for split, table in splits.tables().items():
-            features[split] = encode(encoding, table, tokenizer, max_length, root=root, workers=workers, say=say)
+    def encode_all() -> dict[str, Features]:
+        return {
+            split: encode(encoding, table, tokenizer, max_length, root=root, workers=workers, say=say)
+            for split, table in splits.tables().items()
+        }
 
-    runtime.on_main(encode_all)
-    if not runtime.is_main:
-        encode_all()
-    return features
+    return main_first(encode_all, runtime)
 
 
 def find_next_epoch(schedule: Schedule | StreamedSchedule, progress: Progress) -> int:

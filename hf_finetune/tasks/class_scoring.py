@@ -5,7 +5,6 @@ B examples of a batch, N examples of a split, C classes.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -15,8 +14,9 @@ from hf_finetune.data.features import Array, Batch, Features
 from hf_finetune.data.table import Table
 from hf_finetune.system.errors import InputError
 from hf_finetune.tasks import metrics
-from hf_finetune.tasks.base import Metric, Outputs, Runner, Scoring, SummedObjective
+from hf_finetune.tasks.base import Metric, Outputs, Scoring, SummedObjective
 from hf_finetune.tasks.own_functions import MetricInputs
+from hf_finetune.tasks.scoring import ComputeMetrics, Reduce
 
 if TYPE_CHECKING:
     import torch
@@ -125,50 +125,30 @@ class ClassificationScoring(Scoring):
         decisions = self.decode(outputs.float().cpu().numpy())
         return list(np.packbits(decisions.astype(bool), axis=-1) if self.problem == "multi_label" else decisions)
 
-    def evaluate(
-        self,
-        runner: Runner,
-        features: Features,
-        table: Table,
-        *,
-        metric: str,
-        indices: Array,
-        max_texts: int | None = None,
-        more_metrics: Sequence[str] = (),
-        own_metrics: Mapping[str, Metric] = MappingProxyType({}),
-    ) -> dict[str, float]:
-        known = self.default_metric if metric in own_metrics else metric
-        names = [name for name in dict.fromkeys((known, *self.metric_names, *more_metrics)) if name != "loss"]
-        need_scores = [*own_metrics, *(name for name in names if metrics.needs_scores(name))]
-        if need_scores or self.problem == "regression":
-            self.check_size(need_scores, len(indices))
-            return super().evaluate(
-                runner,
-                features,
-                table,
-                metric=metric,
-                indices=indices,
-                max_texts=max_texts,
-                more_metrics=more_metrics,
-                own_metrics=own_metrics,
-            )
-        result = runner.compute_outputs(indices, self.decide)
-        return {"loss": result.loss} | self.score_decisions(names, result.outputs, features, indices)
+    def plan_metrics(
+        self, names: Sequence[str], own_metrics: Mapping[str, Metric], num_features: int
+    ) -> tuple[Reduce, ComputeMetrics]:
+        need_scores = [*own_metrics, *(name for name in names if name != "loss" and metrics.needs_scores(name))]
+        if not need_scores and self.problem != "regression":
+            return self.decide, self.score_decisions
+        self.check_size(f"evaluation.metric ({(*need_scores, *names)[0]})", num_features)
+        return super().plan_metrics(names, own_metrics, num_features)
 
-    def check_size(self, names: Sequence[str], num_examples: int) -> None:
-        """Raises InputError if the scores that metrics need do not fit in memory. names: those metrics."""
+    def check_size(self, what: str, num_examples: int) -> None:
+        """Raises InputError if all scores do not fit in memory. what: The setting that needs them."""
         size = num_examples * len(self.label_names)
         if size > MOST_SCORES:
             raise InputError(
-                f"evaluation.metric ({names[0]}): needs all scores of {num_examples:,} examples and {len(self.label_names):,} "
+                f"{what}: needs all scores of {num_examples:,} examples and {len(self.label_names):,} "
                 f"labels at once, {size * 4 / 1e9:.0f} GB; use metrics that count labels, such as {self.default_metric}, or "
                 "fewer examples"
             )
 
     def score_decisions(
-        self, names: Sequence[str], decisions: Outputs, features: Features, indices: Array
+        self, names: Sequence[str], decisions: Outputs, features: Features, table: Table, indices: Array
     ) -> dict[str, float]:
-        """Returns metrics by their names. decisions: What decide() returned for each of the features at `indices`."""
+        """As compute_several(). decisions: What decide() returned for each of the features at `indices`."""
+        names = [name for name in dict.fromkeys((names[0], *self.metric_names, *names)) if name != "loss"]
         if self.problem == "single_label":
             references = features.get_labels(indices)
             return metrics.compute_all(names, predictions=np.stack(decisions), scores=None, references=references)
@@ -185,26 +165,35 @@ class ClassificationScoring(Scoring):
         counts = metrics.count_decisions(read_parts(), num_labels)
         return {name: metrics.compute_counted(name, counts) for name in names}
 
-    def compute_metrics(
-        self, metric: str, outputs: Outputs, features: Features, table: Table, indices: Array
-    ) -> dict[str, float]:
-        logits = np.stack(outputs)
-        return metrics.compute_all(
-            (metric, *self.metric_names),
-            predictions=self.decode(logits),
-            scores=self.compute_scores(logits),
-            references=features.get_labels(indices),
-        )
+    def judge(self, outputs: Outputs, features: Features, indices: Array) -> MetricInputs:
+        """Returns the predictions, scores and references of examples. outputs: The logits of the features at `indices`.
 
-    def make_metric_inputs(self, outputs: Outputs, features: Features, table: Table, indices: Array) -> MetricInputs:
-        """Class numbers [N] and probabilities [N, C]; 0/1 [N, C] for multi_label; numbers [N] and no scores for regression."""
+        Class numbers [N] and probabilities [N, C]; 0/1 [N, C] and probabilities for multi_label; numbers [N] and [N, 1] for
+        regression.
+        """
         logits = np.stack(outputs)
         return MetricInputs(
             predictions=self.decode(logits),
             references=features.get_labels(indices),
-            scores=None if self.problem == "regression" else self.compute_scores(logits),
+            scores=self.compute_scores(logits),
             label_names=self.label_names,
         )
+
+    def compute_metrics(
+        self, metric: str, outputs: Outputs, features: Features, table: Table, indices: Array
+    ) -> dict[str, float]:
+        judged = self.judge(outputs, features, indices)
+        return metrics.compute_all(
+            (metric, *self.metric_names),
+            predictions=judged.predictions,
+            scores=judged.scores,
+            references=judged.references,
+        )
+
+    def make_metric_inputs(self, outputs: Outputs, features: Features, table: Table, indices: Array) -> MetricInputs:
+        """Those of judge(), without scores for regression."""
+        judged = self.judge(outputs, features, indices)
+        return replace(judged, scores=None) if self.problem == "regression" else judged
 
     def make_predictions(self, outputs: Outputs, features: Features, table: Table) -> Iterator[dict[str, Any]]:
         """Yields `{label, probabilities}`, `{labels, probabilities}` or `{score}` for each example."""

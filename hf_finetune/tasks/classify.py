@@ -207,7 +207,7 @@ class ClassificationEncoding(TextEncoding):
 
     def describe(self, features: Features, table: Table, max_length: int) -> list[tuple[str, str]]:
         """The input, the problem and why it was chosen, the labels and the number of training examples of each."""
-        labels: Any = self.reader.read_targets(table, self.label_names)
+        labels: Any = self.reader.read_targets(table, self.label_names) if self.has_windows else features.labels
         head = f"{self.reader.problem}, {self.reason}: "
         lines = super().describe(features, table, max_length)
         if self.has_windows:

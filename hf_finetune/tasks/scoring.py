@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 
 Reduce = Callable[["torch.Tensor", Batch], list[Array]]  # as Scoring.reduce()
+ComputeMetrics = Callable[[Sequence[str], Outputs, Features, Table, Array], dict[str, float]]  # as compute_several()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,15 +120,37 @@ class Scoring(ABC):
             more_metrics: Names of further metrics, as check_metric() returned them.
             own_metrics: Metrics of one's own by name.
         """
-        result = runner.compute_outputs(indices)
         known = self.default_metric if metric in own_metrics else metric
-        values = {"loss": result.loss, **self.compute_metrics(known, result.outputs, features, table, indices)}
-        for name in more_metrics:
-            if name not in values:
-                values[name] = self.compute_metrics(name, result.outputs, features, table, indices)[name]
+        names = (known, *more_metrics)
+        reduce, compute = self.plan_metrics(names, own_metrics, len(indices))
+        result = runner.compute_outputs(indices, reduce)
+        values = {"loss": result.loss, **compute(names, result.outputs, features, table, indices)}
         if own_metrics:
             inputs = self.make_metric_inputs(result.outputs, features, table, indices)
             values |= compute_own_metrics(own_metrics, inputs)
+        return values
+
+    def plan_metrics(
+        self, names: Sequence[str], own_metrics: Mapping[str, Metric], num_features: int
+    ) -> tuple[Reduce, ComputeMetrics]:
+        """Returns what is kept of the outputs of a batch, reduce() or less if that is enough, and the function that computes the
+        metrics from it. InputError if it does not fit in memory.
+
+        Args:
+            names: The metric that decides which checkpoint is best, and further ones.
+            own_metrics: Metrics of one's own by name, which need what reduce() keeps.
+            num_features: The number of features to evaluate.
+        """
+        return self.reduce, self.compute_several
+
+    def compute_several(
+        self, names: Sequence[str], outputs: Outputs, features: Features, table: Table, indices: Array
+    ) -> dict[str, float]:
+        """Returns all of metric_names, and all of `names`. The other arguments are those of compute_metrics()."""
+        values = self.compute_metrics(names[0], outputs, features, table, indices)
+        for name in names[1:]:
+            if name not in values and name != "loss":
+                values[name] = self.compute_metrics(name, outputs, features, table, indices)[name]
         return values
 
     def make_metric_inputs(self, outputs: Outputs, features: Features, table: Table, indices: Array) -> MetricInputs:

@@ -5,17 +5,16 @@ W windows, R texts, C classes.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
 from hf_finetune.data.features import Array, Features
 from hf_finetune.data.table import Table
-from hf_finetune.tasks import metrics
-from hf_finetune.tasks.base import Metric, Outputs, Runner, Scoring
+from hf_finetune.tasks.base import Metric, Outputs
 from hf_finetune.tasks.class_scoring import ClassificationScoring
 from hf_finetune.tasks.own_functions import MetricInputs
+from hf_finetune.tasks.scoring import ComputeMetrics, Reduce
 from hf_finetune.tasks.text.token_windows import pool_windows
 
 
@@ -30,30 +29,12 @@ class WindowScoring(ClassificationScoring):
 
     pooling: str
 
-    def evaluate(
-        self,
-        runner: Runner,
-        features: Features,
-        table: Table,
-        *,
-        metric: str,
-        indices: Array,
-        max_texts: int | None = None,
-        more_metrics: Sequence[str] = (),
-        own_metrics: Mapping[str, Metric] = MappingProxyType({}),
-    ) -> dict[str, float]:
-        self.check_size(["task.long_texts windows"], len(indices))
-        return Scoring.evaluate(
-            self,
-            runner,
-            features,
-            table,
-            metric=metric,
-            indices=indices,
-            max_texts=max_texts,
-            more_metrics=more_metrics,
-            own_metrics=own_metrics,
-        )
+    def plan_metrics(
+        self, names: Sequence[str], own_metrics: Mapping[str, Metric], num_features: int
+    ) -> tuple[Reduce, ComputeMetrics]:
+        """All scores are kept: those of a text depend on all its windows."""
+        self.check_size("task.long_texts (windows)", num_features)
+        return self.reduce, self.compute_several
 
     def pool(self, outputs: Outputs, features: Features, indices: Array) -> tuple[Array, Array]:
         """Returns the scores of texts [R, C], and a window of each [R]. outputs: The logits of the windows at `indices`."""
@@ -64,32 +45,15 @@ class WindowScoring(ClassificationScoring):
             scores = scores / scores.sum(-1, keepdims=True)
         return scores, indices[np.unique(examples, return_index=True)[1]]
 
-    def decide_texts(self, scores: Array) -> Array:
-        """Returns class numbers [R], 0/1 [R, C] for multi_label, or numbers [R] for regression."""
-        if self.problem == "single_label":
-            return scores.argmax(-1)
-        return (scores > self.threshold).astype(int) if self.problem == "multi_label" else scores[:, 0]
-
-    def compute_metrics(
-        self, metric: str, outputs: Outputs, features: Features, table: Table, indices: Array
-    ) -> dict[str, float]:
-        scores, windows = self.pool(outputs, features, indices)
-        return metrics.compute_all(
-            (metric, *self.metric_names),
-            predictions=self.decide_texts(scores),
-            scores=scores,
-            references=features.get_labels(windows),
-        )
-
-    def make_metric_inputs(self, outputs: Outputs, features: Features, table: Table, indices: Array) -> MetricInputs:
+    def judge(self, outputs: Outputs, features: Features, indices: Array) -> MetricInputs:
         """As of ClassificationScoring, for each text."""
         scores, windows = self.pool(outputs, features, indices)
-        return MetricInputs(
-            predictions=self.decide_texts(scores),
-            references=features.get_labels(windows),
-            scores=None if self.problem == "regression" else scores,
-            label_names=self.label_names,
-        )
+        if self.problem == "single_label":
+            predictions = scores.argmax(-1)
+        else:
+            predictions = (scores > self.threshold).astype(int) if self.problem == "multi_label" else scores[:, 0]
+        references = features.get_labels(windows)
+        return MetricInputs(predictions=predictions, references=references, scores=scores, label_names=self.label_names)
 
     def make_predictions(self, outputs: Outputs, features: Features, table: Table) -> Iterator[dict[str, Any]]:
         for scores in self.pool(outputs, features, np.arange(len(features)))[0]:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from hf_finetune.data.column_writer import make_column
+from hf_finetune.data.columns import has_values
 from hf_finetune.data.features import Array
 from hf_finetune.data.literals import read_literal
 from hf_finetune.data.table import Table, describe_value
@@ -51,13 +52,13 @@ class AnswerReader:
         """Returns the table with all that a row says of its answers in the column of the answers, as far as it has other columns
         of them."""
         others = [*(TEXTS if self.answers == ANSWERS else ()), START]
-        names = [name for name in others if any(value is not None for value in table.columns.get(name, ()))]
+        names = [name for name in others if has_values(table.columns.get(name, ()))]
         if not names:
             return table
         texts = [name for name in (self.answers, *TEXTS) if name in (self.answers, *names)]
         cells = make_column(self.join_cells(table, row, texts) for row in range(len(table)))
         converted = table.with_columns({**table.columns, self.answers: cells})
-        used = [name for name in (*texts, START) if any(value is not None for value in table.columns.get(name, ()))]
+        used = [name for name in (*texts, START) if has_values(table.columns.get(name, ()))]
         return replace(converted, notes=(*table.notes, f"answers are in the columns {', '.join(used)}"))
 
     def join_cells(self, table: Table, row: int, names: Sequence[str]) -> Any:

@@ -9,8 +9,11 @@ from itertools import product
 from typing import Any
 
 from hf_finetune.data.column_writer import make_column
+from hf_finetune.data.columns import has_values
 from hf_finetune.data.table import Table
 from hf_finetune.system.errors import InputError
+
+BLANK = (None, "")
 
 STEM, CHOICES, LABEL = ("stem",), ("choices",), "label"  # the defaults of the recipe
 
@@ -96,7 +99,7 @@ class ChoiceColumnFinder:
     def convert_rows(self, table: Table) -> Table:
         """Returns the table with prompt, choices and label in the task's own columns. InputError if two columns may be one of
         them."""
-        filled = {name for name, column in table.columns.items() if has_values(column)}
+        filled = {name for name, column in table.columns.items() if has_values(column, BLANK)}
         prompts = next((names for names in self.prompt_sets if filled.issuperset(names)), self.prompts)
         choices = self.choose(table, "choices", "task.choice_columns", self.choice_sets, filled)
         if choices in CHOICE_SERIES:
@@ -130,11 +133,6 @@ class ChoiceColumnFinder:
         return found[0]
 
 
-def has_values(column: Sequence[Any]) -> bool:
-    """True if a value of a column is not missing and not an empty text."""
-    return any(value not in (None, "") for value in column)
-
-
 def cut_series(table: Table, names: Sequence[str], filled: Container[str]) -> tuple[str, ...]:
     """Returns the columns of a series up to the last one that has values. InputError if there are too many."""
     count = max(number for number, name in enumerate(names, 1) if name in filled)
@@ -163,7 +161,7 @@ def join_choices(values: Sequence[Any]) -> Any:
     if len(values) == 1:
         return values[0]
     choices = list(values)
-    while choices and choices[-1] in (None, ""):
+    while choices and choices[-1] in BLANK:
         choices.pop()
     return choices
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from hf_finetune.data.arrow_columns import Column
 from hf_finetune.data.column_writer import make_column
+from hf_finetune.data.columns import has_values
 from hf_finetune.data.literals import read_literal
 from hf_finetune.data.table import Table
 from hf_finetune.system.errors import InputError
@@ -37,7 +38,7 @@ def convert_rows(table: Table, column: str) -> Table:
 
     InputError if there are two answers to choose from.
     """
-    filled = {name for name, cells in table.columns.items() if any(cell is not None for cell in cells)}
+    filled = {name for name, cells in table.columns.items() if has_values(cells)}
     columns, notes, more = dict(table.columns), list(table.notes), [TOOLS]
     if column == MESSAGES and MESSAGES not in filled:
         if PREFERENCES in filled:
