@@ -8,7 +8,7 @@ from typing import Any
 
 from hf_finetune.data.plain import make_plain
 from hf_finetune.data.rows import Rows
-from hf_finetune.system.errors import InputError
+from hf_finetune.system.errors import InputError, first_line
 
 ROWS_AT_ONCE = 8192
 
@@ -43,7 +43,7 @@ def read_arrow(path: Path) -> Rows:
     except UnicodeDecodeError:
         raise InputError(f"{path}:{number}: bytes that are not UTF-8 text") from None
     except (pyarrow.ArrowException, OSError) as error:
-        raise InputError(f"{path}: not an intact {kind} file: {str(error).splitlines()[0]}") from None
+        raise InputError(f"{path}: not an intact {kind} file: {first_line(error)}") from None
     except (ValueError, OverflowError, KeyError) as error:  # dates that Python does not have, unknown time zones
         raise InputError(f"{path}: holds a value that cannot be read: {error}") from None
 

@@ -1,5 +1,6 @@
 """Labels that are rare, and splits whose labels are distributed in another way than those of training. K labels."""
 
+from collections import Counter
 from collections.abc import Mapping
 
 import numpy as np
@@ -11,6 +12,7 @@ from hf_finetune.data.joined_labels import find_bare_lists, find_joined
 FEWEST_EXAMPLES = 5  # a label with fewer is hardly learned, and its metrics are noise
 SMALLEST_EXPECTED = 5.0  # the chi-squared approximation needs this number in each cell (Cochran 1954)
 CHANCE = 1e-4  # of a difference as large as this between two draws from the same source
+MOST_SHOWN = 8  # labels in a line
 SMALLEST_DISTANCE = 0.1  # total variation distance; with many rows any difference is beyond chance
 
 
@@ -82,3 +84,12 @@ def compute_chance(table: Array) -> float:
     expected = np.outer(cells.sum(1), cells.sum(0)) / cells.sum()
     statistic = 2 * float(xlogy(cells, cells / expected).sum())
     return float(chdtrc(cells.shape[1] - 1, max(statistic, 0.0)))
+
+
+def format_counts(counts: Mapping[str, int], most: int = MOST_SHOWN) -> str:
+    """Returns names and their counts as text, the most frequent first, and at most `most` of them."""
+    ordered = Counter(counts).most_common()
+    shown = [f"{name} {count:,}" for name, count in ordered[:most]]
+    if len(ordered) > most:
+        shown.append(f"and {len(ordered) - most:,} more")
+    return ", ".join(shown)

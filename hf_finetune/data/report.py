@@ -9,14 +9,13 @@ from typing import Any, Self
 from hf_finetune.data.columns import iterate
 from hf_finetune.data.duplicates import Repeats, find_duplicates, find_shared, sort_hashes
 from hf_finetune.data.findings import NUM_EXAMPLES, Finding, describe_share, join_examples, locate, shorten
-from hf_finetune.data.label_counts import find_rare_labels, find_shift
+from hf_finetune.data.label_counts import find_rare_labels, find_shift, format_counts
 from hf_finetune.data.table import ColumnSpec, Table
 from hf_finetune.system.console import label_lines
 from hf_finetune.system.errors import InputError
 
 DATA_REPORT = "data.json"  # in the run's folder
 SHARE_OF_ROWS = 0.01  # a warning of rows that count several times or have hardly any text if they are more
-MOST_LABELS = 8  # that a line shows
 LONGEST_NEAR_EMPTY = 40  # a longer text has enough letters, or is looked at by nobody
 
 # A text has something to learn from if it has three letters or digits, or one of the signs that stand for a word: of Chinese,
@@ -91,13 +90,6 @@ class DataReport:
             listed = "; ".join(f"({number}) {sentence}" for number, sentence in enumerate(self.warnings, 1))
             raise InputError(f"data.strict: the data have {self.count_warnings()}: {listed}")
         return self
-
-
-def format_counts(counts: Mapping[str, int], most: int = MOST_LABELS) -> str:
-    """Returns labels and their counts as text, the most frequent first."""
-    ordered = sorted(counts.items(), key=lambda item: -item[1])
-    shown = [f"{name} {count:,}" for name, count in ordered[:most]]
-    return ", ".join([*shown, *([f"and {len(ordered) - most:,} more"] if len(ordered) > most else [])])
 
 
 def report_on_tables(

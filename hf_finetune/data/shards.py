@@ -15,7 +15,7 @@ from hf_finetune.data.plain import check_cell, make_plain, name_library
 from hf_finetune.data.sources import find_files, hides_labels, missing_column_error, read_files
 from hf_finetune.data.stream import Row, Shard, make_block_table
 from hf_finetune.data.table import ColumnSpec, Table, make_examples
-from hf_finetune.system.errors import InputError
+from hf_finetune.system.errors import InputError, first_line
 
 DIGESTED_BYTES = 1 << 20  # at the begin of each file
 DIGESTED_ROWS = 100  # of rows that a program gives
@@ -297,8 +297,3 @@ def digest_first_rows(shards: Sequence[Shard]) -> str:
     """Returns a digest of the first rows of the first shard, and of the number of shards."""
     rows = [row.values for row in islice(shards[0].read(), DIGESTED_ROWS)]
     return hashlib.sha256(json.dumps([len(shards), rows], default=str).encode()).hexdigest()
-
-
-def first_line(error: Exception) -> str:
-    """Returns the first line of an error's message."""
-    return (str(error).splitlines() or [""])[0]

@@ -26,8 +26,8 @@ from hf_finetune.data.table import (
     text_and_label_spec,
 )
 from hf_finetune.data.table_store import build_table, open_or_build
-from hf_finetune.system.errors import InputError
-from hf_finetune.system.files import hash_file
+from hf_finetune.system.errors import InputError, first_line
+from hf_finetune.system.files import hash_unchanged
 from hf_finetune.system.locations import local_path
 
 SMALLEST_STORED = 4_000_000  # bytes: files that are read as fast as a table is opened and checked are read each time
@@ -284,7 +284,7 @@ def load_hub_dataset(config: DataConfig) -> Any:
     try:
         return datasets.load_dataset(config.dataset or "", config.subset)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-        raise InputError(f"data.dataset ({config.dataset}): cannot be loaded: {str(error).splitlines()[0]}") from None
+        raise InputError(f"data.dataset ({config.dataset}): cannot be loaded: {first_line(error)}") from None
 
 
 def make_hub_table(
@@ -344,5 +344,5 @@ def digest_files(paths: Iterable[Path]) -> str:
         inside = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
         for file in inside:
             name = "" if file == path else file.relative_to(path).as_posix()
-            digest.update(f"{name} {hash_file(file)}\n".encode())
+            digest.update(f"{name} {hash_unchanged(file)}\n".encode())
     return digest.hexdigest()

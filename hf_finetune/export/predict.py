@@ -30,7 +30,7 @@ from hf_finetune.model.backbone import (
     silence_transformers,
 )
 from hf_finetune.system.console import print_message
-from hf_finetune.system.errors import InputError
+from hf_finetune.system.errors import InputError, first_line
 from hf_finetune.system.files import cache_root
 from hf_finetune.system.processes import SingleProcess
 from hf_finetune.tasks.base import Task
@@ -110,7 +110,7 @@ class Predictor:
                 model = lora.load_model(source, recorded.task.head.auto_class, hf_config)
                 tokenizer = transformers.AutoTokenizer.from_pretrained(source)
         except LOADING_ERRORS as error:
-            reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+            reason = first_line(error)
             raise InputError(
                 f"{location}: is not a run folder, a model folder or a model on the Hub: {reason}"
             ) from None
@@ -362,7 +362,7 @@ def move_model(model: Any, device: str) -> None:
     try:
         model.to(device)
     except (RuntimeError, AssertionError) as error:
-        raise InputError(f"device ({device}): cannot be used here: {str(error).splitlines()[0]}") from None
+        raise InputError(f"device ({device}): cannot be used here: {first_line(error)}") from None
 
 
 def evaluate_file(

@@ -19,6 +19,7 @@ from torch import nn
 from hf_finetune.model import heads
 from hf_finetune.model.freezing import FreezePlan
 from hf_finetune.model.structure import eval_mode, find_first_tensor, find_stack, make_probe_batch
+from hf_finetune.system.errors import first_line
 
 PROBE_TOKENS = 5  # a length that no other dimension of the probe has
 
@@ -270,7 +271,7 @@ def check_equality(cached: CachedForward) -> None:
                 with cached.from_activations(activations):
                     logits = heads.run_model(cached.model, batch)
             except (RuntimeError, TypeError, ValueError, AttributeError, IndexError) as error:
-                reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+                reason = first_line(error)
                 raise CannotCacheError(f"{NEEDS_MORE} ({reason})") from None
         if not is_close(logits, expected, SAME_SUMS):
             raise CannotCacheError(NEEDS_MORE)

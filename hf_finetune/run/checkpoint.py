@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from hf_finetune.system.errors import InputError
+from hf_finetune.system.errors import InputError, first_line
 from hf_finetune.system.files import hash_file, remove_quietly, replace_atomically, write_atomically, writing_error
 
 # What torch.load and json raise for damaged bytes
@@ -165,7 +165,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         return content
     except DAMAGED as error:
-        reason = str(error).splitlines()[0] if str(error) else repr(error)
+        reason = first_line(error)
         raise InputError(f"{path}: is not an intact checkpoint: {reason}") from None
 
 

@@ -33,3 +33,8 @@ def redact(text: str) -> str:
     text = re.sub(r"\b(hf|api_org)_\w{20,}", r"\1_***", text)
     text = re.sub(r"://\S+@", "://***@", text)
     return re.sub(r"([?&](?:token|api_key|key|password)=)[^&\s]+", r"\1***", text)
+
+
+def first_line(error: Exception) -> str:
+    """Returns the first line of an error's message that is not blank; the name of its class if there is none."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -5,7 +5,9 @@ import errno
 import hashlib
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
@@ -14,6 +16,7 @@ from hf_finetune.system.errors import InputError
 if TYPE_CHECKING:
     import torch
 
+SECONDS_TO_SETTLE = 2.0  # more than the coarsest times of change that file systems keep
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -95,6 +98,23 @@ def hash_file(path: Path) -> str:
     """Returns the sha256 of a file's bytes, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def hash_unchanged(path: Path) -> str:
+    """As hash_file(), once in a process as long as the file's size and time of change stay the same.
+
+    For files of the user's. A file that has just been written is read each time: its time may not show another change.
+    """
+    status = path.stat()
+    if time.time() - status.st_mtime < SECONDS_TO_SETTLE:
+        return hash_file(path)
+    return hash_version(path, status.st_ino, status.st_size, status.st_mtime_ns)
+
+
+@lru_cache(maxsize=1000)
+def hash_version(path: Path, *_: int) -> str:
+    """Returns hash_file(). The other arguments tell versions of the file apart."""
+    return hash_file(path)
 
 
 def writing_error(folder: Path, num_bytes: int, error: Exception) -> InputError:

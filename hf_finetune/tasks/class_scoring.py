@@ -165,7 +165,7 @@ class ClassificationScoring(Scoring):
         counts = metrics.count_decisions(read_parts(), num_labels)
         return {name: metrics.compute_counted(name, counts) for name in names}
 
-    def judge(self, outputs: Outputs, features: Features, indices: Array) -> MetricInputs:
+    def score_examples(self, outputs: Outputs, features: Features, indices: Array) -> MetricInputs:
         """Returns the predictions, scores and references of examples. outputs: The logits of the features at `indices`.
 
         Class numbers [N] and probabilities [N, C]; 0/1 [N, C] and probabilities for multi_label; numbers [N] and [N, 1] for
@@ -182,18 +182,18 @@ class ClassificationScoring(Scoring):
     def compute_metrics(
         self, metric: str, outputs: Outputs, features: Features, table: Table, indices: Array
     ) -> dict[str, float]:
-        judged = self.judge(outputs, features, indices)
+        scored = self.score_examples(outputs, features, indices)
         return metrics.compute_all(
             (metric, *self.metric_names),
-            predictions=judged.predictions,
-            scores=judged.scores,
-            references=judged.references,
+            predictions=scored.predictions,
+            scores=scored.scores,
+            references=scored.references,
         )
 
     def make_metric_inputs(self, outputs: Outputs, features: Features, table: Table, indices: Array) -> MetricInputs:
-        """Those of judge(), without scores for regression."""
-        judged = self.judge(outputs, features, indices)
-        return replace(judged, scores=None) if self.problem == "regression" else judged
+        """Those of score_examples(), without scores for regression."""
+        scored = self.score_examples(outputs, features, indices)
+        return replace(scored, scores=None) if self.problem == "regression" else scored
 
     def make_predictions(self, outputs: Outputs, features: Features, table: Table) -> Iterator[dict[str, Any]]:
         """Yields `{label, probabilities}`, `{labels, probabilities}` or `{score}` for each example."""

@@ -14,12 +14,13 @@ from hf_finetune.config.sections import RunConfig, TaskSettings, require
 from hf_finetune.data.columns import find_distinct
 from hf_finetune.data.encoding import tokenize
 from hf_finetune.data.features import Array, ClassSets, Features
+from hf_finetune.data.label_counts import format_counts
 from hf_finetune.data.table import ColumnSpec, Table, text_and_label_spec
 from hf_finetune.model.head_spec import HeadSpec
 from hf_finetune.system.errors import InputError
 from hf_finetune.tasks.base import Columns, Encoding, Task
 from hf_finetune.tasks.class_scoring import ClassificationObjective, ClassificationScoring
-from hf_finetune.tasks.labels import canonical_label, compute_class_weights, describe_class_weights, format_counts
+from hf_finetune.tasks.labels import canonical_label, compute_class_weights, describe_class_weights
 from hf_finetune.tasks.text.label_checks import (
     find_label_warnings,
     find_number_warnings,

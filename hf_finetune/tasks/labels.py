@@ -3,7 +3,6 @@
 import math
 import re
 import unicodedata
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
@@ -91,15 +90,6 @@ class LabelForm:
 
 
 # --- class weights and counts ---------------------------------------------------------------------------------------
-
-
-def format_counts(counts: Mapping[str, int], most: int = 8) -> str:
-    """Returns names and their counts as text, the most frequent first, and at most `most` of them."""
-    ordered = Counter(counts).most_common()
-    shown = [f"{name} {count:,}" for name, count in ordered[:most]]
-    if len(ordered) > most:
-        shown.append(f"and {len(ordered) - most} more")
-    return ", ".join(shown)
 
 
 def compute_class_weights(

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from hf_finetune.data.features import Array
-from hf_finetune.system.errors import InputError
+from hf_finetune.system.errors import InputError, first_line
 from hf_finetune.system.locations import install_hint
 
 Values = Any  # anything that numpy makes an array of
@@ -218,7 +218,7 @@ def load_metric(name: str, key: str = "evaluation.metric") -> Metric:
     try:
         module = evaluate.load(name)
     except (OSError, ImportError, ValueError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise InputError(f"{key} ({name}): there is no such metric; {hint} (evaluate.load: {reason})") from None
     return make_hub_metric(name, module)
 

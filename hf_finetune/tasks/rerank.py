@@ -14,12 +14,12 @@ from hf_finetune.config.sections import RunConfig, TaskSettings, require
 from hf_finetune.data.encoding import tokenize
 from hf_finetune.data.features import Array, Batch, Features, Ragged
 from hf_finetune.data.formats import name_type
+from hf_finetune.data.label_counts import format_counts
 from hf_finetune.data.sources import read_table
 from hf_finetune.data.table import ColumnSpec, Table, describe_value
 from hf_finetune.model.head_spec import HeadSpec
 from hf_finetune.system.errors import InputError
 from hf_finetune.tasks.base import Columns, Encoding, Outputs, Scoring, SummedObjective, Task
-from hf_finetune.tasks.labels import format_counts
 from hf_finetune.tasks.own_functions import MetricInputs
 from hf_finetune.tasks.ranking import compute_metric, parse_metric
 from hf_finetune.tasks.text.document_reader import (

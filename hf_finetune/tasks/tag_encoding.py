@@ -12,10 +12,11 @@ from typing import Any, ClassVar
 import numpy as np
 
 from hf_finetune.data.features import IGNORED, Array, Features, Ragged
+from hf_finetune.data.label_counts import format_counts
 from hf_finetune.data.table import Table
 from hf_finetune.system.errors import InputError
 from hf_finetune.tasks.base import Encoding
-from hf_finetune.tasks.labels import describe_class_weights, format_counts
+from hf_finetune.tasks.labels import describe_class_weights
 from hf_finetune.tasks.text.label_checks import find_lookalikes
 from hf_finetune.tasks.text.tag_forms import find_strangers
 from hf_finetune.tasks.text.tag_reader import TagReader

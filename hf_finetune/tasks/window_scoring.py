@@ -45,7 +45,7 @@ class WindowScoring(ClassificationScoring):
             scores = scores / scores.sum(-1, keepdims=True)
         return scores, indices[np.unique(examples, return_index=True)[1]]
 
-    def judge(self, outputs: Outputs, features: Features, indices: Array) -> MetricInputs:
+    def score_examples(self, outputs: Outputs, features: Features, indices: Array) -> MetricInputs:
         """As of ClassificationScoring, for each text."""
         scores, windows = self.pool(outputs, features, indices)
         if self.problem == "single_label":

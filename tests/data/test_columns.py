@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from hf_finetune.data.columns import ROWS_AT_ONCE, find_distinct, hash_rows
+from hf_finetune.data.column_writer import make_column
+from hf_finetune.data.columns import ROWS_AT_ONCE, find_distinct, has_values, hash_rows
 from hf_finetune.data.table import Table
 
 
@@ -51,3 +52,12 @@ def test_texts_can_be_changed_before() -> None:
     hashes = hash_rows(table, ["text"], lambda text: " ".join(text.casefold().split()))
     assert hashes[0] == hashes[1] != hashes[2]
     assert hashes[3] == hash_rows(table, ["text"])[3]
+
+
+def test_a_column_without_values_is_found_without_reading_it() -> None:
+    for values in ([None] * 3, [None, "", None], [None, 0], [[], None]):
+        expected = any(value is not None for value in values)
+        assert has_values(values) == has_values(make_column(values)) == expected
+    assert has_values(make_column([None, "", "a"]), (None, ""))
+    assert not has_values(make_column([None, ""]), (None, ""))
+    assert not has_values(make_column(["a", None]).take([1]))

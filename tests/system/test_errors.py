@@ -4,7 +4,7 @@ import contextlib
 
 import pytest
 
-from hf_finetune.system.errors import InputError, StoppedError
+from hf_finetune.system.errors import InputError, StoppedError, first_line
 
 
 def test_a_notebook_shows_one_line_without_secrets() -> None:
@@ -21,3 +21,8 @@ def test_a_program_that_catches_exceptions_does_not_hide_that_it_was_stopped() -
 
     with pytest.raises(StoppedError):
         run()
+
+
+def test_the_first_line_of_an_error_is_never_blank() -> None:
+    assert first_line(ValueError("\n  broken\nmore")) == "broken"
+    assert first_line(KeyError()) == "KeyError"

@@ -1,5 +1,7 @@
 """A file is complete or not there; the folder of the caches."""
 
+import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -60,3 +62,23 @@ def test_the_cache_is_cache_dir_or_the_environments_or_in_the_home_folder(monkey
     assert files.cache_root() == Path("/some/where")
     monkeypatch.delenv("HF_FINETUNE_CACHE")
     assert files.cache_root(None) == Path.home() / ".cache" / "hf_finetune"
+
+
+def test_a_file_is_hashed_again_when_it_has_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, read = tmp_path / "rows.csv", []
+    hash_file = files.hash_file
+    monkeypatch.setattr(files, "hash_file", lambda given: read.append(given) or hash_file(given))
+
+    def write(content: bytes, age: float) -> None:
+        path.write_bytes(content)
+        os.utime(path, (time.time() - age,) * 2)
+
+    write(b"one", 10)
+    digests = [files.hash_unchanged(path), files.hash_unchanged(path)]
+    assert digests == [hash_file(path)] * 2
+    assert len(read) == 1
+    write(b"two", 9)
+    assert files.hash_unchanged(path) == hash_file(path) != digests[0]
+    write(b"six", 0)  # its time may be that of another change in the same moment
+    assert (files.hash_unchanged(path), files.hash_unchanged(path)) == (hash_file(path),) * 2
+    assert len(read) == 4
