@@ -6,8 +6,9 @@ torch is imported only if model.backbone is given: its import takes longer than 
 import argparse
 import json
 import shlex
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from hf_finetune.config.loading import load_config, split_arguments
@@ -21,6 +22,7 @@ from hf_finetune.system.files import cache_root
 
 if TYPE_CHECKING:
     from hf_finetune.data.column_report import ColumnSummary
+    from hf_finetune.data.table import Table
 
 DESCRIPTION = """Reports on data without training: rows, labels, what was recognised in the files, and what may be wrong, as a run
 does before it trains. Without --task, reports on the columns and the tasks that they fit."""
@@ -35,6 +37,8 @@ OPTIONS = {
 }
 USAGE = "hf-finetune data FILE ... [--task NAME] [options] [settings]"
 NO_BACKBONE = "none"  # stands for model.backbone, which settings must have and the report does not need
+SAMPLE_ROWS = 200  # that a task must be able to read to be suggested
+NO_CHANGES: Mapping[str, Any] = MappingProxyType({})
 SHORT = {"task": "task.kind", "validation": "data.validation", "test": "data.test"}
 
 
@@ -111,8 +115,7 @@ def print_report(request: Request) -> None:
     config = make_config(request)
     from hf_finetune.run.data_report import make_report
 
-    asks_tokenizer, asks_task = request.has_backbone, config.model.backbone != NO_BACKBONE
-    report = make_report(config, asks_task=asks_task, asks_tokenizer=asks_tokenizer)
+    report = make_report(config, has_backbone=config.model.backbone != NO_BACKBONE, asks_tokenizer=request.has_backbone)
     print(report.to_json() if request.is_json else "\n".join(report.describe()))
     if (request.is_strict or config.data.strict) and report.warnings:
         raise InputError(f"data.strict: the data have {report.count_warnings()}")
@@ -128,20 +131,26 @@ def make_config(request: Request, kind: str | None = None) -> RunConfig:
 
 def print_columns(request: Request) -> None:
     """Prints the columns of the files and the tasks that they fit."""
-    from hf_finetune.data.column_report import guess_text_and_label, read_all_columns, summarize_columns
+    from hf_finetune.data.column_report import guess_text_and_labels, read_all_columns, summarize_columns
 
     config = make_config(request, "classify")
     if config.data.dataset is not None:
         raise InputError(f"data.dataset ({config.data.dataset}): name the task, as --task classify")
     table = read_all_columns(config.data.train, config.data, cache_root(config.cache.dir))
     summaries = summarize_columns(table)
-    fitting = find_fitting_tasks([summary.name for summary in summaries], config.data)
-    guess = None if "classify" in fitting else guess_text_and_label(summaries)
+    rows = sample_rows(table)
+    fitting = find_fitting_tasks(rows, config.data)
     begin = f"hf-finetune data {shlex.join(config.data.train)} --task"
     commands = [f"{begin} {kind}" for kind in fitting]
+    guess = guess_text_and_labels(summaries) if set(fitting) <= {"model_language"} else None
     if guess is not None:
-        options = ("--data.text_columns", guess[0], "--data.label_column", guess[1])
-        commands.append(f"{begin} classify {shlex.join(options)}")
+        changes = {
+            "data.text_columns": [guess[0]],
+            "data.label_column": guess[1][0] if len(guess[1]) == 1 else guess[1],
+        }
+        if fits("classify", rows, config.data, changes):
+            options = ("--data.text_columns", guess[0], "--data.label_column", *guess[1])
+            commands.append(f"{begin} classify {shlex.join(options)}")
     commands = commands or [f"{begin} NAME"]
     if request.is_json:
         columns = [summary.to_dict() for summary in summaries]
@@ -167,14 +176,51 @@ def describe_columns(
     return [*lines, "", "next:", *(f"  {command}" for command in commands)]
 
 
-def find_fitting_tasks(names: Sequence[str], data: DataConfig) -> list[str]:
-    """Returns the tasks whose recipe's default columns, or other columns that they read, are all among `names`."""
-    fitting = []
-    for kind in TASKS:
-        defaults = {**read_defaults(kind), "data.train": list(data.train)}
-        defaults["model.backbone"] = defaults.get("model.backbone") or NO_BACKBONE
-        spec = load_task(kind).make_columns(load_config(defaults)).spec
-        needed = [name for name in (*spec.inputs, *spec.labels) if spec.requires(name, names)]
-        if all(name in names or name.partition(".")[0] in names for name in needed):
-            fitting.append(kind)
+def sample_rows(table: "Table") -> list[dict[str, Any]]:
+    """Returns rows from everywhere in a table, at most SAMPLE_ROWS."""
+    step = max(1, len(table) // SAMPLE_ROWS)
+    sample = table.take(range(0, len(table), step))
+    return [dict(zip(sample.columns, values, strict=True)) for values in zip(*sample.columns.values(), strict=True)]
+
+
+def find_fitting_tasks(rows: Sequence[Mapping[str, Any]], data: DataConfig) -> list[str]:
+    """Returns the tasks that read rows with the defaults of their recipes; if there is none besides model_language, also those
+    that have the right columns: their errors say what is wrong with the rows."""
+    fitting = [kind for kind in TASKS if fits(kind, rows, data)]
+    if set(fitting) <= {"model_language"}:
+        fitting = [kind for kind in TASKS if kind in fitting or has_columns(kind, rows[0], data)]
     return fitting
+
+
+def has_columns(kind: str, names: Collection[str], data: DataConfig) -> bool:
+    """True if the columns that a task's recipe reads by default, or others that it reads, are all among `names`."""
+    spec = load_task(kind).make_columns(make_default_config(kind, data)).spec
+    needed = [name for name in (*spec.inputs, *spec.labels) if spec.requires(name, names)]
+    return all(name in names or name.partition(".")[0] in names for name in needed)
+
+
+def make_default_config(kind: str, data: DataConfig, changes: Mapping[str, Any] = NO_CHANGES) -> RunConfig:
+    """Returns the settings of a task's recipe for the files of `data`. changes: Other settings."""
+    defaults = {**read_defaults(kind), "data.train": list(data.train), **changes}
+    defaults["model.backbone"] = defaults.get("model.backbone") or NO_BACKBONE
+    return load_config(defaults)
+
+
+def fits(
+    kind: str, rows: Sequence[Mapping[str, Any]], data: DataConfig, changes: Mapping[str, Any] = NO_CHANGES
+) -> bool:
+    """True if a task reads rows with the defaults of its recipe. changes: Other settings."""
+    from hf_finetune.data.memory import read_memory
+
+    config, task_class = make_default_config(kind, data, changes), load_task(kind)
+    try:
+        table = read_memory(rows, "train", config.data, task_class.make_columns(config).spec)
+        if task_class.needs_backbone:
+            return True
+        encoding = task_class.from_table(config, table).encoding
+        encoding.count_labels(table)
+        encoding.find_warnings({"train": table})
+        encoding.check_rows(table)
+    except InputError:
+        return False
+    return True

@@ -45,6 +45,7 @@ def test_without_a_task_columns_are_reported_and_tasks_suggested(
         ({"conversations": [{"from": "human", "value": "the cat"}, {"from": "gpt", "value": "dog"}]}, "instruct"),
         ({"question": "the cat", "choices": {"text": ["a", "b"], "label": ["A", "B"]}, "answerKey": "A"}, "choose"),
         ({"question": "who", "context": "the cat", "answer_text": "cat"}, "answer"),
+        ({"question": "who", "context": "the cat", "answer_text": ""}, "answer"),  # whose error says what is wrong
     ],
 )
 def test_tasks_that_read_other_columns_are_suggested(
@@ -54,6 +55,39 @@ def test_tasks_that_read_other_columns_are_suggested(
     code, out, _ = run(capsys, path)
     assert code == 0
     assert f"  hf-finetune data {path} --task {task}\n" in out
+
+
+def test_only_tasks_that_read_the_rows_are_suggested(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"text": f"Anna lives in Oslo {row}", "label": [[0, 4, "PER"], [14, 18, "LOC"]]} for row in range(8)]
+    path = tiny.write_jsonl(tmp_path / "spans.jsonl", rows)
+    _, out, _ = run(capsys, path, "--format", "json")
+    assert json.loads(out)["tasks"] == ["tag", "model_language"]
+
+
+def test_columns_of_0_and_1_are_labels_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("review,good,long\n" + "".join(f"a text {row},{row % 2},{row // 4}\n" for row in range(8)))
+    _, out, _ = run(capsys, path)
+    assert out.endswith("--task classify --data.text_columns review --data.label_column good long\n")
+
+
+DIALOGUE = [{"role": "assistant", "content": "hi"}]
+REFUSED_IN_TRAINING = [
+    ("instruct", [{"messages": DIALOGUE}], ":1: messages: message 1 is the assistant's"),
+    ("embed", [{"anchor": "a", "positive": "b"}, {"anchor": "a", "positive": None}], ":2: positive is null"),
+    ("summarize", [{"document": "a", "summary": "b"}, {"document": "a", "summary": None}], ":2: summary"),
+    ("classify", [{"text": "a", "label": 0.5}, {"text": "b", "label": "1,250.5"}], ":2: label"),
+]
+
+
+@pytest.mark.parametrize(("task", "rows", "message"), REFUSED_IN_TRAINING)
+def test_rows_that_training_refuses_are_errors(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], task: str, rows: list[dict[str, Any]], message: str
+) -> None:
+    path = tiny.write_jsonl(tmp_path / "a.jsonl", rows)
+    code, _, error = run(capsys, path, "--task", task)
+    assert code == 2
+    assert f"a.jsonl{message}" in error
 
 
 def test_columns_with_other_names_are_guessed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,6 +19,7 @@ from hf_finetune.data.table import ColumnSpec, Table
 from hf_finetune.system.errors import InputError
 
 ROWS_FOR_NAMES = 1000  # of each file, in which the columns are looked for
+BITS = frozenset({"0", "1", "0.0", "1.0", "false", "true"})
 TYPE_NAMES = {str: "text", bool: "true/false", int: "integer", float: "number", list: "list", dict: "object"}
 
 
@@ -35,6 +36,7 @@ class ColumnSummary:
         largest: The largest size, or the largest number.
         smallest: The smallest size, or the smallest number.
         holds_numbers: True if all values are numbers or texts of such.
+        holds_bits: True if all values are 0 or 1, or true or false.
         example: The first value that is not missing.
     """
 
@@ -46,6 +48,7 @@ class ColumnSummary:
     largest: float = -math.inf
     smallest: float = math.inf
     holds_numbers: bool = True
+    holds_bits: bool = True
     example: Any = None
 
     def add(self, value: Any, count: int = 1) -> None:
@@ -57,6 +60,7 @@ class ColumnSummary:
             self.example = value
         self.types[TYPE_NAMES.get(type(value), type(value).__name__)] += count
         self.holds_numbers = self.holds_numbers and is_number(value)
+        self.holds_bits = self.holds_bits and str(value).lower() in BITS
         size = len(value) if isinstance(value, (str, list, tuple, dict)) else float(value) if is_number(value) else 0.0
         self.total_size += count * size
         self.largest, self.smallest = max(self.largest, size), min(self.smallest, size)
@@ -119,7 +123,7 @@ def read_all_columns(locations: Sequence[str], config: DataConfig, root: Path | 
     for path in find_files(locations, "data.train"):
         if path.is_dir() or not is_table(path):
             raise InputError(
-                f"{path}: is not a table ({', '.join(FILE_ENDINGS)}); name the task that reads it, as --task tag"
+                f"{path}: is not a table ({', '.join(FILE_ENDINGS)}); if a task reads such files, name it: --task tag for CoNLL"
             )
         for _, row in islice(read_rows(path, config), ROWS_FOR_NAMES):
             names |= dict.fromkeys(row)
@@ -144,9 +148,12 @@ def summarize_columns(table: Table) -> list[ColumnSummary]:
     return summaries
 
 
-def guess_text_and_label(summaries: Iterable[ColumnSummary]) -> tuple[str, str] | None:
-    """Returns the columns that look like a text and its label: the one with the longest texts, and the one with the fewest
-    different values among those that repeat. None if there are no two such columns."""
+def guess_text_and_labels(summaries: Iterable[ColumnSummary]) -> tuple[str, list[str]] | None:
+    """Returns the columns that look like a text and its labels. None if there are none.
+
+    The text is the column with the longest texts. The labels are all columns of 0 and 1 if there are several of these, else the
+    column with the fewest different values among those that repeat.
+    """
     summaries = [summary for summary in summaries if summary.types]
     texts = [summary for summary in summaries if summary.is_text]
     if not texts:
@@ -160,4 +167,5 @@ def guess_text_and_label(summaries: Iterable[ColumnSummary]) -> tuple[str, str] 
     ]
     if not labels:
         return None
-    return text.name, min(labels, key=lambda summary: summary.distinct).name
+    bits = [summary.name for summary in labels if summary.holds_bits]
+    return text.name, bits if len(bits) > 1 else [min(labels, key=lambda summary: summary.distinct).name]

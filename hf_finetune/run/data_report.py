@@ -59,21 +59,23 @@ def report_on_features(
     return report.add(findings, task.encoding.describe(features["train"], tables["train"], max_length))
 
 
-def make_report(config: RunConfig, *, asks_task: bool, asks_tokenizer: bool) -> DataReport:
+def make_report(config: RunConfig, *, has_backbone: bool, asks_tokenizer: bool) -> DataReport:
     """Returns the report on data of which no split is drawn, without loading a model.
 
-    asks_task: Reports labels and what the task warns of; False if the task may depend on a model that is not named.
+    has_backbone: The config names the backbone. If not, a task that needs it reports the rows alone.
     asks_tokenizer: Loads the backbone's tokenizer, and reports what it loses.
     """
     task_class, root = load_task(config.task.kind), cache_root(config.cache.dir)
     spec = task_class.make_columns(config).spec
     tables = read_given_splits(config.data, spec, {}, root)
-    if not asks_task:
+    if task_class.needs_backbone and not has_backbone:
         return report_on_tables(tables, spec, spec.inputs)
     tables["train"] = task_class.extend_training(config, tables["train"])
     task: Task = task_class.from_table(config, tables["train"])
     report = report_on_rows(tables, task)
     if not asks_tokenizer:
+        for table in tables.values():
+            task.encoding.check_rows(table)
         card = task.describe_for_card().partition("\n\n")[0].replace("\n", " ")
         return report.add([], [("task", card), *task.encoding.describe_problem(tables["train"])])
     from hf_finetune.model.backbone import LONGEST_DEFAULT, load_tokenizer

@@ -150,6 +150,12 @@ class Encoding(ABC):
         """Returns the value of a label column in one spelling: equal for labels that mean the same."""
         return value
 
+    def check_rows(self, table: Table) -> None:  # noqa: B027 - the other methods check the rows of most tasks
+        """Raises InputError at the first row that tokenize() or labels() would refuse, as far as that shows without a tokenizer.
+
+        `hf-finetune data` calls it. Only needed for what count_labels() and find_warnings() do not read.
+        """
+
     def find_warnings(self, tables: Mapping[str, Table]) -> list[str]:
         """Returns what may be wrong with the data, a sentence each: warnings before training, errors with data.strict.
 
@@ -178,12 +184,14 @@ class Task(ABC):
         auto_classes: Classes of transformers whose models belong to this task, for models that were trained elsewhere.
         library_name: The library that loads the exported model.
         loss_settings: The settings `task.*` of its loss, which have no effect on a loss of one's own (train.loss).
+        needs_backbone: from_table() reads the config of the backbone.
     """
 
     Settings: ClassVar[type[TaskSettings]] = TaskSettings
     auto_classes: ClassVar[tuple[str, ...]] = ()
     library_name: ClassVar[str] = "transformers"
     loss_settings: ClassVar[tuple[str, ...]] = ()
+    needs_backbone: ClassVar[bool] = False
 
     columns: Columns
     encoding: Encoding

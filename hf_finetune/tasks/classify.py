@@ -190,6 +190,9 @@ class ClassificationEncoding(TextEncoding):
         bits = [read_bit(label) for label in labels]
         return sorted(canonical_label(label) or "" for label in labels) if None in bits else bits
 
+    def check_rows(self, table: Table) -> None:
+        self.reader.read_targets(table, self.label_names)
+
     def find_warnings(self, tables: Mapping[str, Table]) -> list[str]:
         train = tables["train"]
         if self.reader.problem == "regression":

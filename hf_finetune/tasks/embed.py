@@ -140,6 +140,13 @@ class EmbeddingEncoding(Encoding):
                 texts.append(text)
         return texts
 
+    def check_rows(self, table: Table) -> None:
+        for row in range(len(table)):
+            if len(self.read_texts(table, row)) < min(2, len(self.texts)):
+                raise InputError(f"{table.where(row)}: {self.texts[1]} is null")
+            if self.label is not None:
+                read_score(table, row, self.label)
+
     def find_warnings(self, tables: Mapping[str, Table]) -> list[str]:
         """A column of scores that is not read: all pairs are taken as texts that belong together."""
         columns = {} if self.label is not None else tables["train"].columns

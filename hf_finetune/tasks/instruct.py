@@ -115,6 +115,10 @@ class InstructionEncoding(Encoding):
             raise InputError(f"{table.where(row)}: {', '.join(self.columns)}: {fault}") from None
         return replace(dialogue, messages=dialogue.messages[:-1]) if self.is_inference and is_answered else dialogue
 
+    def check_rows(self, table: Table) -> None:
+        for row in range(len(table)):
+            self.read_dialogue(table, row)
+
     def tokenize(self, table: Table, tokenizer: Any, max_length: int) -> dict[str, Array]:
         """The conversations, cut at max_length. For inference each prompt in full.
 

@@ -73,6 +73,7 @@ class LanguageModelling(Task):
     """
 
     Settings = Settings
+    needs_backbone = True
     auto_classes = tuple(AUTO_CLASSES.values())
 
     max_target_length: int

@@ -117,10 +117,13 @@ class SequenceToSequenceEncoding(Encoding):
             "targets_cut": encoded["truncated"],
         }
 
-    def labels(self, table: Table, arrays: Mapping[str, Array]) -> Ragged:
-        """Returns the token ids of each target, which is the first of several references."""
+    def check_rows(self, table: Table) -> None:
         for row in range(len(table)):
             read_references(table, row, self.columns.target)
+
+    def labels(self, table: Table, arrays: Mapping[str, Array]) -> Ragged:
+        """Returns the token ids of each target, which is the first of several references."""
+        self.check_rows(table)
         return Ragged(values=arrays["target_ids"], offsets=arrays["target_offsets"])
 
     def prepare(self, batch: Batch, features: Features, model: Any, epoch: int) -> Batch:

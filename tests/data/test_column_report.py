@@ -7,7 +7,7 @@ import pytest
 from support import tiny
 
 from hf_finetune.config.sections import DataConfig
-from hf_finetune.data.column_report import guess_text_and_label, read_all_columns, summarize_columns
+from hf_finetune.data.column_report import guess_text_and_labels, read_all_columns, summarize_columns
 from hf_finetune.data.table import Table
 from hf_finetune.system.errors import InputError
 
@@ -56,9 +56,9 @@ def test_the_longest_texts_and_the_fewest_labels_are_guessed() -> None:
         "country": [f"land {row % 9}" for row in rows],
         "constant": ["x"] * 20,
     }
-    assert guess_text_and_label(summarize(**columns)) == ("review", "stars")
-    assert guess_text_and_label(summarize(id=list(rows), stars=[row % 5 for row in rows])) is None
-    assert guess_text_and_label(summarize(review=columns["review"], id=list(rows))) is None
+    assert guess_text_and_labels(summarize(**columns)) == ("review", ["stars"])
+    assert guess_text_and_labels(summarize(id=list(rows), stars=[row % 5 for row in rows])) is None
+    assert guess_text_and_labels(summarize(review=columns["review"], id=list(rows))) is None
 
 
 def test_all_columns_of_files_are_read(tmp_path: Path) -> None:
@@ -74,7 +74,7 @@ def test_all_columns_of_files_are_read(tmp_path: Path) -> None:
 def test_files_without_columns_are_refused(tmp_path: Path) -> None:
     (tmp_path / "a.conll").write_text("word O\n", encoding="utf-8")
     with pytest.raises(
-        InputError, match=r"a\.conll: is not a table \(.*\.csv.*\); name the task that reads it, as --task tag"
+        InputError, match=r"a\.conll: is not a table \(.*\.csv.*\); if a task reads such files, name it: --task tag"
     ):
         read_all_columns([str(tmp_path / "a.conll")], CONFIG)
     (tmp_path / "b.jsonl").write_text("\n", encoding="utf-8")

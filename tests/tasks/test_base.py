@@ -145,7 +145,7 @@ class FixedRunner:
         self.outputs = np.array(outputs)
         self.requested: list[int] = []
 
-    def compute_outputs(self, indices: Array) -> EvaluationOutput:
+    def compute_outputs(self, indices: Array, reduce: Any = None) -> EvaluationOutput:
         self.requested = indices.tolist()
         return EvaluationOutput(loss=0.5, outputs=list(self.outputs[indices]))
 
