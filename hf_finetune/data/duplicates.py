@@ -14,6 +14,8 @@ from hf_finetune.data.features import Array
 from hf_finetune.data.findings import NUM_EXAMPLES
 from hf_finetune.data.table import Table
 
+UnifyLabels = Callable[[Table], Sequence[Any] | None]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Repeats:
@@ -40,12 +42,13 @@ def find_duplicates(
     inputs: Sequence[str],
     labels: Sequence[str],
     hashes: Array | None = None,
-    unify_label: Callable[[Any], Any] | None = None,
+    unify_labels: UnifyLabels | None = None,
 ) -> tuple[Repeats, Repeats]:
     """Returns the rows that have the inputs and labels of an earlier row, and the rows that have the inputs of an earlier row
     and other labels. Each input counts once among the latter.
 
-    hashes: sort_hashes() of the inputs, if they are known. unify_label: Returns equal values for labels that mean the same.
+    hashes: sort_hashes() of the inputs, if they are known. unify_labels: Returns a value for each row of a table, equal for rows
+    whose labels mean the same, as Encoding.unify_labels().
     """
     hashes = sort_hashes(table, inputs) if hashes is None else hashes
     repeated = np.unique(hashes[1:][hashes[1:] == hashes[:-1]])
@@ -53,8 +56,8 @@ def find_duplicates(
         return Repeats(), Repeats()
     rows, keys = collect_rows(table, inputs, repeated)
     repeats = table.take(rows)
-    if unify_label is not None:
-        repeats = repeats.with_columns({name: list(map(unify_label, repeats.columns[name])) for name in labels})
+    if labels and unify_labels is not None and (unified := unify_labels(repeats)) is not None:
+        repeats, labels = repeats.with_columns({"": unified}), ("",)
     targets = hash_rows(repeats, labels) if labels else np.zeros(len(rows), dtype=np.uint64)
     order = np.lexsort((rows, targets, keys))
     rows, keys, targets = rows[order], keys[order], targets[order]

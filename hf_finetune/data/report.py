@@ -2,12 +2,12 @@
 
 import json
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
 from hf_finetune.data.columns import iterate
-from hf_finetune.data.duplicates import Repeats, find_duplicates, find_shared, sort_hashes
+from hf_finetune.data.duplicates import Repeats, UnifyLabels, find_duplicates, find_shared, sort_hashes
 from hf_finetune.data.findings import NUM_EXAMPLES, Finding, describe_share, join_examples, locate, shorten
 from hf_finetune.data.label_counts import find_rare_labels, find_shift, format_counts
 from hf_finetune.data.table import ColumnSpec, Table
@@ -100,7 +100,7 @@ def report_on_tables(
     drawn: Collection[str] = (),
     labels: Mapping[str, Mapping[str, int]] | None = None,
     task_warnings: Sequence[str] = (),
-    unify_label: Callable[[Any], Any] | None = None,
+    unify_labels: UnifyLabels | None = None,
 ) -> DataReport:
     """Returns the report on what can be found without a tokenizer.
 
@@ -111,13 +111,13 @@ def report_on_tables(
         drawn: The splits that were drawn from training: their texts and labels agree with it by construction.
         labels: The number of examples by label, by split.
         task_warnings: Sentences of the task's own (Encoding.find_warnings).
-        unify_label: Returns equal values for labels that mean the same (Encoding.unify_label).
+        unify_labels: Returns a value for each row, equal for rows whose labels mean the same (Encoding.unify_labels).
     """
     labels = {split: counts for split, counts in (labels or {}).items() if counts}
     train, given = tables["train"], {split: table for split, table in tables.items() if split not in ("train", *drawn)}
     findings = [Finding(kind="task", count=1, sentence=sentence) for sentence in task_warnings]
     if not spec.in_order or train.is_tabular(0):  # else rows are lines of a text, which may be empty or repeat
-        findings += find_repeats(tables, given, spec, inputs, has_names=bool(labels), unify_label=unify_label)
+        findings += find_repeats(tables, given, spec, inputs, has_names=bool(labels), unify_labels=unify_labels)
     texts: dict[str, dict[str, Mapping[str, float]]] = {}
     for split, table in tables.items():
         for name in spec.texts:
@@ -145,19 +145,19 @@ def find_repeats(
     inputs: Sequence[str],
     *,
     has_names: bool,
-    unify_label: Callable[[Any], Any] | None,
+    unify_labels: UnifyLabels | None,
 ) -> list[Finding]:
     """Returns the findings about rows that occur several times: across splits, in one split, and with different labels.
 
     given: The splits that were not drawn from training. has_names: The labels have names, so that one text has one of them.
-    unify_label: As in report_on_tables().
+    unify_labels: As in report_on_tables().
     """
     findings: list[Finding] = []
     together = spec.together or tuple(inputs)
     others = list(given.items())
     for number, (split, table) in enumerate({"train": tables["train"], **given}.items()):
         hashes = sort_hashes(table, inputs)
-        copies, conflicts = find_duplicates(table, inputs, spec.labels, hashes, unify_label)
+        copies, conflicts = find_duplicates(table, inputs, spec.labels, hashes, unify_labels)
         findings += describe_copies(split, table, copies)
         if has_names:
             findings += describe_conflicts(split, table, conflicts, spec.labels)

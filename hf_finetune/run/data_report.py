@@ -33,7 +33,7 @@ def report_on_rows(
         drawn=drawn,
         labels={split: encoding.count_labels(table) for split, table in counted.items()},
         task_warnings=encoding.find_warnings(tables),
-        unify_label=encoding.unify_label,
+        unify_labels=encoding.unify_labels,
     )
 
 

@@ -146,9 +146,10 @@ class Encoding(ABC):
         """Returns the line about the problem, with the range of targets that are numbers; [] if a task has only one problem."""
         return []
 
-    def unify_label(self, value: Any) -> Any:
-        """Returns the value of a label column in one spelling: equal for labels that mean the same."""
-        return value
+    def unify_labels(self, table: Table) -> Sequence[Any] | None:
+        """Returns a plain value for each row, equal for rows whose labels mean the same; None if they are equal only if they are
+        written in one way."""
+        return None
 
     def check_rows(self, table: Table) -> None:  # noqa: B027 - the other methods check the rows of most tasks
         """Raises InputError at the first row that tokenize() or labels() would refuse, as far as that shows without a tokenizer.

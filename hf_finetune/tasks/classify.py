@@ -20,15 +20,14 @@ from hf_finetune.model.head_spec import HeadSpec
 from hf_finetune.system.errors import InputError
 from hf_finetune.tasks.base import Columns, Encoding, Task
 from hf_finetune.tasks.class_scoring import ClassificationObjective, ClassificationScoring
-from hf_finetune.tasks.labels import canonical_label, compute_class_weights, describe_class_weights
+from hf_finetune.tasks.labels import compute_class_weights, describe_class_weights
 from hf_finetune.tasks.text.label_checks import (
     find_label_warnings,
     find_number_warnings,
     find_numbers_as_labels,
     leave_out_ignored,
 )
-from hf_finetune.tasks.text.label_places import read_bit
-from hf_finetune.tasks.text.label_reader import LabelReader, guess_problem, read_list, spell_label
+from hf_finetune.tasks.text.label_reader import LabelReader, guess_problem, spell_label
 from hf_finetune.tasks.text.token_windows import encode_windows
 from hf_finetune.tasks.window_scoring import WindowScoring
 
@@ -183,12 +182,14 @@ class ClassificationEncoding(TextEncoding):
         targets = self.reader.read_targets(table, self.label_names)
         return {} if self.reader.problem == "regression" else count_targets(targets, self.label_names)
 
-    def unify_label(self, value: Any) -> Any:
-        labels = read_list(value, self.reader.separator) if self.reader.problem == "multi_label" else None
-        if labels is None:
-            return value if isinstance(value, (list, dict)) else canonical_label(value)
-        bits = [read_bit(label) for label in labels]
-        return sorted(canonical_label(label) or "" for label in labels) if None in bits else bits
+    def unify_labels(self, table: Table) -> Sequence[Any]:
+        """The targets of the rows."""
+        targets = self.reader.read_targets(table, self.label_names)
+        return (
+            [part.tolist() for part in map(targets.get, range(len(table)))]
+            if isinstance(targets, ClassSets)
+            else targets.tolist()
+        )
 
     def check_rows(self, table: Table) -> None:
         self.reader.read_targets(table, self.label_names)
@@ -252,6 +253,7 @@ class Classification(Task):
     auto_classes = ("AutoModelForSequenceClassification",)
     loss_settings = ("class_weights", "focal_gamma")
 
+    encoding: ClassificationEncoding
     class_weights: tuple[float, ...] = ()
 
     @classmethod
@@ -286,24 +288,32 @@ class Classification(Task):
         check_loss_settings(config.train.label_smoothing, settings, problem)
         reader = make_reader(config, problem)
         names = ("score",) if problem == "regression" else reader.find_names(table)
+        reader = replace(reader, has_places=reader.find_places(table, names))
+        if reader.has_places:
+            reason += " with a place of 0 or 1 for each label"
         weights: tuple[float, ...] = ()
         if settings.class_weights:
             counts = count_targets(reader.read_targets(table, names), names)
             weights = compute_class_weights(settings.class_weights, names, counts)
-        return cls.compose(config, problem, names, weights, reason)
+        return cls.compose(config, reader, names, weights, reason)
 
     @classmethod
     def from_state(cls, config: RunConfig, state: Mapping[str, Any]) -> "Classification":
-        return cls.compose(config, state["problem"], tuple(state["labels"]), tuple(state.get("class_weights", ())))
+        reader = replace(make_reader(config, state["problem"]), has_places=state.get("has_places"))
+        return cls.compose(config, reader, tuple(state["labels"]), tuple(state.get("class_weights", ())))
 
     @classmethod
     def compose(
-        cls, config: RunConfig, problem: str, names: tuple[str, ...], weights: tuple[float, ...], reason: str = ""
+        cls,
+        config: RunConfig,
+        reader: LabelReader,
+        names: tuple[str, ...],
+        weights: tuple[float, ...],
+        reason: str = "",
     ) -> "Classification":
-        """Returns the task of a problem, its labels and their weights. reason: why it is this problem."""
+        """Returns the task of what reads its labels, their names and weights. reason: why it is this problem."""
         assert isinstance(config.task, Settings)
-        settings, columns = config.task, cls.make_columns(config)
-        reader = make_reader(config, problem)
+        settings, columns, problem = config.task, cls.make_columns(config), reader.problem
         return cls(
             problem=problem,
             label_names=names,
@@ -343,7 +353,8 @@ class Classification(Task):
         return {"problem": problem.removesuffix("_classification"), "labels": names}
 
     def state_dict(self) -> dict[str, Any]:
-        return {"problem": self.problem, "labels": list(self.label_names), "class_weights": list(self.class_weights)}
+        state = {"problem": self.problem, "labels": list(self.label_names), "class_weights": list(self.class_weights)}
+        return state | ({"has_places": self.encoding.reader.has_places} if self.problem == "multi_label" else {})
 
     def describe_for_card(self) -> str:
         labels = "Label" if len(self.label_names) == 1 else f"{len(self.label_names)} labels"

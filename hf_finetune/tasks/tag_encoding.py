@@ -4,7 +4,7 @@ N features of a split, T tokens, C tags.
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import ne
 from typing import Any, ClassVar
@@ -125,14 +125,19 @@ class TaggingEncoding(Encoding):
         counts = self.count(table)
         return dict(counts.tags if self.reader.scheme == "none" else counts.entities)
 
+    def unify_labels(self, table: Table) -> Sequence[Any]:
+        """The tags of the rows in canonical form."""
+        return [self.reader.read_tags(table, row) for row in range(len(table))]
+
     def find_warnings(self, tables: Mapping[str, Table]) -> list[str]:
-        """Tags that look like those of entities and are not read as such, types that look alike, splits without an entity."""
+        """Tags that look like those of entities and are not read as such, tags or types that look alike, splits without an
+        entity."""
         if self.reader.scheme == "none":
-            return (
-                []
-                if self.is_scheme_set or "train" not in tables
-                else warn_of_strangers(self.count_labels(tables["train"]))
-            )
+            alike = find_lookalikes(self.label_names)
+            warnings = [f"tags that look alike are different ones: {' and '.join(group)}" for group in alike]
+            if self.is_scheme_set or "train" not in tables:
+                return warnings
+            return [*warn_of_strangers(self.count_labels(tables["train"])), *warnings]
         counts = {split: self.count_labels(table) for split, table in tables.items()}
         empty = [f"{split}: no word is in an entity" for split, kinds in counts.items() if not kinds]
         alike = find_lookalikes(list_kinds(self.label_names))

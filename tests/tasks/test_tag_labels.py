@@ -14,6 +14,7 @@ from support.tagging import encode, make_config, make_rows, make_table, make_tas
 from hf_finetune.data.features import IGNORED
 from hf_finetune.export.predict import Predictor
 from hf_finetune.model.head_spec import HeadSpec
+from hf_finetune.run.data_report import report_on_rows
 from hf_finetune.system.errors import InputError
 from hf_finetune.tasks.tag import Tagging
 from hf_finetune.tasks.text.tag_forms import ALPHABETS
@@ -237,3 +238,28 @@ def test_other_warnings_and_counts() -> None:
     assert task.encoding.count_labels(train) == {"PER": 1, "Per": 1, "LOC": 1}
     plain = make_task(make_table(make_rows("the cat saw|DET NOUN NOUN")))
     assert plain.encoding.count_labels(make_table(make_rows("a b|NOUN NOUN"))) == {"NOUN": 2}
+
+
+def test_the_report_compares_tags_in_their_canonical_form() -> None:
+    """Of two taggings of a sentence: no conflict if they mean the same, one if they do not."""
+    train = make_rows("the cat dog|O B-animals I-animals", "saw here|B-tools O")
+    test = make_rows(
+        "a cat|O b-animals",
+        "a cat|O B_animals",
+        "a dog|O I-animals",
+        "a dog|O B-animals",
+        "a saw|O O",
+        "a saw|O B-tools",
+    )
+    tables = {"train": make_table(train), "test": make_table(test)}
+    report = report_on_rows(tables, make_task(tables["train"], **{"task.tag_faults": "repair"}))
+    found = {finding.kind: finding for finding in report.findings if finding.split == "test"}
+    assert (found["duplicates"].count, found["conflicts"].count) == (2, 1)
+    assert "rows.jsonl:6" in found["conflicts"].sentence
+
+
+def test_tags_that_stand_for_themselves_and_look_alike_are_a_warning() -> None:
+    table = make_table(make_rows("the cat|DET noun", "a dog|DET Noun"))
+    assert make_task(table, **{"task.tag_scheme": "none"}).encoding.find_warnings({"train": table}) == [
+        "tags that look alike are different ones: Noun and noun"
+    ]

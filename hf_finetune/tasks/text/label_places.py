@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from hf_finetune.data.numbers import is_number
 from hf_finetune.tasks.labels import canonical_label
 
 BITS = {"0": False, "1": True, "false": False, "true": True}
@@ -28,8 +29,11 @@ def count_places(lists: Sequence[Sequence[Any]]) -> int:
 
 
 def is_places(lists: Sequence[Sequence[Any]], names: Sequence[str]) -> bool:
-    """True if lists have 0 or 1 for each of the C classes. Not if classes are called so: the values are their names then."""
-    return count_places(lists) == len(names) and not {"0", "1", "true", "false"} & set(names)
+    """True if lists have 0 or 1 for each of the C classes. If classes are called so, the values are their names, unless a list
+    holds one twice."""
+    if count_places(lists) != len(names):
+        return False
+    return not BITS.keys() & set(names) or any(map(repeats_a_value, lists))
 
 
 def find_odd_list(lists: Sequence[Sequence[Any]]) -> tuple[int, int] | None:
@@ -44,6 +48,26 @@ def find_odd_list(lists: Sequence[Sequence[Any]]) -> tuple[int, int] | None:
     places = lengths.most_common(1)[0][0]
     odd = (number for number, values in enumerate(lists) if len(values) != places or not are_bits(values))
     return next(((number, places) for number in odd), None)
+
+
+def find_other_list(lists: Sequence[Sequence[Any]], num_places: int | None) -> int | None:
+    """Returns the number of the first list that is not written as those of training; None if all are.
+
+    num_places: The number of places of 0 and 1 in each list of training; None if these list the labels.
+    """
+
+    def differs(values: Sequence[Any]) -> bool:
+        if num_places is None:
+            return repeats_a_value(values) and are_bits(values)
+        return len(values) != num_places or not are_bits(values)
+
+    return next((number for number, values in enumerate(lists) if differs(values)), None)
+
+
+def are_words(lists: Sequence[Sequence[Any]]) -> bool:
+    """True if no list holds 0, 1 or another number, so that the values can only be names of classes."""
+    values = [value for of_row in lists for value in of_row]
+    return all(read_bit(value) is None and not is_number(canonical_label(value) or "") for value in values)
 
 
 def repeats_a_value(values: Sequence[Any]) -> bool:

@@ -22,7 +22,15 @@ from hf_finetune.data.table import Table, describe_value
 from hf_finetune.system.errors import InputError
 from hf_finetune.tasks.labels import LabelForm, canonical_label, read_number, sort_numbers_first
 from hf_finetune.tasks.text.label_checks import NOT_LABELLED, describe_spelling, suggest_names
-from hf_finetune.tasks.text.label_places import are_bits, count_places, find_odd_list, is_places, read_bit
+from hf_finetune.tasks.text.label_places import (
+    are_bits,
+    are_words,
+    count_places,
+    find_odd_list,
+    find_other_list,
+    is_places,
+    read_bit,
+)
 
 LEAVE_OUT = "to leave out the rows without a label, set task.ignore_labels to null"
 
@@ -97,12 +105,15 @@ class LabelReader:
         columns: The label column; or several, if each says by 0 or 1 whether a text has its label.
         separator: Splits a string of several labels (multi_label); None if the column holds lists.
         names: The names of the classes in their order, if the settings give them (task.label_names).
+        has_places: multi_label: The lists of training have a place of 0 or 1 for each class, as find_places() found; None if
+            nobody knows, and then each table shows it (a model of an earlier version, or one that was trained elsewhere).
     """
 
     problem: str
     columns: tuple[str, ...]
     separator: str | None = None
     names: tuple[str, ...] = ()
+    has_places: bool | None = None
 
     @property
     def column(self) -> str:
@@ -136,6 +147,16 @@ class LabelReader:
                 f"such rows out with task.ignore_labels {NOT_LABELLED}, or keep it by naming all classes in task.label_names"
             )
         return table.class_names or tuple(sorted(found, key=sort_numbers_first))
+
+    def find_places(self, table: Table, names: Sequence[str]) -> bool:
+        """True if the lists of the training table have a place of 0 or 1 for each class, and do not list the classes: [0, 1] is
+        the second class or both. All other tables are then read as this one is.
+
+        names: The names of the C classes.
+        """
+        if self.problem != "multi_label" or len(self.columns) > 1 or table.class_names is not None:
+            return False
+        return is_places(self.read_lists(table)[1], names)
 
     def check_places(self, lists: Sequence[Sequence[Any]], table: Table) -> None:
         """Raises InputError for lists of 0 and 1 whose places have no names, or too many or too few, and for a list that has
@@ -245,10 +266,7 @@ class LabelReader:
         if len(self.columns) > 1:
             return self.read_bits(table)
         codes, lists = self.read_lists(table)
-        has_places = self.problem == "multi_label" and table.class_names is None
-        if has_places:
-            self.check_lengths(lists, table)
-        if has_places and is_places(lists, names):
+        if self.are_places(lists, table, names):
             places = ([place for place, bit in enumerate(bits) if read_bit(bit)] for bits in lists)
             return make_sets(places, codes, len(names))
         form, index = LabelForm.find(names), make_index(names, has_codes=bool(self.names))
@@ -256,6 +274,27 @@ class LabelReader:
         if self.problem == "single_label":
             return np.array([numbers[make_key(value)] for [value] in lists], dtype=np.int64)[codes]
         return make_sets(({numbers[make_key(value)] for value in values} for values in lists), codes, len(names))
+
+    def are_places(self, lists: Sequence[Sequence[Any]], table: Table, names: Sequence[str]) -> bool:
+        """True if the lists of a table have a place of 0 or 1 for each class, as those of training; lists of words are names in
+        any case. InputError with file and line for a list that is not written as those of training, or, if nobody knows these,
+        not as the others."""
+        if self.problem != "multi_label" or table.class_names is not None:
+            return False
+        if self.has_places is None:
+            self.check_lengths(lists, table)
+            return is_places(lists, names)
+        if self.has_places and are_words(lists):
+            return False
+        code = find_other_list(lists, len(names) if self.has_places else None)
+        if code is not None:
+            written = (
+                f"training has lists of {len(names)} places of 0 and 1, one for each label"
+                if self.has_places
+                else "it has places of 0 and 1, and the lists of training hold the labels themselves"
+            )
+            raise self.make_error(table, code, f" ({list(lists[code])}): {written}; write all lists in one way")
+        return self.has_places
 
     def find_number(self, table: Table, item: Item, form: LabelForm, index: Mapping[str, int]) -> int:
         """Returns the class number of a label. InputError, with file, line and the nearest labels, if it is not known."""

@@ -1,5 +1,6 @@
 """Labels as people have them: lists as text, places of 0 and 1, a column a label, missing labels, a decimal comma."""
 
+import json
 import time
 from collections.abc import Sequence
 from decimal import Decimal
@@ -185,6 +186,49 @@ def test_lists_of_class_numbers_are_no_places() -> None:
     assert read_targets(make_task(table), table) == [[1, 0], [1, 1], [0, 0]]
     coded = make_table(("x", "y"), label=[[0, 1], [1, 0]])
     assert read_targets(make_task(coded), coded) == [[1, 1], [1, 1]]
+
+
+NAMES = ("x", "y")
+
+
+@pytest.mark.parametrize("is_reloaded", [False, True])
+def test_whether_lists_have_places_is_decided_once_on_training(is_reloaded: bool) -> None:
+    """[0, 1] is y, or x and y: by itself it is neither. A task that is made from its state reads it as training did."""
+
+    def read(train: list[list[Any]], test: list[list[Any]]) -> list[Any]:
+        task = make_task(make_table(label=train), label_names=NAMES)
+        if is_reloaded:
+            task = Classification.from_state(make_config(label_names=NAMES), json.loads(json.dumps(task.state_dict())))
+        return read_targets(task, make_table(label=test))
+
+    assert read([[0, 1], [1, 1]], [[0, 1], [1, 0]]) == [[0, 1], [1, 0]]
+    assert read([[0], [0, 1]], [[0, 1], [1, 0]]) == [[1, 1], [1, 1]]
+    assert read([[0], [0, 1]], [["x"], ["y", "x"]]) == [[1, 0], [1, 1]]
+    with pytest.raises(InputError, match=r"made.csv:2: label \(\[1\]\): training has lists of 2 places of 0 and 1"):
+        read([[0, 1], [1, 1]], [[0, 1], [1]])
+    with pytest.raises(InputError, match=r"made.csv:1: label \(\[0, 2\]\): training has lists of 2 places"):
+        read([[0, 1], [1, 1]], [[0, 2]])
+    with pytest.raises(
+        InputError, match=r"made.csv:2: label \(\[1, 1\]\): it has places of 0 and 1, and the lists of tr"
+    ):
+        read([[0], [0, 1]], [[0, 1], [1, 1]])
+
+
+def test_a_state_without_the_decision_has_each_table_decide() -> None:
+    """Of a model of an earlier version, or one that was trained elsewhere."""
+    task = Classification.from_state(make_config(label_names=NAMES), {"problem": "multi_label", "labels": NAMES})
+    assert read_targets(task, make_table(label=[[0, 1], [1, 1]])) == [[0, 1], [1, 1]]
+    assert read_targets(task, make_table(label=[[1], [0, 1]])) == [[0, 1], [1, 1]]
+
+
+def test_the_state_of_single_labels_stays_as_earlier_versions_have_it() -> None:
+    """Their checkpoints are resumed if the states are equal."""
+    assert make_task(make_table(label=["a", "b"])).state_dict().keys() == {"problem", "labels", "class_weights"}
+
+
+def test_places_are_found_although_the_labels_are_called_0_and_1() -> None:
+    table = make_table(label=[[0, 1], [1, 1]])
+    assert read_targets(make_task(table, label_names=("0", "1")), table) == [[0, 1], [1, 1]]
 
 
 COLUMNS = ("toxic", "obscene")
@@ -383,7 +427,9 @@ def test_a_list_without_a_place_for_each_class_is_refused_in_training_and_in_a_t
     task = make_task(make_table(text=["x"] * 3, label=lists), label_names=names)
     with pytest.raises(InputError) as caught:
         read_targets(task, table)
-    assert str(caught.value) == message
+    assert str(caught.value) == (
+        f"made.csv:4: label ({odd}): training has lists of 3 places of 0 and 1, one for each label; write all lists in one way"
+    )
 
 
 def test_labels_that_may_have_separators_of_thousands_stay_as_they_are() -> None:
@@ -452,11 +498,12 @@ def test_numbers_that_may_be_several_labels_are_warned_of(labels: list[Any], is_
     [("pos", "pos ", ()), (1, "1.0", ()), (["a", "b"], "['b', 'a']", ()), ([1, 0], [True, False], ("a", "b"))],
 )
 def test_labels_that_mean_the_same_do_not_contradict_each_other(one: Any, other: Any, names: tuple[str, ...]) -> None:
-    others = [[0, 1], [1, 1]] if names else ["x", "y"] if not isinstance(one, list) else [["a"], ["b"]]
+    by_type = {str: ["x", "y"], int: [2, 3], list: [["a"], ["b"]]}
+    others = [[0, 1], [1, 1]] if names else by_type[type(one)]
     table = make_table(text=["x"] * 4, label=[one, other, *others])
-    unify = make_task(table, label_names=names).encoding.unify_label
-    assert unify(one) == unify(other)
-    assert unify(one) != unify(others[0])
+    unified = make_task(table, label_names=names).encoding.unify_labels(table)
+    assert unified is not None
+    assert unified[0] == unified[1] != unified[2]
 
 
 def test_the_report_compares_labels_by_their_meaning() -> None:
