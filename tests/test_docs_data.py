@@ -145,6 +145,25 @@ def read_tags(task: type[Any], config: RunConfig, table: Table) -> list[dict[str
     ]
 
 
+def read_pairs(task: type[Any], config: RunConfig, table: Table) -> list[dict[str, Any]]:
+    """Returns the texts of each row: an anchor, its positive and its negatives."""
+    encoding = task.from_table(config, table).encoding
+    encoding.find_warnings({"train": table})
+    return [{"texts": encoding.read_texts(table, row)} for row in range(len(table))]
+
+
+def read_documents(task: type[Any], config: RunConfig, table: Table) -> list[dict[str, Any]]:
+    """Returns the queries of a table with their documents and labels."""
+    names = ("query", "documents", "labels")
+    return [{name: table.columns[name][row] for name in names} for row in range(len(table))]
+
+
+def read_targets(task: type[Any], config: RunConfig, table: Table) -> list[dict[str, Any]]:
+    """Returns the rows of a table whose targets can be used."""
+    task.from_table(config, table).encoding.find_warnings({"train": table})
+    return read_columns(task, config, table)
+
+
 # How a task's rows are shown, if not by its columns
 READERS: Mapping[str, Callable[[type[Any], RunConfig, Table], list[dict[str, Any]]]] = {
     "classify": read_classes,
@@ -152,6 +171,9 @@ READERS: Mapping[str, Callable[[type[Any], RunConfig, Table], list[dict[str, Any
     "choose": read_choices,
     "instruct": read_dialogues,
     "tag": read_tags,
+    "embed": read_pairs,
+    "rerank": read_documents,
+    "summarize": read_targets,
 }
 
 

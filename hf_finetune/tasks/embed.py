@@ -15,6 +15,7 @@ from hf_finetune.data.columns import find_distinct
 from hf_finetune.data.encoding import tokenize
 from hf_finetune.data.features import Array, Batch, Features
 from hf_finetune.data.table import ColumnSpec, Table, describe_value
+from hf_finetune.data.written_lists import describe_written_lists, find_written_lists, read_texts
 from hf_finetune.model.head_spec import HeadSpec
 from hf_finetune.system.errors import InputError
 from hf_finetune.tasks import metrics
@@ -125,12 +126,15 @@ class EmbeddingEncoding(Encoding):
         return self.texts
 
     def read_texts(self, table: Table, row: int) -> list[str]:
-        """Returns the texts of a row, only the first if the second is null. A negative may be null, or a list of texts."""
+        """Returns the texts of a row, only the first if the second is null. A negative may be null, or a list of texts, which
+        may be written as text."""
         texts: list[str] = []
         for index, name in enumerate(self.texts):
             value = table.columns[name][row]
             if value is None and index == 1:
                 break
+            if index > 1:
+                value = None if value == "" else read_texts(value)  # a csv file has no null
             values = value if index > 1 and isinstance(value, (list, tuple)) else [value]
             for text in values:
                 if text is None and index > 1:
@@ -148,7 +152,12 @@ class EmbeddingEncoding(Encoding):
                 read_score(table, row, self.label)
 
     def find_warnings(self, tables: Mapping[str, Table]) -> list[str]:
-        """A column of scores that is not read: all pairs are taken as texts that belong together."""
+        """A column of scores that is not read: all pairs are taken as texts that belong together.
+
+        InputError for negatives that may be lists or texts (written_lists).
+        """
+        for table in tables.values():
+            find_written_lists(table, self.texts[2:])
         columns = {} if self.label is not None else tables["train"].columns
         unread = {
             name: find_distinct(columns[name])[1] for name in SCORES if name in columns and name not in self.texts
@@ -159,6 +168,11 @@ class EmbeddingEncoding(Encoding):
             for name, values in unread.items()
             if values != [None] and len(self.texts) > 1
         ]
+
+    def describe_problem(self, table: Table) -> list[tuple[str, str]]:
+        """The columns of negatives that are lists written as text."""
+        names = find_written_lists(table, self.texts[2:])
+        return [("negatives", describe_written_lists(names))] if names else []
 
     def tokenize(self, table: Table, tokenizer: Any, max_length: int) -> dict[str, Array]:
         """Also returns `texts` [S], a number for each text. Texts with the same tokens have the number of the first of them."""
@@ -204,6 +218,7 @@ class EmbeddingEncoding(Encoding):
         return [
             ("task", f"{self.problem} of {columns}; all other texts of a batch are negatives; {vectors}"),
             ("texts", f"{num_distinct:,} distinct; {num_hard:,} hard negatives"),
+            *self.describe_problem(table),
             length,
         ]
 

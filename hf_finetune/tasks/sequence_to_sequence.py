@@ -29,7 +29,7 @@ from hf_finetune.tasks.base import (
 )
 from hf_finetune.tasks.generation import Generation
 from hf_finetune.tasks.own_functions import Metric, MetricInputs, compute_own_metrics
-from hf_finetune.tasks.text.references import TextMetrics, list_references, read_references
+from hf_finetune.tasks.text.references import TextMetrics, find_lists_in_csv, list_references, read_references
 
 if TYPE_CHECKING:
     import torch
@@ -120,6 +120,25 @@ class SequenceToSequenceEncoding(Encoding):
     def check_rows(self, table: Table) -> None:
         for row in range(len(table)):
             read_references(table, row, self.columns.target)
+
+    def find_warnings(self, tables: Mapping[str, Table]) -> list[str]:
+        """Targets of csv files that are lists written as text. InputError if all targets of a split are: they may be the texts to
+        generate, or the references of each row."""
+        warnings = []
+        for split, table in tables.items():
+            rows = find_lists_in_csv(table, self.columns.target)
+            if not rows:
+                continue
+            where, is_list = f"{table.where(rows[0])}: {self.columns.target}", "is a list that is written as text"
+            if len(rows) == len(table):
+                raise InputError(
+                    f"{where} {is_list}, as all others: it may be a text to generate, or several references; use a jsonl file, "
+                    "in which a string is a text to generate, and a list holds references"
+                )
+            warnings.append(
+                f"{split}: {where} {is_list}, and so are {len(rows):,} of {len(table):,}: each is read as one text"
+            )
+        return warnings
 
     def labels(self, table: Table, arrays: Mapping[str, Array]) -> Ragged:
         """Returns the token ids of each target, which is the first of several references."""

@@ -175,6 +175,22 @@ def test_a_feature_has_the_anchor_the_positive_and_any_number_of_negatives() -> 
     assert encoding.labels(make_table(complete), arrays).tolist() == [0, 0, 0]
 
 
+def test_negatives_that_are_written_as_text_are_lists() -> None:
+    """As pandas writes them into a csv file, which has no null. The tokens are those of the lists."""
+    lists: list[Any] = [["saw", "a dog"], ["bread"], None, []]
+    rows = [{"anchor": "the cat", "positive": "a dog", "negative": cell} for cell in lists]
+    written = [row | {"negative": "" if row["negative"] is None else str(row["negative"])} for row in rows]
+    encoding = EmbeddingEncoding(problem="triplets", texts=tuple(rows[0]), label=None, pooling=MEAN)
+    ours, theirs = (encoding.tokenize(make_table(made), tiny.make_tokenizer(), 48) for made in (written, rows))
+    assert all(np.array_equal(ours[name], theirs[name]) for name in theirs)
+    note = ("negatives", "lists that are written as text are read as lists: negative")
+    assert encoding.describe_problem(make_table(written)) == [note]
+    assert encoding.describe_problem(make_table(rows)) == []
+    mixed = make_table([*written, rows[0] | {"negative": "bread"}])
+    with pytest.raises(InputError, match=r"rows.jsonl:1: negative is a list .*, and rows.jsonl:5 has a text"):
+        encoding.find_warnings({"train": make_table(written), "test": mixed})
+
+
 @pytest.mark.parametrize("mode", ["mean", "cls"])
 @pytest.mark.parametrize("normalize", [True, False])
 def test_pooling_reads_the_tokens_of_a_text_and_not_its_padding(mode: str, normalize: bool) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import datasets
 import numpy as np
+import pandas
 import pytest
 import torch
 import transformers
@@ -201,6 +202,33 @@ def test_the_first_of_several_references_is_trained_on_and_the_best_is_scored() 
     table = make_table([("a", ["cat here", "dog"]), ("b", "fish")])
     scores = get_scoring(task).score_texts([" dog ", "fish"], table, np.arange(2))
     assert scores["rouge1"] == 1.0
+
+
+def test_targets_of_csv_files_that_are_lists_as_text_may_be_texts_or_references(tmp_path: Path) -> None:
+    """In jsonl, a string is a text and a list holds references."""
+
+    def warn(name: str, targets: list[str]) -> list[str]:
+        tiny_rows = [{"document": "a", "summary": target} for target in targets]
+        path = tmp_path / name
+        if name.endswith(".csv"):
+            pandas.DataFrame(tiny_rows).to_csv(path, index=False)
+        else:
+            tiny.write_jsonl(path, tiny_rows)
+        config = make_config()
+        table = read_table((str(path),), config.data, "data.train", Summarization.make_columns(config).spec)
+        return make_task().encoding.find_warnings({"train": table})
+
+    lists = ["['a cat', 'a dog']", '["fish"]']
+    with pytest.raises(
+        InputError, match=r"a.csv:2: summary is a list that is written as text, as all others: it may be a"
+    ):
+        warn("a.csv", lists)
+    assert warn("a.jsonl", lists) == []
+    (warning,) = warn("b.csv", ["a text", *lists])
+    assert warning.endswith(
+        "b.csv:3: summary is a list that is written as text, and so are 2 of 3: each is read as one text"
+    )
+    assert warn("c.csv", ["a text", "[1]"]) == []
 
 
 # --- files ----------------------------------------------------------------------------------------------------------

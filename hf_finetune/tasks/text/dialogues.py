@@ -127,8 +127,9 @@ def read_calls(calls: Any, number: int) -> list[Any]:
 
 
 def read_tools(tools: Any) -> list[Any] | None:
-    """Returns the descriptions of tools; None if there are none."""
-    tools = read_json(tools)
+    """Returns the descriptions of tools, which may be written as text; None if there are none."""
+    literal = read_literal(tools) if isinstance(tools, str) else None
+    tools = tools if literal is None else literal
     if not tools:
         return None
     if not isinstance(tools, (list, tuple)):

@@ -8,12 +8,13 @@ pairs      a query, one document, and its label
 In the last two, all rows of a query are one example.
 """
 
-import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from hf_finetune.data.literals import read_literal
 from hf_finetune.data.table import Table, describe_value
+from hf_finetune.data.written_lists import describe_written_lists, find_written_lists, is_written_list, read_texts
 from hf_finetune.system.errors import InputError
 from hf_finetune.tasks.labels import LARGEST_TARGET
 
@@ -70,6 +71,7 @@ class DocumentReader:
         A document that occurs again among the rows of its query is one document. InputError if its labels differ, or if the rows
         are not all of one form.
         """
+        written = find_written_lists(table, (*self.documents, *self.positives, *self.negatives))
         examples: dict[str | int, Example] = {}
         first = ""
         for row in range(len(table)):
@@ -100,7 +102,8 @@ class DocumentReader:
             NUM_ROWS: [example.num_rows for example in made],
             NUM_ADDED: [0] * len(made),
         }
-        return rows.with_columns(columns)
+        notes = (*rows.notes, describe_written_lists(written)) if written else rows.notes
+        return replace(rows.with_columns(columns), notes=notes)
 
     # --- one row ----------------------------------------------------------------------------------------------------
 
@@ -121,7 +124,8 @@ class DocumentReader:
                 f"(task.document_columns), or {join_names(self.positives)} (task.positive_columns) with "
                 f"{join_names(self.negatives)} (task.negative_columns)"
             )
-        if all(isinstance(table.columns[name][row], str) for name in listed):
+        cells = [table.columns[name][row] for name in listed]
+        if all(isinstance(cell, str) and not is_written_list(cell) for cell in cells):
             return "pairs"
         return "lists"
 
@@ -145,11 +149,7 @@ class DocumentReader:
         """Returns the texts in some columns of a row."""
         texts: list[str] = []
         for name in self.find_columns(table, row, names):
-            value, where = table.columns[name][row], f"{table.where(row)}: {name}"
-            if isinstance(value, str) and is_written_list(value):
-                raise InputError(
-                    f"{where} is a list written as a text; use a jsonl or parquet file, or a row for each document"
-                )
+            value, where = read_texts(table.columns[name][row]), f"{table.where(row)}: {name}"
             values = value if isinstance(value, (list, tuple)) else [value]
             if not values:
                 raise InputError(f"{where} is empty")
@@ -167,6 +167,8 @@ class DocumentReader:
         if not names:
             return [None] * count
         value = table.columns[names[0]][row]
+        written = read_literal(value) if isinstance(value, str) else None
+        value = written if isinstance(written, list) else value
         if isinstance(value, (list, tuple)) and form == "lists":
             if len(value) != count:
                 raise InputError(f"{where}: {names[0]} has {len(value)} labels for {count} documents")
@@ -230,17 +232,6 @@ def read_index(value: Any, count: int) -> int | None:
     ):
         return None
     return int(value) if 0 <= int(value) < count else None
-
-
-def is_written_list(text: str) -> bool:
-    """True if a text is a JSON list of texts, as a csv file may hold."""
-    if not (text.startswith("[") and text.endswith("]")):
-        return False
-    try:
-        values = json.loads(text)
-    except (ValueError, RecursionError):
-        return False
-    return bool(values) and all(isinstance(value, str) for value in values)
 
 
 def add_negatives(table: Table, found: Table, query: str) -> Table:

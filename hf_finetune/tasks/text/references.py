@@ -3,9 +3,12 @@
 import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from hf_finetune.data.formats import find_ending
 from hf_finetune.data.table import Table, describe_value
+from hf_finetune.data.written_lists import is_written_list
 from hf_finetune.system.errors import InputError
 from hf_finetune.system.locations import install_hint
 
@@ -49,6 +52,15 @@ def read_references(table: Table, row: int, column: str) -> list[str]:
         item = next(text for text in value if not isinstance(text, str) or not text.strip())
         raise InputError(f"{where} has an item that is {describe_value(item)}")
     raise InputError(f"{where} is {describe_value(value, 'a text or a list of texts')}")
+
+
+def find_lists_in_csv(table: Table, column: str) -> list[int]:
+    """Returns the rows of csv and tsv files, which hold no lists, whose target is a list of texts that is written as text."""
+    is_csv = {file: find_ending(Path(file)) in (".csv", ".tsv") for file, _ in table.list_files()}
+    if table.is_in_memory or not any(is_csv.values()):
+        return []
+    rows = enumerate(zip(table.columns[column], table.files, strict=True))
+    return [row for row, (value, file) in rows if is_csv[file] and is_written_list(value)]
 
 
 def as_list(value: Any) -> list[Any]:

@@ -67,7 +67,7 @@ def test_several_results_and_what_else_a_message_holds_are_kept() -> None:
     assert read_dialogue(talk).messages == talk
     assert not read_dialogue(TALK).uses_tools
     tools = [{"type": "function", "function": {"name": "f"}}]
-    for given in (tools, json.dumps(tools), [json.dumps(tools[0])]):
+    for given in (tools, json.dumps(tools), str(tools), [json.dumps(tools[0])]):
         assert read_dialogue({"messages": TALK, "tools": given}) == Dialogue(messages=TALK, tools=tools)
     assert read_dialogue({"messages": TALK, "tools": tools}).uses_tools
 

@@ -1,7 +1,10 @@
 """Queries with their documents: the three forms of rows, labels, equal documents, more documents from a file, and errors."""
 
+import json
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 
 from hf_finetune.data.table import Table
@@ -94,6 +97,21 @@ def test_rows_with_positive_and_negatives_are_joined_by_query() -> None:
     assert read(*rows) == [("q", ["a", "b", "c", "d", "e", "f"], [1, 0, 0, 0, 0, 1]), ("r", ["b"], [0])]
 
 
+@pytest.mark.parametrize("write", [json.dumps, str, lambda texts: str(np.array(texts))])
+def test_lists_that_are_written_as_text_are_lists(write: Callable[[list[Any]], str]) -> None:
+    """As a csv file has them. A column that has a list in one row may have one that is not text in another."""
+    documents, labels = ["a", "it's b", "c"], [0, 1, 0]
+    rows = [
+        {"query": "q", "documents": write(documents), "labels": write(labels)},
+        {"query": "r", "documents": ["d", "e"], "labels": "1"},
+    ]
+    assert read(*rows) == [("q", documents, labels), ("r", ["d", "e"], [0, 1])]
+    note = "lists that are written as text are read as lists: documents"
+    assert READER.read_examples(make_table(*rows)).notes == (note,)
+    sided = {"query": "q", "positive": "a", "negatives": write(["b", "c"])}
+    assert read(sided, sided | {"negatives": ""}) == [("q", ["a", "b", "c"], [1, 0, 0])]
+
+
 def test_other_columns_are_kept() -> None:
     """As `predict --keep` reads them. Of rows with one document, in the order of the documents."""
     rows = [{"query": "q", "document": text, "score": 1} for text in ("a", "b", "a")] + [
@@ -127,7 +145,6 @@ PAIR = {"query": "q", "document": "a", "label": 1}
         (LISTED | {"documents": ["a", None]}, "a.jsonl:2: documents is null"),
         (LISTED | {"documents": ["a", 5]}, "a.jsonl:2: documents is an int, not a string"),
         (LISTED | {"documents": {"a": 1}}, "a.jsonl:2: documents is a dict, not a string"),
-        (LISTED | {"documents": '["a", "b"]'}, "a.jsonl:2: has one document"),
         (LISTED | {"labels": [0]}, "a.jsonl:2: labels has 1 labels for 2 documents"),
         (LISTED | {"label": 1}, "a.jsonl:2: has labels and label; name the column of the labels in data.label_column"),
         (LISTED | {"labels": 2}, r"a.jsonl:2: labels \(2\) is neither a list of labels nor the index, from 0, of the"),
@@ -154,7 +171,10 @@ def test_errors_of_lists(row: dict[str, Any], message: str) -> None:
         (PAIR, PAIR | {"label": 0}, "a.jsonl:1 and a.jsonl:2: the document 'a' has the labels 1 and 0 for one query"),
         (PAIR, PAIR | {"label": None}, "a.jsonl:1 and a.jsonl:2: the document 'a' has the labels 1 and null"),
         (PAIR, PAIR | {"document": "b", "label": [0, 1]}, r"a.jsonl:2: label \(\[0, 1\]\) is not a label"),
-        (PAIR, PAIR | {"document": '["a", "b"]'}, "a.jsonl:2: document is a list written as a text; use a jsonl or parquet"),
+        (PAIR, PAIR | {"document": '["a", "b"]'}, "a.jsonl:2: document is a list that is written as text, and a.jsonl:1"),
+        (PAIR, PAIR | {"document": "['a', 'b']"}, "a.jsonl:2: document is a list that is written as text, and a.jsonl:1"),
+        (SIDED | {"negatives": "b"}, SIDED | {"negatives": "['b']"}, "a.jsonl:2: negatives is a list that is written as"),
+        (SIDED | {"negatives": "['b']"}, SIDED | {"negatives": "[b, c]"}, "a.jsonl:1: negatives is a list .* and a.jsonl:2"),
         (SIDED, SIDED | {"positive": "b"}, "a.jsonl:1 and a.jsonl:2: the document 'b' has the labels 0 and 1 for one query"),
         (SIDED, SIDED | {"score": 1}, "a.jsonl:2: has score next to relevant and other documents, which need no labels; rem"),
         (SIDED, SIDED | {"negatives": ["x" * 50, "x" * 50], "positives": "x" * 50}, f"document '{'x' * 40}...' has the labels"),
@@ -166,7 +186,7 @@ def test_errors_of_other_rows(first: dict[str, Any], second: dict[str, Any], mes
 
 
 def test_a_text_in_brackets_is_a_document() -> None:
-    for text in ("[a note]", "[1, 2]", "[]"):
+    for text in ("[a note]", "[1, 2]", "[1](https://a.b)"):
         assert read(PAIR | {"document": text}) == [("q", [text], [1])]
 
 

@@ -1,0 +1,51 @@
+"""Lists of texts that are written as text: which texts are lists, and columns that have both."""
+
+from typing import Any
+
+import pytest
+
+from hf_finetune.data.table import Table
+from hf_finetune.data.written_lists import find_written_lists, read_texts
+from hf_finetune.system.errors import InputError
+
+
+def make_table(cells: list[Any]) -> Table:
+    """Returns a table of one column, with rows from lines 2, 3, ... of a.csv."""
+    return Table(columns={"negatives": cells}, files=["a.csv"] * len(cells), lines=list(range(2, len(cells) + 2)))
+
+
+@pytest.mark.parametrize(
+    ("value", "texts"),
+    [
+        ("['a', 'b']", ["a", "b"]),
+        ('["a", null]', ["a", None]),
+        ("[]", []),
+        ("[1, 2]", "[1, 2]"),
+        ("[a, b]", "[a, b]"),
+        ("{'a': 1}", "{'a': 1}"),
+        ("a text", "a text"),
+        (["a"], ["a"]),
+        (None, None),
+    ],
+)
+def test_texts_that_hold_a_list_of_texts_are_lists(value: Any, texts: Any) -> None:
+    assert read_texts(value) == texts
+
+
+@pytest.mark.parametrize(
+    ("cells", "found"),
+    [
+        (["['a']", None, "", ["b"], "[]"], ["negatives"]),
+        (["a", None, ["b"], "[1]"], []),
+        ([None, ""], []),
+    ],
+)
+def test_columns_with_lists_as_text_are_found(cells: list[Any], found: list[str]) -> None:
+    assert find_written_lists(make_table(cells), ["negatives", "absent"]) == found
+
+
+@pytest.mark.parametrize("other", ["a text", "[a, b]", "[1, 2]", "['a', 'b"])
+def test_a_column_with_lists_as_text_and_other_texts_is_an_error(other: str) -> None:
+    message = "a.csv:3: negatives is a list that is written as text, and a.csv:4 has a text that is not such a list"
+    with pytest.raises(InputError, match=message):
+        find_written_lists(make_table([None, "['a']", other]), ["negatives"])
