@@ -41,8 +41,8 @@ def encode(
     Returns the windows with their targets; and for each window its row of the table, and the characters of its context tokens.
     """
     encoded = tokenizer(
-        table.columns[reader.question],
-        table.columns[reader.context],
+        list(table.columns[reader.question]),
+        list(table.columns[reader.context]),
         truncation="only_second",
         max_length=config.data.max_length,
         stride=get_settings(config).window_overlap or DEFAULT_OVERLAP,

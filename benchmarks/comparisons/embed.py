@@ -34,9 +34,9 @@ def get_settings(config: RunConfig) -> Settings:
 
 def make_evaluator(config: RunConfig, table: Table) -> Any:
     """Returns sentence-transformers' evaluator of a split. It ranks each distinct text once, as hf-finetune does."""
-    first, second = (table.columns[name] for name in config.data.text_columns[:2])
+    first, second = (list(table.columns[name]) for name in config.data.text_columns[:2])
     if config.data.label_column:
-        return evaluation.EmbeddingSimilarityEvaluator(first, second, table.columns[config.data.label_column])
+        return evaluation.EmbeddingSimilarityEvaluator(first, second, list(table.columns[config.data.label_column]))
     ids = {text: str(number) for number, text in enumerate(dict.fromkeys(second))}
     relevant: dict[str, set[str]] = {}
     for anchor, positive in zip(first, second, strict=True):
@@ -61,7 +61,7 @@ def build_model(config: RunConfig) -> SentenceTransformer:
 
 def train(config: RunConfig, model: SentenceTransformer, table: Table) -> float:
     """Trains by the settings. Returns the seconds."""
-    columns: dict[str, Any] = {name: table.columns[name] for name in config.data.text_columns}
+    columns: dict[str, Any] = {name: list(table.columns[name]) for name in config.data.text_columns}
     if config.data.label_column:
         scores = [float(value) for value in table.columns[config.data.label_column]]
         least, most = min(scores), max(scores)

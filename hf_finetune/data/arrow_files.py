@@ -11,12 +11,14 @@ from hf_finetune.data.rows import Rows
 from hf_finetune.system.errors import InputError, first_line
 
 ROWS_AT_ONCE = 8192
+UNREADABLE = (ValueError, OverflowError, KeyError)  # raised by values that Python does not have
 
 
 def read_arrow(path: Path) -> Rows:
     """Yields the rows of a parquet, Arrow or Feather file, with the number of the row, from 1.
 
-    Bytes are read as UTF-8 text, decimals as whole numbers or floats, dates and times as text in ISO 8601.
+    Bytes that are UTF-8 are read as text; others (pictures, say) stay bytes. Decimals are read as whole numbers or floats, dates
+    and times as text in ISO 8601.
 
     Raises InputError if the file is damaged, two columns have one name, or a value cannot be read.
     """
@@ -29,23 +31,39 @@ def read_arrow(path: Path) -> Rows:
             for batch in batches:
                 names = list(batch.schema.names)
                 check_names(path, names)
-                converters = [find_converter(field.type) for field in batch.schema]
-                columns = [column.to_pylist() for column in batch.columns]
+                columns = [
+                    read_column(path, name, column, number) for name, column in zip(names, batch.columns, strict=True)
+                ]
                 for values in zip(*columns, strict=True):
                     number += 1
-                    yield (
-                        number,
-                        {
-                            name: value if convert is None else convert(value)
-                            for name, value, convert in zip(names, values, converters, strict=True)
-                        },
-                    )
-    except UnicodeDecodeError:
-        raise InputError(f"{path}:{number}: bytes that are not UTF-8 text") from None
+                    yield number, dict(zip(names, values, strict=True))
     except (pyarrow.ArrowException, OSError) as error:
         raise InputError(f"{path}: not an intact {kind} file: {first_line(error)}") from None
-    except (ValueError, OverflowError, KeyError) as error:  # dates that Python does not have, unknown time zones
-        raise InputError(f"{path}: holds a value that cannot be read: {error}") from None
+
+
+def read_column(path: Path, name: str, column: Any, num_rows_before: int) -> list[Any]:
+    """Returns the values of an Arrow array.
+
+    Raises InputError if a value cannot be read, with its row: strings that are not UTF-8, dates that Python does not have,
+    unknown time zones.
+    """
+    import pyarrow
+
+    convert = find_converter(column.type)
+    try:
+        values = column.to_pylist()
+        return values if convert is None else [convert(value) for value in values]
+    except pyarrow.ArrowException:
+        raise
+    except UNREADABLE:
+        for number, value in enumerate(column, start=num_rows_before + 1):
+            try:
+                plain = value.as_py()
+                if convert is not None:
+                    convert(plain)
+            except UNREADABLE as error:
+                raise InputError(f"{path}:{number}: {name!r} holds a value that cannot be read: {error}") from None
+        raise
 
 
 @contextmanager
@@ -95,10 +113,8 @@ def find_converter(kind: Any) -> Callable[[Any], Any] | None:
 def read_value(value: Any) -> Any:
     """Returns a value as files of text have it: a string, number, true, false, null, or a list or dict of such.
 
-    Raises UnicodeDecodeError if bytes are not UTF-8.
+    Bytes that are not UTF-8 stay as they are.
     """
-    if isinstance(value, bytes):
-        return value.decode()
     if isinstance(value, (datetime.date, datetime.time)):
         return value.isoformat()
     if isinstance(value, datetime.timedelta):

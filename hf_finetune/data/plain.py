@@ -63,7 +63,21 @@ def decode_bytes(value: bytes) -> Any:
 
 
 def check_cell(value: Any, where: str, column: str) -> Any:
-    """Returns a cell. InputError if it is of a type that files do not have: it could be read as a text or as a number."""
-    if not isinstance(value, CELLS):
-        raise InputError(f"{where}: {column} is {name_type(value)}; make it a string or a number first")
+    """Returns a cell. InputError if it is, or contains, a value of a type that text files do not have, such as bytes or a date of
+    another library: it could be read as a text or as a number."""
+    odd = find_odd_value(value)
+    if odd is not None:
+        inside = "" if odd is value else f"{name_type(value)} with "
+        raise InputError(f"{where}: {column} is {inside}{name_type(odd)}; make it a string or a number first")
     return value
+
+
+def find_odd_value(value: Any) -> Any:
+    """Returns the first value in a cell whose type files do not have; None if there is none."""
+    if not isinstance(value, CELLS):
+        return value
+    if isinstance(value, (list, dict)):
+        for inner in value.values() if isinstance(value, dict) else value:
+            if type(inner) is not str and (odd := find_odd_value(inner)) is not None:
+                return odd
+    return None

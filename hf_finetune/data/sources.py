@@ -10,7 +10,15 @@ from typing import Any
 from hf_finetune.config.sections import DataConfig, require
 from hf_finetune.data.arrow_columns import ROWS_AT_ONCE
 from hf_finetune.data.columns import find_distinct
-from hf_finetune.data.formats import explain_missing_column, get_value, is_table, read_rows, say_nothing
+from hf_finetune.data.formats import (
+    ARROW_ENDINGS,
+    explain_missing_column,
+    find_ending,
+    get_value,
+    is_table,
+    read_rows,
+    say_nothing,
+)
 from hf_finetune.data.plain import check_cell, make_plain
 from hf_finetune.data.row_adapter import WORD_LINES
 from hf_finetune.data.table import (
@@ -112,6 +120,7 @@ def add_files(
     absent: set[str] = set()  # columns that rows with these keys lack and do not need
     for path, rows in files:
         is_folder, has_words, num_rows = path.is_dir(), not is_table(path) or spec.adapter is not None, 0
+        has_types = find_ending(path) in ARROW_ENDINGS  # others cannot give values of odd types
         for line, row in rows:
             num_rows += 1
             file = str(row[""] if is_folder else path)
@@ -133,7 +142,7 @@ def add_files(
                 if name in texts and not is_text(value):
                     where, unit = describe_origin(file, line), "file" if is_folder else "row"
                     raise InputError(f"{where}: {name} is {describe_text(value, name, rows, unit)}")
-                values.append(value)
+                values.append(check_cell(value, f"{file}:{line}", name) if has_types else value)
             builder.add(values, file, line, row.get(WORD_LINES) if has_words else None)
         if not num_rows:
             raise InputError(f"{path}: is empty")

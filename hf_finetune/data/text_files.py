@@ -96,8 +96,8 @@ class TextFile:
                 io.TextIOWrapper(raw, encoding=python_name(self.encoding), newline=newline) as file,
             ):
                 yield file
-        except UnicodeDecodeError:
-            raise InputError(self.find_fault()) from None
+        except UnicodeError as error:
+            raise InputError(self.find_fault() or self.describe_fault(error)) from None
         except UNREADABLE as error:
             raise unreadable_error(self.path, error) from None
 
@@ -127,8 +127,15 @@ class TextFile:
                 f"{self.path}:{line}: byte 0x{content[error.start]:02x} is not {self.encoding}; name the file's encodings in "
                 f"data.encoding, such as [utf-8, {other}]"
             )
+        except UnicodeError as error:  # codecs such as utf-16 and punycode do not say at which byte
+            return self.describe_fault(error)
         except UNREADABLE as error:
             raise unreadable_error(self.path, error) from None
+
+    def describe_fault(self, error: UnicodeError) -> str:
+        """Returns the sentence for an error of a codec that does not name the byte."""
+        way_out = "name the file's encodings in data.encoding, such as [utf-8, cp1252]"
+        return f"{self.path}: is not {self.encoding}: {error}; {way_out}"
 
 
 def python_name(encoding: str) -> str:

@@ -1,7 +1,6 @@
 """Locations that a user gives: package://NAME/path and .gguf files. The pip command for a missing package."""
 
 import glob
-import importlib.metadata
 import importlib.util
 import os.path
 import re
@@ -72,9 +71,11 @@ def model_files(location: str, key: str) -> tuple[str, dict[str, str]]:
 
 def install_hint(import_name: str) -> str:
     """Returns the pip command for a package: our smallest extra that contains it, else the package itself."""
+    from importlib.metadata import requires  # takes 20 ms to import
+
     distribution = import_name.replace("_", "-")
     extras: dict[str, list[str]] = {}
-    for requirement in importlib.metadata.requires("hf-finetune") or []:
+    for requirement in requires("hf-finetune") or []:
         if extra := re.search(r"extra == ['\"](\w+)['\"]", requirement):
             extras.setdefault(extra[1], []).append(re.split(r"[=<>!;\[ ]", requirement)[0].lower())
     sizes = {extra: len(names) for extra, names in extras.items() if distribution.lower() in names}

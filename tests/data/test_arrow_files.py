@@ -13,6 +13,8 @@ from support.files import error_of, read
 
 from hf_finetune.config.sections import DataConfig
 from hf_finetune.data.formats import read_rows
+from hf_finetune.data.sources import read_table
+from hf_finetune.system.errors import InputError
 
 CONFIG = DataConfig(train=("x",))
 DAY = datetime.datetime(2024, 2, 29, 12, 30)
@@ -59,10 +61,30 @@ def test_values_are_read_as_those_of_text_files(
     assert rows == [(number, {"text": value, "label": "x"}) for number, value in enumerate(plain, 1)]
 
 
-def test_bytes_that_are_not_text_are_named_with_their_row(tmp_path: Path) -> None:
-    table = pyarrow.table({"text": pyarrow.array([b"a"] * 3 + [b"\xff"], pyarrow.binary()), "label": [1] * 4})
-    path = write_as(tmp_path, ".parquet", table)
-    assert error_of(path) == f"{path}:4: bytes that are not UTF-8 text"
+PICTURES = pyarrow.array([{"bytes": b"\xff\xd8", "path": "1.jpg"}] * 2)
+
+
+def test_pictures_in_a_column_that_is_not_used_do_no_harm(tmp_path: Path) -> None:
+    path = write_as(tmp_path, ".parquet", pyarrow.table({"image": PICTURES, "text": ["a", "b"], "label": [1, 2]}))
+    assert list(read_table([str(path)], CONFIG, "data.train").columns["text"]) == ["a", "b"]
+
+
+@pytest.mark.parametrize("ending", [".parquet", ".arrow"])
+@pytest.mark.parametrize(
+    ("column", "values", "what"),
+    [
+        ("text", pyarrow.array([b"a", b"\xff"]), "2: text is a bytes"),
+        ("label", pyarrow.array([b"a", b"\xff"]), "2: label is a bytes; make it a string or a number first"),
+        ("label", PICTURES, "1: label is a dict with a bytes; make it"),
+    ],
+)
+def test_bytes_that_are_not_text_are_named_with_their_row(
+    tmp_path: Path, ending: str, column: str, values: pyarrow.Array, what: str
+) -> None:
+    path = write_as(tmp_path, ending, pyarrow.table({"text": ["a", "b"], "label": [1, 2]} | {column: values}))
+    with pytest.raises(InputError) as caught:
+        read_table([str(path)], CONFIG, "data.train")
+    assert str(caught.value).startswith(f"{path}:{what}")
 
 
 def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:

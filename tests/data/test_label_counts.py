@@ -1,10 +1,10 @@
-"""Rare labels, and splits whose labels are distributed in another way."""
+"""Counts of labels as text, rare labels, and splits whose labels are distributed in another way."""
 
 import numpy as np
 import pytest
 from scipy.stats import chi2_contingency
 
-from hf_finetune.data.label_counts import compute_chance, find_rare_labels, find_shift
+from hf_finetune.data.label_counts import compute_chance, find_rare_labels, find_shift, format_counts
 
 
 def test_labels_with_fewer_than_five_examples_are_named() -> None:
@@ -64,3 +64,8 @@ def test_draws_from_one_source_hardly_ever_differ() -> None:
     chances = np.array([compute_chance(draw.astype(float)) for draw in draws])
     assert (chances < 1e-4).sum() <= 1
     assert 0.02 < (chances < 0.05).mean() < 0.09
+
+
+def test_counts_are_printed_with_the_most_frequent_first() -> None:
+    assert format_counts({"a": 1, "b": 2000}) == "b 2,000, a 1"
+    assert format_counts(dict.fromkeys("abcdefghij", 1)).endswith("h 1, and 2 more")

@@ -1,4 +1,4 @@
-"""The canonical form of labels; class weights against scikit-learn's; how labels are printed."""
+"""The canonical form of labels; class weights against scikit-learn's."""
 
 import math
 from decimal import Decimal
@@ -14,7 +14,6 @@ from hf_finetune.tasks.labels import (
     canonical_label,
     compute_class_weights,
     describe_class_weights,
-    format_counts,
 )
 
 
@@ -41,11 +40,6 @@ def test_weights_are_set_by_name_and_the_others_weigh_one() -> None:
 def test_an_entry_that_is_not_a_label_with_a_weight_is_refused(entry: str) -> None:
     with pytest.raises(InputError, match=r"task\.class_weights"):
         compute_class_weights([entry], ["a", "b"], {"a": 1, "b": 1})
-
-
-def test_counts_are_printed_with_the_most_frequent_first() -> None:
-    assert format_counts({"a": 1, "b": 2000}) == "b 2,000, a 1"
-    assert format_counts(dict.fromkeys("abcdefghij", 1)).endswith("h 1, and 2 more")
 
 
 # --- the canonical form ---------------------------------------------------------------------------------------------
