@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from support import tiny
+from support.hub_server import HubServer
 from support.runs import (
     TORCHRUN,
     assert_same_tensors,
@@ -104,7 +105,7 @@ def test_a_streamed_run_learns_and_says_how_it_reads(
     assert result["examples"] == {"train": 900, "validation": 24, "test": 0}  # 15 epochs of 8 updates and 60 rows
     printed = capsys.readouterr().out
     assert "train: a stream of 3 shards in random order, rows through a buffer of 16 (data.shuffle_buffer)" in printed
-    assert "learned from its first 16 rows and from validation" in printed
+    assert "learns its labels and the like from the first 16 rows and from validation" in printed
 
 
 @pytest.mark.parametrize("update", [1, 2, 3, 7, 8, 9, 15, 16])
@@ -444,6 +445,46 @@ def test_a_killed_streamed_run_goes_on_to_the_same_bits(make_config: MakeConfig,
     done = launch([sys.executable], config, {}, tmp_path)
     assert done.returncode == 0, done.stdout[-1500:] + done.stderr
     assert "resuming after update" in done.stdout
+    assert_same_tensors(
+        load_last_checkpoint(config.run_dir)["model_state_dict"],
+        load_last_checkpoint(whole.run_dir)["model_state_dict"],
+    )
+
+
+@pytest.mark.processes
+def test_a_stream_from_the_hub_that_breaks_is_resumed_to_the_bits_of_local_files(
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The real client of the Hub, against a server on loopback that refuses a shard in the middle of the run."""
+    pytest.importorskip("datasets")
+    huggingface_hub = pytest.importorskip("huggingface_hub")
+    folder, rows = tmp_path / "set", tiny.make_rows(96, seed=5)
+    folder.mkdir()
+    for number in range(3):
+        tiny.write_jsonl(folder / f"train-{number}.jsonl", rows[24 * number : 24 * number + 24])
+    tiny.write_jsonl(folder / "validation.jsonl", rows[72:])
+    settings = {**SETTINGS, "data.train": [], "data.validation": [], "train.max_updates": 12, "checkpoint.every": 3}
+    whole = make_config(name="local", **{**settings, "data.dataset": str(folder)})
+    finetune(whole)
+    with HubServer(users={"hf_ada": {"name": "ada", "role": "write", "orgs": []}}) as server:
+        api = huggingface_hub.HfApi(endpoint=server.endpoint, token="hf_ada")
+        api.create_repo("ada/rows", repo_type="dataset", private=True)
+        api.upload_folder(repo_id="ada/rows", repo_type="dataset", folder_path=folder)
+        for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
+            monkeypatch.delenv(name, raising=False)
+        for name, value in server.environment("hf_ada", tmp_path / "home").items():
+            monkeypatch.setenv(name, value)
+        config = make_config(name="hub", **{**settings, "data.dataset": "ada/rows"})
+        server.fail_next("GET", r"/train-2\.jsonl$", status=403, times=9)
+        broken = launch([sys.executable], config, {}, tmp_path)
+        assert broken.returncode == 2, broken.stdout[-1500:] + broken.stderr[-1500:]
+        assert (
+            "data.dataset (ada/rows): cannot be read after ada/rows/train shard 2[0]: HfHubHTTPError: 403"
+            in broken.stderr
+        )
+        server.faults.clear()
+        done = launch([sys.executable], config, {}, tmp_path)
+    assert done.returncode == 0, done.stdout[-1500:] + done.stderr[-1500:]
     assert_same_tensors(
         load_last_checkpoint(config.run_dir)["model_state_dict"],
         load_last_checkpoint(whole.run_dir)["model_state_dict"],
