@@ -89,8 +89,8 @@ def describe_stream(config: DataConfig, spec: ColumnSpec, data: StreamedData, nu
     sample = min(SAMPLE_ROWS, num_head)
     return (
         f"train: a stream of {count:,} shard{'s' if count > 1 else ''} {order}; encoded as it is read",
-        f"the task learns its labels and the like from the first {num_head:,} rows and from validation; the counts of training rows "
-        f"below are of the first {sample:,}",
+        f"the task learns its labels and the like from the first {num_head:,} rows and from validation; the counts of "
+        f"training rows below are of the first {sample:,}",
     )
 
 
