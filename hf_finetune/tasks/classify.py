@@ -28,6 +28,7 @@ from hf_finetune.tasks.text.label_checks import (
     leave_out_ignored,
 )
 from hf_finetune.tasks.text.label_reader import LabelReader, guess_problem, spell_label
+from hf_finetune.tasks.text.label_rows import LabelRows
 from hf_finetune.tasks.text.token_windows import encode_windows
 from hf_finetune.tasks.window_scoring import WindowScoring
 
@@ -108,7 +109,12 @@ class TextColumns(Columns):
     def spec(self) -> ColumnSpec:
         first, *others = self.labels
         spec = text_and_label_spec(self.texts, first, numbers=self.numbers or bool(others))
-        return replace(spec, labels=self.labels, keep_labelled=self.keep_labelled if self.ignored else None)
+        return replace(
+            spec,
+            labels=self.labels,
+            adapter=None if others else LabelRows(texts=self.texts, label=first),
+            keep_labelled=self.keep_labelled if self.ignored else None,
+        )
 
     def keep_labelled(self, table: Table) -> Table:
         """Returns the rows of a table without those whose label is ignored."""

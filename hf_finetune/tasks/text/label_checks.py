@@ -17,6 +17,7 @@ from hf_finetune.data.literals import read_literal
 from hf_finetune.data.numbers import MISSING_WORDS, is_missing_word, is_number
 from hf_finetune.data.table import NoExamplesError, Table
 from hf_finetune.tasks.labels import BOOLEANS, LabelForm, canonical_label
+from hf_finetune.tasks.text.label_choices import count_most_choices, read_choices
 
 NOT_LABELLED = "-100"  # torch's ignore_index, which data sets for token classification hold, too
 AMOUNT = re.compile(r"(?P<before>[$€£¥]?)\s?[-+]?\d+(?:[.,]\d+)*\s?(?P<after>[%‰°$€£¥]?)", re.ASCII)
@@ -173,15 +174,20 @@ def leave_out_ignored(
         table: The rows.
         columns: The label columns. A row is left out if one of them has an ignored label, or a list with one.
         ignored: Labels that mean "not labelled" (task.ignore_labels); null for a missing label.
-        needs_one: An empty list is a missing label, too.
+        needs_one: An empty list is a missing label, too; as it is if all texts have one choice of Label Studio at most.
 
     NoExamplesError if no row is left.
     """
     is_ignored = np.zeros(len(table), dtype=bool)
     for column in columns:
         codes, values = find_distinct(table.columns[column])
-        lists = [list(value) if isinstance(value, (list, tuple)) else [value] for value in values]
-        lists = [labels or [None] for labels in lists] if needs_one else lists
+        choices = [read_choices(value) for value in values]
+        lists = [
+            list(value) if isinstance(value, (list, tuple)) else [value] if chosen is None else chosen
+            for value, chosen in zip(values, choices, strict=True)
+        ]
+        if needs_one or count_most_choices(values) in (0, 1):
+            lists = [labels or [None] for labels in lists]
         form = LabelForm.find(label for labels in lists for label in labels)
         flags = [any(means_nothing(label, form, ignored) for label in labels) for labels in lists]
         is_ignored |= np.array(flags, dtype=bool)[codes]

@@ -22,6 +22,7 @@ from hf_finetune.data.table import Table, describe_value
 from hf_finetune.system.errors import InputError
 from hf_finetune.tasks.labels import LabelForm, canonical_label, read_number, sort_numbers_first
 from hf_finetune.tasks.text.label_checks import NOT_LABELLED, describe_spelling, suggest_names
+from hf_finetune.tasks.text.label_choices import count_most_choices, read_choices
 from hf_finetune.tasks.text.label_places import (
     are_bits,
     are_words,
@@ -42,6 +43,10 @@ def guess_problem(table: Table, column: str, separator: str | None) -> tuple[str
     codes, values = find_distinct(table.columns[column])
     if any(isinstance(value, (list, tuple)) for value in values):
         return "multi_label", f"{column} holds lists{describe_lists_of_one(codes, values)}"
+    most = count_most_choices(values)
+    if most is not None:
+        several = "several choices for some texts" if most > 1 else "one choice for each text"
+        return "multi_label" if most > 1 else "single_label", f"{column} holds {several}, as Label Studio writes them"
     present = [value for value in values if not is_missing(value)]
     lists = [read_list(value, None) for value in present]
     if present and None not in lists and any(value != "{}" for value in present):
@@ -77,10 +82,12 @@ def describe_lists_of_one(codes: Array, values: Sequence[Any]) -> str:
 
 
 def read_list(value: Any, separator: str | None) -> list[Any] | None:
-    """Returns the labels of a value that holds several: a list, a list that is written as text, or a string with separators.
-    None if it is nothing of the kind."""
+    """Returns the labels of a value that holds several: a list, a list that is written as text, a string with separators, or
+    choices of Label Studio. None if it is nothing of the kind."""
     if isinstance(value, (list, tuple)):
         return list(value)
+    if (choices := read_choices(value)) is not None:
+        return choices
     if not isinstance(value, str):
         return None
     if separator:
@@ -225,18 +232,24 @@ class LabelReader:
         codes, _ = find_distinct(table.columns[self.column])
         return table.where(int(np.argmax(codes == code)))
 
-    def read_lists(self, table: Table) -> tuple[Array, list[list[Any]]]:
+    def read_lists(self, table: Table, names: Collection[str] = ()) -> tuple[Array, list[list[Any]]]:
         """Returns the number of each row's distinct value [N], and the labels of each such value: one for single_label,
         which a list of one may hold.
+
+        names: Those of the classes, if they are known. A text that is one of them is that label. Next to choices of Label Studio,
+            which writes a single one as text, any text is one label.
 
         InputError with file and line for a value that is not a list of labels although the problem is multi_label.
         """
         codes, values = find_distinct(table.columns[self.column])
         if self.problem != "multi_label":
-            return codes, [list(value) if is_list_of_one(value) else [value] for value in values]
-        lists = []
+            given = [value if (choices := read_choices(value)) is None else choices for value in values]
+            return codes, [list(value) if is_list_of_one(value) else [value] for value in given]
+        has_choices, lists = count_most_choices(values) is not None, []
         for code, value in enumerate(values):
             labels = read_list(value, self.separator)
+            if labels is None and not is_missing(value) and (has_choices or canonical_label(value) in names):
+                labels = [value]
             if labels is None and is_missing(value):
                 hint = f"give a row without labels an empty list; {LEAVE_OUT}"
                 raise self.make_error(table, code, f" is {describe_missing(value)}; {hint}")
@@ -265,7 +278,7 @@ class LabelReader:
             return self.read_numbers(table)
         if len(self.columns) > 1:
             return self.read_bits(table)
-        codes, lists = self.read_lists(table)
+        codes, lists = self.read_lists(table, frozenset(names))
         if self.are_places(lists, table, names):
             places = ([place for place, bit in enumerate(bits) if read_bit(bit)] for bits in lists)
             return make_sets(places, codes, len(names))
