@@ -6,11 +6,12 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
+from hf_finetune.config.changes import EXTENDABLE, FREE_ON_RESUME
 from hf_finetune.config.help import INSTEAD_OF_DEFAULT, format_default, read_help_texts, read_summary
 from hf_finetune.config.loading import SECTIONS, get_section_classes, get_setting_types
 from hf_finetune.config.optimizers import OPTIMIZERS
 from hf_finetune.config.schedules import SCHEDULES
-from hf_finetune.config.sections import EXTENDABLE, FREE_ON_RESUME, RunConfig, get_default
+from hf_finetune.config.sections import RunConfig, get_default
 from hf_finetune.config.tasks import TASKS, load_task
 from hf_finetune.config.values import describe_type
 

@@ -16,12 +16,8 @@ from hf_finetune.config.training_sections import CheckpointConfig, EvaluationCon
 from hf_finetune.system.errors import InputError, redact
 
 __all__ = [
-    "CARRIED_OVER",
-    "EXTENDABLE",
     "FILE_ENDINGS",
-    "FREE_ON_RESUME",
     "RENAMED",
-    "WITHOUT_EFFECT",
     "AdapterConfig",
     "CacheConfig",
     "CheckpointConfig",
@@ -35,11 +31,8 @@ __all__ = [
     "TaskSettings",
     "TrackingConfig",
     "TrainConfig",
-    "changed_keys",
     "flatten",
     "get_default",
-    "get_length",
-    "list_changes",
     "require",
     "to_dict",
 ]
@@ -309,36 +302,6 @@ class RunConfig:
         return Path(self.output_dir) / self.name
 
 
-# Settings that no trained number depends on
-WITHOUT_EFFECT = (
-    "output_dir",
-    "cache.",
-    "train.micro_batch_size",
-    "train.micro_batch_tokens",
-    "evaluation.batch_size",
-    "checkpoint.",
-    "tracking.",
-    "hub.",
-    "train.on_update",
-)
-
-# Settings whose effect on an unfinished run is compared with its checkpoint (the content of the data) or carried over parameter
-# by parameter, and printed (freeze). A finished run was made with one value of each.
-CARRIED_OVER = (
-    "task.choice_columns",  # names of columns, as those of data.: the data are recognised by their content
-    "data.",
-    "freeze.",
-    "adapter.merge",
-)
-
-# Settings that may change when a run is resumed
-FREE_ON_RESUME = (*WITHOUT_EFFECT, *CARRIED_OVER)
-
-# Settings that say how long a run trains. They may change too, so that a run trains on after its end: the checkpoints stay right,
-# and results.json records the values that the run was finished with.
-EXTENDABLE = ("train.epochs", "train.max_updates", "train.patience", "train.min_delta")
-
-
 def to_dict(config: Any) -> dict[str, Any]:
     """Returns the config as nested plain values (tuples as lists), for YAML, JSON and weights-only checkpoints."""
     values = {field.name: getattr(config, field.name) for field in fields(config)}
@@ -360,23 +323,3 @@ def flatten(nested: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield from flatten(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
-
-
-def get_length(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the settings of EXTENDABLE, by their dotted keys, of a config as to_dict() returns it."""
-    values = dict(flatten(config))
-    return {key: values.get(key) for key in EXTENDABLE}
-
-
-def list_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
-    """Returns `(dotted key, old value, new value)` of the settings that differ between two configs as to_dict() returns them."""
-    before, after = ({key: value for key, value in flatten(nested) if value != {}} for nested in (old, new))
-    keys = before.keys() | after.keys()
-    if before.get("start_from") == after.get("start_from") is not None:
-        keys -= {"model.backbone"}  # which start_from replaces
-    return [(key, before.get(key), after.get(key)) for key in sorted(keys) if before.get(key) != after.get(key)]
-
-
-def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
-    """Returns the list_changes() of settings that must not change when a run is resumed."""
-    return [row for row in list_changes(old, new) if not row[0].startswith((*FREE_ON_RESUME, *EXTENDABLE))]

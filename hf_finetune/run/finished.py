@@ -4,10 +4,12 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from hf_finetune.config.sections import CARRIED_OVER, RunConfig, get_length, list_changes, to_dict
+from hf_finetune import __version__
+from hf_finetune.config.changes import CARRIED_OVER, get_length, list_changes
+from hf_finetune.config.sections import RunConfig, to_dict
 from hf_finetune.model import backbone
 from hf_finetune.run import report
-from hf_finetune.run.folder import describe_new_run, read_config_file
+from hf_finetune.run.folder import describe_new_run, read_config_file, read_environment
 from hf_finetune.run.inputs import find_changed_inputs
 from hf_finetune.run.parts import NO_PARTS, Parts
 from hf_finetune.system.errors import InputError
@@ -49,7 +51,7 @@ PLACES = ("data.train", "data.validation", "data.test")
 
 def check_finished_run(config: RunConfig) -> None:
     """Raises InputError if the finished run was made with other settings, whose results its results would not be."""
-    changes = list_changes(read_config_file(config.run_dir), to_dict(config))
+    changes = list_changes(read_config_file(config.run_dir), config)
     listed = ", ".join(
         f"{key} (was {before}, now {now})"
         for key, before, now in changes
@@ -65,8 +67,14 @@ def check_finished_run(config: RunConfig) -> None:
 
 def describe_finished_run(config: RunConfig, results: Mapping[str, Any], parts: Parts = NO_PARTS) -> str:
     """Returns what is printed if a finished run is called again: its results; and if its data or functions have changed since,
-    what has changed and how to train on with them."""
+    what has changed and how to train on with them. If another version made it, that too: the same files may give other rows."""
     lines = [f"{config.run_dir} is finished, there is nothing to train; {report.summarize_results(results)}"]
+    version = read_environment(config.run_dir).get("versions", {}).get("hf-finetune", __version__)
+    if version.split(".")[:2] != __version__.split(".")[:2]:
+        lines.append(
+            f"It was made with hf-finetune {version}; {__version__} may read the same files and labels in another way "
+            f"(CHANGELOG.md). To train with it, {describe_new_run(config)}"
+        )
     if changes := find_changed_inputs(config, parts):
         lines.append("What it was made from has changed since:")
         lines += [f"  {change}" for change in changes]

@@ -17,8 +17,9 @@ import torch
 import yaml
 from filelock import FileLock, Timeout
 
+from hf_finetune.config.changes import changed_keys
 from hf_finetune.config.loading import to_yaml
-from hf_finetune.config.sections import RunConfig, changed_keys, to_dict
+from hf_finetune.config.sections import RunConfig
 from hf_finetune.data.report import DATA_REPORT, DataReport
 from hf_finetune.model.backbone import holds_model
 from hf_finetune.run.checkpoint import find_last, read_manifests
@@ -29,6 +30,7 @@ from hf_finetune.system.errors import InputError, redact
 from hf_finetune.system.files import write_atomically
 from hf_finetune.system.processes import Runtime
 
+ENVIRONMENT = "environment.json"
 PACKAGES = (
     "hf-finetune",
     "torch",
@@ -135,9 +137,18 @@ def read_config_file(run_dir: Path) -> dict[str, Any]:
     return settings if isinstance(settings, dict) else {}
 
 
+def read_environment(run_dir: Path) -> dict[str, Any]:
+    """Returns the content of a run's environment.json, {} if there is none that can be read."""
+    try:
+        content = json.loads((run_dir / ENVIRONMENT).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
 def check_same_run(config: RunConfig) -> None:
     """Raises InputError with the differing keys if the run in the folder was made with another config."""
-    changed = changed_keys(read_config_file(config.run_dir), to_dict(config))
+    changed = changed_keys(read_config_file(config.run_dir), config)
     if changed:
         listed = ", ".join(f"{key} (was {before}, now {after})" for key, before, after in changed)
         raise InputError(
@@ -169,7 +180,7 @@ def record_run(config: RunConfig, runtime: Runtime, inputs: Mapping[str, Any], d
     write_atomically(config.run_dir / INPUTS, json.dumps(inputs, indent=2).encode())
     write_atomically(config.run_dir / DATA_REPORT, data_report.to_json().encode())
     environment = json.dumps(describe_environment(runtime), indent=2)
-    write_atomically(config.run_dir / "environment.json", environment.encode())
+    write_atomically(config.run_dir / ENVIRONMENT, environment.encode())
 
 
 def describe_environment(runtime: Runtime) -> dict[str, Any]:

@@ -3,7 +3,8 @@
 from dataclasses import replace
 from itertools import count
 
-from hf_finetune.config.sections import WITHOUT_EFFECT, RunConfig, list_changes, to_dict
+from hf_finetune.config.changes import WITHOUT_EFFECT, list_changes
+from hf_finetune.config.sections import RunConfig
 from hf_finetune.run.checkpoint import read_manifests
 from hf_finetune.run.finished import read_finished_results
 from hf_finetune.run.folder import read_config_file
@@ -55,7 +56,7 @@ def describe_difference(config: RunConfig, parts: Parts) -> str:
         return ""  # nothing was trained yet
     changed = [
         f"{key} was {before}, now {now}"
-        for key, before, now in list_changes(read_config_file(folder), to_dict(config))
+        for key, before, now in list_changes(read_config_file(folder), config)
         if not key.startswith(("name", *WITHOUT_EFFECT))
     ]
     return "; ".join(changed or find_changed_inputs(config, parts))

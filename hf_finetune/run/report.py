@@ -5,8 +5,9 @@ from typing import Any
 
 import torch
 
+from hf_finetune.config.changes import get_length
 from hf_finetune.config.optimizers import OPTIMIZERS
-from hf_finetune.config.sections import RunConfig, get_length, to_dict
+from hf_finetune.config.sections import RunConfig, to_dict
 from hf_finetune.data import splits
 from hf_finetune.data.report import DATA_REPORT
 from hf_finetune.model import lora

@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from hf_finetune.config.sections import RunConfig, changed_keys, flatten, get_length, require, to_dict
+from hf_finetune.config.changes import changed_keys, get_length, list_changes
+from hf_finetune.config.sections import RunConfig, flatten, require, to_dict
 from hf_finetune.model import backbone
 from hf_finetune.run import checkpoint
 from hf_finetune.run.folder import describe_new_run
@@ -159,7 +160,7 @@ def check_format(path: Path, content: Mapping[str, Any]) -> None:
 
 def check_config(config: RunConfig, path: Path, content: Mapping[str, Any]) -> None:
     """Raises InputError if a checkpoint was made with another config."""
-    changed = [row for row in changed_keys(content["run"]["config"], to_dict(config)) if row[0] != "name"]
+    changed = [row for row in changed_keys(content["run"]["config"], config) if row[0] != "name"]
     if changed:
         listed = ", ".join(f"{key} (was {old}, now {new})" for key, old, new in changed)
         raise InputError(
@@ -197,11 +198,9 @@ def check_data(run: TrainingRun, path: Path, state: Mapping[str, Any]) -> None:
     splits = sorted(fingerprints.keys() | state["data"].keys())
     differing = [split for split in splits if state["data"].get(split) != fingerprints.get(split)]
     if differing:
-        before, now = dict(flatten(state["config"])), dict(flatten(to_dict(run.config)))
-        keys = [name for name in now if name.startswith("data.") and before.get(name) != now[name]]
         reason = f"{', '.join(differing)} {'differ' if len(differing) > 1 else 'differs'}"
-        if keys:
-            reason += "; changed: " + ", ".join(f"{name} (was {before.get(name)}, now {now[name]})" for name in keys)
+        if changes := [row for row in list_changes(state["config"], run.config) if row[0].startswith("data.")]:
+            reason += "; changed: " + ", ".join(f"{name} (was {before}, now {now})" for name, before, now in changes)
         raise InputError(f"{key}: was made from other data ({reason}); restore the data; {way_out}")
 
 

@@ -30,7 +30,6 @@ from hf_finetune.config.sections import (
     RunConfig,
     TrackingConfig,
     TrainConfig,
-    changed_keys,
     flatten,
     to_dict,
 )
@@ -397,50 +396,6 @@ def test_as_dict_has_every_setting_and_plain_values_only() -> None:
     assert flat.keys() == TYPES.keys()
     assert flat["data.train"] == ["train.csv"]
     assert all(value in (None, {}) or isinstance(value, (str, int, float, bool, list)) for value in flat.values())
-
-
-def test_the_backbone_does_not_matter_next_to_the_same_start() -> None:
-    def make(start: str | None, backbone: str) -> dict[str, Any]:
-        return to_dict(RunConfig(model=ModelConfig(backbone=backbone), data=DATA, task=TASK, start_from=start))
-
-    assert changed_keys(make("outputs/a", "one"), make("outputs/a", "two")) == []
-    assert [key for key, _, _ in changed_keys(make(None, "one"), make(None, "two"))] == ["model.backbone"]
-    assert [key for key, _, _ in changed_keys(make("outputs/a", "one"), make("outputs/b", "one"))] == ["start_from"]
-
-
-def test_changed_keys_names_what_differs_and_passes_over_what_no_number_depends_on() -> None:
-    before = RunConfig(model=MODEL, data=DATA, task=TASK)
-    after = RunConfig(
-        model=MODEL,
-        data=DATA,
-        task=TASK,
-        seed=1,
-        output_dir="elsewhere",
-        train=TrainConfig(epochs=5, micro_batch_size=2, weight_decay=0.5),
-        evaluation=EvaluationConfig(batch_size=1, metric="loss"),
-        checkpoint=CheckpointConfig(every=7, keep_best=2, keep_last=3, resume="never"),
-        tracking=TrackingConfig(trackers=(), log_every=1),
-        hub=HubConfig(push=True, repo_id="a/b"),
-    )
-    assert changed_keys(to_dict(before), to_dict(after)) == [
-        ("evaluation.metric", "auto", "loss"),
-        ("seed", 0, 1),
-        ("train.weight_decay", 0.01, 0.5),
-    ]
-    assert changed_keys(to_dict(before), to_dict(before)) == []
-
-
-def test_changed_keys_names_settings_that_an_older_version_did_not_have() -> None:
-    now = to_dict(RunConfig(model=MODEL, data=DATA, task=TASK))
-    then = to_dict(RunConfig(model=MODEL, data=DATA, task=TASK))
-    del then["train"]["layer_decay"]
-    assert changed_keys(then, now) == [("train.layer_decay", None, 1.0)]
-
-
-def test_every_key_that_may_change_on_resume_is_a_setting() -> None:
-    settings = {setting for task_settings in SETTINGS.values() for setting in get_setting_types(task_settings)}
-    for key in sections.FREE_ON_RESUME:
-        assert key in settings or any(setting.startswith(key) for setting in settings if key.endswith(".")), key
 
 
 # --- no setting without a reader ------------------------------------------------------------------------------------

@@ -1,13 +1,17 @@
 """A finished run that is called again: its results are returned only for the settings that it was made with."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import support
+import yaml
 from support import tiny
 
-from hf_finetune.config.sections import RunConfig
+from hf_finetune import __version__
+from hf_finetune.config.sections import RunConfig, flatten, to_dict
 from hf_finetune.run.parts import Parts
 from hf_finetune.system.errors import InputError
 from hf_finetune.train import finetune
@@ -56,6 +60,31 @@ def test_settings_without_effect_and_moved_files_return_the_results(
     )
     assert again.results == results
     assert "What it was made from has changed" not in capsys.readouterr().out
+
+
+def test_a_run_of_version_0_3_that_is_called_again_returns_its_results(
+    make_config: MakeConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its config.yaml lacks the settings that are newer; the version is said, because files may be read in another way."""
+    config = make_config(**SHORT)
+    results = finetune(config).results
+    recorded = yaml.safe_load((Path(support.__file__).parent / "config_0_3.yaml").read_text(encoding="utf-8"))
+    path, known = config.run_dir / "config.yaml", {key for key, _ in flatten(recorded)}
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    for section, values in content.items():
+        if isinstance(values, dict):
+            content[section] = {key: value for key, value in values.items() if f"{section}.{key}" in known}
+    assert content["data"].keys() < to_dict(config)["data"].keys()
+    path.write_text(yaml.safe_dump(content), encoding="utf-8")
+    environment = json.loads((config.run_dir / "environment.json").read_text(encoding="utf-8"))
+    environment["versions"]["hf-finetune"] = "0.3.0"
+    (config.run_dir / "environment.json").write_text(json.dumps(environment), encoding="utf-8")
+    capsys.readouterr()
+    assert finetune(make_config(**SHORT)).results == results
+    printed = capsys.readouterr().out
+    assert f"It was made with hf-finetune 0.3.0; {__version__} may read the same files and labels" in printed
+    with pytest.raises(InputError, match=r"another config: task\.ignore_labels \(was \[\], now \['-1'\]\); to train"):
+        finetune(make_config(**SHORT, **{"task.ignore_labels": ["-1"]}))
 
 
 def test_a_loss_that_is_a_mean_with_a_number_is_refused_before_training(make_config: MakeConfig) -> None:

@@ -1,0 +1,89 @@
+"""The settings that differ between two runs, or between a run and the one that its folder holds, and which of them may."""
+
+from collections.abc import Mapping
+from dataclasses import MISSING, fields, is_dataclass
+from typing import Any
+
+from hf_finetune.config.sections import RunConfig, flatten, get_default, to_dict
+
+# Settings that no trained number depends on
+WITHOUT_EFFECT = (
+    "output_dir",
+    "cache.",
+    "train.micro_batch_size",
+    "train.micro_batch_tokens",
+    "evaluation.batch_size",
+    "checkpoint.",
+    "tracking.",
+    "hub.",
+    "train.on_update",
+)
+
+# Settings whose effect on an unfinished run is compared with its checkpoint (the content of the data) or carried over parameter
+# by parameter, and printed (freeze). A finished run was made with one value of each.
+CARRIED_OVER = (
+    "task.choice_columns",  # names of columns, as those of data.: the data are recognised by their content
+    "data.",
+    "freeze.",
+    "adapter.merge",
+)
+
+# Settings that may change when a run is resumed
+FREE_ON_RESUME = (*WITHOUT_EFFECT, *CARRIED_OVER)
+
+# Settings that say how long a run trains. They may change too, so that a run trains on after its end: the checkpoints stay right,
+# and results.json records the values that the run was finished with.
+EXTENDABLE = ("train.epochs", "train.max_updates", "train.patience", "train.min_delta")
+
+# What a run did that is older than a setting, if the setting's default does something else: its value now, by its dotted key.
+# Such a run is not resumed with other numbers without a word.
+BEFORE_SETTING: dict[str, Any] = {}
+
+
+def get_length(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the settings of EXTENDABLE, by their dotted keys, of a config as to_dict() returns it."""
+    values = dict(flatten(config))
+    return {key: values.get(key) for key in EXTENDABLE}
+
+
+def list_defaults(config: RunConfig) -> dict[str, Any]:
+    """Returns the defaults of all settings that have one, as nested plain values."""
+    sections: dict[str, Any] = {}
+    for setting in fields(config):
+        value = getattr(config, setting.name)
+        owned = fields(value) if is_dataclass(value) else (setting,)
+        known = {field.name: get_default(field) for field in owned if get_default(field) is not MISSING}
+        plain = {name: list(default) if isinstance(default, tuple) else default for name, default in known.items()}
+        sections |= {setting.name: plain} if is_dataclass(value) else plain
+    return sections
+
+
+def list_changes(old: Mapping[str, Any], config: RunConfig) -> list[tuple[str, Any, Any]]:
+    """Returns `(dotted key, old value, new value)` of the settings that differ from a recorded config.
+
+    A setting that the recorded config lacks is newer than the run, which did what its default in the section's class does, or
+    what BEFORE_SETTING says. A recipe whose own default differs from that changes the run.
+
+    old: A config as to_dict() returned it, perhaps of an earlier version.
+    """
+    recorded = dict(flatten(old))
+    earlier = {**dict(flatten(list_defaults(config))), **BEFORE_SETTING}
+    now = dict(flatten(to_dict(config)))
+    missing = {key: earlier[key] for key in now.keys() & earlier.keys() - recorded.keys()}
+    before, after = (
+        {key: value for key, value in values.items() if value != {}} for values in (missing | recorded, now)
+    )
+    keys = before.keys() | after.keys()
+    if before.get("start_from") == after.get("start_from") is not None:
+        keys -= {"model.backbone"}  # which start_from replaces
+    return [(key, before.get(key), after.get(key)) for key in sorted(keys) if before.get(key) != after.get(key)]
+
+
+def changed_keys(old: Mapping[str, Any], config: RunConfig) -> list[tuple[str, Any, Any]]:
+    """Returns the list_changes() of settings that must not change when a run is resumed."""
+    return [row for row in list_changes(old, config) if not may_change(row[0])]
+
+
+def may_change(key: str) -> bool:
+    """True if a setting may have another value when a run is resumed."""
+    return key.startswith((*FREE_ON_RESUME, *EXTENDABLE))
