@@ -3,9 +3,9 @@
     python benchmarks/data.py [--only memory encode start predict damage epoch] [--rows 1000000]
 
 The model is a small random one with MiniLM's tokenizer, so that what is measured is the data. The rows are eight words each, no
-two alike. Memory is the sum of the proportional set sizes of all processes of the command, 20 times a second: pages that are
-shared or mapped count, each once. Writes benchmarks/results/data.json and the tables in docs/scale.md; what is not measured
-keeps its earlier figures. --out FOLDER writes both into another folder.
+two alike. Memory is the resident set of the command's process, 20 times a second, and what its children do not share with it.
+Mapped pages count. Writes benchmarks/results/data.json and the tables in docs/scale.md; what is not measured keeps its earlier
+figures. --out FOLDER writes both into another folder.
 """
 
 import argparse
@@ -28,6 +28,7 @@ from hf_finetune import __version__
 
 LABELS = ("animals", "food", "tools")
 FORMATS = ("jsonl", "csv", "parquet")
+EMOJI = "jsonl with one emoji"
 MB = 1e6
 
 
@@ -112,7 +113,8 @@ class MemoryCurve(threading.Thread):
 
 
 def measure_tree(pid: int) -> float:
-    """Returns the memory of a process and its children in MB: each page counts once, or its share if others have it too."""
+    """Returns the memory of a process in MB, and what its children have besides. Pages of libraries count, whoever else has them:
+    the figure does not depend on the other programs of the machine."""
     total, waiting = 0, [(pid, "")]
     while waiting:
         number, of_parent = waiting.pop()
@@ -127,7 +129,8 @@ def measure_tree(pid: int) -> float:
             continue
         sizes = "".join(lines)
         if sizes != of_parent:  # between vfork and exec, a child has its parent's memory itself
-            total += sum(int(line.split()[1]) for line in lines if line.startswith("Pss:")) * 1024
+            kinds = ("Rss:",) if number == pid else ("Private_Clean:", "Private_Dirty:")
+            total += sum(int(line.split()[1]) for line in lines if line.startswith(kinds)) * 1024
         waiting += [(int(child), sizes) for child in children]
     return total / MB
 
@@ -180,7 +183,7 @@ def train(
 def measure_memory(options: argparse.Namespace, folder: Path, backbone: Path) -> list[dict[str, Any]]:
     """Returns the peak memory of three updates by rows and format, and by how much it is more than with 1,000 rows."""
     rows = []
-    for ending in options.formats:
+    for ending in [ending for ending in options.formats if ending != "emoji"]:
         base: float | None = None
         for count in (1000, *options.sizes):
             data = write_rows(folder / f"{count}.{ending}", count)
@@ -189,13 +192,21 @@ def measure_memory(options: argparse.Namespace, folder: Path, backbone: Path) ->
             rows.append({"format": ending, "rows": count, "peak_mb": curve.peak, "more_mb": curve.peak - base})
             print(f"{ending} {count:,} rows: {curve.peak:.0f} MB, {curve.peak - base:+.0f} MB", flush=True)
             data.unlink()
+    if "emoji" not in options.formats:
+        return rows
     plain, emoji = (
         train(folder, backbone, write_rows(folder / f"{name}.jsonl", options.rows, name == "emoji"), name, 3)[0].peak
         for name in ("plain", "emoji")
     )
-    rows.append({"format": "jsonl with one emoji", "rows": options.rows, "peak_mb": emoji, "more_mb": emoji - plain})
+    rows.append({"format": EMOJI, "rows": options.rows, "peak_mb": emoji, "more_mb": emoji - plain})
     print(f"one emoji: {emoji:.0f} MB, {emoji - plain:+.0f} MB", flush=True)
     return rows
+
+
+def merge_memory(earlier: list[dict[str, Any]], measured: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Returns rows of measure_memory(), with those of earlier calls for other formats and numbers of rows."""
+    rows = {(row["format"], row["rows"]): row for row in (*earlier, *measured)}
+    return sorted(rows.values(), key=lambda row: ((*FORMATS, EMOJI).index(row["format"]), row["rows"]))
 
 
 def measure_encode(options: argparse.Namespace, folder: Path, backbone: Path) -> dict[str, Any]:
@@ -402,7 +413,11 @@ def main() -> None:
         "--sizes", type=int, nargs="+", default=[1_000_000, 10_000_000], help="rows for which memory is measured"
     )
     parser.add_argument(
-        "--formats", nargs="+", choices=FORMATS, default=list(FORMATS), help="for which memory is measured"
+        "--formats",
+        nargs="+",
+        choices=(*FORMATS, "emoji"),
+        default=[*FORMATS, "emoji"],
+        help="for which memory is measured",
     )
     parser.add_argument("--trainings", type=int, default=10, help="how many of the damages a training must find")
     parser.add_argument("--predictions", type=int, default=200_000, help="rows to predict")
@@ -417,7 +432,8 @@ def main() -> None:
     for name in options.only:
         with tempfile.TemporaryDirectory() as folder:
             backbone = write_backbone(Path(folder) / "backbone")
-            results[name] = MEASUREMENTS[name](options, Path(folder), backbone)
+            measured = MEASUREMENTS[name](options, Path(folder), backbone)
+            results[name] = merge_memory(results.get(name, []), measured) if name == "memory" else measured
         write_results("data", results, options.out)
         write_pages(results, options.out)
 

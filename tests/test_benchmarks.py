@@ -325,11 +325,15 @@ def test_comparison_of_long_texts_trains_each_way(
 
 
 def test_data_measures_memory_starts_damage_and_an_epoch(tmp_path: Path, run_script: Callable[..., str]) -> None:
-    sizes = ["--rows", 1500, "--sizes", 1200, "--formats", "csv", "--predictions", 60, "--rounds", 1]
+    sizes = ["--rows", 1500, "--sizes", 1200, "--formats", "csv", "emoji", "--predictions", 60, "--rounds", 1]
     sizes += ["--damages", 6, "--trainings", 1, "--out", tmp_path / "out"]
     run_script("data.py", *sizes)
     results = read_json(tmp_path / "out" / "data.json")
-    assert [row["format"] for row in results["memory"]] == [*["csv"] * 2, "jsonl with one emoji"]
+    assert [(row["format"], row["rows"]) for row in results["memory"]] == [
+        ("csv", 1000),
+        ("csv", 1200),
+        ("jsonl with one emoji", 1500),
+    ]
     assert all(row["peak_mb"] > 100 for row in results["memory"])
     assert results["damage"] == {"damages": 6, "same features": 6, "trainings": 1, "same weights": 1}
     assert 0 < results["start"]["second"] < 120

@@ -104,12 +104,12 @@ def make_layout(features: Mapping[str, Features]) -> Layout:
 
 def digest_sequences(split: Features) -> Array:
     """Returns the digest of the inputs of each sequence as two 64-bit words [S, 2]."""
-    arrays = [np.asarray(split.inputs[key]) for key in sorted(split.inputs)]
     words = np.empty((split.num_sequences, 2), dtype=np.uint64)
     for first in range(0, len(words), SEQUENCES_AT_ONCE):
-        offsets = split.offsets[first : first + SEQUENCES_AT_ONCE + 1].tolist()
+        offsets = split.offsets[first : first + SEQUENCES_AT_ONCE + 1]
+        arrays = [split.inputs[key][offsets[0] : offsets[-1]] for key in sorted(split.inputs)]
         digests = []
-        for begin, end in pairwise(offsets):
+        for begin, end in pairwise((offsets - offsets[0]).tolist()):
             digest = hashlib.blake2b(digest_size=16)
             for array in arrays:
                 digest.update(array[begin:end].tobytes())

@@ -3,41 +3,29 @@
 import bisect
 import hashlib
 import json
-import mmap
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
 import numpy as np
 
 from hf_finetune.data.features import Array
+from hf_finetune.data.mapped_files import MappedFile
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 ROWS_AT_ONCE = 10_000
 ROWS_IN_BLOCK = 500  # that are decoded together when rows are read one after the other
-BYTES_BEFORE_RELEASE = 16_000_000
 
 
-class MappedFile:
-    """A file whose pages the operating system reads when they are used. They count as memory of the process until they are
-    released."""
+class ColumnFile(NamedTuple):
+    """The file of columns. path, description: As open_columns() takes them. mapped: The file, mapped."""
 
-    def __init__(self, path: Path, description: Mapping[str, Any]) -> None:
-        self.path, self.description = path, description
-        with path.open("rb") as file:
-            self.map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        self.bytes_read = 0
-
-    def count(self, num_bytes: int) -> None:
-        """Counts bytes that were read, and gives the pages back when they are many."""
-        self.bytes_read += num_bytes
-        if self.bytes_read > BYTES_BEFORE_RELEASE:
-            self.bytes_read = 0
-            if hasattr(mmap, "MADV_DONTNEED"):  # not on Windows
-                self.map.madvise(mmap.MADV_DONTNEED)
+    path: Path
+    description: Mapping[str, Any]
+    mapped: MappedFile
 
 
 class Column(Sequence[Any]):
@@ -61,7 +49,7 @@ class Column(Sequence[Any]):
         digest: str,
         rows: "Array | range | None" = None,
         *,
-        file: MappedFile | None = None,
+        file: ColumnFile | None = None,
         name: str = "",
     ) -> None:
         self.chunks, self.is_json, self.base_digest, self.rows = chunks, is_json, digest, rows
@@ -163,12 +151,12 @@ class Column(Sequence[Any]):
             )
             part, chunk = rows[position:stop], self.chunks[number]
             if isinstance(part, range) and part.step == 1:
-                array = chunk.slice(int(part[0]) - start, len(part))
+                array = chunk = chunk.slice(int(part[0]) - start, len(part))
             else:
                 array = chunk.take(np.asarray(part, dtype=np.int64) - start)
             yield array, self.is_json[number]
             if self.file is not None:
-                self.file.count(array.nbytes)
+                self.file.mapped.count(chunk.nbytes)  # scattered rows are read with all pages between them
             position = stop
 
 
@@ -197,8 +185,8 @@ def open_columns(path: Path, description: Mapping[str, Any]) -> dict[str, Column
     """
     import pyarrow as pa
 
-    file = MappedFile(path, description)
-    batches = list(pa.ipc.open_stream(pa.py_buffer(file.map)))
+    file = ColumnFile(path, description, MappedFile(path))
+    batches = list(pa.ipc.open_stream(pa.py_buffer(file.mapped.map)))
     return {
         name: Column([batch.column(name) for batch in batches], entry["is_json"], entry["digest"], file=file, name=name)
         for name, entry in description.items()

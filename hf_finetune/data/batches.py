@@ -64,6 +64,7 @@ def plan_epoch(lengths: Array | PerFeature, batch_size: int, seed: int, epoch: i
     order = np.arange(len(lengths), dtype=np.int32)
     generator.shuffle(order)  # the same order as permutation(N), in half of its bytes
     num_full_batches = len(order) // batch_size
+    lengths = lengths.collect() if isinstance(lengths, PerFeature) else lengths
     for start in range(0, num_full_batches * batch_size, GROUPED_BATCHES * batch_size):
         group = order[start : min(start + GROUPED_BATCHES * batch_size, num_full_batches * batch_size)]
         group[:] = group[np.argsort(lengths[group], kind="stable")]

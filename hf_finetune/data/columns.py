@@ -79,8 +79,8 @@ def take(column: Any, rows: Any) -> Any:
 
 
 def find_distinct(column: Sequence[Any]) -> tuple[Array, list[Any]]:
-    """Returns the number of each row's value among the distinct values [N] int32, and these values in the order in which they
-    occur first.
+    """Returns the number of each row's value among the distinct values, [N] in the smallest unsigned type, and these values in
+    the order in which they occur first.
 
     1, 1.0, true and "1" are different values. Lists and dicts are equal if their JSON is.
     """
@@ -95,14 +95,10 @@ def find_distinct(column: Sequence[Any]) -> tuple[Array, list[Any]]:
                 numbers[key] = len(values)
                 values.append(value)
             codes.append(numbers[key])
-        return np.array(codes, dtype=np.int32)
+        return np.array(codes, dtype=np.min_scalar_type(len(values)))
 
-    codes = np.empty(len(column), dtype=np.int32)
-    position = 0
-    for distinct, indices in find_distinct_parts(column):
-        codes[position : position + len(indices)] = number_values(distinct)[indices]
-        position += len(indices)
-    return codes, values
+    parts = [number_values(distinct)[indices] for distinct, indices in find_distinct_parts(column)]
+    return np.concatenate([np.empty(0, dtype=np.uint8), *parts]), values
 
 
 def find_distinct_parts(column: Sequence[Any]) -> Iterator[tuple[list[Any], Array]]:

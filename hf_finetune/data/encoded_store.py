@@ -24,6 +24,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from hf_finetune.data.features import Array
+from hf_finetune.data.mapped_files import map_array
 from hf_finetune.system.errors import InputError
 
 PARTS = "parts.jsonl"
@@ -190,13 +191,13 @@ def select_parts(parts: Mapping[int, Part], spans: Sequence[Rows]) -> dict[int, 
 
 
 def open_arrays(folder: Path, parts: Sequence[Part]) -> dict[str, Array]:
-    """Returns the arrays of all parts as read-only memory maps. A number is the sum of the parts' numbers."""
+    """Returns the arrays of all parts, mapped (data.mapped_files). A number is the sum of the parts' numbers."""
     arrays: dict[str, Array] = {}
     for name, last in parts[-1].arrays.items():
         shape = (last.end, *last.width)
         values: Array = np.empty(shape, last.dtype)
         if values.size:
-            values = np.memmap(folder / f"{name}.bin", last.dtype, "r", shape=shape)
+            values = map_array(folder / f"{name}.bin", last.dtype, shape)
         arrays[name] = np.array(values.sum(dtype=last.dtype)) if last.is_number else values
     return arrays
 

@@ -7,7 +7,6 @@ N features of a split, B features of a batch, S sequences, T tokens, H hidden.
 """
 
 import hashlib
-import mmap
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -23,7 +22,7 @@ Array = np.ndarray[Any, Any]
 
 IGNORED = -100  # a label that does not count in the loss: the default ignore_index of torch's cross_entropy
 
-ITEMS_AT_ONCE = 1 << 20
+ITEMS_AT_ONCE = 1 << 18  # of a pass over an array: at most 2 MB, of which data.mapped_files makes a copy
 
 MODEL_INPUTS = ("input_ids", "token_type_ids")
 
@@ -99,7 +98,7 @@ class ClassSets(Ragged):
 
 @dataclass(frozen=True)
 class PerFeature:
-    """A number for each of N features, computed when it is read: an array of ten million would fill memory.
+    """A number for each of N features, computed when it is read: an array of ten million takes 80 MB.
 
     Attributes:
         size: N.
@@ -115,6 +114,14 @@ class PerFeature:
     def __getitem__(self, indices: Any) -> Array:
         return self.compute(indices) if np.ndim(indices) else self.compute(np.array([indices]))[0]
 
+    def collect(self) -> Array:
+        """Returns all numbers in the smallest type that holds them, [N]. They are 0 or more."""
+        parts = [
+            self.compute(np.arange(start, min(start + ITEMS_AT_ONCE, self.size)))
+            for start in range(0, self.size, ITEMS_AT_ONCE)
+        ]
+        return np.concatenate([shrink(part) for part in parts]) if parts else np.empty(0, dtype=np.int64)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Features:
@@ -123,7 +130,9 @@ class Features:
     Attributes:
         inputs: Flat arrays by name (input_ids, token_type_ids), each [tokens of all sequences] int32.
         offsets: Sequence i has the tokens offsets[i]:offsets[i + 1]. [S + 1]
-        labels: Targets, an array [N, ...] or a Ragged of N; None for rows without targets.
+        labels: Targets, an array [N, ...] or a Ragged of N; None for rows without targets. Whole numbers may be in a smaller type
+            than the task's: get_labels() returns them in that.
+        label_type: The type of the task's targets; None for that of `labels`.
         num_truncated: Number of rows that were longer than data.max_length and lost tokens.
         sequence_offsets: Feature i has the sequences sequence_offsets[i]:sequence_offsets[i + 1]; None if each has one. [N + 1]
         example_indices: The row of the table that each feature came from; None if each row gave one. [N]
@@ -136,6 +145,7 @@ class Features:
     offsets: Array
     labels: Array | Ragged | None
     num_truncated: int
+    label_type: np.dtype[Any] | None = None
     sequence_offsets: Array | None = None
     example_indices: Array | None = None
     weights: Array | None = None
@@ -198,7 +208,9 @@ class Features:
         """Returns the targets of these features, as Ragged.gather() makes them if they are ragged. Shape [B, ...]."""
         if self.labels is None:
             return None
-        return self.labels.gather(indices) if isinstance(self.labels, Ragged) else self.labels[indices]
+        if isinstance(self.labels, Ragged):
+            return self.labels.gather(indices)
+        return np.asarray(self.labels[indices], dtype=self.label_type)
 
     def get_example(self, index: int) -> int:
         """Returns the row of the table that a feature came from."""
@@ -207,21 +219,31 @@ class Features:
     def fingerprint(self) -> str:
         """Returns a digest of inputs and targets: all of these rows that training depends on."""
         digest = hashlib.sha256()
-        labels = (self.labels.values, self.labels.offsets) if isinstance(self.labels, Ragged) else (self.labels,)
-        for array in (*self.inputs.values(), self.offsets, *labels, self.sequence_offsets):
-            for part in iterate_array(array) if array is not None else ():
-                digest.update(np.ascontiguousarray(part).data)
+        arrays: list[tuple[Array, np.dtype[Any] | None]] = [
+            (array, None) for array in (*self.inputs.values(), self.offsets)
+        ]
+        if isinstance(self.labels, Ragged):
+            arrays += [(self.labels.values, None), (self.labels.offsets, None)]
+        elif self.labels is not None:
+            arrays.append((self.labels, self.label_type))
+        if self.sequence_offsets is not None:
+            arrays.append((self.sequence_offsets, None))
+        for array, kind in arrays:
+            for part in iterate_array(array):
+                digest.update(np.ascontiguousarray(part, dtype=kind).data)
         return digest.hexdigest()[:16]
 
 
+def shrink(numbers: Array) -> Array:
+    """Returns whole numbers in the smallest type that holds all of them."""
+    if not numbers.size:
+        return numbers
+    return numbers.astype(np.promote_types(np.min_scalar_type(numbers.min()), np.min_scalar_type(numbers.max())))
+
+
 def iterate_array(array: Array, size: int = ITEMS_AT_ONCE) -> Iterator[Array]:
-    """Yields parts of an array of at most `size` items. The pages of an array that is mapped from a file are given back after
-    each: they would count as memory of the process."""
-    for start in range(0, len(array), size):
-        yield array[start : start + size]
-        mapped = getattr(array, "_mmap", None)
-        if mapped is not None and hasattr(mmap, "MADV_DONTNEED"):  # not on Windows
-            mapped.madvise(mmap.MADV_DONTNEED)
+    """Yields parts of an array of at most `size` items."""
+    return (array[start : start + size] for start in range(0, len(array), size))
 
 
 def make_features(arrays: Mapping[str, Array], labels: Array | Ragged | None) -> Features:
@@ -233,11 +255,17 @@ def make_features(arrays: Mapping[str, Array], labels: Array | Ragged | None) ->
             and weights (Features.weights) if rows gave several features. All others become Features.extras.
         labels: Targets of the features.
     """
+    label_type = None
+    if (
+        isinstance(labels, np.ndarray) and labels.dtype == np.int64
+    ):  # class numbers: 8 bytes for each of many million rows
+        labels, label_type = shrink(labels), labels.dtype
     known = (*MODEL_INPUTS, "offsets", "truncated", "rows", "examples", "weights")
     return Features(
         inputs={name: arrays[name] for name in MODEL_INPUTS if name in arrays},
         offsets=arrays["offsets"],
         labels=labels,
+        label_type=label_type,
         num_truncated=int(arrays["truncated"]),
         sequence_offsets=arrays.get("rows"),
         example_indices=arrays.get("examples"),

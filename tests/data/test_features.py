@@ -1,11 +1,13 @@
 """Batches are padded as the tokenizer pads, with their labels and in order."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from support.encoded import PAIRS, TEXTS, flat_features, make_tokenizer
 
-from hf_finetune.data.features import Array, Features, PerFeature, Ragged, collate, pad_sequences
+from hf_finetune.data.features import Array, Features, PerFeature, Ragged, collate, make_features, pad_sequences
 
 SEEDS = (0, 1, 2, 31)
 
@@ -92,4 +94,23 @@ def test_numbers_of_features_are_the_same_whether_computed_for_all_or_for_some()
             assert features.get_lengths(indices).tolist() == features.lengths[indices].tolist()
             assert features.get_num_tokens(indices).tolist() == features.num_tokens[indices].tolist()
         lengths = PerFeature(len(features), features.get_lengths)
+        assert lengths.collect().tolist() == features.lengths.tolist()
+        assert lengths.collect().dtype == np.uint8
         assert [int(lengths[row]) for row in range(len(lengths))] == features.lengths.tolist()
+
+
+def test_class_numbers_take_few_bytes_and_leave_in_the_type_of_the_task() -> None:
+    arrays = {"input_ids": np.arange(300), "offsets": np.arange(301), "truncated": np.array(0)}
+    for labels in (np.arange(300) % 3, np.arange(300) - 100, np.arange(600).reshape(300, 2), np.arange(300.0)):
+        features, rows = make_features(arrays, labels), np.array([299, 0, 7])
+        assert isinstance(features.labels, np.ndarray)
+        assert features.labels.itemsize <= (2 if labels.dtype == np.int64 else 8)
+        targets = features.get_labels(rows)
+        assert targets is not None
+        assert targets.dtype == labels.dtype
+        assert np.array_equal(targets, labels[rows])
+        assert features.fingerprint() == replace(features, labels=labels, label_type=None).fingerprint()
+    small = make_features(arrays, np.arange(300, dtype=np.int32))
+    targets = small.get_labels(np.array([1]))
+    assert targets is not None
+    assert targets.dtype == np.int32
