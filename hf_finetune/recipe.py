@@ -13,7 +13,7 @@ from hf_finetune.config.loading import choose_kind, load_config, read_settings, 
 from hf_finetune.config.recipes import recipe_path
 from hf_finetune.config.tasks import TASKS, load_task
 from hf_finetune.system.console import configure_logging
-from hf_finetune.system.errors import InputError, StoppedError, redact
+from hf_finetune.system.errors import InputError, StoppedError
 from hf_finetune.system.signals import EXIT_TRY_AGAIN
 
 EXIT_INPUT = 2
@@ -66,7 +66,8 @@ def print_help(
 def report_errors(function: Callable[[], None], *, debug: bool = False) -> int:
     """Runs `function`, and returns the exit code.
 
-    An InputError becomes one `error:` line on standard error and exit code 2, a signal that stopped a run exit code 75.
+    An InputError becomes an `error:` line on standard error, with its details under it, and exit code 2; a signal that stopped a
+    run becomes exit code 75.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     configure_logging()
@@ -79,7 +80,7 @@ def report_errors(function: Callable[[], None], *, debug: bool = False) -> int:
         if debug:
             traceback.print_exc()
         if os.environ.get("LOCAL_RANK", "0") == "0":  # once on each machine
-            print(f"error: {redact(' '.join(str(error).split()))}", file=sys.stderr, flush=True)
+            print("\n".join(error.to_lines("error")), file=sys.stderr, flush=True)
         return EXIT_INPUT
     except StoppedError as error:
         if os.environ.get("LOCAL_RANK", "0") == "0":

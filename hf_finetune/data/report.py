@@ -85,10 +85,10 @@ class DataReport:
         return [*lines, *label_lines("data", [self.count_warnings(), *found])]
 
     def check_strict(self, is_strict: bool) -> Self:
-        """Returns the report. InputError with all warnings if data.strict makes them errors."""
+        """Returns the report. InputError with a line for each warning if data.strict makes them errors."""
         if is_strict and self.warnings:
-            listed = "; ".join(f"({number}) {sentence}" for number, sentence in enumerate(self.warnings, 1))
-            raise InputError(f"data.strict: the data have {self.count_warnings()}: {listed}")
+            listed = (f"({number}) {sentence}" for number, sentence in enumerate(self.warnings, 1))
+            raise InputError(f"data.strict: the data have {self.count_warnings()}:", *listed)
         return self
 
 

@@ -9,12 +9,25 @@ class InputError(Exception):
     """Something that the user gave cannot be used.
 
     The message names the setting, or the file and line, and the fix. The command line prints it as one `error:` line on
-    standard error and exits with code 2. A notebook shows one line, too.
+    standard error and exits with code 2. A notebook shows one line, too. If several things cannot be used, each has a line of
+    its own under that.
     """
+
+    def __init__(self, message: object = "", *details: str) -> None:
+        """details: The lines under the message."""
+        super().__init__(message, *details)
+
+    def __str__(self) -> str:
+        return "\n  ".join(map(str, self.args))
+
+    def to_lines(self, label: str) -> list[str]:
+        """Returns the message as one line after a label, and a line for each detail, without secrets."""
+        message, *details = (redact(" ".join(str(part).split())) for part in self.args)
+        return [f"{label}: {message}", *(f"  {detail}" for detail in details)]
 
     def _render_traceback_(self) -> list[str]:
         """Returns what IPython shows instead of a traceback."""
-        return [f"InputError: {redact(str(self))}"]
+        return self.to_lines("InputError")
 
 
 class StoppedError(KeyboardInterrupt):

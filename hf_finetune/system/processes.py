@@ -138,12 +138,12 @@ class Runtime:
             try:
                 outcome[0] = function()
             except (InputError, StoppedError) as error:
-                outcome[1] = (type(error), str(error))
+                outcome[1] = (type(error), error.args)
         if self.num_processes > 1:
             broadcast_object_list(outcome)
         if outcome[1] is not None:
-            kind, message = outcome[1]
-            raise kind(message)
+            kind, parts = outcome[1]
+            raise kind(*parts)
         return outcome[0]
 
     def is_asked_to_stop(self) -> bool:

@@ -158,6 +158,9 @@ def test_strict_raises_all_warnings_at_once() -> None:
     rows = make_rows(20)
     report = make_report(make_table("a.csv", *rows, rows[0]), test=make_table("t.csv", rows[3], *make_rows(9, 50)))
     assert report.check_strict(False) is report
-    with pytest.raises(InputError, match=r"data.strict: the data have 2 warnings: \(1\) test: .*; \(2\) train: "):
+    with pytest.raises(InputError) as caught:
         report.check_strict(True)
+    first, *lines = str(caught.value).splitlines()
+    assert first == "data.strict: the data have 2 warnings:"
+    assert [line.partition(":")[0] for line in lines] == ["  (1) test", "  (2) train"]
     make_report(make_table("a.csv", *rows)).check_strict(True)

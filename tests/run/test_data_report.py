@@ -9,6 +9,7 @@ import pytest
 from support import tiny
 
 from hf_finetune.config.sections import RunConfig
+from hf_finetune.recipe import report_errors
 from hf_finetune.run import data_report
 from hf_finetune.system.errors import InputError
 from hf_finetune.train import finetune
@@ -63,9 +64,24 @@ def test_strict_refuses_before_the_model_is_loaded(
 ) -> None:
     monkeypatch.setattr("hf_finetune.model.backbone.load_backbone", None)  # would raise TypeError
     config = make_config(**write_leaking(tmp_path), **{"data.strict": True})
-    with pytest.raises(InputError, match=r"data.strict: the data have .* have the text of a row of train"):
+    with pytest.raises(InputError, match=r"data.strict: the data have (.|\n)* have the text of a row of train"):
         finetune(config)
     assert not config.run_dir.exists()
+
+
+def test_strict_prints_a_line_for_each_finding(
+    make_config: MakeConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = write_leaking(tmp_path)
+    repeated = [{"text": "twice the same text", "label": label} for label in ("animals", "food")]
+    path = Path(settings["data.train"][0])
+    tiny.write_jsonl(path, [*map(json.loads, path.read_text().splitlines()), *repeated])
+    config = make_config(**settings, **{"data.strict": True})
+    assert report_errors(lambda: finetune(config) and None) == 2
+    first, *lines = capsys.readouterr().err.splitlines()
+    assert first == f"error: data.strict: the data have {len(lines)} warnings:"
+    assert len(lines) > 1
+    assert [line.partition(" ")[0] for line in map(str.lstrip, lines)] == [f"({n})" for n in range(1, len(lines) + 1)]
 
 
 def test_strict_refuses_what_the_tokenizer_loses_before_training(make_config: MakeConfig, tmp_path: Path) -> None:
@@ -73,7 +89,7 @@ def test_strict_refuses_what_the_tokenizer_loses_before_training(make_config: Ma
     tiny.write_jsonl(tmp_path / "a.jsonl", rows)
     settings = {"data.train": [str(tmp_path / "a.jsonl")], "data.validation": [], "data.test": []}
     config = make_config(**settings, **{"data.strict": True})
-    with pytest.raises(InputError, match=r"data.strict: .*characters or words that the tokenizer does not know"):
+    with pytest.raises(InputError, match=r"data.strict: (.|\n)*characters or words that the tokenizer does not know"):
         finetune(config)
     assert not config.run_dir.exists()
 

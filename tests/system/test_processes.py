@@ -58,13 +58,13 @@ def test_a_run_prints_seeds_and_raises_the_errors_of_its_main_process(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def fail() -> None:
-        raise InputError("wrong")
+        raise InputError("wrong", "one", "another")
 
     with processes.start(3, "fp32", tmp_path) as runtime:
         drawn = torch.rand(1)
         runtime.say("a line")
         assert runtime.on_main(lambda: [1]) == [1]
-        with pytest.raises(InputError, match="wrong"):
+        with pytest.raises(InputError, match=r"wrong\n  one\n  another"):
             runtime.on_main(fail)
         assert runtime.agree(False, True) == (False, True)
         assert runtime.gather(7) == [7]
