@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from hf_finetune.data.formats import find_ending
+from hf_finetune.export.number_text import format_numbers
 from hf_finetune.system.errors import InputError
 from hf_finetune.tasks.base import Scoring
 
@@ -45,7 +46,13 @@ def choose_ending(path: Path) -> str:
 
 def format_json(entry: Any) -> str:
     """Returns an entry as a line of JSON. Values of kept columns that JSON does not have, such as dates, are strings."""
-    return json.dumps(entry, ensure_ascii=False, default=str)
+    long = {}
+    if type(entry) is dict:
+        long = {name: text for name, value in entry.items() if (text := format_numbers(value)) is not None}
+    if not long:
+        return json.dumps(entry, ensure_ascii=False, default=str)
+    texts = (f"{json.dumps(name, ensure_ascii=False)}: {long.get(name) or format_json(entry[name])}" for name in entry)
+    return f"{{{', '.join(texts)}}}"
 
 
 def write_entries(file: BinaryIO, path: Path, entries: Entries, scoring: Scoring, *, has_kept: bool) -> None:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import torch
 
 COUNTED_AT_ONCE = 4_000_000  # decisions
+SCORED_AT_ONCE = 1_000_000  # probabilities of predictions
 MOST_SCORES = 1_000_000_000  # that are held at once, 4 GB
 DECISION_THRESHOLD = 0.5  # multi_label: labels with a larger probability are predicted
 
@@ -197,8 +198,10 @@ class ClassificationScoring(Scoring):
 
     def make_predictions(self, outputs: Outputs, features: Features, table: Table) -> Iterator[dict[str, Any]]:
         """Yields `{label, probabilities}`, `{labels, probabilities}` or `{score}` for each example."""
-        for scores in self.compute_scores(np.stack(outputs)):
-            yield dict(self.describe_scores(scores))
+        size = max(1, SCORED_AT_ONCE // len(self.label_names))
+        for start in range(0, len(outputs), size):
+            for scores in self.compute_scores(np.stack(outputs[start : start + size])):
+                yield dict(self.describe_scores(scores))
 
     def decode(self, logits: Array) -> Array:
         """Returns the predicted class numbers [B], 0/1 [B, C] for multi_label, or numbers [B] for regression."""
@@ -220,12 +223,12 @@ class ClassificationScoring(Scoring):
         """Returns the prediction of one example from its probabilities [C], or from its number [1]."""
         if self.problem == "regression":
             return {"score": float(scores[0])}
-        probabilities = {name: float(score) for name, score in zip(self.label_names, scores, strict=True)}
-        best_first = sorted(probabilities, key=lambda name: -probabilities[name])
-        shown = (
-            probabilities if self.top_k is None else {name: probabilities[name] for name in best_first[: self.top_k]}
-        )
+        exact = np.asarray(scores, np.float64)
+        shown: dict[str, float] = dict(zip(self.label_names, exact.tolist(), strict=True))
+        if self.top_k is not None:
+            best_first = np.argsort(-exact, kind="stable")[: self.top_k]
+            shown = {self.label_names[number]: float(exact[number]) for number in best_first}
         if self.problem == "multi_label":
-            labels = [name for name, score in probabilities.items() if score > self.threshold]
-            return {"labels": labels, "probabilities": shown}
-        return {"label": best_first[0], "probabilities": shown}
+            chosen = np.flatnonzero(exact > self.threshold)
+            return {"labels": [self.label_names[number] for number in chosen], "probabilities": shown}
+        return {"label": self.label_names[int(exact.argmax())], "probabilities": shown}
