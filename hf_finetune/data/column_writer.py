@@ -27,13 +27,43 @@ class ColumnWriter:
     """
 
     def __init__(self, names: Sequence[str], path: Path | None = None, numbers: Sequence[str] = ()) -> None:
-        self.names, self.path, self.numbers = tuple(names), path, frozenset(numbers)
+        self.names, self.path, self.numbers = list(names), path, frozenset(numbers)
         self.values: list[list[Any]] = [[] for _ in self.names]
         self.chunks: list[list[pa.Array]] = [[] for _ in self.names]
         self.is_json: list[list[bool]] = [[] for _ in self.names]
         self.digests = [ValueDigest() for _ in self.names]
+        self.sizes: list[int] = []  # rows of the chunks
         self.num_characters = 0
         self.stream: Any = None
+
+    def add_column(self, name: str) -> None:
+        """Adds a column, which is null in the rows that were added before."""
+        self.names.append(name)
+        self.values.append([None] * len(self.values[0]))
+        digest = ValueDigest()
+        chunks = [make_array([None] * size)[0] for size in self.sizes]
+        for chunk in chunks:
+            digest.update(chunk, is_json=False)
+        self.digests.append(digest)
+        self.is_json.append([False] * len(chunks))
+        self.chunks.append([] if self.path is not None else chunks)
+        if self.stream is not None:
+            self.extend_file(name, chunks)
+
+    def extend_file(self, name: str, chunks: "Sequence[pa.Array]") -> None:
+        """Writes the file again with one more column. chunks: Its values."""
+        import pyarrow as pa
+
+        assert self.path is not None
+        self.stream.close()
+        before = self.path.with_name(f"{self.path.name}.before")
+        self.path.replace(before)
+        with pa.OSFile(str(before)) as file, pa.ipc.open_stream(file) as batches:
+            schema = batches.schema.append(pa.field(name, pa.string()))
+            self.stream = pa.ipc.new_stream(str(self.path), schema)
+            for batch, chunk in zip(batches, chunks, strict=True):
+                self.stream.write_batch(pa.record_batch([*batch.columns, chunk], schema=schema))
+        before.unlink()
 
     def add(self, row: Sequence[Any]) -> None:
         """Adds a row: a value for each column."""
@@ -56,13 +86,15 @@ class ColumnWriter:
             self.digests[number].update(array, is_json)
             self.is_json[number].append(is_json)
             arrays.append(array)
+        self.sizes.append(len(self.values[0]))
+        for values in self.values:
             values.clear()
         self.num_characters = 0
         if self.path is None:
             for chunks, array in zip(self.chunks, arrays, strict=True):
                 chunks.append(array)
             return
-        batch = pa.record_batch(arrays, names=list(self.names))
+        batch = pa.record_batch(arrays, names=self.names)
         if self.stream is None:
             self.stream = pa.ipc.new_stream(str(self.path), batch.schema)
         self.stream.write_batch(batch)

@@ -77,7 +77,7 @@ def make_column_table(value: Any, name: str, config: DataConfig, spec: ColumnSpe
             chosen[column] = make_row_table(cells, name, config, inner, needs_labels=True).columns[column]
         elif spec.requires(column, names, needs_labels=needs_labels):
             raise explain_missing(missing_column_error(name, column, names, config, spec), column, name, spec)
-        else:
+        elif column in spec.own_columns:
             chosen[column] = [None] * count
     return make_table(chosen, name, count, index=read_index(value))
 
@@ -136,7 +136,8 @@ def make_row_table(
     if isinstance(rows, (str, bytes, set, frozenset)) or not isinstance(rows, Iterable):
         raise InputError(f"{name}: is {name_type(rows)}; give {KINDS}")
     notes: list[str] = []
-    builder, number = TableBuilder(spec.columns), first - 1
+    builder, number = TableBuilder(spec.own_columns), first - 1
+    keys: tuple[str, ...] = ()
     numbered = number_rows(rows, name, first)
     if spec.adapter is not None:
         numbered = spec.adapter.adapt(
@@ -147,7 +148,10 @@ def make_row_table(
         )
     for number, row in numbered:
         where, values = f"{name}[{number}]", []
-        for column in spec.columns:
+        if keys != tuple(row):
+            keys = tuple(row)
+            builder.add_columns(spec.list_present(row))
+        for column in builder.names:
             try:
                 values.append(check_cell(make_plain(get_value(row, column)), where, column))
             except KeyError:

@@ -81,7 +81,8 @@ def make_part(
     rows: Sequence[SourceRow], config: DataConfig, spec: ColumnSpec, *, is_first: bool, is_in_memory: bool
 ) -> Part:
     """Returns the part of these rows. InputError if the first row of all lacks a column that every row must have."""
-    columns: dict[str, list[Any]] = {name: [] for name in spec.columns}
+    present = set().union(*(row.values for row in rows))
+    columns: dict[str, list[Any]] = {name: [] for name in (*spec.own_columns, *spec.list_present(present))}
     table = Table(
         columns=columns,
         files=[row.file for row in rows],

@@ -109,8 +109,11 @@ class FileReader:
 
 def take_values(row: Any, where: str, config: DataConfig, spec: ColumnSpec) -> tuple[Any, ...]:
     """Returns the values of the columns that the task reads. InputError if the row lacks one that it must have."""
-    values = []
+    values: list[Any] = []
     for name in spec.columns:
+        if name not in row and name.partition(".")[0] not in row and name not in spec.own_columns:
+            values.append(None)
+            continue
         try:
             values.append(get_value(row, name))
         except KeyError:

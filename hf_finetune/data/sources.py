@@ -98,12 +98,12 @@ def read_table(
 
     paths = find_files(locations, key)
     if root is None or measure(paths) < SMALLEST_STORED:
-        return join_examples(build_table(spec.columns, fill), spec, needs_labels=needs_labels)
+        return join_examples(build_table(spec.own_columns, fill), spec, needs_labels=needs_labels)
     parts = [
         [[str(path), digest_files([path])] for path in paths],
         describe_reading(config, spec, needs_labels=needs_labels),
     ]
-    return join_examples(open_or_build(root, parts, spec.columns, fill), spec, needs_labels=needs_labels)
+    return join_examples(open_or_build(root, parts, spec.own_columns, fill), spec, needs_labels=needs_labels)
 
 
 def add_files(
@@ -127,7 +127,8 @@ def add_files(
             values: list[Any] = []
             if keys != tuple(row):
                 keys, absent = tuple(row), set()
-            for name in spec.columns:
+                builder.add_columns(spec.list_present(row))
+            for name in builder.names:
                 if name in absent:
                     values.append(None)
                     continue
@@ -317,19 +318,20 @@ def make_hub_table(
     class_names = getattr(getattr(feature, "feature", feature), "names", None)
 
     def fill(builder: TableBuilder) -> dict[str, Any]:
-        chosen, number = rows.select_columns([name for name in spec.columns if name in rows.column_names]), first
+        builder.add_columns(name for name in spec.columns if name in rows.column_names)
+        chosen, number = rows.select_columns([name for name in builder.names if name in rows.column_names]), first
         for batch in chosen.iter(batch_size=ROWS_AT_ONCE):
             count = len(next(iter(batch.values())))
-            columns = [batch.get(name) or [None] * count for name in spec.columns]
+            columns = [batch.get(name) or [None] * count for name in builder.names]
             for values in zip(*columns, strict=True):
-                where, named = f"{origin}:{number}", zip(spec.columns, values, strict=True)
+                where, named = f"{origin}:{number}", zip(builder.names, values, strict=True)
                 builder.add([check_cell(make_plain(value), where, name) for name, value in named], origin, number)
                 number += 1
         return {"class_names": tuple(class_names) if class_names else None}
 
     if root is None or (rows.data.nbytes or 0) < SMALLEST_STORED:
-        return build_table(spec.columns, fill)
-    return open_or_build(root, [rows._fingerprint, origin, spec.columns, first], spec.columns, fill)
+        return build_table(spec.own_columns, fill)
+    return open_or_build(root, [rows._fingerprint, origin, spec.columns, first], spec.own_columns, fill)
 
 
 def hides_labels(table: Table, config: DataConfig) -> bool:

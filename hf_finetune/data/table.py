@@ -1,7 +1,7 @@
 """A table: columns of equal length, and the file and line that each row came from."""
 
 import hashlib
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import groupby
@@ -96,22 +96,29 @@ class TableBuilder:
     """Takes rows one after the other and makes a table of them, whose columns lie in memory or in a file.
 
     Args:
-        names: The names of the columns.
+        names: The names of the columns. add_columns() adds others when a row has them.
         path: The file; None for memory.
     """
 
     LINES, WORD_LINES = "#line", "#word_lines"
 
     def __init__(self, names: Sequence[str], path: Path | None = None) -> None:
-        self.names = tuple(names)
-        self.writer = ColumnWriter([*self.names, self.LINES, self.WORD_LINES], path, numbers=[self.LINES])
+        self.names = list(names)
+        self.writer = ColumnWriter([self.LINES, self.WORD_LINES, *self.names], path, numbers=[self.LINES])
         self.runs: list[tuple[str, int]] = []
         self.file, self.num_rows = "", 0  # of the last run
         self.has_word_lines = False
 
+    def add_columns(self, names: Iterable[str]) -> None:
+        """Adds those of the columns that the table does not have yet. They are null in the rows before."""
+        for name in names:
+            if name not in self.names:
+                self.names.append(name)
+                self.writer.add_column(name)
+
     def add(self, values: Sequence[Any], file: str, line: int, word_lines: list[int] | None = None) -> None:
         """Adds a row: a value for each column, its file and line, and the lines of its words if it has one on each."""
-        self.writer.add([*values, line, word_lines])
+        self.writer.add([line, word_lines, *values])
         self.has_word_lines = self.has_word_lines or word_lines is not None
         if file != self.file:
             self.end_run()
@@ -193,9 +200,13 @@ class ColumnSpec:
 
     @cached_property
     def columns(self) -> tuple[str, ...]:
-        """All columns that are read, each once."""
+        """All columns that are read, each once. A table has the task's own ones, and the others as far as its rows have them."""
         others = (name for names in self.alternatives for name in names)
         return tuple(dict.fromkeys((*self.own_columns, *others, *self.also_read)))
+
+    def list_present(self, names: Container[str]) -> list[str]:
+        """Returns the columns to read from rows with these columns."""
+        return [name for name in self.columns if name in names or name.partition(".")[0] in names]
 
     def requires(self, column: str, present: Container[str], *, needs_labels: bool = True) -> bool:
         """True if rows that have the columns `present` cannot be read without `column`. needs_labels: Rows need labels."""

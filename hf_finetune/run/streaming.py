@@ -70,10 +70,10 @@ def load_streamed_splits(
 
 
 def join_tables(first: Table, second: Table) -> Table:
-    """Returns the rows of both tables, whose columns are the same. Class numbers have the names of the first table's."""
-    builder = TableBuilder(list(first.columns))
+    """Returns the rows of both tables. Class numbers have the names of the first table's."""
+    builder = TableBuilder(list(dict.fromkeys((*first.columns, *second.columns))))
     for table in (first, second):
-        rows = zip(*table.columns.values(), strict=True)
+        rows = zip(*(table.columns.get(name, [None] * len(table)) for name in builder.names), strict=True)
         for values, file, line in zip(rows, table.files, table.lines, strict=True):
             builder.add(values, file, line)
     return builder.finish(class_names=first.class_names, is_in_memory=first.is_in_memory)

@@ -13,9 +13,10 @@ import pytest
 from hf_finetune.config.sections import DataConfig
 from hf_finetune.data import sources
 from hf_finetune.data.columns import find_distinct
+from hf_finetune.data.memory import read_memory
 from hf_finetune.data.sources import read_table
 from hf_finetune.data.splits import load_splits
-from hf_finetune.data.table import Table
+from hf_finetune.data.table import ColumnSpec, Table
 from hf_finetune.system.errors import InputError
 
 VALUES = [None, "a", 1, 1.0, True, "1", [1, "x"], {"k": [None]}, "ä😀", "half \ud800"]
@@ -57,6 +58,29 @@ def test_a_table_on_disk_has_the_rows_and_digests_of_one_in_memory(tmp_path: Pat
     assert again.columns["text"].file is not None
     (folder,) = list_tables(tmp_path)
     assert datasets.Dataset.from_file(str(folder / "rows.arrow"))["text"][:2] == ["text 0", "text 1"]
+
+
+@pytest.mark.parametrize("first", [0, 3, 10, 25, 49])
+def test_a_table_has_the_optional_columns_that_its_rows_have_whenever_the_first_one_comes(
+    tmp_path: Path, first: int
+) -> None:
+    """The digest is that of a column of the task, which is null in all rows before."""
+    rows = [{"text": "a"} | ({"late": [row], "later": "x"} if row in (first, 49) else {}) for row in range(50)]
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    spec = ColumnSpec(inputs=("text",), also_read=("never", "late", "later"))
+    dense = ColumnSpec(inputs=("text",), optional=("late", "later"))
+    disk, memory, whole = (
+        read_table((str(path),), DataConfig(train=("-",)), "data.train", columns, root=root)
+        for columns, root in ((spec, tmp_path), (spec, None), (dense, None))
+    )
+    assert list(disk.columns) == list(memory.columns) == ["text", "late", "later"]
+    assert list(disk.columns["late"]) == list(memory.columns["late"]) == [row.get("late") for row in rows]
+    names = ["late", "later"]
+    assert disk.digest(names) == memory.digest(names) == whole.digest(names)
+    assert sorted(path.name for path in list_tables(tmp_path)[0].iterdir()) == ["meta.json", "rows.arrow"]
+    given = read_memory(rows, "train", DataConfig(train=("-",)), spec)
+    assert given.columns == memory.columns
 
 
 def test_every_value_comes_back_as_it_was(tmp_path: Path) -> None:

@@ -145,8 +145,8 @@ def cut_series(table: Table, names: Sequence[str], filled: Container[str]) -> tu
 
 
 def iterate_rows(table: Table, names: Iterable[str]) -> Iterable[tuple[Any, ...]]:
-    """Returns the values of some columns, row by row."""
-    return zip(*(table.columns[name] for name in names), strict=True)
+    """Returns the values of some columns, row by row; None for those of a column that the table does not have."""
+    return zip(*(table.columns.get(name, [None] * len(table)) for name in names), strict=True)
 
 
 def join_prompt(values: Sequence[Any]) -> Any:

@@ -12,6 +12,7 @@ from support import tiny
 
 from hf_finetune.config.sections import DataConfig, ModelConfig, RunConfig
 from hf_finetune.data.memory import read_memory
+from hf_finetune.data.parts import read_parts
 from hf_finetune.data.shards import find_streamed_data
 from hf_finetune.data.sources import read_table
 from hf_finetune.data.table import Table
@@ -268,6 +269,26 @@ def test_a_file_of_arcs_is_read_as_the_rows_of_the_task(tmp_path: Path) -> None:
         arrays = task.encoding.tokenize(table, tokenizer, 32)
         encoded.append((arrays["input_ids"].tolist(), task.encoding.labels(table, arrays).tolist()))
     assert encoded[0] == encoded[1]
+
+
+def test_of_the_columns_that_are_looked_for_a_table_has_those_of_its_rows(tmp_path: Path) -> None:
+    rows = [
+        {"question": "q", "A": "a", "B": "b", "D": "d", "answer": "B"},
+        {"question": "q", "A": "a", "B": "b", "answer": "A"},
+    ]
+    spec = replace(Choice.make_columns(make_config()).spec, convert_rows=None, texts=())
+    frame = pandas.DataFrame(rows)
+    path = tiny.write_jsonl(tmp_path / "a.jsonl", rows)
+    part = next(read_parts([str(path)], make_config().data, spec, [2], lambda text, where: {}))
+    for table in (
+        read_table([str(path)], make_config().data, "data.train", spec),
+        part.table,
+        *(
+            read_memory(given, "train", make_config().data, spec)
+            for given in (rows, frame, datasets.Dataset.from_pandas(frame))
+        ),
+    ):
+        assert set(table.columns) == {*spec.own_columns, *rows[0]}
 
 
 def test_a_stream_of_such_rows_is_read_the_same(tmp_path: Path) -> None:
