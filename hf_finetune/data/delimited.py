@@ -2,6 +2,7 @@
 
 import csv
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from hf_finetune.config.sections import DataConfig
@@ -23,7 +24,7 @@ def read_delimited(path: Path, config: DataConfig, say: Say = say_nothing) -> Ro
     dialect = find_dialect(file, config, say)
     header: list[str] = []
     names: list[str] = []
-    for line, fields in read_records(file, dialect, config):
+    for line, fields in read_records(file, dialect, config, say):
         if not names:
             header = fields if config.header else []
             names = name_columns(f"{path}:{line}", fields, config, say)
@@ -59,11 +60,12 @@ def name_columns(where: str, first: Sequence[str], config: DataConfig, say: Say)
     return names
 
 
-def read_records(file: TextFile, dialect: Dialect, config: DataConfig) -> Iterator[tuple[int, list[str]]]:
+def read_records(file: TextFile, dialect: Dialect, config: DataConfig, say: Say) -> Iterator[tuple[int, list[str]]]:
     """Yields the fields of each row that is not blank, with the line where it ends. All rows have as many as the first one."""
     path, width, line = file.path, 0, dialect.num_skipped
     pending: list[str] = []  # the lines of the row that is read
     values: list[set[str]] = []
+    long_rows = LongRows()
     with file.open(newline="") as text:
         for _ in range(dialect.num_skipped):
             next(text)
@@ -74,16 +76,42 @@ def read_records(file: TextFile, dialect: Dialect, config: DataConfig) -> Iterat
                 width = width or len(fields)
                 if fields and len(fields) != width:
                     raise InputError(f"{path}:{line}: {describe_width(fields, width, begin, line, config)}")
-                if line > begin and config.quoting == "auto" and have_all_fields(pending, dialect, width):
+                if line > begin and have_all_fields(pending, dialect, width):
                     values = values or find_values(file, dialect, width)
                     if look_like_rows(pending, dialect, values):
-                        raise InputError(f"{path}:{begin}: {describe_swallowed(pending)}")
+                        long_rows.add(path, begin, line, config)
                 pending.clear()
                 if fields:
                     yield line, fields
         except csv.Error as error:
-            hint = "; set data.quoting none if quotes are characters like any other" if '"' in "".join(pending) else ""
-            raise InputError(f"{path}:{line + 1}: broken row: {error}{hint}") from None
+            broken = describe_broken(error, pending, line + 1, dialect.num_skipped + reader.line_num)
+            raise InputError(f"{path}:{line + 1}: broken row: {broken}") from None
+    long_rows.report(path, say)
+
+
+@dataclass(kw_only=True)
+class LongRows:
+    """Rows of several lines that look like rows themselves. count: Their number. first: The lines of the first one."""
+
+    count: int = 0
+    first: tuple[int, int] = (0, 0)
+
+    def add(self, path: Path, begin: int, end: int, config: DataConfig) -> None:
+        """Counts a row in the lines from `begin` to `end`. InputError if the user has not said that fields are quoted."""
+        if config.quoting == "auto":
+            raise InputError(f"{path}:{begin}: {describe_swallowed(end - begin + 1)}")
+        self.first = self.first if self.count else (begin, end)
+        self.count += 1
+
+    def report(self, path: Path, say: Say) -> None:
+        """Says how many there were."""
+        if self.count:
+            found = "1 row has" if self.count == 1 else f"{self.count:,} rows have"
+            begin, end = self.first
+            say(
+                f"{path.name}: {found} several lines that look like rows themselves, the first one lines {begin} to {end}; set "
+                "data.quoting none if a quote there is a character like any other"
+            )
 
 
 def keep_lines(lines: Iterable[str], pending: list[str]) -> Iterator[str]:
@@ -104,9 +132,22 @@ def describe_width(fields: Sequence[str], width: int, begin: int, line: int, con
     )
 
 
-def describe_swallowed(lines: Sequence[str]) -> str:
+def describe_swallowed(num_lines: int) -> str:
     """Returns the end of the error about a row that seems to be several."""
     return (
-        f"a quote begins a field of {len(lines)} lines, which look like rows; set data.quoting none if quotes are characters "
+        f"a quote begins a field of {num_lines} lines, which look like rows; set data.quoting none if quotes are characters "
         "like any other, or quoted if this is one row"
     )
+
+
+def describe_broken(error: csv.Error, lines: Sequence[str], begin: int, end: int) -> str:
+    """Returns the end of the error about a row that cannot be read. It has these lines so far, from `begin` to `end`."""
+    if not any('"' in line for line in lines):
+        return str(error)
+    reason = str(error)
+    if "unexpected end" in reason:
+        reason = "a quote begins a field and is never closed"
+    elif "expected after" in reason:
+        place = "" if begin == end else f" in line {end}"
+        reason = f"a field goes past the quote that closes it{place}"
+    return f"{reason}; set data.quoting none if quotes are characters like any other"

@@ -154,6 +154,60 @@ def test_a_quote_that_no_writer_writes_names_the_way_out(tmp_path: Path, name: s
     assert message.endswith("; set data.quoting none if quotes are characters like any other")
 
 
+NEVER_CLOSED = "a quote begins a field and is never closed"
+STRAY_IN_QUOTED = {
+    "a quote begins a text": (['"What a film{}pos', "dull{}neg"], NEVER_CLOSED),
+    "a quote is a text": (['"{}pos', "dull{}neg"], NEVER_CLOSED),
+    "a quote begins a label": (['What a film{}"pos', "dull{}neg"], NEVER_CLOSED),
+    "three quotes begin a text": (['"""What a film{}pos', "dull{}neg"], NEVER_CLOSED),
+    "words in quotes begin a text": (['"What" a film{}pos', "dull{}neg"], "a field goes past the quote that closes it"),
+    "a blank after a quote": (['"What a film" {}pos'], "a field goes past the quote that closes it"),
+    "two quotes begin a text": (['""What a film{}pos'], "a field goes past the quote that closes it"),
+    "quotes after backslashes": (['"What \\"a\\" film"{}pos'], "a field goes past the quote that closes it"),
+    "quotes in two rows": (
+        ['"What a film{}pos', 'a "fine" film{}neg'],
+        "a field goes past the quote that closes it in line 4",
+    ),
+    "quotes begin two texts": (
+        ['"What a film{}pos', '"dull{}neg'],
+        "a field goes past the quote that closes it in line 4",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv"])
+@pytest.mark.parametrize(("lines", "reason"), STRAY_IN_QUOTED.values(), ids=STRAY_IN_QUOTED)
+def test_stray_quotes_in_a_file_that_is_said_to_be_quoted_are_errors_that_name_the_row(
+    tmp_path: Path, lines: Sequence[str], reason: str, name: str
+) -> None:
+    text = "\n".join(["text{}label", "fine{}neg", *lines, "end{}neg"]).replace("{}", "," if name == "a.csv" else "\t")
+    path = write(tmp_path / name, f"{text}\n")
+    hint = "set data.quoting none if quotes are characters like any other"
+    assert error_of(path, config=config(quoting="quoted")) == f"{path}:3: broken row: {reason}; {hint}"
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv"])
+def test_rows_that_may_be_swallowed_are_said_in_a_file_that_is_said_to_be_quoted(tmp_path: Path, name: str) -> None:
+    swallowed = ['"What a film,pos', "dull,pos", 'He said bye",neg']
+    lines = [
+        "text,label",
+        "fine,neg",
+        *swallowed,
+        '"two lines',
+        'of one text",pos',
+        *swallowed[1:],
+        *swallowed,
+        "end,neg",
+    ]
+    path = write(tmp_path / name, "\n".join(lines).replace(",", "," if name == "a.csv" else "\t"))
+    table = read(path, config=config(quoting="quoted"))
+    assert len(table) == 7
+    assert table.notes == (
+        f"{name}: 2 rows have several lines that look like rows themselves, the first one lines 3 to 5; set data.quoting none "
+        "if a quote there is a character like any other",
+    )
+
+
 WRITTEN: dict[str, tuple[list[str], dict[str, Any]]] = {  # texts, and how they are written with tabs
     "as needed, with quotes doubled": (['a "big" dog', "x", "y"], {}),
     "as needed, with a tab": (["a\tb", "x", "y"], {}),
