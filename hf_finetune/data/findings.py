@@ -67,5 +67,10 @@ def locate(table: Table, row: int) -> str:
 
 def shorten(text: str, most: int = 40) -> str:
     """Returns a text in quotes on one line, cut to `most` characters."""
+    return repr(cut(text, most))
+
+
+def cut(text: str, most: int = 40) -> str:
+    """Returns a text on one line, cut to `most` characters."""
     line = " ".join(text.split())
-    return repr(line if len(line) <= most else f"{line[: most - 3]}...")
+    return line if len(line) <= most else f"{line[: most - 3]}..."

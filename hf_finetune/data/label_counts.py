@@ -6,27 +6,28 @@ from collections.abc import Mapping
 import numpy as np
 
 from hf_finetune.data.features import Array
-from hf_finetune.data.findings import NUM_EXAMPLES, Finding, describe_percent
-from hf_finetune.data.joined_labels import find_bare_lists, find_joined
+from hf_finetune.data.findings import NUM_EXAMPLES, Finding, cut, describe_percent
 
 FEWEST_EXAMPLES = 5  # a label with fewer is hardly learned, and its metrics are noise
 SMALLEST_EXPECTED = 5.0  # the chi-squared approximation needs this number in each cell (Cochran 1954)
 CHANCE = 1e-4  # of a difference as large as this between two draws from the same source
+WAY_OUT = "add examples, or join these labels with others"  # of rare labels
 MOST_SHOWN = 8  # labels in a line
 SMALLEST_DISTANCE = 0.1  # total variation distance; with many rows any difference is beyond chance
 
 
-def find_rare_labels(counts: Mapping[str, int]) -> list[Finding]:
-    """Returns a finding if labels have fewer than 5 examples. counts: The training examples by label."""
+def find_rare_labels(counts: Mapping[str, int], way_out: str = WAY_OUT) -> list[Finding]:
+    """Returns a finding if labels have fewer than 5 examples.
+
+    counts: The training examples by label. way_out: What can be done about it; "" if there is another warning that says more.
+    """
     rare = {
         label: count for label, count in sorted(counts.items(), key=lambda item: item[1]) if 0 < count < FEWEST_EXAMPLES
     }
-    if not rare:
+    if not rare or not way_out:
         return []
-    shown = " and ".join(f"{label} ({count})" for label, count in list(rare.items())[:NUM_EXAMPLES])
+    shown = " and ".join(f"{cut(label)} ({count})" for label, count in list(rare.items())[:NUM_EXAMPLES])
     have = "1 label has" if len(rare) == 1 else f"{len(rare):,} labels have"
-    are_joined = find_joined(counts) or find_bare_lists(counts)
-    way_out = "add examples" if are_joined else "add examples, or join these labels with others"
     sentence = (
         f"train: {have} fewer than {FEWEST_EXAMPLES} examples, such as {shown}; they will hardly be learned: {way_out}"
     )
@@ -50,7 +51,7 @@ def find_shift(split: str, counts: Mapping[str, int], train: Mapping[str, int]) 
     if probability >= CHANCE or distance < SMALLEST_DISTANCE:
         return []
     examples = [
-        f"{labels[index]} {describe_percent(shares[1][index])} (training: {describe_percent(shares[0][index])})"
+        f"{cut(labels[index])} {describe_percent(shares[1][index])} (training: {describe_percent(shares[0][index])})"
         for index in np.argsort(-differences, kind="stable")[:NUM_EXAMPLES]
     ]
     sentence = (
@@ -89,7 +90,7 @@ def compute_chance(table: Array) -> float:
 def format_counts(counts: Mapping[str, int], most: int = MOST_SHOWN) -> str:
     """Returns names and their counts as text, the most frequent first, and at most `most` of them."""
     ordered = Counter(counts).most_common()
-    shown = [f"{name} {count:,}" for name, count in ordered[:most]]
+    shown = [f"{cut(name)} {count:,}" for name, count in ordered[:most]]
     if len(ordered) > most:
         shown.append(f"and {len(ordered) - most:,} more")
     return ", ".join(shown)

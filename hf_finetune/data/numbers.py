@@ -9,6 +9,7 @@ from typing import Any
 NUMBER = re.compile(r"[-+]?(\d+([.,]\d*)?|[.,]\d+)(e[-+]?\d+)?|[-+]?inf(inity)?", re.IGNORECASE | re.ASCII)
 GROUPED = re.compile(r"[-+]?\d{1,3}((\.\d{3})+,\d+|(,\d{3})+\.\d+)", re.ASCII)  # 1.234,5 or 1,234.5
 LIKE_THOUSANDS = re.compile(r"[-+]?[1-9]\d{0,2},\d{3}", re.ASCII)  # 1,234: 1234, or 1.234 with a decimal comma
+AMOUNT = re.compile(r"(?P<before>[$€£¥]?)\s?[-+]?\d+(?:[.,]\d+)*\s?(?P<after>[%‰°$€£¥]?)", re.ASCII)
 
 # What programs write for a missing value, in lower case. Among words they may be labels (na for "not applicable")
 MISSING_WORDS = frozenset({"nan", "na", "n/a", "#n/a", "<na>", "null", "none", "nat"})
@@ -73,6 +74,12 @@ def find_numbers(values: Iterable[Any]) -> Numbers | None:
         with_point=next(iter(point), None),
         unclear=next(iter(unclear), None),
     )
+
+
+def find_sign(text: str) -> str | None:
+    """Returns the sign of a number such as 12% or $9.50; "" if it has none, None if the text is not a number."""
+    match = AMOUNT.fullmatch(text)
+    return None if match is None else match["before"] or match["after"]
 
 
 def is_integer(value: Any) -> bool:

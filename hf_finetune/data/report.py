@@ -2,14 +2,14 @@
 
 import json
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
 from hf_finetune.data.columns import iterate
 from hf_finetune.data.duplicates import Repeats, UnifyLabels, find_duplicates, find_shared, sort_hashes
 from hf_finetune.data.findings import NUM_EXAMPLES, Finding, describe_share, join_examples, locate, shorten
-from hf_finetune.data.label_counts import find_rare_labels, find_shift, format_counts
+from hf_finetune.data.label_counts import WAY_OUT, find_rare_labels, find_shift, format_counts
 from hf_finetune.data.table import ColumnSpec, Table
 from hf_finetune.system.console import label_lines
 from hf_finetune.system.errors import InputError
@@ -101,6 +101,7 @@ def report_on_tables(
     labels: Mapping[str, Mapping[str, int]] | None = None,
     task_warnings: Sequence[str] = (),
     unify_labels: UnifyLabels | None = None,
+    advise: Callable[[Mapping[str, int]], str] = lambda counts: WAY_OUT,
 ) -> DataReport:
     """Returns the report on what can be found without a tokenizer.
 
@@ -112,6 +113,7 @@ def report_on_tables(
         labels: The number of examples by label, by split.
         task_warnings: Sentences of the task's own (Encoding.find_warnings).
         unify_labels: Returns a value for each row, equal for rows whose labels mean the same (Encoding.unify_labels).
+        advise: Returns what can be done about rare labels (Encoding.advise_on_rare_labels).
     """
     labels = {split: counts for split, counts in (labels or {}).items() if counts}
     train, given = tables["train"], {split: table for split, table in tables.items() if split not in ("train", *drawn)}
@@ -125,7 +127,7 @@ def report_on_tables(
             texts.setdefault(split, {})[name] = measured
             findings += sparse
     if "train" in labels:
-        findings += find_rare_labels(labels["train"])
+        findings += find_rare_labels(labels["train"], advise(labels["train"]))
         for split in given.keys() & labels.keys():
             findings += find_shift(split, labels[split], labels["train"])
     notes = dict.fromkeys(note for table in tables.values() for note in table.notes)

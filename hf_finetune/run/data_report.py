@@ -8,13 +8,15 @@ from hf_finetune.config.sections import RunConfig
 from hf_finetune.config.tasks import load_task
 from hf_finetune.data.encoding import encode
 from hf_finetune.data.features import Features
-from hf_finetune.data.findings import Finding
+from hf_finetune.data.findings import Finding, cut
 from hf_finetune.data.report import DataReport, report_on_tables
 from hf_finetune.data.splits import read_given_splits
 from hf_finetune.data.table import Table
 from hf_finetune.data.token_loss import find_cut_texts, find_unknown_characters
 from hf_finetune.system.files import cache_root
 from hf_finetune.tasks.base import Task
+
+LONGEST_CARD = 160  # characters of the task's sentence, which may name thousands of labels
 
 
 def report_on_rows(
@@ -34,6 +36,7 @@ def report_on_rows(
         labels={split: encoding.count_labels(table) for split, table in counted.items()},
         task_warnings=encoding.find_warnings(tables),
         unify_labels=encoding.unify_labels,
+        advise=encoding.advise_on_rare_labels,
     )
 
 
@@ -76,7 +79,7 @@ def make_report(config: RunConfig, *, has_backbone: bool, asks_tokenizer: bool) 
     if not asks_tokenizer:
         for table in tables.values():
             task.encoding.check_rows(table)
-        card = task.describe_for_card().partition("\n\n")[0].replace("\n", " ")
+        card = cut(task.describe_for_card().partition("\n\n")[0], LONGEST_CARD)
         return report.add([], [("task", card), *task.encoding.describe_problem(tables["train"])])
     from hf_finetune.model.backbone import LONGEST_DEFAULT, load_tokenizer
 

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from hf_finetune.config.sections import RunConfig, TaskSettings, require
 from hf_finetune.data.features import Array, Batch, Features, Ragged
+from hf_finetune.data.label_counts import WAY_OUT
 from hf_finetune.data.table import ColumnSpec, Table
 from hf_finetune.model.head_spec import HeadSpec
 from hf_finetune.tasks.objectives import (
@@ -150,6 +151,13 @@ class Encoding(ABC):
         """Returns a plain value for each row, equal for rows whose labels mean the same; None if they are equal only if they are
         written in one way."""
         return None
+
+    def advise_on_rare_labels(self, counts: Mapping[str, int]) -> str:
+        """Returns what can be done about labels with few examples; "" if find_warnings() says more about them.
+
+        counts: The training examples by label.
+        """
+        return WAY_OUT
 
     def check_rows(self, table: Table) -> None:  # noqa: B027 - the other methods check the rows of most tasks
         """Raises InputError at the first row that tokenize() or labels() would refuse, as far as that shows without a tokenizer.

@@ -22,9 +22,11 @@ from hf_finetune.tasks.base import Columns, Encoding, Task
 from hf_finetune.tasks.class_scoring import ClassificationObjective, ClassificationScoring
 from hf_finetune.tasks.labels import compute_class_weights, describe_class_weights
 from hf_finetune.tasks.text.label_checks import (
+    advise_on_rare_labels,
     find_label_warnings,
     find_number_warnings,
     find_numbers_as_labels,
+    find_own_labels,
     leave_out_ignored,
 )
 from hf_finetune.tasks.text.label_reader import LabelReader, guess_problem, spell_label
@@ -206,8 +208,18 @@ class ClassificationEncoding(TextEncoding):
             column = self.reader.column
             return find_number_warnings(find_distinct(train.columns[column])[1], column)
         counts = self.count_labels(train)
-        is_single = self.reader.problem == "single_label" and train.class_names is None
-        return find_label_warnings(counts) + (find_numbers_as_labels(counts) if is_single else [])
+        return find_label_warnings(counts) + (self.find_kind(counts) if train.class_names is None else [])
+
+    def find_kind(self, counts: Mapping[str, int]) -> list[str]:
+        """Returns a warning about labels that are no classes. counts: The training examples by label."""
+        if self.reader.problem != "single_label" or self.reader.names:
+            return []
+        return find_numbers_as_labels(counts) or find_own_labels(counts, self.reader.column)
+
+    def advise_on_rare_labels(self, counts: Mapping[str, int]) -> str:
+        if self.find_kind(counts):
+            return ""
+        return advise_on_rare_labels(counts, may_predict_numbers=self.reader.problem == "single_label")
 
     def describe_problem(self, table: Table) -> list[tuple[str, str]]:
         """The problem and why it was chosen, and the range of the numbers of a regression."""

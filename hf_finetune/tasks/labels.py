@@ -9,7 +9,7 @@ from decimal import Decimal
 from typing import Any, Literal, Self
 
 from hf_finetune.config.sections import require
-from hf_finetune.data.numbers import find_numbers, is_missing, is_missing_word, parse_number
+from hf_finetune.data.numbers import find_numbers, find_sign, is_missing, is_missing_word, parse_number
 from hf_finetune.data.table import Table
 from hf_finetune.system.errors import InputError
 
@@ -147,7 +147,9 @@ def read_number(table: Table, row: int, column: str, reason: str = "which task.p
         number = math.inf
     except (TypeError, ValueError):
         shown = "null" if value is None else repr(value)
-        raise InputError(f"{table.where(row)}: {column} ({shown}) is not a number, {reason}") from None
+        sign = find_sign(value.strip()) if isinstance(value, str) else None
+        hint = f"; write it without {sign}" if sign else ""
+        raise InputError(f"{table.where(row)}: {column} ({shown}) is not a number, {reason}{hint}") from None
     if not abs(number) <= LARGEST_TARGET:
         raise InputError(f"{table.where(row)}: {column} ({number}) is not finite, or too large for float32")
     return number

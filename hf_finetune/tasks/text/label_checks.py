@@ -5,7 +5,7 @@ import json
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,16 +13,16 @@ import numpy as np
 
 from hf_finetune.data.columns import find_distinct
 from hf_finetune.data.joined_labels import find_bare_lists, find_joined
+from hf_finetune.data.label_counts import WAY_OUT
 from hf_finetune.data.literals import read_literal
-from hf_finetune.data.numbers import MISSING_WORDS, is_missing_word, is_number
+from hf_finetune.data.numbers import MISSING_WORDS, find_sign, is_missing_word, is_number
 from hf_finetune.data.table import NoExamplesError, Table
 from hf_finetune.tasks.labels import BOOLEANS, LabelForm, canonical_label
 from hf_finetune.tasks.text.label_choices import count_most_choices, read_choices
 
 NOT_LABELLED = "-100"  # torch's ignore_index, which data sets for token classification hold, too
-AMOUNT = re.compile(r"(?P<before>[$€£¥]?)\s?[-+]?\d+(?:[.,]\d+)*\s?(?P<after>[%‰°$€£¥]?)", re.ASCII)
 FEWEST_AMOUNTS = 6  # numbers with a sign; fewer are steps, such as 25%, 50% and 100%
-MANY_NUMBERS = 20  # whole numbers; fewer are ratings or numbers of classes
+MANY_LABELS = 20  # fewer are ratings, numbers of classes, or classes of a few rows
 POINT_OF_THOUSANDS = re.compile(r"[-+]?[1-9]\d{0,2}(\.\d{3})+", re.ASCII)
 FEWEST_THOUSANDS = 5
 MOST_SHOWN = 5  # labels or groups in one message
@@ -54,7 +54,9 @@ def find_label_warnings(counts: Mapping[str, int]) -> list[str]:
     warnings = []
     for group in find_lookalikes(list(counts))[:MOST_SHOWN]:
         shown = " and ".join(f"{name!r} ({counts[name]:,})" for name in group)
-        warnings.append(f"labels that look alike are different classes: {shown}")
+        warnings.append(
+            f"labels that look alike are different classes: {shown}; write them in one way if they are the same"
+        )
     for name in counts:
         if is_missing_word(name):
             warnings.append(
@@ -62,8 +64,9 @@ def find_label_warnings(counts: Mapping[str, int]) -> list[str]:
                 f"task.ignore_labels {name} leaves such rows out"
             )
     warnings += find_several_in_one(counts)
-    if {"0", "1"} & set(counts) and BOOLEANS & set(counts):
-        shown = ", ".join(f"{name} {counts[name]:,}" for name in ("0", "1", "false", "true") if name in counts)
+    bits, words = (sorted(name for name in counts if name.lower() in kind) for kind in (("0", "1"), BOOLEANS))
+    if bits and words:
+        shown = ", ".join(f"{name} {counts[name]:,}" for name in (*bits, *words))
         warnings.append(
             f"0 and 1 are other classes than false and true: {shown}; write them in one way if they are the same"
         )
@@ -99,17 +102,50 @@ def find_several_in_one(counts: Mapping[str, int]) -> list[str]:
 def find_numbers_as_labels(counts: Mapping[str, int]) -> list[str]:
     """Returns a warning about classes that are numbers to predict, perhaps: numbers with a sign such as % or $, and whole numbers
     that are very many for so few rows. counts: The training examples by label."""
-    rows = sum(counts.values())
-    signs = {match["before"] or match["after"] if (match := AMOUNT.fullmatch(name)) else None for name in counts}
+    rows, signs = sum(counts.values()), find_signs(counts)
     if None in signs:
         return []
     are = f"{len(counts):,} labels in {rows:,} rows are numbers"
     if "" not in signs and len(counts) >= FEWEST_AMOUNTS:
         shown = " or ".join(sorted(map(str, signs)))
         return [f"{are} with {shown}: to predict a number, write them without it and set task.problem to regression"]
-    if signs == {""} and len(counts) > MANY_NUMBERS and 3 * len(counts) > rows:
+    if signs == {""} and are_very_many(counts):
         return [f"{are}: to predict a number, set task.problem to regression"]
     return []
+
+
+def find_signs(names: Iterable[str]) -> set[str | None]:
+    """Returns the signs of labels that are numbers, such as %; "" of a number without one, None of a label that is not a number."""
+    return set(map(find_sign, names))
+
+
+def are_very_many(counts: Mapping[str, int]) -> bool:
+    """True if labels have fewer than three examples each on average, so that they are no classes."""
+    return len(counts) > MANY_LABELS and 3 * len(counts) > sum(counts.values())
+
+
+def find_own_labels(counts: Mapping[str, int], column: str) -> list[str]:
+    """Returns a warning if nearly each row has a label of its own. counts: The training examples by label."""
+    if not are_very_many(counts):
+        return []
+    return [
+        f"{column} has {len(counts):,} different labels in {sum(counts.values()):,} rows, as ids, dates and texts have: nearly "
+        "nothing can be learned of each; set data.label_column to the column of the classes"
+    ]
+
+
+def advise_on_rare_labels(counts: Mapping[str, int], *, may_predict_numbers: bool) -> str:
+    """Returns what can be done about labels with few examples.
+
+    counts: The training examples by label. may_predict_numbers: A text has one label, which may be a number.
+    """
+    signs = find_signs(counts)
+    if may_predict_numbers and None not in signs and len(counts) > 2:
+        write = "" if signs == {""} else f"write them without {' or '.join(sorted(map(str, signs - {''})))} and "
+        return f"add examples; if the labels are numbers to predict, {write}set task.problem to regression"
+    if find_joined(counts) or find_bare_lists(counts):
+        return "add examples"
+    return WAY_OUT
 
 
 def find_number_warnings(values: Sequence[Any], column: str) -> list[str]:
