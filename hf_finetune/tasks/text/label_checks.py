@@ -115,7 +115,7 @@ def find_numbers_as_labels(counts: Mapping[str, int]) -> list[str]:
 
 
 def find_signs(names: Iterable[str]) -> set[str | None]:
-    """Returns the signs of labels that are numbers, such as %; "" of a number without one, None of a label that is not a number."""
+    """Returns the signs of labels that are numbers, such as %; "" of one without a sign, None of a label that is not a number."""
     return set(map(find_sign, names))
 
 
