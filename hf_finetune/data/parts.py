@@ -11,6 +11,7 @@ from typing import Any
 from hf_finetune.config.sections import DataConfig
 from hf_finetune.data.formats import LINES, find_ending, get_value
 from hf_finetune.data.json_files import describe_json_error, parse_json
+from hf_finetune.data.rows import Say
 from hf_finetune.data.sources import find_files, missing_column_error, read_files
 from hf_finetune.data.table import ColumnSpec, Table, convert_columns
 from hf_finetune.system.errors import InputError
@@ -52,8 +53,18 @@ def is_stream(locations: Sequence[str]) -> bool:
     return location == STANDARD_INPUT or (path.exists() and not path.is_file() and not path.is_dir())
 
 
+def say_note(note: str) -> None:
+    """Prints on standard error what was recognised in a file, such as its delimiter."""
+    print(note, file=sys.stderr, flush=True)
+
+
 def read_parts(
-    locations: Sequence[str], config: DataConfig, spec: ColumnSpec, sizes: Iterable[int], make_row: MakeRow
+    locations: Sequence[str],
+    config: DataConfig,
+    spec: ColumnSpec,
+    sizes: Iterable[int],
+    make_row: MakeRow,
+    say: Say = say_note,
 ) -> Iterator[Part]:
     """Yields the rows of files, of a pipe, or of standard input if the location is "-", as they are read.
 
@@ -63,11 +74,13 @@ def read_parts(
         spec: The columns to read. Rows may lack labels.
         sizes: The number of rows of each part.
         make_row: Makes the row of a line that is a text and not JSON.
+        say: Takes sentences about what was recognised in files.
 
     InputError if there are no rows in a file, if a file cannot be read, or if the first row lacks a column.
     """
     is_read_once = is_stream(locations)
-    rows = read_stream(locations[0], make_row) if is_read_once else read_source_files(locations, config, spec, make_row)
+    files = read_source_files(locations, config, spec, make_row, say)
+    rows = read_stream(locations[0], make_row) if is_read_once else files
     is_first = True
     for size in sizes:
         chunk = list(islice(rows, size))
@@ -113,28 +126,23 @@ def make_part(
 
 
 def read_source_files(
-    locations: Sequence[str], config: DataConfig, spec: ColumnSpec, make_row: MakeRow
+    locations: Sequence[str], config: DataConfig, spec: ColumnSpec, make_row: MakeRow, say: Say
 ) -> Iterator[SourceRow]:
     """Yields the rows of files. A .txt file has a text a line, unless the task reads such files in its own way."""
     for path in find_files(locations, "--data"):
         count = 0
-        rows = read_plain(path, config, make_row) if is_plain(path, spec) else read_file(path, config, spec)
+        rows = read_plain(path, config, make_row) if is_plain(path, spec) else read_file(path, config, spec, say)
         for count, row in enumerate(rows, 1):  # noqa: B007
             yield row
         if not count:
             raise InputError(f"{path}: is empty")
 
 
-def read_file(path: Path, config: DataConfig, spec: ColumnSpec) -> Iterator[SourceRow]:
+def read_file(path: Path, config: DataConfig, spec: ColumnSpec, say: Say) -> Iterator[SourceRow]:
     """Yields the rows of a file or folder that the task reads."""
-    for _, rows in read_files([str(path)], config, "--data", spec, needs_labels=False, say=say_note):
+    for _, rows in read_files([str(path)], config, "--data", spec, needs_labels=False, say=say):
         for line, values in rows:
             yield SourceRow(file=str(values[""] if path.is_dir() else path), line=line, values=values)
-
-
-def say_note(note: str) -> None:
-    """Prints on standard error what was recognised in a file, such as its delimiter."""
-    print(note, file=sys.stderr, flush=True)
 
 
 def is_plain(path: Path, spec: ColumnSpec) -> bool:

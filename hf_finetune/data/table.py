@@ -1,7 +1,7 @@
 """A table: columns of equal length, and the file and line that each row came from."""
 
 import hashlib
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import groupby
@@ -172,6 +172,7 @@ class ColumnSpec:
         convert_rows: Returns the table with the task's own columns, made of those two. Rows stay as many. No value is checked.
         adapter: Makes rows of tables that have other columns, or another form, rows of these columns; None if there is no other.
         join_rows: Returns the examples of a table's rows, if an example may be several of them; None if each row is one.
+        join_keys: Yields a key for each row of some tables: join_rows joins those with the same key.
         keep_labelled: Returns the rows that may be learned from and scored, if the settings leave some out by their labels.
             NoExamplesError if they leave out all.
     """
@@ -191,6 +192,7 @@ class ColumnSpec:
     convert_rows: Callable[[Table], Table] | None = None
     adapter: RowAdapter | None = None
     join_rows: Callable[[Table], Table] | None = None
+    join_keys: Callable[[Iterable[Table]], Iterator[Hashable]] | None = None
     keep_labelled: Callable[[Table], Table] | None = None
 
     @cached_property

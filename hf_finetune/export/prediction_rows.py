@@ -5,12 +5,15 @@ from dataclasses import dataclass
 from itertools import repeat
 from typing import Any
 
+from hf_finetune.data.features import Array
+from hf_finetune.data.joined_rows import ALL_ROWS, cut_sizes, find_cuts
 from hf_finetune.data.parts import Part, is_stream, read_parts
-from hf_finetune.data.table import Table, make_examples
+from hf_finetune.data.rows import say_nothing
+from hf_finetune.data.table import ColumnSpec, Table, check_texts, make_examples
 from hf_finetune.export.predict import BATCH_SIZE, Predictor, keep_columns, part_sizes
 from hf_finetune.system.errors import InputError
 
-ALL_ROWS = 10**12  # the size of a part that has all rows
+ROWS_AT_ONCE = 1000  # when only their keys are needed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,15 +52,33 @@ class RowPrediction:
 
 
 def read_input(predictor: Predictor, locations: Sequence[str], options: PredictionOptions) -> Iterator[Part]:
-    """Yields the rows to predict (data.parts.read_parts). An input that is read as it comes is predicted batch by batch; if an
-    example may be several rows, all are one part."""
+    """Yields the rows to predict (data.parts.read_parts). An input that is read as it comes is predicted batch by batch.
+
+    If an example may be several rows, files are read twice: first to find where they can be cut between examples. An input that
+    can be read only once is one part then.
+    """
     spec = keep_columns(predictor.task.columns.spec, options.keep)
     sizes: Iterable[int] = part_sizes(options.batch_size)
-    if spec.join_rows is not None:
-        sizes = repeat(ALL_ROWS)
+    if spec.join_keys is not None:
+        sizes = [ALL_ROWS] if is_stream(locations) else cut_sizes(find_example_cuts(predictor, locations, spec), sizes)
     elif is_stream(locations):
         sizes = repeat(options.batch_size)
     return read_parts(locations, predictor.config.data, spec, sizes, predictor.make_row)
+
+
+def find_example_cuts(predictor: Predictor, locations: Sequence[str], spec: ColumnSpec) -> Array:
+    """Returns where the rows of files can be cut between examples. InputError if a row cannot be used."""
+
+    def read_tables() -> Iterator[Table]:
+        sizes = repeat(ROWS_AT_ONCE)
+        for part in read_parts(locations, predictor.config.data, spec, sizes, predictor.make_row, say_nothing):
+            for problem in part.problems.values():
+                raise InputError(problem)
+            check_texts(part.table, spec)
+            yield part.table
+
+    assert spec.join_keys is not None
+    return find_cuts(spec.join_keys(read_tables()))
 
 
 def predict_part(predictor: Predictor, part: Part, options: PredictionOptions) -> Iterator[RowPrediction]:

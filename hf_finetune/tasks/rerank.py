@@ -90,6 +90,7 @@ class RerankingColumns(Columns):
             together=(reader.query,),
             settings={column: key for key, columns in names.items() for column in columns},
             join_rows=reader.read_examples,
+            join_keys=reader.find_keys,
         )
 
     @property

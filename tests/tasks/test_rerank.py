@@ -2,7 +2,7 @@
 
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from hf_finetune.config.sections import RunConfig
 from hf_finetune.data.features import Batch, Features, Ragged, collate, make_features
 from hf_finetune.data.splits import load_splits
 from hf_finetune.data.table import Table
+from hf_finetune.export import prediction_rows
 from hf_finetune.export.predict import Predictor, evaluate_file, predict_texts
 from hf_finetune.export.prediction_files import predict_file
 from hf_finetune.export.prediction_rows import iterate_predictions
@@ -531,6 +532,42 @@ def test_predictions_of_a_file_without_labels_and_of_texts(
         InputError, match=r"listed.jsonl:1: 4 of 4 documents of this query have no label; the column must be"
     ):
         evaluate_file(predictor, str(listed))
+
+
+def test_predictions_hold_the_rows_of_the_queries_at_work_only(
+    runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predictor = Predictor.from_pretrained(str(runs("lists")[1].run_dir))
+    rows = [
+        {"query": f"the cat {number}", "document": text}
+        for number in range(12)
+        for text in ("a dog", "the cat", "old bread")
+    ]
+    sizes: list[int] = []
+    make = prediction_rows.make_examples
+    monkeypatch.setattr(
+        prediction_rows, "make_examples", lambda table, spec: (sizes.append(len(table)), make(table, spec))[1]
+    )
+
+    def predict(name: str, rows: Sequence[Any]) -> list[Any]:
+        sizes.clear()
+        return list(iterate_predictions(predictor, str(tiny.write_jsonl(tmp_path / name, rows)), batch_size=1))
+
+    by_query = predict("sorted.jsonl", rows)
+    assert sizes == [3, 18, 15]
+    assert [entry["query"] for entry in by_query] == [f"the cat {number}" for number in range(12)]
+    assert {len(entry["ranking"]) for entry in by_query} == {3}
+    assert predict("turns.jsonl", [*rows[::3], *rows[1::3], *rows[2::3]]) == by_query
+    assert sizes == [36]
+    lists = predict("lists.jsonl", [{"query": "the cat", "documents": ["a dog", "the cat"]}] * 20)
+    assert (len(lists), sizes) == (20, [1, 16, 3])
+    out = tmp_path / "out.jsonl"
+    assert predict_file(predictor, str(tmp_path / "sorted.jsonl"), str(out), batch_size=1) == 12
+    assert read_rows(str(out)) == by_query
+    with pytest.raises(
+        InputError, match=r"mixed.jsonl:37: has a list of documents, and .*mixed.jsonl:1 has one document"
+    ):
+        predict("mixed.jsonl", [*rows, {"query": "other", "documents": ["a dog"]}])
 
 
 @pytest.mark.parametrize(

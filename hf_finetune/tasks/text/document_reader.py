@@ -8,7 +8,7 @@ pairs      a query, one document, and its label
 In the last two, all rows of a query are one example.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -72,17 +72,9 @@ class DocumentReader:
         are not all of one form.
         """
         written = find_written_lists(table, (*self.documents, *self.positives, *self.negatives))
-        examples: dict[str | int, Example] = {}
-        first = ""
-        for row in range(len(table)):
-            form = self.find_form(table, row)
-            first = first or form
-            if form != first:
-                raise InputError(
-                    f"{table.where(row)}: has {FORMS[form]}, and {table.where(0)} has {FORMS[first]}; "
-                    "all rows must be of one form"
-                )
-            key = row if form == "lists" else table.columns[self.query][row]
+        examples: dict[Hashable, Example] = {}
+        form = self.find_form(table, 0) if len(table) else ""
+        for row, key in enumerate(self.find_keys([table])):
             example = examples.setdefault(key, Example(row=row))
             example.num_rows += 1
             for text, label in self.read_row(table, row, form):
@@ -98,12 +90,27 @@ class DocumentReader:
             self.query: rows.columns[self.query],
             DOCUMENTS: [example.texts for example in made],
             LABELS: [example.labels for example in made],
-            FORM: [first] * len(made),
+            FORM: [form] * len(made),
             NUM_ROWS: [example.num_rows for example in made],
             NUM_ADDED: [0] * len(made),
         }
         notes = (*rows.notes, describe_written_lists(written)) if written else rows.notes
         return replace(rows.with_columns(columns), notes=notes)
+
+    def find_keys(self, tables: Iterable[Table]) -> Iterator[Hashable]:
+        """Yields what the rows of an example have in common: the query, or the row's number if it has a list of documents.
+        InputError if the rows are not all of one form."""
+        first, where, number = "", "", 0
+        for table in tables:
+            for row, query in enumerate(table.columns[self.query]):
+                form = self.find_form(table, row)
+                first, where = first or form, where or table.where(row)
+                if form != first:
+                    raise InputError(
+                        f"{table.where(row)}: has {FORMS[form]}, and {where} has {FORMS[first]}; all rows must be of one form"
+                    )
+                yield number if form == "lists" else query
+                number += 1
 
     # --- one row ----------------------------------------------------------------------------------------------------
 
