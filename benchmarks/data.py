@@ -187,7 +187,9 @@ def measure_memory(options: argparse.Namespace, folder: Path, backbone: Path) ->
         base: float | None = None
         for count in (1000, *options.sizes):
             data = write_rows(folder / f"{count}.{ending}", count)
-            curve, _ = train(folder, backbone, data, f"memory-{ending}-{count}", 3)
+            curve, _ = train(
+                folder, backbone, data, f"memory-{ending}-{count}", 3, cache__dir=folder / f"cache-{ending}"
+            )
             base = curve.peak if base is None else base
             rows.append({"format": ending, "rows": count, "peak_mb": curve.peak, "more_mb": curve.peak - base})
             print(f"{ending} {count:,} rows: {curve.peak:.0f} MB, {curve.peak - base:+.0f} MB", flush=True)
@@ -195,7 +197,14 @@ def measure_memory(options: argparse.Namespace, folder: Path, backbone: Path) ->
     if "emoji" not in options.formats:
         return rows
     plain, emoji = (
-        train(folder, backbone, write_rows(folder / f"{name}.jsonl", options.rows, name == "emoji"), name, 3)[0].peak
+        train(
+            folder,
+            backbone,
+            write_rows(folder / f"{name}.jsonl", options.rows, name == "emoji"),
+            name,
+            3,
+            cache__dir=folder / f"cache-{name}",
+        )[0].peak
         for name in ("plain", "emoji")
     )
     rows.append({"format": EMOJI, "rows": options.rows, "peak_mb": emoji, "more_mb": emoji - plain})

@@ -74,7 +74,9 @@ def open_batches(path: Path) -> Iterator[Iterator[Any]]:
 
     if path.suffix.lower() == ".parquet":
         with pyarrow.parquet.ParquetFile(path) as file:
-            yield file.iter_batches(batch_size=ROWS_AT_ONCE)
+            yield file.iter_batches(
+                batch_size=ROWS_AT_ONCE, use_threads=False
+            )  # a thread would keep memory when it ends
         return
     with pyarrow.memory_map(str(path)) as source:
         try:

@@ -100,10 +100,13 @@ class ColumnWriter:
         self.stream.write_batch(batch)
 
     def close(self) -> None:
-        """Writes what is left, and closes the file."""
+        """Writes what is left, closes the file, and gives back what Arrow keeps of memory that it no longer needs."""
+        import pyarrow as pa
+
         self.flush()
         if self.stream is not None:
             self.stream.close()
+        pa.default_memory_pool().release_unused()
 
     def finish(self) -> dict[str, Column]:
         """Returns the columns by name. Those of a file are opened."""

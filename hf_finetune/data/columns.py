@@ -138,8 +138,9 @@ def hash_rows(table: "Table", names: Sequence[str], change: Callable[[str], str]
 def iterate_hashes(table: "Table", names: Sequence[str], change: Callable[[str], str] | None = None) -> Iterator[Array]:
     """Yields the hashes of hash_rows() in arrays of at most ROWS_AT_ONCE."""
     for parts in zip(*(iterate(table.columns[name]) for name in names), strict=True):
-        keys = (b"\xfe".join(to_bytes(value, change) for value in row) for row in zip(*parts, strict=True))
-        digests = b"".join(hashlib.blake2b(key, digest_size=8).digest() for key in keys)
+        columns = [[to_bytes(value, change) for value in part] for part in parts]
+        keys = columns[0] if len(columns) == 1 else map(b"\xfe".join, zip(*columns, strict=True))
+        digests = b"".join([hashlib.blake2b(key, digest_size=8).digest() for key in keys])
         yield np.frombuffer(digests, dtype="<u8")
 
 

@@ -4,10 +4,14 @@ import json
 import pickle
 import random
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import datasets
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
 import pytest
 
 from hf_finetune.config.sections import DataConfig
@@ -162,3 +166,37 @@ def test_splits_of_a_table_on_disk_are_those_of_one_in_memory(tmp_path: Path) ->
         assert disk.tables()[split].digest(["text"]) == table.digest(["text"])
     shutil.rmtree(tmp_path / "tables")  # mapped files stay readable
     assert len(list(disk.train.columns["text"])) == 90
+
+
+MEASURE = """
+import sys
+from pathlib import Path
+from hf_finetune.config.sections import DataConfig
+from hf_finetune.data import sources
+
+def measure():
+    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 / 1e6 for line in lines if line.startswith("Anonymous:"))
+
+def read(name):
+    path = str(Path(sys.argv[1]) / name)
+    return sources.read_table((path,), DataConfig(train=(path,)), "data.train", root=Path(sys.argv[1]))
+
+sources.SMALLEST_STORED = 1
+few = read("few.parquet")
+before = measure()
+many = read("many.parquet")
+print(len(many), measure() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks Linux for the memory of a process")
+def test_a_parquet_file_leaves_no_memory_that_grows_with_its_rows(tmp_path: Path) -> None:
+    """In a process of its own. It grew by 40 MB, which Arrow kept for itself."""
+    for name, count in (("few", 1000), ("many", 100_000)):
+        columns = {"text": [f"{row:060d} a text" for row in range(count)], "label": ["a", "b"] * (count // 2)}
+        pyarrow.parquet.write_table(pa.table(columns), tmp_path / f"{name}.parquet")
+    printed = subprocess.run([sys.executable, "-c", MEASURE, str(tmp_path)], capture_output=True, text=True, check=True)
+    count, megabytes = printed.stdout.split()
+    assert int(count) == 100_000
+    assert float(megabytes) < 12
