@@ -6,7 +6,7 @@ What a document is, is found by its form and by the columns that data.text_colum
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from hf_finetune.config.sections import DataConfig
 from hf_finetune.data.rows import Rows, Say, get_value, name_type
@@ -41,20 +41,38 @@ def read_records(path: Path, records: Iterable[Any], say: Say) -> Rows:
         yield number, record
 
 
-def find_records(path: Path, document: Any, config: DataConfig, say: Say, *, has_lists: bool = False) -> Rows:
+class Document(Protocol):
+    """A JSON document that is not an array, of which nothing needs to be held in memory but a sample."""
+
+    @property
+    def sample(self) -> Any:
+        """The document. If it is an object, the arrays in it may have their first items alone."""
+        ...
+
+    def iterate(self, name: str) -> Iterator[Any]:
+        """Yields all items of an array in the document."""
+        ...
+
+    def load(self) -> Any:
+        """Returns the complete document. InputError if it is too large for the memory."""
+        ...
+
+
+def find_records(path: Path, document: Document, config: DataConfig, say: Say, *, has_lists: bool = False) -> Rows:
     """Yields the records of a document that is not an array, with their numbers, from 1. It is said where they were found.
 
     Raises InputError if they may be in several places.
     """
-    if not isinstance(document, dict) or has_wanted_value(document, config, has_lists=has_lists):
-        yield from read_records(path, [document], say)
+    sample = document.sample
+    if not isinstance(sample, dict) or has_wanted_value(sample, config, has_lists=has_lists):
+        yield from read_records(path, [document.load()], say)
         return
-    articles = document.get("data")
+    articles = sample.get("data")
     if isinstance(articles, list) and is_squad(articles, config):
         say(f"{path.name}: articles with questions, as in SQuAD")
-        yield from enumerate(read_squad(path, articles), 1)
+        yield from enumerate(read_squad(path, document.iterate("data")), 1)
         return
-    records, note = find_table(path, document, config) or find_list(path, document) or ([document], "")
+    records, note = find_table(path, document, config) or find_list(path, document) or ([document.load()], "")
     if note:
         say(f"{path.name}: {note}")
     yield from read_records(path, records, say)
@@ -84,25 +102,30 @@ def has_wanted_value(document: Mapping[str, Any], config: DataConfig, *, has_lis
 # --- tables: what pandas and the datasets library write -------------------------------------------------------------
 
 
-def find_table(path: Path, document: Mapping[str, Any], config: DataConfig) -> tuple[Iterable[Any], str] | None:
+def find_table(path: Path, document: Document, config: DataConfig) -> tuple[Iterable[Any], str] | None:
     """Returns the records of a document that holds a table, and what kind of table it is; None if it holds none."""
-    values = list(document.values())
-    columns, rows = document.get("columns"), document.get("data")
+    sample = document.sample
+    values, columns, rows = list(sample.values()), sample.get("columns"), sample.get("data")
     if isinstance(columns, list) and isinstance(rows, list) and all(isinstance(row, list) for row in rows):
-        if any(len(row) != len(columns) for row in rows):
-            number = next(number for number, row in enumerate(rows, 1) if len(row) != len(columns))
-            raise InputError(
-                f"{path}: row {number} of data has {len(rows[number - 1])} values, but there are {len(columns)} columns"
-            )
-        names = [str(name) for name in columns]
-        return (dict(zip(names, row, strict=True)) for row in rows), "a table as pandas writes it with orient='split'"
+        names = [str(name) for name in document.iterate("columns")]
+        return read_split(path, names, document.iterate("data")), "a table as pandas writes it with orient='split'"
     if values and all(isinstance(value, Mapping) and value for value in values):
-        return find_nested(path, document, config)
+        return find_nested(path, document.load(), config)
     if values and all(isinstance(value, list) for value in values):
-        has_wanted_column = any(name in document for name in config.text_columns)
+        has_wanted_column = any(name in sample for name in config.text_columns)
         if has_wanted_column or not any(map(holds_objects, values)):
-            return read_lists(path, document), "a dict of lists, one for each column"
+            return read_lists(path, document.load()), "a dict of lists, one for each column"
     return None
+
+
+def read_split(path: Path, names: Sequence[str], rows: Iterable[Any]) -> Iterator[dict[str, Any]]:
+    """Yields the rows of a table of lists. InputError if one is not a list with a value for each column."""
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row, list):
+            raise InputError(f"{path}: row {number} of data must be a list, not {name_type(row)}")
+        if len(row) != len(names):
+            raise InputError(f"{path}: row {number} of data has {len(row)} values, but there are {len(names)} columns")
+        yield dict(zip(names, row, strict=True))
 
 
 def find_nested(
@@ -150,22 +173,22 @@ def read_lists(path: Path, document: Mapping[str, list[Any]]) -> Iterator[dict[s
 # --- records under a key --------------------------------------------------------------------------------------------
 
 
-def find_list(path: Path, document: Mapping[str, Any]) -> tuple[Iterable[Any], str] | None:
+def find_list(path: Path, document: Document) -> tuple[Iterable[Any], str] | None:
     """Returns the one list of objects that a document holds, and under which key. None if it holds none.
 
     Raises InputError if it holds several.
     """
-    keys = [key for key, value in document.items() if holds_objects(value)]
-    keys = [key for key in keys if not any(name in document[key][0] for name in MESSAGE_KEYS)]
+    sample = document.sample
+    keys = [key for key, value in sample.items() if holds_objects(value)]
+    keys = [key for key in keys if not any(name in sample[key][0] for name in MESSAGE_KEYS)]
     if not keys:
         return None
     if len(keys) > 1:
         raise InputError(
             f"{path}: {' and '.join(map(repr, keys))} hold lists of objects; save the rows that are meant in a file"
         )
-    records = document[keys[0]]
-    table = " as pandas writes them with orient='table'" if isinstance(document.get("schema"), Mapping) else ""
-    return records, f"the records are under the key {keys[0]!r}{table}"
+    table = " as pandas writes them with orient='table'" if isinstance(sample.get("schema"), Mapping) else ""
+    return document.iterate(keys[0]), f"the records are under the key {keys[0]!r}{table}"
 
 
 def is_squad(records: Sequence[Any], config: DataConfig) -> bool:

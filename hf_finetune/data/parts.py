@@ -10,7 +10,7 @@ from typing import Any
 
 from hf_finetune.config.sections import DataConfig
 from hf_finetune.data.formats import LINES, find_ending, get_value
-from hf_finetune.data.json_files import describe_json_error, parse_json
+from hf_finetune.data.json_values import describe_json_error, parse_json
 from hf_finetune.data.rows import Say
 from hf_finetune.data.sources import find_files, missing_column_error, read_files
 from hf_finetune.data.table import ColumnSpec, Table, convert_columns

@@ -8,7 +8,7 @@ import pytest
 from support.files import error_of, read, write
 
 from hf_finetune.config.sections import DataConfig
-from hf_finetune.data import json_files
+from hf_finetune.data import json_scanner
 from hf_finetune.data.formats import CONLL, read_rows
 from hf_finetune.data.table import ColumnSpec
 
@@ -41,6 +41,15 @@ FORMS: dict[str, tuple[Any, str]] = {
 }
 
 
+@pytest.fixture(params=["small", "large"])
+def _size_of_documents(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Documents are read as if they were small, or large: their arrays are longer than what shows their form."""
+    if request.param == "large":
+        monkeypatch.setattr(json_scanner, "ITEMS_OF_OUTLINE", 1)
+        monkeypatch.setattr(json_scanner, "CHUNK_SIZE", 7)
+
+
+@pytest.mark.usefixtures("_size_of_documents")
 @pytest.mark.parametrize("indent", [None, 1])
 @pytest.mark.parametrize(("document", "note"), FORMS.values(), ids=FORMS)
 def test_the_records_of_a_document_are_found_and_it_is_said_where(
@@ -48,6 +57,31 @@ def test_the_records_of_a_document_are_found_and_it_is_said_where(
 ) -> None:
     table = read(write(tmp_path / "a.json", json.dumps(document, indent=indent)))
     assert (table.columns, list(table.lines), table.notes) == (COLUMNS, [1, 2, 3, 4, 5], (f"a.json: {note}",))
+
+
+@pytest.mark.parametrize(("document", "note"), FORMS.values(), ids=FORMS)
+def test_records_under_a_key_are_not_held_and_what_would_be_is_refused_if_it_is_large(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, document: Any, note: str
+) -> None:
+    monkeypatch.setattr(json_scanner, "CHUNK_SIZE", 7)
+    monkeypatch.setattr(json_scanner, "ITEMS_OF_OUTLINE", 1)
+    monkeypatch.setattr(json_scanner, "LARGEST_DOCUMENT", 95)
+    path = write(tmp_path / "a.json", json.dumps(document))
+    if note.endswith(("orient='columns'", "orient='index'", "a dict of lists, one for each column")):
+        assert error_of(path) == (
+            f"{path}: has one JSON value of more than 0 million characters, which is held in memory; write a row on each line, "
+            "as pandas does with frame.to_json(PATH, orient='records', lines=True)"
+        )
+        return
+    assert read(path).columns == COLUMNS
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl"])
+def test_a_record_on_each_line_is_not_read_as_a_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(json_scanner, "LARGEST_DOCUMENT", 120)
+    assert read(write(tmp_path / name, "".join(f"{json.dumps(row)}\n" for row in ROWS))).columns == COLUMNS
 
 
 RECORDS = [
@@ -58,6 +92,7 @@ RECORDS = [
 ]
 
 
+@pytest.mark.usefixtures("_size_of_documents")
 @pytest.mark.parametrize("record", RECORDS)
 def test_one_record_is_one_row(tmp_path: Path, record: dict[str, Any]) -> None:
     table = read(write(tmp_path / "a.json", json.dumps(record, indent=1)))
@@ -104,6 +139,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
 }  # fmt: skip
 
 
+@pytest.mark.usefixtures("_size_of_documents")
 @pytest.mark.parametrize(("document", "message"), REFUSED.values(), ids=REFUSED)
 def test_what_cannot_be_meant_is_refused(tmp_path: Path, document: Any, message: str) -> None:
     path = write(tmp_path / "a.json", json.dumps(document))
@@ -124,6 +160,7 @@ SQUAD: dict[str, tuple[Any, str]] = {
 }  # fmt: skip
 
 
+@pytest.mark.usefixtures("_size_of_documents")
 @pytest.mark.parametrize(("document", "note"), SQUAD.values(), ids=SQUAD)
 def test_questions_are_read_and_missing_answers_are_not_empty_ones(tmp_path: Path, document: Any, note: str) -> None:
     path = write(tmp_path / "a.json", json.dumps(document))
@@ -152,7 +189,7 @@ VALUES = [
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 20, 1000])
 def test_records_are_whole_wherever_a_chunk_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
-    monkeypatch.setattr(json_files, "CHUNK_SIZE", size)
+    monkeypatch.setattr(json_scanner, "CHUNK_SIZE", size)
     text = (
         " [ "
         + " ,\n ".join(f'{{"text" : "{number}", "label":{value}}}' for number, value in enumerate(VALUES))
@@ -171,12 +208,19 @@ def test_records_are_whole_wherever_a_chunk_ends(tmp_path: Path, monkeypatch: py
      ('[{"text": "a", "label": 1}', "1: broken JSON: Expecting ',' delimiter at column 27"),
      ('[{"text": "a", "label": 1}]\n\n x', "3: broken JSON: Extra data at column 2"),
      ('[{"text": "a', "1: broken JSON: Unterminated string starting at at column 11"),
-     ('[{"text": "a", "label": 1}, {"text": "b', "1: broken JSON: Unterminated string starting at at column 38")],
+     ('[{"text": "a", "label": 1}, {"text": "b', "1: broken JSON: Unterminated string starting at at column 38"),
+     ('{"text": ["a"],\n "label": [1] "x"}', "2: broken JSON: Expecting ',' delimiter at column 15"),
+     ('{"text": ["a"],\n label: [1]}', "2: broken JSON: Expecting property name enclosed in double quotes at column 2"),
+     ('{"text": ["a"], "label"\n [1]}', "2: broken JSON: Expecting ':' delimiter at column 2"),
+     ('{"text": ["a"],\n"label": [1]}\n x', "3: broken JSON: Extra data at column 2"),
+     ('{"text": ["a"], "label": [1]} x', "1: broken JSON: Extra data at column 31"),
+     ('{"text": ["a"], "label": [1', "1: broken JSON: Expecting ',' delimiter at column 28"),
+     ('{"text": ["a"], "label": ', "1: broken JSON: Expecting value at column 26")],
 )  # fmt: skip
-def test_a_fault_in_an_array_is_named_with_line_and_column(
+def test_a_fault_in_a_document_is_named_with_line_and_column(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int, text: str, where: str
 ) -> None:
-    monkeypatch.setattr(json_files, "CHUNK_SIZE", size)
+    monkeypatch.setattr(json_scanner, "CHUNK_SIZE", size)
     path = write(tmp_path / "a.json", text)
     assert error_of(path) == f"{path}:{where}"
 
@@ -199,8 +243,9 @@ REPEATED = '{"text": "c", "label": "x", "label": "y"}'
     [
         ("a.jsonl", '{"text": "a", "label": "x"}\n' + REPEATED, "a.jsonl:2: broken JSON"),
         ("a.json", '[{"text": "a", "label": "x"},\n ' + REPEATED + "]", "a.json:2: broken JSON"),
-        ("b.json", '{"rows": [' + REPEATED + "]}", "b.json: broken JSON"),
-        ("c.json", '{"text": "a", "label": {"a": 1, "a": 1}}', "c.json: broken JSON"),
+        ("b.json", '{"rows": [' + REPEATED + "]}", "b.json:1: broken JSON"),
+        ("c.json", '{"text": "a", "label": {"a": 1, "a": 1}}', "c.json:1: broken JSON"),
+        ("d.json", '{"text": "a",\n "text": "b"}', "d.json:2: broken JSON"),
     ],
 )
 def test_two_values_with_one_name_are_refused(tmp_path: Path, name: str, content: str, where: str) -> None:
