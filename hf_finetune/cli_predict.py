@@ -110,7 +110,7 @@ def add_predict(commands: Any) -> None:
 
 def run_evaluate(options: argparse.Namespace) -> None:
     """Runs hf-finetune evaluate. Notes go to standard error, so that standard output has the metrics alone."""
-    from hf_finetune.export.predict import evaluate_file
+    from hf_finetune.export.predictor_calls import evaluate_file
 
     with contextlib.redirect_stdout(sys.stderr):
         values = evaluate_file(
@@ -177,8 +177,8 @@ def make_job(options: argparse.Namespace, chosen: "PredictionOptions") -> "Job":
 
 def print_text(options: argparse.Namespace) -> None:
     """Prints the prediction of the texts of one example."""
-    from hf_finetune.export.predict import predict_texts
     from hf_finetune.export.prediction_formats import format_json
+    from hf_finetune.export.predictor_calls import predict_texts
 
     choices = {name: getattr(options, name) for name in ("top_k", "threshold", "batch_size")}
     print(format_json(predict_texts(load_predictor(options), options.text, **choices)), file=open_standard_output())

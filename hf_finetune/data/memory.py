@@ -9,8 +9,9 @@ from typing import Any
 
 from hf_finetune.config.sections import DataConfig
 from hf_finetune.data.formats import get_value, name_type
+from hf_finetune.data.hub_datasets import make_hub_table
 from hf_finetune.data.plain import check_cell, is_dataset, is_frame, make_plain, name_library
-from hf_finetune.data.sources import make_hub_table, missing_column_error
+from hf_finetune.data.sources import missing_column_error
 from hf_finetune.data.table import ColumnSpec, Table, TableBuilder, make_examples
 from hf_finetune.system.errors import InputError
 

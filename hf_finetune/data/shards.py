@@ -10,9 +10,10 @@ from typing import Any
 
 from hf_finetune.config.sections import DataConfig, require
 from hf_finetune.data.formats import get_value, is_table, name_type
+from hf_finetune.data.hub_datasets import hides_labels
 from hf_finetune.data.memory import MEMORY, not_given_error
 from hf_finetune.data.plain import check_cell, make_plain, name_library
-from hf_finetune.data.sources import find_files, hides_labels, missing_column_error, read_files
+from hf_finetune.data.sources import find_files, missing_column_error, read_files
 from hf_finetune.data.stream import Row, Shard, make_block_table
 from hf_finetune.data.table import ColumnSpec, Table, make_examples
 from hf_finetune.system.errors import InputError, first_line

@@ -11,10 +11,11 @@ import numpy as np
 from hf_finetune.config.sections import DataConfig, require
 from hf_finetune.data.columns import find_distinct, hash_rows
 from hf_finetune.data.features import Array
+from hf_finetune.data.hub_datasets import hides_labels, read_hub_dataset
 from hf_finetune.data.memory import MEMORY, not_given_error, read_memory
 from hf_finetune.data.numbers import has_fractions
 from hf_finetune.data.shards import read_streamed_splits
-from hf_finetune.data.sources import hides_labels, read_hub_dataset, read_table
+from hf_finetune.data.sources import read_table
 from hf_finetune.data.table import ColumnSpec, Table, text_and_label_spec
 
 SPLITS = ("train", "validation", "test")

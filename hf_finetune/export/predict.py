@@ -1,7 +1,7 @@
 """Predictions and metrics of a fine-tuned model. The same for every task."""
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, overload
@@ -14,11 +14,10 @@ from hf_finetune.config.references import make_reference
 from hf_finetune.config.sections import RunConfig, require
 from hf_finetune.data.encoding import encode
 from hf_finetune.data.features import Features, make_features
-from hf_finetune.data.formats import name_type
 from hf_finetune.data.memory import read_memory
-from hf_finetune.data.plain import is_dataset, is_frame, is_series, make_plain
 from hf_finetune.data.sources import read_table
-from hf_finetune.data.table import ColumnSpec, Table, check_texts
+from hf_finetune.data.table import Table, check_texts
+from hf_finetune.export.given_rows import make_row, make_table
 from hf_finetune.export.recorded import READING, RecordedTask, load_recorded_task
 from hf_finetune.model import lora
 from hf_finetune.model.backbone import (
@@ -31,7 +30,6 @@ from hf_finetune.model.backbone import (
 )
 from hf_finetune.system.console import print_message
 from hf_finetune.system.errors import InputError, first_line
-from hf_finetune.system.files import cache_root
 from hf_finetune.system.processes import SingleProcess
 from hf_finetune.tasks.base import Task
 from hf_finetune.tasks.own_functions import Metric
@@ -257,38 +255,12 @@ class Predictor:
 
     def make_table(self, rows: Any) -> Table:
         """Returns rows as a table; errors call the fourth one `rows[3]`. An empty list gives an empty table."""
-        spec = self.task.columns.spec
-        if is_series(rows) and any(name in getattr(rows, "index", ()) for name in spec.columns):
-            raise InputError(
-                "rows: a series that is one row of a frame; give the row as a frame, frame.iloc[[0]], or [rows.to_dict()]"
-            )
-        is_table = isinstance(rows, (Mapping, bytes, set)) or is_frame(rows) or is_dataset(rows)
-        if isinstance(rows, Iterable) and not isinstance(rows, list) and not is_table:
-            rows = make_plain(list(rows))  # a series, an array, a generator, a column of a data set
-        if isinstance(rows, list):
-            if not rows:
-                return Table(columns={name: [] for name in spec.columns}, files=[], lines=[])
-            if any(isinstance(row, str) for row in rows):
-                rows = [self.make_row(row, f"rows[{number}]") for number, row in enumerate(rows)]
-        return read_memory(rows, "rows", self.config.data, spec, needs_labels=False)
+        return make_table(rows, self.task.columns, self.config.data)
 
     def make_row(self, text: Any, where: str) -> dict[str, Any]:
         """Returns the row of a text. InputError, with its origin, if it is empty, is not a string, or if the model takes more
         columns."""
-        columns = self.task.columns
-        if not isinstance(text, str):
-            if text is None:
-                raise InputError(f"{where}: is null")
-            raise InputError(f"{where}: is {name_type(text)}, and other rows are texts; give all in one form")
-        if not text.strip():
-            raise InputError(f"{where}: is empty")
-        try:
-            return columns.make_row([text])
-        except InputError:
-            names = ", ".join(columns.spec.inputs)
-            raise InputError(
-                f"{where}: one text is not enough for this model; give rows as dicts, or a frame, with the columns {names}"
-            ) from None
+        return make_row(text, where, self.task.columns)
 
     def read(self, path: str | Sequence[str], *, needs_labels: bool, root: Path | None = None) -> Table:
         """The rows of a file, or of several. root: The folder of the caches; if it is given, large files lie there."""
@@ -345,12 +317,6 @@ def part_sizes(batch_size: int) -> Iterator[int]:
         yield BATCHES_AT_ONCE * batch_size
 
 
-def keep_columns(spec: ColumnSpec, names: Sequence[str]) -> ColumnSpec:
-    """Returns columns to read with further ones, which --keep names."""
-    settings = {**dict.fromkeys(names, "--keep"), **spec.settings}
-    return replace(spec, kept=tuple(names), settings=settings)
-
-
 def get_fields(recorded: RecordedTask) -> dict[str, Any]:
     """Returns what a Predictor takes from a recorded task."""
     names = ("task", "config", "metric", "own_metrics", "lacks_loss", "notes")
@@ -363,24 +329,3 @@ def move_model(model: Any, device: str) -> None:
         model.to(device)
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"device ({device}): cannot be used here: {first_line(error)}") from None
-
-
-def evaluate_file(
-    predictor: Predictor, data: str | Sequence[str], *, metric: str | None = None, batch_size: int = BATCH_SIZE
-) -> dict[str, float]:
-    """Returns loss and metrics on a labelled file, or on several.
-
-    Rows and encoded text lie on disk, as in training, and encoded text is that of the run if it had these rows. In memory are the
-    targets and what the metrics need of each output, such as the logits of its labels.
-    """
-    root = cache_root()
-    table = predictor.read(data, needs_labels=True, root=root)
-    return predictor.evaluate(table, metric=metric, batch_size=batch_size, key="--metric", root=root)
-
-
-def predict_texts(predictor: Predictor, texts: Sequence[str], **options: Any) -> dict[str, Any]:
-    """Returns the prediction for the texts of one example. options: those of Predictor.predict_table()."""
-    if any(not text.strip() for text in texts):
-        raise InputError("--text: is empty")
-    row = predictor.task.columns.make_row(texts)
-    return next(predictor.predict_table(predictor.make_table([row]), **options))

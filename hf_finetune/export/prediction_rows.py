@@ -1,7 +1,7 @@
 """Predictions of the rows of files, pipes and standard input, part by part: any number of rows takes the same memory."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import repeat
 from typing import Any
 
@@ -10,7 +10,7 @@ from hf_finetune.data.joined_rows import ALL_ROWS, cut_sizes, find_cuts
 from hf_finetune.data.parts import Part, is_stream, read_parts
 from hf_finetune.data.rows import say_nothing
 from hf_finetune.data.table import ColumnSpec, Table, check_texts, make_examples
-from hf_finetune.export.predict import BATCH_SIZE, Predictor, keep_columns, part_sizes
+from hf_finetune.export.predict import BATCH_SIZE, Predictor, part_sizes
 from hf_finetune.system.errors import InputError
 
 ROWS_AT_ONCE = 1000  # when only their keys are needed
@@ -64,6 +64,12 @@ def read_input(predictor: Predictor, locations: Sequence[str], options: Predicti
     elif is_stream(locations):
         sizes = repeat(options.batch_size)
     return read_parts(locations, predictor.config.data, spec, sizes, predictor.make_row)
+
+
+def keep_columns(spec: ColumnSpec, names: Sequence[str]) -> ColumnSpec:
+    """Returns columns to read with further ones, which --keep names."""
+    settings = {**dict.fromkeys(names, "--keep"), **spec.settings}
+    return replace(spec, kept=tuple(names), settings=settings)
 
 
 def find_example_cuts(predictor: Predictor, locations: Sequence[str], spec: ColumnSpec) -> Array:

@@ -460,7 +460,8 @@ def test_activations_that_are_not_finite_are_an_error(decide: Any) -> None:
 def test_the_results_are_those_of_the_exported_model(
     make_config: MakeConfig, cache: dict[str, str], tmp_path: Path
 ) -> None:
-    from hf_finetune.export.predict import Predictor, evaluate_file
+    from hf_finetune.export.predict import Predictor
+    from hf_finetune.export.predictor_calls import evaluate_file
 
     result = finetune(make_config(**CACHED, **cache))
     values = evaluate_file(Predictor.from_pretrained(str(result.run_dir)), str(tmp_path / "test-single_label.jsonl"))

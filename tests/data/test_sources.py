@@ -9,7 +9,8 @@ import pytest
 from support.files import error_of, read, write
 
 from hf_finetune.config.sections import DataConfig
-from hf_finetune.data.sources import find_files, read_hub_dataset
+from hf_finetune.data.hub_datasets import read_hub_dataset
+from hf_finetune.data.sources import find_files
 from hf_finetune.system.errors import InputError
 
 # --- files ------------------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ import pyarrow.parquet
 import pytest
 
 from hf_finetune.config.sections import DataConfig
-from hf_finetune.data import sources
+from hf_finetune.data import hub_datasets, sources
 from hf_finetune.data.columns import find_distinct
 from hf_finetune.data.memory import read_memory
 from hf_finetune.data.sources import read_table
@@ -28,7 +28,8 @@ VALUES = [None, "a", 1, 1.0, True, "1", [1, "x"], {"k": [None]}, "ä😀", "half
 
 @pytest.fixture(autouse=True)
 def _store_small_files(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "SMALLEST_STORED", 1)
+    for module in (sources, hub_datasets):
+        monkeypatch.setattr(module, "SMALLEST_STORED", 1)
     monkeypatch.setattr("hf_finetune.data.column_writer.ROWS_IN_CHUNK", 7)
 
 

@@ -20,9 +20,10 @@ from support import tiny
 from support.configs import make_small_config
 
 from hf_finetune.config.sections import RunConfig
-from hf_finetune.export.predict import Predictor, evaluate_file
+from hf_finetune.export.predict import Predictor
 from hf_finetune.export.prediction_files import predict_file
 from hf_finetune.export.prediction_rows import iterate_predictions
+from hf_finetune.export.predictor_calls import evaluate_file
 from hf_finetune.system.errors import InputError
 from hf_finetune.tasks.answer import Answering
 from hf_finetune.train import RunResult, finetune

@@ -11,7 +11,8 @@ from support import tiny
 
 from hf_finetune import cli
 from hf_finetune.config.sections import RunConfig
-from hf_finetune.export.predict import Predictor, evaluate_file
+from hf_finetune.export.predict import Predictor
+from hf_finetune.export.predictor_calls import evaluate_file
 from hf_finetune.system.errors import InputError
 from hf_finetune.tasks import metrics as task_metrics
 from hf_finetune.train import finetune

@@ -23,9 +23,10 @@ from hf_finetune.data.features import Array, Batch, Features, collate, make_feat
 from hf_finetune.data.sources import read_table
 from hf_finetune.data.splits import load_splits
 from hf_finetune.data.table import Table
-from hf_finetune.export.predict import Predictor, evaluate_file, predict_texts
+from hf_finetune.export.predict import Predictor
 from hf_finetune.export.prediction_files import predict_file
 from hf_finetune.export.prediction_rows import iterate_predictions
+from hf_finetune.export.predictor_calls import evaluate_file, predict_texts
 from hf_finetune.model import backbone, heads
 from hf_finetune.system.errors import InputError
 from hf_finetune.tasks.answer import (

@@ -17,9 +17,10 @@ from hf_finetune.config.sections import DataConfig, ModelConfig, RunConfig, Trai
 from hf_finetune.data.batches import MicroBatchLimit, share_batch
 from hf_finetune.data.features import Batch, Features, collate, make_features
 from hf_finetune.data.table import Table
-from hf_finetune.export.predict import Predictor, evaluate_file, predict_texts
+from hf_finetune.export.predict import Predictor
 from hf_finetune.export.prediction_files import predict_file
 from hf_finetune.export.prediction_rows import iterate_predictions
+from hf_finetune.export.predictor_calls import evaluate_file, predict_texts
 from hf_finetune.model import heads
 from hf_finetune.system.errors import InputError
 from hf_finetune.tasks.choose import (

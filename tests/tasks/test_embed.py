@@ -29,8 +29,9 @@ from hf_finetune.data.features import Batch, collate
 from hf_finetune.data.sources import read_table
 from hf_finetune.data.table import Table
 from hf_finetune.export.materialize import materialize
-from hf_finetune.export.predict import Predictor, evaluate_file, predict_texts
+from hf_finetune.export.predict import Predictor
 from hf_finetune.export.prediction_rows import iterate_predictions
+from hf_finetune.export.predictor_calls import evaluate_file, predict_texts
 from hf_finetune.run import checkpoint
 from hf_finetune.run.folder import open_run
 from hf_finetune.run.setup import set_up

@@ -16,7 +16,8 @@ from hf_finetune.config.loading import load_config
 from hf_finetune.data import encoding
 from hf_finetune.data.features import collate, make_features
 from hf_finetune.data.table import Table
-from hf_finetune.export.predict import Predictor, evaluate_file
+from hf_finetune.export.predict import Predictor
+from hf_finetune.export.predictor_calls import evaluate_file
 from hf_finetune.system.errors import InputError
 from hf_finetune.tasks.classify import Classification
 from hf_finetune.tasks.text.token_windows import encode_windows, pool_windows

@@ -21,9 +21,10 @@ from hf_finetune.data.features import Batch, Features, Ragged, collate, make_fea
 from hf_finetune.data.splits import load_splits
 from hf_finetune.data.table import Table
 from hf_finetune.export import prediction_rows
-from hf_finetune.export.predict import Predictor, evaluate_file, predict_texts
+from hf_finetune.export.predict import Predictor
 from hf_finetune.export.prediction_files import predict_file
 from hf_finetune.export.prediction_rows import iterate_predictions
+from hf_finetune.export.predictor_calls import evaluate_file, predict_texts
 from hf_finetune.model import heads
 from hf_finetune.run.folder import open_run
 from hf_finetune.run.setup import set_up

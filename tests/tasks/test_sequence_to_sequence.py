@@ -28,8 +28,9 @@ from hf_finetune.data.features import IGNORED, Batch, Features, collate, make_fe
 from hf_finetune.data.sources import read_table
 from hf_finetune.data.splits import load_splits
 from hf_finetune.data.table import ColumnSpec, Table
-from hf_finetune.export.predict import Predictor, evaluate_file, predict_texts
+from hf_finetune.export.predict import Predictor
 from hf_finetune.export.prediction_rows import iterate_predictions
+from hf_finetune.export.predictor_calls import evaluate_file, predict_texts
 from hf_finetune.model import heads
 from hf_finetune.system.errors import InputError
 from hf_finetune.tasks.base import EvaluationOutput
