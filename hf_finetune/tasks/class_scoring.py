@@ -152,14 +152,14 @@ class ClassificationScoring(Scoring):
         names = [name for name in dict.fromkeys((names[0], *self.metric_names, *names)) if name != "loss"]
         if self.problem == "single_label":
             references = features.get_labels(indices)
-            return metrics.compute_all(names, predictions=np.stack(decisions), scores=None, references=references)
+            return metrics.compute_all(names, predictions=np.asarray(decisions), scores=None, references=references)
 
         def read_parts() -> Iterator[tuple[Array, Array]]:
             size = max(1, COUNTED_AT_ONCE // num_labels)
             for start in range(0, len(indices), size):
                 actual = features.get_labels(indices[start : start + size])
                 assert actual is not None
-                packed = np.stack(decisions[start : start + size])
+                packed = np.asarray(decisions[start : start + size])
                 yield np.unpackbits(packed, axis=-1, count=num_labels).astype(bool), actual.astype(bool)
 
         num_labels = len(self.label_names)
@@ -172,7 +172,7 @@ class ClassificationScoring(Scoring):
         Class numbers [N] and probabilities [N, C]; 0/1 [N, C] and probabilities for multi_label; numbers [N] and [N, 1] for
         regression.
         """
-        logits = np.stack(outputs)
+        logits = np.asarray(outputs)
         return MetricInputs(
             predictions=self.decode(logits),
             references=features.get_labels(indices),
@@ -200,7 +200,7 @@ class ClassificationScoring(Scoring):
         """Yields `{label, probabilities}`, `{labels, probabilities}` or `{score}` for each example."""
         size = max(1, SCORED_AT_ONCE // len(self.label_names))
         for start in range(0, len(outputs), size):
-            for scores in self.compute_scores(np.stack(outputs[start : start + size])):
+            for scores in self.compute_scores(np.asarray(outputs[start : start + size])):
                 yield dict(self.describe_scores(scores))
 
     def decode(self, logits: Array) -> Array:

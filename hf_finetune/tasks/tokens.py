@@ -85,7 +85,7 @@ def compute_token_metrics(scores: Outputs) -> dict[str, float]:
 
     scores: of each feature, as score_sequences() returns them.
     """
-    total, num_correct, count = np.stack(scores).sum(0).tolist()
+    total, num_correct, count = np.asarray(scores).sum(0).tolist()
     if not count:
         return dict.fromkeys(METRIC_NAMES, math.nan)
     mean = total / count

@@ -40,7 +40,7 @@ class WindowScoring(ClassificationScoring):
         """Returns the scores of texts [R, C], and a window of each [R]. outputs: The logits of the windows at `indices`."""
         assert features.example_indices is not None
         examples = features.example_indices[indices]
-        scores = pool_windows(self.compute_scores(np.stack(outputs)), examples, self.pooling)
+        scores = pool_windows(self.compute_scores(np.asarray(outputs)), examples, self.pooling)
         if self.pooling == "max" and self.problem == "single_label":
             scores = scores / scores.sum(-1, keepdims=True)
         return scores, indices[np.unique(examples, return_index=True)[1]]

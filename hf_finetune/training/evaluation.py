@@ -17,6 +17,7 @@ from hf_finetune.model.structure import eval_mode
 from hf_finetune.system.processes import Processes
 from hf_finetune.tasks.base import EvaluationOutput, Task
 from hf_finetune.tasks.scoring import Reduce
+from hf_finetune.training.outputs import Entries, join, pack
 
 BatchResult = tuple[float, float, list[Array]]  # sum of the loss, number of targets, an entry for each feature
 
@@ -63,7 +64,7 @@ class ModelRunner:
 
     def run(
         self, run_batch: Callable[[Batch], BatchResult], indices: Array
-    ) -> tuple[list[tuple[float, float]], list[Any]]:
+    ) -> tuple[list[tuple[float, float]], Entries]:
         """Loss and number of targets of each batch, and an entry for each feature in the order of `indices`.
 
         Each feature is computed once, on any number of processes. The batches, and the order in which their sums are added, do
@@ -81,13 +82,10 @@ class ModelRunner:
                     break
                 batch = collate(self.features, batches[number], self.pad_token_id).to(processes.device)
                 batch = self.task.encoding.prepare(batch, self.features, self.model, 0)
-                results.append((number, *run_batch(batch)))
+                loss, count, entries = run_batch(batch)
+                results.append((number, loss, count, pack(entries)))
         if any(processes.agree(stops)):
             raise processes.stopped_error()
         gathered = sorted((result for part in processes.gather(results) for result in part), key=lambda part: part[0])
-        position = {int(index): number for number, index in enumerate(indices)}
-        entries: list[Any] = [None] * len(indices)
-        for number, _, _, of_batch in gathered:
-            for index, entry in zip(batches[number], of_batch, strict=True):
-                entries[position[int(index)]] = entry
-        return [(loss, count) for _, loss, count, _ in gathered], entries
+        parts, places = [part for *_, part in gathered], [planned[number] for number, *_ in gathered]
+        return [(loss, count) for _, loss, count, _ in gathered], join(parts, places)
