@@ -14,7 +14,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from hf_finetune.cache.store import ACTIVATIONS, MALFORMED, MANIFEST, find_good_chunks
-from hf_finetune.data import encoded_store, table_store
+from hf_finetune.data import encoded_parts, table_store
 from hf_finetune.system.files import rename, writing_error
 
 TEMPORARY = (".writing-*", ".removing-*")  # folders of entries that are written or removed
@@ -157,7 +157,7 @@ def find_damaged_activations(entry: EntryListing) -> str | None:
 
 def describe_encoded(folder: Path) -> dict[str, Any]:
     """Returns content and is_partial of encoded text."""
-    parts = encoded_store.read_parts(folder)
+    parts = encoded_parts.read_parts(folder)
     if not parts and (folder / OLD_MARK).exists():
         return {"content": "written by an earlier version", "is_old": True}
     if not parts:
@@ -171,11 +171,11 @@ def describe_encoded(folder: Path) -> dict[str, Any]:
 
 def find_damaged_parts(entry: EntryListing) -> str | None:
     """Returns what is wrong with encoded text."""
-    parts = encoded_store.read_parts(entry.folder)
+    parts = encoded_parts.read_parts(entry.folder)
     if not parts:
         return "has no readable list of parts"
     count = parts[max(parts)].of
-    num_damaged = count - len(encoded_store.find_good_parts(entry.folder, parts))
+    num_damaged = count - len(encoded_parts.find_good_parts(entry.folder, parts))
     return f"is damaged in {num_damaged} of {count} parts" if num_damaged else None
 
 

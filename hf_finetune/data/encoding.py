@@ -11,14 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from hf_finetune.data.encoded_store import (
-    InconsistentEntryError,
-    Rows,
-    fill_entry,
-    find_whole_entry,
-    lock_entry,
-    open_arrays,
-)
+from hf_finetune.data.encoded_parts import InconsistentEntryError, Rows, find_whole_entry, open_arrays
+from hf_finetune.data.encoded_store import fill_entry, lock_entry
 from hf_finetune.data.encoder import Encoder, make_encoding_key, rows_are_independent
 from hf_finetune.data.encoding_workers import PartsComputer
 from hf_finetune.data.features import MODEL_INPUTS, Array, Features, make_features

@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 from filelock import FileLock
 
-from hf_finetune.data import encoded_store
-from hf_finetune.data.encoded_store import InconsistentEntryError, fill_entry, find_whole_entry, lock_entry, read_parts
+from hf_finetune.data import encoded_parts
+from hf_finetune.data.encoded_parts import InconsistentEntryError, find_whole_entry, read_parts
+from hf_finetune.data.encoded_store import fill_entry, lock_entry
 from hf_finetune.data.features import Array
 from hf_finetune.system.errors import InputError
 
@@ -80,12 +81,12 @@ def entry(tmp_path: Path) -> Path:
 def rewrite(entry: Path, change: Callable[[int, dict[str, Any]], Any]) -> None:
     """Changes what the list says of the parts, with new digests of its lines. change: gets number and values of a part."""
     lines = []
-    for line in (entry / encoded_store.PARTS).read_text().splitlines():
+    for line in (entry / encoded_parts.PARTS).read_text().splitlines():
         values = json.loads(line.partition(" ")[2])
         change(values["number"], values)
         content = json.dumps(values)
         lines.append(f"{hashlib.sha256(content.encode()).hexdigest()} {content}\n")
-    (entry / encoded_store.PARTS).write_text("".join(lines))
+    (entry / encoded_parts.PARTS).write_text("".join(lines))
 
 
 # --- reading and writing --------------------------------------------------------------------------------------------
@@ -96,7 +97,7 @@ def test_parts_are_joined_by_the_kinds_of_their_arrays(tmp_path: Path) -> None:
     assert_whole(fill_entry(tmp_path / "key", SPANS, None, print))  # type: ignore[arg-type]  # nothing is computed again
     parts = find_whole_entry(tmp_path / "key", SPANS)
     assert parts is not None
-    assert_whole(encoded_store.open_arrays(tmp_path / "key", parts))
+    assert_whole(encoded_parts.open_arrays(tmp_path / "key", parts))
     assert find_whole_entry(tmp_path / "key", [(0, 9)]) is None
 
 
@@ -151,9 +152,9 @@ def test_a_second_run_waits_for_the_first(tmp_path: Path) -> None:
 
 
 def test_the_last_use_is_recorded(entry: Path) -> None:
-    os.utime(entry / encoded_store.PARTS, (1, 1))
+    os.utime(entry / encoded_parts.PARTS, (1, 1))
     fill(entry)
-    assert (entry / encoded_store.PARTS).stat().st_mtime > 10**9
+    assert (entry / encoded_parts.PARTS).stat().st_mtime > 10**9
 
 
 # --- damage ---------------------------------------------------------------------------------------------------------
@@ -252,7 +253,7 @@ def test_lines_that_are_no_lists_of_parts_are_passed_over(entry: Path) -> None:
         '{"rows": [0, 1], "number": true, "of": 1, "arrays": {}}',
         "9" * 5000,
     ]
-    with (entry / encoded_store.PARTS).open("a") as file:
+    with (entry / encoded_parts.PARTS).open("a") as file:
         file.writelines(f"{hashlib.sha256(line.encode()).hexdigest()} {line}\n" for line in lines)
         file.write("\0\xe9" * 100)
     assert_whole(fill(entry))
@@ -277,9 +278,9 @@ def test_parts_that_do_not_fit_together_are_an_error(entry: Path) -> None:
 @pytest.mark.skipif(not hasattr(os, "O_NOFOLLOW"), reason="the system has no such flag")
 def test_no_link_is_followed(entry: Path) -> None:
     outside = entry.parent.parent / "outside"
-    for name in (encoded_store.PARTS, "input_ids.bin"):
+    for name in (encoded_parts.PARTS, "input_ids.bin"):
         content = (entry / name).read_bytes()
-        (entry / encoded_store.PARTS).unlink(missing_ok=True)
+        (entry / encoded_parts.PARTS).unlink(missing_ok=True)
         outside.write_bytes(content)
         (entry / name).unlink(missing_ok=True)
         (entry / name).symlink_to(outside)
@@ -295,7 +296,7 @@ def test_no_link_is_followed(entry: Path) -> None:
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no pipes with names")
 def test_a_pipe_is_not_waited_for(entry: Path) -> None:
-    for name in ("input_ids.bin", encoded_store.PARTS):
+    for name in ("input_ids.bin", encoded_parts.PARTS):
         (entry / name).unlink()
         os.mkfifo(entry / name)
         assert find_whole_entry(entry, SPANS) is None
