@@ -408,7 +408,8 @@ def write_pages(results: Mapping[str, Any], out: Path | None) -> None:
     head = describe_version([results])
     if "memory" in results:
         write_table(f"{head}\n{make_memory_table(results)}", "memory by rows", pages, out)
-    write_table(f"{head}\n{make_table(results)}", "data", pages, out)
+    if results.keys() & {"encode", "start", "predict", "damage", "epoch"}:
+        write_table(f"{head}\n{make_table(results)}", "data", pages, out)
     if "epoch" in results:
         write_table(make_curve(results), "memory curve", pages, out)
 
