@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from hf_finetune.config.sections import DataConfig, require
-from hf_finetune.data.formats import get_value, is_table, name_type
+from hf_finetune.data.formats import get_value, is_table, name_type, say_nothing
 from hf_finetune.data.hub_datasets import hides_labels
 from hf_finetune.data.memory import MEMORY, not_given_error
 from hf_finetune.data.plain import check_cell, make_plain, name_library
+from hf_finetune.data.row_adapter import NumberedRow
 from hf_finetune.data.sources import find_files, missing_column_error, read_files
 from hf_finetune.data.stream import Row, Shard, make_block_table
 from hf_finetune.data.table import ColumnSpec, Table, make_examples
@@ -282,10 +283,8 @@ class IterableReader:
     def __call__(self) -> Iterator[Row]:
         number = self.first - 1
         try:
-            for number, row in enumerate(self.start(), self.first):
+            for number, row in self.adapt(self.number_rows()):
                 where = f"{self.name}[{number}]"
-                if not isinstance(row, dict):
-                    raise InputError(f"{where}: is {name_type(row)}, not a dict; a stream gives rows as dicts")
                 named = zip(self.spec.columns, take_values(row, where, self.config, self.spec), strict=True)
                 yield Row(self.name, number, tuple(check_cell(make_plain(value), where, name) for name, value in named))
         except InputError:
@@ -295,6 +294,25 @@ class IterableReader:
             raise InputError(
                 f"{self.setting}: cannot be read after {self.name}[{number}]: {kind}: {first_line(error)}"
             ) from error
+
+    def number_rows(self) -> Iterator[NumberedRow]:
+        """Yields the rows with their numbers. InputError if one is anything else than a dict."""
+        for number, row in enumerate(self.start(), self.first):
+            if not isinstance(row, dict):
+                where = f"{self.name}[{number}]"
+                raise InputError(f"{where}: is {name_type(row)}, not a dict; a stream gives rows as dicts")
+            yield number, row
+
+    def adapt(self, rows: Iterator[NumberedRow]) -> Iterator[NumberedRow]:
+        """Yields the rows in the task's own columns (ColumnSpec.adapter)."""
+        if self.spec.adapter is None:
+            return rows
+        return self.spec.adapter.adapt(
+            ((number, {str(name): make_plain(cell) for name, cell in row.items()}) for number, row in rows),
+            where=lambda number: f"{self.name}[{number}]",
+            say=say_nothing,
+            needs_labels=True,
+        )
 
 
 def digest_first_rows(shards: Sequence[Shard]) -> str:

@@ -10,6 +10,7 @@ import pytest
 from hf_finetune.cli import main
 from hf_finetune.config.sections import DataConfig, ModelConfig, RunConfig
 from hf_finetune.data.memory import read_memory
+from hf_finetune.data.shards import find_streamed_data
 from hf_finetune.data.sources import read_table
 from hf_finetune.data.table import Table
 from hf_finetune.system.errors import InputError
@@ -171,6 +172,16 @@ def test_files_and_rows_in_memory_give_the_same(tmp_path: Path, kind: str) -> No
     assert table.columns["text"] == ["one", "two", "four"]
     assert any("tasks that were skipped" in note for note in table.notes)
     assert table.where(2) == ("train[3]" if kind in ("rows", "frame") else f"{path}:4")
+
+
+def test_a_stream_of_tasks_is_read_the_same() -> None:
+    config = make_config()
+    spec = Classification.make_columns(config).spec
+    data = find_streamed_data(config.data, spec, lambda: iter(SINGLE))
+    (shard,) = data.shards
+    table = data.make_table(list(shard.read()), spec)
+    given = read_memory(SINGLE, "train", config.data, spec)
+    assert (table.columns, list(table.lines)) == (given.columns, [0, 1, 3])
 
 
 def test_the_data_command_reads_an_export(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
