@@ -7,11 +7,15 @@ from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
-from hf_finetune.data.arrow_columns import ROWS_AT_ONCE, Column, compose, decode
+from hf_finetune.data.arrow_columns import ROWS_AT_ONCE, Column, compose
 from hf_finetune.data.features import Array
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from hf_finetune.data.table import Table
+
+NOT_DECODED = object()  # stands for a value that is known by its JSON
 
 
 def iterate(column: Sequence[Any], size: int = ROWS_AT_ONCE) -> Iterator[list[Any]]:
@@ -87,37 +91,68 @@ def find_distinct(column: Sequence[Any]) -> tuple[Array, list[Any]]:
     numbers: dict[tuple[type, Any], int] = {}
     values: list[Any] = []
 
-    def number_values(distinct: Iterable[Any]) -> Array:
-        codes = []
-        for value in distinct:
-            key = (type(value), json.dumps(value, default=str) if isinstance(value, (list, tuple, dict)) else value)
-            if key not in numbers:
-                numbers[key] = len(values)
-                values.append(value)
-            codes.append(numbers[key])
-        return np.array(codes, dtype=np.min_scalar_type(len(values)))
+    def number(key: tuple[type, Any], value: Any) -> int:
+        if key not in numbers:
+            numbers[key] = len(values)
+            values.append(json.loads(key[1]) if value is NOT_DECODED else value)
+        return numbers[key]
 
-    parts = [number_values(distinct)[indices] for distinct, indices in find_distinct_parts(column)]
-    return np.concatenate([np.empty(0, dtype=np.uint8), *parts]), values
+    parts = [np.empty(0, dtype=np.uint8)]
+    for keyed, indices in find_keyed_parts(column):
+        codes = [number(key, value) for key, value in keyed]
+        parts.append(np.array(codes, dtype=np.min_scalar_type(len(values)))[indices])
+    return np.concatenate(parts), values
+
+
+def find_keyed_parts(column: Sequence[Any]) -> Iterator[tuple[list[tuple[tuple[type, Any], Any]], Array]]:
+    """Yields what find_distinct_parts() does, with a key before each value: equal for equal values only. A list or dict of a
+    column is NOT_DECODED, since its key is its JSON."""
+    if not isinstance(column, Column) or not is_ascending(column):
+        for part in iterate(column):
+            yield [(make_key(value), value) for value in part], np.arange(len(part))
+        return
+    for array, is_json, indices in encode_parts(column):
+        texts: list[Any] = array.to_numpy(zero_copy_only=False).tolist()
+        yield [make_json_key(text) if is_json else ((type(text), text), text) for text in texts], indices
+
+
+def make_key(value: Any) -> tuple[type, Any]:
+    """Returns what is equal for equal values only."""
+    if isinstance(value, (list, tuple, dict)):
+        return list, json.dumps(value, default=str)
+    return type(value), value
+
+
+def make_json_key(text: str) -> tuple[tuple[type, Any], Any]:
+    """Returns the key of a value that is given as JSON, and the value, which is NOT_DECODED if it is a list or dict."""
+    if text.startswith(("[", "{")):
+        return (list, text), NOT_DECODED
+    value = json.loads(text)
+    return (type(value), value), value
 
 
 def find_distinct_parts(column: Sequence[Any]) -> Iterator[tuple[list[Any], Array]]:
     """Yields, for each part of a column, values that hold all of the part's, in the order in which they occur first, and for each
     row the index of its value among these."""
-    is_ascending = isinstance(column, Column) and (
-        column.rows is None
-        or (isinstance(column.rows, range) and column.rows.step > 0)
-        or not np.any(np.asarray(column.rows)[1:] < np.asarray(column.rows)[:-1])
-    )
-    if not is_ascending:
-        for part in iterate(column):
-            yield part, np.arange(len(part))
-        return
-    assert isinstance(column, Column)
+    for keyed, indices in find_keyed_parts(column):
+        yield [json.loads(key[1]) if value is NOT_DECODED else value for key, value in keyed], indices
+
+
+def encode_parts(column: Column) -> "Iterator[tuple[pa.Array, bool, Array]]":
+    """Yields, for each part of a column whose rows are in ascending order, an array of its distinct strings, whether these are
+    JSON, and for each row the index of its string."""
     rows = range(column.starts[-1]) if column.rows is None else column.rows
     for array, is_json in column.slice_chunks(rows):
         encoded = array.dictionary_encode(null_encoding="encode")
-        yield decode(encoded.dictionary, is_json), encoded.indices.to_numpy(zero_copy_only=False)
+        yield encoded.dictionary, is_json, encoded.indices.to_numpy(zero_copy_only=False)
+
+
+def is_ascending(column: Column) -> bool:
+    """True if the rows of a column are in the order in which they lie."""
+    rows = column.rows
+    if rows is None or (isinstance(rows, range) and rows.step > 0):
+        return True
+    return not np.any(np.asarray(rows)[1:] < np.asarray(rows)[:-1])
 
 
 def hash_rows(table: "Table", names: Sequence[str], change: Callable[[str], str] | None = None) -> Array:

@@ -466,6 +466,8 @@ def test_a_stream_from_the_hub_that_breaks_is_resumed_to_the_bits_of_local_files
     settings = {**SETTINGS, "data.train": [], "data.validation": [], "train.max_updates": 12, "checkpoint.every": 3}
     whole = make_config(name="local", **{**settings, "data.dataset": str(folder)})
     finetune(whole)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
     with HubServer(users={"hf_ada": {"name": "ada", "role": "write", "orgs": []}}) as server:
         api = huggingface_hub.HfApi(endpoint=server.endpoint, token="hf_ada")
         api.create_repo("ada/rows", repo_type="dataset", private=True)
