@@ -423,7 +423,7 @@ def test_one_text_for_a_model_of_pairs_is_an_error(
     named: list[str | None] = []
 
     class Pairs:
-        task = Classification.compose(config, "single_label", ("a", "b"), ())
+        task = Classification.from_state(config, {"problem": "single_label", "labels": ("a", "b")})
 
         @classmethod
         def from_pretrained(cls, _: str, *, task: str | None, **others: Any) -> "Pairs":

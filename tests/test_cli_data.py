@@ -214,3 +214,11 @@ def test_the_help_lists_the_options(capsys: pytest.CaptureFixture[str]) -> None:
     out = capsys.readouterr().out
     assert "usage: hf-finetune data FILE ..." in out
     assert "--strict" in out
+
+
+def test_a_stream_is_not_reported_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_rows(tmp_path)
+    streamed = ["--data.streaming", "true", "--train.max_updates", 5, "--data.validation", path]
+    code, _, err = run(capsys, path, "--task", "classify", *streamed)
+    assert code == 2
+    assert "data.streaming (True): is for training" in err

@@ -58,13 +58,14 @@ class MappedArray(np.ndarray[Any, Any]):
         if self.file is None or self.nbytes <= BYTES_BEFORE_RELEASE or not hasattr(os, "pread"):
             return super().__getitem__(key)
         first, *others = key if isinstance(key, tuple) else (key,)
-        if isinstance(first, (int, np.integer)) and not others:
+        if isinstance(first, (int, np.integer)) and not isinstance(first, bool) and not others:
             return self.read_slice(row := range(len(self))[first], row + 1)[0]
         if isinstance(first, slice) and not others:
             start, stop, step = first.indices(len(self))
             if step == 1 and (stop - start) * self.item_bytes <= BYTES_BEFORE_RELEASE:
                 return self.read_slice(start, max(start, stop))
-        if isinstance(first, np.ndarray) and first.dtype.kind in "iu" and first.size:
+        is_plain = all(isinstance(other, (slice, int, np.integer)) for other in others)  # else numpy pairs the indices
+        if is_plain and isinstance(first, np.ndarray) and first.ndim and first.size and first.dtype.kind in "iu":
             return self.read_items(first)[(*[slice(None)] * first.ndim, *others)]
         self.file.count(self.nbytes)  # gives back what was read through an earlier part
         return super().__getitem__(key)

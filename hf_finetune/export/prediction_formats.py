@@ -47,7 +47,7 @@ def choose_ending(path: Path) -> str:
 def format_json(entry: Any) -> str:
     """Returns an entry as a line of JSON. Values of kept columns that JSON does not have, such as dates, are strings."""
     long = {}
-    if type(entry) is dict:
+    if type(entry) is dict and all(type(name) is str for name in entry):
         long = {name: text for name, value in entry.items() if (text := format_numbers(value)) is not None}
     if not long:
         return json.dumps(entry, ensure_ascii=False, default=str)

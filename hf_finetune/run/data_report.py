@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
-from hf_finetune.config.sections import RunConfig
+from hf_finetune.config.sections import RunConfig, require
 from hf_finetune.config.tasks import load_task
 from hf_finetune.data.encoding import encode
 from hf_finetune.data.features import Features
@@ -68,6 +68,12 @@ def make_report(config: RunConfig, *, has_backbone: bool, asks_tokenizer: bool) 
     has_backbone: The config names the backbone. If not, a task that needs it reports the rows alone.
     asks_tokenizer: Loads the backbone's tokenizer, and reports what it loses.
     """
+    require(
+        not config.data.streaming,
+        "data.streaming",
+        True,
+        "is for training, which reports on the first rows of the stream; leave it out to read all rows",
+    )
     task_class, root = load_task(config.task.kind), cache_root(config.cache.dir)
     spec = task_class.make_columns(config).spec
     tables = read_given_splits(config.data, spec, {}, root)

@@ -69,7 +69,8 @@ def describe_finished_run(config: RunConfig, results: Mapping[str, Any], parts: 
     """Returns what is printed if a finished run is called again: its results; and if its data or functions have changed since,
     what has changed and how to train on with them. If another version made it, that too: the same files may give other rows."""
     lines = [f"{config.run_dir} is finished, there is nothing to train; {report.summarize_results(results)}"]
-    version = read_environment(config.run_dir).get("versions", {}).get("hf-finetune", __version__)
+    versions = read_environment(config.run_dir).get("versions")
+    version = str(versions.get("hf-finetune", __version__)) if isinstance(versions, dict) else __version__
     if version.split(".")[:2] != __version__.split(".")[:2]:
         lines.append(
             f"It was made with hf-finetune {version}; {__version__} may read the same files and labels in another way "

@@ -188,7 +188,8 @@ def check_data(run: TrainingRun, path: Path, state: Mapping[str, Any]) -> None:
     if run.config.task.kind != state["task"]:
         raise InputError(f"{key}: was made by the task {state['task']}; {way_out}")
     ours, theirs = run.task.state_dict(), state["task_state"]
-    differing = [name for name in sorted(ours.keys() | theirs.keys()) if ours.get(name) != theirs.get(name)]
+    # What a checkpoint lacks is newer than it: what it changes of the targets shows in the fingerprints
+    differing = [name for name in sorted(theirs) if ours.get(name) != theirs[name]]
     if differing:
         changed = "; ".join(
             f"{name}: was {format_value(theirs.get(name))}, now {format_value(ours.get(name))}" for name in differing

@@ -50,8 +50,11 @@ KEYS: list[Any] = [
     np.array([], dtype=np.int64),
     [3, 1],
     np.arange(1000) % 3 == 0,
+    np.array(4),
+    True,
     Ellipsis,
 ]
+PAIRED = [(np.array([3, 1, 9]), np.array([0, 2, 1])), (np.array([3, 1]), [0, 2]), (np.array([3, 1]), 1), (7, 2)]
 
 
 @pytest.mark.parametrize("smallest", [0, 10**9], ids=["read", "mapped"])
@@ -67,6 +70,15 @@ def test_items_are_those_of_an_array_in_memory(
     assert mapped[key].dtype == values.dtype
     assert np.array_equal(mapped[key], values[key])
     assert np.shape(mapped[key]) == np.shape(values[key])
+
+
+@pytest.mark.parametrize("key", PAIRED, ids=repr)
+def test_indices_of_several_axes_are_paired_as_numpy_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: Any
+) -> None:
+    monkeypatch.setattr(mapped_files, "BYTES_BEFORE_RELEASE", 0)
+    values = np.arange(3000).reshape(1000, 3)
+    assert np.array_equal(write_array(tmp_path / "values.bin", values)[key], values[key])
 
 
 @pytest.mark.parametrize("key", [1000, -1001, np.array([3, 1000]), np.array([-1001])])

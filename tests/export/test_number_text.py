@@ -97,3 +97,5 @@ def test_an_entry_with_many_numbers_is_what_json_writes() -> None:
         assert format_json(entry) == json.dumps(entry, ensure_ascii=False)
     entry["é"] = dict(zip(range(200), numbers, strict=True))
     assert format_json(entry) == json.dumps(entry, ensure_ascii=False)
+    entry[3] = "a key that is no text"
+    assert format_json(entry) == json.dumps(entry, ensure_ascii=False)

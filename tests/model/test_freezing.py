@@ -333,7 +333,7 @@ def test_an_evaluation_restores_the_mode_of_every_module() -> None:
         data=DataConfig(train=("-",), text_columns=("text",), label_column="label"),
         task=Settings(kind="classify"),
     )
-    task = Classification.compose(config, "single_label", ("a", "b", "c"), ())
+    task = Classification.from_state(config, {"problem": "single_label", "labels": ("a", "b", "c")})
     runner = ModelRunner(
         model=model,
         tokenizer=None,

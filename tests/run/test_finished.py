@@ -83,6 +83,9 @@ def test_a_run_of_version_0_3_that_is_called_again_returns_its_results(
     assert finetune(make_config(**SHORT)).results == results
     printed = capsys.readouterr().out
     assert f"It was made with hf-finetune 0.3.0; {__version__} may read the same files and labels" in printed
+    for versions in (None, [1], {"hf-finetune": None}):
+        (config.run_dir / "environment.json").write_text(json.dumps({"versions": versions}), encoding="utf-8")
+        assert finetune(make_config(**SHORT)).results == results
     with pytest.raises(InputError, match=r"another config: task\.ignore_labels \(was \[\], now \['-1'\]\); to train"):
         finetune(make_config(**SHORT, **{"task.ignore_labels": ["-1"]}))
 

@@ -18,6 +18,7 @@ from support.runs import (
 
 from hf_finetune.config.sections import RunConfig
 from hf_finetune.system.errors import InputError
+from hf_finetune.tasks.classify import Classification
 from hf_finetune.train import finetune
 
 pytestmark = pytest.mark.slow
@@ -40,6 +41,26 @@ def assert_same_run(ours: RunConfig, theirs: RunConfig) -> None:
     one, other = (json.loads((run.run_dir / "results.json").read_text()) for run in (ours, theirs))
     for key in ("best", "validation", "test", "history", "updates", "length"):
         assert one[key] == other[key]
+
+
+def test_a_checkpoint_that_is_older_than_an_entry_of_the_task_state_is_resumed(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Version 0.3 did not record whether lists of labels have places."""
+    whole = make_config("multi_label", name="whole")
+    finetune(whole)
+    config, state_dict = make_config("multi_label"), Classification.state_dict
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            Classification,
+            "state_dict",
+            lambda task: {key: value for key, value in state_dict(task).items() if key != "has_places"},
+        )
+        run_until(config, UPDATES, monkeypatch)
+        assert "has_places" not in load_last_checkpoint(config.run_dir)["run"]["task_state"]
+    finetune(config)
+    assert "has_places" in load_last_checkpoint(config.run_dir)["run"]["task_state"]
+    assert_same_tensors(load_exported_weights(config.run_dir), load_exported_weights(whole.run_dir))
 
 
 @pytest.mark.parametrize(
