@@ -18,7 +18,8 @@ from hf_finetune.data.literals import read_literal
 from hf_finetune.data.numbers import MISSING_WORDS, find_sign, is_missing_word, is_number
 from hf_finetune.data.table import NoExamplesError, Table
 from hf_finetune.tasks.labels import BOOLEANS, LabelForm, canonical_label
-from hf_finetune.tasks.text.label_choices import count_most_choices, read_choices
+from hf_finetune.tasks.text.label_choices import count_most_choices
+from hf_finetune.tasks.text.label_lists import unpack_values
 
 NOT_LABELLED = "-100"  # torch's ignore_index, which data sets for token classification hold, too
 FEWEST_AMOUNTS = 6  # numbers with a sign; fewer are steps, such as 25%, 50% and 100%
@@ -217,11 +218,7 @@ def leave_out_ignored(
     is_ignored = np.zeros(len(table), dtype=bool)
     for column in columns:
         codes, values = find_distinct(table.columns[column])
-        choices = [read_choices(value) for value in values]
-        lists = [
-            list(value) if isinstance(value, (list, tuple)) else [value] if chosen is None else chosen
-            for value, chosen in zip(values, choices, strict=True)
-        ]
+        lists = [list(value) if isinstance(value, (list, tuple)) else [value] for value in unpack_values(values)]
         if needs_one or count_most_choices(values) in (0, 1):
             lists = [labels or [None] for labels in lists]
         form = LabelForm.find(label for labels in lists for label in labels)

@@ -16,15 +16,20 @@ from hf_finetune.config.sections import require
 from hf_finetune.data.columns import find_distinct
 from hf_finetune.data.features import Array, ClassSets
 from hf_finetune.data.joined_labels import find_joined
-from hf_finetune.data.literals import read_literal
 from hf_finetune.data.numbers import find_numbers, is_missing, is_missing_word
 from hf_finetune.data.table import Table, describe_value
 from hf_finetune.system.errors import InputError
 from hf_finetune.tasks.labels import LabelForm, canonical_label, read_number, sort_numbers_first
 from hf_finetune.tasks.text.label_checks import NOT_LABELLED, describe_spelling, suggest_names
-from hf_finetune.tasks.text.label_choices import count_most_choices, read_choices
+from hf_finetune.tasks.text.label_choices import count_most_choices
+from hf_finetune.tasks.text.label_lists import (
+    are_written_lists,
+    describe_lists_of_one,
+    is_list_of_one,
+    read_list,
+    unpack_values,
+)
 from hf_finetune.tasks.text.label_places import (
-    are_bits,
     are_words,
     count_places,
     find_odd_list,
@@ -47,53 +52,13 @@ def guess_problem(table: Table, column: str, separator: str | None) -> tuple[str
     if most is not None:
         several = "several choices for some texts" if most > 1 else "one choice for each text"
         return "multi_label" if most > 1 else "single_label", f"{column} holds {several}, as Label Studio writes them"
-    present = [value for value in values if not is_missing(value)]
-    lists = [read_list(value, None) for value in present]
-    if present and None not in lists and any(value != "{}" for value in present):
-        return "multi_label", f"{column} holds lists that are written as text"
+    if are_written_lists(values):
+        return "multi_label", f"{column} holds lists that are written as text{describe_lists_of_one(codes, values)}"
     numbers = find_numbers(values)
     if numbers is not None and numbers.has_fractions:
         comma = "" if numbers.with_comma is None else " and a decimal comma"
         return "regression", f"{column} holds numbers with fractions{comma}"
     return "single_label", f"{column} holds single labels"
-
-
-def is_list_of_one(value: Any) -> bool:
-    """True for a list with one item."""
-    return isinstance(value, (list, tuple)) and len(value) == 1
-
-
-def describe_lists_of_one(codes: Array, values: Sequence[Any]) -> str:
-    """Returns how lists that have one label each can be read as single labels; "" if one has several, or 0 or 1 at its place.
-
-    codes: The number of each row's distinct value, [N]. values: The distinct values.
-    """
-    lists = [value for value in values if isinstance(value, (list, tuple))]
-    if not any(lists) or any(len(value) > 1 or are_bits(value) for value in lists if value):
-        return ""
-    num_empty = int(np.isin(codes, [code for code, value in enumerate(values) if value in ([], ())]).sum())
-    if not num_empty:
-        return " of one label each, which task.problem single_label reads as single labels"
-    rows = "1 row has" if num_empty == 1 else f"{num_empty:,} rows have"
-    return (
-        f" of one label, and {rows} an empty one: task.problem single_label with task.ignore_labels null reads single labels and "
-        "leaves out the others"
-    )
-
-
-def read_list(value: Any, separator: str | None) -> list[Any] | None:
-    """Returns the labels of a value that holds several: a list, a list that is written as text, a string with separators, or
-    choices of Label Studio. None if it is nothing of the kind."""
-    if isinstance(value, (list, tuple)):
-        return list(value)
-    if (choices := read_choices(value)) is not None:
-        return choices
-    if not isinstance(value, str):
-        return None
-    if separator:
-        return [part.strip() for part in value.split(separator) if part.strip()]
-    literal = read_literal(value)
-    return [] if literal == {} else literal if isinstance(literal, list) else None  # {} is written for an empty set
 
 
 class Item(NamedTuple):
@@ -243,8 +208,7 @@ class LabelReader:
         """
         codes, values = find_distinct(table.columns[self.column])
         if self.problem != "multi_label":
-            given = [value if (choices := read_choices(value)) is None else choices for value in values]
-            return codes, [list(value) if is_list_of_one(value) else [value] for value in given]
+            return codes, [[value[0] if is_list_of_one(value) else value] for value in unpack_values(values, names)]
         has_choices, lists = count_most_choices(values) is not None, []
         for code, value in enumerate(values):
             labels = read_list(value, self.separator)

@@ -603,6 +603,30 @@ def test_rows_with_an_empty_list_are_counted_and_can_be_left_out() -> None:
         assert len(spec.keep_labelled(table)) == count
 
 
+def test_written_lists_of_one_label_are_single_labels_if_the_settings_say_so() -> None:
+    table = make_table(text=["x"] * 3, label=["['pos']", '["neg"]', "['pos']"])
+    assert "task.problem single_label" in make_task(table).encoding.reason
+    task = make_task(table, problem="single_label")
+    assert (task.label_names, read_targets(task, table)) == (("neg", "pos"), [1, 0, 1])
+    assert read_targets(task, make_table(text=["x"] * 2, label=["neg", "pos"])) == [0, 1]
+    several = make_table(text=["x"] * 2, label=["['pos']", "['neg', 'pos']"])
+    assert "(['neg', 'pos']) is not a single label" in catch_error(several, problem="single_label")
+
+
+def test_a_written_list_is_a_label_among_other_texts_and_where_a_class_is_called_so() -> None:
+    task = make_task(make_table(text=["x"] * 2, label=["['pos']", "neg"]), problem="single_label")
+    assert task.label_names == ("['pos']", "neg")
+    assert read_targets(task, make_table(text=["x"], label=["['pos']"])) == [0]
+
+
+def test_written_empty_lists_are_left_out_as_others_are() -> None:
+    table = make_table(text=["x"] * 3, label=["['pos']", "['neg']", "[]"])
+    assert catch_error(table, problem="single_label").startswith("made.csv:3: label is an empty list; to leave out")
+    spec = Classification.make_columns(make_config(problem="single_label", ignore_labels=(None,))).spec
+    assert spec.keep_labelled is not None
+    assert len(spec.keep_labelled(table)) == 2
+
+
 @pytest.mark.parametrize(
     "span", [[0, 4, "PER"], {"start": 0, "end": 4, "labels": ["PER"]}, {"start_offset": 0, "end_offset": 4}]
 )
