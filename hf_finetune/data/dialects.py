@@ -131,7 +131,7 @@ def find_delimiter(file: TextFile, head: Head, own: str, config: DataConfig) -> 
         return (named if len(named) == 1 else fitting)[0]
     if config.header and own in fitting and not named:
         return own  # the error about the missing column says more
-    found = " or ".join(NAMES.get(delimiter, delimiter) for delimiter in fitting)
+    found = " or ".join(NAMES.get(delimiter, repr(delimiter)) for delimiter in fitting)
     raise InputError(f"{file.path}: the delimiter may be {found}; set data.delimiter")
 
 

@@ -23,7 +23,7 @@ class JoinedLabels:
 
     def __str__(self) -> str:
         looks = "label looks" if len(self.names) == 1 else "labels look"
-        return f"{len(self.names):,} {looks} joined by {self.separator}, such as {self.names[0]}"
+        return f"{len(self.names):,} {looks} joined by {self.separator!r}, such as {self.names[0]}"
 
 
 def find_joined(names: Collection[str]) -> JoinedLabels | None:

@@ -90,7 +90,7 @@ def compute_chance(table: Array) -> float:
 def format_counts(counts: Mapping[str, int], most: int = MOST_SHOWN) -> str:
     """Returns names and their counts as text, the most frequent first, and at most `most` of them."""
     ordered = Counter(counts).most_common()
-    shown = [f"{cut(name)} {count:,}" for name, count in ordered[:most]]
+    shown = [f"{cut(name)} ({count:,})" for name, count in ordered[:most]]
     if len(ordered) > most:
         shown.append(f"and {len(ordered) - most:,} more")
     return ", ".join(shown)

@@ -68,7 +68,7 @@ def test_the_delimiter_whose_header_has_the_columns_is_taken_of_two_that_fit(tmp
 def test_two_delimiters_that_fit_are_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "a.csv", "0,5;1\n2,5;1\n")
     message = error_of(path, config=config(header=False, text_columns=("1",), label_column="2"))
-    assert message == f"{path}: the delimiter may be , or ;; set data.delimiter"
+    assert message == f"{path}: the delimiter may be ',' or ';'; set data.delimiter"
 
 
 def test_commas_in_texts_of_a_file_with_one_column_are_not_delimiters(tmp_path: Path) -> None:

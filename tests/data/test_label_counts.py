@@ -67,5 +67,5 @@ def test_draws_from_one_source_hardly_ever_differ() -> None:
 
 
 def test_counts_are_printed_with_the_most_frequent_first() -> None:
-    assert format_counts({"a": 1, "b": 2000}) == "b 2,000, a 1"
-    assert format_counts(dict.fromkeys("abcdefghij", 1)).endswith("h 1, and 2 more")
+    assert format_counts({"a": 1, "b": 2000}) == "b (2,000), a (1)"
+    assert format_counts(dict.fromkeys("abcdefghij", 1)).endswith("h (1), and 2 more")

@@ -102,9 +102,9 @@ def test_the_training_data_are_described() -> None:
     assert lines == [
         ("input", "at most 7 tokens; 1 longer training texts in overlapping windows"),
         ("", "1 words have no token: they are always predicted as O"),
-        ("tags", "IOB2, entities begin with B: O 6, B-animals 2, B-tools 2"),
+        ("tags", "IOB2, entities begin with B: O (6), B-animals (2), B-tools (2)"),
         ("", "1 tags broke the scheme and were repaired"),
-        ("entities", "animals 2, tools 2"),
+        ("entities", "animals (2), tools (2)"),
         ("weights", "B-animals 1, B-tools 1, I-animals 1, I-tools 1, O 2"),
     ]
     long = make_table(make_rows(f"the {'q' * 30}|O B-x"))

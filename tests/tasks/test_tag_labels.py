@@ -146,7 +146,7 @@ def test_words_without_a_label_are_not_learned() -> None:
     assert Counter(encode(every, table).labels.values.tolist()) == {IGNORED: 6, 2: 1, 0: 1}
     lines = dict(task.encoding.describe(encode(task, table), table, 60))
     assert lines[""] == "2 words are not labelled (task.ignore_labels -100 null): neither learned nor scored"
-    assert lines["tags"].endswith(": O 1, B-x 1")
+    assert lines["tags"].endswith(": O (1), B-x (1)")
 
 
 @pytest.mark.parametrize("missing", [None, float("nan"), " ", ""])

@@ -445,10 +445,10 @@ def test_labels_that_may_have_separators_of_thousands_stay_as_they_are() -> None
     ("names", "part"),
     [
         (("['a', 'b']", "c"), "lists as text"),
-        (("a|b", "a", "b"), "1 label looks joined by |, such as a|b"),
+        (("a|b", "a", "b"), "1 label looks joined by '|', such as a|b"),
         (
             ("a, b", "b, c", "a, c"),
-            "3 labels look joined by ,, such as a, b: for several labels a text, set task.label_separator to ','",
+            "3 labels look joined by ',', such as a, b: for several labels a text, set task.label_separator to ','",
         ),
         (("a / b", "b / a"), "task.label_separator to '/'"),
         (("[a, b]", "[c]"), 'write ["a", "b"]'),
