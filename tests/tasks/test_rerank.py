@@ -371,8 +371,9 @@ def test_a_run_prints_what_it_read_and_its_card_shows_how_to_use_the_model(
     labels = [*(label for row in rows for label in row["labels"]), *[0] * 4]
     assert "task reranking; 32 rows with a query and a list of documents" in printed
     assert f"documents {sum(counts)}, 1 to {max(counts)} for each query" in printed
-    shown = sorted((f"{label} {labels.count(label)}" for label in range(3)), key=lambda text: -int(text[2:]))
-    assert f"labels {', '.join(shown)}; a document above 0 is relevant" in printed
+    ordered = sorted(range(3), key=lambda label: -labels.count(label))
+    shown = ", ".join(f"{label} ({labels.count(label)})" for label in ordered)
+    assert f"labels {shown}; a document above 0 is relevant" in printed
     assert "negatives 4 of task.negatives added to 4 of 32 queries" in printed
     assert "unused 2 queries have no effect: they have one document, or no relevant document" in printed
     card = (result.model_dir / "README.md").read_text(encoding="utf-8")
