@@ -62,7 +62,8 @@ class DataConfig:
             files, text files). With data.dataset, the name of the split.
         validation: Validation data, in the same formats. If not given, a part of the training data is used.
         test: Data of the final test, in the same formats. If not given, a part of the training data is used.
-        text_columns: Columns of the input text, in the order that the recipe describes: one text, or two for sentence pairs.
+        text_columns: Columns of the input text, in the order that the recipe describes: one text, or two for sentence pairs. In
+            CoNLL files, the number of the column of words.
         label_column: Column of the target: labels, lists of labels, numbers, tags, answers or texts. Several columns, if each
             says by 0 or 1 whether a text has a label.
         validation_fraction: Share of the training data that is used for validation if data.validation is not given.

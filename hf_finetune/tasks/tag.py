@@ -8,9 +8,11 @@ B features of a batch, N features of a split, T tokens, C tags.
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from hf_finetune.config.sections import RunConfig, TaskSettings, require
+from hf_finetune.data.conll import describe_columns
 from hf_finetune.data.features import Batch
 from hf_finetune.data.formats import CONLL
 from hf_finetune.data.table import ColumnSpec, Table
@@ -176,9 +178,11 @@ class Tagging(Task):
         counts = Counter(tag for row in rows for tag in reader.read_tags(table, row))
         counts.pop(IGNORED_TAG, 0)
         if len(counts) < 2:
+            found_tags = f"only the tag {next(iter(counts))!r}" if counts else "no tag"
+            read = describe_columns(Path(table.files[0]), config.data)
             raise InputError(
-                f"data.label_column ({reader.label_column}): training has "
-                f"{f'only the tag {next(iter(counts))!r}' if counts else 'no tag'}; at least two tags are needed"
+                f"data.label_column ({reader.label_column}): training has {found_tags}; at least two tags are needed"
+                f"{'; ' if read else ''}{read}"
             )
         task = cls.from_state(
             config,

@@ -1,5 +1,6 @@
 """CoNLL files: comments, blanks that are not ASCII, and lines with #."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ CONFIG = DataConfig(train=("x",), text_columns=("tokens",), label_column="tags")
 def read(path: Path, **settings: Any) -> tuple[list[dict[str, Any]], list[str]]:
     """Returns the sentences of a file without their lines, and what is said of it."""
     notes: list[str] = []
-    rows = [row for _, row in read_rows(path, CONFIG, CONLL, notes.append)]
+    rows = [row for _, row in read_rows(path, replace(CONFIG, **settings), CONLL, notes.append)]
     return [{name: value for name, value in row.items() if name != "#lines"} for row in rows], notes
 
 
@@ -84,3 +85,76 @@ def test_lines_of_blanks_and_tabs_end_sentences(tmp_path: Path) -> None:
         ["b"],
         ["c"],
     ]
+
+
+# --- numbered words ---------------------------------------------------------------------------------------------------
+
+GERMEVAL = """# http://x [2009]
+1\tTom\tB-PER\tO
+2\tMiller\tI-PER\tO
+
+#\tn-tv.de [2010]
+1\tAnna\tB-PER\tB-LOC
+2\t#\tO\tO
+3\tworks\tO\tO
+"""
+WORDS = [["Tom", "Miller"], ["Anna", "#", "works"]]
+INNER = [["O", "O"], ["B-LOC", "O", "O"]]
+NOTE = (
+    "a.conll: the first column numbers the words of each sentence; words are read from column 2, tags from column 4 of 4 "
+    "(data.text_columns and data.label_column take the number of another column)"
+)
+
+
+def test_the_number_of_a_word_is_not_the_word(tmp_path: Path) -> None:
+    """As in GermEval."""
+    path = write(tmp_path / "a.conll", GERMEVAL)
+    rows, notes = read(path)
+    assert [(row["tokens"], row["tags"]) for row in rows] == list(zip(WORDS, INNER, strict=True))
+    assert notes == [NOTE]
+    rows, _ = read(path, label_column="3")
+    assert [row["3"] for row in rows] == [["B-PER", "I-PER"], ["B-PER", "O", "O"]]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("0 a O\n1 b O\n\n0 c O\n", [["a", "b"], ["c"]]),  # from 0
+        ("1 a O\n2 b O\n\n3 c O\n4 d O\n", [["a", "b"], ["c", "d"]]),  # counted in the file
+        ("-DOCSTART- X O\n\n1 a O\n\n1 b O\n2 c O\n", [["a"], ["b", "c"]]),
+        ("1-2\tdon't\t_\n1\tdo\tAUX\n2\tn't\tPART\n2.1\tx\t_\n", [["do", "n't"]]),  # CoNLL-U in another file
+        ("1 a\n2 b\n", [["a", "b"]]),  # without tags
+        ("1 O\n\n1 O\n", [["1"], ["1"]]),  # nothing is counted
+        ("1 CD O\n2 CD O\n\n2 CD O\n", [["1", "2"], ["2"]]),
+        ("1 CD O\n2 CD O\n\nx CD O\n", [["1", "2"], ["x"]]),
+        ("2 CD O\n3 CD O\n", [["2", "3"]]),
+        ("1\n2\n", [["1", "2"]]),
+    ],
+)
+def test_a_column_that_counts_is_recognised(tmp_path: Path, text: str, words: list[list[str]]) -> None:
+    rows, notes = read(write(tmp_path / "a.conll", text))
+    assert [row["tokens"] for row in rows] == words
+    is_counted = all(word.isalpha() or "'" in word for row in words for word in row) and "x CD" not in text
+    assert len(notes) == is_counted
+
+
+@pytest.mark.parametrize(("column", "words"), [("1", [["1", "2"], ["1", "2", "3"]]), ("2", WORDS), ("4", INNER)])
+def test_the_column_of_words_by_its_number(tmp_path: Path, column: str, words: list[list[str]]) -> None:
+    rows, _ = read(write(tmp_path / "a.conll", GERMEVAL), text_columns=(column,), label_column="3")
+    assert [row[column] for row in rows] == words
+    plain = "#begin document\nx 0 Tom B-PER\nx 1 ran O\n"  # CoNLL-2012
+    assert read(write(tmp_path / "b.conll", plain), text_columns=("3",))[0] == [
+        {"3": ["Tom", "ran"], "tags": ["B-PER", "O"]}
+    ]
+    assert read(write(tmp_path / "c.txt", "Tom\nran\n"), text_columns=("3",))[0] == [{"3": ["Tom", "ran"]}]
+
+
+@pytest.mark.parametrize("column", ["0", "5"])
+def test_a_column_of_words_that_the_file_lacks_is_an_error(tmp_path: Path, column: str) -> None:
+    with pytest.raises(InputError, match=rf"data.text_columns \({column}\): the file has 4 columns"):
+        read(write(tmp_path / "a.conll", GERMEVAL), text_columns=(column,))
+
+
+def test_words_and_tags_in_one_column_are_an_error(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"data.label_column \(2\): .* words are in column 2; data.text_columns takes"):
+        read(write(tmp_path / "a.conll", GERMEVAL), label_column="2")

@@ -423,9 +423,20 @@ def test_conll_column_by_number(tmp_path: Path, column: str, tags: list[str]) ->
 @pytest.mark.parametrize("column", ["1", "5", "0"])
 def test_conll_without_the_column(tmp_path: Path, column: str) -> None:
     with pytest.raises(
-        InputError, match=rf"data.label_column \({column}\): the file has 4 columns, and words are in the first"
+        InputError,
+        match=rf"data.label_column \({column}\): the file has 4 columns, and words are in column 1; data.text",
     ):
         read(tmp_path / "a.conll", CONLL, **{"data.label_column": column})
+
+
+@pytest.mark.parametrize(("name", "setting"), [("a.conll", "NUMBER"), ("a.conllu", "NAME")])
+def test_an_error_about_the_only_tag_names_the_column(tmp_path: Path, name: str, setting: str) -> None:
+    table = read(tmp_path / name, "".join(f"{line}\t{'w' * line}\t_\tO\t_\t_\t_\t_\t_\tO\n" for line in (1, 2)))
+    columns = f"words are read from column 2, tags from column {4 if setting == 'NAME' else 10} of 10"
+    with pytest.raises(
+        InputError, match=f"only the tag 'O'; .*; .*{name}: {columns}; data.label_column {setting} names"
+    ):
+        Tagging.from_table(make_config(), table)
 
 
 def test_conll_gzipped_with_tabs_and_windows_lines(tmp_path: Path) -> None:
