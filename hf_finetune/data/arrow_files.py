@@ -1,6 +1,7 @@
 """The rows of parquet, Arrow and Feather files, with Python's plain values."""
 
 import datetime
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,7 +26,6 @@ def read_arrow(path: Path) -> Rows:
     import pyarrow
 
     number = 0
-    kind = "parquet" if path.suffix.lower() == ".parquet" else "Arrow"
     try:
         with open_batches(path) as batches:
             for batch in batches:
@@ -38,7 +38,39 @@ def read_arrow(path: Path) -> Rows:
                     number += 1
                     yield number, dict(zip(names, values, strict=True))
     except (pyarrow.ArrowException, OSError) as error:
-        raise InputError(f"{path}: not an intact {kind} file: {first_line(error)}") from None
+        raise not_intact_error(path, error) from None
+
+
+def read_class_names(path: Path, column: str) -> tuple[str, ...] | None:
+    """Returns the names of the classes whose numbers a column holds, itself or in lists, as the datasets library writes them into
+    the file; None if the file has none.
+
+    column: Its name; a dotted one for an entry of objects.
+
+    Raises InputError if the file is damaged.
+    """
+    import pyarrow
+
+    try:
+        with open_schema(path) as schema:
+            written = (schema.metadata or {}).get(b"huggingface")
+    except (pyarrow.ArrowException, OSError) as error:
+        raise not_intact_error(path, error) from None
+    try:
+        feature = json.loads(written or b"{}")["info"]["features"]
+        for name in [column] if column in feature else column.split("."):
+            feature = feature[name]
+        while "names" not in feature:  # of a list
+            feature = feature[0] if isinstance(feature, list) else feature["feature"]
+        return tuple(map(str, feature["names"])) if feature["_type"] == "ClassLabel" else None
+    except (ValueError, KeyError, TypeError, IndexError):
+        return None
+
+
+def not_intact_error(path: Path, error: Exception) -> InputError:
+    """Returns the error for a damaged file."""
+    kind = "parquet" if path.suffix.lower() == ".parquet" else "Arrow"
+    return InputError(f"{path}: not an intact {kind} file: {first_line(error)}")
 
 
 def read_column(path: Path, name: str, column: Any, num_rows_before: int) -> list[Any]:
@@ -69,7 +101,6 @@ def read_column(path: Path, name: str, column: Any, num_rows_before: int) -> lis
 @contextmanager
 def open_batches(path: Path) -> Iterator[Iterator[Any]]:
     """Opens a file and gives its record batches."""
-    import pyarrow.ipc
     import pyarrow.parquet
 
     if path.suffix.lower() == ".parquet":
@@ -78,14 +109,37 @@ def open_batches(path: Path) -> Iterator[Iterator[Any]]:
                 batch_size=ROWS_AT_ONCE, use_threads=False
             )  # a thread would keep memory when it ends
         return
+    with open_arrow(path) as reader:
+        is_stream = not hasattr(reader, "get_batch")
+        batches = iter(reader) if is_stream else map(reader.get_batch, range(reader.num_record_batches))
+        yield (part for batch in batches for part in cut(batch))
+
+
+@contextmanager
+def open_schema(path: Path) -> Iterator[Any]:
+    """Opens a file and gives its schema."""
+    import pyarrow.parquet
+
+    if path.suffix.lower() == ".parquet":
+        yield pyarrow.parquet.read_schema(path)
+        return
+    with open_arrow(path) as reader:
+        yield reader.schema
+
+
+@contextmanager
+def open_arrow(path: Path) -> Iterator[Any]:
+    """Opens an Arrow or Feather file and gives its reader: a RecordBatchFileReader, or a RecordBatchStreamReader if it is a
+    stream, as the datasets library writes."""
+    import pyarrow.ipc
+
     with pyarrow.memory_map(str(path)) as source:
         try:
             reader = pyarrow.ipc.open_file(source)
-            batches = (reader.get_batch(number) for number in range(reader.num_record_batches))
-        except pyarrow.ArrowInvalid:  # a stream, as the datasets library writes
+        except pyarrow.ArrowInvalid:
             source.seek(0)
-            batches = iter(pyarrow.ipc.open_stream(source))
-        yield (part for batch in batches for part in cut(batch))
+            reader = pyarrow.ipc.open_stream(source)
+        yield reader
 
 
 def cut(batch: Any) -> Iterator[Any]:

@@ -14,7 +14,7 @@ from hf_finetune.data.hub_datasets import hides_labels
 from hf_finetune.data.memory import MEMORY, not_given_error
 from hf_finetune.data.plain import check_cell, make_plain, name_library
 from hf_finetune.data.row_adapter import NumberedRow
-from hf_finetune.data.sources import find_files, missing_column_error, read_files
+from hf_finetune.data.sources import find_class_names, find_files, missing_column_error, read_files
 from hf_finetune.data.stream import Row, Shard, make_block_table
 from hf_finetune.data.table import ColumnSpec, Table, make_examples
 from hf_finetune.system.errors import InputError, first_line
@@ -31,7 +31,7 @@ class StreamedData:
         shards: In their own order.
         setting: The setting that names them.
         digest: Returns a digest of them that is cheap: of names, sizes and first bytes.
-        class_names: The names of the classes, if a data set on the Hub holds class numbers.
+        class_names: The names of the classes, if the data hold class numbers and name them.
         is_in_memory: A program gives the rows.
     """
 
@@ -86,7 +86,12 @@ def find_file_shards(config: DataConfig, spec: ColumnSpec) -> StreamedData:
         )
         for group in groups
     ]
-    return StreamedData(shards=tuple(shards), setting="data.train", digest=lambda: digest_begins(paths))
+    return StreamedData(
+        shards=tuple(shards),
+        setting="data.train",
+        digest=lambda: digest_begins(paths),
+        class_names=find_class_names(paths, config),
+    )
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,12 @@ import glob
 import hashlib
 import os.path
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from hf_finetune.config.sections import DataConfig
+from hf_finetune.data.arrow_files import read_class_names
 from hf_finetune.data.formats import (
     ARROW_ENDINGS,
     explain_missing_column,
@@ -34,6 +36,8 @@ from hf_finetune.data.table_store import SMALLEST_STORED, build_table, open_or_b
 from hf_finetune.system.errors import InputError
 from hf_finetune.system.files import hash_unchanged
 from hf_finetune.system.locations import local_path
+
+MOST_NAMES = 10  # of classes in one message
 
 
 def find_files(locations: Sequence[str], key: str) -> list[Path]:
@@ -93,12 +97,47 @@ def read_table(
 
     paths = find_files(locations, key)
     if root is None or measure(paths) < SMALLEST_STORED:
-        return join_examples(build_table(spec.own_columns, fill), spec, needs_labels=needs_labels)
-    parts = [
-        [[str(path), digest_files([path])] for path in paths],
-        describe_reading(config, spec, needs_labels=needs_labels),
-    ]
-    return join_examples(open_or_build(root, parts, spec.own_columns, fill), spec, needs_labels=needs_labels)
+        table = build_table(spec.own_columns, fill)
+    else:
+        parts = [
+            [[str(path), digest_files([path])] for path in paths],
+            describe_reading(config, spec, needs_labels=needs_labels),
+        ]
+        table = open_or_build(root, parts, spec.own_columns, fill)
+    table = replace(table, class_names=find_class_names(paths, config))
+    return join_examples(table, spec, needs_labels=needs_labels)
+
+
+def find_class_names(paths: Sequence[Path], config: DataConfig) -> tuple[str, ...] | None:
+    """Returns the names of the classes whose numbers the label column of files holds; None if they name none.
+
+    InputError if a file has other names than the first one, or none: their numbers would be mixed.
+    """
+    if not isinstance(config.label_column, str):
+        return None
+    found = {
+        path: read_class_names(path, config.label_column)
+        if find_ending(path) in ARROW_ENDINGS and path.suffix != ".gz" and path.is_file()
+        else None
+        for path in paths
+    }
+    first = next((path for path in paths if found[path]), None)
+    if first is None:
+        return None
+    for path in paths:
+        if found[path] != found[first]:
+            raise InputError(
+                f"{path}: {config.label_column} has {describe_names(found[path])}, and in {first} it has "
+                f"{describe_names(found[first])}; write the labels of both as names"
+            )
+    return found[first]
+
+
+def describe_names(names: Sequence[str] | None) -> str:
+    """Returns the first names of classes, for error messages."""
+    if names is None:
+        return "no names of classes"
+    return f"the classes {', '.join(names[:MOST_NAMES])}{', ...' if len(names) > MOST_NAMES else ''}"
 
 
 def add_files(

@@ -26,7 +26,7 @@ class Table:
         columns: The values of each column, N each.
         files: The file of each row, or the name of a Hub data set and its split.
         lines: The line of each row in its file, from 1; 0 if the file is one row.
-        class_names: The names of the classes, if the label column of a Hub data set holds class numbers.
+        class_names: The names of the classes, if the label column holds class numbers and the data set names them.
         word_lines: The line of each word of each row, if a file has one word a line.
         is_in_memory: A program gave the rows. `files` then holds their name, such as train, and `lines` their numbers, from 0.
         index: The label of each row in the index of a data frame, if it is not its number.

@@ -2,6 +2,8 @@
 
 import datetime
 import decimal
+import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,11 @@ import pytest
 from support.files import error_of, read
 
 from hf_finetune.config.sections import DataConfig
+from hf_finetune.data.arrow_files import read_class_names
 from hf_finetune.data.formats import read_rows
+from hf_finetune.data.shards import find_streamed_data
 from hf_finetune.data.sources import read_table
+from hf_finetune.data.table import text_and_label_spec
 from hf_finetune.system.errors import InputError
 
 CONFIG = DataConfig(train=("x",))
@@ -59,6 +64,56 @@ def test_values_are_read_as_those_of_text_files(
     table = pyarrow.table({"text": pyarrow.array(values, kind), "label": ["x"] * len(values)})
     rows = list(read_rows(write_as(tmp_path, ending, table), CONFIG))
     assert rows == [(number, {"text": value, "label": "x"}) for number, value in enumerate(plain, 1)]
+
+
+def write_classes(
+    path: Path,
+    names: list[str] | None,
+    *,
+    ending: str = ".parquet",
+    wrap: Callable[[Any], Any] = lambda classes: classes,
+) -> Path:
+    """Writes class numbers as the datasets library does. wrap: Makes the type of the column of that of the classes."""
+    path.mkdir()
+    table = pyarrow.table({"text": ["a", "b"], "label": [0, 1]})
+    if names is not None:
+        features = {"text": {"dtype": "string"}, "label": wrap({"names": names, "_type": "ClassLabel"})}
+        table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    return write_as(path, ending, table)
+
+
+@pytest.mark.parametrize("ending", [".parquet", ".feather", ".arrow", ".stream"])
+@pytest.mark.parametrize(
+    "wrap", [lambda kind: kind, lambda kind: {"feature": kind, "_type": "List"}, lambda kind: [kind]]
+)
+def test_the_names_of_classes_are_those_that_the_datasets_library_wrote(
+    tmp_path: Path, ending: str, wrap: Callable[[Any], Any]
+) -> None:
+    path = write_classes(tmp_path / "a", ["neg", "pos"], ending=ending, wrap=wrap)
+    for root in (None, tmp_path):
+        assert read(path, root=root).class_names == ("neg", "pos")
+    assert read(write_classes(tmp_path / "b", None, ending=ending)).class_names is None
+
+
+def test_names_of_classes_in_objects_and_of_other_columns(tmp_path: Path) -> None:
+    path = write_classes(tmp_path / "a", ["neg", "pos"], wrap=lambda classes: {"kind": classes})
+    assert read_class_names(path, "label.kind") == ("neg", "pos")
+    for column in ("label", "text", "other", "label.kind.more"):
+        assert read_class_names(path, column) is None
+
+
+def test_files_with_other_names_of_classes_are_refused(tmp_path: Path) -> None:
+    a, b, c = (
+        write_classes(tmp_path / name, names)
+        for name, names in (("a", ["neg", "pos"]), ("b", ["pos", "neg"]), ("c", None))
+    )
+    assert read(a, a).class_names == ("neg", "pos")
+    end = "the classes neg, pos; write the labels of both as names"
+    assert error_of(a, b) == f"{b}: label has the classes pos, neg, and in {a} it has {end}"
+    for files in ((a, c), (c, a)):
+        assert error_of(*files) == f"{c}: label has no names of classes, and in {a} it has {end}"
+    spec = text_and_label_spec(("text",), "label")
+    assert find_streamed_data(DataConfig(train=(str(a),)), spec).class_names == ("neg", "pos")
 
 
 PICTURES = pyarrow.array([{"bytes": b"\xff\xd8", "path": "1.jpg"}] * 2)
