@@ -13,7 +13,7 @@ from hf_finetune.data.arrow_columns import Column
 from hf_finetune.data.column_writer import ColumnWriter, make_column
 from hf_finetune.data.columns import FileNames, iterate, take
 from hf_finetune.data.features import Array
-from hf_finetune.data.formats import CLASS_FOLDERS, TextFormat, is_table, name_type
+from hf_finetune.data.formats import CLASS_FOLDERS, TextFormat, find_ending, is_table, name_type
 from hf_finetune.data.row_adapter import RowAdapter
 from hf_finetune.system.errors import InputError
 
@@ -85,6 +85,10 @@ class Table:
     def is_tabular(self, row: int) -> bool:
         """True if a row comes from a table, False if it is a line or a sentence of a text file."""
         return self.is_in_memory or is_table(Path(self.files[row]))
+
+    def is_delimited(self, row: int) -> bool:
+        """True if a row comes from a csv or tsv file, whose cells are texts: it has neither null nor lists."""
+        return not self.is_in_memory and find_ending(Path(self.files[row])) in (".csv", ".tsv")
 
 
 def describe_origin(file: str, line: int) -> str:

@@ -11,6 +11,12 @@ from hf_finetune.data.literals import read_literal
 from hf_finetune.data.table import Table
 from hf_finetune.system.errors import InputError
 
+# What is wrong with a text of a column that was read in the other way in training: by whether the text is a list
+DIFFERENCES = {
+    True: "is a list that is written as text, and those of training are no lists; use a jsonl or parquet file with lists",
+    False: 'is a text, and those of training are lists that are written as text; write it as a list of texts, ["a text"]',
+}
+
 
 def read_texts(value: Any) -> Any:
     """Returns the list of texts that a text holds, as JSON, Python or numpy write it; any other value as it is. A text in a list
@@ -31,14 +37,21 @@ def find_written_lists(table: Table, names: Sequence[str]) -> list[str]:
     return [name for name in names if name in table.columns and holds_written_lists(table, name)]
 
 
-def holds_written_lists(table: Table, name: str) -> bool:
-    """True if the texts of a column are lists of texts. InputError if some of them are and others are not."""
+def holds_written_lists(table: Table, name: str, known: bool | None = None) -> bool | None:
+    """True if the texts of a column are lists of texts, False if none of them is, None if the column has no texts.
+
+    known: What this returned for the training rows. InputError, with file and line, if a text is not as theirs; or, if they had
+    none, if some of the texts are lists and others are not.
+    """
     first: dict[bool, int] = {}  # the first row of each kind
     row = 0
     for values in iterate(table.columns[name]):
         for value in values:
             if isinstance(value, str) and value.strip():
-                first.setdefault(is_written_list(value), row)
+                is_list = is_written_list(value)
+                if known is not None and is_list != known:
+                    raise InputError(f"{table.where(row)}: {name} {DIFFERENCES[is_list]}")
+                first.setdefault(is_list, row)
                 if len(first) > 1:
                     raise InputError(
                         f"{table.where(first[True])}: {name} is a list that is written as text, and {table.where(first[False])} "
@@ -46,7 +59,7 @@ def holds_written_lists(table: Table, name: str) -> bool:
                         "parquet file with lists"
                     )
             row += 1
-    return True in first
+    return next(iter(first), None)
 
 
 def describe_written_lists(names: Sequence[str]) -> str:

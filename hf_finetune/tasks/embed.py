@@ -4,18 +4,18 @@ B features of a batch, N features of a split, S texts (one sequence each), C can
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
+from dataclasses import dataclass, field
+from itertools import chain, pairwise
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
 from hf_finetune.config.sections import RunConfig, TaskSettings, require
-from hf_finetune.data.columns import find_distinct
+from hf_finetune.data.columns import find_distinct, iterate
 from hf_finetune.data.encoding import tokenize
 from hf_finetune.data.features import Array, Batch, Features
 from hf_finetune.data.table import ColumnSpec, Table, describe_value
-from hf_finetune.data.written_lists import describe_written_lists, find_written_lists, read_texts
+from hf_finetune.data.written_lists import describe_written_lists, holds_written_lists, read_texts
 from hf_finetune.model.head_spec import HeadSpec
 from hf_finetune.system.errors import InputError
 from hf_finetune.tasks import metrics
@@ -111,7 +111,8 @@ class EmbeddingEncoding(Encoding):
     """One sequence a text: the anchor, its positive, its negatives.
 
     score_range: Smallest and largest score of the training rows; None without scores. pooling: How vectors
-    are made, which describe() prints.
+    are made, which describe() prints. written_lists: Whether the texts of a column of negatives are lists written as text; of
+    the columns that have texts in training.
     """
 
     rows_are_independent: ClassVar[bool] = True
@@ -121,20 +122,24 @@ class EmbeddingEncoding(Encoding):
     label: str | None
     pooling: Pooling
     score_range: tuple[float, float] | None = None
+    written_lists: Mapping[str, bool] = field(default_factory=dict)
 
     def encoded_columns(self) -> tuple[str, ...]:
         return self.texts
 
+    def encoding_settings(self) -> dict[str, Any]:
+        return {"written_lists": dict(self.written_lists)} if len(self.texts) > 2 else {}
+
     def read_texts(self, table: Table, row: int) -> list[str]:
-        """Returns the texts of a row, only the first if the second is null. A negative may be null, or a list of texts, which
-        may be written as text."""
+        """Returns the texts of a row, only the first if the second is null. A negative may be null or blank, or a list of texts,
+        which may be written as text."""
         texts: list[str] = []
         for index, name in enumerate(self.texts):
             value = table.columns[name][row]
             if value is None and index == 1:
                 break
             if index > 1:
-                value = None if value == "" else read_texts(value)  # a csv file has no null
+                value = None if is_blank(value) else read_texts(value)
             values = value if index > 1 and isinstance(value, (list, tuple)) else [value]
             for text in values:
                 if text is None and index > 1:
@@ -144,7 +149,17 @@ class EmbeddingEncoding(Encoding):
                 texts.append(text)
         return texts
 
+    def check_negatives(self, table: Table) -> None:
+        """Raises InputError, with file and line, at a negative that is written in another way than those of training, or that is
+        blank; a csv file has no null, and writes it so."""
+        for name in self.texts[2:]:
+            holds_written_lists(table, name, self.written_lists.get(name))
+            for row, value in enumerate(chain.from_iterable(iterate(table.columns[name]))):
+                if is_blank(value) and not table.is_delimited(row):
+                    raise InputError(f"{table.where(row)}: {name} is {describe_value(value)}")
+
     def check_rows(self, table: Table) -> None:
+        self.check_negatives(table)
         for row in range(len(table)):
             if len(self.read_texts(table, row)) < min(2, len(self.texts)):
                 raise InputError(f"{table.where(row)}: {self.texts[1]} is null")
@@ -152,12 +167,7 @@ class EmbeddingEncoding(Encoding):
                 read_score(table, row, self.label)
 
     def find_warnings(self, tables: Mapping[str, Table]) -> list[str]:
-        """A column of scores that is not read: all pairs are taken as texts that belong together.
-
-        InputError for negatives that may be lists or texts (written_lists).
-        """
-        for table in tables.values():
-            find_written_lists(table, self.texts[2:])
+        """A column of scores that is not read: all pairs are taken as texts that belong together."""
         columns = {} if self.label is not None else tables["train"].columns
         unread = {
             name: find_distinct(columns[name])[1] for name in SCORES if name in columns and name not in self.texts
@@ -171,11 +181,12 @@ class EmbeddingEncoding(Encoding):
 
     def describe_problem(self, table: Table) -> list[tuple[str, str]]:
         """The columns of negatives that are lists written as text."""
-        names = find_written_lists(table, self.texts[2:])
+        names = [name for name, is_list in self.written_lists.items() if is_list]
         return [("negatives", describe_written_lists(names))] if names else []
 
     def tokenize(self, table: Table, tokenizer: Any, max_length: int) -> dict[str, Array]:
         """Also returns `texts` [S], a number for each text. Texts with the same tokens have the number of the first of them."""
+        self.check_negatives(table)
         rows = [self.read_texts(table, row) for row in range(len(table))]
         arrays = tokenize([[text for texts in rows for text in texts]], tokenizer, max_length)
         counts = np.cumsum([0, *(len(texts) for texts in rows)])
@@ -193,6 +204,7 @@ class EmbeddingEncoding(Encoding):
     def labels(self, table: Table, arrays: Mapping[str, Array]) -> Array:
         """Returns scores [N] float32. Without scores returns zeros [N]: the first text after the anchor is the positive."""
         require(len(self.texts) > 1, "data.text_columns", list(self.texts), "evaluation needs two columns")
+        self.check_negatives(table)  # the arrays may be those of equal rows in a file of another kind
         incomplete = np.flatnonzero(np.diff(arrays["rows"]) < 2)
         if len(incomplete):
             raise InputError(f"{table.where(int(incomplete[0]))}: {self.texts[1]} is null")
@@ -344,6 +356,7 @@ class Embedding(Task):
         problem: pairs or triplets, if there is no data.label_column; else scored_pairs.
         pooling: How vectors are made.
         score_range: Smallest and largest score of the training rows; None without scores.
+        written_lists: As EmbeddingEncoding.written_lists.
     """
 
     Settings = Settings
@@ -352,6 +365,7 @@ class Embedding(Task):
 
     pooling: Pooling
     score_range: tuple[float, float] | None = None
+    written_lists: Mapping[str, bool] = field(default_factory=dict)
 
     @classmethod
     def make_columns(cls, config: RunConfig) -> EmbeddingColumns:
@@ -366,13 +380,18 @@ class Embedding(Task):
 
     @classmethod
     def from_table(cls, config: RunConfig, table: Table) -> "Embedding":
-        """Finds the problem by the columns that are named, and the range of the scores in the training rows."""
+        """Finds the problem by the columns that are named, and in the training rows the range of the scores, and the columns of
+        negatives that are lists written as text."""
         assert isinstance(config.task, Settings)
         texts, label = config.data.text_columns, config.data.one_label_column
         needed = "must be two columns whose texts belong together, such as [anchor, positive], or more"
         require(len(texts) >= 2, "data.text_columns", list(texts), needed)
         if label is None:
-            return cls.from_state(config, {"problem": "pairs" if len(texts) == 2 else "triplets"})
+            found = {name: holds_written_lists(table, name) for name in texts[2:]}
+            known = {name: is_list for name, is_list in found.items() if is_list is not None}
+            return cls.from_state(
+                config, {"problem": "pairs" if len(texts) == 2 else "triplets", "written_lists": known}
+            )
         scores = {read_score(table, row, label) for row in range(len(table))}
         require(len(scores) > 1, "data.label_column", label, f"training has only one score, {min(scores):g}")
         scale = config.task.similarity_scale
@@ -386,7 +405,7 @@ class Embedding(Task):
         settings, problem = config.task, state["problem"]
         pooling = Pooling(mode=settings.pooling, normalize=settings.normalize)
         columns = cls.make_columns(config)
-        score_range = None
+        score_range, written_lists = None, state.get("written_lists", {})
         objective: Objective
         if problem == "scored_pairs":
             least, most = state["score_range"]
@@ -398,20 +417,28 @@ class Embedding(Task):
             problem=problem,
             pooling=pooling,
             score_range=score_range,
+            written_lists=written_lists,
             pipeline_tag="sentence-similarity",
             head=HeadSpec(auto_class="AutoModel"),
             columns=columns,
             encoding=EmbeddingEncoding(
-                problem=problem, texts=columns.texts, label=columns.label, pooling=pooling, score_range=score_range
+                problem=problem,
+                texts=columns.texts,
+                label=columns.label,
+                pooling=pooling,
+                score_range=score_range,
+                written_lists=written_lists,
             ),
             objective=objective,
             scoring=EmbeddingScoring(pooling=pooling, has_scores=score_range is not None),
         )
 
     def state_dict(self) -> dict[str, Any]:
-        if self.score_range is None:
-            return {"problem": self.problem}
-        return {"problem": self.problem, "score_range": list(self.score_range)}
+        if self.score_range is not None:
+            return {"problem": self.problem, "score_range": list(self.score_range)}
+        return {"problem": self.problem} | (
+            {"written_lists": dict(self.written_lists)} if self.problem == "triplets" else {}
+        )
 
     def prepare_model(self, model: Any, tokenizer: Any) -> None:
         """InputError if the backbone is an encoder-decoder."""
@@ -441,6 +468,11 @@ vectors = SentenceTransformer("model").encode(["a text", "another"])
 ```
 
 This needs sentence-transformers {FORMAT_VERSION} or newer. Plain transformers loads the encoder without the pooling."""
+
+
+def is_blank(value: Any) -> bool:
+    """True if a value is a text of blanks alone, or an empty one."""
+    return isinstance(value, str) and not value.strip()
 
 
 def read_score(table: Table, row: int, column: str) -> float:

@@ -122,21 +122,15 @@ class SequenceToSequenceEncoding(Encoding):
             read_references(table, row, self.columns.target)
 
     def find_warnings(self, tables: Mapping[str, Table]) -> list[str]:
-        """Targets of csv files that are lists written as text. InputError if all targets of a split are: they may be the texts to
-        generate, or the references of each row."""
+        """Targets of csv files that are lists written as text, and are read as one text each."""
         warnings = []
         for split, table in tables.items():
             rows = find_lists_in_csv(table, self.columns.target)
             if not rows:
                 continue
-            where, is_list = f"{table.where(rows[0])}: {self.columns.target}", "is a list that is written as text"
-            if len(rows) == len(table):
-                raise InputError(
-                    f"{where} {is_list}, as all others: it may be a text to generate, or several references; use a jsonl file, "
-                    "in which a string is a text to generate, and a list holds references"
-                )
             warnings.append(
-                f"{split}: {where} {is_list}, and so are {len(rows):,} of {len(table):,}: each is read as one text"
+                f"{split}: {table.where(rows[0])}: {self.columns.target} is a list that is written as text, and so are "
+                f"{len(rows):,} of {len(table):,}: each is read as one text"
             )
         return warnings
 
@@ -299,8 +293,17 @@ class SequenceToSequence(Task):
 
     @classmethod
     def from_table(cls, config: RunConfig, table: Table) -> "SequenceToSequence":
-        """Does not read the table. InputError if the package that computes the metrics is missing."""
+        """InputError if the package that computes the metrics is missing, or if all targets are lists written as text in csv
+        files: they may be the texts to generate, or the references of each row."""
         task = cls.from_state(config, {})
+        target = cls.make_columns(config).target
+        rows = find_lists_in_csv(table, target)
+        if rows and len(rows) == len(table):
+            raise InputError(
+                f"{table.where(rows[0])}: {target} is a list that is written as text, as all others: it may be a text to "
+                "generate, or several references; use a jsonl file, "
+                "in which a string is a text to generate, and a list holds references"
+            )
         if task.num_texts:
             cls.text_metrics.compute(["a"], [["a"]])
         return task

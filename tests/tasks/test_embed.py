@@ -25,6 +25,8 @@ from hf_finetune.config.loading import load_config, to_yaml
 from hf_finetune.config.sections import RunConfig
 from hf_finetune.config.tasks import load_task
 from hf_finetune.data.batches import MicroBatchLimit, share_batch
+from hf_finetune.data.encoder import make_encoding_key
+from hf_finetune.data.encoding import encode
 from hf_finetune.data.features import Batch, collate
 from hf_finetune.data.sources import read_table
 from hf_finetune.data.table import Table
@@ -144,10 +146,10 @@ def load_reference(folder: Path, pooling: str = "mean", *, normalize: bool = Tru
 # --- parts ----------------------------------------------------------------------------------------------------------
 
 
-def make_table(rows: list[dict[str, Any]]) -> Table:
-    """Returns a table of rows from lines 1, 2, ... of rows.jsonl."""
+def make_table(rows: list[dict[str, Any]], file: str = "rows.jsonl") -> Table:
+    """Returns a table of rows from lines 1, 2, ... of a file."""
     columns = {name: [row.get(name) for row in rows] for name in rows[0]}
-    return Table(columns=columns, files=["rows.jsonl"] * len(rows), lines=list(range(1, len(rows) + 1)))
+    return Table(columns=columns, files=[file] * len(rows), lines=list(range(1, len(rows) + 1)))
 
 
 def test_only_the_anchor_is_needed_to_predict() -> None:
@@ -181,15 +183,92 @@ def test_negatives_that_are_written_as_text_are_lists() -> None:
     lists: list[Any] = [["saw", "a dog"], ["bread"], None, []]
     rows = [{"anchor": "the cat", "positive": "a dog", "negative": cell} for cell in lists]
     written = [row | {"negative": "" if row["negative"] is None else str(row["negative"])} for row in rows]
-    encoding = EmbeddingEncoding(problem="triplets", texts=tuple(rows[0]), label=None, pooling=MEAN)
-    ours, theirs = (encoding.tokenize(make_table(made), tiny.make_tokenizer(), 48) for made in (written, rows))
+    tables = [make_table(written, "rows.csv"), make_table(rows)]
+    tasks = [learn_triplets(table) for table in tables]
+    ours, theirs = (
+        task.encoding.tokenize(table, tiny.make_tokenizer(), 48) for task, table in zip(tasks, tables, strict=True)
+    )
     assert all(np.array_equal(ours[name], theirs[name]) for name in theirs)
     note = ("negatives", "lists that are written as text are read as lists: negative")
-    assert encoding.describe_problem(make_table(written)) == [note]
-    assert encoding.describe_problem(make_table(rows)) == []
-    mixed = make_table([*written, rows[0] | {"negative": "bread"}])
-    with pytest.raises(InputError, match=r"rows.jsonl:1: negative is a list .*, and rows.jsonl:5 has a text"):
-        encoding.find_warnings({"train": make_table(written), "test": mixed})
+    assert [task.encoding.describe_problem(table) for task, table in zip(tasks, tables, strict=True)] == [[note], []]
+    mixed = make_table([*written, rows[0] | {"negative": "bread"}], "rows.csv")
+    with pytest.raises(InputError, match=r"rows.csv:1: negative is a list .*, and rows.csv:5 has a text"):
+        learn_triplets(mixed)
+
+
+def make_triplets(*negatives: Any) -> list[dict[str, Any]]:
+    """Returns rows with these negatives."""
+    return [{"anchor": "the cat", "positive": "a dog", "negative": negative} for negative in negatives]
+
+
+def learn_triplets(table: Table) -> Embedding:
+    """Returns the task that a training table of anchor, positive and negative makes."""
+    columns = {"data.text_columns": list(table.columns), "data.label_column": None}
+    settings = {"task.kind": "embed", "model.backbone": "none", "data.train": ["none"], **columns}
+    return Embedding.from_table(RunConfig.from_settings(settings), table)
+
+
+@pytest.mark.parametrize(
+    ("training", "other", "message"),
+    [
+        ("saw", "['bread']", "is a list that is written as text, and those of training are no lists"),
+        ("['bread']", "saw", "is a text, and those of training are lists that are written as text"),
+    ],
+)
+def test_negatives_are_written_as_those_of_training(training: str, other: str, message: str) -> None:
+    """In each place where rows are encoded, by a task of the training rows and by one of its state."""
+    learned = learn_triplets(make_table(make_triplets("", training)))
+    settings = {"task.kind": "embed", "model.backbone": "none", "data.train": ["none"], "data.label_column": None}
+    config = RunConfig.from_settings(settings | {"data.text_columns": ["anchor", "positive", "negative"]})
+    loaded = Embedding.from_state(config, json.loads(json.dumps(learned.state_dict())))
+    table = make_table(make_triplets(["rice"], None, other))
+    for encoding in (learned.encoding, loaded.encoding):
+        encoding.check_rows(make_table(make_triplets(["rice"], None, training)))
+        calls = (
+            lambda encoding: encoding.check_rows(table),
+            lambda encoding: encoding.tokenize(table, tiny.make_tokenizer(), 48),
+        )
+        for call in calls:
+            with pytest.raises(InputError, match=rf"rows.jsonl:3: negative {message}"):
+                call(encoding)
+
+
+def test_a_state_without_the_form_of_the_negatives_takes_either_but_not_both() -> None:
+    """Those of earlier versions, and of training without texts in the column."""
+    task = learn_triplets(make_table(make_triplets(["rice"], None)))
+    assert task.state_dict() == {"problem": "triplets", "written_lists": {}}
+    for negative in ("saw", "['bread']"):
+        task.encoding.check_rows(make_table(make_triplets(negative)))
+    with pytest.raises(InputError, match=r"rows.jsonl:2: negative is a list .*, and rows.jsonl:1 has a text"):
+        task.encoding.check_rows(make_table(make_triplets("saw", "['bread']")))
+
+
+def test_the_key_of_encoded_text_has_the_form_of_the_negatives() -> None:
+    """Without it, one that an earlier version made, which knew no lists as text, would be read."""
+    texts, lists = (learn_triplets(make_table(make_triplets(cell))).encoding for cell in ("saw", "['bread']"))
+    table, tokenizer = make_table(make_triplets("['bread']")), tiny.make_tokenizer()
+    keys = [make_encoding_key(encoding, table, tokenizer, 48) for encoding in (texts, lists)]
+    pairs = EmbeddingEncoding(problem="pairs", texts=("anchor", "positive"), label=None, pooling=MEAN)
+    assert keys[0] != keys[1]
+    assert {} not in (texts.encoding_settings(), lists.encoding_settings())
+    assert pairs.encoding_settings() == {}
+
+
+@pytest.mark.parametrize("blank", ["", "  "])
+def test_only_files_without_null_have_blank_negatives(blank: str, tmp_path: Path) -> None:
+    rows = make_triplets("saw", blank)
+    encoding, tokenizer = learn_triplets(make_table(rows)).encoding, tiny.make_tokenizer()
+    features = encode(encoding, make_table(rows, "rows.csv.gz"), tokenizer, 48, root=tmp_path)
+    assert features.num_sequences == 5
+    message = r"rows.jsonl:2: negative is empty"
+    with pytest.raises(InputError, match=message):
+        encode(encoding, make_table(rows), tokenizer, 48, root=tmp_path)  # the text is encoded already
+    with pytest.raises(InputError, match=message):
+        encoding.tokenize(make_table(rows), tokenizer, 48)
+    with pytest.raises(InputError, match=message):
+        encoding.check_rows(make_table(rows))
+    with pytest.raises(InputError, match=r"rows.csv:1: negative is empty"):
+        encoding.check_rows(make_table(make_triplets([blank, "saw"]), "rows.csv"))
 
 
 @pytest.mark.parametrize("mode", ["mean", "cls"])

@@ -217,7 +217,7 @@ def test_targets_of_csv_files_that_are_lists_as_text_may_be_texts_or_references(
             tiny.write_jsonl(path, tiny_rows)
         config = make_config()
         table = read_table((str(path),), config.data, "data.train", Summarization.make_columns(config).spec)
-        return make_task().encoding.find_warnings({"train": table})
+        return Summarization.from_table(config, table).encoding.find_warnings({"train": table})
 
     lists = ["['a cat', 'a dog']", '["fish"]']
     with pytest.raises(
@@ -230,6 +230,9 @@ def test_targets_of_csv_files_that_are_lists_as_text_may_be_texts_or_references(
         "b.csv:3: summary is a list that is written as text, and so are 2 of 3: each is read as one text"
     )
     assert warn("c.csv", ["a text", "[1]"]) == []
+    drawn = Table(columns={"summary": lists[:1]}, files=["d.csv"], lines=[2])  # one row may be all of a split
+    (warning,) = make_task().encoding.find_warnings({"validation": drawn})
+    assert warning.startswith("validation: d.csv:2: summary is a list that is written as text, and so are 1 of 1")
 
 
 # --- files ----------------------------------------------------------------------------------------------------------

@@ -3,10 +3,10 @@
 import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from itertools import chain
 from typing import Any
 
-from hf_finetune.data.formats import find_ending
+from hf_finetune.data.columns import iterate
 from hf_finetune.data.table import Table, describe_value
 from hf_finetune.data.written_lists import is_written_list
 from hf_finetune.system.errors import InputError
@@ -56,11 +56,8 @@ def read_references(table: Table, row: int, column: str) -> list[str]:
 
 def find_lists_in_csv(table: Table, column: str) -> list[int]:
     """Returns the rows of csv and tsv files, which hold no lists, whose target is a list of texts that is written as text."""
-    is_csv = {file: find_ending(Path(file)) in (".csv", ".tsv") for file, _ in table.list_files()}
-    if table.is_in_memory or not any(is_csv.values()):
-        return []
-    rows = enumerate(zip(table.columns[column], table.files, strict=True))
-    return [row for row, (value, file) in rows if is_csv[file] and is_written_list(value)]
+    values = chain.from_iterable(iterate(table.columns[column]))
+    return [row for row, value in enumerate(values) if is_written_list(value) and table.is_delimited(row)]
 
 
 def as_list(value: Any) -> list[Any]:
