@@ -154,22 +154,29 @@ def print_columns(request: Request) -> None:
     commands = commands or [f"{begin} NAME"]
     if request.is_json:
         columns = [summary.to_dict() for summary in summaries]
-        content = {"rows": len(table), "notes": table.notes, "columns": columns, "tasks": fitting, "next": commands}
+        content = {
+            "rows": len(table),
+            "notes": table.notes,
+            "warnings": table.warnings,
+            "columns": columns,
+            "tasks": fitting,
+            "next": commands,
+        }
         print(json.dumps(content, indent=2, ensure_ascii=False))
         return
-    print("\n".join(describe_columns(len(table), summaries, table.notes, fitting, commands)))
+    print("\n".join(describe_columns(table, summaries, fitting, commands)))
 
 
 def describe_columns(
-    num_rows: int,
+    table: "Table",
     summaries: "Sequence[ColumnSummary]",
-    notes: Sequence[str],
     fitting: Sequence[str],
     commands: Sequence[str],
 ) -> list[str]:
     """Returns the lines about columns and tasks."""
     header = ("column", "type", "missing", "distinct", "from ... to", "example")
-    lines = [*label_lines("rows", [f"{num_rows:,}"]), *label_lines("files", notes)]
+    lines = [*label_lines("rows", [f"{len(table):,}"]), *label_lines("files", table.notes)]
+    lines += label_lines("data", [f"warning: {warning}" for warning in table.warnings])
     lines += ["columns", align_columns([header, *(summary.describe() for summary in summaries)], left=True)]
     shown = "these columns are the default ones of " + ", ".join(fitting) if fitting else "no recipe's default columns"
     lines += label_lines("tasks", [shown])

@@ -118,6 +118,8 @@ def report_on_tables(
     labels = {split: counts for split, counts in (labels or {}).items() if counts}
     train, given = tables["train"], {split: table for split, table in tables.items() if split not in ("train", *drawn)}
     findings = [Finding(kind="task", count=1, sentence=sentence) for sentence in task_warnings]
+    warnings = dict.fromkeys(warning for table in tables.values() for warning in table.warnings)
+    findings += [Finding(kind="files", count=1, sentence=sentence) for sentence in warnings]
     if not spec.in_order or train.is_tabular(0):  # else rows are lines of a text, which may be empty or repeat
         findings += find_repeats(tables, given, spec, inputs, has_names=bool(labels), unify_labels=unify_labels)
     texts: dict[str, dict[str, Mapping[str, float]]] = {}

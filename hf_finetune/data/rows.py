@@ -10,6 +10,10 @@ Rows = Iterator[tuple[int, dict[str, Any]]]  # pairs of a line number, from 1, a
 Say = Callable[[str], None]  # takes a sentence about what was recognised in a file
 
 
+class FileWarning(str):
+    """A sentence about a file that is probably not read as it is meant. The report on the data warns with it."""
+
+
 def say_nothing(note: str) -> None:
     """Keeps no note."""
 

@@ -21,6 +21,7 @@ from hf_finetune.data.formats import (
 )
 from hf_finetune.data.plain import check_cell
 from hf_finetune.data.row_adapter import WORD_LINES
+from hf_finetune.data.rows import FileWarning
 from hf_finetune.data.table import (
     ColumnSpec,
     Table,
@@ -93,7 +94,11 @@ def read_table(
             columns,
             needs_labels=needs_labels,
         )
-        return {"notes": tuple(dict.fromkeys(notes))}
+        warnings = [note for note in notes if isinstance(note, FileWarning)]
+        return {
+            "notes": tuple(dict.fromkeys(note for note in notes if note not in warnings)),
+            "warnings": tuple(dict.fromkeys(warnings)),
+        }
 
     paths = find_files(locations, key)
     if root is None or measure(paths) < SMALLEST_STORED:

@@ -31,6 +31,7 @@ class Table:
         is_in_memory: A program gave the rows. `files` then holds their name, such as train, and `lines` their numbers, from 0.
         index: The label of each row in the index of a data frame, if it is not its number.
         notes: Sentences about what was recognised in the files.
+        warnings: Sentences about files that are probably not read as they are meant.
     """
 
     columns: Mapping[str, Sequence[Any]]
@@ -41,6 +42,7 @@ class Table:
     is_in_memory: bool = False
     index: Sequence[str] | None = None
     notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.files)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, TextIO, cast
 
 from hf_finetune.config.sections import DataConfig
-from hf_finetune.data.rows import Say, say_nothing
+from hf_finetune.data.rows import FileWarning, Say, say_nothing
 from hf_finetune.system.errors import InputError
 
 FREE_SIZE = 100_000_000  # bytes that a .gz file may always be unpacked to
@@ -176,7 +176,49 @@ def find_text_file(path: Path, config: DataConfig, say: Say = say_nothing) -> Te
         return make(mark)
     check_is_not_wide(path, head, config.encoding[0])
     names = list(dict.fromkeys([mark, *config.encoding] if mark else config.encoding))
-    return choose_encoding(names, make, say)
+    chosen = choose_encoding(names, make, say)
+    warn_of_utf_8(chosen, say)
+    return chosen
+
+
+def warn_of_utf_8(file: TextFile, say: Say) -> None:
+    """Says it if a file that is read with one byte a character is UTF-8 with other characters than ASCII."""
+    if is_utf_8(file.encoding) or len("ü".encode().decode(file.encoding, "replace")) != 2:
+        return
+    character = find_utf_8(file)
+    if character:
+        read = character.encode().decode(file.encoding, "replace")
+        say(
+            FileWarning(
+                f"{file.path.name}: is valid utf-8, and data.encoding says {file.encoding}, so that {character} is read as "
+                f"{read}; set data.encoding to [utf-8, {file.encoding}]"
+            )
+        )
+
+
+def find_utf_8(file: TextFile) -> str:
+    """Returns the first character of a file that is not ASCII if all of the file is UTF-8; "" if not, or if all are ASCII.
+
+    InputError if the file cannot be read.
+    """
+    decoder, first = codecs.getincrementaldecoder("utf-8")(), ""
+    try:
+        with open_bytes(file.path, file.max_expansion) as opened:
+            while chunk := opened.read(CHUNK_SIZE):
+                text = decoder.decode(chunk)
+                if not first and not text.isascii():
+                    first = next(character for character in text if not character.isascii())
+            decoder.decode(b"", final=True)
+    except UnicodeDecodeError:
+        return ""
+    except UNREADABLE as error:
+        raise unreadable_error(file.path, error) from None
+    return first
+
+
+def is_utf_8(encoding: str) -> bool:
+    """True for the names of UTF-8."""
+    return codecs.lookup(encoding).name in ("utf-8", "utf-8-sig")
 
 
 def choose_encoding(names: list[str], make: Callable[[str], TextFile], say: Say) -> TextFile:

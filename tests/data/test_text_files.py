@@ -13,6 +13,8 @@ from support.files import error_of, read, write
 from hf_finetune.config.sections import DataConfig
 from hf_finetune.data import text_files
 from hf_finetune.data.formats import read_rows
+from hf_finetune.data.report import report_on_tables
+from hf_finetune.data.table import text_and_label_spec
 
 TEXT = "text,label\né,x\n"
 
@@ -32,6 +34,33 @@ def test_a_byte_order_mark_names_the_encoding_and_is_said(tmp_path: Path, encodi
     assert table.columns["text"] == ["é"]
     assert table.notes == (f"a.csv{zipped}: the encoding is {encoding}, as its first bytes say",)
     assert read(tmp_path / f"a.csv{zipped}", config=config(encoding)).notes == ()
+
+
+@pytest.mark.parametrize("zipped", ["", ".gz"])
+@pytest.mark.parametrize(
+    ("encodings", "content", "read_as"),
+    [
+        (("cp1252",), "ü".encode(), "Ã¼"),
+        (("latin-1", "utf-8"), "ü".encode(), "Ã¼"),
+        (("cp1252",), "ü".encode("cp1252"), None),
+        (("cp1252",), "ü".encode() + "ü".encode("cp1252"), None),
+        (("cp1252",), b"u", None),
+        (("utf-8", "cp1252"), "ü".encode(), None),
+    ],
+)
+def test_utf_8_that_is_read_with_one_byte_a_character_is_warned_of(
+    tmp_path: Path, encodings: tuple[str, ...], content: bytes, read_as: str | None, zipped: str
+) -> None:
+    path = write(tmp_path / f"a.csv{zipped}", b"text,label\na,b\n" + content + b",x\n")
+    table = read(path, config=config(*encodings))
+    warning = (
+        f"a.csv{zipped}: is valid utf-8, and data.encoding says {encodings[0]}, so that ü is read as {read_as}; set "
+    )
+    expected = () if read_as is None else (f"{warning}data.encoding to [utf-8, {encodings[0]}]",)
+    assert (table.warnings, table.notes) == (expected, ())
+    if read_as is not None:
+        spec = text_and_label_spec(("text",), "label")
+        assert report_on_tables({"train": table}, spec, ("text",)).warnings[:1] == list(expected)
 
 
 @pytest.mark.parametrize("encodings", [("latin-1",), ("cp1252", "utf-8")])
