@@ -18,9 +18,18 @@ from hf_finetune.system.errors import InputError
 from hf_finetune.tasks.base import Encoding
 from hf_finetune.tasks.labels import describe_class_weights
 from hf_finetune.tasks.text.label_checks import find_lookalikes
+from hf_finetune.tasks.text.span_shifts import LOOK_SHIFTED
 from hf_finetune.tasks.text.tag_forms import find_strangers
 from hf_finetune.tasks.text.tag_reader import TagReader
-from hf_finetune.tasks.text.tags import IGNORED_TAG, find_entities, join_tag, list_kinds, number_names, split_tag
+from hf_finetune.tasks.text.tags import (
+    IGNORED_TAG,
+    OUTSIDE,
+    find_entities,
+    join_tag,
+    list_kinds,
+    number_names,
+    split_tag,
+)
 from hf_finetune.tasks.text.words import encode_words, label_pieces
 
 MOST_SHOWN = 5  # tags that a warning shows
@@ -96,7 +105,8 @@ class TaggingEncoding(Encoding):
         num_dropped = counts.words - int(features.extras["is_first_piece"].sum())
         if num_dropped:
             lines.append(("", f"{num_dropped:,} words have no token: they are always predicted as {self.default_tag}"))
-        lines.append(("tags", f"{self.reader.scheme}, {self.reason}: {format_counts(counts.tags)}"))
+        unscored = "; entities are not scored" if self.reader.scheme == "none" and OUTSIDE in counts.tags else ""
+        lines.append(("tags", f"{self.reader.scheme}, {self.reason}{unscored}: {format_counts(counts.tags)}"))
         if counts.ignored:
             setting = f"task.ignore_labels {' '.join(self.reader.ignored)}"
             lines.append(("", f"{counts.ignored:,} words are not labelled ({setting}): neither learned nor scored"))
@@ -130,18 +140,21 @@ class TaggingEncoding(Encoding):
         return [self.reader.read_tags(table, row) for row in range(len(table))]
 
     def find_warnings(self, tables: Mapping[str, Table]) -> list[str]:
-        """Tags that look like those of entities and are not read as such, tags or types that look alike, splits without an
-        entity."""
+        """Numbers as tags, tags that look like those of entities and are not read as such, tags or types that look alike, splits
+        without an entity, spans whose offsets look shifted."""
         if self.reader.scheme == "none":
             alike = find_lookalikes(self.label_names)
             warnings = [f"tags that look alike are different ones: {' and '.join(group)}" for group in alike]
             if self.is_scheme_set or "train" not in tables:
                 return warnings
-            return [*warn_of_strangers(self.count_labels(tables["train"])), *warnings]
+            strangers = warn_of_strangers(self.count_labels(tables["train"]))
+            return [*warn_of_numbers(self.label_names), *strangers, *warnings]
         counts = {split: self.count_labels(table) for split, table in tables.items()}
         empty = [f"{split}: no word is in an entity" for split, kinds in counts.items() if not kinds]
         alike = find_lookalikes(list_kinds(self.label_names))
+        shifted = (note for table in tables.values() for note in table.notes if LOOK_SHIFTED in note)
         return [
+            *dict.fromkeys(shifted),
             *empty,
             *(f"types of entities that look alike are different ones: {' and '.join(group)}" for group in alike),
         ]
@@ -157,6 +170,16 @@ class TagCounts:
     entities: Counter[str] = field(default_factory=Counter)
     ignored: int = 0
     repaired: int = 0
+
+
+def warn_of_numbers(names: Sequence[str]) -> list[str]:
+    """Returns a warning if all tags are whole numbers."""
+    if not all(name.isdecimal() for name in names):
+        return []
+    return [
+        f"all {len(names)} tags are numbers without names, such as {names[0]} and {names[-1]}: no entities are scored; if they "
+        "stand for tags such as O and B-PER, name them in task.label_names, from 0; else set task.tag_scheme none"
+    ]
 
 
 def warn_of_strangers(counts: Mapping[str, int]) -> list[str]:

@@ -228,6 +228,24 @@ def test_tags_that_look_like_entities_and_are_not_read_as_such_are_a_warning() -
     assert make_task(make_table(make_rows("the cat|DET NOUN"))).encoding.find_warnings({}) == []
 
 
+def test_numbers_as_tags_are_a_warning() -> None:
+    table = make_table([{"tokens": ["Tom", "Miller", "ran", "far"], "tags": [1, 2, 0, 10]}])
+    (warning,) = make_task(table).encoding.find_warnings({"train": table})
+    assert warning.startswith(
+        "all 4 tags are numbers without names, such as 0 and 10: no entities are scored; if they stand"
+    )
+    named = {"task.label_names": ["O", "B-x", "I-x", *(f"B-{number}" for number in range(8))]}
+    for settings in (named, {"task.tag_scheme": "none"}):
+        assert make_task(table, **settings).encoding.find_warnings({"train": table}) == []
+
+
+def test_tags_without_the_beginning_of_an_entity_are_said_not_to_be_scored() -> None:
+    for rows, is_said in ((make_rows("Tom ran|PER O"), True), (make_rows("a cat|DET NOUN"), False)):
+        task, table = make_task(make_table(rows)), make_table(rows)
+        (line,) = [text for name, text in task.encoding.describe(encode(task, table), table, 60) if name == "tags"]
+        assert ("do not mark entities; entities are not scored: " in line) == is_said
+
+
 def test_other_warnings_and_counts() -> None:
     train, test = make_table(make_rows("Tom saw Bonn|B-PER O B-Per", "a cat|O B-LOC")), make_table(make_rows("a b|O O"))
     task = make_task(train)

@@ -7,7 +7,7 @@ Hub), and the results of Label Studio: {value: {start, end, text, labels: [label
 from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from hf_finetune.data.formats import name_type
@@ -22,11 +22,13 @@ WIDENED, DROPPED = "cut a word and were widened", "overlapped another one, or co
 
 @dataclass(frozen=True, kw_only=True, order=True)
 class Span:
-    """An entity: the characters from `begin` up to, not including, `end`, and its type."""
+    """An entity: the characters from `begin` up to, not including, `end`, and its type. `given`: Both, with the blanks at the
+    ends that the data count in."""
 
     begin: int
     end: int
     kind: str
+    given: tuple[int, int] = field(default=(0, 0), compare=False)
 
 
 def read_spans(value: Any, text: str, where: str) -> list[Span]:
@@ -77,8 +79,9 @@ def read_span(item: Any, text: str, where: str) -> Span:
         raise InputError(
             f"{where}: the entity {begin}-{end} ({kind}) is {said!r}, but {inside!r} stands there in the text"
         )
+    given = begin, end
     begin += len(inside) - len(inside.lstrip())
-    return Span(begin=begin, end=max(begin, begin + len(inside.strip())), kind=kind)
+    return Span(begin=begin, end=max(begin, begin + len(inside.strip())), kind=kind, given=given)
 
 
 def take_span_apart(item: Any) -> tuple[Any, Any, Any, Any]:

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from itertools import chain
+from itertools import chain, islice
 from typing import Any
 
 from hf_finetune.data.formats import get_value
@@ -17,6 +17,7 @@ from hf_finetune.data.numbers import is_missing
 from hf_finetune.data.row_adapter import WORD_LINES, NumberedRow, Say, Where
 from hf_finetune.data.table import describe_value
 from hf_finetune.system.errors import InputError
+from hf_finetune.tasks.text.span_shifts import SpanShifts
 from hf_finetune.tasks.text.spans import place_spans, read_spans
 from hf_finetune.tasks.text.tags import write_tags
 from hf_finetune.tasks.text.words import find_words
@@ -38,6 +39,7 @@ SENTENCES = (
 
 ANSWER = "answer"  # Prodigy's: accept, reject or ignore
 ENTITIES = "entities"
+ROWS_AFTER_CUT = 1000  # that are read after a span that cuts a word, to find out whether all are shifted
 
 Row = Mapping[str, Any]
 
@@ -116,6 +118,7 @@ class TagRows:
     def read_rows(self, rows: Iterator[NumberedRow], where: Where, say: Say) -> Iterator[NumberedRow]:
         """Yields the rows of texts with spans, or of lists that are written as text."""
         counts: Counter[str] = Counter()
+        shifts = SpanShifts()
         names, num_rejected = {self.text_column: "", self.label_column: ""}, 0
         for number, row in rows:
             names[self.text_column] = names[self.text_column] or next(iter(self.list_texts(row)), ("",))[0]
@@ -123,7 +126,12 @@ class TagRows:
             if row.get(ANSWER) in ("reject", "ignore"):
                 num_rejected += 1
                 continue
-            words, tags = self.read_row(row, where(number), counts)
+            try:
+                words, tags = self.read_row(row, where(number), counts, shifts)
+            except InputError as error:
+                if shifts.num_cut and not self.repairs:
+                    self.explain_cut(error, rows, where, shifts)
+                raise
             yield number, {**row, self.text_column: words, self.label_column: tags}
         if entities := counts.pop(ENTITIES, 0):
             say(
@@ -134,10 +142,20 @@ class TagRows:
             say("; ".join(found) or "lists are written as text")
         for problem, count in counts.items():
             say(f"{count:,} entities {problem}")
+        if shifted := shifts.describe():
+            say(f"{shifted}; correct the offsets")
         if num_rejected:
             say(f"{num_rejected:,} rows were rejected or ignored by the annotator and are left out")
 
-    def read_row(self, row: Row, where: str, counts: Counter[str]) -> tuple[Any, Any]:
+    def explain_cut(self, error: InputError, rows: Iterator[NumberedRow], where: Where, shifts: SpanShifts) -> None:
+        """Raises the error about a span that cuts a word with more to it, if the rows after it show that offsets are shifted."""
+        for number, row in islice(rows, ROWS_AFTER_CUT):
+            with contextlib.suppress(InputError):
+                self.read_row(row, where(number), Counter(), shifts)
+        if shifted := shifts.describe():
+            raise InputError(f"{error}; {shifted}: correct the offsets") from None
+
+    def read_row(self, row: Row, where: str, counts: Counter[str], shifts: SpanShifts) -> tuple[Any, Any]:
         """Returns words and tags of a row, or what it has in their place if the reader of tags takes it. Counts entities."""
         label = self.find_label(row)[1]
         cells = [read_words(cell) for _, cell in self.list_texts(row)]
@@ -151,7 +169,9 @@ class TagRows:
             raise InputError(f"{where}: the text of the entities is {describe_value(text)}")
         offsets = find_words(text) if tokens is None else read_offsets(tokens, text, where)
         repairs = counts if self.repairs else None
-        entities = place_spans(read_spans(label, text, where), offsets, text, where, repairs)
+        spans = read_spans(label, text, where)
+        shifts.add(spans, offsets)
+        entities = place_spans(spans, offsets, text, where, repairs)
         counts[ENTITIES] += len(entities)
         return [text[begin:end] for begin, end in offsets], write_tags(entities, len(offsets), self.scheme)
 
