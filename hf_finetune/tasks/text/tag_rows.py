@@ -208,7 +208,8 @@ class TagRows:
         if not boundaries.columns and not boundaries.num_ends:
             raise InputError(
                 f"{where(begun[0])}: has one word and one tag, and nothing says which sentence they are in; add a column "
-                f"such as {', '.join(SENTENCES[2:4])}, or give lists of words and of tags"
+                f"such as {', '.join(SENTENCES[2:4])}, or give lists of words and of tags; if empty lines divide the sentences, "
+                "which are passed over in csv files, save the file as .conll, with a tab between word and tag"
             )
         yield self.make_sentence(begun, words, tags if has_labels else None, lines)
         say(f"has a word a row; {count:,} sentences by {' and '.join(boundaries.columns) or 'empty rows'}")

@@ -185,7 +185,8 @@ def test_a_missing_tag_stays_missing() -> None:
     ("columns", "message"),
     [
         ({"sent_id": [1, 2, 1], "word": ["a", "b", "c"], "tag": ["x"] * 3}, r"a.csv:4: sent_id 1 continues after other"),
-        ({"word": ["a", "b"], "tag": ["x", "y"]}, r"a.csv:2: has one word and one tag, and nothing says which sentence"),
+        ({"word": ["a", "b"], "tag": ["x", "y"]},
+         r"a.csv:2: has one word and one tag, and nothing says which sentence .* save the file as .conll, with a tab"),
         ({"text": ["a fine film"], "label": ["pos"]}, r"a.csv:2: has one word and one tag"),
         ({"sent_id": [1, 1], "word": ["a", ""], "tag": ["x", "y"]}, r"a.csv:3: the word is empty"),
         ({"sent_id": [1, 1], "word": ["a", 3], "tag": ["x", "y"]}, r"a.csv:3: the word is an int, not a string"),
