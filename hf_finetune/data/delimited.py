@@ -150,4 +150,6 @@ def describe_broken(error: csv.Error, lines: Sequence[str], begin: int, end: int
     elif "expected after" in reason:
         place = "" if begin == end else f" in line {end}"
         reason = f"a field goes past the quote that closes it{place}"
+    if any('\\"' in line for line in lines):
+        return f'{reason}; quotes in fields are escaped with a backslash (\\"): double them ("") instead'
     return f"{reason}; set data.quoting none if quotes are characters like any other"

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from hf_finetune.config.sections import DataConfig
-from hf_finetune.data.rows import Say, find_ending
+from hf_finetune.data.rows import FileWarning, Say, find_ending
 from hf_finetune.data.text_files import TextFile
 from hf_finetune.system.errors import InputError
 
@@ -86,10 +86,22 @@ def find_dialect(file: TextFile, config: DataConfig, say: Say) -> Dialect:
     if config.quoting == "auto":
         is_quoted = delimiter != "\t" or is_written_quoted(file, say)
     dialect = Dialect(delimiter=delimiter, is_quoted=is_quoted, num_skipped=1 if hint else 0)
+    warn_of_single_quotes(name, head.read_rows(dialect)[1:], say)
     if is_quoted and has_blanks_before_quotes(head, dialect):
         say(f"{name}: blanks after a delimiter are not part of the field, because quotes follow them")
         return replace(dialect, skips_blanks=True)
     return dialect
+
+
+def warn_of_single_quotes(name: str, rows: Sequence[Sequence[str]], say: Say) -> None:
+    """Says it if all fields of rows stand in single quotes, which are characters like any other. name: That of the file."""
+    fields = [value.strip() for row in rows for value in row]
+    if len(rows) > 1 and all(len(value) > 1 and value[0] == value[-1] == "'" for value in fields):
+        say(
+            FileWarning(
+                f"{name}: all fields stand in single quotes, which are read as part of them; write double quotes"
+            )
+        )
 
 
 def has_blanks_before_quotes(head: Head, dialect: Dialect) -> bool:

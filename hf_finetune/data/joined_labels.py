@@ -5,6 +5,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from hf_finetune.data.literals import read_literal
+from hf_finetune.data.numbers import find_sign
 
 SEPARATORS = (",", ";", "|", "/")
 
@@ -33,7 +34,11 @@ def find_joined(names: Collection[str]) -> JoinedLabels | None:
     """
     known, found = set(names), []
     for separator in SEPARATORS:
-        parts = {name: split(name, separator) for name in names if separator in name and not is_in_brackets(name)}
+        parts = {
+            name: split(name, separator)
+            for name in names
+            if separator in name and not is_in_brackets(name) and not find_sign(name)  # 10,1 % is a number
+        }
         uses = Counter(part for of_name in parts.values() for part in set(of_name))
         joined = tuple(
             name

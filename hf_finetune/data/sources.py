@@ -244,6 +244,9 @@ def missing_column_error(
     names = ", ".join(str(column) for column in row if column != WORD_LINES) or "none"
     other_ways = explain_missing_column(Path(where.rpartition(":")[0]), config, spec.text_files)
     setting = find_column_setting(name, config, spec)
+    inside = [f"{outer}.{name}" for outer, value in row.items() if isinstance(value, Mapping) and name in value]
+    if inside:
+        other_ways = f": set it to {' or '.join(inside)} for the entry of an object"
     return InputError(f"{where}: no column {name!r} (columns: {names}); see {setting}{other_ways}")
 
 

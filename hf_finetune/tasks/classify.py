@@ -22,6 +22,7 @@ from hf_finetune.tasks.base import Columns, Encoding, Task
 from hf_finetune.tasks.class_scoring import ClassificationObjective, ClassificationScoring
 from hf_finetune.tasks.labels import compute_class_weights, describe_class_weights
 from hf_finetune.tasks.text.label_checks import (
+    MOST_SHOWN,
     advise_on_rare_labels,
     find_label_warnings,
     find_number_warnings,
@@ -208,6 +209,14 @@ class ClassificationEncoding(TextEncoding):
             column = self.reader.column
             return find_number_warnings(find_distinct(train.columns[column])[1], column)
         counts = self.count_labels(train)
+        if self.reader.problem == "multi_label" and len(train) > 1:
+            everywhere = [name for name, count in counts.items() if count == len(train)]
+            if everywhere:
+                shown = f"{', '.join(everywhere[:MOST_SHOWN])}{', ...' if len(everywhere) > MOST_SHOWN else ''}"
+                return [
+                    f"all {len(train):,} rows have the labels {shown}, so that nothing can be learned of them",
+                    *find_label_warnings(counts),
+                ]
         return find_label_warnings(counts) + (self.find_kind(counts) if train.class_names is None else [])
 
     def find_kind(self, counts: Mapping[str, int]) -> list[str]:

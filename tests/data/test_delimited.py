@@ -163,7 +163,6 @@ STRAY_IN_QUOTED = {
     "words in quotes begin a text": (['"What" a film{}pos', "dull{}neg"], "a field goes past the quote that closes it"),
     "a blank after a quote": (['"What a film" {}pos'], "a field goes past the quote that closes it"),
     "two quotes begin a text": (['""What a film{}pos'], "a field goes past the quote that closes it"),
-    "quotes after backslashes": (['"What \\"a\\" film"{}pos'], "a field goes past the quote that closes it"),
     "quotes in two rows": (
         ['"What a film{}pos', 'a "fine" film{}neg'],
         "a field goes past the quote that closes it in line 4",
@@ -307,3 +306,18 @@ def test_blanks_before_quotes_are_not_part_of_the_field(tmp_path: Path, delimite
 def test_blanks_that_no_quoted_field_follows_are_kept(tmp_path: Path, text: str) -> None:
     table = read(write(tmp_path / "a.csv", f"label,text\npos,{text}\nneg,dull\n"))
     assert list(table.columns["text"]) == [text, "dull"]
+
+
+def test_fields_in_single_quotes_are_warned_of(tmp_path: Path) -> None:
+    warning = "a.csv: all fields stand in single quotes, which are read as part of them; write double quotes"
+    assert read(write(tmp_path / "a.csv", "text,label\n'a','x'\n'b','y'\n")).warnings == (warning,)
+    assert read(write(tmp_path / "a.csv", "text,label\n'a','x'\n'b',y\n")).warnings == ()
+
+
+@pytest.mark.parametrize("quoting", ["auto", "quoted"])
+def test_quotes_that_a_backslash_escapes_are_named(tmp_path: Path, quoting: str) -> None:
+    path = write(tmp_path / "a.csv", 'text,label\n"he said \\"a film\\" twice",x\n')
+    hint = 'quotes in fields are escaped with a backslash (\\"): double them ("") instead'
+    assert error_of(path, config=config(quoting=quoting)) == (
+        f"{path}:2: broken row: a field goes past the quote that closes it; {hint}"
+    )

@@ -124,3 +124,8 @@ def test_an_empty_text_of_a_hub_data_set_is_named_with_its_row(make_dataset: Cal
     with pytest.raises(InputError) as caught:
         read_hub_dataset(DataConfig(dataset=folder))
     assert str(caught.value) == f"{folder}/train:2: text is empty"
+
+
+def test_a_column_inside_an_object_is_named(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", '{"id": 1, "data": {"text": "a"}, "label": "x"}\n')
+    assert error_of(path).endswith("see data.text_columns: set it to data.text for the entry of an object")

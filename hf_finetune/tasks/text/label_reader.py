@@ -168,11 +168,7 @@ class LabelReader:
         if isinstance(value, (list, tuple)) and not value:
             raise self.make_error(table, item.code, f" is an empty list; {LEAVE_OUT}")
         if isinstance(value, (list, tuple, dict)):
-            hint = (
-                "these are spans of characters: --task tag"
-                if is_span(value)
-                else "set task.problem to multi_label for lists"
-            )
+            hint = advise_on_object(value, self.column, is_in_list=self.problem == "multi_label")
             raise self.make_error(table, item.code, f" ({value}) is not a single label; {hint}")
         name = form.read(value)
         if name is None:
@@ -296,7 +292,10 @@ class LabelReader:
                 code = bits.index(None)
                 where, value = f"{table.where(int(np.argmax(codes == code)))}: {column}", values[code]
                 if is_missing(value) or is_missing_word(value):
-                    raise InputError(f"{where} is {describe_missing(value)}; {LEAVE_OUT}")
+                    hint = LEAVE_OUT
+                    if True in bits and False not in bits:
+                        hint = "all other rows have 1: write 0 for a text without the label"
+                    raise InputError(f"{where} is {describe_missing(value)}; {hint}")
                 raise InputError(f"{where} ({value}) is not 0 or 1, which each of several label columns must be")
             has_label[:, place] = np.array(bits, dtype=bool)[codes]
         offsets = np.concatenate([[0], np.cumsum(has_label.sum(1))]).astype(np.int64)
@@ -331,6 +330,16 @@ class LabelReader:
 def find_text(values: Sequence[Any], text: str) -> int:
     """Returns the number of the value that is this text, with or without blanks around it."""
     return next(number for number, value in enumerate(values) if isinstance(value, str) and value.strip() == text)
+
+
+def advise_on_object(value: Any, column: str, *, is_in_list: bool) -> str:
+    """Returns what to do about a list or an object where a label should be. is_in_list: It is one of several labels."""
+    if is_span(value):
+        return "these are spans of characters: --task tag"
+    if isinstance(value, dict) and value and not is_in_list:
+        name = next((name for name, entry in value.items() if isinstance(entry, str)), next(iter(value)))
+        return f"set data.label_column to the entry that is the label, such as {column}.{name}"
+    return "write each label as a text" if is_in_list else "set task.problem to multi_label for lists"
 
 
 def is_span(value: Any) -> bool:

@@ -619,6 +619,46 @@ def test_a_written_list_is_a_label_among_other_texts_and_where_a_class_is_called
     assert read_targets(task, make_table(text=["x"], label=["['pos']"])) == [0]
 
 
+@pytest.mark.parametrize(
+    ("label", "hint"),
+    [
+        ({"id": 1, "name": "pos"}, "set data.label_column to the entry that is the label, such as label.name"),
+        ({"id": 1}, "set data.label_column to the entry that is the label, such as label.id"),
+        ([{"id": 1}], "write each label as a text"),
+    ],
+)
+def test_the_error_about_an_object_names_its_entry(label: Any, hint: str) -> None:
+    assert catch_error(make_table(text=["a", "b"], label=[label, label])).endswith(f"is not a single label; {hint}")
+
+
+def test_blanks_among_ones_are_zeros_to_be_written() -> None:
+    columns = ("toxic", "obscene")
+    table = make_table(text=["a", "b"], toxic=["1", ""], obscene=["0", "1"])
+    assert catch_error_of_targets(table, columns) == (
+        "made.csv:2: toxic is empty; all other rows have 1: write 0 for a text without the label"
+    )
+    table = make_table(text=["a", "b", "c"], toxic=["1", "", "0"], obscene=["0", "1", "1"])
+    assert "toxic is empty; to leave out" in catch_error_of_targets(table, columns)
+
+
+def catch_error_of_targets(table: Table, columns: tuple[str, ...]) -> str:
+    """Returns the InputError about the targets of a table."""
+    with pytest.raises(InputError) as caught:
+        read_targets(make_task(table, columns), table)
+    return str(caught.value)
+
+
+def test_a_label_that_all_rows_have_is_warned_of() -> None:
+    table = make_table(text=["a", "b"], toxic=["1", "1"], obscene=["0", "1"])
+    warnings = make_task(table, ("toxic", "obscene")).encoding.find_warnings({"train": table})
+    assert warnings == ["all 2 rows have the labels toxic, so that nothing can be learned of them"]
+
+
+def test_percentages_with_a_decimal_comma_are_not_joined_labels() -> None:
+    counts = {"0,0 %": 5, "10,1 %": 5, "20,1 %": 5, "10,0 %": 5}
+    assert not [warning for warning in find_label_warnings(counts) if "joined" in warning]
+
+
 def test_written_empty_lists_are_left_out_as_others_are() -> None:
     table = make_table(text=["x"] * 3, label=["['pos']", "['neg']", "[]"])
     assert catch_error(table, problem="single_label").startswith("made.csv:3: label is an empty list; to leave out")
