@@ -11,6 +11,7 @@ from hf_finetune.config.sections import DataConfig
 from hf_finetune.data.formats import get_value, name_type
 from hf_finetune.data.hub_datasets import make_hub_table
 from hf_finetune.data.plain import check_cell, is_dataset, is_frame, make_plain, name_library
+from hf_finetune.data.rows import prefix_note, sort_notes
 from hf_finetune.data.sources import missing_column_error
 from hf_finetune.data.table import ColumnSpec, Table, TableBuilder, make_examples
 from hf_finetune.system.errors import InputError
@@ -144,7 +145,7 @@ def make_row_table(
         numbered = spec.adapter.adapt(
             make_plain_rows(numbered),
             where=lambda number: f"{name}[{number}]",
-            say=lambda note: notes.append(f"{name}: {note}"),
+            say=lambda note: notes.append(prefix_note(note, f"{name}: ")),
             needs_labels=needs_labels,
         )
     for number, row in numbered:
@@ -163,7 +164,7 @@ def make_row_table(
         builder.add(values, name, number)
     if number < first:
         raise InputError(f"{name}: has no rows")
-    return builder.finish(is_in_memory=True, notes=tuple(notes))
+    return builder.finish(is_in_memory=True, **sort_notes(notes))
 
 
 def number_rows(rows: Iterable[Any], name: str, first: int) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -1,6 +1,6 @@
 """Rows of files: what all readers share."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,20 @@ Say = Callable[[str], None]  # takes a sentence about what was recognised in a f
 
 class FileWarning(str):
     """A sentence about a file that is probably not read as it is meant. The report on the data warns with it."""
+
+
+def prefix_note(note: str, prefix: str) -> str:
+    """Returns a note with a prefix; a FileWarning stays one."""
+    return type(note)(prefix + note)
+
+
+def sort_notes(notes: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    """Returns the attributes notes and warnings of a Table, each sentence once."""
+    distinct = list(dict.fromkeys(notes))
+    return {
+        "notes": tuple(note for note in distinct if not isinstance(note, FileWarning)),
+        "warnings": tuple(note for note in distinct if isinstance(note, FileWarning)),
+    }
 
 
 def say_nothing(note: str) -> None:

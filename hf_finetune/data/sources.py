@@ -21,7 +21,7 @@ from hf_finetune.data.formats import (
 )
 from hf_finetune.data.plain import check_cell
 from hf_finetune.data.row_adapter import WORD_LINES
-from hf_finetune.data.rows import FileWarning
+from hf_finetune.data.rows import prefix_note, sort_notes
 from hf_finetune.data.table import (
     ColumnSpec,
     Table,
@@ -94,11 +94,7 @@ def read_table(
             columns,
             needs_labels=needs_labels,
         )
-        warnings = [note for note in notes if isinstance(note, FileWarning)]
-        return {
-            "notes": tuple(dict.fromkeys(note for note in notes if note not in warnings)),
-            "warnings": tuple(dict.fromkeys(warnings)),
-        }
+        return sort_notes(notes)
 
     paths = find_files(locations, key)
     if root is None or measure(paths) < SMALLEST_STORED:
@@ -293,7 +289,7 @@ def adapt_rows(
     return spec.adapter.adapt(
         iter(rows),
         where=lambda line: describe_origin(str(path), line),
-        say=lambda note: say(f"{path}: {note}"),
+        say=lambda note: say(prefix_note(note, f"{path}: ")),
         needs_labels=needs_labels,
     )
 

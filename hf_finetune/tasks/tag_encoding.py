@@ -18,7 +18,6 @@ from hf_finetune.system.errors import InputError
 from hf_finetune.tasks.base import Encoding
 from hf_finetune.tasks.labels import describe_class_weights
 from hf_finetune.tasks.text.label_checks import find_lookalikes
-from hf_finetune.tasks.text.span_shifts import LOOK_SHIFTED
 from hf_finetune.tasks.text.tag_forms import find_strangers
 from hf_finetune.tasks.text.tag_reader import TagReader
 from hf_finetune.tasks.text.tags import (
@@ -141,7 +140,7 @@ class TaggingEncoding(Encoding):
 
     def find_warnings(self, tables: Mapping[str, Table]) -> list[str]:
         """Numbers as tags, tags that look like those of entities and are not read as such, tags or types that look alike, splits
-        without an entity, spans whose offsets look shifted."""
+        without an entity."""
         if self.reader.scheme == "none":
             alike = find_lookalikes(self.label_names)
             warnings = [f"tags that look alike are different ones: {' and '.join(group)}" for group in alike]
@@ -152,9 +151,7 @@ class TaggingEncoding(Encoding):
         counts = {split: self.count_labels(table) for split, table in tables.items()}
         empty = [f"{split}: no word is in an entity" for split, kinds in counts.items() if not kinds]
         alike = find_lookalikes(list_kinds(self.label_names))
-        shifted = (note for table in tables.values() for note in table.notes if LOOK_SHIFTED in note)
         return [
-            *dict.fromkeys(shifted),
             *empty,
             *(f"types of entities that look alike are different ones: {' and '.join(group)}" for group in alike),
         ]

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 
 from hf_finetune.tasks.text.spans import Span
 
-LOOK_SHIFTED = "entities cut words: their offsets look shifted"
 FEWEST_CUT, SMALLEST_SHARE = 5, 0.2  # of spans that cut words; fewer are single mistakes
 LARGEST_SHIFT = 10  # characters
 
@@ -40,7 +39,7 @@ class SpanShifts:
         """Returns that the offsets look shifted, and by how much if one shift makes all fit; "" if few spans cut words."""
         if self.num_cut < FEWEST_CUT or self.num_cut <= SMALLEST_SHARE * self.num_spans:
             return ""
-        found = f"{self.num_cut:,} of {self.num_spans:,} {LOOK_SHIFTED}"
+        found = f"{self.num_cut:,} of {self.num_spans:,} entities cut words: their offsets look shifted"
         for shift in SHIFTS:
             if self.fits[shift] == self.num_cut:
                 return f"{found}, for {shift[0]:+d} at each start and {shift[1]:+d} at each end makes all of these fit words"

@@ -15,6 +15,7 @@ from hf_finetune.data.formats import get_value
 from hf_finetune.data.literals import read_literal
 from hf_finetune.data.numbers import is_missing
 from hf_finetune.data.row_adapter import WORD_LINES, NumberedRow, Say, Where
+from hf_finetune.data.rows import FileWarning
 from hf_finetune.data.table import describe_value
 from hf_finetune.system.errors import InputError
 from hf_finetune.tasks.text.span_shifts import SpanShifts
@@ -143,7 +144,7 @@ class TagRows:
         for problem, count in counts.items():
             say(f"{count:,} entities {problem}")
         if shifted := shifts.describe():
-            say(f"{shifted}; correct the offsets")
+            say(FileWarning(f"{shifted}; correct the offsets"))
         if num_rejected:
             say(f"{num_rejected:,} rows were rejected or ignored by the annotator and are left out")
 

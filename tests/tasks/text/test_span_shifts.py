@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from support.tagging import make_task, read
 
+from hf_finetune.run.data_report import report_on_rows
 from hf_finetune.system.errors import InputError
 
 TEXTS = [(" Tom Miller lives in Bonn.", [[1, 11, "PER"], [21, 25, "LOC"]]), (" Anna works.", [[1, 5, "PER"]])] * 4
@@ -41,7 +42,8 @@ def test_shifted_offsets_are_an_error_and_a_warning_that_say_so(
     assert "a.jsonl:1: the entity" in str(caught.value)
     assert str(caught.value).endswith(f"to widen such entities; {sentence}: correct the offsets")
     table = read(tmp_path / "a.jsonl", text, **REPAIR)
-    (warning,) = make_task(table, **REPAIR).encoding.find_warnings({"train": table, "test": table})
+    report = report_on_rows({"train": table, "test": table}, make_task(table, **REPAIR))
+    (warning,) = [sentence for sentence in report.warnings if "look shifted" in sentence]
     assert warning.endswith(f"a.jsonl: {sentence}; correct the offsets")
 
 
@@ -50,4 +52,4 @@ def test_single_mistakes_are_not_called_shifted(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"to widen such entities$"):
         read(tmp_path / "a.jsonl", text)
     table = read(tmp_path / "a.jsonl", text, **REPAIR)
-    assert make_task(table, **REPAIR).encoding.find_warnings({"train": table}) == []
+    assert table.warnings == ()
