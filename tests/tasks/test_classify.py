@@ -244,7 +244,7 @@ def test_numbers_become_numbers() -> None:
         (
             [["a", "b"], [["a"]]],
             {},
-            "made.csv:2: label (['a']) is not a single label; set task.problem to multi_label for lists",
+            "made.csv:2: label (['a']) is not a single label; write each label as a text",
         ),
         ([["a", "b"], [0.5]], {}, "made.csv:2: label (0.5) is not a class; set task.problem to regression for numbers"),
         ([["a", "b"], "a"], {}, "made.csv:2: label (a) is not a list; a string of several labels needs task.label_sep"),
@@ -258,7 +258,8 @@ def test_numbers_become_numbers() -> None:
         (
             [{"a": 1}, "b"],
             {},
-            "made.csv:1: label ({'a': 1}) is not a single label; set task.problem to multi_label for lists",
+            "made.csv:1: label ({'a': 1}) is not a single label; set data.label_column to the entry "
+            "that is the label, such as label.a",
         ),
         (
             [1, 0.5],
