@@ -43,9 +43,9 @@ def write_words(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-def read_rows(value: Any, name: str = "train", *, needs_labels: bool = True) -> Table:
+def read_rows(value: Any, name: str = "train", *, needs_labels: bool = True, **settings: Any) -> Table:
     """Returns the table of rows from Python."""
-    config = make_config()
+    config = make_config(**settings)
     return read_memory(value, name, config.data, Tagging.make_columns(config).spec, needs_labels=needs_labels)
 
 
@@ -106,6 +106,14 @@ def test_rows_of_a_frame_keep_their_index() -> None:
     )
     first = len(MADE[0]["tokens"])
     assert table.where(1) == f"train[{first}] (index w{first})"
+
+
+def test_warnings_about_the_rows_of_a_program_are_kept_apart_from_notes() -> None:
+    rows = [{"text": "Tom lives", "label": [[0, 2, "PER"]]}] * 5
+    table = read_rows(rows, **{"task.tag_faults": "repair"})
+    (warning,) = table.warnings
+    assert warning.startswith("train: 5 of 5 entities cut words: their offsets look shifted")
+    assert warning not in table.notes
 
 
 def test_errors_name_the_row_and_the_word(tmp_path: Path) -> None:
