@@ -67,8 +67,8 @@ def check_cell(value: Any, where: str, column: str) -> Any:
     another library: it could be read as a text or as a number."""
     odd = find_odd_value(value)
     if odd is not None:
-        inside = "" if odd is value else f"{name_type(value)} with "
-        raise InputError(f"{where}: {column} is {inside}{name_type(odd)}; make it a string or a number first")
+        shown = "bytes that are not UTF-8 text" if isinstance(odd, bytes) else name_type(odd)
+        raise InputError(f"{where}: {column} holds {shown}; store a string or a number instead, or name another column")
     return value
 
 

@@ -175,10 +175,11 @@ def add_files(
                     value = None
                     if "." not in name:  # else it depends on the row's values
                         absent.add(name)
+                value = check_cell(value, f"{file}:{line}", name) if has_types else value
                 if name in texts and not is_text(value):
                     where, unit = describe_origin(file, line), "file" if is_folder else "row"
                     raise InputError(f"{where}: {name} is {describe_text(value, name, rows, unit)}")
-                values.append(check_cell(value, f"{file}:{line}", name) if has_types else value)
+                values.append(value)
             builder.add(values, file, line, row.get(WORD_LINES) if has_words else None)
         if not num_rows:
             raise InputError(f"{path}: is empty")

@@ -128,9 +128,9 @@ def test_pictures_in_a_column_that_is_not_used_do_no_harm(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("column", "values", "what"),
     [
-        ("text", pyarrow.array([b"a", b"\xff"]), "2: text is a bytes"),
-        ("label", pyarrow.array([b"a", b"\xff"]), "2: label is a bytes; make it a string or a number first"),
-        ("label", PICTURES, "1: label is a dict with a bytes; make it"),
+        ("text", pyarrow.array([b"a", b"\xff"]), "2: text holds bytes that are not UTF-8 text; store a string or"),
+        ("label", pyarrow.array([b"a", b"\xff"]), "2: label holds bytes that are not UTF-8 text; store a string or"),
+        ("label", PICTURES, "1: label holds bytes that are not UTF-8 text; store"),
     ],
 )
 def test_bytes_that_are_not_text_are_named_with_their_row(

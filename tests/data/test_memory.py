@@ -137,13 +137,13 @@ REFUSED: dict[str, Callable[[], Any]] = {
     "train: the column label is an int, not a list; " + WHAT: lambda: {"text": ["a"], "label": 1},
     "train[1]: text is null": lambda: pandas.DataFrame({"text": ["a", None], "label": [1, 2]}),
     "train[0]: text is an int, not a string": lambda: [{"text": 5, "label": 1}],
-    "train[0]: label is a Timestamp; make it a string or a number": lambda: pandas.DataFrame(
+    "train[0]: label holds a Timestamp; store a string or a number instead": lambda: pandas.DataFrame(
         {"text": ["a"], "label": pandas.to_datetime(["2026-01-01"])}
     ),
-    "train[0]: label is a date; make it a string or a number first": lambda: [
+    "train[0]: label holds a date; store a string or a number instead, or name another column": lambda: [
         {"text": "a", "label": datetime.date(2026, 1, 1)}
     ],
-    "train[0]: label is a bytes; make it a string or a number": lambda: [{"text": "a", "label": b"\xff"}],
+    "train[0]: label holds bytes that are not UTF-8 text; store a string": lambda: [{"text": "a", "label": b"\xff"}],
 }  # fmt: skip
 
 

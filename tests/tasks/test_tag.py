@@ -336,7 +336,7 @@ def test_the_metric_may_be_a_score_of_one_type() -> None:
         ([{"tokens": None, "tags": []}], {}, r"rows.jsonl:1: tokens is null"),
         ([{"tokens": "a b", "tags": ["O", "O"]}], {}, r"rows.jsonl:1: tokens is a str, not a list of words"),
         ([{"tokens": ["a", 3], "tags": ["O", "O"]}], {}, r"rows.jsonl:1: word 2 of tokens \(3\) is not a string"),
-        ([{"tokens": ["a"], "tags": None}], {}, r"rows.jsonl:1: tags is null"),
+        ([{"tokens": ["a"], "tags": None}], {}, r"rows.jsonl:1: tags is null; add its tags, or remove the row"),
         ([{"tokens": ["a"], "tags": "O"}], {}, r"rows.jsonl:1: tags is a str, not a list of tags"),
         ([{"tokens": ["a"], "tags": [" "]}], {}, r"rows.jsonl:1: the tag of word 1 \(a\), ' ', is not the name of a tag"),
         ([{"tokens": ["a"], "tags": [True]}], {}, r"rows.jsonl:1: the tag of word 1 \(a\), True, is not the name of a tag"),

@@ -4,7 +4,7 @@ A label is {"choices": [...]}, as in Label Studio's smaller exports, which text.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
@@ -12,13 +12,15 @@ from typing import Any
 from hf_finetune.data.row_adapter import NumberedRow, Say, Where
 from hf_finetune.system.errors import InputError
 from hf_finetune.tasks.text.label_choices import CHOICES
-
-DATA = "data"
-ANNOTATIONS = ("annotations", "completions")  # the second is that of old versions
-
-CANCELLED = "were skipped by the annotator and are left out"
-AGREE = "have several annotations, which agree"
-TRUE = "have an annotation that is marked as ground truth, which is taken"
+from hf_finetune.tasks.text.label_studio import (
+    CANCELLED,
+    DATA,
+    get_annotations,
+    is_task,
+    read_annotations,
+    say_counts,
+    was_skipped,
+)
 
 Row = Mapping[str, Any]
 
@@ -29,7 +31,8 @@ class LabelRows:
 
     Args:
         texts: The text columns. One that `data` does not have is its only text.
-        label: The label column: the name of the choices in the labelling setup, or any name if there is one kind of choices.
+        label: The label column: the name of the choices in the labelling setup. Others are not read, so that all files of a run,
+            and those that its model is evaluated on, have the same choices as labels.
     """
 
     texts: tuple[str, ...]
@@ -37,14 +40,15 @@ class LabelRows:
 
     def adapts(self, row: Row) -> bool:
         """True if a row is a task of Label Studio."""
-        return isinstance(row.get(DATA), Mapping) and isinstance(get_annotations(row), (list, tuple))
+        return is_task(row)
 
     def adapt(
         self, rows: Iterator[NumberedRow], *, where: Where, say: Say, needs_labels: bool
     ) -> Iterator[NumberedRow]:
         """Yields rows of texts and a label: {"choices": [...]}, or None for a task without an annotation.
 
-        InputError, with the row, if annotations of a task disagree, or if choices of several kinds may be the labels.
+        InputError, with the row, if annotations of a task disagree; with the first row, if no choices of the file have the label
+        column's name.
         """
         first = next(rows, None)
         if first is None:
@@ -53,7 +57,7 @@ class LabelRows:
         if not self.adapts(first[1]):
             yield from rows
             return
-        reader = AnnotationReader(label=self.label)
+        reader = ChoiceReader(label=self.label)
         for number, row in rows:
             if not self.adapts(row):
                 raise InputError(
@@ -61,9 +65,11 @@ class LabelRows:
                 )
             made = {**row, **row[DATA], **self.find_texts(row, where(number)), self.label: None}
             if needs_labels:
-                choices, is_cancelled = reader.read(get_annotations(row), where(number))
-                if is_cancelled:
+                annotations = get_annotations(row)
+                if was_skipped(annotations, where(number)):
+                    reader.counts[CANCELLED] += 1
                     continue
+                choices = read_annotations(annotations, where(number), reader.read, reader.counts)
                 made[self.label] = None if choices is None else {CHOICES: choices}
             yield number, made
         if needs_labels:
@@ -83,78 +89,45 @@ class LabelRows:
 
 
 @dataclass(kw_only=True)
-class AnnotationReader:
+class ChoiceReader:
     """Reads the choices of tasks, and counts what is to be said about them.
 
     Args:
         label: As LabelRows.label.
-        kind: The name of the choices that are read, once a task has any.
+        names: The names of all choices that tasks have.
         counts: The number of tasks of each kind of note.
         other_types: Types of results that are no choices.
     """
 
     label: str
-    kind: str | None = None
+    names: set[str] = field(default_factory=set)
     counts: Counter[str] = field(default_factory=Counter)
     other_types: set[str] = field(default_factory=set)
 
-    def read(self, annotations: Sequence[Any], where: str) -> tuple[list[str] | None, bool]:
-        """Returns the choices of a task, None if it has no annotation; and whether all its annotations were cancelled.
-
-        InputError if annotations disagree. One that is marked as ground truth overrides the others.
-        """
-        kept = [annotation for annotation in annotations if not annotation.get("was_cancelled")]
-        if annotations and not kept:
-            self.counts[CANCELLED] += 1
-            return None, True
-        if not kept:
-            return None, False
-        if len(kept) > 1 and (true := [annotation for annotation in kept if annotation.get("ground_truth")]):
-            self.counts[TRUE] += 1
-            kept = true
-        found = [self.read_annotation(annotation, where) for annotation in kept]
-        different = {tuple(sorted(choices)): choices for choices in found}
-        if len(different) > 1:
-            shown = " and ".join(str(choices) for choices in different.values())
-            raise InputError(
-                f"{where}: its {len(kept)} annotations disagree ({shown}); keep one of them, mark it as ground truth, or remove "
-                "the task"
-            )
-        self.counts[AGREE] += len(kept) > 1
-        return found[0], False
-
-    def read_annotation(self, annotation: Mapping[str, Any], where: str) -> list[str]:
-        """Returns the choices of an annotation for the complete text; [] if it has none."""
-        by_name: dict[str, list[str]] = {}
-        for result in annotation.get("result") or ():
+    def read(self, results: Iterable[Mapping[str, Any]]) -> list[str]:
+        """Returns the choices for the complete text that have the label column's name, each once."""
+        found: dict[str, None] = {}
+        for result in results:
             value = result.get("value")
-            if isinstance(value, Mapping) and isinstance(value.get(CHOICES), (list, tuple)) and "start" not in value:
-                by_name.setdefault(str(result.get("from_name", self.label)), []).extend(map(str, value[CHOICES]))
-            else:
+            if not isinstance(value, Mapping) or not isinstance(value.get(CHOICES), (list, tuple)) or "start" in value:
                 self.other_types.add(str(result.get("type")))
-        if by_name:
-            self.choose_kind(sorted(by_name), where)
-        return list(dict.fromkeys(by_name.get(self.kind or "", ())))
-
-    def choose_kind(self, names: Sequence[str], where: str) -> None:
-        """Notes which choices are read: those that the label column names, or the only ones. InputError if there are others."""
-        if self.kind is None and (self.label in names or len(names) == 1):
-            self.kind = self.label if self.label in names else names[0]
-        if self.kind != self.label and list(names) != [self.kind]:
-            found = dict.fromkeys((*([self.kind] if self.kind else []), *names))
-            raise InputError(f"{where}: there are choices called {' and '.join(found)}; name one in data.label_column")
+                continue
+            name = str(result.get("from_name", self.label))
+            self.names.add(name)
+            if name == self.label:
+                found.update(dict.fromkeys(map(str, value[CHOICES])))
+        return list(found)
 
     def finish(self, where: str, say: Say) -> None:
-        """Says what was read. InputError if no task has choices, but other results. where: The first row."""
-        if self.kind is None and self.other_types:
+        """Says what was read. InputError if no choices have the label column's name, but others, or if all results are of other
+        types. where: The first row."""
+        if self.names and self.label not in self.names:
+            names = " and ".join(sorted(self.names))
+            raise InputError(
+                f"{where}: the choices of the tasks are called {names}, not {self.label}; name one in data.label_column"
+            )
+        if self.other_types and not self.names:
             found = ", ".join(sorted(self.other_types))
             raise InputError(f"{where}: no task has choices, only results of the type {found}; --task tag reads labels")
-        say(f"tasks of Label Studio; the labels are the choices {self.kind or '(none)'}")
-        for note, count in self.counts.items():
-            if count:
-                say(f"tasks that {note}: {count:,}")
-
-
-def get_annotations(row: Row) -> Any:
-    """Returns the annotations of a task; None if it has none under their names."""
-    return next((row[name] for name in ANNOTATIONS if name in row), None)
+        say(f"tasks of Label Studio; the labels are the choices {self.label if self.names else '(none)'}")
+        say_counts(self.counts, say)

@@ -1,12 +1,12 @@
 """Entities as spans of characters, as annotation tools write them, and the words that they cover.
 
 Read are [start, end, label], {start, end, label} with the names of OFFSETS and KINDS (doccano, spaCy, Prodigy, data sets of the
-Hub), and the results of Label Studio: {value: {start, end, text, labels: [label]}}.
+Hub), and the results of an annotation of Label Studio: {value: {start, end, text, labels: [label]}}.
 """
 
 from bisect import bisect_left, bisect_right
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,6 +30,9 @@ class Span:
     kind: str
     given: tuple[int, int] = field(default=(0, 0), compare=False)
 
+    def __str__(self) -> str:
+        return f"{self.begin}-{self.end} ({self.kind})"
+
 
 def read_spans(value: Any, text: str, where: str) -> list[Span]:
     """Returns the spans of a text in order, each once and without blanks at its ends.
@@ -43,18 +46,13 @@ def read_spans(value: Any, text: str, where: str) -> list[Span]:
         value = value["entities"]
     if not isinstance(value, (list, tuple)):
         raise InputError(f"{where}: the entities are {name_type(value)}, not a list of spans")
-    if value and isinstance(value[0], Mapping) and "result" in value[0]:
-        value = list_results(value, where)
     return sorted({read_span(item, text, where) for item in value})
 
 
-def list_results(annotations: Sequence[Any], where: str) -> list[Any]:
-    """Returns the labelled spans of a task of Label Studio. InputError if several annotations of it were not cancelled."""
-    kept = [annotation for annotation in annotations if not annotation.get("was_cancelled")]
-    if len(kept) > 1:
-        raise InputError(f"{where}: has {len(kept)} annotations; keep one of them, or write a row for each")
-    results = [result for annotation in kept for result in annotation["result"]]
-    return [result for result in results if result.get("type", "labels") == "labels"]  # not relations
+def read_results(results: Iterable[Mapping[str, Any]], text: str, where: str) -> list[Span]:
+    """Returns the spans of the results of an annotation of Label Studio, as read_spans(). Others, such as relations, are not
+    read."""
+    return read_spans([result for result in results if result.get("type", "labels") == "labels"], text, where)
 
 
 def read_span(item: Any, text: str, where: str) -> Span:

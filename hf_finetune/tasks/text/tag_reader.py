@@ -70,7 +70,9 @@ class TagReader:
         """
         value, words = table.columns[self.label_column][row], self.read_words(table, row)
         if not isinstance(value, (list, tuple)):
-            raise InputError(f"{table.where(row)}: {self.label_column} is {describe_value(value, 'a list of tags')}")
+            way_out = "; add its tags, or remove the row" if value is None else ""
+            described = describe_value(value, "a list of tags")
+            raise InputError(f"{table.where(row)}: {self.label_column} is {described}{way_out}")
         if len(value) != len(words):
             raise InputError(
                 f"{table.where(row)}: {len(value)} {self.label_column} for {len(words)} {self.text_column}"

@@ -7,7 +7,7 @@ import contextlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import chain, islice
 from typing import Any
 
@@ -18,8 +18,9 @@ from hf_finetune.data.row_adapter import WORD_LINES, NumberedRow, Say, Where
 from hf_finetune.data.rows import FileWarning
 from hf_finetune.data.table import describe_value
 from hf_finetune.system.errors import InputError
+from hf_finetune.tasks.text.label_studio import find_annotations, read_annotations, say_counts, was_skipped
 from hf_finetune.tasks.text.span_shifts import SpanShifts
-from hf_finetune.tasks.text.spans import place_spans, read_spans
+from hf_finetune.tasks.text.spans import place_spans, read_results, read_spans
 from hf_finetune.tasks.text.tags import write_tags
 from hf_finetune.tasks.text.words import find_words
 
@@ -120,15 +121,17 @@ class TagRows:
         """Yields the rows of texts with spans, or of lists that are written as text."""
         counts: Counter[str] = Counter()
         shifts = SpanShifts()
+        task_counts: Counter[str] = Counter()
         names, num_rejected = {self.text_column: "", self.label_column: ""}, 0
         for number, row in rows:
             names[self.text_column] = names[self.text_column] or next(iter(self.list_texts(row)), ("",))[0]
             names[self.label_column] = names[self.label_column] or self.find_label(row)[0]
-            if row.get(ANSWER) in ("reject", "ignore"):
+            annotations = find_annotations(row, self.find_label(row)[1])
+            if row.get(ANSWER) in ("reject", "ignore") or was_skipped(annotations or (), where(number)):
                 num_rejected += 1
                 continue
             try:
-                words, tags = self.read_row(row, where(number), counts, shifts)
+                words, tags = self.read_row(row, where(number), counts, task_counts, shifts)
             except InputError as error:
                 if shifts.num_cut and not self.repairs:
                     self.explain_cut(error, rows, where, shifts)
@@ -146,22 +149,28 @@ class TagRows:
         if shifted := shifts.describe():
             say(FileWarning(f"{shifted}; correct the offsets"))
         if num_rejected:
-            say(f"{num_rejected:,} rows were rejected or ignored by the annotator and are left out")
+            say(f"{num_rejected:,} rows were rejected, ignored or skipped by the annotator and are left out")
+        say_counts(task_counts, say)
 
     def explain_cut(self, error: InputError, rows: Iterator[NumberedRow], where: Where, shifts: SpanShifts) -> None:
         """Raises the error about a span that cuts a word with more to it, if the rows after it show that offsets are shifted."""
         for number, row in islice(rows, ROWS_AFTER_CUT):
             with contextlib.suppress(InputError):
-                self.read_row(row, where(number), Counter(), shifts)
+                self.read_row(row, where(number), Counter(), Counter(), shifts)
         if shifted := shifts.describe():
             raise InputError(f"{error}; {shifted}: correct the offsets") from None
 
-    def read_row(self, row: Row, where: str, counts: Counter[str], shifts: SpanShifts) -> tuple[Any, Any]:
-        """Returns words and tags of a row, or what it has in their place if the reader of tags takes it. Counts entities."""
+    def read_row(
+        self, row: Row, where: str, counts: Counter[str], task_counts: Counter[str], shifts: SpanShifts
+    ) -> tuple[Any, Any]:
+        """Returns words and tags of a row, or what it has in their place if the reader of tags takes it: for a task of Label
+        Studio without an annotation no tags. Counts entities, and tasks with several annotations."""
         label = self.find_label(row)[1]
+        annotations = find_annotations(row, label)
+        label = None if annotations == [] else label
         cells = [read_words(cell) for _, cell in self.list_texts(row)]
         first = cells[0] if cells else None
-        if not is_list_of_spans(label) and not (label == [] and not isinstance(first, list)):
+        if not annotations and not is_list_of_spans(label) and not (label == [] and not isinstance(first, list)):
             return find_text(first, where) if isinstance(first, Mapping) else first, label
         texts = [cell for cell in cells if isinstance(cell, (str, Mapping))]
         text = find_text(texts[0], where) if texts else None
@@ -170,7 +179,12 @@ class TagRows:
             raise InputError(f"{where}: the text of the entities is {describe_value(text)}")
         offsets = find_words(text) if tokens is None else read_offsets(tokens, text, where)
         repairs = counts if self.repairs else None
-        spans = read_spans(label, text, where)
+        if annotations:
+            spans = (
+                read_annotations(annotations, where, partial(read_results, text=text, where=where), task_counts) or []
+            )
+        else:
+            spans = read_spans(label, text, where)
         shifts.add(spans, offsets)
         entities = place_spans(spans, offsets, text, where, repairs)
         counts[ENTITIES] += len(entities)
@@ -323,7 +337,7 @@ def read_offsets(tokens: Sequence[Any], text: str, where: str) -> list[tuple[int
     """Returns where Prodigy's tokens begin and end in their text. InputError if they do not stand there."""
     offsets = []
     for token in tokens:
-        begin, end = token.get("start"), token.get("end")
+        begin, end = (token.get("start"), token.get("end")) if isinstance(token, Mapping) else (None, None)
         if not isinstance(begin, int) or not isinstance(end, int) or text[begin:end] != token.get("text"):
             raise InputError(f"{where}: the token {token} does not stand in the text")
         offsets.append((begin, end))

@@ -93,9 +93,7 @@ def test_annotators_agree_or_one_is_right_or_it_is_an_error() -> None:
         "tasks that have several annotations, which agree: 1",
         "tasks that have an annotation that is marked as ground truth, which is taken: 1",
     ]
-    with pytest.raises(
-        InputError, match=r"a.json:2: its 2 annotations disagree \(\['a', 'b'\] and \['c'\]\); keep one of"
-    ):
+    with pytest.raises(InputError, match=r"a.json:2: its 2 annotations disagree on a, b, c; keep one of them, mark"):
         adapt(label("one", "a"), make_item("two", first, other))
 
 
@@ -103,16 +101,21 @@ def test_choices_of_several_kinds_are_named_by_the_label_column() -> None:
     both = make_annotation(make_result("pos", name="mood"), make_result("sport", name="topic"), SPAN)
     rows = (make_item("one", both), make_item("two", make_annotation(make_result("art", name="topic"))))
     assert adapt(*rows, column="mood")[0] == [(1, "one", ["pos"]), (2, "two", [])]
-    with pytest.raises(
-        InputError, match=r"a.json:1: there are choices called mood and topic; name one in data.label_column"
-    ):
+    assert adapt(*reversed(rows), column="mood")[0] == [(1, "two", []), (2, "one", ["pos"])]
+    message = r"a.json:1: the choices of the tasks are called mood and topic, not label; name one in data.label_column"
+    with pytest.raises(InputError, match=message):
         adapt(*rows)
-    with pytest.raises(
-        InputError, match=r"a.json:2: there are choices called topic and mood; name one in data.label_colu"
-    ):
-        adapt(*reversed(rows))
-    with pytest.raises(InputError, match=r"a.json:2: there are choices called topic and mood"):
-        adapt(*reversed(rows), column="mood")
+
+
+def test_a_split_with_choices_of_another_name_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    paths = [tmp_path / f"{name}.json" for name in ("mood", "spam")]
+    for path in paths:
+        items = [make_item(text, make_annotation(make_result(text, name=path.stem))) for text in ("yes", "no")]
+        path.write_text(json.dumps(items), encoding="utf-8")
+    train, test = map(str, paths)
+    assert main(["data", train, "--test", test, "--task", "classify", "--data.label_column", "mood"]) == 2
+    shown = capsys.readouterr().err
+    assert f"{test}:1: the choices of the tasks are called spam, not mood; name one in data.label_column" in shown
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from hf_finetune.system.errors import InputError
-from hf_finetune.tasks.text.spans import DROPPED, WIDENED, Span, place_spans, read_spans
+from hf_finetune.tasks.text.spans import DROPPED, WIDENED, Span, place_spans, read_results, read_spans
 from hf_finetune.tasks.text.tags import find_entities, write_tags
 from hf_finetune.tasks.text.words import find_words, split_words
 
@@ -23,12 +23,6 @@ FORMS = {
     "spacy": {"entities": [[0, 10, "PER"], [20, 28, "LOC"]]},
     "label-studio-min": [{"start": 0, "end": 10, "text": "Tom Miller", "labels": ["PER"]},
                          {"start": 20, "end": 28, "text": "New-York", "labels": ["LOC"]}],
-    "label-studio": [
-        {"was_cancelled": True, "result": [{"value": {"start": 0, "end": 3, "labels": ["X"]}, "type": "labels"}]},
-        {"result": [{"value": {"start": 0, "end": 10, "text": "Tom Miller", "labels": ["PER"]}, "type": "labels"},
-                    {"type": "relation", "from_id": "a", "to_id": "b"},
-                    {"value": {"start": 20, "end": 28, "text": "New-York", "labels": ["LOC"]}, "type": "labels"}]},
-    ],
     "blanks": [[0, 11, " PER"], [19, 28, "LOC"]],
     "twice": [[0, 10, "PER"], [20, 28, "LOC"], [0, 10, "PER"]],
 }  # fmt: skip
@@ -38,6 +32,15 @@ SPANS = [Span(begin=0, end=10, kind="PER"), Span(begin=20, end=28, kind="LOC")]
 @pytest.mark.parametrize("form", FORMS)
 def test_all_forms_give_the_same_spans(form: str) -> None:
     assert read_spans(FORMS[form], TEXT, "a.jsonl:1") == SPANS
+
+
+def test_results_of_label_studio_are_spans_but_for_relations() -> None:
+    results = [
+        {"value": {"start": 20, "end": 28, "text": "New-York", "labels": ["LOC"]}, "type": "labels"},
+        {"type": "relation", "from_id": "a", "to_id": "b"},
+        {"value": {"start": 0, "end": 10, "text": "Tom Miller", "labels": ["PER"]}, "type": "labels"},
+    ]
+    assert read_results(results, TEXT, "a.json:1") == SPANS
 
 
 @pytest.mark.parametrize(
@@ -58,7 +61,6 @@ def test_all_forms_give_the_same_spans(form: str) -> None:
         ([[-1, 3, "PER"]], "does not lie in the text"),
         ([[5, 3, "PER"]], "does not lie in the text"),
         ([{"start": 1, "end": 4, "text": "Tom", "labels": ["PER"]}], r"1-4 \(PER\) is 'Tom', but 'om ' stands there"),
-        ([{"result": []}, {"result": []}], "has 2 annotations; keep one of them"),
     ],
 )
 def test_spans_that_cannot_be_read_are_an_error(value: Any, message: str) -> None:

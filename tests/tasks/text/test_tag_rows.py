@@ -121,7 +121,50 @@ def test_rows_that_the_annotator_rejected_are_left_out() -> None:
     spans = [[{"start": 0, "end": 1, "label": "x"}]] * 3
     columns = {"text": ["a b", "c d", "e f"], "spans": spans, "answer": ["accept", "reject", "ignore"]}
     assert read(columns)[0] == [["a", "b"]]
-    assert adapt(columns)[1][1] == "2 rows were rejected or ignored by the annotator and are left out"
+    assert adapt(columns)[1][1] == "2 rows were rejected, ignored or skipped by the annotator and are left out"
+
+
+PERSON = {"value": {"start": 0, "end": 3, "labels": ["PER"]}, "type": "labels"}
+PLACE = {"value": {"start": 4, "end": 9, "labels": ["LOC"]}, "type": "labels"}
+
+
+def make_tasks(*annotations: list[Any]) -> dict[str, list[Any]]:
+    """Returns tasks of Label Studio with these annotations."""
+    return {"data": [{"text": "Tom Leeds"}] * len(annotations), "annotations": list(annotations)}
+
+
+def test_annotations_of_label_studio_agree_or_one_is_right() -> None:
+    both, turned, one = {"result": [PERSON, PLACE]}, {"result": [PLACE, PERSON]}, {"result": [PERSON]}
+    columns = make_tasks([both, turned], [both, {**one, "ground_truth": True}], [{**both, "was_cancelled": True}, one])
+    assert read(columns)[1] == [["B-PER", "B-LOC"], ["B-PER", "O"], ["B-PER", "O"]]
+    assert adapt(columns)[1][1:] == [
+        "tasks that have several annotations, which agree: 1",
+        "tasks that have an annotation that is marked as ground truth, which is taken: 1",
+    ]
+    message = (
+        r"a.csv:3: its 2 annotations disagree on 4-9 \(LOC\); keep one of them, mark it as ground truth, or remove"
+    )
+    with pytest.raises(InputError, match=message):
+        read(make_tasks([one], [both, one]))
+
+
+def test_tasks_that_were_skipped_are_left_out_and_those_without_an_annotation_have_no_tags() -> None:
+    columns = make_tasks([], [{"result": [], "was_cancelled": True}], [{"result": []}], [{"result": [PERSON]}])
+    assert read(columns)[1] == [None, ["O", "O"], ["B-PER", "O"]]
+    assert adapt(columns)[1][1] == "1 rows were rejected, ignored or skipped by the annotator and are left out"
+
+
+@pytest.mark.parametrize(
+    ("annotations", "message"),
+    [
+        ([12, 13], "an annotation is an int, not an object with a result"),
+        ([{"result": []}, None], "an annotation is null"),
+        ([{"result": ["x"]}], "a result of an annotation is a str, not an object"),
+    ],
+)
+def test_annotations_of_another_form_are_an_error(annotations: list[Any], message: str) -> None:
+    with pytest.raises(InputError, match=f"a.csv:3: {message}"):
+        read(make_tasks([{"result": [PERSON]}], annotations))
 
 
 @pytest.mark.parametrize(
@@ -133,6 +176,8 @@ def test_rows_that_the_annotator_rejected_are_left_out() -> None:
         ({"data": [{"a": "x", "b": "y"}], "annotations": [[{"result": []}]]}, r"a.csv:2: data has 2 texts \(a, b\)"),
         ({"tokens": [[{"text": "Tim", "start": 0, "end": 3}]], "text": ["Tom"], "spans": [[[0, 3, "x"]]]},
          r"a.csv:2: the token .* does not stand in the text"),
+        ({"tokens": [[{"text": "Tom", "start": 0, "end": 3}, 5]], "text": ["Tom"], "spans": [[[0, 3, "x"]]]},
+         r"a.csv:2: the token 5 does not stand in the text"),
     ],
 )  # fmt: skip
 def test_texts_that_cannot_be_read_are_an_error(columns: dict[str, list[Any]], message: str) -> None:
