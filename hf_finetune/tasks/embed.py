@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 
 from hf_finetune.config.sections import RunConfig, TaskSettings, require
-from hf_finetune.data.columns import find_distinct, iterate
+from hf_finetune.data.columns import find_distinct, has_values, iterate
 from hf_finetune.data.encoding import tokenize
 from hf_finetune.data.features import Array, Batch, Features
 from hf_finetune.data.table import ColumnSpec, Table, describe_value
-from hf_finetune.data.written_lists import describe_written_lists, holds_written_lists, read_texts
+from hf_finetune.data.written_lists import describe_written_lists, holds_written_lists, is_written_list, read_texts
 from hf_finetune.model.head_spec import HeadSpec
 from hf_finetune.system.errors import InputError
 from hf_finetune.tasks import metrics
@@ -62,6 +62,7 @@ class Settings(TaskSettings):
 
 
 SCORES = ("label", "score", "similarity_score")  # columns of scored pairs in public data sets
+NEGATIVES = ("negative", "negatives", "hard_negative", "hard_negatives")  # of triplets
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,8 +76,10 @@ class EmbeddingColumns(Columns):
     def spec(self) -> ColumnSpec:
         first, *others = self.texts
         labels = others if self.label is None else [*others, self.label]
-        unused = () if self.label is not None else tuple(name for name in SCORES if name not in self.texts)
-        return ColumnSpec(inputs=(first,), labels=tuple(labels), texts=(first,), together=(first,), also_read=unused)
+        unused = [name for name in (*SCORES, *NEGATIVES) if self.label is None and name not in self.texts]
+        return ColumnSpec(
+            inputs=(first,), labels=tuple(labels), texts=(first,), together=(first,), also_read=tuple(unused)
+        )
 
     def make_row(self, texts: Sequence[str]) -> dict[str, Any]:
         most = len(self.texts)
@@ -149,9 +152,17 @@ class EmbeddingEncoding(Encoding):
                 texts.append(text)
         return texts
 
-    def check_negatives(self, table: Table) -> None:
+    def check_texts(self, table: Table) -> None:
         """Raises InputError, with file and line, at a negative that is written in another way than those of training, or that is
-        blank; a csv file has no null, and writes it so."""
+        blank; a csv file has no null, and writes it so. Also at an anchor or positive that is a list written as text in a csv
+        file: a row of a jsonl file with that list is an error, too."""
+        for name in self.texts[:2]:
+            for row, value in enumerate(chain.from_iterable(iterate(table.columns[name]))):
+                if is_written_list(value) and table.is_delimited(row):
+                    raise InputError(
+                        f"{table.where(row)}: {name} is a list that is written as text; make a row of each text, or, if it is a "
+                        "text, use a jsonl file"
+                    )
         for name in self.texts[2:]:
             holds_written_lists(table, name, self.written_lists.get(name))
             for row, value in enumerate(chain.from_iterable(iterate(table.columns[name]))):
@@ -159,7 +170,7 @@ class EmbeddingEncoding(Encoding):
                     raise InputError(f"{table.where(row)}: {name} is {describe_value(value)}")
 
     def check_rows(self, table: Table) -> None:
-        self.check_negatives(table)
+        self.check_texts(table)
         for row in range(len(table)):
             if len(self.read_texts(table, row)) < min(2, len(self.texts)):
                 raise InputError(f"{table.where(row)}: {self.texts[1]} is null")
@@ -167,12 +178,20 @@ class EmbeddingEncoding(Encoding):
                 read_score(table, row, self.label)
 
     def find_warnings(self, tables: Mapping[str, Table]) -> list[str]:
-        """A column of scores that is not read: all pairs are taken as texts that belong together."""
+        """A column of scores that is not read: all pairs are taken as texts that belong together. A column of negatives that is
+        not read."""
         columns = {} if self.label is not None else tables["train"].columns
+        unread_negatives = [name for name in NEGATIVES if name in columns and name not in self.texts]
+        warnings = [
+            f"the column {name} is not read: if it holds negatives, name it after the others: --data.text_columns "
+            f"{' '.join(self.texts)} {name}"
+            for name in unread_negatives
+            if len(self.texts) > 1 and has_values(columns[name])
+        ]
         unread = {
             name: find_distinct(columns[name])[1] for name in SCORES if name in columns and name not in self.texts
         }
-        return [
+        return warnings + [
             f"the column {name} ({', '.join(map(str, values[:3]))}) is not read: each {self.texts[0]} and its {self.texts[1]} "
             f"are trained as texts that belong together; name it in data.label_column if it scores the pairs"
             for name, values in unread.items()
@@ -186,7 +205,7 @@ class EmbeddingEncoding(Encoding):
 
     def tokenize(self, table: Table, tokenizer: Any, max_length: int) -> dict[str, Array]:
         """Also returns `texts` [S], a number for each text. Texts with the same tokens have the number of the first of them."""
-        self.check_negatives(table)
+        self.check_texts(table)
         rows = [self.read_texts(table, row) for row in range(len(table))]
         arrays = tokenize([[text for texts in rows for text in texts]], tokenizer, max_length)
         counts = np.cumsum([0, *(len(texts) for texts in rows)])
@@ -204,7 +223,7 @@ class EmbeddingEncoding(Encoding):
     def labels(self, table: Table, arrays: Mapping[str, Array]) -> Array:
         """Returns scores [N] float32. Without scores returns zeros [N]: the first text after the anchor is the positive."""
         require(len(self.texts) > 1, "data.text_columns", list(self.texts), "evaluation needs two columns")
-        self.check_negatives(table)  # the arrays may be those of equal rows in a file of another kind
+        self.check_texts(table)  # the arrays may be those of equal rows in a file of another kind
         incomplete = np.flatnonzero(np.diff(arrays["rows"]) < 2)
         if len(incomplete):
             raise InputError(f"{table.where(int(incomplete[0]))}: {self.texts[1]} is null")

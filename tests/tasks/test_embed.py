@@ -233,6 +233,28 @@ def test_negatives_are_written_as_those_of_training(training: str, other: str, m
                 call(encoding)
 
 
+def test_a_column_of_negatives_that_is_not_named_is_a_warning() -> None:
+    table = make_table(make_triplets("saw", "bread"))
+    columns = {"data.text_columns": ["anchor", "positive"], "data.label_column": None}
+    settings = {"task.kind": "embed", "model.backbone": "none", "data.train": ["none"], **columns}
+    config = RunConfig.from_settings(settings)
+    assert "negative" in Embedding.make_columns(config).spec.columns
+    (warning,) = Embedding.from_table(config, table).encoding.find_warnings({"train": table})
+    assert warning.endswith("name it after the others: --data.text_columns anchor positive negative")
+    assert learn_triplets(table).encoding.find_warnings({"train": table}) == []
+
+
+@pytest.mark.parametrize("column", ["anchor", "positive"])
+def test_a_text_of_a_pair_that_is_a_list_in_a_csv_file_is_an_error(column: str) -> None:
+    rows = [row | {column: "['rice', 'bread']"} for row in make_triplets("saw")]
+    encoding = learn_triplets(make_table(rows)).encoding
+    encoding.check_rows(make_table(rows, "rows.jsonl"))  # a string of a jsonl file is a text
+    with pytest.raises(
+        InputError, match=rf"rows.csv:1: {column} is a list that is written as text; make a row of each"
+    ):
+        encoding.check_rows(make_table(rows, "rows.csv"))
+
+
 def test_a_state_without_the_form_of_the_negatives_takes_either_but_not_both() -> None:
     """Those of earlier versions, and of training without texts in the column."""
     task = learn_triplets(make_table(make_triplets(["rice"], None)))
