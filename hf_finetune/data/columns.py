@@ -91,15 +91,14 @@ def find_distinct(column: Sequence[Any]) -> tuple[Array, list[Any]]:
     numbers: dict[tuple[type, Any], int] = {}
     values: list[Any] = []
 
-    def number(key: tuple[type, Any], value: Any) -> int:
-        if key not in numbers:
-            numbers[key] = len(values)
-            values.append(json.loads(key[1]) if value is NOT_DECODED else value)
-        return numbers[key]
-
     parts = [np.empty(0, dtype=np.uint8)]
     for keyed, indices in find_keyed_parts(column):
-        codes = [number(key, value) for key, value in keyed]
+        codes = []
+        for key, value in keyed:
+            code = numbers.setdefault(key, len(values))
+            if code == len(values):
+                values.append(json.loads(key[1]) if value is NOT_DECODED else value)
+            codes.append(code)
         parts.append(np.array(codes, dtype=np.min_scalar_type(len(values)))[indices])
     return np.concatenate(parts), values
 
@@ -109,7 +108,10 @@ def find_keyed_parts(column: Sequence[Any]) -> Iterator[tuple[list[tuple[tuple[t
     column is NOT_DECODED, since its key is its JSON."""
     if not isinstance(column, Column) or not is_ascending(column):
         for part in iterate(column):
-            yield [(make_key(value), value) for value in part], np.arange(len(part))
+            yield (
+                [((str, value) if type(value) is str else make_key(value), value) for value in part],
+                np.arange(len(part)),
+            )
         return
     for array, is_json, indices in encode_parts(column):
         texts: list[Any] = array.to_numpy(zero_copy_only=False).tolist()
