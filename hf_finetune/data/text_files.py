@@ -183,7 +183,7 @@ def find_text_file(path: Path, config: DataConfig, say: Say = say_nothing) -> Te
 
 def warn_of_utf_8(file: TextFile, say: Say) -> None:
     """Says it if a file that is read with one byte a character is UTF-8 with other characters than ASCII."""
-    if is_utf_8(file.encoding) or len("ü".encode().decode(file.encoding, "replace")) != 2:
+    if not has_one_byte_a_character(file.encoding):
         return
     character = find_utf_8(file)
     if character:
@@ -216,9 +216,12 @@ def find_utf_8(file: TextFile) -> str:
     return first
 
 
-def is_utf_8(encoding: str) -> bool:
-    """True for the names of UTF-8."""
-    return codecs.lookup(encoding).name in ("utf-8", "utf-8-sig")
+def has_one_byte_a_character(encoding: str) -> bool:
+    """True for encodings such as cp1252 and latin-1. InputError if Python has no such encoding."""
+    try:
+        return len("ü".encode().decode(python_name(encoding), "replace")) == 2
+    except UnicodeError:  # punycode and the like
+        return False
 
 
 def choose_encoding(names: list[str], make: Callable[[str], TextFile], say: Say) -> TextFile:
