@@ -195,19 +195,21 @@ def test_the_public_names_are_seen_and_nothing_heavy_is_imported() -> None:
     code = """
 import sys, time
 began = time.process_time()
+import numpy
+of_numpy = time.process_time() - began
 import hf_finetune
 from hf_finetune import RunConfig, Task, finetune
-print(time.process_time() - began)
+print((time.process_time() - began) / of_numpy)
 print([name for name in ("torch", "transformers", "datasets", "pandas") if name in sys.modules])
 print(sorted(set(hf_finetune.__all__) - set(dir(hf_finetune))))
 """
-    times = []
+    ratios = []
     for _ in range(4):  # on a busy machine, some take longer
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-        seconds, heavy, missing = done.stdout.splitlines()
+        ratio, heavy, missing = done.stdout.splitlines()
         assert (heavy, missing) == ("[]", "[]")
-        times.append(float(seconds))
-    assert min(times) < 0.3
+        ratios.append(float(ratio))
+    assert min(ratios) < 6  # about 3; torch alone would make it 30
 
 
 # --- what comes back ------------------------------------------------------------------------------------------------
