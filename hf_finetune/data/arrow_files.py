@@ -105,9 +105,8 @@ def open_batches(path: Path) -> Iterator[Iterator[Any]]:
 
     if path.suffix.lower() == ".parquet":
         with pyarrow.parquet.ParquetFile(path) as file:
-            yield file.iter_batches(
-                batch_size=ROWS_AT_ONCE, use_threads=False
-            )  # a thread would keep memory when it ends
+            # A thread would keep memory when it ends
+            yield file.iter_batches(batch_size=ROWS_AT_ONCE, use_threads=False)
         return
     with open_arrow(path) as reader:
         is_stream = not hasattr(reader, "get_batch")

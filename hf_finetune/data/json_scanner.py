@@ -14,9 +14,7 @@ CHUNK_SIZE = 1 << 18  # characters
 BLANKS = re.compile(r"[ \t\n\r]*")
 LONGEST_LITERAL = 16  # characters of a number's or a name's end that may be cut off where a chunk ends
 ITEMS_OF_OUTLINE = 1000  # of each array; they show what an array holds
-LARGEST_DOCUMENT = (
-    200_000_000  # characters of a value that is held in memory, where it takes some ten times as many bytes
-)
+LARGEST_DOCUMENT = 200_000_000  # characters of a value that is held in memory, where it takes some ten times the bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,33 +69,31 @@ class JsonScanner:
 
     def scan_array(self) -> Iterator[Any]:
         """Yields the values of the array that comes next, and passes it."""
-        self.expect("[", "Expecting value")
-        if self.peek() == "]":
-            self.position += 1
-            return
-        while True:
+        for _ in self.pass_items("[", "]"):
             yield self.read_value()
-            if self.peek() != ",":
-                break
-            self.position += 1
-        self.expect("]", "Expecting ',' delimiter")
 
     def scan_names(self) -> Iterator[str]:
         """Yields the names of the object that comes next. The caller reads the value of each before the next one."""
-        self.expect("{", "Expecting value")
-        if self.peek() == "}":
-            self.position += 1
-            return
-        while True:
+        for _ in self.pass_items("{", "}"):
             if self.peek() != '"':
                 raise self.make_error("Expecting property name enclosed in double quotes", self.position)
             name = str(self.read_value())
             self.expect(":", "Expecting ':' delimiter")
             yield name
+
+    def pass_items(self, begin: str, end: str) -> Iterator[None]:
+        """Passes the brackets and commas of the array or object that comes next. Yields before each item, which the caller
+        reads."""
+        self.expect(begin, "Expecting value")
+        if self.peek() == end:
+            self.position += 1
+            return
+        while True:
+            yield
             if self.peek() != ",":
                 break
             self.position += 1
-        self.expect("}", "Expecting ',' delimiter")
+        self.expect(end, "Expecting ',' delimiter")
 
     def read_outline(self) -> Outline:
         """Returns the outline of the document that comes next, and passes it. InputError if more than arrays of it is too large

@@ -375,16 +375,15 @@ class Embedding(Task):
         problem: pairs or triplets, if there is no data.label_column; else scored_pairs.
         pooling: How vectors are made.
         score_range: Smallest and largest score of the training rows; None without scores.
-        written_lists: As EmbeddingEncoding.written_lists.
     """
 
     Settings = Settings
     library_name = "sentence-transformers"
     loss_settings = ("similarity_scale",)
 
+    encoding: EmbeddingEncoding
     pooling: Pooling
     score_range: tuple[float, float] | None = None
-    written_lists: Mapping[str, bool] = field(default_factory=dict)
 
     @classmethod
     def make_columns(cls, config: RunConfig) -> EmbeddingColumns:
@@ -436,7 +435,6 @@ class Embedding(Task):
             problem=problem,
             pooling=pooling,
             score_range=score_range,
-            written_lists=written_lists,
             pipeline_tag="sentence-similarity",
             head=HeadSpec(auto_class="AutoModel"),
             columns=columns,
@@ -456,7 +454,7 @@ class Embedding(Task):
         if self.score_range is not None:
             return {"problem": self.problem, "score_range": list(self.score_range)}
         return {"problem": self.problem} | (
-            {"written_lists": dict(self.written_lists)} if self.problem == "triplets" else {}
+            {"written_lists": dict(self.encoding.written_lists)} if self.problem == "triplets" else {}
         )
 
     def prepare_model(self, model: Any, tokenizer: Any) -> None:

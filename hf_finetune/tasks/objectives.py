@@ -19,9 +19,8 @@ if TYPE_CHECKING:
     # --help imports the tasks for their Settings, and torch takes a second to import: tasks import it inside functions
     import torch
 
-Outputs = Sequence[
-    Any
-]  # for each feature what Scoring.reduce() returned, together in an array if they are arrays; or texts
+# For each feature what Scoring.reduce() returned, together in an array if they are arrays; or texts
+Outputs = Sequence[Any]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,31 +3,20 @@
 N features of a split, B features of a batch. A NumPy array of a number takes over 100 bytes of memory.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, overload
 
 import numpy as np
 
-from hf_finetune.data.features import Array
+from hf_finetune.data.features import Array, Ragged
 
 Entries = Sequence[Any]  # what Scoring.reduce() returned for each feature: see pack()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class RaggedEntries(Sequence[Array]):
-    """N arrays that differ in their first axis alone, one after the other.
-
-    Attributes:
-        values: All of them, [sum of lengths, ...].
-        offsets: Entry i is values[offsets[i]:offsets[i + 1]]. [N + 1]
-    """
-
-    values: Array
-    offsets: Array
-
-    def __len__(self) -> int:
-        return len(self.offsets) - 1
+class RaggedEntries(Ragged, Sequence[Array]):
+    """N arrays that differ in their first axis alone, as a sequence. values: All of them, [sum of lengths, ...]."""
 
     @overload
     def __getitem__(self, key: int) -> Array: ...
@@ -37,12 +26,8 @@ class RaggedEntries(Sequence[Array]):
 
     def __getitem__(self, key: int | slice) -> Any:
         if isinstance(key, slice):
-            return [self[number] for number in range(*key.indices(len(self)))]
-        number = range(len(self))[key]
-        return self.values[self.offsets[number] : self.offsets[number + 1]]
-
-    def __iter__(self) -> Iterator[Array]:
-        return (self[number] for number in range(len(self)))
+            return [self.get(number) for number in range(*key.indices(len(self)))]
+        return self.get(range(len(self))[key])
 
 
 def pack(entries: Sequence[Any]) -> Entries:
