@@ -90,7 +90,12 @@ class Table:
 
     def is_delimited(self, row: int) -> bool:
         """True if a row comes from a csv or tsv file, whose cells are texts: it has neither null nor lists."""
-        return not self.is_in_memory and find_ending(Path(self.files[row])) in (".csv", ".tsv")
+        return not self.is_in_memory and is_delimited(self.files[row])
+
+
+def is_delimited(file: str) -> bool:
+    """True for the name of a csv or tsv file."""
+    return find_ending(Path(file)) in (".csv", ".tsv")
 
 
 def describe_origin(file: str, line: int) -> str:

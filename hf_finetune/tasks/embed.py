@@ -14,7 +14,7 @@ from hf_finetune.config.sections import RunConfig, TaskSettings, require
 from hf_finetune.data.columns import find_distinct, has_values, iterate
 from hf_finetune.data.encoding import tokenize
 from hf_finetune.data.features import Array, Batch, Features
-from hf_finetune.data.table import ColumnSpec, Table, describe_value
+from hf_finetune.data.table import ColumnSpec, Table, describe_value, is_delimited
 from hf_finetune.data.written_lists import describe_written_lists, holds_written_lists, is_written_list, read_texts
 from hf_finetune.model.head_spec import HeadSpec
 from hf_finetune.system.errors import InputError
@@ -156,7 +156,8 @@ class EmbeddingEncoding(Encoding):
         """Raises InputError, with file and line, at a negative that is written in another way than those of training, or that is
         blank; a csv file has no null, and writes it so. Also at an anchor or positive that is a list written as text in a csv
         file: a row of a jsonl file with that list is an error, too."""
-        for name in self.texts[:2]:
+        has_cells = any(is_delimited(file) for file, _ in table.list_files()) and not table.is_in_memory
+        for name in self.texts[:2] if has_cells else ():
             for row, value in enumerate(chain.from_iterable(iterate(table.columns[name]))):
                 if is_written_list(value) and table.is_delimited(row):
                     raise InputError(
