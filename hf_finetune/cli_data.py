@@ -7,7 +7,7 @@ import argparse
 import json
 import shlex
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -130,17 +130,21 @@ def make_config(request: Request, kind: str | None = None) -> RunConfig:
 
 
 def print_columns(request: Request) -> None:
-    """Prints the columns of the files and the tasks that they fit."""
-    from hf_finetune.data.column_report import guess_text_and_labels, read_all_columns, summarize_columns
+    """Prints the columns of the files and the tasks that they fit. Columns of files without names are called 1, 2, 3, ..."""
+    from hf_finetune.data.column_report import guess_text_and_labels, lacks_names, read_all_columns, summarize_columns
 
     config = make_config(request, "classify")
     if config.data.dataset is not None:
         raise InputError(f"data.dataset ({config.data.dataset}): name the task, as --task classify")
-    table = read_all_columns(config.data.train, config.data, cache_root(config.cache.dir))
+    data, root, words = config.data, cache_root(config.cache.dir), [*request.files, *request.settings]
+    table = read_all_columns(data.train, data, root)
+    if lacks_names(data.train, data):
+        data, words = replace(data, header=False), [*words, "--data.header", "false"]
+        table = replace(read_all_columns(data.train, data, root), warnings=table.warnings)
     summaries = summarize_columns(table)
     rows = sample_rows(table)
-    fitting = find_fitting_tasks(rows, config.data)
-    begin = f"hf-finetune data {shlex.join(config.data.train)} --task"
+    fitting = find_fitting_tasks(rows, data)
+    begin = f"hf-finetune data {shlex.join(words)} --task"
     commands = [f"{begin} {kind}" for kind in fitting]
     guess = guess_text_and_labels(summaries) if set(fitting) <= {"model_language"} else None
     if guess is not None:
@@ -148,7 +152,7 @@ def print_columns(request: Request) -> None:
             "data.text_columns": [guess[0]],
             "data.label_column": guess[1][0] if len(guess[1]) == 1 else guess[1],
         }
-        if fits("classify", rows, config.data, changes):
+        if fits("classify", rows, data, changes):
             options = ("--data.text_columns", guess[0], "--data.label_column", *guess[1])
             commands.append(f"{begin} classify {shlex.join(options)}")
     commands = commands or [f"{begin} NAME"]

@@ -1,6 +1,7 @@
 """The command hf-finetune data."""
 
 import json
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -105,6 +106,27 @@ def test_columns_with_other_names_are_guessed(tmp_path: Path, capsys: pytest.Cap
     )
     assert code == 0
     assert "single-label text classification. 3 labels: animals, food, tools." in out
+
+
+def test_columns_of_a_file_without_names_are_called_by_number(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The command that is proposed named columns by the cells of the first row, which was lost."""
+    path = tmp_path / "a.csv"
+    path.write_text("".join(f"{row['label']};{row['text']}\n" for row in tiny.make_rows(60)), encoding="utf-8")
+    code, out, _ = run(capsys, path, "--data.delimiter", ";")
+    assert code == 0
+    assert "rows        60\n" in out
+    assert "warning: a.csv: the first line is read as the names of the columns, and may be a row of the data" in out
+    command = f"hf-finetune data {path} --data.delimiter ';' --data.header false --task classify --data.text_columns 2 "
+    assert f"  {command}--data.label_column 1\n" in out
+    code, out, _ = run(capsys, *shlex.split(command)[2:], "--data.label_column", 1)
+    assert (code, "rows        60 train" in out, "may be a row" in out) == (0, True, False)
+    row = path.read_text(encoding="utf-8").splitlines()[0].split(";")
+    settings = ["--data.delimiter", ";", "--data.label_column", row[0], "--data.text_columns", row[1]]
+    code, out, error = run(capsys, path, "--task", "classify", *settings, "--strict")
+    assert (code, "warning: a.csv: the first line is read as" in out) == (2, True)
+    assert "data.strict: the data have" in error
 
 
 def test_with_a_task_the_data_are_reported_as_a_run_does(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

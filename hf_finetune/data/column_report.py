@@ -14,8 +14,9 @@ from hf_finetune.config.sections import FILE_ENDINGS, DataConfig
 from hf_finetune.data.columns import find_distinct_parts, hash_rows
 from hf_finetune.data.findings import shorten
 from hf_finetune.data.formats import is_table, read_rows
+from hf_finetune.data.headers import HeaderWarning
 from hf_finetune.data.sources import find_files, read_table
-from hf_finetune.data.table import ColumnSpec, Table
+from hf_finetune.data.table import ColumnSpec, Table, is_delimited
 from hf_finetune.system.errors import InputError
 
 ROWS_FOR_NAMES = 1000  # of each file, in which the columns are looked for
@@ -131,6 +132,15 @@ def read_all_columns(locations: Sequence[str], config: DataConfig, root: Path | 
         raise InputError(f"{', '.join(locations)}: has no rows")
     spec = ColumnSpec(inputs=(), optional=tuple(names))
     return read_table(locations, config, "data.train", spec, needs_labels=False, root=root)
+
+
+def lacks_names(locations: Sequence[str], config: DataConfig) -> bool:
+    """True if the first line of a csv or tsv file among these files seems to be a row (data.headers)."""
+    notes: list[str] = []
+    for path in find_files(locations, "data.train"):
+        if is_delimited(str(path)):
+            next(read_rows(path, config, say=notes.append), None)
+    return any(isinstance(note, HeaderWarning) for note in notes)
 
 
 def summarize_columns(table: Table) -> list[ColumnSummary]:

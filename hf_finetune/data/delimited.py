@@ -2,11 +2,18 @@
 
 import csv
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from hf_finetune.config.sections import DataConfig
-from hf_finetune.data.dialects import Dialect, find_dialect, find_values, have_all_fields, look_like_rows
+from hf_finetune.data.dialects import Dialect, find_dialect
+from hf_finetune.data.quote_faults import (
+    LongRows,
+    describe_broken,
+    describe_width,
+    find_values,
+    have_all_fields,
+    look_like_rows,
+)
 from hf_finetune.data.rows import Rows, Say, say_nothing
 from hf_finetune.data.text_files import TextFile, find_text_file
 from hf_finetune.system.errors import InputError
@@ -32,7 +39,8 @@ def read_delimited(path: Path, config: DataConfig, say: Say = say_nothing) -> Ro
                 continue
         if fields == header:
             raise InputError(
-                f"{path}:{line}: has the names of the columns again, as when files are put together; remove the line"
+                f"{path}:{line}: has the names of the columns again, as when files are put together; remove the line, "
+                "or set data.header false if the first line is a row of the data"
             )
         yield line, dict(zip(names, fields, strict=True))
 
@@ -75,11 +83,12 @@ def read_records(file: TextFile, dialect: Dialect, config: DataConfig, say: Say)
                 begin, line = line + 1, dialect.num_skipped + reader.line_num
                 width = width or len(fields)
                 if fields and len(fields) != width:
-                    raise InputError(f"{path}:{line}: {describe_width(fields, width, begin, line, config)}")
+                    described = describe_width(fields, pending, begin, width=width, dialect=dialect, config=config)
+                    raise InputError(f"{path}:{line}: {described}")
                 if line > begin and have_all_fields(pending, dialect, width):
                     values = values or find_values(file, dialect, width)
                     if look_like_rows(pending, dialect, values):
-                        long_rows.add(path, begin, line, config)
+                        long_rows.add(path, begin, pending, config)
                 pending.clear()
                 if fields:
                     yield line, fields
@@ -89,67 +98,8 @@ def read_records(file: TextFile, dialect: Dialect, config: DataConfig, say: Say)
     long_rows.report(path, say)
 
 
-@dataclass(kw_only=True)
-class LongRows:
-    """Rows of several lines that look like rows themselves. count: Their number. first: The lines of the first one."""
-
-    count: int = 0
-    first: tuple[int, int] = (0, 0)
-
-    def add(self, path: Path, begin: int, end: int, config: DataConfig) -> None:
-        """Counts a row in the lines from `begin` to `end`. InputError if the user has not said that fields are quoted."""
-        if config.quoting == "auto":
-            raise InputError(f"{path}:{begin}: {describe_swallowed(end - begin + 1)}")
-        self.first = self.first if self.count else (begin, end)
-        self.count += 1
-
-    def report(self, path: Path, say: Say) -> None:
-        """Says how many there were."""
-        if self.count:
-            found = "1 row has" if self.count == 1 else f"{self.count:,} rows have"
-            begin, end = self.first
-            say(
-                f"{path.name}: {found} several lines that look like rows themselves, the first one lines {begin} to {end}; set "
-                "data.quoting none if a quote there is a character like any other"
-            )
-
-
 def keep_lines(lines: Iterable[str], pending: list[str]) -> Iterator[str]:
     """Yields the lines, and appends each to `pending`."""
     for line in lines:
         pending.append(line)
         yield line
-
-
-def describe_width(fields: Sequence[str], width: int, begin: int, line: int, config: DataConfig) -> str:
-    """Returns the end of the error about a row with another number of fields. The row is in the lines from `begin` to `line`."""
-    first = "header" if config.header else "first row"
-    message = f"{len(fields)} fields, but the {first} has {width}"
-    if begin == line:
-        return message
-    return (
-        f"{message}; a quote in line {begin} ends here: set data.quoting none if quotes are characters like any other"
-    )
-
-
-def describe_swallowed(num_lines: int) -> str:
-    """Returns the end of the error about a row that seems to be several."""
-    return (
-        f"a quote begins a field of {num_lines} lines, which look like rows; set data.quoting none if quotes are characters "
-        "like any other, or quoted if this is one row"
-    )
-
-
-def describe_broken(error: csv.Error, lines: Sequence[str], begin: int, end: int) -> str:
-    """Returns the end of the error about a row that cannot be read. It has these lines so far, from `begin` to `end`."""
-    if not any('"' in line for line in lines):
-        return str(error)
-    reason = str(error)
-    if "unexpected end" in reason:
-        reason = "a quote begins a field and is never closed"
-    elif "expected after" in reason:
-        place = "" if begin == end else f" in line {end}"
-        reason = f"a field goes past the quote that closes it{place}"
-    if any('\\"' in line for line in lines):
-        return f'{reason}; quotes in fields are escaped with a backslash (\\"): double them ("") instead'
-    return f"{reason}; set data.quoting none if quotes are characters like any other"

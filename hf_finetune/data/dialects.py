@@ -2,17 +2,21 @@
 
 import csv
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 from hf_finetune.config.sections import DataConfig
+from hf_finetune.data.headers import describe_header, find_repeated_name
 from hf_finetune.data.rows import FileWarning, Say, find_ending
+from hf_finetune.data.tab_quotes import is_written_quoted
 from hf_finetune.data.text_files import TextFile
 from hf_finetune.system.errors import InputError
 
 DELIMITERS = (",", ";", "\t", "|")
 NAMES = {"\t": "a tab"}  # of delimiters that are not printed as they are
 HEAD_LINES, HEAD_CHARACTERS = 1000, 1 << 18  # at least one line
+PANDAS = "pandas does it with read_csv(FILE, {}).to_csv(FILE, index=False)"
+DOUBLE_QUOTES = "write double quotes; " + PANDAS.format('quotechar="\'"')
 EXCEL_HINT = re.compile(r'"?sep=([,;\t|])"?\s*')  # a first line that Excel reads and writes
 
 
@@ -86,20 +90,30 @@ def find_dialect(file: TextFile, config: DataConfig, say: Say) -> Dialect:
     if config.quoting == "auto":
         is_quoted = delimiter != "\t" or is_written_quoted(file, say)
     dialect = Dialect(delimiter=delimiter, is_quoted=is_quoted, num_skipped=1 if hint else 0)
-    warn_of_single_quotes(name, head.read_rows(dialect)[1:], say)
     if is_quoted and has_blanks_before_quotes(head, dialect):
         say(f"{name}: blanks after a delimiter are not part of the field, because quotes follow them")
-        return replace(dialect, skips_blanks=True)
+        dialect = replace(dialect, skips_blanks=True)
+    rows = head.read_rows(dialect)
+    first, others = rows[:1], [row for row in rows[1:] if len(row) == len(rows[0])]
+    warn_of_single_quotes(name, others, say)
+    if first and config.header and (repeated := find_repeated_name(first[0], others)):
+        say(describe_header(name, repeated))
     return dialect
 
 
 def warn_of_single_quotes(name: str, rows: Sequence[Sequence[str]], say: Say) -> None:
-    """Says it if all fields of rows stand in single quotes, which are characters like any other. name: That of the file."""
-    fields = [value.strip() for row in rows for value in row]
-    if len(rows) > 1 and all(len(value) > 1 and value[0] == value[-1] == "'" for value in fields):
+    """Says it if all fields of a column stand in single quotes, which are characters like any other. name: That of the file."""
+    columns = [[value.strip() for value in column] for column in zip(*rows, strict=True)] if len(rows) > 1 else []
+    quoted = [
+        str(number)
+        for number, column in enumerate(columns, 1)
+        if all(len(value) > 1 and value[0] == value[-1] == "'" for value in column)
+    ]
+    if quoted:
+        where = "" if len(quoted) == len(columns) else f" of column {' and '.join(quoted)}"
         say(
             FileWarning(
-                f"{name}: all fields stand in single quotes, which are read as part of them; write double quotes"
+                f"{name}: all fields{where} stand in single quotes, which are read as part of them; {DOUBLE_QUOTES}"
             )
         )
 
@@ -152,147 +166,3 @@ def read_both_ways(head: Head, delimiter: str, config: DataConfig) -> Iterator[l
     ways = {"quoted": [True], "none": [False], "auto": [True, False] if delimiter == "\t" else [True]}[config.quoting]
     for is_quoted in ways:
         yield head.read_rows(Dialect(delimiter=delimiter, is_quoted=is_quoted))
-
-
-# --- quotes in tsv files ---------------------------------------------------------------------------------------------
-
-
-@dataclass(kw_only=True)
-class QuoteCount:
-    """Counts of the fields of a tsv file if a quote is a character like any other.
-
-    Attributes:
-        num_lines: Lines that are not blank.
-        widths: The number of lines by their number of fields.
-        quoted: The number of fields of each column that stand in quotes as a writer of csv writes them.
-        num_doubled: Those of them with doubled quotes inside.
-        num_quoted_commas, num_bare_commas: Fields with a comma that stand in quotes; lines with a comma in a field that does not.
-        num_stray: Fields with other quotes.
-        begins: A field begins with a quote, so that it matters how the file is read.
-    """
-
-    num_lines: int = 0
-    widths: dict[int, int] = field(default_factory=dict)
-    quoted: dict[int, int] = field(default_factory=dict)
-    num_doubled: int = 0
-    num_quoted_commas: int = 0
-    num_bare_commas: int = 0
-    num_stray: int = 0
-    begins: bool = False
-
-    def watch(self, lines: Iterable[str]) -> Iterator[str]:
-        """Yields the lines and counts them."""
-        for line in lines:
-            self.add(line)
-            yield line
-
-    def add(self, line: str) -> None:
-        """Counts one line."""
-        fields = line.rstrip("\r\n").split("\t")
-        if fields == [""]:
-            return
-        self.num_lines += 1
-        self.widths[len(fields)] = self.widths.get(len(fields), 0) + 1
-        bare = fields if '"' not in line else []
-        for column, value in enumerate(fields if '"' in line else ()):
-            if '"' not in value:
-                bare.append(value)
-                continue
-            self.begins = self.begins or value.startswith('"')
-            inside = value[1:-1]
-            if len(value) < 2 or value[0] + value[-1] != '""' or '"' in inside.replace('""', ""):
-                self.num_stray += 1
-                continue
-            self.quoted[column] = self.quoted.get(column, 0) + 1
-            self.num_doubled += '""' in inside
-            self.num_quoted_commas += "," in inside
-        self.num_bare_commas += any("," in value for value in bare)
-
-    def count_wrong(self) -> int:
-        """Returns the number of lines that have another number of fields than most have."""
-        return self.num_lines - max(self.widths.values(), default=0)
-
-    def shows_a_writer(self) -> bool:
-        """True if the fields in quotes are as programs write them: with doubled quotes, in all of a column, or where there is
-        a comma (as Excel does). False if a quote stands where no program writes it."""
-        if self.num_stray or not self.quoted:
-            return False
-        is_whole_column = max(self.quoted.values()) > 0.5 * self.num_lines
-        only_commas = self.num_quoted_commas == sum(self.quoted.values()) and not self.num_bare_commas
-        return bool(self.num_doubled) or is_whole_column or only_commas
-
-
-def is_written_quoted(file: TextFile, say: Say) -> bool:
-    """True if the fields of a tsv file are quoted where needed, as programs write csv. It is said if it makes a difference."""
-    with file.open(newline="") as text:
-        if not any('"' in line for line in text):
-            return False
-    plain = QuoteCount()
-    with file.open(newline="") as text:
-        num_wrong, num_long = count_wrong_rows(plain.watch(text))
-        for _ in plain.watch(text):  # the lines after a broken row
-            pass
-    if num_wrong is None or num_wrong != plain.count_wrong():
-        is_quoted = num_wrong is not None and num_wrong < plain.count_wrong()
-    else:
-        is_quoted = not num_long and plain.shows_a_writer()
-    if plain.begins:
-        way = "quoted" if is_quoted else "characters like any other"
-        what = "fields that begin with a quote are" if is_quoted else "quotes are read as"
-        say(f"{file.path.name}: {what} {way} (set data.quoting to choose)")
-    return is_quoted
-
-
-def count_wrong_rows(lines: Iterable[str]) -> tuple[int | None, int]:
-    """Returns the number of rows of a quoted tsv file that have another number of fields than most have, and the number of those
-    that take several lines. The first is None if a row is broken."""
-    reader = csv.reader(lines, delimiter="\t", strict=True)
-    widths: dict[int, int] = {}
-    num_long = line = 0
-    try:
-        for row in reader:
-            num_long += reader.line_num - line > 1
-            line = reader.line_num
-            if row:
-                widths[len(row)] = widths.get(len(row), 0) + 1
-    except csv.Error:
-        return None, num_long
-    return sum(widths.values()) - max(widths.values(), default=0), num_long
-
-
-# --- rows that a quote swallows --------------------------------------------------------------------------------------
-
-
-def find_values(file: TextFile, dialect: Dialect, width: int) -> list[set[str]]:
-    """Returns the values of each column in the first lines of a file that have no quote, without the header."""
-    head = read_head(file)
-    rows = [line.rstrip("\r\n").split(dialect.delimiter) for line in head.lines[1:] if '"' not in line]
-    return [{row[column] for row in rows if len(row) == width} for column in range(width)]
-
-
-def have_all_fields(lines: Sequence[str], dialect: Dialect, width: int) -> bool:
-    """True if each line has as many fields as a row, which are at least two, if quotes are characters like any other."""
-    return width > 1 and all(line.count(dialect.delimiter) == width - 1 for line in lines)
-
-
-def look_like_rows(lines: Sequence[str], dialect: Dialect, values: Sequence[set[str]]) -> bool:
-    """True if each of the lines, which have all fields, has in one column a value that is seen there elsewhere.
-
-    values: The values of each column in other rows.
-    """
-    rows = [line.rstrip("\r\n").split(dialect.delimiter) for line in lines]
-    return any(all(fits(row[column], known) for row in rows) for column, known in enumerate(values) if known - {""})
-
-
-def fits(value: str, known: set[str]) -> bool:
-    """True if a value is one of a column's, or is a number as they all are."""
-    return value in known or (is_number(value) and all(map(is_number, known)))
-
-
-def is_number(text: str) -> bool:
-    """True if a text is a number."""
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas
 import pytest
 from support.files import error_of, read, write
 
@@ -254,7 +255,8 @@ def test_columns_without_a_name_may_be_several(tmp_path: Path) -> None:
 def test_the_header_in_the_middle_is_named_with_its_line(tmp_path: Path, zipped: str) -> None:
     path = write(tmp_path / f"a.csv{zipped}", "text,label\na,x\n\ntext,label\nb,y\n")
     assert error_of(path) == (
-        f"{path}:4: has the names of the columns again, as when files are put together; remove the line"
+        f"{path}:4: has the names of the columns again, as when files are put together; remove the line, "
+        "or set data.header false if the first line is a row of the data"
     )
 
 
@@ -309,15 +311,58 @@ def test_blanks_that_no_quoted_field_follows_are_kept(tmp_path: Path, text: str)
 
 
 def test_fields_in_single_quotes_are_warned_of(tmp_path: Path) -> None:
-    warning = "a.csv: all fields stand in single quotes, which are read as part of them; write double quotes"
-    assert read(write(tmp_path / "a.csv", "text,label\n'a','x'\n'b','y'\n")).warnings == (warning,)
-    assert read(write(tmp_path / "a.csv", "text,label\n'a','x'\n'b',y\n")).warnings == ()
+    def warn(*rows: str) -> tuple[str, ...]:
+        return read(write(tmp_path / "a.csv", "\n".join(["text,label", *rows, ""]))).warnings
+
+    way_out = 'write double quotes; pandas does it with read_csv(FILE, quotechar="\'").to_csv(FILE, index=False)'
+    for rows, where in ((("'a','x'", "'b','y'"), ""), (("'a',x", "'b',y"), " of column 1")):
+        shown = f"a.csv: all fields{where} stand in single quotes, which are read as part of them; {way_out}"
+        assert warn(*rows) == (shown,)
+    assert warn("'a','x'", "b,y") == ()
 
 
 @pytest.mark.parametrize("quoting", ["auto", "quoted"])
 def test_quotes_that_a_backslash_escapes_are_named(tmp_path: Path, quoting: str) -> None:
     path = write(tmp_path / "a.csv", 'text,label\n"he said \\"a film\\" twice",x\n')
-    hint = 'quotes in fields are escaped with a backslash (\\"): double them ("") instead'
     assert error_of(path, config=config(quoting=quoting)) == (
-        f"{path}:2: broken row: a field goes past the quote that closes it; {hint}"
+        f"{path}:2: broken row: a field goes past the quote that closes it; {NO_BACKSLASHES}"
     )
+
+
+NO_BACKSLASHES = (
+    'quotes in fields are escaped with a backslash (\\"): double them ("") instead; pandas does it with '
+    "read_csv(FILE, escapechar='\\\\').to_csv(FILE, index=False)"
+)
+SINGLE, BACKSLASH = {"quotechar": "'"}, {"escapechar": "\\"}
+QUOTE_SEEN = "fields seem to be quoted by ', which is read as a character like any other: write double quotes; pandas"
+# How a program writes a text, and what the error says
+OTHER_QUOTING: dict[str, tuple[dict[str, Any], str, str]] = {
+    "single quotes": (SINGLE, "slow, but good", f"3 fields, but the header has 2; {QUOTE_SEEN}"),
+    "a quote in single quotes": (SINGLE, 'it\'s "good", they say', QUOTE_SEEN),
+    "escaped quotes": (BACKSLASH | {"doublequote": False}, 'the word ", he said', NO_BACKSLASHES),
+    "quotes at the end": (BACKSLASH | {"doublequote": False, "quoting": csv.QUOTE_ALL}, 'it is "fine"', NO_BACKSLASHES),
+    "escaped delimiters": (
+        BACKSLASH | {"quoting": csv.QUOTE_NONE},
+        "slow, but good",
+        "a delimiter in a field is escaped with a backslash: put the field in double quotes instead; pandas does it",
+    ),
+}
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+@pytest.mark.parametrize(("options", "text", "message"), OTHER_QUOTING.values(), ids=OTHER_QUOTING)
+def test_another_way_to_quote_is_named_with_a_way_out_that_works(
+    tmp_path: Path, delimiter: str, options: dict[str, Any], text: str, message: str
+) -> None:
+    texts = [text.replace(",", delimiter), "dull", "long"] * 2
+    rows = [["text", "label"], *([text, "ab"[number % 2]] for number, text in enumerate(texts))]
+    path = write_csv(tmp_path / "a.csv", rows, delimiter=delimiter, **options)
+    assert message in error_of(path, config=config(delimiter=delimiter, quoting="quoted"))
+    way_out = {name: value for name, value in options.items() if name in ("quotechar", "escapechar")}
+    pandas.read_csv(path, sep=delimiter, **way_out).to_csv(path, index=False)
+    assert list(read(path).columns["text"]) == texts
+
+
+def test_an_apostrophe_at_the_begin_of_a_field_is_no_quote(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.csv", "text,label\n'tis fine,x\n'tis late, and dull,y\n")
+    assert error_of(path) == f"{path}:3: 3 fields, but the header has 2"

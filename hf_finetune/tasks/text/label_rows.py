@@ -39,8 +39,16 @@ class LabelRows:
     label: str
 
     def adapts(self, row: Row) -> bool:
-        """True if a row is a task of Label Studio."""
-        return is_task(row)
+        """True if a row is a task of Label Studio, with annotations or not."""
+        return self.reads(row, needs_labels=False)
+
+    def reads(self, row: Row, *, needs_labels: bool) -> bool:
+        """True if a row is a task of Label Studio. Without `needs_labels` it may lack annotations, as a task that is imported
+        there does, if no other column has the texts."""
+        if is_task(row) or needs_labels:
+            return is_task(row)
+        is_plain = all(name in row or "." in name for name in self.texts)
+        return isinstance(row.get(DATA), Mapping) and get_annotations(row) is None and not is_plain
 
     def adapt(
         self, rows: Iterator[NumberedRow], *, where: Where, say: Say, needs_labels: bool
@@ -54,12 +62,12 @@ class LabelRows:
         if first is None:
             return
         rows = chain([first], rows)
-        if not self.adapts(first[1]):
+        if not self.reads(first[1], needs_labels=needs_labels):
             yield from rows
             return
         reader = ChoiceReader(label=self.label)
         for number, row in rows:
-            if not self.adapts(row):
+            if not self.reads(row, needs_labels=needs_labels):
                 raise InputError(
                     f"{where(number)}: is not a task of Label Studio ({DATA}, annotations), as the rows before"
                 )

@@ -18,7 +18,13 @@ from hf_finetune.data.row_adapter import WORD_LINES, NumberedRow, Say, Where
 from hf_finetune.data.rows import FileWarning
 from hf_finetune.data.table import describe_value
 from hf_finetune.system.errors import InputError
-from hf_finetune.tasks.text.label_studio import find_annotations, read_annotations, say_counts, was_skipped
+from hf_finetune.tasks.text.label_studio import (
+    ANNOTATIONS,
+    find_annotations,
+    read_annotations,
+    say_counts,
+    was_skipped,
+)
 from hf_finetune.tasks.text.span_shifts import SpanShifts
 from hf_finetune.tasks.text.spans import place_spans, read_results, read_spans
 from hf_finetune.tasks.text.tags import write_tags
@@ -26,7 +32,7 @@ from hf_finetune.tasks.text.words import find_words
 
 # Columns that are found whatever their upper and lower case, the first one that a row has
 TEXTS = ("text", "data")  # data is Label Studio's
-SPANS = ("label", "labels", "entities", "spans", "annotations")
+SPANS = ("label", "labels", "entities", "spans", *ANNOTATIONS)
 WORDS = ("word", "words", "token", "tokens")
 TAGS = ("tag", "tags", "ner", "label", "labels")
 SENTENCES = (

@@ -10,6 +10,7 @@ import pytest
 from hf_finetune.cli import main
 from hf_finetune.config.sections import DataConfig, ModelConfig, RunConfig
 from hf_finetune.data.memory import read_memory
+from hf_finetune.data.parts import read_parts
 from hf_finetune.data.shards import find_streamed_data
 from hf_finetune.data.sources import read_table
 from hf_finetune.data.table import Table
@@ -135,6 +136,36 @@ def test_rows_to_predict_keep_all_tasks_and_other_tables_stay() -> None:
     assert adapt(*rows, needs_labels=False)[0] == [(1, "one", None), (2, "two", None)]
     plain = {"text": "one", "label": {"choices": ["a"]}}
     assert adapt(plain) == ([(1, "one", ["a"])], [])
+
+
+def test_tasks_without_annotations_are_rows_to_predict_but_none_to_train_on() -> None:
+    bare = {"id": 1, "data": {"review": "one", "source": 5}}
+    assert adapt(bare, label("two", "a"), needs_labels=False) == ([(1, "one", None), (2, "two", None)], [])
+    made = LabelRows(texts=("data.review",), label="label")
+    assert made.adapts(label("two", "a"))
+    assert not made.adapts(bare)  # the setting names the entry of the object
+    assert list(made.adapt(iter([(1, bare)]), where=str, say=print, needs_labels=False)) == [(1, bare)]
+    with pytest.raises(InputError, match=r"a.json:2: is not a task of Label Studio \(data, annotations\)"):
+        adapt(label("two", "a"), bare)
+    message = r"a.json:1: data has 2 texts \(review, title\); name one in data.text_columns"
+    with pytest.raises(InputError, match=message):
+        adapt({"data": {"review": "one", "title": "two"}}, needs_labels=False)
+
+
+@pytest.mark.parametrize("kind", ["file", "rows", "frame"])
+def test_tasks_to_predict_are_read_from_files_and_memory(tmp_path: Path, kind: str) -> None:
+    rows, path = [{"data": {"review": "one"}}, {"data": {"review": "two"}}], tmp_path / "a.json"
+    spec, data = Classification.make_columns(make_config()).spec, make_config().data
+    path.write_text(json.dumps(rows), encoding="utf-8")
+    if kind == "file":
+        (part,) = read_parts((str(path),), data, spec, [5], lambda text, where: {"text": text})
+        assert (part.table.columns["text"], part.problems) == (["one", "two"], {})
+        return
+    given = rows if kind == "rows" else pandas.DataFrame(rows)
+    table = read_memory(given, "rows", data, spec, needs_labels=False)
+    assert table.columns["text"] == ["one", "two"]
+    with pytest.raises(InputError, match="no column 'text'"):
+        read_memory(given, "train", data, spec)
 
 
 # --- from end to end -------------------------------------------------------------------------------------------------

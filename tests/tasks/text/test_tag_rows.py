@@ -133,6 +133,13 @@ def make_tasks(*annotations: list[Any]) -> dict[str, list[Any]]:
     return {"data": [{"text": "Tom Leeds"}] * len(annotations), "annotations": list(annotations)}
 
 
+def test_completions_are_the_annotations_of_older_exports() -> None:
+    columns = make_tasks([{"result": [PERSON]}], [{"result": [PLACE], "was_cancelled": True}], [{"result": []}])
+    old = {"data": columns["data"], "completions": columns["annotations"]}
+    assert read(old) == read(columns)
+    assert read(old)[1] == [["B-PER", "O"], ["O", "O"]]
+
+
 def test_annotations_of_label_studio_agree_or_one_is_right() -> None:
     both, turned, one = {"result": [PERSON, PLACE]}, {"result": [PLACE, PERSON]}, {"result": [PERSON]}
     columns = make_tasks([both, turned], [both, {**one, "ground_truth": True}], [{**both, "was_cancelled": True}, one])
