@@ -2,37 +2,42 @@
 
 import datetime
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from hf_finetune.data.plain import make_plain
-from hf_finetune.data.rows import Rows
+from hf_finetune.data.rows import NeedsColumn, Rows, needs_all
 from hf_finetune.system.errors import InputError, first_line
 
 ROWS_AT_ONCE = 8192
 UNREADABLE = (ValueError, OverflowError, KeyError)  # raised by values that Python does not have
 
 
-def read_arrow(path: Path) -> Rows:
+def read_arrow(path: Path, needs: NeedsColumn = needs_all) -> Rows:
     """Yields the rows of a parquet, Arrow or Feather file, with the number of the row, from 1.
 
     Bytes that are UTF-8 are read as text; others (pictures, say) stay bytes. Decimals are read as whole numbers or floats, dates
     and times as text in ISO 8601.
 
     Raises InputError if the file is damaged, two columns have one name, or a value cannot be read.
+
+    needs: Whether the column with a name is needed. Others may be null in all rows, since they may be large.
     """
     import pyarrow
 
     number = 0
     try:
-        with open_batches(path) as batches:
+        with open_schema(path) as schema:
+            names = list(schema.names)
+            check_names(path, names)
+            used = {field.name for field in schema if needs(field.name) or may_hold_a_column(field.type)}
+        with open_batches(path, used) as batches:
             for batch in batches:
-                names = list(batch.schema.names)
-                check_names(path, names)
+                nulls = [None] * batch.num_rows
                 columns = [
-                    read_column(path, name, column, number) for name, column in zip(names, batch.columns, strict=True)
+                    read_column(path, name, batch.column(name), number) if name in used else nulls for name in names
                 ]
                 for values in zip(*columns, strict=True):
                     number += 1
@@ -98,15 +103,24 @@ def read_column(path: Path, name: str, column: Any, num_rows_before: int) -> lis
         raise
 
 
+def may_hold_a_column(kind: Any) -> bool:
+    """True for the type of objects without bytes: an error about a missing column shows an entry of theirs with its name."""
+    from pyarrow import types
+
+    parts = [kind.field(number).type for number in range(kind.num_fields)] if types.is_struct(kind) else []
+    return bool(parts) and not any(types.is_binary(part) or types.is_large_binary(part) for part in parts)
+
+
 @contextmanager
-def open_batches(path: Path) -> Iterator[Iterator[Any]]:
-    """Opens a file and gives its record batches."""
+def open_batches(path: Path, used: Collection[str]) -> Iterator[Iterator[Any]]:
+    """Opens a file and gives its record batches. Those of parquet files have only the columns that are used."""
     import pyarrow.parquet
 
     if path.suffix.lower() == ".parquet":
         with pyarrow.parquet.ParquetFile(path) as file:
-            # A thread would keep memory when it ends
-            yield file.iter_batches(batch_size=ROWS_AT_ONCE, use_threads=False)
+            # A name with a dot would be taken for an entry of an object. A thread would keep memory when it ends
+            columns = sorted(used) if used and not any("." in name for name in file.schema_arrow.names) else None
+            yield file.iter_batches(batch_size=ROWS_AT_ONCE, columns=columns, use_threads=False)
         return
     with open_arrow(path) as reader:
         is_stream = not hasattr(reader, "get_batch")

@@ -14,7 +14,17 @@ from hf_finetune.data.conll import read_conll
 from hf_finetune.data.delimited import read_delimited
 from hf_finetune.data.json_files import read_json, read_json_lines
 from hf_finetune.data.lines import read_classes, read_lines, read_parallel
-from hf_finetune.data.rows import Rows, Say, find_ending, get_value, is_table, name_type, say_nothing
+from hf_finetune.data.rows import (
+    NeedsColumn,
+    Rows,
+    Say,
+    find_ending,
+    get_value,
+    is_table,
+    name_type,
+    needs_all,
+    say_nothing,
+)
 from hf_finetune.system.errors import InputError
 
 __all__ = [
@@ -79,10 +89,21 @@ PARALLEL = TextFormat(
 )
 
 
-def read_rows(path: Path, config: DataConfig, text_files: TextFormat | None = None, say: Say = say_nothing) -> Rows:
+def read_rows(
+    path: Path,
+    config: DataConfig,
+    text_files: TextFormat | None = None,
+    say: Say = say_nothing,
+    needs: NeedsColumn = needs_all,
+) -> Rows:
     """Yields the rows of a file or folder: of a table by its ending, of any other by `text_files`.
 
-    say: Takes sentences about what was recognised in the file, such as its delimiter.
+    Args:
+        path: The file or folder.
+        config: How text files are written.
+        text_files: How the task reads files that are not tables.
+        say: Takes sentences about what was recognised in the file, such as its delimiter.
+        needs: Whether the column with a name is needed. Rows have all columns, and others may be null.
 
     Raises InputError if the task does not read such files.
     """
@@ -95,14 +116,14 @@ def read_rows(path: Path, config: DataConfig, text_files: TextFormat | None = No
         others = "" if text_files is None else f"; or {text_files.description}"
         raise InputError(f"{path}: the ending must be one of {', '.join(FILE_ENDINGS)} (.gz may follow){others}")
     has_lists = text_files is not None and text_files.has_lists
-    return read_table_file(path, config, say, has_lists=has_lists)
+    return read_table_file(path, config, say, needs, has_lists=has_lists)
 
 
-def read_table_file(path: Path, config: DataConfig, say: Say, *, has_lists: bool) -> Rows:
+def read_table_file(path: Path, config: DataConfig, say: Say, needs: NeedsColumn, *, has_lists: bool) -> Rows:
     """Yields the rows of a table, by its ending. has_lists: As in TextFormat."""
     ending = find_ending(path)
     if ending in ARROW_ENDINGS:
-        return read_arrow(path)
+        return read_arrow(path, needs)
     if ending in (".csv", ".tsv"):
         return read_delimited(path, config, say)
     if ending == ".json":

@@ -13,6 +13,10 @@ WORD_LINES = "#lines"  # the key of a row with a list of the lines of its words
 class RowAdapter(Protocol):
     """Makes rows of a task's own columns. Its repr() has all that they depend on: rows on disk are found by it."""
 
+    def needs(self, name: str) -> bool:
+        """True if a column with this name may be read, besides the task's own ones."""
+        ...
+
     def adapts(self, row: Mapping[str, Any]) -> bool:
         """True if rows like this one have another form than the task's own."""
         ...

@@ -8,6 +8,7 @@ from hf_finetune.config.sections import FILE_ENDINGS
 
 Rows = Iterator[tuple[int, dict[str, Any]]]  # pairs of a line number, from 1, and a row
 Say = Callable[[str], None]  # takes a sentence about what was recognised in a file
+NeedsColumn = Callable[[str], bool]  # takes the name of a column
 
 
 class FileWarning(str):
@@ -30,6 +31,11 @@ def sort_notes(notes: Iterable[str]) -> dict[str, tuple[str, ...]]:
 
 def say_nothing(note: str) -> None:
     """Keeps no note."""
+
+
+def needs_all(name: str) -> bool:
+    """True: each column is needed."""
+    return True
 
 
 def name_type(value: Any) -> str:

@@ -266,7 +266,7 @@ def read_files(
     is_single_source = len(paths) == 1 and not needs_labels
     if read_pair is None or not text_paths or is_single_source:
         for path in paths:
-            rows = read_rows(path, config, spec.text_files, say)
+            rows = read_rows(path, config, spec.text_files, say, spec.needs)
             yield path, rows if path.is_dir() else adapt_rows(path, rows, spec, say, needs_labels=needs_labels)
         return
     if len(text_paths) != len(paths) or len(text_paths) % 2:

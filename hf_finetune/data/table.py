@@ -217,6 +217,16 @@ class ColumnSpec:
         others = (name for names in self.alternatives for name in names)
         return tuple(dict.fromkeys((*self.own_columns, *others, *self.also_read)))
 
+    @cached_property
+    def outer_columns(self) -> frozenset[str]:
+        """The columns of files in which the columns lie: those themselves, and of an entry of an object the column of the
+        object."""
+        return frozenset(part for name in self.columns for part in (name, name.partition(".")[0]))
+
+    def needs(self, name: str) -> bool:
+        """True if a column of a file may be read, from its name."""
+        return name in self.outer_columns or (self.adapter is not None and self.adapter.needs(name))
+
     def list_present(self, names: Container[str]) -> list[str]:
         """Returns the columns to read from rows with these columns."""
         return [name for name in self.columns if name in names or name.partition(".")[0] in names]

@@ -13,12 +13,13 @@ import pyarrow.parquet
 import pytest
 from support.files import error_of, read
 
-from hf_finetune.config.sections import DataConfig
+from hf_finetune.config.sections import DataConfig, RunConfig
+from hf_finetune.config.tasks import load_task
 from hf_finetune.data.arrow_files import read_class_names
 from hf_finetune.data.formats import read_rows
 from hf_finetune.data.shards import find_streamed_data
 from hf_finetune.data.sources import read_table
-from hf_finetune.data.table import text_and_label_spec
+from hf_finetune.data.table import ColumnSpec, text_and_label_spec
 from hf_finetune.system.errors import InputError
 
 CONFIG = DataConfig(train=("x",))
@@ -122,6 +123,58 @@ PICTURES = pyarrow.array([{"bytes": b"\xff\xd8", "path": "1.jpg"}] * 2)
 def test_pictures_in_a_column_that_is_not_used_do_no_harm(tmp_path: Path) -> None:
     path = write_as(tmp_path, ".parquet", pyarrow.table({"image": PICTURES, "text": ["a", "b"], "label": [1, 2]}))
     assert list(read_table([str(path)], CONFIG, "data.train").columns["text"]) == ["a", "b"]
+
+
+LATE = pyarrow.array([10**9, 1], pyarrow.int32()).cast(pyarrow.date32())  # a day that Python does not have
+
+
+@pytest.mark.parametrize("ending", [".parquet", ".feather", ".arrow", ".stream"])
+def test_columns_that_are_not_used_are_not_read_and_errors_name_them(tmp_path: Path, ending: str) -> None:
+    table = pyarrow.table({"image": PICTURES, "day": LATE, "text": ["a", "b"], "label": [1, 2]})
+    path = write_as(tmp_path, ending, table)
+    spec = text_and_label_spec(("text",), "label")
+    rows = [row for _, row in read_rows(path, CONFIG, needs=spec.needs)]
+    assert rows[1] == {"image": None, "day": None, "text": "b", "label": 2}
+    assert read(path).columns == {"text": ["a", "b"], "label": [1, 2]}
+    for column, message in (
+        ("day", ":1: 'day' holds a value that cannot be read"),
+        ("title", ":1: no column 'title' "),
+    ):
+        with pytest.raises(InputError) as caught:
+            read_table([str(path)], CONFIG, "data.train", text_and_label_spec((column,), "label"))
+        assert str(caught.value).startswith(f"{path}{message}")
+    assert "(columns: image, day, text, label)" in str(caught.value)
+
+
+@pytest.mark.parametrize("names", [{"text": "a.b"}, {}], ids=["a dot in a name", "no dot"])
+def test_entries_of_objects_and_names_with_dots_are_read(tmp_path: Path, names: dict[str, str]) -> None:
+    objects = pyarrow.array([{"title": "x", "kind": 1}, {"title": "y", "kind": 2}])
+    table = pyarrow.table({"image": PICTURES, "a": objects, "text": ["a", "b"]})
+    path = write_as(tmp_path, ".parquet", table.rename_columns([names.get(name, name) for name in table.column_names]))
+    spec = text_and_label_spec((names.get("text", "text"), "a.title"), "a.kind")
+    columns = read_table([str(path)], CONFIG, "data.train", spec).columns
+    assert columns == {names.get("text", "text"): ["a", "b"], "a.title": ["x", "y"], "a.kind": [1, 2]}
+    with pytest.raises(InputError, match=r"no column 'title' \(columns: image, a, .*set it to a.title for the entry"):
+        read_table([str(path)], CONFIG, "data.train", text_and_label_spec(("title",), "a.kind"))
+
+
+def test_columns_in_which_annotations_may_be_are_read(tmp_path: Path) -> None:
+    """classify looks for tasks of Label Studio, tag for columns with other names than those of its settings."""
+    annotations = [[{"result": [{"from_name": "label", "value": {"choices": [label]}}]}] for label in "ab"]
+    table = pyarrow.table({"data": [{"text": "one"}, {"text": "two"}], "annotations": annotations, "image": PICTURES})
+    path = write_as(tmp_path, ".parquet", table)
+    classes = read_table([str(path)], CONFIG, "data.train", make_spec("classify"))
+    assert classes.columns == {"text": ["one", "two"], "label": [{"choices": ["a"]}, {"choices": ["b"]}]}
+    path = write_as(tmp_path, ".parquet", pyarrow.table({"Word": ["a", "b"], "NER": ["X", "O"], "doc_id": [1, 1]}))
+    tags = read_table([str(path)], CONFIG, "data.train", make_spec("tag"))
+    assert tags.columns == {"tokens": [["a", "b"]], "tags": [["X", "O"]]}
+
+
+def make_spec(kind: str) -> ColumnSpec:
+    """Returns the columns of a task."""
+    config = RunConfig.from_settings({"model.backbone": "unused", "data.train": ["x"], "task.kind": kind})
+    spec: ColumnSpec = load_task(kind).make_columns(config).spec
+    return spec
 
 
 @pytest.mark.parametrize("ending", [".parquet", ".arrow"])

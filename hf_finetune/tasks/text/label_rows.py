@@ -13,6 +13,7 @@ from hf_finetune.data.row_adapter import NumberedRow, Say, Where
 from hf_finetune.system.errors import InputError
 from hf_finetune.tasks.text.label_choices import CHOICES
 from hf_finetune.tasks.text.label_studio import (
+    ANNOTATIONS,
     CANCELLED,
     DATA,
     get_annotations,
@@ -37,6 +38,10 @@ class LabelRows:
 
     texts: tuple[str, ...]
     label: str
+
+    def needs(self, name: str) -> bool:
+        """True for the columns of a task of Label Studio."""
+        return name in (DATA, *ANNOTATIONS)
 
     def adapts(self, row: Row) -> bool:
         """True if a row is a task of Label Studio, with annotations or not."""

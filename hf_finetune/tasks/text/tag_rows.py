@@ -77,6 +77,10 @@ class TagRows:
         name, label = next(iter(list_cells(row, self.label_column, self.text_column, (*SPANS, *TAGS))), ("", None))
         return name, read_list(label)
 
+    def needs(self, name: str) -> bool:
+        """True for a column with one of the names that are looked for."""
+        return name.lower() in {*TEXTS, *SPANS, *WORDS, *TAGS, *SENTENCES, ANSWER}
+
     def adapts(self, row: Row) -> bool:
         """True if a row is not what the reader of tags takes: lists of words and of tags, or a text without tags."""
         name, text = next(iter(self.list_texts(row)), (self.text_column, None))
