@@ -21,7 +21,7 @@ from hf_finetune import InputError, cli, finetune
 from hf_finetune.export.predict import Predictor
 from hf_finetune.export.trained_run import Run
 from hf_finetune.system.errors import StoppedError
-from hf_finetune.tasks.text.label_reader import LEAVE_OUT
+from hf_finetune.tasks.text.label_errors import LEAVE_OUT
 
 ROWS = {split: tiny.make_rows(count, seed=seed) for seed, (split, count) in enumerate(
     {"train": 60, "validation": 24, "test": 24}.items()

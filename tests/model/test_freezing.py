@@ -20,7 +20,8 @@ from hf_finetune.model.backbone import set_dropout
 from hf_finetune.model.freezing import FreezePlan
 from hf_finetune.system.errors import InputError
 from hf_finetune.system.processes import SingleProcess
-from hf_finetune.tasks.classify import Classification, Settings
+from hf_finetune.tasks.classify import Classification
+from hf_finetune.tasks.classify_columns import Settings
 from hf_finetune.training.evaluation import ModelRunner
 
 LAYERS = 3

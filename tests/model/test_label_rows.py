@@ -15,7 +15,7 @@ from hf_finetune.model import backbone
 from hf_finetune.model.backbone import Backbone
 from hf_finetune.model.head_spec import HeadSpec
 from hf_finetune.tasks.classify import make_config_entries
-from hf_finetune.tasks.text.label_reader import spell_label
+from hf_finetune.tasks.text.label_index import spell_label
 
 OLD = ("ABBR", "DESC", "HUM", "LOC")
 KINDS = {"sequence": "AutoModelForSequenceClassification", "token": "AutoModelForTokenClassification"}

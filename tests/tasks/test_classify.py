@@ -14,7 +14,8 @@ from hf_finetune.data.features import Batch, ClassSets
 from hf_finetune.data.table import Table
 from hf_finetune.system.errors import InputError
 from hf_finetune.tasks.class_scoring import ClassificationObjective, ClassificationScoring
-from hf_finetune.tasks.classify import Classification, Settings, TextColumns
+from hf_finetune.tasks.classify import Classification
+from hf_finetune.tasks.classify_columns import Settings, TextColumns
 from hf_finetune.tasks.labels import sort_numbers_first
 from hf_finetune.tasks.text.label_reader import guess_problem
 

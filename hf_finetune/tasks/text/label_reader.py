@@ -4,24 +4,29 @@ for each label.
 Each distinct value is read once, so that a million rows with ten labels cost ten readings. N rows of a table, C classes.
 """
 
-from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from hf_finetune.config.sections import require
 from hf_finetune.data.columns import find_distinct
 from hf_finetune.data.features import Array, ClassSets
-from hf_finetune.data.joined_labels import find_joined
 from hf_finetune.data.numbers import find_numbers, is_missing, is_missing_word
-from hf_finetune.data.table import Table, describe_value
+from hf_finetune.data.table import Table
 from hf_finetune.system.errors import InputError
-from hf_finetune.tasks.labels import LabelForm, canonical_label, read_number, sort_numbers_first
+from hf_finetune.tasks.labels import LabelForm, canonical_label, sort_numbers_first
 from hf_finetune.tasks.text.label_checks import NOT_LABELLED, describe_spelling, suggest_names
 from hf_finetune.tasks.text.label_choices import count_most_choices
+from hf_finetune.tasks.text.label_errors import (
+    LEAVE_OUT,
+    advise_on_object,
+    describe_joined,
+    describe_missing,
+    locate_value,
+)
+from hf_finetune.tasks.text.label_index import Item, find_items, make_index, make_key, make_sets
 from hf_finetune.tasks.text.label_lists import (
     are_written_lists,
     describe_lists_of_one,
@@ -29,6 +34,7 @@ from hf_finetune.tasks.text.label_lists import (
     read_list,
     unpack_values,
 )
+from hf_finetune.tasks.text.label_numbers import read_numbers
 from hf_finetune.tasks.text.label_places import (
     are_words,
     count_places,
@@ -37,8 +43,6 @@ from hf_finetune.tasks.text.label_places import (
     is_places,
     read_bit,
 )
-
-LEAVE_OUT = "to leave out the rows without a label, set task.ignore_labels to null"
 
 
 def guess_problem(table: Table, column: str, separator: str | None) -> tuple[str, str]:
@@ -59,13 +63,6 @@ def guess_problem(table: Table, column: str, separator: str | None) -> tuple[str
         comma = "" if numbers.with_comma is None else " and a decimal comma"
         return "regression", f"{column} holds numbers with fractions{comma}"
     return "single_label", f"{column} holds single labels"
-
-
-class Item(NamedTuple):
-    """A label as it is written, and the number of the first distinct value of the column that holds it."""
-
-    value: Any
-    code: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,12 +183,7 @@ class LabelReader:
 
     def make_error(self, table: Table, code: int, text: str) -> InputError:
         """Returns an error that begins with file, line and column of the first row with a distinct value."""
-        return InputError(f"{self.locate(table, code)}: {self.column}{text}")
-
-    def locate(self, table: Table, code: int) -> str:
-        """Returns the file and line of the first row with a distinct value."""
-        codes, _ = find_distinct(table.columns[self.column])
-        return table.where(int(np.argmax(codes == code)))
+        return InputError(f"{locate_value(table, self.column, code)}: {self.column}{text}")
 
     def read_lists(self, table: Table, names: Collection[str] = ()) -> tuple[Array, list[list[Any]]]:
         """Returns the number of each row's distinct value [N], and the labels of each such value: one for single_label,
@@ -235,7 +227,7 @@ class LabelReader:
         names: The names of the C classes. InputError with file and line for a label that is not one of them.
         """
         if self.problem == "regression":
-            return self.read_numbers(table)
+            return read_numbers(table, self.column)
         if len(self.columns) > 1:
             return self.read_bits(table)
         codes, lists = self.read_lists(table, frozenset(names))
@@ -276,8 +268,9 @@ class LabelReader:
         if number is None:
             num_names = len(set(index.values()))
             whose = "task.label_names" if self.names else "the training data"
+            where = locate_value(table, self.column, item.code)
             raise InputError(
-                f"{self.locate(table, item.code)}: the label {name!r} is not one of the {num_names} labels of {whose}; "
+                f"{where}: the label {name!r} is not one of the {num_names} labels of {whose}; "
                 f"{suggest_names(name, list(index)[:num_names])}"
             )
         return number
@@ -302,122 +295,3 @@ class LabelReader:
         return ClassSets(
             values=np.nonzero(has_label)[1].astype(np.int32), offsets=offsets, num_classes=len(self.columns)
         )
-
-    def read_numbers(self, table: Table) -> Array:
-        """Returns the numbers of a regression, [N] float32. InputError with file and line if one is missing or not finite, or if
-        the numbers can be read in two ways."""
-        codes, values = find_distinct(table.columns[self.column])
-        numbers = find_numbers(values)
-        if numbers is not None and numbers.unclear is not None:
-            where = self.locate(table, find_text(values, numbers.unclear))
-            raise InputError(
-                f"{where}: {self.column} ({numbers.unclear}) can be read in two ways; write numbers without separators of "
-                "thousands"
-            )
-        if numbers is not None and numbers.with_comma is not None and numbers.with_point is not None:
-            comma, point = (find_text(values, text) for text in (numbers.with_comma, numbers.with_point))
-            raise InputError(
-                f"{self.locate(table, comma)}: {self.column} ({numbers.with_comma}) has a decimal comma, and "
-                f"{self.locate(table, point)} ({numbers.with_point}) a decimal point; write all numbers in one way"
-            )
-        rows = [int(row) for row in np.unique(codes, return_index=True)[1]]
-        for row, value in zip(rows, values, strict=True):
-            if is_missing(value) or is_missing_word(value):
-                raise InputError(f"{table.where(row)}: {self.column} is {describe_missing(value)}; {LEAVE_OUT}")
-        return np.array([read_number(table, row, self.column) for row in rows], dtype=np.float32)[codes]
-
-
-def find_text(values: Sequence[Any], text: str) -> int:
-    """Returns the number of the value that is this text, with or without blanks around it."""
-    return next(number for number, value in enumerate(values) if isinstance(value, str) and value.strip() == text)
-
-
-def advise_on_object(value: Any, column: str, *, is_in_list: bool) -> str:
-    """Returns what to do about a list or an object where a label should be. is_in_list: It is one of several labels."""
-    if is_span(value):
-        return "these are spans of characters: --task tag"
-    if isinstance(value, dict) and value and not is_in_list:
-        name = next((name for name, entry in value.items() if isinstance(entry, str)), next(iter(value)))
-        return f"set data.label_column to the entry that is the label, such as {column}.{name}"
-    return "write each label as a text" if is_in_list else "set task.problem to multi_label for lists"
-
-
-def is_span(value: Any) -> bool:
-    """True for a span of characters with its label, such as [0, 4, "PER"] or {"start": 0, "end": 4, "labels": ["PER"]}."""
-    if isinstance(value, dict):
-        return {"start", "end"} <= value.keys() or {"start_offset", "end_offset"} <= value.keys()
-    return len(value) == 3 and [type(part) for part in value] == [int, int, str]
-
-
-def describe_missing(value: Any) -> str:
-    """Returns how a missing label is written, for error messages: null, empty, nan or NA."""
-    is_blank = value is None or (isinstance(value, str) and not value.strip())
-    return describe_value(value) if is_blank else str(value).strip()
-
-
-def describe_joined(values: Sequence[Any]) -> str:
-    """Returns the end of an error about a missing label: what else it may be if other labels look joined. values: The distinct
-    labels."""
-    joined = find_joined([value.strip() for value in values if isinstance(value, str)])
-    if joined is None:
-        return ""
-    return f"; {joined}: with task.label_separator {joined.separator!r} texts have several labels each, and an empty one has none"
-
-
-def make_index(names: Sequence[str], *, has_codes: bool) -> dict[str, int]:
-    """Returns the class number of each name, of its form in other types of files, and, with `has_codes`, of its number as text.
-
-    A name that is itself wins; a form that several names share is left out.
-    """
-    form = LabelForm.find(names)
-    index = {form.read(name) or name: number for number, name in enumerate(names)}
-    forms: dict[str, set[int]] = defaultdict(set)
-    for number, name in enumerate(names):
-        forms[canonical_label(name) or name].add(number)
-    for name, numbers in forms.items():
-        if len(numbers) == 1:
-            index.setdefault(name, min(numbers))
-    if has_codes and form.kind != "integer":
-        for number in range(len(names)):
-            index.setdefault(str(number), number)
-    return index
-
-
-def spell_label(label: str, names: Sequence[str]) -> str:
-    """Returns the one of the names that a label is in another form (11.0 is 11); the label itself if it is none of them."""
-    index = make_index(names, has_codes=False)
-    number = index.get(LabelForm.find(names).read(label) or "", index.get(canonical_label(label) or ""))
-    return label if number is None else names[number]
-
-
-def make_sets(numbers: Iterable[Collection[int]], codes: Array, num_classes: int) -> ClassSets:
-    """Returns the sets of class numbers of all rows.
-
-    Args:
-        numbers: The class numbers of each distinct value, each once.
-        codes: The number of each row's distinct value, [N].
-        num_classes: C.
-    """
-    members = [sorted(values) for values in numbers]
-    flat = np.fromiter(chain.from_iterable(members), dtype=np.int32)
-    lengths = np.fromiter(map(len, members), dtype=np.int64)
-    starts = np.concatenate([[0], np.cumsum(lengths)])[codes]
-    offsets = np.concatenate([[0], np.cumsum(lengths[codes])]).astype(np.int64)
-    positions = np.repeat(starts - offsets[:-1], lengths[codes]) + np.arange(offsets[-1])
-    return ClassSets(values=flat[positions], offsets=offsets, num_classes=num_classes)
-
-
-def make_key(value: Any) -> tuple[type, Any]:
-    """Returns a key that is equal for equal labels of one type."""
-    return (type(value), repr(value) if isinstance(value, (list, tuple, dict)) else value)
-
-
-def find_items(lists: Sequence[Sequence[Any]]) -> dict[tuple[type, Any], Item]:
-    """Returns the distinct labels of the distinct values of a column, in the order in which they occur first."""
-    items: dict[tuple[type, Any], Item] = {}
-    for code, values in enumerate(lists):
-        for value in values:
-            key = make_key(value)
-            if key not in items:
-                items[key] = Item(value=value, code=code)
-    return items

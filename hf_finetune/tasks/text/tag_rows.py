@@ -5,21 +5,18 @@ They become rows of words and tags while a file is read.
 
 import contextlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from functools import partial
 from itertools import chain, islice
 from typing import Any
 
-from hf_finetune.data.formats import get_value
-from hf_finetune.data.literals import read_literal
 from hf_finetune.data.numbers import is_missing
 from hf_finetune.data.row_adapter import WORD_LINES, NumberedRow, Say, Where
 from hf_finetune.data.rows import FileWarning
 from hf_finetune.data.table import describe_value
 from hf_finetune.system.errors import InputError
 from hf_finetune.tasks.text.label_studio import (
-    ANNOTATIONS,
     find_annotations,
     read_annotations,
     say_counts,
@@ -27,29 +24,29 @@ from hf_finetune.tasks.text.label_studio import (
 )
 from hf_finetune.tasks.text.span_shifts import SpanShifts
 from hf_finetune.tasks.text.spans import place_spans, read_results, read_spans
+from hf_finetune.tasks.text.tag_cells import (
+    SENTENCES,
+    SPANS,
+    TAGS,
+    TEXTS,
+    WORDS,
+    Row,
+    find_columns,
+    find_text,
+    is_list_of_dicts,
+    is_list_of_spans,
+    list_cells,
+    list_sentence_columns,
+    read_list,
+    read_offsets,
+    read_words,
+)
 from hf_finetune.tasks.text.tags import write_tags
 from hf_finetune.tasks.text.words import find_words
-
-# Columns that are found whatever their upper and lower case, the first one that a row has
-TEXTS = ("text", "data")  # data is Label Studio's
-SPANS = ("label", "labels", "entities", "spans", *ANNOTATIONS)
-WORDS = ("word", "words", "token", "tokens")
-TAGS = ("tag", "tags", "ner", "label", "labels")
-SENTENCES = (
-    "doc_id",
-    "document_id",
-    "sentence_id",
-    "sentence #",
-    "sent_id",
-    "sentence_idx",
-    "sentence",
-)  # all that it has
 
 ANSWER = "answer"  # Prodigy's: accept, reject or ignore
 ENTITIES = "entities"
 ROWS_AFTER_CUT = 1000  # that are read after a span that cuts a word, to find out whether all are shifted
-
-Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -279,76 +276,3 @@ class SentenceBoundaries:
         self.seen.add(key)
         self.key, self.has_ended = key, False
         return begins
-
-
-# --- cells ----------------------------------------------------------------------------------------------------------
-
-
-def list_cells(row: Row, own: str, other: str, names: tuple[str, ...]) -> list[tuple[str, Any]]:
-    """Returns the columns that have a value in a row, and the values: the own one first, never the other one."""
-    cells = [(name, row[name]) for name in find_columns(tuple(row), names) if name not in (own, other)]
-    with contextlib.suppress(KeyError):
-        cells.insert(0, (own, get_value(row, own)))
-    return [(name, value) for name, value in cells if value is not None]
-
-
-@lru_cache(maxsize=1000)
-def find_columns(columns: tuple[str, ...], names: tuple[str, ...]) -> tuple[str, ...]:
-    """Returns those of the columns that have these names but for upper and lower case, in the order of the names."""
-    by_name = {str(column).lower(): column for column in reversed(columns)}
-    return tuple(by_name[name] for name in dict.fromkeys(names) if name in by_name)
-
-
-def list_sentence_columns(row: Row) -> tuple[str, ...]:
-    """Returns the columns that say which sentence a word is in, as far as a row has a value in them."""
-    return tuple(name for name in find_columns(tuple(row), SENTENCES) if not is_missing(row[name]))
-
-
-def is_list_of_dicts(value: Any) -> bool:
-    """True for a list of objects."""
-    return isinstance(value, (list, tuple)) and bool(value) and isinstance(value[0], Mapping)
-
-
-def is_list_of_spans(value: Any) -> bool:
-    """True for a list of lists or of objects, and for spaCy's {"entities": [...]}."""
-    if isinstance(value, Mapping):
-        return True
-    return isinstance(value, (list, tuple)) and bool(value) and isinstance(value[0], (list, tuple, Mapping))
-
-
-def read_list(value: Any) -> Any:
-    """Returns the list or object that a text holds, as pandas writes lists into tables; any other value as it is."""
-    literal = read_literal(value) if isinstance(value, str) else None
-    return value if literal is None else literal
-
-
-def read_words(value: Any) -> Any:
-    """Returns the list of words that a text holds; any other value as it is."""
-    literal = read_list(value)
-    is_words = isinstance(literal, list) and all(isinstance(word, str) for word in literal)
-    return literal if is_words and literal else value
-
-
-def find_text(value: Any, where: str) -> Any:
-    """Returns the text of Label Studio's data object: its entry text, or its only string; any other value as it is."""
-    if not isinstance(value, Mapping):
-        return value
-    strings = [entry for entry in value.values() if isinstance(entry, str)]
-    if isinstance(value.get("text"), str):
-        return value["text"]
-    if len(strings) != 1:
-        raise InputError(
-            f"{where}: data has {len(strings)} texts ({', '.join(map(str, value))}); call the one to tag text"
-        )
-    return strings[0]
-
-
-def read_offsets(tokens: Sequence[Any], text: str, where: str) -> list[tuple[int, int]]:
-    """Returns where Prodigy's tokens begin and end in their text. InputError if they do not stand there."""
-    offsets = []
-    for token in tokens:
-        begin, end = (token.get("start"), token.get("end")) if isinstance(token, Mapping) else (None, None)
-        if not isinstance(begin, int) or not isinstance(end, int) or text[begin:end] != token.get("text"):
-            raise InputError(f"{where}: the token {token} does not stand in the text")
-        offsets.append((begin, end))
-    return offsets

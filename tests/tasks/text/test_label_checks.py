@@ -8,7 +8,8 @@ from hf_finetune.config.sections import DataConfig, ModelConfig, RunConfig
 from hf_finetune.data.table import Table
 from hf_finetune.run.data_report import report_on_rows
 from hf_finetune.system.errors import InputError
-from hf_finetune.tasks.classify import Classification, Settings
+from hf_finetune.tasks.classify import Classification
+from hf_finetune.tasks.classify_columns import Settings
 
 
 def find_warnings(labels: Sequence[str], **settings: object) -> list[str]:

@@ -17,7 +17,8 @@ from hf_finetune.data.sources import read_table
 from hf_finetune.data.table import Table
 from hf_finetune.run.data_report import report_on_rows
 from hf_finetune.system.errors import InputError
-from hf_finetune.tasks.classify import Classification, Settings
+from hf_finetune.tasks.classify import Classification
+from hf_finetune.tasks.classify_columns import Settings
 from hf_finetune.tasks.text.label_checks import find_label_warnings, find_lookalikes, suggest_names
 
 

@@ -15,7 +15,8 @@ from hf_finetune.data.shards import find_streamed_data
 from hf_finetune.data.sources import read_table
 from hf_finetune.data.table import Table
 from hf_finetune.system.errors import InputError
-from hf_finetune.tasks.classify import Classification, Settings
+from hf_finetune.tasks.classify import Classification
+from hf_finetune.tasks.classify_columns import Settings
 from hf_finetune.tasks.text.label_rows import LabelRows
 
 
