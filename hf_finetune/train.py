@@ -26,6 +26,7 @@ from hf_finetune.run.finished import check_finished_run, describe_finished_run, 
 from hf_finetune.run.folder import open_run, record_run
 from hf_finetune.run.inputs import describe_inputs
 from hf_finetune.run.parts import NO_PARTS, Parts
+from hf_finetune.run.seen_rows import write_seen_rows
 from hf_finetune.run.setup import find_next_epoch, prepare_stage, set_up
 from hf_finetune.run.streaming import StreamError
 from hf_finetune.run.training_run import Clock, TrainingRun, evaluate_split, preflight_check
@@ -312,6 +313,7 @@ def begin_stage(run: TrainingRun, progress: Progress, clock: Clock) -> tuple[Tra
 def finish_run(run: TrainingRun, results: dict[str, Any], clock: Clock) -> dict[str, Any]:
     """Exports the model, reloads and compares it, and only then writes results.json: a run that has one is finished."""
     with clock("export"):
+        write_seen_rows(run)
         folder = model_folder.export_model(run, results)
         difference = model_folder.check_reload(folder, run)
     results = {**results, "reload_difference": difference, "seconds": clock.report()}

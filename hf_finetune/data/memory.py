@@ -5,10 +5,12 @@ They become the same tables as files. Errors call row 17 of the training data `t
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 from hf_finetune.config.sections import DataConfig
 from hf_finetune.data.formats import get_value, name_type
+from hf_finetune.data.headers import find_repeated_name
 from hf_finetune.data.hub_datasets import make_hub_table
 from hf_finetune.data.plain import check_cell, is_dataset, is_frame, make_plain, name_library
 from hf_finetune.data.rows import prefix_note, sort_notes
@@ -16,6 +18,7 @@ from hf_finetune.data.sources import missing_column_error
 from hf_finetune.data.table import ColumnSpec, Table, TableBuilder, make_examples
 from hf_finetune.system.errors import InputError
 
+HEAD_ROWS = 1000  # of a frame, with which the names of its columns are compared
 MEMORY = "memory://"  # in a config, stands before the name of rows that were given from Python
 
 KINDS = "a pandas or polars frame, a datasets.Dataset, a list of dicts (rows), or a dict of lists (columns)"
@@ -81,7 +84,20 @@ def make_column_table(value: Any, name: str, config: DataConfig, spec: ColumnSpe
             raise explain_missing(missing_column_error(name, column, names, config, spec), column, name, spec)
         elif column in spec.own_columns:
             chosen[column] = [None] * count
-    return make_table(chosen, name, count, index=read_index(value))
+    table = make_table(chosen, name, count, index=read_index(value))
+    return replace(table, warnings=find_row_as_names(chosen, name)) if is_frame(value) else table
+
+
+def find_row_as_names(columns: Mapping[str, Sequence[Any]], name: str) -> tuple[str, ...]:
+    """Returns the warning about the columns of a frame whose names seem to be a row; () if they do not."""
+    cells = [["" if cell is None else str(cell) for cell in islice(column, HEAD_ROWS)] for column in columns.values()]
+    repeated = find_repeated_name(list(columns), list(zip(*cells, strict=True)))
+    if repeated is None:
+        return ()
+    return (
+        f"{name}: the names of the frame's columns may be a row of the data: {repeated!r} is a value of its column, too; if they "
+        "are, read the file without names, as pandas.read_csv(FILE, header=None) does",
+    )
 
 
 def name_columns(value: Any, name: str) -> dict[str, Any]:

@@ -120,7 +120,7 @@ def report_on_tables(
     findings = [Finding(kind="task", count=1, sentence=sentence) for sentence in task_warnings]
     warnings = dict.fromkeys(warning for table in tables.values() for warning in table.warnings)
     findings += [Finding(kind="files", count=1, sentence=sentence) for sentence in warnings]
-    if not spec.in_order or train.is_tabular(0):  # else rows are lines of a text, which may be empty or repeat
+    if not lists_lines(train, spec):
         findings += find_repeats(tables, given, spec, inputs, has_names=bool(labels), unify_labels=unify_labels)
     texts: dict[str, dict[str, Mapping[str, float]]] = {}
     for split, table in tables.items():
@@ -140,6 +140,11 @@ def report_on_tables(
         recognised=tuple(("files", note) for note in notes),
         findings=tuple(findings),
     )
+
+
+def lists_lines(table: Table, spec: ColumnSpec) -> bool:
+    """True if rows are lines of a text, which may be empty or repeat."""
+    return spec.in_order and not table.is_tabular(0)
 
 
 def find_repeats(

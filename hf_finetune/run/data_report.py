@@ -31,13 +31,24 @@ def report_on_rows(
     return report_on_tables(
         tables,
         spec,
-        tuple(name for name in encoding.encoded_columns() if name not in spec.labels) or spec.inputs,
+        list_inputs(task),
         drawn=drawn,
         labels={split: encoding.count_labels(table) for split, table in counted.items()},
         task_warnings=encoding.find_warnings(tables),
         unify_labels=encoding.unify_labels,
         advise=encoding.advise_on_rare_labels,
     )
+
+
+def list_inputs(task: Task) -> tuple[str, ...]:
+    """Returns the columns that the model sees."""
+    spec = task.columns.spec
+    return tuple(name for name in task.encoding.encoded_columns() if name not in spec.labels) or spec.inputs
+
+
+def list_compared_columns(task: Task) -> tuple[str, ...]:
+    """Returns the columns whose values no two splits should share in a row."""
+    return task.columns.spec.together or list_inputs(task)
 
 
 def report_on_features(

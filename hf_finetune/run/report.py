@@ -38,7 +38,7 @@ def announce(run: TrainingRun, cache_lines: Sequence[str], notes: Sequence[str],
     better = "higher" if run.greater_is_better else "lower"
     lines = label_lines("run", [str(config.run_dir)])
     lines += label_lines("backbone", [config.model.backbone.split("#")[0], *describe_start(run)])
-    lines += label_lines("examples", [counts, *describe_windows(run), *run.splits.notes, *warn_of_seen_rows(run)])
+    lines += label_lines("examples", [counts, *describe_windows(run), *run.splits.notes])
     for name, line in run.data_report.recognised:
         lines += label_lines(name, [line])
     lines += label_lines("data", describe_data(run, is_resumed=is_resumed))
@@ -73,17 +73,6 @@ def describe_start(run: TrainingRun) -> list[str]:
     if lineage.runs:
         lines.append(f"{lineage.base.split('#')[0]}, fine-tuned before: {lineage.describe()}")
     return lines
-
-
-def warn_of_seen_rows(run: TrainingRun) -> list[str]:
-    """Returns a line if rows were drawn for validation or the test, and the model was fine-tuned before, perhaps on them."""
-    drawn = " and ".join(note.partition(":")[0] for note in run.splits.notes if " training rows, " in note)
-    if not drawn or not run.backbone.lineage.runs:
-        return []
-    return [
-        f"warning: rows of {drawn} may be rows that an earlier run of this model was trained on, if they were in its data; then "
-        "the numbers are too good. Give files of rows that it has not seen"
-    ]
 
 
 def describe_data(run: TrainingRun, *, is_resumed: bool) -> list[str]:

@@ -21,6 +21,7 @@ from hf_finetune.model.structure import ModelStructure, analyze_structure
 from hf_finetune.run.augmentation import AugmentedFeatures, RowFunction
 from hf_finetune.run.data_report import report_on_features, report_on_rows
 from hf_finetune.run.parts import NO_PARTS, Parts, load_parts
+from hf_finetune.run.seen_rows import report_on_seen_rows
 from hf_finetune.run.streaming import StreamedBatches, load_streamed_splits, open_stream
 from hf_finetune.run.training_run import Clock, Stage, TrainingRun
 from hf_finetune.system.files import cache_root
@@ -61,6 +62,7 @@ def set_up(
         features = encode_splits(splits, task.encoding, loaded.tokenizer, max_length, config, runtime)
         options: dict[str, Any] = {"tokenizer": loaded.tokenizer, "max_length": max_length}
         report = runtime.on_main(lambda: report_on_features(report, splits.tables(), features, task, **options))
+        report = runtime.on_main(lambda: report_on_seen_rows(report, splits, task, config, loaded.lineage))
         report.check_strict(config.data.strict)
     stream, augmented = None, None
     if streamed is not None:

@@ -2,6 +2,7 @@
 
 import datetime
 import decimal
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,21 @@ def test_rows_of_a_frame_with_another_index_are_named_by_both() -> None:
     table = read(frame.iloc[::-1].assign(text="a"))
     assert (table.where(0), table.take([1]).where(0)) == ("train[0] (index second)", "train[1] (index first)")
     assert read(frame.assign(text="a").reset_index(drop=True)).where(1) == "train[1]"
+
+
+def test_a_frame_whose_columns_are_called_by_its_first_row_is_warned_of() -> None:
+    rows = ["sports,a goal in the last minute", "tech,the phone has a new screen", "sports,they won the cup again"] * 2
+    spec = text_and_label_spec(("a goal in the last minute",), "sports")
+    table = read(pandas.read_csv(io.StringIO("\n".join(rows))), spec)
+    assert table.warnings == (
+        "train: the names of the frame's columns may be a row of the data: 'sports' is a value of its column, too; if they are, "
+        "read the file without names, as pandas.read_csv(FILE, header=None) does",
+    )
+    unnamed = pandas.read_csv(io.StringIO("\n".join(rows)), header=None)
+    assert read(unnamed, text_and_label_spec(("1",), "0")).warnings == ()
+    assert (
+        read({name: list(column) for name, column in table.columns.items()}, spec).warnings == ()
+    )  # a program that writes a dict has named its lists
 
 
 def make_stream() -> Any:
