@@ -111,7 +111,7 @@ def test_rows_of_a_frame_with_another_index_are_named_by_both() -> None:
 
 
 def test_a_frame_whose_columns_are_called_by_its_first_row_is_warned_of() -> None:
-    rows = ["sports,a goal in the last minute", "tech,the phone has a new screen", "sports,they won the cup again"] * 2
+    rows = ["sports,a goal in the last minute", "tech,the phone has a new screen", "sports,they won the cup again"]
     spec = text_and_label_spec(("a goal in the last minute",), "sports")
     table = read(pandas.read_csv(io.StringIO("\n".join(rows))), spec)
     assert table.warnings == (
