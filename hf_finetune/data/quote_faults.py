@@ -5,6 +5,7 @@ import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from hf_finetune.config.sections import DataConfig
 from hf_finetune.data.dialects import DOUBLE_QUOTES, PANDAS, Dialect, read_head
@@ -16,16 +17,24 @@ from hf_finetune.system.errors import InputError
 ESCAPED_QUOTE = '\\"'
 WITHOUT_BACKSLASHES = PANDAS.format("escapechar='\\\\'")
 NO_BACKSLASHES = f'quotes in fields are escaped with a backslash (\\"): double them ("") instead; {WITHOUT_BACKSLASHES}'
-OTHER_WAYS: tuple[
-    tuple[str, str, Mapping[str, object]], ...
-] = (  # an explanation, a mark of the way, options of csv.reader()
-    (
+
+
+class OtherWay(NamedTuple):
+    """A way to quote in which files are not read: what an error says of it, what marks it, and its options of csv.reader()."""
+
+    explanation: str
+    mark: str
+    options: Mapping[str, object]
+
+
+OTHER_WAYS = (
+    OtherWay(
         f"fields seem to be quoted by ', which is read as a character like any other: {DOUBLE_QUOTES}",
         "'",
         {"quotechar": "'", "quoting": csv.QUOTE_MINIMAL},
     ),
-    (NO_BACKSLASHES, ESCAPED_QUOTE, {"escapechar": "\\"}),
-    (
+    OtherWay(NO_BACKSLASHES, ESCAPED_QUOTE, {"escapechar": "\\"}),
+    OtherWay(
         f"a delimiter in a field is escaped with a backslash: put the field in double quotes instead; {WITHOUT_BACKSLASHES}",
         "\\",
         {"escapechar": "\\"},
@@ -139,10 +148,10 @@ def describe_broken(error: csv.Error, lines: Sequence[str], begin: int, end: int
 
 def find_other_quoting(lines: Sequence[str], dialect: Dialect, width: int) -> str:
     """Returns in which other way the lines of a row are quoted, and what to do, if that makes `width` fields of them; else ""."""
-    for explanation, mark, options in OTHER_WAYS:
-        if mark in "".join(lines):
+    for way in OTHER_WAYS:
+        if way.mark in "".join(lines):
+            options: dict[str, Any] = {**dialect.options, "quotechar": '"', **way.options}
             with contextlib.suppress(csv.Error):
-                rows = list(csv.reader(lines, strict=True, **{**dialect.options, "quotechar": '"', **options}))  # type: ignore[arg-type]
-                if [len(row) for row in rows] == [width]:
-                    return explanation
+                if [len(row) for row in csv.reader(lines, strict=True, **options)] == [width]:
+                    return way.explanation
     return ""
