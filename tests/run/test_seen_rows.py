@@ -78,8 +78,9 @@ def test_a_run_knows_the_rows_that_all_runs_before_it_were_trained_on(
     # A file that is damaged, or of a run that began from an unknown one, is no proof that rows are unseen
     path = second.run_dir / SEEN_ROWS
     content = path.read_bytes()
-    half = len(content) // 2
-    for damaged in (b"", b"text", content[:half], content[:half] + bytes([content[half] ^ 1]) + content[half + 1 :]):
+    place = content.index(kept.hashes.tobytes()) + 9  # a byte of the second hash
+    flipped = content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]
+    for damaged in (b"", b"text", content[:place], flipped):
         path.write_bytes(damaged)
         assert read_seen_rows(second.run_dir) is None
         assert list(find(make_run(**settings))) == ["perhaps_seen_rows"]
