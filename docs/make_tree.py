@@ -5,7 +5,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 BEGIN, END = "<!-- files: made by docs/make_tree.py -->\n", "<!-- end of files -->"
-TOP = ("train.py", "recipe.py", "cli.py", "cli_data.py", "verify.py")
+TOP = ("train.py", "recipe.py", "cli.py", "cli_data.py", "cli_predict.py", "cli_push.py", "verify.py")
 FOLDERS = (
     "system",
     "config",

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from hf_finetune import __version__
 from hf_finetune.cli_data import add_data, run_data
 from hf_finetune.cli_predict import add_evaluate, add_predict
+from hf_finetune.cli_push import add_push
 from hf_finetune.config.sections import AdapterConfig, FreezeConfig
 from hf_finetune.config.tasks import TASKS
 from hf_finetune.config.values import convert
@@ -132,18 +133,6 @@ def add_checkpoint_commands(commands: Any) -> None:
     materialize.add_argument("--out", required=True, help="folder to write; it must not exist")
     materialize.add_argument("--task", help="import path of the task if it is your own class: my_package.tasks:MyTask")
     materialize.set_defaults(function=run_materialize)
-
-
-def add_push(commands: Any) -> None:
-    """Adds the parser of hf-finetune push."""
-    push = commands.add_parser(
-        "push", help="upload the model, model card and results of a run to the Hub, in one commit"
-    )
-    push.add_argument("run", help="run folder")
-    push.add_argument("--repo-id", required=True, help="user/name")
-    push.add_argument("--private", action="store_true", help="make a new repository private")
-    push.add_argument("--revision", help="branch (default: the main one)")
-    push.set_defaults(function=run_push)
 
 
 def add_cache_commands(commands: Any) -> None:
@@ -268,18 +257,6 @@ def run_materialize(options: argparse.Namespace) -> None:
     from hf_finetune.export.materialize import materialize
 
     print(f"{materialize(Path(options.checkpoint), Path(options.out), task=options.task)}  (from_pretrained)")
-
-
-def run_push(options: argparse.Namespace) -> None:
-    """Runs hf-finetune push."""
-    from hf_finetune.export import hub
-
-    if not Path(options.run).is_dir():
-        raise InputError(f"{options.run}: no such run folder")
-    hub.check_access(options.repo_id, "--repo-id")
-    print(
-        f"pushed to {hub.push(Path(options.run), options.repo_id, private=options.private, revision=options.revision)}"
-    )
 
 
 def run_cache_list(options: argparse.Namespace) -> None:

@@ -12,7 +12,6 @@ import dataclasses
 import gc
 import json
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -20,6 +19,8 @@ from typing import Any, NoReturn
 from hf_finetune.cache import capture, decision
 from hf_finetune.config.sections import RunConfig
 from hf_finetune.export import hub, model_folder
+from hf_finetune.export.hub_requests import OutageError
+from hf_finetune.export.pending_pushes import Target, make_command, push_run
 from hf_finetune.export.start import resolve_start
 from hf_finetune.run import average, checkpoint, report, resume, saving, tracking
 from hf_finetune.run.finished import check_finished_run, describe_finished_run, read_finished_results
@@ -64,7 +65,7 @@ def finetune(config: RunConfig, parts: Parts = NO_PARTS) -> RunResult:
         else:
             runtime.on_main(lambda: check_finished_run(config))
             runtime.say(runtime.on_main(lambda: describe_finished_run(config, results, parts)))
-        runtime.on_main(lambda: push_if_requested(config, runtime))
+        results |= runtime.on_main(lambda: push_if_requested(config, runtime))
         return RunResult(run_dir=config.run_dir, model_dir=config.run_dir / "model", results=results)
 
 
@@ -262,10 +263,14 @@ def explain_not_finite(run: TrainingRun, error: NotFiniteError) -> InputError:
 
 
 def check_services(config: RunConfig, runtime: Runtime) -> None:
-    """Raises InputError if a tracker is not installed, or if a push could not succeed."""
+    """Raises InputError if a tracker is not installed, or if a push cannot succeed. Training does not wait for the Hub: if it
+    cannot be reached, only the push needs it, at the end."""
     tracking.check_trackers(config.tracking.trackers)
     if config.hub.push:
-        runtime.on_main(lambda: hub.check_access(str(config.hub.repo_id)))
+        try:
+            runtime.on_main(lambda: hub.check_access(str(config.hub.repo_id), is_brief=True))
+        except OutageError as error:
+            runtime.say(f"warning: {error}\nThe run trains, and is pushed at its end if the Hub can be reached then\n")
 
 
 def decide_on_cache(run: TrainingRun, progress: Progress, clock: Clock) -> decision.CacheDecision:
@@ -321,18 +326,22 @@ def finish_run(run: TrainingRun, results: dict[str, Any], clock: Clock) -> dict[
     return results
 
 
-def push_if_requested(config: RunConfig, runtime: Runtime) -> None:
-    """Pushes to the Hub with hub.push. If that fails, training is not lost: prints the command that pushes later."""
+def push_if_requested(config: RunConfig, runtime: Runtime) -> dict[str, Any]:
+    """Pushes to the Hub with hub.push, and returns what results.json says of it.
+
+    If that fails, training is not lost: prints the command that makes the push later, or raises InputError with
+    hub.on_failure error.
+    """
     options = config.hub
     if not options.push:
-        return
-    try:
-        address = hub.push(config.run_dir, str(options.repo_id), private=options.private, revision=options.revision)
-        runtime.say(f"pushed to {address}")
-    except InputError as error:
-        words: Sequence[str] = ["hf-finetune", "push", str(config.run_dir), "--repo-id", str(options.repo_id)]
-        if options.private:
-            words = [*words, "--private"]
-        if options.revision:
-            words = [*words, "--revision", options.revision]
-        runtime.say(f"warning: {error}\nThe run is complete. Push it later with\n  {' '.join(words)}")
+        return {}
+    target = Target(repo_id=str(options.repo_id), private=options.private, revision=options.revision)
+    outcome = push_run(config.run_dir, target)
+    command = make_command(config.run_dir, target)
+    if outcome.reason is None:
+        runtime.say(f"pushed to {outcome.commit}")
+    elif options.on_failure == "error":
+        raise InputError(f"{outcome.reason}; the run is complete; make the push later with: {command}")
+    else:
+        runtime.say(f"warning: {outcome.reason}\nThe run is complete. Make the push later with\n  {command}")
+    return {"push": dataclasses.asdict(outcome)}

@@ -9,7 +9,7 @@ PACKAGE = Path(hf_finetune.__file__).parent
 # From the bottom up. docs/design.md has the same line.
 ORDER = (
     "system < config < data, model < forward, tasks < training < run < cache, export < train < api, recipe "
-    "< verify, cli_data, cli_predict < cli"
+    "< verify, cli_data, cli_predict, cli_push < cli"
 )
 RANK = {name: rank for rank, names in enumerate(ORDER.split(" < ")) for name in names.split(", ")}
 ENTRIES = {"__init__", "__main__", "recipes"}  # they may import anything, and nothing imports them

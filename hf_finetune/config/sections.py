@@ -205,12 +205,15 @@ class HubConfig:
         repo_id: Repository as user/name.
         private: Make a new repository private.
         revision: Branch to push to. If not given, the main branch.
+        on_failure: If the push at the end of the run fails: warn ends with exit code 0, error with 2. The run is complete, and
+            `hf-finetune push --pending` makes the push.
     """
 
     push: bool = False
     repo_id: str | None = None
     private: bool = False
     revision: str | None = None
+    on_failure: Literal["warn", "error"] = "warn"
 
     def __post_init__(self) -> None:
         require(not self.push or self.repo_id is not None, "hub.repo_id", None, "must be given with hub.push")

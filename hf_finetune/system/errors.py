@@ -4,6 +4,9 @@ import re
 
 AGAIN = "run the same command, program or notebook cell again"  # how a run that was stopped continues
 
+# As huggingface_hub writes it
+REQUEST_ID = re.compile(r"\((?:Request ID|Amzn Trace ID|Amz CF ID): .*\)")
+
 
 class InputError(Exception):
     """Something that the user gave cannot be used.
@@ -49,5 +52,14 @@ def redact(text: str) -> str:
 
 
 def first_line(error: Exception) -> str:
-    """Returns the first line of an error's message that is not blank; the name of its class if there is none."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    """Returns the first line of an error's message that says something; the name of its class if there is none.
+
+    The id of a request, with which huggingface_hub begins some messages, says nothing alone. A line that ends with a colon is
+    returned with the next one.
+    """
+    lines = [
+        line for line in (line.strip() for line in str(error).splitlines()) if line and not REQUEST_ID.fullmatch(line)
+    ]
+    if not lines:
+        return type(error).__name__
+    return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]

@@ -1,5 +1,6 @@
 """Pushing to a double of the Hub on loopback: checked before training, one commit, nothing lost where it fails."""
 
+import dataclasses
 import json
 import re
 import shlex
@@ -14,15 +15,19 @@ import pytest
 from huggingface_hub import constants
 from support import tiny
 from support.configs import make_small_config
+from support.hub_client import TOKEN, count_commits, read_pushed, serve_hub, skip_waits
+from support.hub_faults import FOREVER, Fault
 from support.hub_server import HubServer
+from support.runs import run_until
 
 from hf_finetune import cli
-from hf_finetune.export import hub
+from hf_finetune.config.sections import HubConfig
+from hf_finetune.export import hub, hub_requests
 from hf_finetune.export.predict import Predictor
+from hf_finetune.recipe import report_errors
 from hf_finetune.system.errors import InputError
-from hf_finetune.train import finetune
+from hf_finetune.train import finetune, finish_run
 
-TOKEN = "hf_adaWritesEverything"
 READ_TOKEN = "hf_adaReadsOnly"
 BOB_TOKEN = "hf_bobIsReaderOfTeam"
 USERS: dict[str, dict[str, Any]] = {
@@ -31,22 +36,19 @@ USERS: dict[str, dict[str, Any]] = {
     BOB_TOKEN: {"name": "bob", "role": "write", "orgs": {"team": "read", "crew": "contributor"}},
 }
 SETTINGS = {"train.max_updates": 4, "train.learning_rate": 1e-2}
-COMMIT = r"/api/models/ada/clf/commit/"
 
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
     """The double, with this process's client set to it and to ada's token."""
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_PROGRESS_BARS", True)
-    monkeypatch.delenv("HUGGING_FACE_HUB_TOKEN", raising=False)
-    monkeypatch.setenv("HF_TOKEN", TOKEN)
-    with HubServer(users=USERS) as server:
-        monkeypatch.setattr(constants, "ENDPOINT", server.endpoint)
+    with serve_hub(monkeypatch, tmp_path, USERS) as server:
         yield server
+
+
+@pytest.fixture(autouse=True)
+def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The waits between requests, in seconds, which are not waited."""
+    return skip_waits(monkeypatch)
 
 
 @pytest.fixture(scope="module")
@@ -63,18 +65,9 @@ def expected_files(run_dir: Path) -> dict[str, bytes]:
     files = {path.name: path.read_bytes() for path in (run_dir / "model").iterdir()}
     # The card says how to load the model from where it is
     files["README.md"] = files["README.md"].replace(b'from_pretrained("model")', b'from_pretrained("ada/clf")')
-    return files | {"results.json": (run_dir / "results.json").read_bytes()}
-
-
-def pushed_files(server: HubServer, repo_id: str = "ada/clf") -> dict[str, bytes]:
-    return {
-        name: content for name, content in server.repos[f"models/{repo_id}"].files.items() if name != ".gitattributes"
-    }
-
-
-def count_commits(server: HubServer, repo_id: str = "ada/clf") -> int:
-    """Commits since the one that a repository opens with."""
-    return len(server.repos[f"models/{repo_id}"].commits) - 1
+    results = json.loads((run_dir / "results.json").read_text("utf-8"))
+    results.pop("push", None)  # what came of a push is not pushed
+    return files | {"results.json": json.dumps(results, indent=2).encode()}
 
 
 # --- before training ------------------------------------------------------------------------------------------------
@@ -174,9 +167,9 @@ def test_nothing_is_asked_of_the_hub_unless_a_push_is_asked_for(
 
 def test_a_push_is_one_commit_with_model_tokenizer_card_and_results(server: HubServer, run_dir: Path) -> None:
     address = hub.push(run_dir, "ada/clf")
-    assert pushed_files(server) == expected_files(run_dir)
+    assert read_pushed(server) == expected_files(run_dir)
     names = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "README.md", "results.json"}
-    assert set(pushed_files(server)) == names
+    assert set(read_pushed(server)) == names
     assert count_commits(server) == 1
     repo = server.repos["models/ada/clf"]
     assert address == f"{server.endpoint}/ada/clf/commit/{repo.commits[0].oid}"
@@ -202,31 +195,6 @@ def test_a_push_to_a_branch_makes_it_and_leaves_main_alone(server: HubServer, ru
     assert len(repo.list_commits("candidate")) == 2
     assert set(expected_files(run_dir)) <= set(repo.find_commit("candidate").files)
     assert addresses == {f"{server.endpoint}/ada/clf/commit/{repo.branches['candidate']}"}
-
-
-def test_a_commit_whose_answer_is_lost_is_an_error_and_the_next_push_changes_nothing(
-    server: HubServer, run_dir: Path
-) -> None:
-    server.drop_next("POST", COMMIT)
-    with pytest.raises(InputError, match=r"^the push to ada/clf failed: .+$"):
-        hub.push(run_dir, "ada/clf")
-    assert count_commits(server) == 1
-    hub.push(run_dir, "ada/clf")
-    assert count_commits(server) == 1
-    assert pushed_files(server) == expected_files(run_dir)
-
-
-@pytest.mark.parametrize(("method", "path"), [("POST", "/api/repos/create"), ("POST", COMMIT)])
-def test_a_refused_push_is_an_error_and_the_next_one_does_it(
-    server: HubServer, run_dir: Path, method: str, path: str
-) -> None:
-    server.fail_next(method, path, status=500)
-    with pytest.raises(InputError, match=r"^the push to ada/clf failed: .+$"):
-        hub.push(run_dir, "ada/clf")
-    assert server.faults == []
-    hub.push(run_dir, "ada/clf")
-    assert pushed_files(server) == expected_files(run_dir)
-    assert count_commits(server) == 1
 
 
 def test_a_folder_without_a_finished_model_is_an_error_without_a_request(server: HubServer, tmp_path: Path) -> None:
@@ -273,7 +241,7 @@ def test_a_push_that_fails_costs_nothing_and_the_command_it_prints_does_it_later
         words += [f"--data.{split}", str(tmp_path / f"{split}-single_label.jsonl")]
     for key, value in options.items():
         words += [f"--{key}", str(value).lower()]
-    server.fail_next("POST", "/commit/", status=503)
+    server.fail_next("POST", "/commit/", status=503, times=FOREVER)
     monkeypatch.setattr(sys, "argv", ["hf-finetune"])  # the recipe's own is put there
     assert cli.main(["train", "classify", *words]) == 0
 
@@ -285,12 +253,106 @@ def test_a_push_that_fails_costs_nothing_and_the_command_it_prints_does_it_later
     (line,) = [line for line in command.splitlines() if line.startswith("  hf-finetune push")]
     assert TOKEN not in warning + command
 
+    server.faults.clear()
     assert cli.main(shlex.split(line)[1:]) == 0
-    assert capsys.readouterr().out.startswith(f"pushed to {server.endpoint}/ada/clf/commit/")
+    assert f" is pushed to {server.endpoint}/ada/clf/commit/" in capsys.readouterr().out
     repo = server.repos["models/ada/clf"]
     branch = options.get("hub.revision", "main")
     assert set(repo.find_commit(branch).files) == {*expected_files(config.run_dir), ".gitattributes"}
     assert repo.private == options.get("hub.private", False)
+
+
+WHOAMI = "/api/whoami-v2"
+
+
+@pytest.mark.parametrize("ending", ["status", "silence", "reset"])
+def test_a_run_trains_while_the_hub_is_out_and_is_pushed_at_its_end(
+    server: HubServer,
+    backbones: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    ending: Any,
+) -> None:
+    """Also a run that was stopped half-way and is called again: the check is made at each start."""
+    brief = hub_requests.Limits(request_seconds=0.5, failing_seconds=0.5, attempts=1)
+    monkeypatch.setattr(hub_requests, "BRIEF", brief)
+    if ending == "status":
+        server.fail_next("GET", WHOAMI, status=503, times=2)
+    else:
+        server.disturb(Fault(method="GET", path_regex=WHOAMI, times=2, ending=ending))
+    config = make_small_config(
+        tmp_path,
+        backbones("bert"),
+        **{**SETTINGS, "hub.push": True, "hub.repo_id": "ada/clf", "checkpoint.every": 2},
+    )
+    run_until(config, 2, monkeypatch)
+    result = finetune(config)
+    output = capsys.readouterr().out
+    assert output.count("warning: hub.push: the Hub cannot be reached: ") == 2
+    assert server.faults == []
+    assert count_commits(server) == 1
+    assert result.results["push"]["status"] == "pushed"
+    assert read_pushed(server) == expected_files(config.run_dir)
+    assert finetune(config).results["push"] == result.results["push"]
+    assert count_commits(server) == 1
+
+
+def test_a_token_that_is_revoked_during_training_costs_the_push_alone(
+    server: HubServer, backbones: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {**SETTINGS, "hub.push": True, "hub.repo_id": "ada/clf", "hub.on_failure": "error"}
+    config = make_small_config(tmp_path, backbones("bert"), **settings)
+    owner = server.users[TOKEN]
+
+    def revoke(*arguments: Any) -> Any:
+        del server.users[TOKEN]
+        return finish_run(*arguments)
+
+    monkeypatch.setattr("hf_finetune.train.finish_run", revoke)
+    with pytest.raises(InputError) as caught:
+        finetune(config)
+    message = str(caught.value)
+    assert message.startswith("the push to ada/clf failed: ")
+    assert message.endswith(
+        f"; the run is complete; make the push later with: hf-finetune push --pending {config.run_dir}"
+    )
+    assert TOKEN not in message
+    results = json.loads((config.run_dir / "results.json").read_text("utf-8"))
+    assert results["status"] == "finished"
+    assert results["push"]["status"] == "pending"
+    Predictor.from_pretrained(str(config.run_dir))
+    server.users[TOKEN] = owner
+    assert cli.main(["push", "--pending", str(config.run_dir)]) == 0
+    assert read_pushed(server) == expected_files(config.run_dir)
+
+
+@pytest.mark.parametrize(("on_failure", "code"), [("warn", 0), ("error", 2)])
+def test_the_exit_code_of_a_run_says_whether_its_push_failed(
+    server: HubServer,
+    backbones: Callable[..., Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    on_failure: str,
+    code: int,
+) -> None:
+    """The run is finished before: the second call trains nothing and pushes alone."""
+    config = make_small_config(tmp_path, backbones("bert"), **SETTINGS)
+    finetune(config)
+    server.fail_next("POST", "/commit/", status=503, times=FOREVER)
+    pushing = dataclasses.replace(
+        config,
+        hub=HubConfig(push=True, repo_id="ada/clf", on_failure=on_failure),  # type: ignore[arg-type]
+    )
+    capsys.readouterr()
+    assert report_errors(lambda: finetune(pushing) and None) == code
+    output = capsys.readouterr()
+    assert "the push to ada/clf failed" in (output.err if code else output.out)
+    assert json.loads((config.run_dir / "results.json").read_text("utf-8"))["push"]["status"] == "pending"
+    server.faults.clear()
+    assert report_errors(lambda: finetune(pushing) and None) == 0
+    assert json.loads((config.run_dir / "results.json").read_text("utf-8"))["push"]["status"] == "pushed"
+    assert count_commits(server) == 1
 
 
 @pytest.mark.parametrize(

@@ -11,12 +11,14 @@ list is always one page, .gitignore is not read, and the YAML of a card is only 
 
 import base64
 import contextlib
+import copy
 import hashlib
 import json
 import os
 import re
 import socket
 import threading
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -28,21 +30,14 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import parse_qs, unquote
 
+from support.hub_faults import Ending, Fault, Reply, reset
+
 # As on the Hub, files are stored in LFS by their name (.gitattributes) or by their size
 LFS_PATTERNS = (
     *("*.bin", "*.ckpt", "*.gz", "*.h5", "*.model", "*.msgpack", "*.npy", "*.onnx", "*.parquet"),
     *("*.pkl", "*.pt", "*.pth", "*.safetensors", "*.zip", "*tfevents*"),
 )
 LFS_MIN_BYTES = 10_000_000
-
-
-@dataclass(frozen=True, kw_only=True)
-class Reply:
-    """The answer to a request. For a HEAD request it has a body too, of which only the length is sent."""
-
-    status: int = 200
-    body: bytes = b""
-    headers: Mapping[str, str] = field(default_factory=dict)
 
 
 class HubError(Exception):
@@ -159,14 +154,6 @@ class Repo:
         return commit
 
 
-@dataclass(kw_only=True)
-class Fault:
-    method: str
-    path_regex: str
-    status: int | None  # None: the request is carried out but not answered
-    times: int
-
-
 @dataclass(frozen=True, kw_only=True)
 class Request:
     """A request as a route gets it. `groups` are the unquoted parts of the path, "" for one that is absent."""
@@ -190,7 +177,8 @@ class HubServer:
             list of names or a mapping of names to roles.
         repos: The repos by "models/ada/model" or "datasets/ada/data".
         requests: Method and path of all requests, paths as sent and without the query.
-        faults: The faults that have not occurred yet.
+        faults: The faults that have not occurred yet (hub_faults.py).
+        ended: Set when the server ends.
     """
 
     endpoint: str
@@ -205,6 +193,7 @@ class HubServer:
         self.requests: list[tuple[str, str]] = []
         self.faults: list[Fault] = []
         self.connections: set[socket.socket] = set()
+        self.ended = threading.Event()
         self._lock = threading.Lock()
 
     def __enter__(self) -> "HubServer":
@@ -215,6 +204,7 @@ class HubServer:
         return self
 
     def __exit__(self, *exception: object) -> None:
+        self.ended.set()
         self._http.shutdown()
         self._thread.join()
         # A kept-alive connection has its own thread, which would continue to answer
@@ -223,13 +213,27 @@ class HubServer:
                 connection.shutdown(socket.SHUT_RDWR)
         self._http.server_close()
 
-    def fail_next(self, method: str, path_regex: str, *, status: int = 500, times: int = 1) -> None:
+    def fail_next(
+        self,
+        method: str,
+        path_regex: str,
+        *,
+        status: int = 500,
+        times: float = 1,
+        message: str = "A failure that the test requested",
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
         """Answers the next `times` requests whose path matches `path_regex` with `status`, without carrying them out."""
-        self.faults.append(Fault(method=method, path_regex=path_regex, status=status, times=times))
+        reply = HubError(status, message, headers=headers).reply
+        self.disturb(Fault(method=method, path_regex=path_regex, times=times, reply=reply))
 
-    def drop_next(self, method: str, path_regex: str, *, times: int = 1) -> None:
-        """Carries out the next `times` requests whose path matches `path_regex`, and closes the connection without an answer."""
-        self.faults.append(Fault(method=method, path_regex=path_regex, status=None, times=times))
+    def drop_next(self, method: str, path_regex: str, *, times: float = 1, ending: Ending = "close") -> None:
+        """Carries out the next `times` requests whose path matches `path_regex`, and ends the connection without an answer."""
+        self.disturb(Fault(method=method, path_regex=path_regex, times=times, effect="done", ending=ending))
+
+    def disturb(self, fault: Fault) -> None:
+        """Adds a fault."""
+        self.faults.append(fault)
 
     def environment(self, token: str | None, home: Path) -> dict[str, str]:
         """Returns the environment of a new process that uses only this server, with its caches in `home`.
@@ -243,19 +247,22 @@ class HubServer:
         environment |= {"HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
         return environment | ({"HF_TOKEN": token} if token is not None else {})
 
-    def reply_to(self, method: str, target: str, headers: Message, body: bytes) -> Reply | None:
-        """Carries out one request at a time and returns the reply, or None if the connection is to be closed."""
+    def reply_to(self, method: str, target: str, headers: Message, body: bytes) -> tuple[Reply, Fault | None]:
+        """Carries out one request at a time, and returns the reply and the fault that it meets."""
         path, _, query = target.partition("?")
         with self._lock:
             self.requests.append((method, path))
             fault = self._take_fault(method, path)
-            if fault is not None and fault.status is not None:
-                return HubError(fault.status, "A failure that the test requested").reply
+            if fault is not None and fault.effect == "none":
+                return fault.reply or Reply(), fault
+            before = copy.deepcopy(self.repos) if fault is not None and fault.effect == "claimed" else None
             try:
                 reply = self._route(method, path, query, headers, body)
             except HubError as error:
                 reply = error.reply
-            return None if fault is not None else reply
+            if before is not None:
+                self.repos = before
+            return reply, fault
 
     def _take_fault(self, method: str, path: str) -> Fault | None:
         for fault in self.faults:
@@ -300,9 +307,19 @@ class Connection(BaseHTTPRequestHandler):
         super().finish()
 
     def serve(self) -> None:
-        reply = self.hub.reply_to(self.command, self.path, self.headers, self._read_body())
-        if reply is None:
+        reply, fault = self.hub.reply_to(self.command, self.path, self.headers, self._read_body())
+        ending: Ending = "answer"
+        if fault is not None:
+            time.sleep(fault.seconds)
+            ending = fault.ending
+        if ending != "answer":
             self.close_connection = True
+            if ending == "silence":
+                self.hub.ended.wait()
+            elif ending == "reset":
+                reset(self.connection)
+            elif ending == "cut":
+                self.wfile.write(b"HTTP/1.1 20")
             return
         self.send_response(reply.status)
         for name, value in {"Content-Length": str(len(reply.body)), **reply.headers}.items():
