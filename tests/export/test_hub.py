@@ -2,10 +2,14 @@
 
 import dataclasses
 import json
+import os
 import re
 import shlex
+import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,8 +25,10 @@ from support.hub_server import HubServer
 from support.runs import run_until
 
 from hf_finetune import cli
+from hf_finetune.config.loading import load_config
 from hf_finetune.config.sections import HubConfig
 from hf_finetune.export import hub, hub_requests
+from hf_finetune.export.pending_pushes import Target, list_pending
 from hf_finetune.export.predict import Predictor
 from hf_finetune.recipe import report_errors
 from hf_finetune.system.errors import InputError
@@ -355,6 +361,35 @@ def test_the_exit_code_of_a_run_says_whether_its_push_failed(
     assert count_commits(server) == 1
 
 
+@pytest.mark.processes
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 75), (signal.SIGKILL, -9)])
+def test_a_run_that_is_stopped_in_its_push_is_pushed_by_the_same_command(
+    server: HubServer, run_dir: Path, tmp_path: Path, number: signal.Signals, code: int
+) -> None:
+    copied = Path(shutil.copytree(run_dir, tmp_path / "run"))
+    config = load_config({}, ["--config", str(copied / "config.yaml"), "--output_dir", str(tmp_path)])
+    pushing = dataclasses.replace(config, hub=HubConfig(push=True, repo_id="ada/clf"))
+    server.disturb(Fault(method="POST", path_regex="/commit/", effect="done", seconds=1.0))
+    child = os.fork()
+    if child == 0:
+        end = 1
+        try:
+            end = report_errors(lambda: finetune(pushing) and None)
+        finally:
+            os._exit(end)
+    limit = time.monotonic() + 60
+    while not any("/commit/" in path for _, path in server.requests):
+        assert time.monotonic() < limit
+        time.sleep(0.01)
+    os.kill(child, number)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == code
+    assert list(list_pending(copied)) == [Target(repo_id="ada/clf")]
+    assert finetune(pushing).results["push"]["status"] == "pushed"
+    assert list(list_pending(copied)) == []
+    assert read_pushed(server) == expected_files(copied)
+    assert count_commits(server) == 1
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -423,8 +458,6 @@ def test_from_pretrained_by_name_gives_the_logits_of_the_run(server: HubServer, 
 def test_a_broken_file_of_the_run_is_an_error_and_not_a_traceback(
     server: HubServer, run_dir: Path, tmp_path: Path
 ) -> None:
-    import shutil
-
     broken = Path(shutil.copytree(run_dir, tmp_path / "broken"))
     (broken / "model" / "adapter_config.json").write_text("{", encoding="utf-8")
     with pytest.raises(InputError, match=r"the push to ada/broken failed: "):

@@ -304,7 +304,8 @@ class Connection(BaseHTTPRequestHandler):
 
     def finish(self) -> None:
         self.hub.connections.discard(self.connection)
-        super().finish()
+        with contextlib.suppress(OSError):  # the client has left
+            super().finish()
 
     def serve(self) -> None:
         reply, fault = self.hub.reply_to(self.command, self.path, self.headers, self._read_body())
