@@ -82,6 +82,7 @@ def make_hub_table(
 
     def fill(builder: TableBuilder) -> dict[str, Any]:
         builder.add_columns(name for name in spec.columns if name in rows.column_names)
+        builder.add_unread(spec.list_unread(rows.column_names))
         chosen, number = rows.select_columns([name for name in builder.names if name in rows.column_names]), first
         for batch in chosen.iter(batch_size=ROWS_AT_ONCE):
             count = len(next(iter(batch.values())))

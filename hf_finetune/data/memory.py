@@ -12,10 +12,10 @@ from hf_finetune.config.sections import DataConfig
 from hf_finetune.data.formats import get_value, name_type
 from hf_finetune.data.headers import find_repeated_name
 from hf_finetune.data.hub_datasets import make_hub_table
+from hf_finetune.data.missing_columns import missing_column_error
 from hf_finetune.data.plain import check_cell, is_dataset, is_frame, make_plain, name_library
 from hf_finetune.data.rows import prefix_note, sort_notes
-from hf_finetune.data.sources import missing_column_error
-from hf_finetune.data.table import ColumnSpec, Table, TableBuilder, make_examples
+from hf_finetune.data.table import MOST_UNREAD, ColumnSpec, Table, TableBuilder, make_examples
 from hf_finetune.system.errors import InputError
 
 HEAD_ROWS = 1000  # of a frame, with which the names of its columns are compared
@@ -81,11 +81,13 @@ def make_column_table(value: Any, name: str, config: DataConfig, spec: ColumnSpe
             inner = ColumnSpec(inputs=(column,))
             chosen[column] = make_row_table(cells, name, config, inner, needs_labels=True).columns[column]
         elif spec.requires(column, names, needs_labels=needs_labels):
-            raise explain_missing(missing_column_error(name, column, names, config, spec), column, name, spec)
+            error = missing_column_error(name, column, names, config, spec, needs_labels=needs_labels)
+            raise explain_missing(error, column, name, spec)
         elif column in spec.own_columns:
             chosen[column] = [None] * count
     table = make_table(chosen, name, count, index=read_index(value))
-    return replace(table, warnings=find_row_as_names(chosen, name)) if is_frame(value) else table
+    warnings = find_row_as_names(chosen, name) if is_frame(value) else ()
+    return replace(table, warnings=warnings, unread=tuple(spec.list_unread(names)[:MOST_UNREAD]))
 
 
 def find_row_as_names(columns: Mapping[str, Sequence[Any]], name: str) -> tuple[str, ...]:
@@ -169,12 +171,13 @@ def make_row_table(
         if keys != tuple(row):
             keys = tuple(row)
             builder.add_columns(spec.list_present(row))
+            builder.add_unread(spec.list_unread(row))
         for column in builder.names:
             try:
                 values.append(check_cell(make_plain(get_value(row, column)), where, column))
             except KeyError:
                 if spec.requires(column, row, needs_labels=needs_labels):
-                    error = missing_column_error(where, column, row, config, spec)
+                    error = missing_column_error(where, column, row, config, spec, needs_labels=needs_labels)
                     raise explain_missing(error, column, name, spec) from None
                 values.append(None)
         builder.add(values, name, number)

@@ -11,9 +11,10 @@ from typing import Any
 from hf_finetune.config.sections import DataConfig
 from hf_finetune.data.formats import LINES, find_ending, get_value
 from hf_finetune.data.json_values import describe_json_error, parse_json
+from hf_finetune.data.missing_columns import missing_column_error
 from hf_finetune.data.rows import Say
-from hf_finetune.data.sources import find_files, missing_column_error, read_files
-from hf_finetune.data.table import ColumnSpec, Table, convert_columns
+from hf_finetune.data.sources import find_files, read_files
+from hf_finetune.data.table import MOST_UNREAD, ColumnSpec, Table, convert_columns
 from hf_finetune.system.errors import InputError
 
 STANDARD_INPUT = "-"
@@ -104,6 +105,7 @@ def make_part(
         if any("#lines" in row.values for row in rows)
         else None,
         is_in_memory=is_in_memory,
+        unread=tuple(spec.list_unread(sorted(present))[:MOST_UNREAD]),
     )
     problems: dict[int, str] = {}
     for number, row in enumerate(rows):
@@ -115,7 +117,9 @@ def make_part(
             except KeyError:
                 values.append(None)
                 if not row.problem and spec.requires(name, row.values, needs_labels=False):
-                    error = missing_column_error(table.where(number), name, row.values, config, spec)
+                    error = missing_column_error(
+                        table.where(number), name, row.values, config, spec, needs_labels=False
+                    )
                     if is_first and not number:
                         raise error from None
                     problems.setdefault(number, str(error))

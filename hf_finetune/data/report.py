@@ -111,7 +111,7 @@ def report_on_tables(
         inputs: The columns that the model sees.
         drawn: The splits that were drawn from training: their texts and labels agree with it by construction.
         labels: The number of examples by label, by split.
-        task_warnings: Sentences of the task's own (Encoding.find_warnings).
+        task_warnings: Sentences of the task's own (Encoding.find_warnings and find_row_warnings).
         unify_labels: Returns a value for each row, equal for rows whose labels mean the same (Encoding.unify_labels).
         advise: Returns what can be done about rare labels (Encoding.advise_on_rare_labels).
     """

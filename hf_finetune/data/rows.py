@@ -1,5 +1,6 @@
 """Rows of files: what all readers share."""
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,27 @@ def sort_notes(notes: Iterable[str]) -> dict[str, tuple[str, ...]]:
         "notes": tuple(note for note in distinct if not isinstance(note, FileWarning)),
         "warnings": tuple(note for note in distinct if isinstance(note, FileWarning)),
     }
+
+
+class DistinctNotes:
+    """Takes sentences about many files, and gives each once: of those that differ in the name of the file and in numbers alone,
+    the first one."""
+
+    def __init__(self) -> None:
+        self.known: set[str] = set()
+        self.waiting: list[str] = []
+
+    def add(self, note: str) -> None:
+        """Takes a sentence that begins with the name of a file, as `a.csv: the delimiter is ;`."""
+        key = re.sub(r"\d[\d,.]*", "0", note.partition(": ")[2])
+        if key not in self.known:
+            self.known.add(key)
+            self.waiting.append(note)
+
+    def take(self) -> list[str]:
+        """Returns the sentences that are new since the last call."""
+        taken, self.waiting = self.waiting, []
+        return taken
 
 
 def say_nothing(note: str) -> None:

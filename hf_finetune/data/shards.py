@@ -3,18 +3,20 @@
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from hf_finetune.config.sections import DataConfig, require
-from hf_finetune.data.formats import get_value, is_table, name_type, say_nothing
+from hf_finetune.data.formats import get_value, is_table, name_type
 from hf_finetune.data.hub_datasets import hides_labels
 from hf_finetune.data.memory import MEMORY, not_given_error
+from hf_finetune.data.missing_columns import missing_column_error
 from hf_finetune.data.plain import check_cell, make_plain, name_library
 from hf_finetune.data.row_adapter import NumberedRow
-from hf_finetune.data.sources import find_class_names, find_files, missing_column_error, read_files
+from hf_finetune.data.rows import DistinctNotes, prefix_note, sort_notes
+from hf_finetune.data.sources import find_class_names, find_files, read_files
 from hf_finetune.data.stream import Row, Shard, make_block_table
 from hf_finetune.data.table import ColumnSpec, Table, make_examples
 from hf_finetune.system.errors import InputError, first_line
@@ -30,6 +32,7 @@ class StreamedData:
     Attributes:
         shards: In their own order.
         setting: The setting that names them.
+        notes: What was recognised in the shards since it was asked last, and what may be wrong with them.
         digest: Returns a digest of them that is cheap: of names, sizes and first bytes.
         class_names: The names of the classes, if the data hold class numbers and name them.
         is_in_memory: A program gives the rows.
@@ -37,14 +40,15 @@ class StreamedData:
 
     shards: tuple[Shard, ...]
     setting: str
+    notes: DistinctNotes
     digest: Callable[[], str]
     class_names: tuple[str, ...] | None = None
     is_in_memory: bool = False
 
-    def make_table(self, rows: Sequence[Row], spec: ColumnSpec) -> Table:
-        """Returns the examples of rows. InputError at the first row that cannot be used."""
+    def make_table(self, rows: Sequence[Row], spec: ColumnSpec, notes: Iterable[str] = ()) -> Table:
+        """Returns the examples of rows. InputError at the first row that cannot be used. notes: Those of the table."""
         table = make_block_table(rows, spec.columns, self.class_names, is_in_memory=self.is_in_memory)
-        return make_examples(table, spec)
+        return make_examples(replace(table, **sort_notes(notes)), spec)
 
 
 def find_streamed_data(config: DataConfig, spec: ColumnSpec, given: object = None) -> StreamedData:
@@ -78,10 +82,11 @@ def find_file_shards(config: DataConfig, spec: ColumnSpec) -> StreamedData:
     groups = [
         tuple(paths[start : start + size]) for start in range(0, len(paths), size)
     ]  # read_files() refuses half a pair
+    notes = DistinctNotes()
     shards = [
         Shard(
             name=str(group[-1]),
-            read=FileReader(tuple(map(str, group)), config, spec),
+            read=FileReader(tuple(map(str, group)), config, spec, notes),
             in_order=spec.in_order and not is_table(group[-1]),
         )
         for group in groups
@@ -89,6 +94,7 @@ def find_file_shards(config: DataConfig, spec: ColumnSpec) -> StreamedData:
     return StreamedData(
         shards=tuple(shards),
         setting="data.train",
+        notes=notes,
         digest=lambda: digest_begins(paths),
         class_names=find_class_names(paths, config),
     )
@@ -96,15 +102,16 @@ def find_file_shards(config: DataConfig, spec: ColumnSpec) -> StreamedData:
 
 @dataclass(frozen=True)
 class FileReader:
-    """Reads the rows of a file, or of a pair of text files."""
+    """Reads the rows of a file, or of a pair of text files. notes: Take what was recognised."""
 
     locations: tuple[str, ...]
     config: DataConfig
     spec: ColumnSpec
+    notes: DistinctNotes
 
     def __call__(self) -> Iterator[Row]:
         count = 0
-        for path, rows in read_files(self.locations, self.config, "data.train", self.spec):
+        for path, rows in read_files(self.locations, self.config, "data.train", self.spec, say=self.notes.add):
             for line, row in rows:
                 file = str(row[""] if path.is_dir() else path)
                 values = take_values(row, f"{file}:{line}", self.config, self.spec)
@@ -193,7 +200,8 @@ def read_streamed_splits(config: DataConfig, spec: ColumnSpec) -> dict[str, Tabl
         data = make_dataset_shards(
             splits[name], f"{config.dataset}/{name}", f"data.dataset ({config.dataset})", config, spec
         )
-        table = data.make_table([row for shard in data.shards for row in shard.read()], spec)
+        rows = [row for shard in data.shards for row in shard.read()]
+        table = data.make_table(rows, spec, data.notes.take())
         if not hides_labels(table, config):
             tables[split] = table
     return tables
@@ -224,8 +232,12 @@ def find_given_shards(given: Any, config: DataConfig, spec: ColumnSpec) -> Strea
     """Returns the shards of a datasets.IterableDataset, or the one of a function that returns an iterator of rows."""
     if is_iterable_dataset(given):
         return make_dataset_shards(given, "train", "train", config, spec, is_in_memory=True)
-    shards = (Shard(name="train", read=IterableReader(start_anew(given), "train", "train", config, spec, first=0)),)
-    return StreamedData(shards=shards, setting="train", digest=lambda: digest_first_rows(shards), is_in_memory=True)
+    notes = DistinctNotes()
+    reader = IterableReader(start_anew(given), "train", "train", config, spec, notes, first=0)
+    shards = (Shard(name="train", read=reader),)
+    return StreamedData(
+        shards=shards, setting="train", notes=notes, digest=lambda: digest_first_rows(shards), is_in_memory=True
+    )
 
 
 def start_anew(function: Callable[[], Any]) -> Callable[[], Any]:
@@ -259,15 +271,17 @@ def make_dataset_shards(
     count = dataset.num_shards
     feature = (dataset.features or {}).get(config.label_column)
     names = getattr(getattr(feature, "feature", feature), "names", None)
-    shards = []
+    shards, notes = [], DistinctNotes()
     for number in range(count):
         part = dataset.shard(num_shards=count, index=number) if count > 1 else dataset
         shard_name = f"{name} shard {number}" if count > 1 else name
-        reader = IterableReader(part.__iter__, shard_name, setting, config, spec, first=0 if is_in_memory else 1)
+        first = 0 if is_in_memory else 1
+        reader = IterableReader(part.__iter__, shard_name, setting, config, spec, notes, first=first)
         shards.append(Shard(name=shard_name, read=reader))
     return StreamedData(
         shards=tuple(shards),
         setting=setting,
+        notes=notes,
         digest=digest or (lambda: digest_first_rows(shards)),
         class_names=tuple(names) if names else None,
         is_in_memory=is_in_memory,
@@ -276,13 +290,15 @@ def make_dataset_shards(
 
 @dataclass(frozen=True)
 class IterableReader:
-    """Reads the rows of an iterator that `start` returns. `first` is the number of the first row."""
+    """Reads the rows of an iterator that `start` returns. `notes` take what was recognised. `first` is the number of the first
+    row."""
 
     start: Callable[[], Any]
     name: str
     setting: str
     config: DataConfig
     spec: ColumnSpec
+    notes: DistinctNotes
     first: int
 
     def __call__(self) -> Iterator[Row]:
@@ -315,7 +331,7 @@ class IterableReader:
         return self.spec.adapter.adapt(
             ((number, {str(name): make_plain(cell) for name, cell in row.items()}) for number, row in rows),
             where=lambda number: f"{self.name}[{number}]",
-            say=say_nothing,
+            say=lambda note: self.notes.add(prefix_note(note, f"{self.name}: ")),
             needs_labels=True,
         )
 

@@ -3,7 +3,7 @@
 import glob
 import hashlib
 import os.path
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,13 +12,13 @@ from hf_finetune.config.sections import DataConfig
 from hf_finetune.data.arrow_files import read_class_names
 from hf_finetune.data.formats import (
     ARROW_ENDINGS,
-    explain_missing_column,
     find_ending,
     get_value,
     is_table,
     read_rows,
     say_nothing,
 )
+from hf_finetune.data.missing_columns import missing_column_error
 from hf_finetune.data.plain import check_cell
 from hf_finetune.data.row_adapter import WORD_LINES
 from hf_finetune.data.rows import prefix_note, sort_notes
@@ -28,7 +28,6 @@ from hf_finetune.data.table import (
     TableBuilder,
     describe_origin,
     describe_value,
-    find_column_setting,
     is_text,
     join_examples,
     text_and_label_spec,
@@ -163,6 +162,7 @@ def add_files(
             if keys != tuple(row):
                 keys, absent = tuple(row), set()
                 builder.add_columns(spec.list_present(row))
+                builder.add_unread(spec.list_unread(row))
             for name in builder.names:
                 if name in absent:
                     values.append(None)
@@ -171,7 +171,8 @@ def add_files(
                     value = get_value(row, name)
                 except KeyError:
                     if spec.requires(name, row, needs_labels=needs_labels):
-                        raise missing_column_error(f"{file}:{line}", name, row, config, spec) from None
+                        where = f"{file}:{line}"
+                        raise missing_column_error(where, name, row, config, spec, needs_labels=needs_labels) from None
                     value = None
                     if "." not in name:  # else it depends on the row's values
                         absent.add(name)
@@ -232,19 +233,6 @@ def describe_reading(config: DataConfig, spec: ColumnSpec, *, needs_labels: bool
         "adapter": repr(spec.adapter),
         "needs_labels": needs_labels,
     }
-
-
-def missing_column_error(
-    where: str, name: str, row: Mapping[str, Any], config: DataConfig, spec: ColumnSpec
-) -> InputError:
-    """Returns the error for a row without a required column. `where`: origin of the row."""
-    names = ", ".join(str(column) for column in row if column != WORD_LINES) or "none"
-    other_ways = explain_missing_column(Path(where.rpartition(":")[0]), config, spec.text_files)
-    setting = find_column_setting(name, config, spec)
-    inside = [f"{outer}.{name}" for outer, value in row.items() if isinstance(value, Mapping) and name in value]
-    if inside:
-        other_ways = f": set it to {' or '.join(inside)} for the entry of an object"
-    return InputError(f"{where}: no column {name!r} (columns: {names}); see {setting}{other_ways}")
 
 
 def read_files(

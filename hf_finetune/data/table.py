@@ -14,8 +14,10 @@ from hf_finetune.data.column_writer import ColumnWriter, make_column
 from hf_finetune.data.columns import FileNames, iterate, take
 from hf_finetune.data.features import Array
 from hf_finetune.data.formats import CLASS_FOLDERS, TextFormat, find_ending, is_table, name_type
-from hf_finetune.data.row_adapter import RowAdapter
+from hf_finetune.data.row_adapter import WORD_LINES, RowAdapter
 from hf_finetune.system.errors import InputError
+
+MOST_UNREAD = 20  # columns that an error lists
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +34,7 @@ class Table:
         index: The label of each row in the index of a data frame, if it is not its number.
         notes: Sentences about what was recognised in the files.
         warnings: Sentences about files that are probably not read as they are meant.
+        unread: Columns of the rows that the task does not read, for errors about those that it needs.
     """
 
     columns: Mapping[str, Sequence[Any]]
@@ -43,6 +46,7 @@ class Table:
     index: Sequence[str] | None = None
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    unread: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.files)
@@ -54,6 +58,10 @@ class Table:
             label = "" if self.index is None else f" (index {self.index[row]})"
             return f"{self.files[row]}[{self.lines[row]}]{label}"
         return describe_origin(self.files[row], self.lines[row])
+
+    def describe_unread(self) -> str:
+        """Returns the end of an error about columns that are missing: those that are not read; "" if all are."""
+        return f"; columns that are not read: {', '.join(self.unread)}" if self.unread else ""
 
     def take(self, rows: "Sequence[int] | Array") -> "Table":
         """Returns a table of these rows, in this order. The values of columns on disk stay there."""
@@ -119,6 +127,7 @@ class TableBuilder:
         self.runs: list[tuple[str, int]] = []
         self.file, self.num_rows = "", 0  # of the last run
         self.has_word_lines = False
+        self.unread: dict[str, None] = {}
 
     def add_columns(self, names: Iterable[str]) -> None:
         """Adds those of the columns that the table does not have yet. They are null in the rows before."""
@@ -126,6 +135,12 @@ class TableBuilder:
             if name not in self.names:
                 self.names.append(name)
                 self.writer.add_column(name)
+
+    def add_unread(self, names: Iterable[str]) -> None:
+        """Notes the first columns of the rows that the table does not have."""
+        for name in names:
+            if len(self.unread) < MOST_UNREAD:
+                self.unread[name] = None
 
     def add(self, values: Sequence[Any], file: str, line: int, word_lines: list[int] | None = None) -> None:
         """Adds a row: a value for each column, its file and line, and the lines of its words if it has one on each."""
@@ -146,7 +161,12 @@ class TableBuilder:
         """Returns what assemble_table() needs besides the columns. Called after the last row."""
         self.end_run()
         self.writer.flush()
-        return {"names": self.names, "files": self.runs, "has_word_lines": self.has_word_lines}
+        return {
+            "names": self.names,
+            "files": self.runs,
+            "has_word_lines": self.has_word_lines,
+            "unread": list(self.unread),
+        }
 
     def finish(self, **attributes: Any) -> Table:
         """Returns the table. attributes: Further ones of Table."""
@@ -160,6 +180,7 @@ def assemble_table(columns: Mapping[str, Column], description: Mapping[str, Any]
         files=FileNames((str(name), int(count)) for name, count in description["files"]),
         lines=columns[TableBuilder.LINES],
         word_lines=columns[TableBuilder.WORD_LINES] if description["has_word_lines"] else None,
+        unread=tuple(description["unread"]),
     )
 
 
@@ -230,6 +251,20 @@ class ColumnSpec:
     def list_present(self, names: Container[str]) -> list[str]:
         """Returns the columns to read from rows with these columns."""
         return [name for name in self.columns if name in names or name.partition(".")[0] in names]
+
+    def list_unread(self, names: Iterable[str]) -> list[str]:
+        """Returns the columns of rows that are not read."""
+        return [name for name in names if name not in self.outer_columns and name not in ("", WORD_LINES)]
+
+    def list_missing(self, present: Container[str], *, needs_labels: bool) -> list[str]:
+        """Returns the columns that rows with the columns `present` need and do not have."""
+        return [
+            name
+            for name in dict.fromkeys((*self.inputs, *self.labels, *self.kept))
+            if name not in present
+            and name.partition(".")[0] not in present
+            and self.requires(name, present, needs_labels=needs_labels)
+        ]
 
     def requires(self, column: str, present: Container[str], *, needs_labels: bool = True) -> bool:
         """True if rows that have the columns `present` cannot be read without `column`. needs_labels: Rows need labels."""

@@ -1,14 +1,17 @@
-"""Lists of texts that are written as text, in the cells of columns that take a text or a list of texts.
+"""Cells of columns that take a text, a list of texts, or nothing: lists that are written as text, texts that are joined with a
+separator, and blank cells.
 
-A csv file has no lists: pandas writes ["a", "b"] into it as the text "['a', 'b']".
+A csv file has no lists: pandas writes ["a", "b"] into it as the text "['a', 'b']". Nor has it null: a blank cell stands for it.
 """
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from hf_finetune.data.columns import iterate
+from hf_finetune.data.findings import locate, shorten
 from hf_finetune.data.literals import read_literal
-from hf_finetune.data.table import Table
+from hf_finetune.data.table import Table, describe_value
 from hf_finetune.system.errors import InputError
 
 # What is wrong with a text of a column that was read in the other way in training: by whether the text is a list
@@ -16,6 +19,14 @@ DIFFERENCES = {
     True: "is a list that is written as text, and those of training are no lists; use a jsonl or parquet file with lists",
     False: 'is a text, and those of training are lists that are written as text; write it as a list of texts, ["a text"]',
 }
+
+SEPARATORS = ("|", ";", ",", "\t", "\n", "[SEP]", "<sep>")  # of texts that are written as one
+SAMPLE_ROWS = 1000  # in which joined texts are looked for
+FEWEST_TEXTS = 4
+SHARE_OF_TEXTS, SHARE_OF_OTHERS = (
+    0.5,
+    0.1,
+)  # a warning: more of the texts hold a separator, and fewer of texts like them
 
 
 def read_texts(value: Any) -> Any:
@@ -31,10 +42,11 @@ def is_written_list(value: Any) -> bool:
     return isinstance(value, str) and isinstance(read_texts(value), list)
 
 
-def find_written_lists(table: Table, names: Sequence[str]) -> list[str]:
-    """Returns those of the columns whose texts are lists of texts. InputError, with both rows, if a column has lists that are
-    written as text, and other texts: one of them may be read wrongly."""
-    return [name for name in names if name in table.columns and holds_written_lists(table, name)]
+def find_forms(table: Table, names: Sequence[str]) -> dict[str, bool]:
+    """Returns for each of the columns that has texts whether they are lists of texts. InputError, with both rows, if a column has
+    lists that are written as text, and other texts: one of them may be read wrongly."""
+    found = {name: holds_written_lists(table, name) for name in names if name in table.columns}
+    return {name: is_list for name, is_list in found.items() if is_list is not None}
 
 
 def holds_written_lists(table: Table, name: str, known: bool | None = None) -> bool | None:
@@ -49,8 +61,7 @@ def holds_written_lists(table: Table, name: str, known: bool | None = None) -> b
         for value in values:
             if isinstance(value, str) and value.strip():
                 is_list = is_written_list(value)
-                if known is not None and is_list != known:
-                    raise InputError(f"{table.where(row)}: {name} {DIFFERENCES[is_list]}")
+                check_form(table, row, name, is_list=is_list, known=known)
                 first.setdefault(is_list, row)
                 if len(first) > 1:
                     raise InputError(
@@ -62,6 +73,64 @@ def holds_written_lists(table: Table, name: str, known: bool | None = None) -> b
     return next(iter(first), None)
 
 
+def check_form(table: Table, row: int, name: str, *, is_list: bool, known: bool | None) -> None:
+    """Raises InputError, with file and line, if a text is written in another way than those of training.
+
+    is_list: The text is a list of texts. known: Those of training are; None if training had none.
+    """
+    if known is not None and is_list != known:
+        raise InputError(f"{table.where(row)}: {name} {DIFFERENCES[is_list]}")
+
+
+def is_missing(table: Table, row: int, name: str, value: Any) -> bool:
+    """True if the value of a cell stands for nothing: null, or a blank text of a csv or tsv file. InputError, with file and line,
+    for a blank text of any other file."""
+    if not is_blank(value):
+        return value is None
+    if not table.is_delimited(row):
+        raise InputError(f"{table.where(row)}: {name} is {describe_value(value)}; write null if there is no text")
+    return True
+
+
+def is_blank(value: Any) -> bool:
+    """True if a value is a text of blanks alone, or an empty one."""
+    return isinstance(value, str) and not value.strip()
+
+
 def describe_written_lists(names: Sequence[str]) -> str:
-    """Returns a sentence about the columns of find_written_lists()."""
+    """Returns a sentence about the columns whose texts are lists of texts."""
     return f"lists that are written as text are read as lists: {', '.join(names)}"
+
+
+def warn_of_joined_texts(
+    table: Table, read: Callable[[int], tuple[Sequence[str], Sequence[str]]], noun: str
+) -> list[str]:
+    """Returns a warning if most texts hold the same separator and texts like them do not: each may be several texts.
+
+    Args:
+        table: The rows, of which a sample is read.
+        read: Returns the texts of a row, and texts of the same kind that are one text each, such as positives.
+        noun: What the texts are, in the plural.
+    """
+    texts: list[tuple[int, str]] = []
+    others: list[str] = []
+    for row in range(0, len(table), max(1, len(table) // SAMPLE_ROWS)):
+        found, alike = read(row)
+        texts += ((row, text) for text in found)
+        others += alike
+    for separator in SEPARATORS:
+        joined = [(row, text) for row, text in texts if is_joined(text, separator)]
+        if len(texts) < FEWEST_TEXTS or len(joined) < SHARE_OF_TEXTS * len(texts):
+            continue
+        if sum(is_joined(text, separator) for text in others) <= SHARE_OF_OTHERS * len(others):
+            row, text = joined[0]
+            return [
+                f"{len(joined):,} of {len(texts):,} {noun} hold {separator!r} between texts, such as {locate(table, row)} "
+                f'({shorten(text)}): each is read as one text; write several as a list of texts, ["a text", "another"]'
+            ]
+    return []
+
+
+def is_joined(text: str, separator: str) -> bool:
+    """True if a text holds a separator, once or several times in a row, between parts that are not blank."""
+    return separator in text and all(part.strip() for part in re.split(f"(?:{re.escape(separator)})+", text))

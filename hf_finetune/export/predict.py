@@ -278,6 +278,8 @@ class Predictor:
     ) -> dict[str, float]:
         """Returns loss and metrics on labelled rows: to the last bit those of a run in fp32 on as many threads.
 
+        Prints what was recognised in files, and what may be wrong with how the rows are read.
+
         Args:
             rows: Rows as predict() takes them, with labels; or a table.
             metric: An additional metric.
@@ -295,6 +297,10 @@ class Predictor:
             notes = (*notes, f"{name}: {reason}: --metric {name}, or evaluate(..., metric={name!r})")
             name = scoring.default_metric
         features = self.encode(table, has_labels=True, root=root)
+        for note in table.notes:
+            print_message(note)
+        for warning in (*table.warnings, *self.task.encoding.find_row_warnings(table)):
+            print_message(f"warning: {warning}")
         values = scoring.evaluate(
             self.make_runner(features, batch_size),
             features,

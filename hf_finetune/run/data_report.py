@@ -27,6 +27,9 @@ def report_on_rows(
     drawn: The splits that were drawn from training. is_sample: The training rows are a few of a stream, whose labels say little.
     """
     spec, encoding = task.columns.spec, task.encoding
+    task_warnings = [*encoding.find_warnings(tables)]
+    for split, table in tables.items():
+        task_warnings += [f"{split}: {warning}" for warning in encoding.find_row_warnings(table)]
     counted = {split: table for split, table in tables.items() if split != "train" or not is_sample}
     return report_on_tables(
         tables,
@@ -34,7 +37,7 @@ def report_on_rows(
         list_inputs(task),
         drawn=drawn,
         labels={split: encoding.count_labels(table) for split, table in counted.items()},
-        task_warnings=encoding.find_warnings(tables),
+        task_warnings=task_warnings,
         unify_labels=encoding.unify_labels,
         advise=encoding.advise_on_rare_labels,
     )

@@ -13,10 +13,12 @@ from typing import Any
 from hf_finetune.config.sections import DataConfig, RunConfig, require
 from hf_finetune.data.batches import GROUPED_BATCHES, plan_block
 from hf_finetune.data.features import Array, Features, make_features
+from hf_finetune.data.rows import FileWarning
 from hf_finetune.data.shards import StreamedData, find_streamed_data
 from hf_finetune.data.splits import Splits, read_given_splits
 from hf_finetune.data.stream import Row, cut_into_blocks, shuffle_rows
 from hf_finetune.data.table import ColumnSpec, NoExamplesError, Table, TableBuilder
+from hf_finetune.system.console import label_lines, print_message
 from hf_finetune.system.errors import InputError
 from hf_finetune.system.processes import Processes
 from hf_finetune.tasks.base import Task
@@ -58,7 +60,7 @@ def load_streamed_splits(
     require("validation" in tables, "data.validation", list(config.validation), "must be given with data.streaming")
     rows = list(islice(chain.from_iterable(shard.read() for shard in data.shards), config.shuffle_buffer))
     require(bool(rows), data.setting.partition(" ")[0], data.shards[0].name, "has no rows to train on")
-    head = data.make_table(rows, spec)
+    head = data.make_table(rows, spec, data.notes.take())
     splits = Splits(
         train=head.take(range(min(SAMPLE_ROWS, len(head)))),
         validation=tables["validation"],
@@ -240,6 +242,7 @@ class StreamedBatches:
         num_rows = 0
         for rows, is_last in self.rows_of_epoch:
             num_rows += len(rows)
+            self.print_notes()
             try:
                 table = self.data.make_table(rows, self.spec)
             except NoExamplesError:
@@ -249,6 +252,13 @@ class StreamedBatches:
             measured = measure_features(features)
             return Block(table=table, num_rows=num_rows, measured=measured, batches=batches, is_last=is_last)
         return None
+
+    def print_notes(self) -> None:
+        """Prints what was recognised in files that were read since the last call, and what may be wrong with them, if it was not
+        said of another file before."""
+        for note in self.data.notes.take() if self.processes.process == 0 else ():
+            shown = f"warning: {note}" if isinstance(note, FileWarning) else note
+            print_message(*label_lines("data", [shown]))
 
     def encode(self, table: Table) -> Features:
         """Returns the features of rows. InputError with file and line at the first row that cannot be used."""

@@ -87,12 +87,16 @@ class AnsweringColumns(Columns):
 
 @dataclass(frozen=True, kw_only=True)
 class AnsweringEncoding(Encoding):
-    """Questions and contexts to windows, answers to the tokens in which they begin and end."""
+    """Questions and contexts to windows, answers to the tokens in which they begin and end.
+
+    unanswerable: Training has questions without an answer.
+    """
 
     rows_are_independent: ClassVar[bool] = True
 
     reader: AnswerReader
     window_overlap: int | None = None
+    unanswerable: bool = False
 
     def encoded_columns(self) -> tuple[str, ...]:
         return (self.reader.question, self.reader.context)
@@ -139,9 +143,9 @@ class AnsweringEncoding(Encoding):
             answers += f"; {num_found:,} answers have no answer_start and occur once in their context"
         return [("input", windows), ("answers", answers)]
 
-    def find_warnings(self, tables: Mapping[str, Table]) -> list[str]:
+    def find_row_warnings(self, table: Table) -> list[str]:
         """Answers that is_impossible contradicts; questions without an answer where training has none."""
-        return self.reader.find_warnings(tables)
+        return self.reader.find_warnings(table, unanswerable=self.unanswerable)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -296,7 +300,9 @@ class Answering(Task):
             # Two outputs, for start and end, even if the backbone was trained with another number
             head=HeadSpec(auto_class=cls.auto_classes[0], config_entries={"num_labels": 2}),
             columns=columns,
-            encoding=AnsweringEncoding(reader=columns.reader, window_overlap=settings.window_overlap),
+            encoding=AnsweringEncoding(
+                reader=columns.reader, window_overlap=settings.window_overlap, unanswerable=unanswerable
+            ),
             objective=AnsweringObjective(),
             scoring=AnsweringScoring(
                 reader=columns.reader,

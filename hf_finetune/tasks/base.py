@@ -172,6 +172,11 @@ class Encoding(ABC):
         """
         return []
 
+    def find_row_warnings(self, table: Table) -> list[str]:
+        """Returns what may be wrong with how the rows of one table are read, a sentence each: of each split as find_warnings(),
+        and of the rows that Predictor.evaluate() gets."""
+        return []
+
     def for_inference(self, tokenizer: Any) -> Self:
         """Returns the encoding of rows without targets. It differs, for example, if a prompt is encoded without its answer."""
         return self

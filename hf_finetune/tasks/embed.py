@@ -5,6 +5,7 @@ B features of a batch, N features of a split, S texts (one sequence each), C can
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain, pairwise
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -15,7 +16,16 @@ from hf_finetune.data.columns import find_distinct, has_values, iterate
 from hf_finetune.data.encoding import tokenize
 from hf_finetune.data.features import Array, Batch, Features
 from hf_finetune.data.table import ColumnSpec, Table, describe_value, is_delimited
-from hf_finetune.data.written_lists import describe_written_lists, holds_written_lists, is_written_list, read_texts
+from hf_finetune.data.written_lists import (
+    describe_written_lists,
+    find_forms,
+    holds_written_lists,
+    is_blank,
+    is_missing,
+    is_written_list,
+    read_texts,
+    warn_of_joined_texts,
+)
 from hf_finetune.model.head_spec import HeadSpec
 from hf_finetune.system.errors import InputError
 from hf_finetune.tasks import metrics
@@ -167,8 +177,7 @@ class EmbeddingEncoding(Encoding):
         for name in self.texts[2:]:
             holds_written_lists(table, name, self.written_lists.get(name))
             for row, value in enumerate(chain.from_iterable(iterate(table.columns[name]))):
-                if is_blank(value) and not table.is_delimited(row):
-                    raise InputError(f"{table.where(row)}: {name} is {describe_value(value)}")
+                is_missing(table, row, name, value)  # raises the error
 
     def check_rows(self, table: Table) -> None:
         self.check_texts(table)
@@ -179,25 +188,37 @@ class EmbeddingEncoding(Encoding):
                 read_score(table, row, self.label)
 
     def find_warnings(self, tables: Mapping[str, Table]) -> list[str]:
-        """A column of scores that is not read: all pairs are taken as texts that belong together. A column of negatives that is
-        not read."""
-        columns = {} if self.label is not None else tables["train"].columns
-        unread_negatives = [name for name in NEGATIVES if name in columns and name not in self.texts]
+        """Columns of training that look like scores or negatives and are not read: all pairs are taken as texts that belong
+        together."""
+        if self.label is not None or len(self.texts) < 2:
+            return []
+        columns = tables["train"].columns.items()
+        unread = {name: column for name, column in columns if name not in self.texts and has_values(column)}
         warnings = [
             f"the column {name} is not read: if it holds negatives, name it after the others: --data.text_columns "
             f"{' '.join(self.texts)} {name}"
-            for name in unread_negatives
-            if len(self.texts) > 1 and has_values(columns[name])
+            for name in NEGATIVES
+            if name in unread
         ]
-        unread = {
-            name: find_distinct(columns[name])[1] for name in SCORES if name in columns and name not in self.texts
-        }
-        return warnings + [
-            f"the column {name} ({', '.join(map(str, values[:3]))}) is not read: each {self.texts[0]} and its {self.texts[1]} "
-            f"are trained as texts that belong together; name it in data.label_column if it scores the pairs"
-            for name, values in unread.items()
-            if values != [None] and len(self.texts) > 1
-        ]
+        for name in SCORES:
+            if name in unread:
+                shown = ", ".join(map(str, find_distinct(unread[name])[1][:3]))
+                warnings.append(
+                    f"the column {name} ({shown}) is not read: each {self.texts[0]} and its {self.texts[1]} are trained as texts "
+                    "that belong together; name it in data.label_column if it scores the pairs"
+                )
+        return warnings
+
+    def find_row_warnings(self, table: Table) -> list[str]:
+        """Negatives that may be several in one text."""
+        if len(self.texts) < 3:
+            return []
+        return warn_of_joined_texts(table, partial(self.split_texts, table), "negatives")
+
+    def split_texts(self, table: Table, row: int) -> tuple[list[str], list[str]]:
+        """Returns the negatives of a row, and its positive."""
+        texts = self.read_texts(table, row)
+        return texts[2:], texts[1:2]
 
     def describe_problem(self, table: Table) -> list[tuple[str, str]]:
         """The columns of negatives that are lists written as text."""
@@ -406,11 +427,8 @@ class Embedding(Task):
         needed = "must be two columns whose texts belong together, such as [anchor, positive], or more"
         require(len(texts) >= 2, "data.text_columns", list(texts), needed)
         if label is None:
-            found = {name: holds_written_lists(table, name) for name in texts[2:]}
-            known = {name: is_list for name, is_list in found.items() if is_list is not None}
-            return cls.from_state(
-                config, {"problem": "pairs" if len(texts) == 2 else "triplets", "written_lists": known}
-            )
+            problem = "pairs" if len(texts) == 2 else "triplets"
+            return cls.from_state(config, {"problem": problem, "written_lists": find_forms(table, texts[2:])})
         scores = {read_score(table, row, label) for row in range(len(table))}
         require(len(scores) > 1, "data.label_column", label, f"training has only one score, {min(scores):g}")
         scale = config.task.similarity_scale
@@ -486,11 +504,6 @@ vectors = SentenceTransformer("model").encode(["a text", "another"])
 ```
 
 This needs sentence-transformers {FORMAT_VERSION} or newer. Plain transformers loads the encoder without the pooling."""
-
-
-def is_blank(value: Any) -> bool:
-    """True if a value is a text of blanks alone, or an empty one."""
-    return isinstance(value, str) and not value.strip()
 
 
 def read_score(table: Table, row: int, column: str) -> float:

@@ -110,7 +110,8 @@ class InstructionEncoding(Encoding):
             dialogue = read_dialogue(value)
             is_answered = dialogue.messages[-1]["role"] == "assistant"
             if not is_answered and not self.is_inference:
-                raise DialogueError("the last message is not the assistant's, so there is no answer to learn")
+                unread = table.describe_unread()
+                raise DialogueError(f"the last message is not the assistant's, so there is no answer to learn{unread}")
         except DialogueError as fault:
             raise InputError(f"{table.where(row)}: {', '.join(self.columns)}: {fault}") from None
         return replace(dialogue, messages=dialogue.messages[:-1]) if self.is_inference and is_answered else dialogue

@@ -5,7 +5,8 @@ B queries of a batch, N queries of a split, S sequences (a query with one of its
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
@@ -17,6 +18,7 @@ from hf_finetune.data.formats import name_type
 from hf_finetune.data.label_counts import format_counts
 from hf_finetune.data.sources import read_table
 from hf_finetune.data.table import ColumnSpec, Table, describe_value
+from hf_finetune.data.written_lists import warn_of_joined_texts
 from hf_finetune.model.head_spec import HeadSpec
 from hf_finetune.system.errors import InputError
 from hf_finetune.tasks.base import Columns, Encoding, Outputs, Scoring, SummedObjective, Task
@@ -33,6 +35,8 @@ from hf_finetune.tasks.text.document_reader import (
     NUM_ROWS,
     DocumentReader,
     add_negatives,
+    check_forms,
+    collect_forms,
     read_label,
 )
 
@@ -81,6 +85,7 @@ class RerankingColumns(Columns):
             "task.document_columns": reader.documents,
             "task.positive_columns": reader.positives,
             "task.negative_columns": reader.negatives,
+            "data.label_column": reader.labels,
         }
         return ColumnSpec(
             inputs=(reader.query,),
@@ -113,6 +118,8 @@ class RerankingEncoding(Encoding):
         query: The column of the query.
         loss: As Settings.loss.
         highest_label: The highest label of the training rows.
+        written_lists: Whether the texts of a column of documents are lists written as text; of the columns that have texts in
+            training.
     """
 
     rows_are_independent: ClassVar[bool] = True
@@ -120,12 +127,14 @@ class RerankingEncoding(Encoding):
     query: str
     loss: str
     highest_label: float
+    written_lists: Mapping[str, bool] = field(default_factory=dict)
 
     def encoded_columns(self) -> tuple[str, ...]:
         return (self.query, DOCUMENTS)
 
     def tokenize(self, table: Table, tokenizer: Any, max_length: int) -> dict[str, Array]:
         """Encodes each document as a pair of texts: the query and the document."""
+        check_forms(table, self.written_lists)
         documents = [read_documents(table, row) for row in range(len(table))]
         counts = [len(texts) for texts in documents]
         queries = [query for query, count in zip(table.columns[self.query], counts, strict=True) for _ in range(count)]
@@ -134,9 +143,16 @@ class RerankingEncoding(Encoding):
 
     def labels(self, table: Table, arrays: Mapping[str, Array]) -> Ragged:
         """Returns the labels of each query's documents, float32 [C] each."""
-        rows = [read_labels(table, row) for row in range(len(table))]
+        rows = self.read_all_labels(table)
         values = np.array([label for labels in rows for label in labels], dtype=np.float32)
-        if not values.any():
+        return Ragged(values=values, offsets=np.asarray(arrays["rows"]))
+
+    def read_all_labels(self, table: Table) -> list[list[float]]:
+        """Returns the labels of each query's documents. InputError with file and line if one of them cannot be used, or if the
+        documents are written in another way than those of training: their tokens may be known from a file in another form."""
+        check_forms(table, self.written_lists)
+        rows = [read_labels(table, row) for row in range(len(table))]
+        if not any(map(any, rows)):
             raise InputError(f"{table.files[0]}: no document of any query is relevant (has a label above 0)")
         for row, labels in enumerate(rows):
             if self.loss == "pointwise" and max(labels) > self.highest_label:
@@ -144,7 +160,14 @@ class RerankingEncoding(Encoding):
                     f"{table.where(row)}: the label {max(labels):g} is above the highest of training, {self.highest_label:g}, "
                     "which task.loss pointwise trains as the probability 1"
                 )
-        return Ragged(values=values, offsets=np.asarray(arrays["rows"]))
+        return rows
+
+    def check_rows(self, table: Table) -> None:
+        self.read_all_labels(table)
+
+    def find_row_warnings(self, table: Table) -> list[str]:
+        """Documents that are not relevant, and that may be several in one text."""
+        return warn_of_joined_texts(table, partial(split_documents, table), "documents that are not relevant")
 
     def describe(self, features: Features, table: Table, max_length: int) -> list[tuple[str, str]]:
         """Returns lines about the form of the rows, the documents and their labels, queries without effect, and the input."""
@@ -307,6 +330,7 @@ class Reranking(Task):
     library_name = "sentence-transformers"
     loss_settings = ("loss",)
 
+    encoding: RerankingEncoding
     highest_label: float
 
     @classmethod
@@ -355,7 +379,8 @@ class Reranking(Task):
                 f"{table.files[0]}: no training query has a relevant document and one that is less relevant; "
                 "task.negatives can add documents that are not relevant"
             )
-        return cls.from_state(config, {"highest_label": max(max(labels) for labels in rows)})
+        highest_label = max(max(labels) for labels in rows)
+        return cls.from_state(config, {"highest_label": highest_label, "written_lists": collect_forms(table)})
 
     @classmethod
     def from_state(cls, config: RunConfig, state: Mapping[str, Any]) -> "Reranking":
@@ -376,7 +401,12 @@ class Reranking(Task):
             pipeline_tag="text-ranking",
             head=HeadSpec(auto_class="AutoModelForSequenceClassification", config_entries=entries, has_labels=True),
             columns=columns,
-            encoding=RerankingEncoding(query=query, loss=kind, highest_label=highest_label),
+            encoding=RerankingEncoding(
+                query=query,
+                loss=kind,
+                highest_label=highest_label,
+                written_lists=state.get("written_lists", {}),
+            ),
             objective=RerankingObjective(
                 kind=kind, highest_label=highest_label, label_smoothing=config.train.label_smoothing
             ),
@@ -384,7 +414,7 @@ class Reranking(Task):
         )
 
     def state_dict(self) -> dict[str, Any]:
-        return {"highest_label": self.highest_label}
+        return {"highest_label": self.highest_label, "written_lists": dict(self.encoding.written_lists)}
 
     def prepare_model(self, model: Any, tokenizer: Any) -> None:
         """Writes into the config what sentence_transformers.CrossEncoder applies to the scores; by default it is a sigmoid."""
@@ -422,9 +452,15 @@ def read_labels(table: Table, row: int) -> list[float]:
     if len(known) < len(labels):
         raise InputError(
             f"{table.where(row)}: {len(labels) - len(known)} of {len(labels)} documents of this query have no label; the column "
-            f"must be named {', '.join(LABEL_NAMES)}, or be given in data.label_column"
+            f"must be named {', '.join(LABEL_NAMES)}, or be given in data.label_column{table.describe_unread()}"
         )
     return known
+
+
+def split_documents(table: Table, row: int) -> tuple[list[str], list[str]]:
+    """Returns the documents of a query that are not relevant, and those that are. Neither has those without a label."""
+    pairs = list(zip(table.columns[DOCUMENTS][row], table.columns[LABELS][row], strict=True))
+    return [text for text, label in pairs if label == 0], [text for text, label in pairs if label]
 
 
 def teaches(labels: Array, kind: str) -> bool:

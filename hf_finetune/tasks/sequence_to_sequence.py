@@ -121,18 +121,15 @@ class SequenceToSequenceEncoding(Encoding):
         for row in range(len(table)):
             read_references(table, row, self.columns.target)
 
-    def find_warnings(self, tables: Mapping[str, Table]) -> list[str]:
+    def find_row_warnings(self, table: Table) -> list[str]:
         """Targets of csv files that are lists written as text, and are read as one text each."""
-        warnings = []
-        for split, table in tables.items():
-            rows = find_lists_in_csv(table, self.columns.target)
-            if not rows:
-                continue
-            warnings.append(
-                f"{split}: {table.where(rows[0])}: {self.columns.target} is a list that is written as text, and so are "
-                f"{len(rows):,} of {len(table):,}: each is read as one text"
-            )
-        return warnings
+        rows = find_lists_in_csv(table, self.columns.target)
+        if not rows:
+            return []
+        return [
+            f"{table.where(rows[0])}: {self.columns.target} is a list that is written as text, and so are {len(rows):,} of "
+            f"{len(table):,}: each is read as one text"
+        ]
 
     def labels(self, table: Table, arrays: Mapping[str, Array]) -> Ragged:
         """Returns the token ids of each target, which is the first of several references."""

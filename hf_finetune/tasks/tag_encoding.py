@@ -139,8 +139,7 @@ class TaggingEncoding(Encoding):
         return [self.reader.read_tags(table, row) for row in range(len(table))]
 
     def find_warnings(self, tables: Mapping[str, Table]) -> list[str]:
-        """Numbers as tags, tags that look like those of entities and are not read as such, tags or types that look alike, splits
-        without an entity."""
+        """Numbers as tags, tags that look like those of entities and are not read as such, tags or types that look alike."""
         if self.reader.scheme == "none":
             alike = find_lookalikes(self.label_names)
             warnings = [f"tags that look alike are different ones: {' and '.join(group)}" for group in alike]
@@ -148,13 +147,12 @@ class TaggingEncoding(Encoding):
                 return warnings
             strangers = warn_of_strangers(self.count_labels(tables["train"]))
             return [*warn_of_numbers(self.label_names), *strangers, *warnings]
-        counts = {split: self.count_labels(table) for split, table in tables.items()}
-        empty = [f"{split}: no word is in an entity" for split, kinds in counts.items() if not kinds]
         alike = find_lookalikes(list_kinds(self.label_names))
-        return [
-            *empty,
-            *(f"types of entities that look alike are different ones: {' and '.join(group)}" for group in alike),
-        ]
+        return [f"types of entities that look alike are different ones: {' and '.join(group)}" for group in alike]
+
+    def find_row_warnings(self, table: Table) -> list[str]:
+        """Tags of which none marks an entity."""
+        return [] if self.reader.scheme == "none" or self.count_labels(table) else ["no word is in an entity"]
 
 
 @dataclass(kw_only=True)

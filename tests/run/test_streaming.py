@@ -24,6 +24,8 @@ from support.runs import (
 from hf_finetune import train as train_module
 from hf_finetune.api import finetune as finetune_rows
 from hf_finetune.config.sections import RunConfig
+from hf_finetune.config.tasks import load_task
+from hf_finetune.data.shards import find_streamed_data
 from hf_finetune.run.folder import open_run
 from hf_finetune.run.setup import set_up
 from hf_finetune.run.training_run import Clock
@@ -250,6 +252,45 @@ def test_rows_without_a_label_are_left_out_and_counted_when_resuming(
     assert ends["examples"] == load_last_checkpoint(whole.run_dir)["run"]["stream"]["examples"]
 
 
+def test_what_is_recognised_in_shards_is_said_once(
+    make_config: MakeConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In the report that of the first rows, as without data.streaming; during training only what is new."""
+    for number, delimiter in enumerate(";;|"):
+        rows = [f"{row['text']} ä{delimiter}{row['label']}\n" for row in tiny.make_rows(20, seed=number)]
+        (tmp_path / f"{number}.csv").write_text(f"text{delimiter}label\n{''.join(rows)}", encoding="utf-8")
+    settings = {"data.train": [f"{tmp_path}/*.csv"], "data.encoding": ["latin-1"], "data.shuffle_buffer": 4}
+    config = make_config(**{**SETTINGS, **settings})
+    with open_run(config) as runtime:
+        run = set_up(config, runtime, Clock())
+        assert (
+            "files",
+            "0.csv: the delimiter is ; (set data.delimiter to choose another)",
+        ) in run.data_report.recognised
+        assert ["valid utf-8" in warning for warning in run.data_report.warnings].count(True) == 1
+        source = run.make_source()
+        capsys.readouterr()
+        for update in range(16):  # two epochs
+            source.get_batch(update)
+    printed = capsys.readouterr().out.splitlines()
+    assert printed == ["data        2.csv: the delimiter is | (set data.delimiter to choose another)"]
+
+
+def test_the_columns_of_a_function_are_recognised(make_config: MakeConfig) -> None:
+    """The spans of a tagging that a generator function gives."""
+    rows = [{"text": "Anna lives in Oslo", "label": [[0, 4, "PER"], [14, 18, "LOC"]]}] * 3
+    config = make_config(
+        **SETTINGS, **{"task.kind": "tag", "data.text_columns": ["tokens"], "data.label_column": "tags"}
+    )
+    spec = load_task("tag").make_columns(config).spec
+    data = find_streamed_data(config.data, spec, lambda: iter(rows))
+    assert len(list(data.shards[0].read())) == 3
+    (note,) = data.notes.take()
+    assert note == "train: 6 entities are spans of characters in the column label: read as words with tags"
+    list(data.shards[0].read())
+    assert data.notes.take() == []
+
+
 @pytest.mark.parametrize("values", [[0, 1], [0.0, 1.0], [False, True]])
 def test_labels_have_one_form_over_the_types_of_shards(
     make_config: MakeConfig, tmp_path: Path, values: list[Any]
@@ -327,7 +368,6 @@ def test_masks_differ_from_block_to_block(make_config: MakeConfig, tmp_path: Pat
 def test_pairs_of_text_files_are_shards(tmp_path: Path) -> None:
     from hf_finetune.config.sections import DataConfig
     from hf_finetune.data.formats import PARALLEL
-    from hf_finetune.data.shards import find_streamed_data
     from hf_finetune.data.table import ColumnSpec
 
     names = ["0.en", "0.de", "1.en", "1.de"]

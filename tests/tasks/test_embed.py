@@ -244,6 +244,16 @@ def test_a_column_of_negatives_that_is_not_named_is_a_warning() -> None:
     assert learn_triplets(table).encoding.find_warnings({"train": table}) == []
 
 
+def test_negatives_that_are_joined_in_one_text_are_a_warning() -> None:
+    table = make_table(make_triplets("rice|bread", "rice", "saw|nail", ""), "rows.csv")
+    assert learn_triplets(table).encoding.find_row_warnings(table) == []  # three texts are few
+    table = make_table(make_triplets("rice|bread", "rice", "saw|nail", "", "bread|saw"), "rows.csv")
+    (warning,) = learn_triplets(table).encoding.find_row_warnings(table)
+    assert warning.startswith("3 of 4 negatives hold '|' between texts, such as rows.csv:1 ('rice|bread'): each is")
+    lists = make_table(make_triplets(*[["rice", "bread"]] * 3))
+    assert learn_triplets(lists).encoding.find_row_warnings(lists) == []
+
+
 @pytest.mark.parametrize("column", ["anchor", "positive"])
 def test_a_text_of_a_pair_that_is_a_list_in_a_csv_file_is_an_error(column: str) -> None:
     rows = [row | {column: "['rice', 'bread']"} for row in make_triplets("saw")]

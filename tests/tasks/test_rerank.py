@@ -15,9 +15,11 @@ from recipe_case import load_recipe
 from support import ranked, tiny
 
 import hf_finetune
+from hf_finetune import cli
 from hf_finetune.config.loading import load_config
 from hf_finetune.config.sections import RunConfig
 from hf_finetune.data.features import Batch, Features, Ragged, collate, make_features
+from hf_finetune.data.sources import read_table
 from hf_finetune.data.splits import load_splits
 from hf_finetune.data.table import Table
 from hf_finetune.export import prediction_rows
@@ -592,6 +594,65 @@ def test_a_row_of_an_augmentation_keeps_a_label_for_each_document(
     settings = {"model.backbone": backbone, "data.max_length": 32, "train.precision": "fp32", "output_dir": tmp_path}
     with pytest.raises(InputError, match=message):
         hf_finetune.finetune("rerank", rows, settings=settings, augment=lambda row, seed, epoch: {**row, **change})
+
+
+# --- the form of the documents --------------------------------------------------------------------------------------
+
+
+def read_csv(path: Path, config: RunConfig, *negatives: str) -> Table:
+    """Returns the examples of a csv file with these negatives, a row each."""
+    rows = (f'q{number},a cat,"{cell}"' for number, cell in enumerate(negatives))
+    path.write_text("\n".join(["query,positive,negatives", *rows, ""]), encoding="utf-8")
+    return read_table((str(path),), config.data, "data.train", Reranking.make_columns(config).spec)
+
+
+@pytest.mark.parametrize(
+    ("training", "other", "message"),
+    [
+        ("a dog", "['a cow', 'a pig']", "is a list that is written as text, and those of training are no lists"),
+        ("['a cow', 'a pig']", "a dog", "is a text, and those of training are lists that are written as text"),
+    ],
+)
+def test_documents_are_written_as_those_of_training(training: str, other: str, message: str, tmp_path: Path) -> None:
+    """In each place where rows are encoded, by a task of the training rows and by one of its state."""
+    settings = {"task.kind": "rerank", "model.backbone": "none", "data.train": ["none"], "data.text_columns": ["query"]}
+    config = RunConfig.from_settings(settings | {"data.label_column": None})
+    learned = Reranking.from_table(config, read_csv(tmp_path / "train.csv", config, "", training))
+    loaded = Reranking.from_state(config, json.loads(json.dumps(learned.state_dict())))
+    equal = read_csv(tmp_path / "equal.csv", config, training, "")
+    table = read_csv(tmp_path / "other.csv", config, "", other)
+    calls: list[Callable[[Any], Any]] = [
+        lambda encoding: encoding.check_rows(table),
+        lambda encoding: encoding.tokenize(table, tiny.make_tokenizer(), 48),
+        lambda encoding: encoding.labels(table, {}),  # the tokens of equal documents may be there already
+    ]
+    for encoding in (learned.encoding, loaded.encoding):
+        encoding.check_rows(equal)
+        for call in calls:
+            with pytest.raises(InputError, match=rf"other.csv:3: negatives {message}"):
+                call(encoding)
+    changes = {"data.label_column": None, "task.negatives": str(tmp_path / "other.csv")}
+    trained = equal.with_columns({**equal.columns, "query": ["q1", "q0"]})  # other.csv has its text for q1
+    with pytest.raises(InputError, match=rf"other.csv:3: negatives {message}"):
+        Reranking.extend_training(RunConfig.from_settings(settings | changes), trained)
+    older = Reranking.from_state(config, {"highest_label": 1.0})  # of an earlier version
+    older.encoding.check_rows(table)
+
+
+def test_documents_that_are_joined_in_one_text_are_a_warning(tmp_path: Path) -> None:
+    settings = {"task.kind": "rerank", "model.backbone": "none", "data.train": ["none"], "data.text_columns": ["query"]}
+    config = RunConfig.from_settings(settings | {"data.label_column": None})
+    table = read_csv(tmp_path / "a.csv", config, "a dog|a cow", "a pig", "a hen|a rat", "a fox|a bee", "")
+    (warning,) = Reranking.from_table(config, table).encoding.find_row_warnings(table)
+    assert warning.startswith("3 of 4 documents that are not relevant hold '|' between texts, such as ")
+
+
+def test_a_file_without_labels_is_refused_by_the_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As by the run."""
+    train = tiny.write_jsonl(tmp_path / "train.jsonl", ROWS)
+    test = tiny.write_jsonl(tmp_path / "test.jsonl", [{"query": "the", "documents": ["cat", "dog"]}])
+    assert cli.main(["data", str(train), "--task", "rerank", "--test", str(test)]) == 2
+    assert "test.jsonl:1: 2 of 2 documents of this query have no label" in capsys.readouterr().err
 
 
 # --- errors ---------------------------------------------------------------------------------------------------------

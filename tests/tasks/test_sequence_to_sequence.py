@@ -217,7 +217,7 @@ def test_targets_of_csv_files_that_are_lists_as_text_may_be_texts_or_references(
             tiny.write_jsonl(path, tiny_rows)
         config = make_config()
         table = read_table((str(path),), config.data, "data.train", Summarization.make_columns(config).spec)
-        return Summarization.from_table(config, table).encoding.find_warnings({"train": table})
+        return Summarization.from_table(config, table).encoding.find_row_warnings(table)
 
     lists = ["['a cat', 'a dog']", '["fish"]']
     with pytest.raises(
@@ -231,8 +231,8 @@ def test_targets_of_csv_files_that_are_lists_as_text_may_be_texts_or_references(
     )
     assert warn("c.csv", ["a text", "[1]"]) == []
     drawn = Table(columns={"summary": lists[:1]}, files=["d.csv"], lines=[2])  # one row may be all of a split
-    (warning,) = make_task().encoding.find_warnings({"validation": drawn})
-    assert warning.startswith("validation: d.csv:2: summary is a list that is written as text, and so are 1 of 1")
+    (warning,) = make_task().encoding.find_row_warnings(drawn)
+    assert warning.startswith("d.csv:2: summary is a list that is written as text, and so are 1 of 1")
 
 
 # --- files ----------------------------------------------------------------------------------------------------------
@@ -648,3 +648,22 @@ def test_a_model_that_was_trained_elsewhere_generates_text(tmp_path: Path) -> No
     predictor = Predictor.from_pretrained(str(tmp_path), text_columns=("document",), label_column="summary")
     assert predictor.task.problem == "summarization"
     assert isinstance(predict_texts(predictor, ["the cat"])["text"], str)
+
+
+def test_evaluate_says_what_training_says_of_the_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The delimiter that was found, an encoding that is probably wrong, and targets that look like lists."""
+    make_model("t5").save_pretrained(tmp_path / "model")
+    TOKENIZER.save_pretrained(tmp_path / "model")
+    path = tmp_path / "a.csv"
+    path.write_text("document;summary\nthe cät;a dog\nthe cat;['a cow', 'a pig']\n", encoding="utf-8")
+    columns = {"text_columns": ("document",), "label_column": "summary"}
+    predictor = Predictor.from_pretrained(str(tmp_path / "model"), **columns, encoding=("latin-1",))
+    capsys.readouterr()
+    evaluate_file(predictor, str(path))
+    note, *warnings = capsys.readouterr().out.splitlines()
+    assert note == "a.csv: the delimiter is ; (set data.delimiter to choose another)"
+    assert [warning.startswith("warning: ") for warning in warnings] == [True, True]
+    assert "a.csv: is valid utf-8, and data.encoding says latin-1" in warnings[0]
+    assert warnings[1].endswith(
+        "a.csv:3: summary is a list that is written as text, and so are 1 of 2: each is read as one text"
+    )

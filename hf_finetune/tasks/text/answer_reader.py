@@ -99,7 +99,7 @@ class AnswerReader:
                 flat = (
                     "with the column answer_text or answer, give an empty text there, and -1 in a column answer_start"
                 )
-                raise InputError(f"{where}: is {describe_value(value)} or missing; give {takes}; {NONE_HINT}; {flat}")
+                raise InputError(f"{where} is {describe_value(value)} or missing; give {takes}; {NONE_HINT}; {flat}")
             raise InputError(f"{where} ({shorten(value)}) must be {takes}; {NONE_HINT}")
         if list(texts) == [""] and list(map(str, starts)) == ["-1"]:  # how flat tables write that there is none
             return []
@@ -149,21 +149,20 @@ class AnswerReader:
             reasons = [f"{count:,} {name}" for name, count in counts.items()]
         return f"{num_unanswered:,} of {len(table):,} questions have no answer ({', '.join(reasons)})"
 
-    def find_warnings(self, tables: Mapping[str, Table]) -> list[str]:
-        """Answers that is_impossible contradicts; questions without an answer where training has none."""
+    def find_warnings(self, table: Table, *, unanswerable: bool) -> list[str]:
+        """Answers that is_impossible contradicts; questions without an answer where training has none. unanswerable: Training has
+        questions without an answer."""
         warnings = []
-        is_answerable = {split: bool(self.find_answered(table).all()) for split, table in tables.items()}
-        for split, table in tables.items():
-            rows = [row for row in range(len(table)) if is_impossible(table, row)]
-            if given := [row for row in rows if self.has_texts(table, row)]:
-                warnings.append(
-                    f"{split}: {len(given):,} questions have answers although is_impossible is true, such as "
-                    f"{table.where(given[0])}; they count as questions without an answer"
-                )
-            if is_answerable["train"] and not is_answerable[split]:
-                warnings.append(
-                    f"{split}: has questions without an answer, and training has none: the model will answer every question"
-                )
+        rows = [row for row in range(len(table)) if is_impossible(table, row)]
+        if given := [row for row in rows if self.has_texts(table, row)]:
+            warnings.append(
+                f"{len(given):,} questions have answers although is_impossible is true, such as {table.where(given[0])}; they "
+                "count as questions without an answer"
+            )
+        if not unanswerable and not self.find_answered(table).all():
+            warnings.append(
+                "has questions without an answer, and training has none: the model will answer every question"
+            )
         return warnings
 
     def where(self, table: Table, row: int) -> str:
@@ -182,9 +181,14 @@ def parse_list(value: Any) -> list[Any] | None:
 def find_position(context: str, text: str, where: str) -> int:
     """Returns the position of a text in the context. InputError if it does not occur exactly once."""
     positions = [match.start() for match in re.finditer(f"(?={re.escape(text)})", context)]
-    if len(positions) != 1:
-        occurs = f"occurs {len(positions)} times" if positions else "does not occur"
-        raise InputError(f"{where}: {shorten(text)!r} {occurs} in the context; give its position as answer_start")
+    if not positions:
+        raise InputError(
+            f"{where}: {shorten(text)!r} does not occur in the context; {describe_absent_answer(context, text)}"
+        )
+    if len(positions) > 1:
+        raise InputError(
+            f"{where}: {shorten(text)!r} occurs {len(positions)} times in the context; give its position as answer_start"
+        )
     return positions[0]
 
 
@@ -208,11 +212,20 @@ def is_impossible(table: Table, row: int) -> bool:
 def describe_misplaced_answer(context: str, text: str, start: int) -> str:
     """Returns the part of an error about an answer that is not at its position: what is there, and where the answer is."""
     positions = [match.start() for match in re.finditer(re.escape(text), context)]
-    hint = "the answer does not occur in the context"
+    hint = f"the answer does not occur in the context; {describe_absent_answer(context, text)}"
     if positions:
         hint = f"the nearest occurrence begins at {min(positions, key=lambda position: abs(position - start))}"
     there = context[start : start + len(text)] if start >= 0 else ""
     return f"answer_start ({start}) of {shorten(text)!r}: the context has {shorten(there)!r} there; {hint}"
+
+
+def describe_absent_answer(context: str, text: str) -> str:
+    """Returns the end of an error about an answer that the context does not have: what to do."""
+    words = map(re.escape, text.split())
+    alike = re.search(r"\s+".join(words), context, re.IGNORECASE)
+    if alike:
+        return f"write it as the context does, {shorten(alike[0])!r}"
+    return f"correct the answer or the context, or remove the row; {NONE_HINT}"
 
 
 def shorten(value: Any, longest: int = 60) -> str:

@@ -97,7 +97,7 @@ class ChoiceReader:
         if value is None:
             raise InputError(
                 f"{table.where(row)}: {column} is missing, and no other columns of choices, such as options, option1 and "
-                "option2, or A and B, were found; name those of the file in task.choice_columns"
+                f"option2, or A and B, were found; name those of the file in task.choice_columns{table.describe_unread()}"
             )
         if not isinstance(value, (list, tuple)):
             raise InputError(
@@ -145,7 +145,8 @@ class ChoiceReader:
         if index is None:
             where = f"{table.where(row)}: {self.label_column}"
             if clean_label(label) is None:
-                raise InputError(f"{where} is missing; data.label_column names the column of the right choice")
+                way_out = f"data.label_column names the column of the right choice{table.describe_unread()}"
+                raise InputError(f"{where} is missing; {way_out}")
             count = len(choices.texts)
             named = f"choices {', '.join(choices.names)}" if self.reading == "name" else f"{count} choices"
             raise InputError(

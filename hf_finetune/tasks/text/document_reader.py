@@ -8,13 +8,23 @@ pairs      a query, one document, and its label
 In the last two, all rows of a query are one example.
 """
 
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import Any
 
+from hf_finetune.data.columns import iterate
 from hf_finetune.data.literals import read_literal
 from hf_finetune.data.table import Table, describe_value
-from hf_finetune.data.written_lists import describe_written_lists, find_written_lists, is_written_list, read_texts
+from hf_finetune.data.written_lists import (
+    check_form,
+    describe_written_lists,
+    find_forms,
+    is_blank,
+    is_missing,
+    is_written_list,
+    read_texts,
+)
 from hf_finetune.system.errors import InputError
 from hf_finetune.tasks.labels import LARGEST_TARGET
 
@@ -31,7 +41,8 @@ LABELS = "labels"  # a label for each document: 0 is not relevant, a larger numb
 FORM = "#form"  # a key of FORMS
 NUM_ROWS = "#rows"  # the number of rows that the example was made of
 NUM_ADDED = "#added"  # the number of documents that add_negatives() added
-EXAMPLE_COLUMNS = (DOCUMENTS, LABELS, FORM, NUM_ROWS, NUM_ADDED)
+WRITTEN = "#written"  # of the columns that its documents had as text in: whether the texts were lists of texts
+EXAMPLE_COLUMNS = (DOCUMENTS, LABELS, FORM, NUM_ROWS, NUM_ADDED, WRITTEN)
 
 
 @dataclass(kw_only=True)
@@ -44,6 +55,7 @@ class Example:
     origins: list[int] = field(default_factory=list)
     positions: dict[str, int] = field(default_factory=dict)  # of the different texts
     num_rows: int = 0
+    written: dict[str, bool] = field(default_factory=dict)  # as WRITTEN
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,12 +83,16 @@ class DocumentReader:
         A document that occurs again among the rows of its query is one document. InputError if its labels differ, or if the rows
         are not all of one form.
         """
-        written = find_written_lists(table, (*self.documents, *self.positives, *self.negatives))
+        forms = find_forms(table, (*self.documents, *self.positives, *self.negatives))
         examples: dict[Hashable, Example] = {}
         form = self.find_form(table, 0) if len(table) else ""
         for row, key in enumerate(self.find_keys([table])):
             example = examples.setdefault(key, Example(row=row))
             example.num_rows += 1
+            cells = ((name, table.columns[name][row]) for name in forms)
+            example.written |= {
+                name: forms[name] for name, cell in cells if isinstance(cell, str) and not is_blank(cell)
+            }
             for text, label in self.read_row(table, row, form):
                 add_document(example, table, row, text, label, keeps_equal=form == "lists")
         made = list(examples.values())
@@ -93,7 +109,9 @@ class DocumentReader:
             FORM: [form] * len(made),
             NUM_ROWS: [example.num_rows for example in made],
             NUM_ADDED: [0] * len(made),
+            WRITTEN: [example.written for example in made],
         }
+        written = [name for name, is_list in forms.items() if is_list]
         notes = (*rows.notes, describe_written_lists(written)) if written else rows.notes
         return replace(rows.with_columns(columns), notes=notes)
 
@@ -116,8 +134,8 @@ class DocumentReader:
 
     def find_form(self, table: Table, row: int) -> str:
         """Returns the form of a row, a key of FORMS. InputError if it has none, or two."""
-        listed = self.find_columns(table, row, self.documents)
-        sided = self.find_columns(table, row, (*self.positives, *self.negatives))
+        listed = self.find_filled(table, row, self.documents)
+        sided = self.find_filled(table, row, (*self.positives, *self.negatives))
         if listed and sided:
             raise InputError(
                 f"{table.where(row)}: has {listed[0]}, whose documents have labels, and {sided[0]}; it must have one of them "
@@ -129,21 +147,27 @@ class DocumentReader:
             raise InputError(
                 f"{table.where(row)}: has no document; it needs a column {join_names(self.documents)} "
                 f"(task.document_columns), or {join_names(self.positives)} (task.positive_columns) with "
-                f"{join_names(self.negatives)} (task.negative_columns)"
+                f"{join_names(self.negatives)} (task.negative_columns){table.describe_unread()}"
             )
         cells = [table.columns[name][row] for name in listed]
         if all(isinstance(cell, str) and not is_written_list(cell) for cell in cells):
             return "pairs"
         return "lists"
 
-    def find_columns(self, table: Table, row: int, names: Iterable[str]) -> list[str]:
-        """Returns the columns that a row has a value in. The empty text of a csv file is none."""
-        return [name for name in names if name in table.columns and table.columns[name][row] not in (None, "")]
+    def find_filled(self, table: Table, row: int, names: Iterable[str]) -> list[str]:
+        """Returns the columns in which a row has documents. InputError if one holds a blank text, unless a csv file has it for
+        none."""
+        cells = ((name, table.columns[name][row]) for name in names if name in table.columns)
+        return [name for name, cell in cells if not is_missing(table, row, name, cell)]
+
+    def find_label_columns(self, table: Table, row: int) -> list[str]:
+        """Returns the columns that a row has labels in. An empty text is none."""
+        return [name for name in self.labels if name in table.columns and table.columns[name][row] not in (None, "")]
 
     def read_row(self, table: Table, row: int, form: str) -> list[tuple[str, float | None]]:
         """Returns the documents of a row with their labels."""
         if form == "positives":
-            if named := self.find_columns(table, row, self.labels):
+            if named := self.find_label_columns(table, row):
                 raise InputError(
                     f"{table.where(row)}: has {named[0]} next to relevant and other documents, which need no labels; remove it"
                 )
@@ -155,7 +179,7 @@ class DocumentReader:
     def read_texts(self, table: Table, row: int, names: Sequence[str]) -> list[str]:
         """Returns the texts in some columns of a row."""
         texts: list[str] = []
-        for name in self.find_columns(table, row, names):
+        for name in self.find_filled(table, row, names):
             value, where = read_texts(table.columns[name][row]), f"{table.where(row)}: {name}"
             values = value if isinstance(value, (list, tuple)) else [value]
             if not values:
@@ -168,7 +192,7 @@ class DocumentReader:
 
     def read_labels(self, table: Table, row: int, form: str, count: int) -> list[float | None]:
         """Returns the labels of a row's `count` documents; None for each if it has no labels."""
-        names, where = self.find_columns(table, row, self.labels), table.where(row)
+        names, where = self.find_label_columns(table, row), table.where(row)
         if len(names) > 1:
             raise InputError(f"{where}: has {' and '.join(names)}; name the column of the labels in data.label_column")
         if not names:
@@ -251,8 +275,10 @@ def add_negatives(table: Table, found: Table, query: str) -> Table:
         found: Examples whose documents are to be added. Their labels are None or 0. Other queries' are not used.
         query: The column of the query.
 
-    InputError if a document that the table does not have is labelled as relevant, or if the tables share no query.
+    InputError if a document that the table does not have is labelled as relevant, if the tables share no query, or if one of them
+    has lists that are written as text in a column in which the other has other texts.
     """
+    forms = collect_forms(table)
     rows: dict[str, list[int]] = {}
     for row, text in enumerate(table.columns[query]):
         rows.setdefault(text, []).append(row)
@@ -262,6 +288,7 @@ def add_negatives(table: Table, found: Table, query: str) -> Table:
         raise InputError(
             f"task.negatives ({found.files[0]}): none of its {len(found):,} queries is one of the training queries"
         )
+    check_forms(found.take(shared), forms)
     for other in shared:
         texts, labels = found.columns[DOCUMENTS][other], found.columns[LABELS][other]
         for row in rows[found.columns[query][other]]:
@@ -276,7 +303,24 @@ def add_negatives(table: Table, found: Table, query: str) -> Table:
             columns[DOCUMENTS][row] = [*columns[DOCUMENTS][row], *new]
             columns[LABELS][row] = [*columns[LABELS][row], *[0.0] * len(new)]
             columns[NUM_ADDED][row] += len(new)
+            columns[WRITTEN][row] = {**columns[WRITTEN][row], **found.columns[WRITTEN][other]}
     return table.with_columns(columns)
+
+
+def collect_forms(table: Table) -> dict[str, bool]:
+    """Returns for each column of the rows of examples that had texts whether they were lists of texts."""
+    forms: dict[str, bool] = {}
+    for written in chain.from_iterable(iterate(table.columns[WRITTEN])):
+        forms |= written
+    return forms
+
+
+def check_forms(table: Table, known: Mapping[str, bool]) -> None:
+    """Raises InputError, with the file and the first line of the example, if the texts of a column are lists where those of
+    training are not, or are not where these are. known: What collect_forms() returned for the training rows."""
+    for row, written in enumerate(chain.from_iterable(iterate(table.columns[WRITTEN]))):
+        for name, is_list in written.items():
+            check_form(table, row, name, is_list=is_list, known=known.get(name))
 
 
 def format_label(label: float | None) -> str:

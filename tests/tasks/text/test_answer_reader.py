@@ -137,10 +137,10 @@ def test_a_question_without_an_answer(tmp_path: Path, more: dict[str, Any]) -> N
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ({"answers": None}, r"a.jsonl:1: answers: is null or missing; give {text: \[...\], answer_start: \[...\]}, two"),
-        ({"answers": ""}, r"a.jsonl:1: answers: is empty or missing; .* empty lists, or is_impossible true"),
-        ({"answer_text": "", "answer_start": ""}, "a.jsonl:1: answers: is empty or missing"),
-        ({"answers": None, "id": "b", "is_impossible": False}, r"a.jsonl:1 \(id b\): answers: is null or missing"),
+        ({"answers": None}, r"a.jsonl:1: answers is null or missing; give {text: \[...\], answer_start: \[...\]}, two"),
+        ({"answers": ""}, r"a.jsonl:1: answers is empty or missing; .* empty lists, or is_impossible true"),
+        ({"answer_text": "", "answer_start": ""}, "a.jsonl:1: answers is empty or missing"),
+        ({"answers": None, "id": "b", "is_impossible": False}, r"a.jsonl:1 \(id b\): answers is null or missing"),
         ({"answers": None, "is_impossible": "perhaps"}, r"a.jsonl:1: is_impossible \(perhaps\) must be true or false"),
         ({"answers": 7}, r"answers \(7\) must be {text"),
         ({"answers": {"texts": ["the"]}}, "must be {text"),
@@ -157,7 +157,8 @@ def test_a_question_without_an_answer(tmp_path: Path, more: dict[str, Any]) -> N
         ({"answer_text": "dog", "answer_start": 4}, "the context has 'cat' there; the nearest occurrence begins at 16"),
         ({"answer_text": "bird", "answer_start": 4}, "the context has 'cat ' there; the answer does not occur in the context"),
         ({"answer_text": "the"}, "a.jsonl:1: answers: 'the' occurs 2 times in the context; give its position as answer_start"),
-        ({"answer": "bird"}, "a.jsonl:1: answers: 'bird' does not occur in the context; give its position as answer_start"),
+        ({"answer": "The  CAT"}, "'The  CAT' does not occur in the context; write it as the context does, 'the cat'"),
+        ({"answer": "bird"}, "a.jsonl:1: answers: 'bird' does not occur in the context; correct the answer or the"),
         ({"answers": {"text": ["b" * 99], "answer_start": [0]}}, "of 'b{60}...'"),
     ],
 )  # fmt: skip
@@ -173,7 +174,7 @@ def test_a_squad_file_with_a_misspelt_key_is_refused_with_the_id_of_the_question
     good = {"id": "0a", "question": "Where?", "answers": [{"text": "cat", "answer_start": 4}]}
     bad = {"id": "0b", "question": "Who?", "answer": [{"text": "cat", "answer_start": 4}]}
     path = tmp_path / "squad.json"
-    for rows, message in (([good, bad], r"squad.json:2 \(id 0b\): answers: is null or missing"), ([good], "")):
+    for rows, message in (([good, bad], r"squad.json:2 \(id 0b\): answers is null or missing"), ([good], "")):
         path.write_text(json.dumps({"data": [{"paragraphs": [{"context": CONTEXT, "qas": rows}]}]}), encoding="utf-8")
         if not message:
             assert not Answering.from_table(make_config(), read(path)).unanswerable
@@ -213,21 +214,21 @@ def test_what_is_counted_is_said(tmp_path: Path) -> None:
     assert describe(rows[:2]) == "each of the 2 questions has an answer"
     assert reader.count_found(read_rows(tmp_path, rows)) == 1
     encoding = Answering.from_table(make_config(), read_rows(tmp_path, rows[:2])).encoding
-    tables = {"train": read_rows(tmp_path, rows[:2]), "test": read_rows(tmp_path, rows)}
-    contradiction, unseen = encoding.find_warnings(tables)
-    assert contradiction.startswith("test: 1 questions have answers although is_impossible is true, such as")
+    contradiction, unseen = encoding.find_row_warnings(read_rows(tmp_path, rows))
+    assert contradiction.startswith("1 questions have answers although is_impossible is true, such as")
     assert "a.jsonl:5; they count as questions without an answer" in contradiction
-    assert (
-        unseen == "test: has questions without an answer, and training has none: the model will answer every question"
-    )
-    assert encoding.find_warnings({"train": tables["train"]}) == []
+    assert unseen == "has questions without an answer, and training has none: the model will answer every question"
+    assert encoding.find_row_warnings(read_rows(tmp_path, rows[:2])) == []
+    task = Answering.from_table(make_config(), read_rows(tmp_path, rows[:4]))
+    for known in (task, Answering.from_state(make_config(), task.state_dict())):
+        assert known.encoding.find_row_warnings(read_rows(tmp_path, rows[:4])) == []
 
 
 def test_a_blank_answer_of_a_flat_table_is_an_error_with_the_way_out(tmp_path: Path) -> None:
     header, row = "question,context,answer", "who,a cat,"
     (tmp_path / "a.csv").write_text(f"{header}\nwho,a cat,cat\n{row}\n", encoding="utf-8")
     with pytest.raises(
-        InputError, match=r"a.csv:3: answers: is .* or missing.*answer_text or answer, give an empty text there"
+        InputError, match=r"a.csv:3: answers is empty or missing.*answer_text or answer, give an empty text there"
     ):
         list_answers(read(tmp_path / "a.csv"))
     (tmp_path / "a.csv").write_text(f"{header},answer_start\nwho,a cat,cat,2\n{row},-1\n", encoding="utf-8")

@@ -17,8 +17,11 @@ from hf_finetune.tasks.text.document_reader import (
     LABELS,
     NUM_ADDED,
     NUM_ROWS,
+    WRITTEN,
     DocumentReader,
     add_negatives,
+    check_forms,
+    collect_forms,
 )
 
 READER = DocumentReader(
@@ -37,9 +40,9 @@ def make_table(*rows: dict[str, Any], file: str = "a.jsonl") -> Table:
     return Table(columns=columns, files=[file] * len(rows), lines=list(range(1, len(rows) + 1)))
 
 
-def read(*rows: dict[str, Any]) -> list[tuple[Any, ...]]:
+def read(*rows: dict[str, Any], file: str = "a.jsonl") -> list[tuple[Any, ...]]:
     """Returns query, documents and labels of the examples that rows give."""
-    table = READER.read_examples(make_table(*rows))
+    table = READER.read_examples(make_table(*rows, file=file))
     return list(zip(table.columns["query"], table.columns[DOCUMENTS], table.columns[LABELS], strict=True))
 
 
@@ -91,7 +94,7 @@ def test_rows_with_positive_and_negatives_are_joined_by_query() -> None:
     rows = [
         {"query": "q", "positive": "a", "negatives": ["b", "c"], "negative": "d"},
         {"query": "q", "positive": "a", "negative": "e"},
-        {"query": "q", "positives": ["f"], "negative": ""},
+        {"query": "q", "positives": ["f"], "negative": None},
         {"query": "r", "negatives": ["b"]},
     ]
     assert read(*rows) == [("q", ["a", "b", "c", "d", "e", "f"], [1, 0, 0, 0, 0, 1]), ("r", ["b"], [0])]
@@ -109,7 +112,37 @@ def test_lists_that_are_written_as_text_are_lists(write: Callable[[list[Any]], s
     note = "lists that are written as text are read as lists: documents"
     assert READER.read_examples(make_table(*rows)).notes == (note,)
     sided = {"query": "q", "positive": "a", "negatives": write(["b", "c"])}
-    assert read(sided, sided | {"negatives": ""}) == [("q", ["a", "b", "c"], [1, 0, 0])]
+    assert read(sided, sided | {"negatives": ""}, file="a.csv") == [("q", ["a", "b", "c"], [1, 0, 0])]
+
+
+def test_examples_have_the_form_of_the_texts_of_each_column() -> None:
+    rows = [
+        {"query": "q", "positive": "a", "negatives": None},
+        {"query": "q", "positive": None, "negatives": "['b', 'c']"},
+        {"query": "r", "positive": ["d"], "negative": ["e"]},
+    ]
+    table = READER.read_examples(make_table(*rows))
+    assert list(table.columns[WRITTEN]) == [{"positive": False, "negatives": True}, {}]
+    assert collect_forms(table) == {"positive": False, "negatives": True}
+    check_forms(table, {"positive": False, "negative": True})
+    with pytest.raises(
+        InputError, match=r"a.jsonl:1: negatives is a list that is written as text, and those of training"
+    ):
+        check_forms(table, {"negatives": False})
+
+
+@pytest.mark.parametrize("blank", ["", "  "])
+def test_a_blank_document_is_none_in_a_csv_file_and_an_error_in_others(blank: str) -> None:
+    rows = [{"query": "q", "document": "a", "label": 1}, {"query": "q", "document": blank, "label": 0}]
+    sided = {"query": "q", "positive": "a", "negatives": blank}
+    assert read(sided, file="a.tsv.gz") == [("q", ["a"], [1])]
+    for reader in (lambda: read(*rows), lambda: read(sided, sided)):
+        with pytest.raises(
+            InputError, match=r"a.jsonl:[12]: (document|negatives) is empty; write null if there is no text"
+        ):
+            reader()
+    with pytest.raises(InputError, match=r"a.csv:2: has no document"):
+        read(*rows, file="a.csv")
 
 
 def test_other_columns_are_kept() -> None:
