@@ -33,7 +33,7 @@ from hf_finetune.data.table import Table
 from hf_finetune.model import freezing
 from hf_finetune.system.locations import local_path
 from hf_finetune.tasks.rerank import Settings
-from hf_finetune.tasks.text.document_reader import DOCUMENTS, LABELS
+from hf_finetune.tasks.text.document_examples import DOCUMENTS, LABELS
 
 LOSSES = {
     "listwise": losses.ListNetLoss,

@@ -5,7 +5,8 @@ from typing import Any
 
 from hf_finetune.data.features import Features, make_features
 from hf_finetune.data.table import Table
-from hf_finetune.tasks.embed import EmbeddingEncoding, Pooling
+from hf_finetune.tasks.embed_encoding import EmbeddingEncoding
+from hf_finetune.tasks.embed_objectives import Pooling
 from support import tiny
 
 COLUMNS = {"pairs": ["anchor", "positive"], "triplets": ["anchor", "positive", "negative"], "scored": ["one", "two"]}

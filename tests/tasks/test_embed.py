@@ -39,15 +39,11 @@ from hf_finetune.run.folder import open_run
 from hf_finetune.run.setup import set_up
 from hf_finetune.run.training_run import Clock, TrainingRun
 from hf_finetune.system.errors import InputError
-from hf_finetune.tasks.embed import (
-    Embedding,
-    EmbeddingColumns,
-    EmbeddingEncoding,
-    EmbeddingScoring,
-    Pooling,
-    RankingObjective,
-    SimilarityObjective,
-)
+from hf_finetune.tasks.embed import Embedding
+from hf_finetune.tasks.embed_columns import EmbeddingColumns
+from hf_finetune.tasks.embed_encoding import EmbeddingEncoding
+from hf_finetune.tasks.embed_objectives import Pooling, RankingObjective, SimilarityObjective
+from hf_finetune.tasks.embed_scoring import EmbeddingScoring
 from hf_finetune.train import RunResult, finetune
 from hf_finetune.training.loop import accumulate_gradients
 from hf_finetune.training.train_state import UpdateBatch, run_training_forward

@@ -32,8 +32,9 @@ from hf_finetune.run.folder import open_run
 from hf_finetune.run.setup import set_up
 from hf_finetune.run.training_run import Clock, TrainingRun
 from hf_finetune.system.errors import InputError
-from hf_finetune.tasks.rerank import Reranking, RerankingObjective, RerankingScoring
-from hf_finetune.tasks.text.document_reader import DOCUMENTS, LABELS
+from hf_finetune.tasks.rerank import Reranking
+from hf_finetune.tasks.rerank_scoring import RerankingObjective, RerankingScoring
+from hf_finetune.tasks.text.document_examples import DOCUMENTS, LABELS
 from hf_finetune.train import RunResult, finetune
 
 Runs = Callable[..., tuple[RunConfig, RunResult]]

@@ -5,7 +5,7 @@ import pytest
 from support import tiny
 from support.sentence_pairs import COLUMNS, WORDS, encode_pairs
 
-from hf_finetune.tasks.embed import get_text_numbers
+from hf_finetune.tasks.embed_objectives import get_text_numbers
 from hf_finetune.tasks.retrieval import (
     compute_cosines,
     find_false_negatives,

@@ -9,20 +9,19 @@ import pytest
 
 from hf_finetune.data.table import Table
 from hf_finetune.system.errors import InputError
-from hf_finetune.tasks.text.document_reader import (
+from hf_finetune.tasks.text.document_examples import (
     DOCUMENTS,
     EXAMPLE_COLUMNS,
     FORM,
-    LABEL_NAMES,
     LABELS,
     NUM_ADDED,
     NUM_ROWS,
     WRITTEN,
-    DocumentReader,
     add_negatives,
     check_forms,
     collect_forms,
 )
+from hf_finetune.tasks.text.document_reader import LABEL_NAMES, DocumentReader
 
 READER = DocumentReader(
     query="query",
