@@ -17,9 +17,9 @@ from hf_finetune.config.references import make_reference
 from hf_finetune.config.sections import RunConfig
 from hf_finetune.config.tasks import load_task
 from hf_finetune.data.formats import name_type
+from hf_finetune.data.iterable_shards import is_stream
 from hf_finetune.data.memory import MEMORY, read_memory
 from hf_finetune.data.plain import name_library
-from hf_finetune.data.shards import is_stream
 from hf_finetune.data.splits import SPLITS, load_splits
 from hf_finetune.export.trained_run import Run
 from hf_finetune.run.parts import NO_PARTS, Parts, check_are_functions, name_metrics

@@ -10,8 +10,8 @@ from hf_finetune.config.tasks import load_task
 from hf_finetune.data.encoding import encode
 from hf_finetune.data.features import Features, iterate_array
 from hf_finetune.data.report import DataReport
-from hf_finetune.data.shards import StreamedData
 from hf_finetune.data.splits import Splits, load_splits
+from hf_finetune.data.streamed_data import StreamedData
 from hf_finetune.data.table import ColumnSpec, Table
 from hf_finetune.forward.dropout import choose_masks
 from hf_finetune.forward.plan import find_forward_plan

@@ -14,9 +14,10 @@ from hf_finetune.config.sections import DataConfig, RunConfig, require
 from hf_finetune.data.batches import GROUPED_BATCHES, plan_block
 from hf_finetune.data.features import Array, Features, make_features
 from hf_finetune.data.rows import FileWarning
-from hf_finetune.data.shards import StreamedData, find_streamed_data
+from hf_finetune.data.shards import find_streamed_data
 from hf_finetune.data.splits import Splits, read_given_splits
 from hf_finetune.data.stream import Row, cut_into_blocks, shuffle_rows
+from hf_finetune.data.streamed_data import StreamedData
 from hf_finetune.data.table import ColumnSpec, NoExamplesError, Table, TableBuilder
 from hf_finetune.system.console import label_lines, print_message
 from hf_finetune.system.errors import InputError
