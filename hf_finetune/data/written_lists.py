@@ -1,5 +1,4 @@
-"""Cells of columns that take a text, a list of texts, or nothing: lists that are written as text, texts that are joined with a
-separator, and blank cells.
+"""Cells that hold a text, several texts or nothing: lists that are written as text, joined texts, blank cells.
 
 A csv file has no lists: pandas writes ["a", "b"] into it as the text "['a', 'b']". Nor has it null: a blank cell stands for it.
 """
@@ -23,10 +22,8 @@ DIFFERENCES = {
 SEPARATORS = ("|", ";", ",", "\t", "\n", "[SEP]", "<sep>")  # of texts that are written as one
 SAMPLE_ROWS = 1000  # in which joined texts are looked for
 FEWEST_TEXTS = 4
-SHARE_OF_TEXTS, SHARE_OF_OTHERS = (
-    0.5,
-    0.1,
-)  # a warning: more of the texts hold a separator, and fewer of texts like them
+SHARE_OF_TEXTS = 0.5  # a warning: more of the texts hold a separator,
+SHARE_OF_OTHERS = 0.1  # and fewer of texts like them
 
 
 def read_texts(value: Any) -> Any:
