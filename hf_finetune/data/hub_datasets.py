@@ -6,15 +6,9 @@ from typing import Any
 from hf_finetune.config.sections import DataConfig, require
 from hf_finetune.data.arrow_columns import ROWS_AT_ONCE
 from hf_finetune.data.columns import find_distinct
+from hf_finetune.data.examples import make_examples
 from hf_finetune.data.plain import check_cell, make_plain
-from hf_finetune.data.table import (
-    ColumnSpec,
-    Table,
-    TableBuilder,
-    find_column_setting,
-    make_examples,
-    text_and_label_spec,
-)
+from hf_finetune.data.table import ColumnSpec, Table, TableBuilder, find_column_setting, text_and_label_spec
 from hf_finetune.data.table_store import SMALLEST_STORED, build_table, open_or_build
 from hf_finetune.system.errors import InputError, first_line
 

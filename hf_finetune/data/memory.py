@@ -9,13 +9,14 @@ from itertools import islice
 from typing import Any
 
 from hf_finetune.config.sections import DataConfig
+from hf_finetune.data.examples import make_examples
 from hf_finetune.data.formats import get_value, name_type
 from hf_finetune.data.headers import find_repeated_name
 from hf_finetune.data.hub_datasets import make_hub_table
 from hf_finetune.data.missing_columns import missing_column_error
 from hf_finetune.data.plain import check_cell, is_dataset, is_frame, make_plain, name_library
 from hf_finetune.data.rows import prefix_note, sort_notes
-from hf_finetune.data.table import MOST_UNREAD, ColumnSpec, Table, TableBuilder, make_examples
+from hf_finetune.data.table import MOST_UNREAD, ColumnSpec, Table, TableBuilder
 from hf_finetune.system.errors import InputError
 
 HEAD_ROWS = 1000  # of a frame, with which the names of its columns are compared

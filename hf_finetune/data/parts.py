@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from hf_finetune.config.sections import DataConfig
+from hf_finetune.data.examples import convert_columns
 from hf_finetune.data.formats import LINES, find_ending, get_value
 from hf_finetune.data.json_values import describe_json_error, parse_json
 from hf_finetune.data.missing_columns import missing_column_error
 from hf_finetune.data.rows import Say
 from hf_finetune.data.sources import find_files, read_files
-from hf_finetune.data.table import MOST_UNREAD, ColumnSpec, Table, convert_columns
+from hf_finetune.data.table import MOST_UNREAD, ColumnSpec, Table
 from hf_finetune.system.errors import InputError
 
 STANDARD_INPUT = "-"

@@ -10,6 +10,7 @@ from typing import Any
 
 from hf_finetune.config.sections import DataConfig
 from hf_finetune.data.arrow_files import read_class_names
+from hf_finetune.data.examples import convert_rows, join_rows
 from hf_finetune.data.formats import (
     ARROW_ENDINGS,
     find_ending,
@@ -26,10 +27,10 @@ from hf_finetune.data.table import (
     ColumnSpec,
     Table,
     TableBuilder,
+    check_texts,
     describe_origin,
     describe_value,
     is_text,
-    join_examples,
     text_and_label_spec,
 )
 from hf_finetune.data.table_store import SMALLEST_STORED, build_table, open_or_build
@@ -84,16 +85,16 @@ def read_table(
         spec = text_and_label_spec(config.text_columns, str(config.label_column))
     columns = spec
 
-    def fill(builder: TableBuilder) -> dict[str, Any]:
+    def add_rows(builder: TableBuilder) -> list[str]:
         notes: list[str] = []
-        add_files(
-            builder,
-            read_files(locations, config, key, columns, needs_labels=needs_labels, say=notes.append),
-            config,
-            columns,
-            needs_labels=needs_labels,
+        files = read_files(locations, config, key, columns, needs_labels=needs_labels, say=notes.append)
+        add_files(builder, files, config, columns, needs_labels=needs_labels)
+        return notes
+
+    def fill(builder: TableBuilder) -> dict[str, Any]:
+        return sort_notes(
+            add_rows(builder) if columns.find_conversion is None else convert_rows(builder, add_rows, columns)
         )
-        return sort_notes(notes)
 
     paths = find_files(locations, key)
     if root is None or measure(paths) < SMALLEST_STORED:
@@ -105,7 +106,9 @@ def read_table(
         ]
         table = open_or_build(root, parts, spec.own_columns, fill)
     table = replace(table, class_names=find_class_names(paths, config))
-    return join_examples(table, spec, needs_labels=needs_labels)
+    if spec.find_conversion is not None:
+        check_texts(table, spec)
+    return join_rows(table, spec, needs_labels=needs_labels)
 
 
 def find_class_names(paths: Sequence[Path], config: DataConfig) -> tuple[str, ...] | None:
@@ -149,7 +152,7 @@ def add_files(
     needs_labels: bool,
 ) -> None:
     """Adds the rows of files to a table. InputError, with file and line, if a row lacks a column, or if a text cannot be used."""
-    texts = frozenset(spec.texts if spec.convert_rows is None else ())
+    texts = frozenset(spec.texts if spec.find_conversion is None else ())
     keys: tuple[str, ...] = ()
     absent: set[str] = set()  # columns that rows with these keys lack and do not need
     for path, rows in files:

@@ -5,11 +5,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from hf_finetune.config.sections import DataConfig
+from hf_finetune.data.examples import make_examples
 from hf_finetune.data.formats import get_value
 from hf_finetune.data.missing_columns import missing_column_error
 from hf_finetune.data.rows import DistinctNotes, sort_notes
 from hf_finetune.data.stream import Row, Shard, make_block_table
-from hf_finetune.data.table import ColumnSpec, Table, make_examples
+from hf_finetune.data.table import ColumnSpec, Table
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -122,7 +122,7 @@ class TableBuilder:
     LINES, WORD_LINES = "#line", "#word_lines"
 
     def __init__(self, names: Sequence[str], path: Path | None = None) -> None:
-        self.names = list(names)
+        self.names, self.path = list(names), path
         self.writer = ColumnWriter([self.LINES, self.WORD_LINES, *self.names], path, numbers=[self.LINES])
         self.runs: list[tuple[str, int]] = []
         self.file, self.num_rows = "", 0  # of the last run
@@ -185,6 +185,19 @@ def assemble_table(columns: Mapping[str, Column], description: Mapping[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
+class Conversion:
+    """How the task's own columns are made of others.
+
+    Attributes:
+        convert: Takes the columns of some rows, and returns those that change, with as many values. No value is checked.
+        notes: Sentences about it.
+    """
+
+    convert: Callable[[Mapping[str, Sequence[Any]]], Mapping[str, Iterable[Any]]]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
 class ColumnSpec:
     """The columns that a task reads, and how its rows may be split.
 
@@ -200,8 +213,8 @@ class ColumnSpec:
         settings: The setting that names a column, for errors, if it is not data.text_columns or data.label_column.
         kept: Columns that every row must have for another purpose than the task's.
         alternatives: Sets of columns, each of which a row may have instead of the inputs and labels.
-        also_read: Columns that convert_rows takes, too, if a row has them.
-        convert_rows: Returns the table with the task's own columns, made of those two. Rows stay as many. No value is checked.
+        also_read: Columns that the conversion takes, too, if a row has them.
+        find_conversion: Returns how the task's own columns are made of those two, by all rows of a table; None if they are not.
         adapter: Makes rows of tables that have other columns, or another form, rows of these columns; None if there is no other.
         join_rows: Returns the examples of a table's rows, if an example may be several of them; None if each row is one.
         join_keys: Yields a key for each row of some tables: join_rows joins those with the same key.
@@ -221,7 +234,7 @@ class ColumnSpec:
     kept: tuple[str, ...] = ()
     alternatives: tuple[tuple[str, ...], ...] = ()
     also_read: tuple[str, ...] = ()
-    convert_rows: Callable[[Table], Table] | None = None
+    find_conversion: Callable[[Table], Conversion | None] | None = None
     adapter: RowAdapter | None = None
     join_rows: Callable[[Table], Table] | None = None
     join_keys: Callable[[Iterable[Table]], Iterator[Hashable]] | None = None
@@ -310,32 +323,6 @@ def describe_value(value: Any, expected: str = "a string") -> str:
 
 class NoExamplesError(InputError):
     """None of the rows of a table is an example, because none has a label."""
-
-
-def make_examples(table: Table, spec: ColumnSpec, *, needs_labels: bool = True) -> Table:
-    """Returns the table of a task's examples: the rows, or what spec.join_rows makes of them. InputError at the first row that
-    cannot be used. needs_labels: False for rows to predict, all of which are kept."""
-    if spec.convert_rows is None:
-        check_texts(table, spec)
-    return join_examples(table, spec, needs_labels=needs_labels)
-
-
-def join_examples(table: Table, spec: ColumnSpec, *, needs_labels: bool = True) -> Table:
-    """Returns the examples of a table. Its texts were checked, unless spec.convert_rows makes them."""
-    if spec.convert_rows is not None:
-        table = convert_columns(table, spec)
-        check_texts(table, spec)
-    if needs_labels and spec.keep_labelled is not None:
-        table = spec.keep_labelled(table)
-    return table if spec.join_rows is None else pack_table(spec.join_rows(table))
-
-
-def convert_columns(table: Table, spec: ColumnSpec) -> Table:
-    """Returns the table with the task's own columns, made of those that it has in place of them. No value is checked."""
-    if spec.convert_rows is None:
-        return table
-    converted = spec.convert_rows(table)
-    return pack_table(converted.with_columns({name: converted.columns[name] for name in spec.own_columns}))
 
 
 def pack_table(table: Table) -> Table:

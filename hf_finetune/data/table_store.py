@@ -20,7 +20,7 @@ from hf_finetune.data.arrow_columns import open_columns
 from hf_finetune.data.table import Table, TableBuilder, assemble_table
 from hf_finetune.system.files import hash_file
 
-VERSION = 2  # raise it if the same key would give another table
+VERSION = 3  # raise it if the same key would give another table
 SMALLEST_STORED = 4_000_000  # bytes: rows that are read as fast as a table is opened and checked are read each time
 FOLDER, ROWS, META = "tables", "rows.arrow", "meta.json"
 

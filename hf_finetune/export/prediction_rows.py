@@ -5,11 +5,12 @@ from dataclasses import dataclass, replace
 from itertools import repeat
 from typing import Any
 
+from hf_finetune.data.examples import make_examples
 from hf_finetune.data.features import Array
 from hf_finetune.data.joined_rows import ALL_ROWS, cut_sizes, find_cuts
 from hf_finetune.data.parts import Part, is_stream, read_parts
 from hf_finetune.data.rows import say_nothing
-from hf_finetune.data.table import ColumnSpec, Table, check_texts, make_examples
+from hf_finetune.data.table import ColumnSpec, Table, check_texts
 from hf_finetune.export.predict import BATCH_SIZE, Predictor, part_sizes
 from hf_finetune.system.errors import InputError
 

@@ -76,7 +76,7 @@ class AnsweringColumns(Columns):
             together=(self.reader.context,),
             alternatives=self.reader.alternatives,
             also_read=(START,),
-            convert_rows=self.reader.convert_rows,
+            find_conversion=self.reader.find_conversion,
         )
 
     def make_row(self, texts: Sequence[str]) -> dict[str, Any]:

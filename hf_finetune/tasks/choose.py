@@ -62,7 +62,7 @@ class ChoiceColumns(Columns):
             settings=dict.fromkeys(self.choices, "task.choice_columns"),
             alternatives=finder.alternatives,
             also_read=finder.also_read,
-            convert_rows=finder.convert_rows,
+            find_conversion=finder.find_conversion,
         )
 
     @property

@@ -17,7 +17,7 @@ from hf_finetune.model.head_spec import HeadSpec
 from hf_finetune.system.errors import InputError
 from hf_finetune.tasks.base import Columns, Encoding, Outputs, Task
 from hf_finetune.tasks.text import chat
-from hf_finetune.tasks.text.dialogue_columns import ALSO_READ, ALTERNATIVES, MESSAGES, TOOLS, convert_rows, join_turn
+from hf_finetune.tasks.text.dialogue_columns import ALSO_READ, ALTERNATIVES, MESSAGES, TOOLS, find_conversion, join_turn
 from hf_finetune.tasks.text.dialogues import Dialogue, DialogueError, Message, read_dialogue
 from hf_finetune.tasks.tokens import (
     CausalScoring,
@@ -64,7 +64,7 @@ class ConversationColumns(Columns):
             spec,
             alternatives=ALTERNATIVES if is_default else (),
             also_read=ALSO_READ if is_default else (TOOLS,),
-            convert_rows=lambda table: convert_rows(table, self.names[0]),
+            find_conversion=lambda table: find_conversion(table, self.names[0]),
         )
 
     def make_row(self, texts: Sequence[str]) -> dict[str, Any]:

@@ -4,17 +4,17 @@ Each error names file and line, and the id of the question if it has one.
 """
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import repeat
 from typing import Any
 
 import numpy as np
 
-from hf_finetune.data.column_writer import make_column
 from hf_finetune.data.columns import has_values
 from hf_finetune.data.features import Array
 from hf_finetune.data.literals import read_literal
-from hf_finetune.data.table import Table, describe_value
+from hf_finetune.data.table import Conversion, Table, describe_value
 from hf_finetune.system.errors import InputError
 
 NONE_HINT = "if the question has no answer, give empty lists, or is_impossible true"
@@ -48,26 +48,27 @@ class AnswerReader:
             return ()
         return tuple((self.question, self.context, name) for name in TEXTS)
 
-    def convert_rows(self, table: Table) -> Table:
-        """Returns the table with all that a row says of its answers in the column of the answers, as far as it has other columns
-        of them."""
+    def find_conversion(self, table: Table) -> Conversion | None:
+        """Returns how all that a row says of its answers comes into the column of the answers; None if the table has no other
+        columns of them."""
         others = [*(TEXTS if self.answers == ANSWERS else ()), START]
         names = [name for name in others if has_values(table.columns.get(name, ()))]
         if not names:
-            return table
+            return None
         texts = [name for name in (self.answers, *TEXTS) if name in (self.answers, *names)]
-        cells = make_column(self.join_cells(table, row, texts) for row in range(len(table)))
-        converted = table.with_columns({**table.columns, self.answers: cells})
         used = [name for name in (*texts, START) if has_values(table.columns.get(name, ()))]
-        return replace(converted, notes=(*table.notes, f"answers are in the columns {', '.join(used)}"))
 
-    def join_cells(self, table: Table, row: int, names: Sequence[str]) -> Any:
-        """Returns the first value in the columns `names` of a row, with the value of answer_start if it is a text or a list of
-        them. No value is checked."""
-        values = (table.columns[name][row] for name in names)
-        value, start = next((value for value in values if value is not None), None), None
-        if START in table.columns:
-            start = table.columns[START][row]
+        def convert(columns: Mapping[str, Sequence[Any]]) -> dict[str, Iterable[Any]]:
+            starts = columns[START] if START in columns else repeat(None)
+            rows = zip(*(columns[name] for name in texts), strict=True)
+            return {self.answers: map(self.join_cells, rows, starts)}
+
+        return Conversion(convert=convert, notes=(f"answers are in the columns {', '.join(used)}",))
+
+    def join_cells(self, values: Sequence[Any], start: Any) -> Any:
+        """Returns the first of a row's values that is not null, with the value of answer_start if it is a text or a list of them.
+        No value is checked."""
+        value = next((value for value in values if value is not None), None)
         if start in (None, ""):
             return value
         starts = parse_list(start)

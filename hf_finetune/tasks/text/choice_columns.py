@@ -4,13 +4,12 @@ They are looked for only in place of a column that the settings do not name: one
 """
 
 from collections.abc import Container, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
-from hf_finetune.data.column_writer import make_column
 from hf_finetune.data.columns import has_values
-from hf_finetune.data.table import Table
+from hf_finetune.data.table import Conversion, Table
 from hf_finetune.system.errors import InputError
 
 BLANK = (None, "")
@@ -96,9 +95,9 @@ class ChoiceColumnFinder:
         """The columns that a table need not have."""
         return (*self.labels, *(name for names in self.choice_sets[1:] for name in names))
 
-    def convert_rows(self, table: Table) -> Table:
-        """Returns the table with prompt, choices and label in the task's own columns. InputError if two columns may be one of
-        them."""
+    def find_conversion(self, table: Table) -> Conversion | None:
+        """Returns how prompt, choices and label come into the task's own columns; None if they are there. InputError if two
+        columns may be one of them."""
         filled = {name for name, column in table.columns.items() if has_values(column, BLANK)}
         prompts = next((names for names in self.prompt_sets if filled.issuperset(names)), self.prompts)
         choices = self.choose(table, "choices", "task.choice_columns", self.choice_sets, filled)
@@ -106,17 +105,21 @@ class ChoiceColumnFinder:
             choices = cut_series(table, choices, filled)
         (label,) = self.choose(table, "label", "data.label_column", [(name,) for name in self.labels], filled)
         if (prompts, choices, label) == (self.prompts, self.choices, self.label):
-            return table
-        columns = dict(table.columns)
-        if prompts != self.prompts:
-            columns[self.prompts[0]] = make_column(map(join_prompt, iterate_rows(table, prompts)))
-        if choices != self.choices:
-            columns[self.choices[0]] = make_column(map(join_choices, iterate_rows(table, choices)))
-        elif prompts == OBJECT and not filled.intersection(choices):
-            columns[self.choices[0]] = make_column(map(get_choices, table.columns["question"]))
-        columns[self.label] = table.columns[label]
+            return None
+        is_object = prompts == OBJECT and not filled.intersection(choices)
+
+        def convert(columns: Mapping[str, Sequence[Any]]) -> dict[str, Iterable[Any]]:
+            made: dict[str, Iterable[Any]] = {self.label: columns[label]}
+            if prompts != self.prompts:
+                made[self.prompts[0]] = map(join_prompt, iterate_rows(columns, prompts))
+            if choices != self.choices:
+                made[self.choices[0]] = map(join_choices, iterate_rows(columns, choices))
+            elif is_object:
+                made[self.choices[0]] = map(get_choices, columns["question"])
+            return made
+
         note = f"the prompt is {' and '.join(prompts)}, the choices are {', '.join(choices)}, the right one is {label}"
-        return replace(table.with_columns(columns), notes=(*table.notes, note))
+        return Conversion(convert=convert, notes=(note,))
 
     def choose(
         self, table: Table, role: str, setting: str, candidates: Sequence[tuple[str, ...]], filled: set[str]
@@ -144,9 +147,10 @@ def cut_series(table: Table, names: Sequence[str], filled: Container[str]) -> tu
     return tuple(names[:count])
 
 
-def iterate_rows(table: Table, names: Iterable[str]) -> Iterable[tuple[Any, ...]]:
-    """Returns the values of some columns, row by row; None for those of a column that the table does not have."""
-    return zip(*(table.columns.get(name, [None] * len(table)) for name in names), strict=True)
+def iterate_rows(columns: Mapping[str, Sequence[Any]], names: Iterable[str]) -> Iterable[tuple[Any, ...]]:
+    """Returns the values of some columns, row by row; None for those of a column that is not there."""
+    count = len(next(iter(columns.values())))
+    return zip(*(columns.get(name, [None] * count) for name in names), strict=True)
 
 
 def join_prompt(values: Sequence[Any]) -> Any:

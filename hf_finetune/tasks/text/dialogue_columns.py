@@ -3,15 +3,15 @@
 They are looked for only if the settings name the recipe's column, messages, and the table does not have it.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-from hf_finetune.data.arrow_columns import Column
-from hf_finetune.data.column_writer import make_column
+from hf_finetune.data.arrow_columns import ROWS_AT_ONCE
 from hf_finetune.data.columns import has_values
 from hf_finetune.data.literals import read_literal
-from hf_finetune.data.table import Table
+from hf_finetune.data.table import Conversion, Table
 from hf_finetune.system.errors import InputError
 
 MESSAGES, TOOLS, SYSTEM = "messages", "tools", "system"
@@ -33,13 +33,13 @@ ALSO_READ = (
 )
 
 
-def convert_rows(table: Table, column: str) -> Table:
-    """Returns the table with each conversation in `column`: a list of messages, or a dict of messages and what goes with them.
+def find_conversion(table: Table, column: str) -> Conversion:
+    """Returns how each conversation comes into `column`: a list of messages, or a dict of messages and what goes with them.
 
     InputError if there are two answers to choose from.
     """
     filled = {name for name, cells in table.columns.items() if has_values(cells)}
-    columns, notes, more = dict(table.columns), list(table.notes), [TOOLS]
+    source, first, notes, more = column, None, list[str](), [TOOLS]
     if column == MESSAGES and MESSAGES not in filled:
         if PREFERENCES in filled:
             raise InputError(
@@ -47,36 +47,77 @@ def convert_rows(table: Table, column: str) -> Table:
                 f"columns of prompt and answer, data.text_columns [prompt, {PREFERENCES}]"
             )
         named = next((name for name in CONVERSATIONS if name in filled), None)
-        first = next((name for name in INSTRUCTIONS if name in filled), None)
+        first = next((name for name in INSTRUCTIONS if name in filled), None) if named is None else None
         if named is not None:
-            columns[column] = table.columns[named]
+            source = named
             notes.append(f"conversations are in the column {named}")
             more.append(SYSTEM)
-        elif first is not None:
-            columns[column], note = join_instructions(table, first, filled)
-            notes.append(note)
-    if more := [name for name in more if name in filled]:
-        rows = zip(columns[column], *(table.columns[name] for name in more), strict=True)
-        columns[column] = make_column(
-            {MESSAGES: cell, **dict(zip(more, values, strict=True))} if any(values) else cell for cell, *values in rows
-        )
-    if form := describe_form(next((cell for cell in columns[column] if cell), None)):
+    instruction = None if first is None else InstructionColumns.find(first, filled)
+    if instruction is not None:
+        notes.append(instruction.describe())
+    more = [name for name in more if name in filled]
+
+    def convert(columns: Mapping[str, Sequence[Any]]) -> dict[str, Iterable[Any]]:
+        cells = columns[source] if instruction is None else instruction.join(columns)
+        return {column: map(partial(add_entries, more), cells, *(columns[name] for name in more))}
+
+    if form := describe_form(find_first(table, column, convert)):
         notes.append(form)
-    return replace(table.with_columns(columns), notes=tuple(notes))
+    return Conversion(convert=convert, notes=tuple(notes))
 
 
-def join_instructions(table: Table, first: str, filled: set[str]) -> tuple[Column, str]:
-    """Returns the messages of each row, and a sentence about the columns that they were made of. first: That of the prompt."""
-    inputs, outputs = INSTRUCTIONS[first]
-    prompts = [first, *(name for name in inputs if name in filled)]
-    answers = [name for name in outputs if name in filled][:1]
-    before = [name for name in BEFORE if name in filled]
-    names = (*prompts, *answers, *before)
-    rows = zip(*(table.columns[name] for name in names), strict=True)
-    cells = make_column(join_row(dict(zip(names, values, strict=True)), prompts, answers) for values in rows)
-    note = f"the user's message is {' and '.join(prompts)}{', on a new line' if len(prompts) > 1 else ''}"
-    note += f", the answer is {answers[0]}" if answers else ""
-    return cells, note + (f"; before them {' and '.join(before)}" if before else "")
+def find_first(
+    table: Table, column: str, convert: Callable[[Mapping[str, Sequence[Any]]], Mapping[str, Iterable[Any]]]
+) -> Any:
+    """Returns the first conversation of a table that is not empty; None if all are."""
+    for start in range(0, len(table), ROWS_AT_ONCE):
+        columns = {name: cells[start : start + ROWS_AT_ONCE] for name, cells in table.columns.items()}
+        if found := next(filter(None, convert(columns)[column]), None):
+            return found
+    return None
+
+
+def add_entries(names: Sequence[str], cell: Any, *values: Any) -> Any:
+    """Returns a conversation with the values of other columns, `names`, that go with it."""
+    return {MESSAGES: cell, **dict(zip(names, values, strict=True))} if any(values) else cell
+
+
+@dataclass(frozen=True, kw_only=True)
+class InstructionColumns:
+    """The columns of instructions.
+
+    Attributes:
+        prompts: Those of the user's message.
+        answers: That of the assistant's message, if there is one.
+        before: Those of what comes before.
+    """
+
+    prompts: tuple[str, ...]
+    answers: tuple[str, ...]
+    before: tuple[str, ...]
+
+    @classmethod
+    def find(cls, first: str, filled: Container[str]) -> "InstructionColumns":
+        """Returns the columns of a table. first: That of the instruction. filled: Those that have values."""
+        inputs, outputs = INSTRUCTIONS[first]
+        return cls(
+            prompts=(first, *(name for name in inputs if name in filled)),
+            answers=tuple(name for name in outputs if name in filled)[:1],
+            before=tuple(name for name in BEFORE if name in filled),
+        )
+
+    def describe(self) -> str:
+        """Returns a sentence about the columns."""
+        prompts = self.prompts
+        note = f"the user's message is {' and '.join(prompts)}{', on a new line' if len(prompts) > 1 else ''}"
+        note += f", the answer is {self.answers[0]}" if self.answers else ""
+        return note + (f"; before them {' and '.join(self.before)}" if self.before else "")
+
+    def join(self, columns: Mapping[str, Sequence[Any]]) -> Iterator[list[Any]]:
+        """Yields the messages of each row."""
+        names = (*self.prompts, *self.answers, *self.before)
+        for values in zip(*(columns[name] for name in names), strict=True):
+            yield join_row(dict(zip(names, values, strict=True)), self.prompts, self.answers)
 
 
 def join_row(row: Mapping[str, Any], prompts: Sequence[str], answers: Sequence[str]) -> list[Any]:

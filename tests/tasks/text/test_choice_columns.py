@@ -276,7 +276,7 @@ def test_of_the_columns_that_are_looked_for_a_table_has_those_of_its_rows(tmp_pa
         {"question": "q", "A": "a", "B": "b", "D": "d", "answer": "B"},
         {"question": "q", "A": "a", "B": "b", "answer": "A"},
     ]
-    spec = replace(Choice.make_columns(make_config()).spec, convert_rows=None, texts=())
+    spec = replace(Choice.make_columns(make_config()).spec, find_conversion=None, texts=())
     frame = pandas.DataFrame(rows)
     path = tiny.write_jsonl(tmp_path / "a.jsonl", rows)
     part = next(read_parts([str(path)], make_config().data, spec, [2], lambda text, where: {}))
