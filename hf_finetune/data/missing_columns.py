@@ -57,7 +57,7 @@ def find_other_case(columns: Sequence[str], spec: ColumnSpec) -> dict[str, str]:
     written: dict[str, str] = {}
     for column in columns:
         name = known.get(column.strip().casefold())
-        if name is not None and name not in columns:
+        if name is not None and name not in columns and column not in spec.columns:
             written.setdefault(name, column)
     return written
 

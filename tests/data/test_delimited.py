@@ -283,8 +283,8 @@ def test_a_file_without_header_has_columns_by_number(tmp_path: Path) -> None:
     )
     message = error_of(path)
     assert message == (
-        f"{path}:2: no column 'text' (columns: 1, very good); see data.text_columns, or set data.header false if the file has no "
-        "line with the names of columns"
+        f"{path}:2: no column 'text' (columns: 1, very good); see data.text_columns and data.label_column, or set data.header "
+        "false if the file has no line with the names of columns"
     )
 
 
