@@ -44,10 +44,19 @@ def find_way_out(
     written = find_other_case(columns, spec)
     if has_all_renamed(missing, written, columns, spec, needs_labels=needs_labels):
         return f"rename {join_words([f'{column!r} to {known!r}' for known, column in written.items()])}"
-    changes = describe_changes(written, [*columns, *missing], config, spec)
-    others = dict.fromkeys(find_column_setting(column, config, spec) for column in missing if column not in written)
+    others = dict.fromkeys(find_column_setting(name, config, spec) for name in missing if name not in written)
+    settled = {
+        name: column for name, column in written.items() if find_column_setting(name, config, spec) not in others
+    }
+    changes = describe_changes(settled, [*columns, *missing], config, spec)
     ways = [f"set {join_words(changes)}"] if changes else []
-    return "; ".join([*ways, f"see {join_words(list(others))}"] if others else ways)
+    ways += [f"see {join_words(list(others))}"] if others else []
+    hints = [
+        f"{name!r} is there as {column!r}"
+        for name, column in written.items()
+        if name in missing and name not in settled
+    ]
+    return "; ".join([*ways, *hints])
 
 
 def find_other_case(columns: Sequence[str], spec: ColumnSpec) -> dict[str, str]:

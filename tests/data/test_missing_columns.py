@@ -29,6 +29,7 @@ def rename(*names: str) -> str:
         ("classify", {"Text": "a", "Label": "b"}, "set data.text_columns to Text and data.label_column to Label"),
         ("classify", {"TEXT": "a", "stars": "b"}, "set data.text_columns to TEXT; see data.label_column"),
         ("classify", {"review": "a", "stars": "b"}, "(columns: review, stars); see data.text_columns and data.label_column"),
+        ("answer", {"Question": "a", "passage": "b", "answers": ANSWERS}, "see data.text_columns; 'question' is there as 'Ques"),
         ("embed", {"Anchor": "a", "positive": "b"}, "set data.text_columns to Anchor positive"),
         ("answer", {**QUESTION, "Answers": ANSWERS}, "set data.text_columns to Question Context and data.label_column to Ans"),
         ("answer", {**QUESTION, "Answer": "Anna", "ID": 1}, rename("Question", "Context", "Answer", "ID")),
@@ -88,4 +89,4 @@ def test_a_name_that_is_read_is_no_other_case_of_one() -> None:
     spec = ColumnSpec(inputs=("a", "b"), optional=("A",), settings={"A": "task.x"})
     config = DataConfig(train=("a",), text_columns=("a", "b"), label_column="label")
     error = str(missing_column_error("a.jsonl:1", "a", {"A": 1, " B": 2}, config, spec))
-    assert error == "a.jsonl:1: no column 'a' (columns: A,  B); set data.text_columns to a  B"
+    assert error == "a.jsonl:1: no column 'a' (columns: A,  B); see data.text_columns; 'b' is there as ' B'"
