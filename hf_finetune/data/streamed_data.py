@@ -36,7 +36,8 @@ class StreamedData:
     def make_table(self, rows: Sequence[Row], spec: ColumnSpec, notes: Iterable[str] = ()) -> Table:
         """Returns the examples of rows. InputError at the first row that cannot be used. notes: Those of the table."""
         table = make_block_table(rows, spec.columns, self.class_names, is_in_memory=self.is_in_memory)
-        return make_examples(replace(table, **sort_notes(notes)), spec)
+        said = sort_notes(notes)
+        return make_examples(replace(table, notes=said["notes"], warnings=said["warnings"]), spec)
 
 
 def take_values(row: Any, where: str, config: DataConfig, spec: ColumnSpec) -> tuple[Any, ...]:
