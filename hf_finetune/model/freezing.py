@@ -138,7 +138,7 @@ def apply_freezing(
     """Sets requires_grad of every parameter as the config says, and returns the plan.
 
     If the model has adapters, only their parameters and the `new` ones train. Raises InputError if a pattern matches no
-    parameter, or if nothing would train.
+    parameter, if all adapters would be frozen, or if nothing would train.
     """
     structure = structure or analyze_structure(model)
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
@@ -153,6 +153,10 @@ def apply_freezing(
         require(bool(matches), "freeze.patterns", pattern, message)
         frozen.update(matches)
     if adapters:
+        message = (
+            "freezes all adapters, and only the head would train; name fewer parameters, or set adapter.kind to none"
+        )
+        require(not adapters <= frozen, "freeze.patterns", " ".join(config.patterns), message)
         frozen.update(sizes.keys() - adapters - new)
     if len(frozen) == len(sizes):
         raise InputError(

@@ -209,6 +209,7 @@ def prepare_stage(
     prepared, optimizer = runtime.accelerator.prepare(
         loaded.model, optim.build_optimizer(groups, config.train, runtime.device, build)
     )
+    optim.check_optimizer_tensors(optimizer, loaded.model, config.train)
     state = TrainState(
         model=loaded.model,
         prepared=prepared,

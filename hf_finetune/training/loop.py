@@ -16,6 +16,7 @@ from hf_finetune.model.freezing import set_train_mode
 from hf_finetune.system.errors import InputError
 from hf_finetune.system.processes import Runtime
 from hf_finetune.tasks.base import Task
+from hf_finetune.training.dead_tensors import GradientWatch
 from hf_finetune.training.gradient_cache import UpdatePasses
 from hf_finetune.training.optim import check_state, set_learning_rates
 from hf_finetune.training.source import BatchSource
@@ -58,8 +59,10 @@ def train_steps(
     """Trains from `start_update` to `total_updates`, yielding after every update. `source` has the batches.
 
     Law 1: gradients are summed over all micro-batches and processes and divided once by the number of targets. Law 5: a
-    loss or gradient norm that is not finite raises InputError before the weights change.
+    loss or gradient norm that is not finite raises InputError before the weights change; a tensor that has had no gradient raises
+    it after the first updates.
     """
+    watch = GradientWatch(state.optimizer, total_updates - start_update)
     limit = make_micro_batch_limit(config, runtime.num_processes)
     for update in range(start_update, total_updates):
         started = time.perf_counter()
@@ -77,8 +80,10 @@ def train_steps(
             number=update, pass_number=batch.pass_number, feature_indices=indices, micro_batches=micro_batches
         )
         loss = accumulate_gradients(state, measured.features, task, runtime, update_batch)
+        watch.look()
         rates = set_learning_rates(state.optimizer, update, total_updates, config.train)
         norm, skipped = step_optimizer(state, runtime, loss, update_batch, config.train.max_grad_norm)
+        watch.count(update + 1, loss, norm, is_skipped=skipped)
         if state.average is not None:
             state.average.add(state.model, update + 1)
         if update == start_update:  # not only when it is saved, which may be much later

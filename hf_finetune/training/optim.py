@@ -167,6 +167,22 @@ def check_optimizer_parameters(optimizer: Any, names: Iterable[str], config: Tra
         )
 
 
+def check_optimizer_tensors(optimizer: Any, model: torch.nn.Module, config: TrainConfig) -> None:
+    """Raises InputError unless the optimizer holds the tensors of the model that train, and no others."""
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    held = {
+        name: parameter
+        for group in optimizer.param_groups
+        for name, parameter in zip(group["param_names"], group["params"], strict=True)
+    }
+    for name in sorted(trained.keys() | held.keys()):
+        if held.get(name) is not trained.get(name):
+            raise InputError(
+                f"train.optimizer ({config.optimizer}): under the name {name} it holds another tensor than the one of the model "
+                "that trains, so it would train something else; build it from the parameters that it is given"
+            )
+
+
 # --- saving and restoring -------------------------------------------------------------------------------------------
 
 # Keys of a group that the config and the device decide. All others that change in training are state, such as the number of
