@@ -18,6 +18,7 @@ from hf_finetune.config.tasks import TASKS
 from hf_finetune.config.values import convert
 from hf_finetune.recipe import EXIT_INPUT, report_errors, run_recipe_file, run_settings
 from hf_finetune.system.errors import InputError
+from hf_finetune.system.output import guard_output
 
 if TYPE_CHECKING:
     from hf_finetune.cache import listing
@@ -33,7 +34,12 @@ class Parser(argparse.ArgumentParser):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one subcommand and returns the exit code."""
-    words = list(sys.argv[1:] if arguments is None else arguments)
+    with guard_output():  # the help of argparse, too
+        return run_command(list(sys.argv[1:] if arguments is None else arguments))
+
+
+def run_command(words: list[str]) -> int:
+    """Runs the subcommand that the words name, and returns the exit code."""
     if words[:1] == ["train"] and len(words) >= 2 and words[1:] not in (["--help"], ["-h"]):
         return run_train(words[1:])
     if words[:1] == ["verify-resume"] and len(words) >= 2 and not words[1].startswith("-"):
@@ -246,7 +252,7 @@ def run_checkpoints(options: argparse.Namespace) -> None:
             summary = f"epoch {manifest.epoch:>3}  update {manifest.update:>6}  loss {manifest.loss:.4f}  {value:<18}"
         print(f"{summary}  {row.size / 1e6:>9,.1f} MB  {row.state}  {marks:<9}  {row.file}".strip())
     print(f"{len(rows)} checkpoints, {sum(row.size for row in rows) / 1e6:,.1f} MB in {folder}")
-    if damaged := [row.file for row in rows if row.state not in ("intact", "not read")]:
+    if damaged := [row.file for row in rows if row.state not in ("intact", "not read", checkpoint.NOT_COMPLETED)]:
         raise InputError(
             f"{folder}: damaged: {', '.join(damaged)}; a run that resumes ignores them, and removes them later"
         )

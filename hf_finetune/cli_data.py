@@ -19,6 +19,7 @@ from hf_finetune.recipe import report_errors
 from hf_finetune.system.console import align_columns, label_lines
 from hf_finetune.system.errors import InputError
 from hf_finetune.system.files import cache_root
+from hf_finetune.system.output import open_standard_output
 
 if TYPE_CHECKING:
     from hf_finetune.data.column_report import ColumnSummary
@@ -116,7 +117,10 @@ def print_report(request: Request) -> None:
     from hf_finetune.run.data_report import make_report
 
     report = make_report(config, has_backbone=config.model.backbone != NO_BACKBONE, asks_tokenizer=request.has_backbone)
-    print(report.to_json() if request.is_json else "\n".join(report.describe()))
+    if request.is_json:
+        print(report.to_json(), file=open_standard_output())
+    else:
+        print("\n".join(report.describe()))
     if (request.is_strict or config.data.strict) and report.warnings:
         raise InputError(f"data.strict: the data have {report.count_warnings()}")
 
@@ -166,7 +170,7 @@ def print_columns(request: Request) -> None:
             "tasks": fitting,
             "next": commands,
         }
-        print(json.dumps(content, indent=2, ensure_ascii=False))
+        print(json.dumps(content, indent=2, ensure_ascii=False), file=open_standard_output())
         return
     print("\n".join(describe_columns(table, summaries, fitting, commands)))
 

@@ -3,13 +3,13 @@
 import argparse
 import contextlib
 import json
-import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
 from hf_finetune.config.sections import require
 from hf_finetune.system.errors import InputError
+from hf_finetune.system.output import STDOUT, open_standard_output
 
 if TYPE_CHECKING:
     from hf_finetune.export.predict import Predictor
@@ -188,31 +188,11 @@ def print_rows(job: "Job") -> Any:
     """Prints predictions as they come, and returns what was done. Ends without an error if nobody reads on."""
     from hf_finetune.export.prediction_files import print_predictions
 
-    output = open_standard_output()
     try:
-        return print_predictions(job, output, "standard output")
+        return print_predictions(job, open_standard_output(), STDOUT)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         raise SystemExit(130) from None
-    finally:
-        leave_standard_output(output)
-
-
-def open_standard_output() -> TextIO:
-    """Returns standard output, which is UTF-8 from now on, whatever the locale. InputError if it is closed."""
-    if sys.stdout is None:
-        raise InputError("standard output is closed; write to a file with --out")
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(encoding="utf-8")
-    return sys.stdout
-
-
-def leave_standard_output(output: TextIO) -> None:
-    """Gives up what cannot be written, as after `| head -1`: Python would try it again at its end, and print an error."""
-    try:
-        output.flush()
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), output.fileno())
 
 
 def model_arguments(options: argparse.Namespace) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Starting a recipe, and reporting the errors of all commands."""
 
+import errno
 import os
 import runpy
 import sys
@@ -13,10 +14,12 @@ from hf_finetune.config.loading import choose_kind, load_config, read_settings, 
 from hf_finetune.config.recipes import recipe_path
 from hf_finetune.config.tasks import TASKS, load_task
 from hf_finetune.system.console import configure_logging
-from hf_finetune.system.errors import InputError, StoppedError
+from hf_finetune.system.errors import InputError, StoppedError, first_line, redact
+from hf_finetune.system.output import STDOUT, OutputError, guard_output, open_standard_output
 from hf_finetune.system.signals import EXIT_TRY_AGAIN
 
 EXIT_INPUT = 2
+EXIT_UNREAD = 141  # as a shell reports SIGPIPE (128 + 13): nobody reads what is printed, as after `| head -1`
 FLAGS = frozenset({"--help", "-h", "--print_config", "--debug"})
 
 
@@ -45,7 +48,7 @@ def run_recipe(
             return
         config = load_config(defaults, words, demo=demo)
         if "--print_config" in flags:
-            print(to_yaml(config), end="")
+            print(to_yaml(config), end="", file=open_standard_output())
             return
         from hf_finetune.train import finetune
 
@@ -66,21 +69,41 @@ def print_help(
 def report_errors(function: Callable[[], None], *, debug: bool = False) -> int:
     """Runs `function`, and returns the exit code.
 
-    An InputError becomes an `error:` line on standard error, with its details under it, and exit code 2; a signal that stopped a
-    run becomes exit code 75.
+    An InputError becomes an `error:` line on standard error, with its details under it, and exit code 2; so does standard output
+    that cannot be written, except in a run. A signal that stopped a run becomes exit code 75.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     configure_logging()
     if not debug:
         warnings.filterwarnings("ignore", category=UserWarning)
         warnings.filterwarnings("ignore", category=FutureWarning)
+    with guard_output():
+        return find_exit_code(function, debug=debug)
+
+
+def find_exit_code(function: Callable[[], None], *, debug: bool) -> int:
+    """Runs `function`, prints its errors, and returns the exit code."""
     try:
         function()
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OutputError as error:
+        if error.errno == errno.EPIPE:
+            return EXIT_UNREAD
+        print(f"error: {STDOUT}: cannot be written: {error.strerror}", file=sys.stderr)
+        return EXIT_INPUT
     except InputError as error:
         if debug:
             traceback.print_exc()
         if os.environ.get("LOCAL_RANK", "0") == "0":  # once on each machine
             print("\n".join(error.to_lines("error")), file=sys.stderr, flush=True)
+        return EXIT_INPUT
+    except OSError as error:  # of a disk or a network, at a place that has no better words for it
+        if debug:
+            traceback.print_exc()
+        place = f"{error.filename}: " if error.filename else ""
+        reason = error.strerror or first_line(error)
+        print(redact(f"error: {place}{reason}"), file=sys.stderr, flush=True)
         return EXIT_INPUT
     except StoppedError as error:
         if os.environ.get("LOCAL_RANK", "0") == "0":

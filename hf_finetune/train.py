@@ -33,6 +33,7 @@ from hf_finetune.run.streaming import StreamError
 from hf_finetune.run.training_run import Clock, TrainingRun, evaluate_split, preflight_check
 from hf_finetune.system.errors import AGAIN, InputError, StoppedError
 from hf_finetune.system.files import write_atomically
+from hf_finetune.system.output import guard_output
 from hf_finetune.system.processes import Runtime
 from hf_finetune.training import optim
 from hf_finetune.training.loop import NotFiniteError, Update, train_steps
@@ -55,7 +56,7 @@ def finetune(config: RunConfig, parts: Parts = NO_PARTS) -> RunResult:
 
     Raises InputError for anything that the user can fix, and StoppedError if a signal stopped the run after it was saved.
     """
-    with open_run(config) as runtime:
+    with guard_output(is_run=True), open_run(config) as runtime:
         results = runtime.on_main(lambda: read_finished_results(config))
         if results is None:
             try:
@@ -317,6 +318,7 @@ def begin_stage(run: TrainingRun, progress: Progress, clock: Clock) -> tuple[Tra
 
 def finish_run(run: TrainingRun, results: dict[str, Any], clock: Clock) -> dict[str, Any]:
     """Exports the model, reloads and compares it, and only then writes results.json: a run that has one is finished."""
+    run.runtime.check_lock()
     with clock("export"):
         write_seen_rows(run)
         folder = model_folder.export_model(run, results)

@@ -209,7 +209,7 @@ def verify_resume(recipe: str, words: Sequence[str], *, updates: int, kills: int
     """
     if not 0 < kills < updates:
         raise InputError(f"--kills ({kills}): must be above 0 and below --updates ({updates})")
-    with tempfile.TemporaryDirectory(prefix="hf-finetune-verify-") as name:
+    with tempfile.TemporaryDirectory(prefix="hf-finetune-verify-", ignore_cleanup_errors=True) as name:
         folder = Path(name)
         settings = {
             "output_dir": name,

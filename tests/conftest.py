@@ -9,6 +9,7 @@ import pytest
 import torch
 from support import tiny
 from support.configs import make_small_config
+from support.script_server import ScriptServer
 
 from hf_finetune.config.sections import RunConfig
 from hf_finetune.run.folder import open_run
@@ -35,6 +36,14 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
     """No test reads or writes the user's cache."""
     monkeypatch.setenv("HF_FINETUNE_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
     return
+
+
+@pytest.fixture(scope="session")
+def script_server() -> Iterator[ScriptServer]:
+    """Runs scripts in forks of a process that has imported everything, which takes seconds."""
+    server = ScriptServer({**os.environ})
+    yield server
+    server.close()
 
 
 @pytest.fixture(scope="session")

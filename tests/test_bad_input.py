@@ -21,6 +21,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from support import tiny
+from support.locked import FAST, Holder, held_lock
 
 from hf_finetune import train as train_module
 from hf_finetune.config.loading import load_config, to_yaml
@@ -29,7 +30,9 @@ from hf_finetune.export import model_folder
 from hf_finetune.recipe import run_recipe
 from hf_finetune.run import checkpoint
 from hf_finetune.run.folder import open_run
+from hf_finetune.system import locks
 from hf_finetune.system.errors import InputError
+from hf_finetune.system.locks import Lock
 
 DEFAULTS: dict[str, Any] = {
     "task.kind": "classify",
@@ -95,6 +98,7 @@ def digest(folder: Path) -> dict[str, str]:
     return {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "folder"
         for path in sorted(folder.rglob("*"))
+        if path.name != ".lock"  # whose holder writes it again and again
     }
 
 
@@ -496,62 +500,50 @@ def test_starting_again_with_wrong_input_does_not_move_the_earlier_run(
     assert digest(work / "outputs") == before
 
 
-# A process that holds the lock of a run folder, as a run on this machine does
-HOLDER = """
-import os, socket, sys
-from pathlib import Path
-from filelock import FileLock
-folder = Path(sys.argv[1])
-lock = FileLock(folder / ".lock")
-lock.acquire()
-(folder / ".running").write_text(f"{socket.gethostname()} process {os.getpid()}")
-print("locked", flush=True)
-sys.stdin.read()
-"""
-
-
-@pytest.fixture
-def holder(work: Path) -> Iterator[subprocess.Popen[str]]:
-    """Another process that uses outputs/run."""
-    command = [sys.executable, "-c", HOLDER, str(work / "outputs" / "run")]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "locked\n"
+@pytest.fixture(params=["here", "elsewhere"])
+def holder(work: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[Holder]:
+    """Another process, on this machine or on another one, that uses outputs/run."""
+    for name, seconds in FAST.items():
+        monkeypatch.setattr(locks, name, seconds)
+    with held_lock(work / "outputs" / "run" / ".lock", request.param) as process:
         yield process
-        process.kill()
 
 
+@pytest.mark.processes
 def test_a_second_run_in_a_folder_names_the_first(
-    work: Path, holder: subprocess.Popen[str], capsys: pytest.CaptureFixture[str]
+    work: Path, holder: Holder, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = digest(work / "outputs")
     for words in ([], ["--checkpoint.resume", "never"]):
         message = refusal(capsys, *words)
         assert message.startswith("outputs/run: another run uses this folder (")
-        assert f"{socket.gethostname()} process {holder.pid}" in message
+        assert f"{socket.gethostname()} process {holder.id}" in message
         assert digest(work / "outputs") == before
 
 
-def test_a_killed_run_does_not_block_the_next(work: Path, holder: subprocess.Popen[str]) -> None:
+@pytest.mark.processes
+def test_a_killed_run_does_not_block_the_next(work: Path, holder: Holder) -> None:
     holder.kill()
-    holder.wait()
-    assert (work / "outputs" / "run" / ".running").exists()
+    assert (work / "outputs" / "run" / ".lock").exists()
     assert run() == 0
-    assert not (work / "outputs" / "run" / ".running").exists()
+    assert not (work / "outputs" / "run" / ".lock").exists()
 
 
-def test_a_run_on_another_machine_blocks_until_its_mark_is_removed(
-    work: Path, capsys: pytest.CaptureFixture[str]
+def test_a_run_that_has_lost_its_folder_saves_nothing_more(
+    fresh: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    mark = work / "outputs" / "run" / ".running"
-    mark.write_text("elsewhere process 5")
-    before = digest(work / "outputs")
-    message = refusal(capsys)
-    assert "a run on another machine uses this folder (elsewhere process 5)" in message
-    assert "remove outputs/run/.running" in message
-    assert digest(work / "outputs") == before
-    mark.unlink()
-    assert run() == 0
+    """As after a suspended machine wakes up and another one has continued the run."""
+    check, calls = Lock.check, []
+
+    def lose(lock: Lock) -> None:
+        calls.append(1)
+        lock.is_lost = len(calls) > 1  # the first is before training
+        check(lock)
+
+    monkeypatch.setattr(Lock, "check", lose)
+    assert refusal(capsys).startswith("outputs/run: another run took this folder over")
+    assert len(calls) == 2
+    assert not (fresh / "outputs" / "run" / "checkpoints").exists()
 
 
 # --- full disks -----------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ the resumed run ends with the results of an uninterrupted one."""
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -18,7 +19,7 @@ from support.runs import TORCHRUN, assert_same_tensors, launch, load_exported_we
 from hf_finetune.cache import capture, layout, listing, store
 from hf_finetune.config.loading import to_yaml
 from hf_finetune.config.sections import RunConfig
-from hf_finetune.run.checkpoint import read_manifests
+from hf_finetune.run.checkpoint import find_newest_intact, read_manifests
 from hf_finetune.system.errors import StoppedError
 from hf_finetune.system.signals import EXIT_TRY_AGAIN, StopSignals
 from hf_finetune.train import finetune
@@ -44,7 +45,7 @@ def run_until_signal(config: RunConfig, number: signal.Signals) -> None:
 
 @pytest.mark.parametrize(
     ("update", "number"),
-    [(1, signal.SIGTERM), (4, signal.SIGINT), (5, signal.SIGUSR1), (8, signal.SIGTERM), (16, signal.SIGTERM)],
+    [(1, signal.SIGHUP), (4, signal.SIGINT), (5, signal.SIGUSR1), (8, signal.SIGQUIT), (16, signal.SIGTERM)],
 )
 def test_a_signal_in_training_loses_nothing(
     make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, update: int, number: signal.Signals
@@ -269,6 +270,53 @@ def test_two_processes_agree_to_stop_and_three_resume(make_config: MakeConfig, t
         read_untimed_metrics(config.run_dir), read_untimed_metrics(uninterrupted.run_dir), strict=True
     ):
         assert ours == pytest.approx(theirs, abs=1e-5)
+
+
+def find_rank(process: "subprocess.Popen[str]", rank: int) -> int:
+    """The process id of a worker of torchrun."""
+    workers = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True)
+    for number in map(int, workers.stdout.split()):
+        if f"RANK={rank}".encode() in Path(f"/proc/{number}/environ").read_bytes().split(b"\0"):
+            return number
+    raise LookupError(rank)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stopped", [1, 0])
+def test_a_process_that_is_stopped_is_named_and_the_run_ends(
+    make_config: MakeConfig, tmp_path: Path, stopped: int
+) -> None:
+    """SIGSTOP, as of a machine that is suspended or cannot be reached. The others waited without a word."""
+    config = make_config(**{"train.epochs": 4000, "checkpoint.every": 4, "run.patience_minutes": 0.1})
+    process = start(TORCHRUN, config, tmp_path)
+    wait_for_line(process, "saved ckpt_")
+    worker = find_rank(process, stopped)
+    os.kill(worker, signal.SIGSTOP)
+    began, lines = time.monotonic(), list[str]()
+    assert process.stdout is not None
+    for line in process.stdout:
+        lines.append(line)
+        if line.startswith("error: "):
+            break
+    assert 5 < time.monotonic() - began < 15
+    os.kill(worker, signal.SIGKILL)  # torchrun would wait for it for half a minute
+    rest, _ = process.communicate(timeout=60)
+    (warning,) = [line for line in lines if line.startswith("warning: waiting for")]
+    name = f"process {stopped} of 2 ({socket.gethostname()} process {worker})"
+    assert warning.startswith(
+        f"warning: waiting for {name}, which has given no sign of life for 3 s. This process is at "
+    )
+    assert re.search(
+        r"at \w+\(\) in \w+\(\) \((training|system)/\w+\.py, line \d+\)\. The run ends after 0\.1 minutes", warning
+    )
+    assert lines[-1].startswith(
+        f"error: {name} has given no sign of life for 0.1 minutes (run.patience_minutes): the run ends"
+    )
+    assert process.returncode != 0
+    assert "exitcode  : 75" in rest
+    path, skipped = find_newest_intact(config.run_dir / "checkpoints")
+    assert path is not None
+    assert skipped == []
 
 
 def test_checkpoints_by_minutes(

@@ -4,18 +4,17 @@ import contextlib
 import json
 import re
 import shutil
-import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from hf_finetune.cache.store import ACTIVATIONS, MALFORMED, MANIFEST, find_good_chunks
 from hf_finetune.data import encoded_parts, table_store
-from hf_finetune.system.files import rename, writing_error
+from hf_finetune.system.console import print_message
+from hf_finetune.system.files import read_clock, rename, writing_error
+from hf_finetune.system.locks import HeldError, Lock
 
 TEMPORARY = (".writing-*", ".removing-*")  # folders of entries that are written or removed
 OLD_MARK = "done"  # a file of encoded text as versions before 0.4 wrote it
@@ -106,7 +105,7 @@ def is_left(folder: Path) -> bool:
     if folder.name.startswith(".removing-"):
         return True
     try:
-        return time.time() - measure_folder(folder)[1] > SECONDS_OF_SILENCE
+        return read_clock(folder.parent) - measure_folder(folder)[1] > SECONDS_OF_SILENCE
     except FileNotFoundError:  # another process finished or removed it in the meantime
         return False
 
@@ -217,7 +216,7 @@ def prune_entries(root: Path, *, max_bytes: int | None, older_than_seconds: floa
     total = sum(entry.size for entry in entries)
     removed = []
     for entry in entries:
-        is_old = older_than_seconds is not None and time.time() - entry.used > older_than_seconds
+        is_old = older_than_seconds is not None and read_clock(entry.folder.parent) - entry.used > older_than_seconds
         is_too_much = max_bytes is not None and total > max_bytes
         if (is_old or is_too_much or (max_bytes == 0 and not entry.size)) and remove_entry(entry):
             total -= entry.size
@@ -247,10 +246,10 @@ def remove_entry(entry: EntryListing) -> bool:
 @contextlib.contextmanager
 def hold_lock(path: Path) -> Iterator[bool]:
     """Holds a lock within the block, and gives True; False if another process holds it. InputError if it cannot be made."""
-    lock = FileLock(path, timeout=0)
+    lock = Lock(path)
     try:
-        lock.acquire()
-    except (Timeout, FileNotFoundError):
+        lock.acquire(print_message)
+    except (HeldError, FileNotFoundError):
         yield False
         return
     except OSError as error:
@@ -267,6 +266,5 @@ def remove_unused_locks(root: Path) -> None:
         for path in (root / kind.subfolder).glob("*.lock"):
             key = path.name.removesuffix(".lock")
             if not any(path.with_name(name).exists() for name in (key, f"{key}.partial")):
-                with hold_lock(path) as is_held, contextlib.suppress(OSError):
-                    if is_held:
-                        path.unlink()
+                with hold_lock(path):  # whose end removes the file
+                    pass

@@ -18,12 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from hf_finetune.cache.layout import Layout
 from hf_finetune.cache.reader import ITEM_BYTES
 from hf_finetune.system.errors import InputError
-from hf_finetune.system.files import cache_root, rename, sync_folder, write_atomically, writing_error
+from hf_finetune.system.files import cache_root, remove_quietly, rename, sync_folder, write_atomically, writing_error
+from hf_finetune.system.locks import Lock
 
 ACTIVATIONS, MANIFEST = "activations.bin", "manifest.json"
 
@@ -99,14 +98,10 @@ def lock_entry(root: Path, key: str, say: Callable[[str], object] = lambda _: No
 
     Raises InputError if the folder cannot be created or written.
     """
+    lock = Lock(root / f"{key}.lock")
     try:
         root.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(root / f"{key}.lock")
-        try:
-            lock.acquire(timeout=0.5)
-        except Timeout:
-            say(f"waiting for another run that is writing {root / key}")
-            lock.acquire()
+        lock.acquire(say, waiting=f"waiting for another run that is writing {root / key}")
     except OSError as error:
         raise InputError(f"cache.dir ({root}): cannot be created or written: {error.strerror}") from None
     try:
@@ -287,4 +282,4 @@ def remove_journals(folder: Path, keep: str = "") -> None:
     """Removes the journals of a folder, except the one named `keep`."""
     for path in folder.glob("journal-*"):
         if path.name != keep:
-            path.unlink()
+            remove_quietly(path)

@@ -14,6 +14,7 @@ WITHOUT_EFFECT = (
     "train.micro_batch_tokens",
     "evaluation.batch_size",
     "checkpoint.",
+    "run.",
     "tracking.",
     "hub.",
     "train.on_update",

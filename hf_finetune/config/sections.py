@@ -12,7 +12,13 @@ from typing import Any, ClassVar, Literal
 from hf_finetune.config.checks import require
 from hf_finetune.config.model_sections import AdapterConfig, CacheConfig, FreezeConfig, ModelConfig
 from hf_finetune.config.streaming import check_streaming
-from hf_finetune.config.training_sections import CheckpointConfig, EvaluationConfig, ExportConfig, TrainConfig
+from hf_finetune.config.training_sections import (
+    CheckpointConfig,
+    EvaluationConfig,
+    ExportConfig,
+    TrainConfig,
+    WaitingConfig,
+)
 from hf_finetune.system.errors import InputError, redact
 
 __all__ = [
@@ -244,6 +250,7 @@ class RunConfig:
     train: TrainConfig = TrainConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    run: WaitingConfig = WaitingConfig()
     export: ExportConfig = ExportConfig()
     tracking: TrackingConfig = TrackingConfig()
     hub: HubConfig = HubConfig()

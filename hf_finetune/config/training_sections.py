@@ -179,6 +179,23 @@ class CheckpointConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class WaitingConfig:
+    """The processes of a run.
+
+    Args:
+        patience_minutes: Minutes that a process waits for another one that gives no sign of life, because it is stopped or its
+            network is dead. Then the run ends, with its last checkpoint.
+    """
+
+    patience_minutes: float = 30.0
+
+    def __post_init__(self) -> None:
+        require(
+            0 < self.patience_minutes < float("inf"), "run.patience_minutes", self.patience_minutes, "must be above 0"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class ExportConfig:
     """The model that the run leaves in model/.
 

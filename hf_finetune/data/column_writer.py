@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hf_finetune.data.arrow_columns import Column, open_columns
+from hf_finetune.system.files import remove_quietly
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -63,7 +64,7 @@ class ColumnWriter:
             self.stream = pa.ipc.new_stream(str(self.path), schema)
             for batch, chunk in zip(batches, chunks, strict=True):
                 self.stream.write_batch(pa.record_batch([*batch.columns, chunk], schema=schema))
-        before.unlink()
+        remove_quietly(before)
 
     def add(self, row: Sequence[Any]) -> None:
         """Adds a row: a value for each column."""

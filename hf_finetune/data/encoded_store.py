@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from filelock import FileLock, Timeout
 
 from hf_finetune.data.encoded_parts import (
     DTYPES,
@@ -28,22 +27,16 @@ from hf_finetune.data.encoded_parts import (
 )
 from hf_finetune.data.features import Array
 from hf_finetune.system.errors import InputError
+from hf_finetune.system.locks import hold_lock
 
 
 @contextlib.contextmanager
 def lock_entry(folder: Path, say: Callable[[str], object]) -> Iterator[None]:
     """Holds the lock of an entry. If another process holds it, passes a line about it to `say` and waits."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder.with_name(f"{folder.name}.lock"))
-    try:
-        lock.acquire(timeout=0.5)
-    except Timeout:
-        say(f"waiting for another run that encodes the same text ({folder})")
-        lock.acquire()
-    try:
+    waiting = f"waiting for another run that encodes the same text ({folder})"
+    with hold_lock(folder.with_name(f"{folder.name}.lock"), say, waiting=waiting):
         yield
-    finally:
-        lock.release()
 
 
 def fill_entry(

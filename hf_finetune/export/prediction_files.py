@@ -1,5 +1,6 @@
 """Files of predictions, finished completely or not at all, and predictions on standard output."""
 
+import errno
 import json
 import os
 import sys
@@ -223,9 +224,9 @@ def write_line(line: str, file: TextIO, name: str) -> bool:
     try:
         file.write(f"{line}\n")
         file.flush()
-    except BrokenPipeError:
-        return False
     except OSError as error:
+        if error.errno == errno.EPIPE:
+            return False
         raise InputError(f"{name}: cannot be written: {error.strerror}") from None
     return True
 

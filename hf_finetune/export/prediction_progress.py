@@ -15,13 +15,13 @@ from typing import BinaryIO
 
 import torch
 import transformers
-from filelock import FileLock, Timeout
 
-from hf_finetune.data.parts import Part
+from hf_finetune.data.parts import Part, say_note
 from hf_finetune.export.predict import Predictor
 from hf_finetune.export.prediction_rows import PredictionOptions
 from hf_finetune.system.errors import InputError
 from hf_finetune.system.files import digest_tensors, remove_quietly, sync_folder, write_atomically
+from hf_finetune.system.locks import HeldError, Lock
 
 VERSION = 2  # of the state: raise it if the same command would give other lines, or another digest of them
 
@@ -127,10 +127,10 @@ class PartialFile:
     def lock(self) -> Iterator[None]:
         """Keeps other commands from writing the same file until the block ends. InputError if one does. Lines that no state
         counts are removed at the end, and those without a prediction."""
-        lock = FileLock(self.lock_path, timeout=0)
+        lock = Lock(self.lock_path)
         try:
-            lock.acquire()
-        except Timeout:
+            lock.acquire(say_note)
+        except HeldError:
             raise InputError(f"{self.path}: another command is writing this file") from None
         except OSError as error:
             raise InputError(f"{self.path}: cannot be written: {error.strerror}") from None
@@ -142,7 +142,6 @@ class PartialFile:
             if not self.has_predictions:
                 self.remove()
             lock.release()
-            remove_quietly(self.lock_path)
 
     def read_progress(self, command: str) -> Progress:
         """Returns the progress of the command if there are intact lines of it, else that of a command that begins."""

@@ -37,6 +37,9 @@ DAMAGED = (
 
 REFERENCES = "references.json"  # in the folder of the checkpoints: the file names of the best and the last
 
+# The state of a file without a manifest, of a save that was stopped before it was reported with `saved ...`
+NOT_COMPLETED = "is left of a save that was not completed"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
@@ -103,6 +106,9 @@ def save_checkpoint(
         write_atomically(folder / REFERENCES, json.dumps(references, indent=2).encode())
     except OSError as error:
         raise writing_error(folder, num_bytes, error) from None
+    finally:
+        if not make_manifest_path(path).exists():  # the disk has no room for that either
+            remove_quietly(path)
     return manifest
 
 
@@ -217,7 +223,10 @@ def find_damage_in_file(path: Path) -> str | None:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointListing:
-    """A checkpoint as it lies in its folder. state: "intact", what is wrong, or "not read" if only its size was checked."""
+    """A checkpoint as it lies in its folder.
+
+    state: "intact", what is wrong, "not read" if only its size was checked, or NOT_COMPLETED.
+    """
 
     file: str
     size: int
@@ -238,6 +247,8 @@ def list_checkpoints(folder: Path, *, verify: bool) -> list[CheckpointListing]:
         size = path.stat().st_size if path.is_file() else 0
         if manifest is not None and not verify and size == manifest.size:
             state = "not read"
+        elif not make_manifest_path(path).exists() and name not in references.values():
+            state = NOT_COMPLETED
         else:
             state = find_damage_in_file(path) or "intact"
         listings.append(

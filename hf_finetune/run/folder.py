@@ -2,20 +2,18 @@
 
 import contextlib
 import json
-import os
 import platform
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
-from filelock import FileLock, Timeout
 
 from hf_finetune.config.changes import changed_keys
 from hf_finetune.config.loading import to_yaml
@@ -28,6 +26,7 @@ from hf_finetune.system import processes
 from hf_finetune.system.console import print_message
 from hf_finetune.system.errors import InputError, redact
 from hf_finetune.system.files import write_atomically
+from hf_finetune.system.locks import HeldError, Lock
 from hf_finetune.system.processes import Runtime
 
 ENVIRONMENT = "environment.json"
@@ -54,35 +53,45 @@ def open_run(config: RunConfig) -> Iterator[Runtime]:
 
     Raises InputError if the folder belongs to a run of another config, or if another run uses it.
     """
-    with processes.start(config.seed, config.train.precision, config.run_dir) as runtime, lock_folder(config, runtime):
-        yield runtime
+    with (
+        processes.start(config.seed, config.train.precision, config.run_dir, config.run.patience_minutes) as runtime,
+        lock_folder(config, runtime) as lock,
+    ):
+        yield replace(runtime, lock=lock)
 
 
 @contextlib.contextmanager
-def lock_folder(config: RunConfig, runtime: Runtime) -> Iterator[None]:
-    """Locks the run folder on the main process until the block ends. The other processes leave the block with it."""
-    locks: list[RunLock] = []  # one on the main process, none on the others
+def lock_folder(config: RunConfig, runtime: Runtime) -> Iterator[Lock | None]:
+    """Locks the run folder on the main process until the block ends, and gives the lock; None on the others, which leave the
+    block with it."""
+    locks: list[Lock] = []  # one on the main process, none on the others
 
     def claim() -> None:
         locks.append(claim_folder(config))
 
     runtime.on_main(claim)
     try:
-        yield
+        yield locks[0] if locks else None
     finally:
         for lock in locks:
-            lock.release()
+            release_folder(lock)
         if runtime.num_processes > 1 and sys.exc_info()[0] is None:
             runtime.accelerator.wait_for_everyone()
 
 
-def claim_folder(config: RunConfig) -> "RunLock":
-    """Creates and locks the run folder. Raises InputError if it holds anything but a run of this config."""
+def claim_folder(config: RunConfig) -> Lock:
+    """Creates and locks the run folder. Raises InputError if another run uses it, or if it holds anything but a run of this
+    config."""
     folder = config.run_dir
     config_path = folder / "config.yaml"
+    lock = Lock(folder / ".lock")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = RunLock(folder)
+        lock.acquire(print_message)
+    except HeldError as holder:
+        raise InputError(
+            f"{folder}: another run uses this folder ({holder}); wait for it, or choose another name"
+        ) from None
     except OSError as error:
         raise InputError(
             f"output_dir ({config.output_dir}): {folder} cannot be created or written: {error.strerror}"
@@ -98,9 +107,16 @@ def claim_folder(config: RunConfig) -> "RunLock":
                 "choose another name"
             )
     except InputError:
-        lock.release()
+        release_folder(lock)
         raise
     return lock
+
+
+def release_folder(lock: Lock) -> None:
+    """Releases the run folder, and removes it if it is empty."""
+    lock.release()
+    with contextlib.suppress(OSError):
+        lock.path.parent.rmdir()
 
 
 def find_free_name(output_dir: Path, name: str) -> str:
@@ -174,6 +190,7 @@ def record_run(config: RunConfig, runtime: Runtime, inputs: Mapping[str, Any], d
 
     With checkpoint.resume never, first moves the files of an earlier run of this name to another folder.
     """
+    runtime.check_lock()
     if config.checkpoint.resume == "never" and (config.run_dir / "config.yaml").exists():
         archive_run(config.run_dir)
     write_atomically(config.run_dir / "config.yaml", to_yaml(config).encode())
@@ -213,50 +230,3 @@ def find_git_commit() -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return git.stdout.strip() or None
-
-
-class RunLock:
-    """Lets one run use a folder at a time: a file lock that ends with its process, and a file that names the holder.
-
-    The lock of a dead process on this machine is taken over. That of another machine is not, because nobody here can know
-    whether its process is alive.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        """Locks the folder. Raises InputError if another run uses it."""
-        self.folder = folder
-        self.holder_path = folder / ".running"
-        self.lock = FileLock(folder / ".lock", timeout=0)
-        try:
-            self.lock.acquire()
-        except Timeout:
-            raise InputError(
-                f"{folder}: another run uses this folder ({self.read_holder()}); wait for it, or choose another name"
-            ) from None
-        holder = self.read_holder()
-        if holder and holder.split(" process ")[0] != socket.gethostname():
-            (folder / ".lock").unlink(missing_ok=True)
-            self.lock.release()
-            raise InputError(
-                f"{folder}: a run on another machine uses this folder ({holder}); if that run is dead, remove "
-                f"{self.holder_path}"
-            )
-        try:
-            self.holder_path.write_text(f"{socket.gethostname()} process {os.getpid()}", encoding="utf-8")
-        except OSError:
-            self.release()
-            raise
-
-    def read_holder(self) -> str:
-        """Returns host and process of the run that uses the folder, or "" if they are not known."""
-        return self.holder_path.read_text(encoding="utf-8") if self.holder_path.exists() else ""
-
-    def release(self) -> None:
-        """Releases the folder, and removes it if it is empty."""
-        with contextlib.suppress(OSError):
-            self.holder_path.unlink(missing_ok=True)
-        with contextlib.suppress(OSError):  # Windows does not remove an open file
-            (self.folder / ".lock").unlink(missing_ok=True)
-        self.lock.release()
-        with contextlib.suppress(OSError):
-            self.folder.rmdir()

@@ -21,7 +21,8 @@ def name_run(config: RunConfig, parts: Parts) -> RunConfig:
     """
     if config.checkpoint.resume != "auto":  # the user has said what becomes of an earlier run
         return config
-    with processes.start(config.seed, config.train.precision, config.run_dir) as runtime:
+    patience = config.run.patience_minutes
+    with processes.start(config.seed, config.train.precision, config.run_dir, patience) as runtime:
         name, reason = runtime.on_main(lambda: choose_name(config, parts))
         if reason:
             runtime.say(

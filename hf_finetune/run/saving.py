@@ -18,10 +18,12 @@ from hf_finetune.training.progress import Progress
 def save_run(run: TrainingRun, progress: Progress) -> str:
     """Writes a checkpoint and then removes old ones. Returns its file name. On all processes.
 
-    Raises InputError if the disk is full, cannot be written, or does not give back what was written.
+    Raises InputError if the disk is full, cannot be written, or does not give back what was written, or if another run has taken
+    the folder over.
     """
 
     def write() -> str:
+        run.runtime.check_lock()
         with run.train_state.evaluated_weights() as training_weights:
             content = collect_content(run, progress, training_weights)
             saved = checkpoint.save_checkpoint(

@@ -24,7 +24,7 @@ from hf_finetune.run.augmentation import AugmentedFeatures
 from hf_finetune.run.parts import NO_PARTS, Parts
 from hf_finetune.run.streaming import StreamedBatches
 from hf_finetune.system.errors import InputError
-from hf_finetune.system.files import replace_atomically
+from hf_finetune.system.files import remove_quietly, replace_atomically
 from hf_finetune.system.processes import Runtime
 from hf_finetune.tasks import metrics
 from hf_finetune.tasks.base import SummedObjective, Task
@@ -208,7 +208,7 @@ def preflight_check(run: TrainingRun) -> None:
         state = torch.empty(num_bytes, dtype=torch.uint8)
         content = {"model": run.train_state.model.state_dict(), "optimizer": state}
         replace_atomically(path, lambda file: torch.save(content, file), checkpoint.count_tensor_bytes(content))
-        path.unlink()
+        remove_quietly(path)
 
     run.runtime.on_main(write)
 

@@ -16,7 +16,7 @@ class StdoutHandler(logging.Handler):
     """Prints log records on standard output. Looks up sys.stdout at each record, so that redirected output is honoured."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Prints the record's message and flushes. A closed pipe raises an error, as it does for print()."""
+        """Prints the record's message and flushes. An error is that of print(): none in a run (system.output)."""
         print(self.format(record), file=sys.stdout, flush=True)
 
 

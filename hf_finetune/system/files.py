@@ -5,6 +5,7 @@ import errno
 import hashlib
 import os
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
@@ -83,6 +84,16 @@ def remove_quietly(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def read_clock(folder: Path) -> float:
+    """Returns the time by the clock of a folder's file system, to compare the times of files with: a server's clock may differ
+    from that of this machine, which is taken if the folder cannot be written."""
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            return os.fstat(file.fileno()).st_mtime
+    except OSError:
+        return time.time()
+
+
 def sync_folder(folder: Path) -> None:
     """Makes renames and removals in a folder durable. Windows cannot sync a folder."""
     if os.name == "nt":
@@ -137,10 +148,17 @@ def cache_root(folder: str | None = None) -> Path:
     """The folder of the caches: `folder` (cache.dir) if given, else HF_FINETUNE_CACHE, else ~/.cache/hf_finetune.
 
     Tables lie in its subfolder `tables`, encoded text in `encoded`, cached hidden states in `activations`. All can be made again.
+    Raises InputError if none is given and the user has no home folder, as in a container with a random user id.
     """
-    if folder is not None:
-        return Path(folder)
-    return Path(os.environ.get("HF_FINETUNE_CACHE") or Path.home() / ".cache" / "hf_finetune")
+    if given := folder or os.environ.get("HF_FINETUNE_CACHE"):
+        return Path(given)
+    home = os.path.expanduser("~")
+    if not os.path.isabs(home) or home == "/" != os.environ.get("HOME"):  # "/" for an empty HOME
+        raise InputError(
+            "cache.dir (null): this user has no home folder, where the caches would be; set cache.dir, or the environment "
+            "variable HF_FINETUNE_CACHE, to a folder"
+        )
+    return Path(home) / ".cache" / "hf_finetune"
 
 
 def digest_tensors(tensors: "Mapping[str, torch.Tensor]", names: Iterable[str]) -> str:

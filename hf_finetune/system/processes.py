@@ -19,6 +19,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from hf_finetune.system.console import configure_logging, print_message
 from hf_finetune.system.errors import InputError, StoppedError
+from hf_finetune.system.locks import Lock
+from hf_finetune.system.process_watch import watch_processes
 from hf_finetune.system.signals import StopSignals
 
 T = TypeVar("T")
@@ -98,6 +100,7 @@ class Runtime:
         precision_reason: Why this precision was chosen, for the start-up report.
         notes: Further lines for the start-up report.
         signals: The stop signals of this process.
+        lock: That of the run folder, on the main process.
     """
 
     accelerator: Accelerator
@@ -106,6 +109,7 @@ class Runtime:
     precision_reason: str
     notes: tuple[str, ...] = ()
     signals: StopSignals = field(default_factory=StopSignals)
+    lock: Lock | None = None
 
     @property
     def device(self) -> torch.device:
@@ -145,6 +149,11 @@ class Runtime:
             kind, parts = outcome[1]
             raise kind(*parts)
         return outcome[0]
+
+    def check_lock(self) -> None:
+        """Raises InputError if another run has taken the run folder over. For the main process, before it writes there."""
+        if self.lock is not None:
+            self.lock.check()
 
     def is_asked_to_stop(self) -> bool:
         """True if this process, or one that polled before it, received a stop signal.
@@ -305,13 +314,14 @@ def use_all_cores(accelerator: Accelerator) -> tuple[str, ...]:
 
 
 @contextlib.contextmanager
-def start(seed: int, precision: str, run_dir: Path) -> Iterator[Runtime]:
-    """Seeds torch, creates the Accelerator, and receives stop signals until the block ends.
+def start(seed: int, precision: str, run_dir: Path, patience_minutes: float) -> Iterator[Runtime]:
+    """Seeds torch, creates the Accelerator, receives stop signals and watches the other processes until the block ends.
 
     Args:
         seed: The seed of torch.
         precision: train.precision.
         run_dir: The folder of the run, and its name among the processes.
+        patience_minutes: run.patience_minutes.
     """
     configure_logging()
     chosen_precision, reason = choose_precision(precision)
@@ -324,7 +334,8 @@ def start(seed: int, precision: str, run_dir: Path) -> Iterator[Runtime]:
         precision_reason=reason,
         notes=use_all_cores(accelerator),
     )
-    with runtime.signals.install():
+    watch = watch_processes(runtime.process, runtime.num_processes, patience_minutes)
+    with watch, runtime.signals.install():
         yield runtime
 
 

@@ -1,12 +1,12 @@
 """Signals that ask a run to stop. They are received at once, and acted on where no work is lost.
 
-SIGTERM is sent by a cluster that takes the machine back, SIGUSR1 by Slurm if configured, SIGINT by Ctrl-C.
+SIGTERM is sent by a cluster that takes the machine back, SIGUSR1 and SIGUSR2 by Slurm if configured, SIGINT by Ctrl-C, SIGQUIT by
+Ctrl-\\, SIGHUP when a terminal or its connection is closed, SIGXCPU at a limit on processor time.
 """
 
 import contextlib
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -14,10 +14,12 @@ from types import FrameType
 
 from hf_finetune.system.console import is_notebook
 from hf_finetune.system.errors import StoppedError
+from hf_finetune.system.output import print_at_once
 
 EXIT_TRY_AGAIN = 75  # EX_TEMPFAIL of sysexits.h: the same command resumes the run
 
-STOP_SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name))
+NAMES = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2", "SIGHUP", "SIGQUIT", "SIGXCPU")
+STOP_SIGNALS = tuple(getattr(signal, name) for name in NAMES if hasattr(signal, name))  # Windows lacks some
 
 # Ctrl-C under torchrun reaches a process twice: from the terminal, and from torchrun
 SAME_SIGNAL_SECONDS = 1.0
@@ -50,6 +52,8 @@ class StopSignals:
     def receive(self, number: int, frame: FrameType | None = None) -> None:
         """Handles a signal."""
         if self.received:
+            if signal.Signals(number).name == "SIGXCPU":  # which comes again each second
+                return
             if time.monotonic() - self.received_at > SAME_SIGNAL_SECONDS:
                 if is_notebook():  # whose kernel continues
                     raise KeyboardInterrupt
@@ -63,16 +67,19 @@ class StopSignals:
         if self.ends_at_once:
             raise StoppedError(self.received)
         if os.environ.get("LOCAL_RANK", "0") == "0":
-            message = f"{self.received}: saving, then stopping; a second signal stops without saving"
-            print(message, file=sys.stderr, flush=True)
+            print_at_once(f"{self.received}: saving, then stopping; a second signal stops without saving")
 
     @contextlib.contextmanager
     def install(self) -> Iterator[None]:
-        """Receives signals within the block. Does nothing outside the main thread, where Python allows no handlers."""
+        """Receives signals within the block. Those that are ignored stay so (SIGHUP after `nohup`).
+
+        Does nothing outside the main thread, where Python allows no handlers.
+        """
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        handlers_before = {number: signal.signal(number, self.receive) for number in STOP_SIGNALS}
+        heeded = [number for number in STOP_SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+        handlers_before = {number: signal.signal(number, self.receive) for number in heeded}
         try:
             yield
         finally:

@@ -3,8 +3,6 @@
 import dataclasses
 import os
 import shutil
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -24,6 +22,7 @@ from support.entries import (
     make_values,
     raise_disk_full,
 )
+from support.locked import held_lock
 
 from hf_finetune import cli
 from hf_finetune.cache import listing, store
@@ -35,11 +34,6 @@ from hf_finetune.data.table import TableBuilder
 from hf_finetune.tasks.classify import TextEncoding
 
 pytestmark = pytest.mark.usefixtures("small_chunks")
-
-# The command of a process that holds a lock until its standard input is closed
-HOLDER = (
-    "import filelock, sys; lock = filelock.FileLock(sys.argv[1]); lock.acquire(); print(flush=True); sys.stdin.read()"
-)
 
 
 # --- verify ---------------------------------------------------------------------------------------------------------
@@ -120,13 +114,10 @@ def test_prune_removes_the_least_recently_used(
 
 def test_prune_skips_an_entry_that_another_process_is_writing(three: list[Entry]) -> None:
     root = three[0].root.parent
-    command = [sys.executable, "-c", HOLDER, str(three[1].folder.with_name(f"{three[1].key}.lock"))]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
-        assert holder.stdout is not None
-        holder.stdout.readline()
+    with held_lock(three[1].folder.with_name(f"{three[1].key}.lock"), "here") as holder:
         assert len(listing.prune_entries(root, max_bytes=0, older_than_seconds=0)) == 2
         assert list_numbers(root) == [None]
-        holder.communicate()
+        holder.end()
     assert len(listing.prune_entries(root, max_bytes=0, older_than_seconds=None)) == 1
 
 

@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from filelock import FileLock
 
 from hf_finetune.data import encoded_parts
 from hf_finetune.data.encoded_parts import InconsistentEntryError, find_whole_entry, read_parts
 from hf_finetune.data.encoded_store import fill_entry, lock_entry
 from hf_finetune.data.features import Array
 from hf_finetune.system.errors import InputError
+from hf_finetune.system.locks import hold_lock
 
 SPANS = [(0, 4), (4, 8), (8, 9)]
 LENGTHS = [2, 3, 1, 4, 2, 2, 0, 5, 3]
@@ -138,7 +138,7 @@ def test_a_second_run_waits_for_the_first(tmp_path: Path) -> None:
     is_held = threading.Event()
 
     def hold() -> None:
-        with FileLock(folder.with_name("key.lock")):
+        with hold_lock(folder.with_name("key.lock"), print):
             is_held.set()
             time.sleep(0.7)
 

@@ -153,7 +153,8 @@ def test_the_checkpoints_of_a_run_are_listed(
     content = bytearray(path.read_bytes())
     content[100] ^= 1
     path.write_bytes(content)
-    (path.parent / "ckpt_epoch0003_update000024_loss0.1.pt").write_bytes(b"no manifest")
+    (path.parent / "ckpt_epoch0003_update000024_loss0.1.pt").write_bytes(b"unreadable manifest")
+    (path.parent / "ckpt_epoch0003_update000024_loss0.1.json").write_bytes(b"{")
     assert cli.main(["checkpoints", str(moved), "--verify"]) == 2
     shown = capsys.readouterr()
     assert "does not match the digest in its manifest" in shown.out

@@ -75,6 +75,33 @@ def test_a_checkpoint_whose_manifest_cannot_be_read_is_not_removed(tmp_path: Pat
     assert path.exists()
 
 
+def test_what_a_stopped_save_left_is_no_damage(tmp_path: Path) -> None:
+    """A file without a manifest was never reported as saved, unless references.json names it: then its manifest is lost."""
+    saved = save(tmp_path, 1)
+    (tmp_path / "ckpt_epoch0001_update000002_loss0.5000.pt").write_bytes(b"no manifest was written")
+    for verify in (True, False):
+        rows = checkpoint.list_checkpoints(tmp_path, verify=verify)
+        assert [row.state for row in rows] == ["intact" if verify else "not read", checkpoint.NOT_COMPLETED]
+    checkpoint.make_manifest_path(tmp_path / saved.file).unlink()
+    states = [row.state for row in checkpoint.list_checkpoints(tmp_path, verify=True)]
+    assert states == ["has no readable manifest", checkpoint.NOT_COMPLETED]
+
+
+def test_a_full_disk_keeps_no_file_without_its_manifest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved = save(tmp_path, 1)
+
+    def refuse(path: Path, content: bytes) -> None:
+        raise InputError(f"{path.parent}: the disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "write_atomically", refuse)
+        for update in (2, 1):  # the second has the name of the first checkpoint, which stays
+            with pytest.raises(InputError, match="full"):
+                save(tmp_path, update)
+    assert [path.name for path in tmp_path.glob("*.pt")] == [saved.file]
+    assert checkpoint.find_newest_intact(tmp_path)[0] == tmp_path / saved.file
+
+
 def test_the_remains_of_a_killed_save_are_removed(tmp_path: Path) -> None:
     (tmp_path / "ckpt_epoch0001_update000001_loss0.5000.pt").write_bytes(b"no manifest was written")
     (tmp_path / ".ckpt_epoch0001_update000002_loss0.5000.pt.writing").write_bytes(b"half")

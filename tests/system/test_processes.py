@@ -60,7 +60,7 @@ def test_a_run_prints_seeds_and_raises_the_errors_of_its_main_process(
     def fail() -> None:
         raise InputError("wrong", "one", "another")
 
-    with processes.start(3, "fp32", tmp_path) as runtime:
+    with processes.start(3, "fp32", tmp_path, 30) as runtime:
         drawn = torch.rand(1)
         runtime.say("a line")
         assert runtime.on_main(lambda: [1]) == [1]

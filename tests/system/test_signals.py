@@ -20,6 +20,36 @@ def test_a_signal_raises_at_once_if_there_is_nothing_to_save() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
 
+@pytest.mark.parametrize("number", STOP_SIGNALS, ids=lambda number: number.name)
+def test_each_signal_is_recorded_and_a_repeated_one_ends_the_process(
+    number: signal.Signals, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hf_finetune.system.signals.SAME_SIGNAL_SECONDS", -1)
+    signals, before = StopSignals(), signal.signal(number, signal.SIG_DFL)
+    ended: list[int] = []
+    try:
+        with signals.install(), signals.deferred():
+            signal.raise_signal(number)
+            assert signals.received == number.name
+            monkeypatch.setattr(os, "kill", lambda _, sent: ended.append(sent))
+            signal.raise_signal(number)
+    finally:
+        signal.signal(number, before)
+    # At a limit on processor time the signal comes each second, until the run has saved or the higher limit kills it
+    assert ended == ([] if number is signal.SIGXCPU else [number])
+
+
+def test_a_signal_that_is_ignored_stays_so() -> None:
+    """As SIGHUP after nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopSignals().install():
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def test_a_module_that_is_being_imported_is_imported_to_its_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

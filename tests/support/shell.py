@@ -1,0 +1,65 @@
+"""Runs commands as a shell does, in forks of a warm process, after code that spoils their surroundings."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from support import tiny
+from support.script_server import ScriptServer
+
+LABELS = {"animals": "größe→", "food": "日本"}
+
+# Runs the code, then the command, and ends as Python does: writes what is in the buffers
+COMMAND = """
+import errno, os, sys
+from hf_finetune.cli import main
+
+code, *words = sys.argv[1:]
+encoding = "utf-8"
+exec(code)
+sys.stdout = open(1, "w", encoding=encoding, closefd=False)
+sys.stderr = open(2, "w", encoding=encoding, errors="backslashreplace", closefd=False)
+exit_code = main(words)
+sys.stdout.flush()
+sys.exit(exit_code)
+"""
+
+
+class Shell:
+    """Runs commands in a folder that has training data with labels that are not ASCII."""
+
+    def __init__(self, server: ScriptServer, folder: Path, backbone: Path) -> None:
+        self.server, self.folder, self.script, self.backbone = server, folder, folder / "command.py", backbone
+        self.script.write_text(COMMAND, encoding="utf-8")
+        rows = [{**row, "label": LABELS[row["label"]]} for row in tiny.make_rows(60) if row["label"] in LABELS]
+        tiny.write_jsonl(folder / "train.jsonl", rows)
+
+    def run(self, code: str, *words: str) -> tuple[int, str, str]:
+        """Exit code, standard output and standard error of a command that runs after this code."""
+        environment = {"HF_FINETUNE_CACHE": str(self.folder / "cache")}
+        exit_code = self.server.run(self.script, [code, *words], self.folder, environment)
+        output, errors = ((self.folder / name).read_text(encoding="utf-8") for name in ("stdout", "stderr"))
+        assert "Traceback" not in output + errors, errors
+        assert "Exception ignored" not in errors, errors
+        return exit_code, output, errors
+
+    def train(self, code: str, name: str, *words: str) -> tuple[int, str, str]:
+        """Trains a small run."""
+        settings = [
+            "--name",
+            name,
+            "--output_dir",
+            "out",
+            "--model.backbone",
+            str(self.backbone),
+            "--freeze.layers",
+            "1",
+        ]
+        settings += ["--data.train", "train.jsonl", "--data.max_length", "16", "--train.epochs", "1"]
+        settings += ["--train.precision", "fp32", "--tracking.trackers", "[]"]
+        return self.run(code, "train", "classify", *settings, *words)
+
+    def read_results(self, name: str) -> dict[str, Any]:
+        """The numbers of a finished run."""
+        content = json.loads((self.folder / "out" / name / "results.json").read_text(encoding="utf-8"))
+        return {key: content[key] for key in ("best", "validation", "test", "reload_difference")}

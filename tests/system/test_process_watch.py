@@ -1,0 +1,121 @@
+"""Who is silent, what is said of it, and by whom. tests/test_stopping.py stops real processes."""
+
+import os
+import re
+import sys
+import time
+from collections.abc import Callable
+
+import pytest
+
+from hf_finetune.system import process_watch
+from hf_finetune.system.process_watch import STORE, ProcessWatch, describe_place, watch_processes
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """Sets the time on."""
+    now = [time.monotonic()]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    monkeypatch.setenv("MASTER_ADDR", "head")
+    monkeypatch.setattr(process_watch, "BEATS_A_WARNING", 4500)  # pauses of 10 ms
+
+    def pass_time(seconds: float) -> None:
+        now[0] += seconds
+
+    return pass_time
+
+
+def test_a_process_is_silent_if_its_beats_do_not_change(clock: Callable[[float], None]) -> None:
+    watch = ProcessWatch(1, 4, patience_seconds=600)
+    clock(44)
+    assert watch.find_silent() == {}
+    clock(2)
+    assert watch.find_silent().keys() == {STORE}  # as long as it does not answer, nothing is known of the others
+    watch.seen_at[STORE] = time.monotonic()
+    assert watch.find_silent() == {0: 46, 2: 46, 3: 46}
+    watch.take(0, 5, has_left=False)
+    watch.take(2, 0, has_left=True)  # its run has ended
+    watch.take(3, 0, has_left=False)
+    assert watch.find_silent() == {3: 46}
+    clock(30)
+    watch.take(0, 5, has_left=False)
+    watch.seen_at[STORE] = time.monotonic()
+    assert watch.find_silent() == {3: 76}
+    clock(20)
+    watch.seen_at[STORE] = time.monotonic()
+    assert watch.find_silent() == {0: 50, 3: 96}
+
+
+@pytest.mark.parametrize(("process", "speaks"), [(0, False), (1, True), (2, False)])
+def test_one_process_speaks_for_all(
+    clock: Callable[[float], None], capsys: pytest.CaptureFixture[str], process: int, speaks: bool
+) -> None:
+    """0 is silent, and so is what it says of itself."""
+    watch = ProcessWatch(process, 3, patience_seconds=600)
+    clock(50)
+    for one in (1, 2, STORE):
+        watch.seen_at[one] = time.monotonic()
+    if process:
+        watch.say("line")
+        assert capsys.readouterr().err == ("line\n" if speaks else "")
+
+
+def test_a_process_that_answers_again_is_reported_and_one_that_does_not_ends_the_run(
+    clock: Callable[[float], None], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    watch, ended = ProcessWatch(0, 2, patience_seconds=120), list[int]()
+
+    def end(code: int) -> None:
+        ended.append(code)
+        watch.ended.set()
+
+    monkeypatch.setattr(os, "_exit", end)
+    said: list[str] = []
+    times = iter([(60, False), (1, True), (130, False)])  # seconds, and whether it beats
+    pauses = watch.ended.wait
+
+    def wait(seconds: float) -> bool:
+        passed, beats = next(times)
+        clock(passed)
+        watch.seen_at[STORE] = time.monotonic()
+        watch.take(1, watch.beats[1] + beats, has_left=False)
+        return pauses(0)
+
+    monkeypatch.setattr(watch.ended, "wait", wait)
+    monkeypatch.setattr(watch, "say", said.append)
+    with pytest.raises(StopIteration):
+        watch.look()
+    name = "process 1 of 2 (unknown host)"
+    assert said[0].startswith(
+        f"warning: waiting for {name}, which has given no sign of life for 60 s. This process is at "
+    )
+    assert said[1] == f"{name} answers again"
+    assert said[2].startswith(f"warning: waiting for {name}")
+    assert said[3] == (
+        f"error: {name} has given no sign of life for 2 minutes (run.patience_minutes): the run ends; the same command continues "
+        "it from its last checkpoint"
+    )
+    assert ended == [75]
+
+
+def test_the_place_is_the_call_of_this_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    places: list[str] = []
+
+    def all_reduce(seconds: float) -> bool:
+        def wrapper() -> None:
+            places.append(describe_place(sys._getframe()))
+
+        wrapper()
+        return True
+
+    watch = ProcessWatch(0, 2, patience_seconds=120)
+    monkeypatch.setattr(watch.ended, "wait", all_reduce)
+    watch.look()
+    assert re.fullmatch(r"all_reduce\(\) in look\(\) \(system/process_watch\.py, line \d+\)", places[0])
+    assert describe_place(sys._getframe()) == describe_place(None) == "an unknown place"
+
+
+def test_a_single_process_is_not_watched() -> None:
+    with watch_processes(0, 1, 30):
+        pass

@@ -1,0 +1,101 @@
+"""A run without a home folder, temporary files, a cache that can be written, or removals that succeed."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from support.script_server import ScriptServer
+from support.shell import Shell
+
+pytestmark = pytest.mark.processes
+
+# As in a container that runs with a random user id
+NO_NAME = """
+import pwd
+def forget(number): raise KeyError(number)
+pwd.getpwuid = forget
+os.environ.pop("HOME", None)
+os.environ.pop("HF_FINETUNE_CACHE")
+"""
+EMPTY_HOME = "os.environ['HOME'] = ''; os.environ.pop('HF_FINETUNE_CACHE')"
+
+# Nothing can be made in the folders of temporary files
+FULL_TMPDIR = """
+import io, tempfile
+os.makedirs("temporary", exist_ok=True)
+os.environ["TMPDIR"], tempfile.tempdir = os.path.abspath("temporary"), os.path.abspath("temporary")
+def wrap(function):
+    def call(path, *arguments, **options):
+        if str(path).startswith(tempfile.tempdir):
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        return function(path, *arguments, **options)
+    return call
+os.open, os.mkdir = wrap(os.open), wrap(os.mkdir)
+"""
+NO_CACHE = "os.environ['HF_FINETUNE_CACHE'] = 'train.jsonl/cache'"  # below a file
+
+# What is removed stays, as on a file system whose server has restarted
+NO_REMOVALS = """
+def refuse(path, **options): raise OSError(errno.{code}, os.strerror(errno.{code}), str(path))
+os.unlink = os.remove = os.rmdir = refuse
+"""
+
+
+@pytest.fixture(scope="module")
+def shell(
+    script_server: ScriptServer, tmp_path_factory: pytest.TempPathFactory, backbones: Callable[..., Path]
+) -> Shell:
+    """A folder with a finished run, `plain`."""
+    made = Shell(script_server, tmp_path_factory.mktemp("shell"), backbones("bert"))
+    assert made.train("", "plain")[0] == 0
+    return made
+
+
+@pytest.mark.parametrize("code", [NO_NAME, EMPTY_HOME], ids=["no name", "empty home"])
+def test_without_a_home_the_cache_is_asked_for(shell: Shell, code: str) -> None:
+    exit_code, output, errors = shell.train(code, "homeless")
+    assert (exit_code, output) == (2, "")
+    assert errors == (
+        "error: cache.dir (null): this user has no home folder, where the caches would be; set cache.dir, or the environment "
+        "variable HF_FINETUNE_CACHE, to a folder\n"
+    )
+    assert shell.train(code, "homeless", "--cache.dir", "given")[0] == 0
+    assert shell.read_results("homeless") == shell.read_results("plain")
+    assert shell.run(code, "predict", "out/homeless", "--text", "the old cat")[0] == 0
+    assert not (shell.folder / "~").exists()
+    shutil.rmtree(shell.folder / "out" / "homeless")
+
+
+@pytest.mark.parametrize("code", [FULL_TMPDIR, FULL_TMPDIR + NO_CACHE], ids=["no temporary files", "no cache either"])
+def test_a_run_works_where_only_its_folder_can_be_written(shell: Shell, code: str) -> None:
+    name = "bare" if NO_CACHE in code else "full"
+    exit_code, output, errors = shell.train(code, name, "--cache.activations", "off")
+    assert (exit_code, errors) == (0, "")
+    assert shell.read_results(name) == shell.read_results("plain")
+    assert ("the encoded text cannot be written to train.jsonl/cache" in output) == (name == "bare")
+    assert list((shell.folder / "temporary").iterdir()) == []
+    exit_code, _, errors = shell.train(code, f"{name}-on", "--cache.activations", "on")
+    assert exit_code == (2 if name == "bare" else 0)
+    assert errors.startswith(
+        "error: cache.dir (train.jsonl/cache/activations): cannot be created" if name == "bare" else ""
+    )
+
+
+@pytest.mark.parametrize("code", ["ESTALE", "EIO"])
+def test_removals_that_fail_lose_nothing(shell: Shell, code: str) -> None:
+    refuse = NO_REMOVALS.format(code=code)
+    settings = ["--cache.activations", "on", "--checkpoint.every", "1"]
+    assert shell.train("", f"{code}-undisturbed", *settings)[0] == 0
+    exit_code, _, errors = shell.train(refuse, code, *settings, "--cache.dir", code)
+    assert (exit_code, errors) == (0, "")
+    assert shell.read_results(code) == shell.read_results(f"{code}-undisturbed")
+    for words in (
+        ["predict", f"out/{code}", "--data", "train.jsonl", "--out", f"{code}.csv"],
+        ["checkpoints", f"out/{code}"],
+    ):
+        assert shell.run(refuse, *words)[0] == 0
+    assert shell.run("", "checkpoints", f"out/{code}", "--verify")[0] == 0
+    exit_code, output, _ = shell.train("", code)  # the same command again
+    assert exit_code == 0
+    assert "is finished" in output
