@@ -298,7 +298,8 @@ def test_a_process_that_is_stopped_is_named_and_the_run_ends(
         lines.append(line)
         if line.startswith("error: "):
             break
-    assert 5 < time.monotonic() - began < 15
+    assert 5 < time.monotonic() - began < 30
+    time.sleep(1)  # the other one ends
     os.kill(worker, signal.SIGKILL)  # torchrun would wait for it for half a minute
     rest, _ = process.communicate(timeout=60)
     (warning,) = [line for line in lines if line.startswith("warning: waiting for")]

@@ -275,6 +275,15 @@ def test_a_folder_that_is_finished_meanwhile_hides_no_other_one(caches: Path, mo
     assert listing.find_leftovers(caches) == []
 
 
+def test_a_clock_that_is_a_day_ahead_makes_nothing_old(caches: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That of a file server, which gives files their times, and that of this machine differ."""
+    (caches / "tables" / ".writing-new").mkdir()
+    tomorrow = time.time() + 86400
+    monkeypatch.setattr(time, "time", lambda: tomorrow)
+    assert listing.find_leftovers(caches) == []
+    assert listing.prune_entries(caches, max_bytes=None, older_than_seconds=43200) == []
+
+
 def test_encoded_text_of_an_earlier_version_is_not_damaged(caches: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = caches / "encoded" / ("0" * 32)
     folder.mkdir()

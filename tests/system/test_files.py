@@ -82,3 +82,20 @@ def test_a_file_is_hashed_again_when_it_has_changed(tmp_path: Path, monkeypatch:
     write(b"six", 0)  # its time may be that of another change in the same moment
     assert (files.hash_unchanged(path), files.hash_unchanged(path)) == (hash_file(path),) * 2
     assert len(read) == 4
+
+
+@pytest.mark.parametrize("home", ["", "relative"])
+def test_a_user_without_a_home_is_asked_for_a_folder(monkeypatch: pytest.MonkeyPatch, home: str) -> None:
+    monkeypatch.delenv("HF_FINETUNE_CACHE")
+    monkeypatch.setenv("HOME", home)
+    with pytest.raises(InputError, match=r"set cache\.dir, or the environment variable"):
+        files.cache_root()
+    assert files.cache_root("/given") == Path("/given")
+
+
+def test_the_clock_of_a_folder_is_that_of_its_file_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: 5.0)  # this machine's clock is wrong
+    assert abs(files.read_clock(tmp_path) - now) < 60
+    assert list(tmp_path.iterdir()) == []
+    assert files.read_clock(tmp_path / "nowhere") == 5.0
