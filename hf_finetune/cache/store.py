@@ -11,6 +11,7 @@ becomes a partial one again, and keeps the chunks that are still good.
 import contextlib
 import hashlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -101,7 +102,7 @@ def lock_entry(root: Path, key: str, say: Callable[[str], object] = lambda _: No
     lock = Lock(root / f"{key}.lock")
     try:
         root.mkdir(parents=True, exist_ok=True)
-        lock.acquire(say, waiting=f"waiting for another run that is writing {root / key}")
+        lock.acquire(say, seconds=math.inf, waiting=f"waiting for another run that is writing {root / key}")
     except OSError as error:
         raise InputError(f"cache.dir ({root}): cannot be created or written: {error.strerror}") from None
     try:

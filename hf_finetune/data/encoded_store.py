@@ -35,7 +35,7 @@ def lock_entry(folder: Path, say: Callable[[str], object]) -> Iterator[None]:
     """Holds the lock of an entry. If another process holds it, passes a line about it to `say` and waits."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     waiting = f"waiting for another run that encodes the same text ({folder})"
-    with hold_lock(folder.with_name(f"{folder.name}.lock"), say, waiting=waiting):
+    with hold_lock(folder.with_name(f"{folder.name}.lock"), say, seconds=math.inf, waiting=waiting):
         yield
 
 

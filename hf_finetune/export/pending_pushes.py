@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from filelock import FileLock
-
 from hf_finetune.export import hub
 from hf_finetune.system.errors import InputError, redact
 from hf_finetune.system.files import remove_quietly, write_atomically
+from hf_finetune.system.locks import HeldError, hold_lock
 
 PENDING = "pending_pushes"  # folder in that of a run, with a file for each push
 LOCK_SECONDS = 10
@@ -83,7 +82,8 @@ def record_outcome(run_dir: Path, outcome: Outcome) -> None:
     """Writes what came of a push into results.json, if the run has one that can be written."""
     path = run_dir / "results.json"
     # The lock is for two pushes of one run that end at the same time
-    with contextlib.suppress(InputError, OSError, ValueError), FileLock(run_dir / ".push.lock", timeout=LOCK_SECONDS):
+    lock = hold_lock(run_dir / ".push.lock", lambda _: None, seconds=LOCK_SECONDS)
+    with contextlib.suppress(InputError, OSError, ValueError, HeldError), lock:
         results: dict[str, Any] = json.loads(path.read_text("utf-8"))
         write_atomically(path, json.dumps({**results, "push": asdict(outcome)}, indent=2).encode())
 

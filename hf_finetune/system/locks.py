@@ -68,20 +68,21 @@ class Lock:
         self.released = threading.Event()
         self.heart = threading.Thread(target=self.beat, name=f"lock {path.name}", daemon=True)
 
-    def acquire(self, say: Callable[[str], object], *, waiting: str | None = None) -> None:
+    def acquire(self, say: Callable[[str], object], *, seconds: float = 0.0, waiting: str = "") -> None:
         """Takes the lock.
 
         Args:
             say: Takes a line if this takes long.
-            waiting: The line about another holder, for which this waits. Without it, HeldError is raised.
+            seconds: How long to wait for another holder.
+            waiting: The line about that.
 
-        Raises OSError if the file cannot be made or written.
+        Raises HeldError if another process holds the lock, and OSError if the file cannot be made or written.
         """
         began, is_said = time.monotonic(), False
         while (holder := self.try_to_take(say)) is not None:
-            if waiting is None:
+            if time.monotonic() - began >= seconds:
                 raise HeldError(f"{holder.get('host', 'unknown host')} process {holder.get('process', 'unknown')}")
-            if not is_said and time.monotonic() - began > SILENT_SECONDS:
+            if waiting and not is_said and time.monotonic() - began > SILENT_SECONDS:
                 say(waiting)
                 is_said = True
             time.sleep(POLL_SECONDS)
@@ -158,10 +159,10 @@ class Lock:
 
 
 @contextlib.contextmanager
-def hold_lock(path: Path, say: Callable[[str], object], *, waiting: str | None = None) -> Iterator[Lock]:
+def hold_lock(path: Path, say: Callable[[str], object], *, seconds: float = 0.0, waiting: str = "") -> Iterator[Lock]:
     """Holds the lock on a file within the block (Lock.acquire)."""
     lock = Lock(path)
-    lock.acquire(say, waiting=waiting)
+    lock.acquire(say, seconds=seconds, waiting=waiting)
     try:
         yield lock
     finally:

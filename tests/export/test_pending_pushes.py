@@ -117,7 +117,7 @@ def test_a_run_folder_that_cannot_be_written_is_pushed(
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(Path, "mkdir", refuse)
-    monkeypatch.setattr("hf_finetune.export.pending_pushes.FileLock", refuse)
+    monkeypatch.setattr("hf_finetune.system.locks.Lock.acquire", refuse)
     assert push_run(run_dir, TARGET).status == "pushed"
     assert sorted(run_dir.rglob("*")) == before
     assert_pushed_once(server, run_dir)

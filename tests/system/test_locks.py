@@ -135,7 +135,7 @@ def test_those_that_wait_get_the_lock_one_after_another(tmp_path: Path, monkeypa
 
     def work(number: int) -> None:
         for _ in range(5):
-            with hold_lock(path, said.append, waiting="waiting"):
+            with hold_lock(path, said.append, seconds=60, waiting="waiting"):
                 inside.append(number)
                 most.append(len(inside))
                 time.sleep(0.005)
@@ -149,6 +149,14 @@ def test_those_that_wait_get_the_lock_one_after_another(tmp_path: Path, monkeypa
     assert (len(most), max(most)) == (25, 1)
     assert set(said) == {"waiting"}
     assert not path.exists()
+
+
+def test_a_wait_ends_after_its_seconds(tmp_path: Path) -> None:
+    with hold_lock(tmp_path / ".lock", print):
+        began = time.monotonic()
+        with pytest.raises(HeldError), hold_lock(tmp_path / ".lock", pytest.fail, seconds=0.3):
+            pass
+        assert time.monotonic() - began >= 0.3
 
 
 def test_the_file_of_a_lock_is_no_link(tmp_path: Path) -> None:
