@@ -87,8 +87,9 @@ def guard_stream(stream: Any, name: str, *, raises: bool) -> Any:
         return stream
     with contextlib.suppress(OSError):
         stream.flush()
+    output: Any = RawOutput(raw.fileno(), name, raises=raises)
     return io.TextIOWrapper(
-        io.BufferedWriter(RawOutput(raw.fileno(), name, raises=raises)),
+        output if stream.write_through else io.BufferedWriter(output),
         encoding=stream.encoding,
         errors="backslashreplace",
         newline=None if os.name == "nt" else "\n",
