@@ -93,6 +93,8 @@ def claim_folder(config: RunConfig) -> Lock:
             f"{folder}: another run uses this folder ({holder}); wait for it, or choose another name"
         ) from None
     except OSError as error:
+        with contextlib.suppress(OSError):  # an empty folder, which was made for this run
+            folder.rmdir()
         raise InputError(
             f"output_dir ({config.output_dir}): {folder} cannot be created or written: {error.strerror}"
         ) from None

@@ -99,7 +99,12 @@ class Lock:
             is_certain = is_locked and holder.get("machine", self.record["machine"]) == self.record["machine"]
             if not is_certain and holder and not self.is_dead(holder, say):
                 return holder
-            write_record(descriptor, self.record)
+            try:
+                write_record(descriptor, self.record)
+            except OSError:
+                if is_certain:  # that this process has the lock
+                    remove_quietly(self.path)
+                raise
             if not is_certain:
                 # Of several processes that found it free, the last to write its record has it (Fischer's algorithm; Lamport
                 # 1987, "A Fast Mutual Exclusion Algorithm", section 1)
