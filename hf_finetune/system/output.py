@@ -82,7 +82,7 @@ def guard_stream(stream: Any, name: str, *, raises: bool) -> Any:
     """Returns a stream that writes to the same place through RawOutput; the stream itself if it is not one of Python's own."""
     if type(stream) is not io.TextIOWrapper or stream.closed:
         return stream
-    raw = getattr(stream.buffer, "raw", stream.buffer)  # without one with `python -u`
+    raw: Any = getattr(stream.buffer, "raw", stream.buffer)  # without one with `python -u`
     if type(raw) not in (io.FileIO, RawOutput):
         return stream
     with contextlib.suppress(OSError):

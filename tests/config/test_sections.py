@@ -34,6 +34,7 @@ from hf_finetune.config.sections import (
     to_dict,
 )
 from hf_finetune.config.tasks import TASKS, load_task
+from hf_finetune.config.training_sections import WaitingConfig
 from hf_finetune.system.errors import InputError
 
 PACKAGE = Path(hf_finetune.__file__).parent
@@ -238,6 +239,7 @@ CASES: list[tuple[type, dict[str, Any], str, str]] = [
     *((CheckpointConfig, {"every": value}, "checkpoint.every", "at least 1") for value in (0, -3)),
     (CheckpointConfig, {"keep_best": 0}, "checkpoint.keep_best", "at least 1"),
     (CheckpointConfig, {"keep_last": 0}, "checkpoint.keep_last", "at least 1"),
+    *((WaitingConfig, {"patience_minutes": value}, "run.patience_minutes", "above 0") for value in (0.0, float("inf"))),
     *(
         (ExportConfig, {"average": value}, "export.average", "must be none, last:K or best:K, such as last:3")
         for value in ("last", "last:0", "best:", "first:2", "last:-1", "best:2.5", "")
