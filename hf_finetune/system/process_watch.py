@@ -6,6 +6,7 @@ does not answer: the machine that keeps it is stopped, or cannot be reached.
 """
 
 import contextlib
+import importlib
 import os
 import socket
 import sys
@@ -16,6 +17,7 @@ from datetime import timedelta
 from itertools import count
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from hf_finetune.system.output import print_at_once
 from hf_finetune.system.signals import EXIT_TRY_AGAIN
@@ -68,7 +70,7 @@ class ProcessWatch:
 
     def exchange_beats(self) -> None:
         """Counts beats in the store, and reads those of the others, until the watch ends."""
-        import torch.distributed as distributed
+        distributed: Any = importlib.import_module("torch.distributed")  # type checkers do not see its stores
 
         # A connection of its own: another thread of this process may be waiting in torch's
         address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
