@@ -13,6 +13,7 @@ WITHOUT_EFFECT = (
     "train.micro_batch_size",
     "train.micro_batch_tokens",
     "evaluation.batch_size",
+    "evaluation.trust_metric_code",
     "checkpoint.",
     "run.",
     "tracking.",

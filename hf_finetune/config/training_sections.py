@@ -126,6 +126,8 @@ class EvaluationConfig:
             NAME=my_module:function; docs/extending.md.
         greater_is_better: Whether a larger value of evaluation.metric is better. If not given, it is known for the metrics of
             this package, and true for all others.
+        trust_metric_code: Run the Python code of a metric on the Hub, or in a file, that evaluation.metric or
+            evaluation.metrics names.
         batch_size: Examples per forward pass.
     """
 
@@ -133,6 +135,7 @@ class EvaluationConfig:
     metric: str = "auto"
     metrics: tuple[str, ...] = ()
     greater_is_better: bool | None = None
+    trust_metric_code: bool = False
     batch_size: int = 64
 
     def __post_init__(self) -> None:

@@ -9,7 +9,12 @@ from hf_finetune.system.files import cache_root
 
 
 def evaluate_file(
-    predictor: Predictor, data: str | Sequence[str], *, metric: str | None = None, batch_size: int = BATCH_SIZE
+    predictor: Predictor,
+    data: str | Sequence[str],
+    *,
+    metric: str | None = None,
+    trust_metric_code: bool = False,
+    batch_size: int = BATCH_SIZE,
 ) -> dict[str, float]:
     """Returns loss and metrics on a labelled file, or on several.
 
@@ -18,7 +23,9 @@ def evaluate_file(
     """
     root = cache_root()
     table = predictor.read(data, needs_labels=True, root=root)
-    return predictor.evaluate(table, metric=metric, batch_size=batch_size, key="--metric", root=root)
+    return predictor.evaluate(
+        table, metric=metric, trust_metric_code=trust_metric_code, batch_size=batch_size, key="--metric", root=root
+    )
 
 
 def predict_texts(predictor: Predictor, texts: Sequence[str], **options: Any) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from hf_finetune.config.loading import config_from_dict
-from hf_finetune.config.sections import RunConfig
+from hf_finetune.config.sections import RunConfig, require
 from hf_finetune.config.tasks import TASKS, load_task
 from hf_finetune.model import heads
 from hf_finetune.run.parts import load_function, name_metrics, own_metrics
@@ -84,7 +84,9 @@ def make_task(record: Mapping[str, Any], hf_config: Any, columns: Mapping[str, A
     config = read_recorded_config(record, columns)
     task_class = load_task(config.task.kind)
     task: Task = task_class.from_state(config, record.get("task_state") or task_class.read_state(hf_config))
-    return RecordedTask(task=task, config=config, metric=record.get("metric") or task.scoring.default_metric)
+    metric = record.get("metric") or task.scoring.default_metric
+    require(isinstance(metric, str), "metric", metric, "must be a string")
+    return RecordedTask(task=task, config=config, metric=metric)
 
 
 def add_own_metrics(

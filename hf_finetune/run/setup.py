@@ -142,10 +142,12 @@ def choose_metrics(config: RunConfig, scoring: Scoring, parts: Parts) -> tuple[s
 
     InputError if the task cannot compute one of them, or if a metric of one's own has the name of another one.
     """
-    name, entries = config.evaluation.metric, config.evaluation.metrics
+    name, entries, trust = config.evaluation.metric, config.evaluation.metrics, config.evaluation.trust_metric_code
     taken = {"loss", *scoring.metric_names} & parts.metrics.keys()
     require(not taken, "evaluation.metrics", ", ".join(sorted(taken)), "is a metric of the task; name yours otherwise")
-    more = tuple(scoring.check_metric(entry, "evaluation.metrics") for entry in entries if ":" not in entry)
+    more = tuple(
+        scoring.load_metric(entry, "evaluation.metrics", trust_code=trust) for entry in entries if ":" not in entry
+    )
     if name in parts.metrics:
         return name, more
     require(
@@ -154,7 +156,7 @@ def choose_metrics(config: RunConfig, scoring: Scoring, parts: Parts) -> tuple[s
         name,
         "an import path goes into evaluation.metrics; evaluation.metric then takes the function's name",
     )
-    return scoring.check_metric(scoring.default_metric if name == "auto" else name), more
+    return scoring.load_metric(scoring.default_metric if name == "auto" else name, trust_code=trust), more
 
 
 def encode_splits(

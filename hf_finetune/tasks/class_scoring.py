@@ -106,12 +106,10 @@ class ClassificationScoring(Scoring):
 
     def check_metric(self, name: str, key: str = "evaluation.metric") -> str:
         name = metrics.expand_name(name)
-        if name != "loss":
-            metrics.load_metric(name, key)
-            metrics.check_fits(name, self.problem, key)
+        metrics.check_fits(name, self.problem, key)
         return name
 
-    def is_from_hub(self, name: str) -> bool:
+    def is_foreign_code(self, name: str) -> bool:
         return metrics.expand_name(name) not in ("loss", *metrics.OFFLINE)
 
     def reduce(self, outputs: "torch.Tensor", batch: Batch) -> list[Array]:

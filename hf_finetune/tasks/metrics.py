@@ -1,4 +1,4 @@
-"""Metrics that need no network. Any other name is loaded with the `evaluate` package.
+"""Metrics that need no network. Any other one is Python code of the Hub or of a file, and runs only if the user trusts it.
 
 A metric is a function of predictions and references that returns a number. B examples, C classes.
 """
@@ -7,7 +7,6 @@ import difflib
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -170,6 +169,8 @@ def compute_counted(name: str, counts: LabelCounts) -> float:
     return float(np.average(values, weights=weights))
 
 
+LOADED: dict[str, Metric] = {}  # the metrics whose code the user trusts, as far as it has been run
+
 SHORT_NAMES = {
     "f1": "f1_macro",
     "precision": "precision_macro",
@@ -196,18 +197,36 @@ def expand_name(name: str) -> str:
     return SHORT_NAMES.get(name, name)
 
 
-@cache
-def load_metric(name: str, key: str = "evaluation.metric") -> Metric:
+def get_metric(name: str) -> Metric:
+    """Returns an offline metric, or one that load_metric() has loaded."""
+    name = expand_name(name)
+    return OFFLINE[name] if name in OFFLINE else LOADED[name]
+
+
+def load_metric(name: str, key: str = "evaluation.metric", *, trust_code: bool = False) -> Metric:
     """Returns the metric of this name. InputError, with the setting `key` and the nearest name, if there is none.
 
-    A metric of the Hub (or a file with one) needs the `evaluate` package. If it computes several values, the one that has its
-    name counts, else the first.
+    A metric of the Hub, or of a file, is Python code. It runs only with `trust_code`, and needs the `evaluate` package. If it
+    computes several values, the one that has its name counts, else the first. An offline metric never runs code of a file or
+    folder that has its name.
     """
     name = expand_name(name)
     if name in OFFLINE:
         return OFFLINE[name]
     near = difflib.get_close_matches(name, [*OFFLINE, *SHORT_NAMES], n=1)
     hint = f"did you mean {near[0]}?" if near else f"offline metrics are {', '.join(OFFLINE)}"
+    if not trust_code:
+        raise InputError(
+            f"{key} ({name}): is not an offline metric ({hint}); the Python code of a metric on the Hub, or in a file, runs only "
+            "with evaluation.trust_metric_code true"
+        )
+    if name not in LOADED:
+        LOADED[name] = load_code(name, key, hint)
+    return LOADED[name]
+
+
+def load_code(name: str, key: str, hint: str) -> Metric:
+    """Runs the code of a metric of the Hub, or of a file, and returns the metric. The other arguments are for errors."""
     try:
         import evaluate  # takes 4 seconds, so only for metrics of the Hub
     except ImportError:
@@ -258,5 +277,5 @@ def compute_all(names: Iterable[str], *, predictions: Values, scores: Values, re
     values: dict[str, float] = {}
     for name in dict.fromkeys(expand_name(name) for name in names if name != "loss"):
         inputs = scores if name in NEEDS_SCORES else predictions
-        values[name] = load_metric(name)(inputs, references)
+        values[name] = get_metric(name)(inputs, references)
     return values

@@ -15,6 +15,7 @@ from hf_finetune.config.sections import require
 from hf_finetune.data.features import Array, Batch, Features
 from hf_finetune.data.table import Table
 from hf_finetune.system.errors import InputError
+from hf_finetune.tasks import metrics
 from hf_finetune.tasks.objectives import Outputs
 from hf_finetune.tasks.own_functions import Metric, MetricInputs, compute_own_metrics
 
@@ -69,9 +70,26 @@ class Scoring(ABC):
             raise InputError(f"{key} ({name}): must be one of {', '.join(names)}")
         return name
 
-    def is_from_hub(self, name: str) -> bool:
-        """True if the code of a metric would be loaded from the Hub. It is not if only a model names the metric."""
+    def is_foreign_code(self, name: str) -> bool:
+        """True if a metric is Python code of the Hub or of a file. It runs only if the user names the metric and trusts it."""
         return False
+
+    def load_metric(self, name: str, key: str = "evaluation.metric", *, trust_code: bool = False) -> str:
+        """Returns the full name of a metric that the user names, as check_metric(). With `trust_code`, runs its code if it is
+        foreign code; InputError without."""
+        if self.is_foreign_code(name):
+            metrics.load_metric(name, key, trust_code=trust_code)
+        return self.check_metric(name, key)
+
+    def has_metric(self, name: str) -> bool:
+        """True if this package computes a metric for the task, without code of the Hub or of a file."""
+        if self.is_foreign_code(name):
+            return False
+        try:
+            self.check_metric(name)
+        except InputError:
+            return False
+        return True
 
     @abstractmethod
     def reduce(self, outputs: "torch.Tensor", batch: Batch) -> list[Array]:

@@ -1,5 +1,6 @@
 """A model that was trained with parts of one's own: they are used only if the user names them, and never imported otherwise."""
 
+import contextlib
 import json
 import sys
 from collections.abc import Callable
@@ -97,24 +98,59 @@ def test_metrics_without_an_import_path_or_with_one_name_are_refused(trained: tu
         Predictor.from_pretrained(trained[0], metrics=[len, len])
 
 
-def test_a_metric_of_the_hub_is_loaded_only_if_the_user_names_it(
+def test_a_metric_of_the_hub_is_loaded_only_if_the_user_names_and_trusts_it(
     make_config: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Its code would come from the Hub, or from a file, that the model alone names."""
     config = make_config(**{"train.max_updates": 2})
     finetune(config)
-    path = config.run_dir / "model" / "config.json"
-    settings = json.loads(path.read_text(encoding="utf-8"))
-    settings["hf_finetune"]["metric"] = "somebody/metric"
-    path.write_text(json.dumps(settings), encoding="utf-8")
+    write_note(config, {"metric": "somebody/metric"})
     loaded: list[str] = []
-    monkeypatch.setattr(task_metrics, "load_metric", lambda name, key="": loaded.append(name) or (lambda *_: 0.5))
+    monkeypatch.setattr(task_metrics, "load_code", lambda name, *_: loaded.append(name) or (lambda *_: 0.5))
+    monkeypatch.setattr(task_metrics, "LOADED", {})
     rows, predictor = tiny.make_rows(24, seed=2), Predictor.from_pretrained(config.run_dir)
     assert "somebody/metric" not in predictor.evaluate(rows)
-    assert "somebody/metric" not in loaded
     assert "somebody/metric: left out" in capsys.readouterr().out
-    assert predictor.evaluate(rows, metric="somebody/metric")["somebody/metric"] == 0.5
+    with pytest.raises(
+        InputError, match=r"^metric \(somebody/metric\): .* only with evaluation\.trust_metric_code true"
+    ):
+        predictor.evaluate(rows, metric="somebody/metric")
+    words = ["evaluate", str(config.run_dir), "--data", str(config.data.test[0]), "--metric", "somebody/metric"]
+    assert cli.main(words) == 2
+    assert loaded == []
+    values = predictor.evaluate(rows, metric="somebody/metric", trust_metric_code=True)
+    assert values["somebody/metric"] == 0.5
+    assert cli.main([*words, "--evaluation.trust_metric_code"]) == 0
     assert "left out" not in capsys.readouterr().out
+    assert loaded == ["somebody/metric"]
+
+
+def write_note(config: RunConfig, changes: dict[str, Any]) -> dict[str, Any]:
+    """Changes what the export recorded in the model of a run, and returns what it recorded."""
+    path = config.run_dir / "model" / "config.json"
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    note = dict(settings["hf_finetune"])
+    path.write_text(json.dumps({**settings, "hf_finetune": note | changes}), encoding="utf-8")
+    return note
+
+
+def test_a_record_with_any_values_gives_predictions_or_one_line(make_config: Callable[..., RunConfig]) -> None:
+    """What a model records may come from anybody."""
+    config = make_config(**{"train.max_updates": 1})
+    finetune(config)
+    note, outcomes = write_note(config, {}), {True: 0, False: 0}
+    data = str(config.data.test[0])
+    for key in note:
+        for value in (1e300, ["a"], {"a": [1]}, [["a"]], "\0", "a\nb", -1, True):
+            write_note(config, note | {key: value})
+            with contextlib.suppress(InputError):
+                predictor = Predictor.from_pretrained(config.run_dir)
+                predictor.predict("a cat")
+                evaluate_file(predictor, data)
+                outcomes[True] += 1
+                continue
+            outcomes[False] += 1
+    assert min(outcomes.values()) > 20
 
 
 def test_files_are_read_with_the_settings_of_training(tmp_path: Path, make_config: Callable[..., RunConfig]) -> None:

@@ -243,6 +243,9 @@ def test_compute_all_gives_each_metric_once_from_predictions_or_probabilities() 
 SCRIPT = """
 import datasets
 import evaluate
+import tempfile
+
+tempfile.mkstemp(dir="ran")  # shows that this code has run
 
 
 class HalfAccuracy(evaluate.Metric):
@@ -255,24 +258,32 @@ class HalfAccuracy(evaluate.Metric):
         return {"half_accuracy": 0.5 * right / len(references), "right": right}
 """
 ASK = """
-import json, sys, time
+import json, os, sys, time
 from hf_finetune.tasks import metrics
 from hf_finetune.system.errors import InputError
 
 metrics.load_metric("f1")
-answer = {"imported": [name for name in ("evaluate", "torch", "datasets") if name in sys.modules]}
+answer = {"untrusted": []}
+for name in ("accuracy", "acuracy", sys.argv[1], "somebody/something"):  # accuracy/accuracy.py lies in this folder
+    try:
+        metrics.load_metric(name, trust_code=name == "accuracy")
+    except InputError as error:
+        answer["untrusted"].append(str(error))
+answer["ran"] = os.listdir("ran")
+answer["imported"] = [name for name in ("evaluate", "torch", "datasets") if name in sys.modules]
 import evaluate
 for name in ("acuracy", "zzz", "somebody/something"):
     started = time.monotonic()
     try:
-        metrics.load_metric(name)
+        metrics.load_metric(name, trust_code=True)
     except InputError as error:
         answer[name] = [str(error), time.monotonic() - started]
-local = metrics.load_metric(sys.argv[1])
+local = metrics.load_metric(sys.argv[1], trust_code=True)
 answer["local"] = [local([1, 2, 3, 1], [1, 2, 0, 0]) for _ in range(2)]
+answer["ran_trusted"] = len(os.listdir("ran"))
 sys.modules["evaluate"] = None  # as if it were not installed
 try:
-    metrics.load_metric("wer")
+    metrics.load_metric("wer", trust_code=True)
 except InputError as error:
     answer["wer"] = str(error)
 print(json.dumps(answer))
@@ -284,7 +295,10 @@ def answer(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Results of SCRIPT in a new process: evaluate takes seconds to import, and writes its files into HF_HOME."""
     folder = tmp_path_factory.mktemp("evaluate")
     script = folder / "half_accuracy.py"
-    script.write_text(SCRIPT, encoding="utf-8")
+    (folder / "accuracy").mkdir()
+    for path in (script, folder / "accuracy" / "accuracy.py"):
+        path.write_text(SCRIPT, encoding="utf-8")
+    (folder / "ran").mkdir()
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(folder / "home")}
     command = [sys.executable, "-c", ASK, str(script)]
     done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, check=False)
@@ -295,6 +309,15 @@ def answer(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 @pytest.mark.processes
 def test_an_offline_metric_imports_neither_evaluate_nor_torch(answer: dict[str, Any]) -> None:
     assert answer["imported"] == []
+
+
+def test_the_code_of_a_metric_runs_only_if_it_is_trusted(answer: dict[str, Any]) -> None:
+    """A folder of the name of an offline metric in the current folder does not run either."""
+    assert answer["ran"] == []
+    assert answer["ran_trusted"] > 0
+    for name, message in zip(("acuracy", answer["script"], "somebody/something"), answer["untrusted"], strict=True):
+        assert message.startswith(f"evaluation.metric ({name}): is not an offline metric (")
+        assert message.endswith("runs only with evaluation.trust_metric_code true")
 
 
 def test_the_error_of_an_unknown_name_has_the_nearest_one_and_needs_no_network(answer: dict[str, Any]) -> None:
