@@ -141,11 +141,11 @@ def train_theirs(job: dict[str, Any], output_dir: str) -> dict[str, Any]:
     from hf_finetune.system.processes import choose_precision, peak_memory_mb
 
     source = local_path(job["backbone"], "backbone")
-    tokenizer = transformers.AutoTokenizer.from_pretrained(source)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     data, num_labels = encode_data_set(job, tokenizer)
     transformers.set_seed(job["seed"])
     model = transformers.AutoModelForSequenceClassification.from_pretrained(
-        source, num_labels=num_labels, dtype="float32"
+        source, trust_remote_code=False, num_labels=num_labels, dtype="float32"
     )
     freezing.apply_freezing(model, FreezeConfig(embeddings=True, layers=job["frozen"]))
     precision = choose_precision("auto")[0] if job["competitor"] == "tuned" else "fp32"

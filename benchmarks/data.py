@@ -42,7 +42,7 @@ def write_backbone(folder: Path) -> Path:
 
     from hf_finetune.system.locations import local_path
 
-    tokenizer = transformers.AutoTokenizer.from_pretrained(local_path(MINILM, "MINILM"))
+    tokenizer = transformers.AutoTokenizer.from_pretrained(local_path(MINILM, "MINILM"), trust_remote_code=False)
     torch.manual_seed(0)
     config = transformers.BertConfig(
         vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64
@@ -309,7 +309,7 @@ def encode_in_process(folder: Path, backbone: Path, data: Path) -> Callable[[], 
     config = RunConfig.from_settings(
         {"task.kind": "classify", "model.backbone": str(backbone), "data.train": [str(data)]}
     )
-    tokenizer = transformers.AutoTokenizer.from_pretrained(backbone)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(backbone, trust_remote_code=False)
     table = read_table(config.data.train, config.data, "data.train")
     task = load_task("classify").from_table(config, table)
     return lambda: encode(task.encoding, table, tokenizer, 64, root=folder / "cache").fingerprint()

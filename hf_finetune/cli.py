@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from hf_finetune import __version__
 from hf_finetune.cli_data import add_data, run_data
-from hf_finetune.cli_predict import add_evaluate, add_predict
+from hf_finetune.cli_predict import add_evaluate, add_predict, add_trust
 from hf_finetune.cli_push import add_push
 from hf_finetune.config.sections import AdapterConfig, FreezeConfig
 from hf_finetune.config.tasks import TASKS
@@ -123,6 +123,7 @@ def add_inspect(commands: Any) -> None:
     inspect.add_argument(
         "--adapter.targets", dest="targets", nargs="+", default=[], help="the linear layers that get them"
     )
+    add_trust(inspect, "model.trust_remote_code", "run Python code that the model's files name (default: false)")
     inspect.set_defaults(function=run_inspect)
 
 
@@ -227,7 +228,7 @@ def run_inspect(options: argparse.Namespace) -> None:
     adapter = AdapterConfig(kind=options.kind, rank=options.rank, targets=tuple(options.targets))
     from hf_finetune.model import freezing, lora, parameter_table
 
-    loaded = lora.load_any_model(options.model)
+    loaded = lora.load_any_model(options.model, trust_code=options.trust_remote_code)
     if adapter.kind != "none" and loaded.adapter is not None:
         raise InputError(f"--adapter.kind ({adapter.kind}): {options.model} has an adapter already")
     loaded = lora.add_adapters(loaded, adapter, config, seed=0)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_finetune.config.sections import require
+from hf_finetune.config.values import convert
 from hf_finetune.system.errors import InputError
 from hf_finetune.system.output import STDOUT, open_standard_output
 
@@ -48,8 +49,23 @@ def add_model_options(command: argparse.ArgumentParser) -> None:
         help="columns of the choices, for multiple choice (default: those of the training data)",
     )
     command.add_argument("--task", help="import path of the task if it is your own class: my_package.tasks:MyTask")
+    add_trust(command, "model.trust_remote_code", "run Python code that the model's files name (default: false)")
     command.add_argument("--batch-size", type=int, default=64, help="examples a forward (default: 64)")
     command.add_argument("--device", help="such as cpu or cuda:1 (default: the accelerator, if there is one)")
+
+
+def add_trust(command: argparse.ArgumentParser, key: str, explanation: str) -> None:
+    """Adds an option that allows code to run, called as the setting of a run: KEY alone, or KEY true."""
+    command.add_argument(
+        f"--{key}",
+        dest=key.partition(".")[2],
+        nargs="?",
+        const=True,
+        default=False,
+        type=lambda text: convert(key, bool, text),
+        metavar="true",
+        help=explanation,
+    )
 
 
 def add_evaluate(commands: Any) -> None:
@@ -72,6 +88,11 @@ def add_evaluate(commands: Any) -> None:
         f"--{IGNORE_LABELS}", nargs="+", help="labels of rows to leave out, such as null (default: as in training)"
     )
     evaluate.add_argument("--metric", help="an additional metric")
+    add_trust(
+        evaluate,
+        "evaluation.trust_metric_code",
+        "run the Python code of --metric, if it is one of the Hub or a file (default: false)",
+    )
     evaluate.add_argument(
         "--metrics", nargs="+", default=(), help="import paths of your own metrics: my_module:kappa, name=my_module:f"
     )
@@ -114,7 +135,11 @@ def run_evaluate(options: argparse.Namespace) -> None:
 
     with contextlib.redirect_stdout(sys.stderr):
         values = evaluate_file(
-            load_predictor(options), options.data, metric=options.metric, batch_size=options.batch_size
+            load_predictor(options),
+            options.data,
+            metric=options.metric,
+            trust_metric_code=options.trust_metric_code,
+            batch_size=options.batch_size,
         )
     width = max(20, *map(len, values))
     print(
@@ -207,6 +232,7 @@ def model_arguments(options: argparse.Namespace) -> dict[str, Any]:
         "loss": getattr(options, "loss", None),
         "metrics": tuple(getattr(options, "metrics", ())),
         "device": options.device,
+        "trust_remote_code": options.trust_remote_code,
     }
 
 

@@ -56,7 +56,8 @@ def build_model(config: RunConfig) -> SentenceTransformer:
     transformer = Transformer(source, max_seq_length=config.data.max_length)
     freezing.apply_freezing(transformer.model, config.freeze)
     pooling = Pooling(transformer.get_embedding_dimension(), settings.pooling)
-    return SentenceTransformer(modules=[transformer, pooling, *([Normalize()] if settings.normalize else [])])
+    modules = [transformer, pooling, *([Normalize()] if settings.normalize else [])]
+    return SentenceTransformer(modules=modules, trust_remote_code=False)
 
 
 def train(config: RunConfig, model: SentenceTransformer, table: Table) -> float:

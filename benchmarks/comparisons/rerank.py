@@ -95,7 +95,8 @@ def main() -> None:
     _, tables = load_task_and_tables(config)
     transformers.set_seed(config.seed)
     length = config.data.max_length or DEFAULT_LENGTH
-    model = CrossEncoder(local_path(config.model.backbone, "model.backbone"), num_labels=1, max_length=length)
+    source = local_path(config.model.backbone, "model.backbone")
+    model = CrossEncoder(source, trust_remote_code=False, num_labels=1, max_length=length)
     freezing.apply_freezing(model.model, config.freeze)
     loss = "lambda" if options.takes_lambda else config.task.loss
     with contextlib.redirect_stdout(sys.stderr):

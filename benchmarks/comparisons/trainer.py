@@ -50,12 +50,12 @@ def load_model(config: RunConfig, auto_class: Any, **config_entries: Any) -> tup
     config_entries: Entries of the model's config, such as id2label.
     """
     source = local_path(config.model.backbone, "model.backbone")
-    hf_config = transformers.AutoConfig.from_pretrained(source, **config_entries)
+    hf_config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=False, **config_entries)
     set_dropout(hf_config, config.model.dropout)
     transformers.set_seed(config.seed)
-    model = auto_class.from_pretrained(source, config=hf_config, dtype=torch.float32)
+    model = auto_class.from_pretrained(source, trust_remote_code=False, config=hf_config, dtype=torch.float32)
     freezing.apply_freezing(model, config.freeze)
-    return model, transformers.AutoTokenizer.from_pretrained(source)
+    return model, transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=False)
 
 
 def make_optimizer(model: Any, config: RunConfig, head: str) -> torch.optim.Optimizer:

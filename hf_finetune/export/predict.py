@@ -20,14 +20,8 @@ from hf_finetune.data.table import Table, check_texts
 from hf_finetune.export.given_rows import make_row, make_table
 from hf_finetune.export.recorded import READING, RecordedTask, load_recorded_task
 from hf_finetune.model import lora
-from hf_finetune.model.backbone import (
-    LOADING_ERRORS,
-    LONGEST_DEFAULT,
-    find_model_source,
-    find_position_limit,
-    holds_model,
-    silence_transformers,
-)
+from hf_finetune.model.backbone import LONGEST_DEFAULT, find_model_source, find_position_limit, holds_model
+from hf_finetune.model.loading import LOADING_ERRORS, make_code_error, needs_code, silence_transformers
 from hf_finetune.system.console import print_message
 from hf_finetune.system.errors import InputError, first_line
 from hf_finetune.system.processes import SingleProcess
@@ -76,6 +70,7 @@ class Predictor:
         loss: str | Callable[..., Any] | None = None,
         metrics: Mapping[str, Any] | Sequence[Any] = (),
         device: str | None = None,
+        trust_remote_code: bool = False,
         **columns: Any,
     ) -> "Predictor":
         """Loads a run folder (its model/), a model folder, or a model on the Hub.
@@ -87,6 +82,7 @@ class Predictor:
             loss: The loss of your own that it was trained with: the function, or its import path.
             metrics: Metrics of your own: functions by name, a list of functions, or import paths as in evaluation.metrics.
             device: Where it computes, such as cpu or cuda:1; by default the accelerator, if there is one.
+            trust_remote_code: Run Python code that the model's files name, if it was trained with model.trust_remote_code.
             columns: text_columns, label_column, choice_columns, ignore_labels, and how files are read (encoding, delimiter,
                 quoting, header, max_expansion), if they are not as in training.
 
@@ -103,11 +99,14 @@ class Predictor:
             raise InputError(f"{location}: holds no finished run (model/config.json) and no model (config.json)")
         try:
             with silence_transformers():
-                hf_config = lora.load_config(source)
+                hf_config = lora.load_config(source, trust_code=trust_remote_code)
                 recorded = load_recorded_task(location, hf_config, columns, task, loss=loss, metrics=metrics)
-                model = lora.load_model(source, recorded.task.head.auto_class, hf_config)
-                tokenizer = transformers.AutoTokenizer.from_pretrained(source)
+                auto_class = recorded.task.head.auto_class
+                model = lora.load_model(source, auto_class, hf_config, trust_code=trust_remote_code)
+                tokenizer = transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
         except LOADING_ERRORS as error:
+            if needs_code(error):
+                raise make_code_error(location, source) from None
             reason = first_line(error)
             raise InputError(
                 f"{location}: is not a run folder, a model folder or a model on the Hub: {reason}"
@@ -272,6 +271,7 @@ class Predictor:
         rows: Any,
         *,
         metric: str | None = None,
+        trust_metric_code: bool = False,
         batch_size: int = BATCH_SIZE,
         key: str = "metric",
         root: Path | None = None,
@@ -283,6 +283,7 @@ class Predictor:
         Args:
             rows: Rows as predict() takes them, with labels; or a table.
             metric: An additional metric.
+            trust_metric_code: Run the Python code of `metric`, if it is a metric of the Hub or a file.
             batch_size: Examples a forward.
             key: What errors call `metric`.
             root: The folder of the caches, for encoded text; it lies in memory if not given.
@@ -291,10 +292,11 @@ class Predictor:
         if not isinstance(rows, Table):
             table = read_memory(rows, "rows", self.config.data, self.task.columns.spec)
         scoring = self.task.scoring
-        name, notes = scoring.check_metric(metric, key) if metric else self.metric, self.notes
-        if not metric and name not in self.own_metrics and scoring.is_from_hub(name):
-            reason = "left out, because a metric of the Hub is loaded only if you name it"
-            notes = (*notes, f"{name}: {reason}: --metric {name}, or evaluate(..., metric={name!r})")
+        name, notes = self.metric, self.notes
+        if metric:
+            name = scoring.load_metric(metric, key, trust_code=trust_metric_code)
+        elif name not in self.own_metrics and not scoring.has_metric(name):
+            notes = (*notes, describe_left_out(name))
             name = scoring.default_metric
         features = self.encode(table, has_labels=True, root=root)
         for note in table.notes:
@@ -314,6 +316,14 @@ class Predictor:
         for note in notes:
             print_message(note)
         return values
+
+
+def describe_left_out(metric: str) -> str:
+    """Returns the note about a metric that only the model names: its code, if there is any, comes with the model."""
+    return (
+        f"{metric}: left out, because this package does not have it, and the code of another one runs only if you name and trust "
+        f"it: --metric {metric} --evaluation.trust_metric_code, or evaluate(..., metric={metric!r}, trust_metric_code=True)"
+    )
 
 
 def part_sizes(batch_size: int) -> Iterator[int]:

@@ -18,7 +18,7 @@ from hf_finetune.config.sections import RunConfig
 from hf_finetune.config.tasks import TASKS
 from hf_finetune.export.materialize import START_FOLDER, read_content, write_checkpoint_model
 from hf_finetune.export.model_folder import write_folder
-from hf_finetune.model import backbone, heads, lora
+from hf_finetune.model import backbone, heads, loading, lora
 from hf_finetune.run import checkpoint
 from hf_finetune.system.errors import InputError
 from hf_finetune.system.files import hash_file, write_atomically
@@ -105,16 +105,19 @@ def merge_adapter(config: RunConfig, source: str, location: str, key: str) -> st
         raise InputError(
             f"{key} ({location}): holds an adapter alone; to begin from it and its model, set start_from to it"
         )
-    return make_once(config, hash_file(lora.find_weights(place)), lambda folder: write_merged(place, folder))
+    trust = config.model.trust_remote_code
+    return make_once(
+        config, hash_file(lora.find_weights(place)), lambda folder: write_merged(place, folder, trust_code=trust)
+    )
 
 
 def is_adapter(source: str, location: str, key: str) -> bool:
     """True if a folder or Hub repository holds an adapter and no complete model. Raises InputError if it cannot be read."""
     try:
-        with backbone.silence_transformers():
+        with loading.silence_transformers():
             return lora.read_adapter_settings(source) is not None
-    except backbone.LOADING_ERRORS as error:
-        raise backbone.make_loading_error(location, source, "model", error, key=key) from None
+    except loading.LOADING_ERRORS as error:
+        raise loading.make_loading_error(location, source, "model", error, key=key) from None
 
 
 def make_once(config: RunConfig, digest: str, write: Callable[[Path], object]) -> str:
@@ -148,17 +151,22 @@ def write_start(config: RunConfig, path: Path, folder: Path) -> None:
         raise InputError(f"start_from ({path}): {error}") from None
 
 
-def write_merged(source: str, folder: Path) -> None:
-    """Writes the complete model of an adapter, which is added to the weights of its pretrained model, and its tokenizer."""
+def write_merged(source: str, folder: Path, *, trust_code: bool) -> None:
+    """Writes the complete model of an adapter, which is added to the weights of its pretrained model, and its tokenizer.
+
+    trust_code: Run Python code that the files name."""
     try:
-        with backbone.silence_transformers():
-            settings, hf_config = lora.read_adapter_settings(source), lora.load_config(source)
+        with loading.silence_transformers():
+            settings = lora.read_adapter_settings(source)
+            hf_config = lora.load_config(source, trust_code=trust_code)
             assert settings is not None
             head = heads.find_head(hf_config) or heads.NO_HEAD
-            loaded = lora.load_adapter(source, getattr(transformers, head.auto_class), hf_config, settings)
-            tokenizer = transformers.AutoTokenizer.from_pretrained(source)
-    except backbone.LOADING_ERRORS as error:
-        raise backbone.make_loading_error(source, source, "adapter", error, key="start_from") from None
+            loaded = lora.load_adapter(
+                source, getattr(transformers, head.auto_class), hf_config, settings, trust_code=trust_code
+            )
+            tokenizer = transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=trust_code)
+    except loading.LOADING_ERRORS as error:
+        raise loading.make_loading_error(source, source, "adapter", error, key="start_from") from None
 
     def write(temporary: Path) -> None:
         loaded.model.save_pretrained(temporary, state_dict=lora.merge_adapters(loaded.model))

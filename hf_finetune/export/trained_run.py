@@ -126,6 +126,7 @@ class Run:
             task=None if kind in TASKS else kind,
             loss=self.parts.loss or self.config.train.loss,
             metrics=get_metrics(self.config, self.parts),
+            trust_remote_code=self.config.model.trust_remote_code,
         )
 
     def predict(self, rows: Any, **options: Any) -> Any:
@@ -136,7 +137,8 @@ class Run:
         """Returns loss and metrics on labelled rows. The arguments are those of Predictor.evaluate()."""
         metric = self.results["metric"]
         named = {} if metric in get_metrics(self.config, self.parts) else {"metric": metric}
-        return self.predictor.evaluate(rows, **{**named, **options})
+        trust = {"trust_metric_code": self.config.evaluation.trust_metric_code}
+        return self.predictor.evaluate(rows, **{**named, **trust, **options})
 
 
 def get_metrics(config: RunConfig, parts: Parts) -> Mapping[str, Any]:

@@ -1,34 +1,23 @@
 """The pretrained model with a head for the task, and its tokenizer."""
 
-import contextlib
-import io
-import logging
 import os
-import pickle
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
 
 from hf_finetune.config.sections import AdapterConfig, ModelConfig, require
 from hf_finetune.model import label_rows
 from hf_finetune.model.head_spec import HeadSpec
 from hf_finetune.model.heads import find_auto_class, find_backbone_prefix
 from hf_finetune.model.lineage import UNKNOWN, Lineage, read_lineage
+from hf_finetune.model.loading import LOADING_ERRORS, load_config, make_loading_error, silence_transformers
 from hf_finetune.model.structure import find_stack
 from hf_finetune.system.errors import InputError
 from hf_finetune.system.locations import check_location, local_path, model_files
-
-# What transformers, tokenizers, safetensors and json raise if files are damaged or missing
-LOADING_ERRORS = (
-    *(OSError, ValueError, RuntimeError, KeyError, ImportError, TypeError, AttributeError, EOFError, ArithmeticError),
-    *(SafetensorError, StrictDataclassError, pickle.UnpicklingError),
-)
 
 LONGEST_DEFAULT = 512  # tokens; the limit of an input if neither data.max_length nor the model sets a lower one
 
@@ -73,23 +62,6 @@ class Backbone:
         return int(self.tokenizer.pad_token_id)
 
 
-@contextlib.contextmanager
-def silence_transformers() -> Iterator[None]:
-    """Turns off transformers' progress bars and load reports until the block ends. What matters in them is checked and printed
-    by this package."""
-    level = transformers.logging.get_verbosity()
-    bars = transformers.logging.is_progress_bar_enabled()
-    transformers.logging.set_verbosity(logging.CRITICAL)
-    transformers.logging.disable_progress_bar()
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            yield
-    finally:
-        transformers.logging.set_verbosity(level)
-        if bars:
-            transformers.logging.enable_progress_bar()
-
-
 def load_tokenizer(config: ModelConfig) -> Any:
     """Returns the backbone's tokenizer, which pads on the right.
 
@@ -100,7 +72,7 @@ def load_tokenizer(config: ModelConfig) -> Any:
     try:
         with silence_transformers():
             tokenizer = transformers.AutoTokenizer.from_pretrained(
-                source, revision=config.revision, trust_remote_code=config.trust_remote_code, **file
+                source, trust_remote_code=config.trust_remote_code, revision=config.revision, **file
             )
     except Exception as error:  # noqa: BLE001  tokenizers raises Exception for a damaged file
         raise make_loading_error(config.backbone, source, "tokenizer", error) from None
@@ -125,12 +97,13 @@ def load_backbone(config: ModelConfig, head: HeadSpec, tokenizer: Any) -> Backbo
     Raises InputError if files are missing or damaged, or if model.dropout cannot be set everywhere.
     """
     source, file = model_files(config.backbone, "model.backbone")
-    origin = {"revision": config.revision, "trust_remote_code": config.trust_remote_code, **file}
+    trust, origin = config.trust_remote_code, {"revision": config.revision, **file}
 
     def load(hf_config: Any) -> tuple[Any, dict[str, Any]]:
         """Returns the model, and what from_pretrained reports about its files."""
         model, report = getattr(transformers, head.auto_class).from_pretrained(
             source,
+            trust_remote_code=trust,
             config=hf_config,
             dtype=torch.float32,
             ignore_mismatched_sizes=head.has_labels,  # a head for another number of labels is replaced
@@ -143,9 +116,9 @@ def load_backbone(config: ModelConfig, head: HeadSpec, tokenizer: Any) -> Backbo
 
     try:
         with silence_transformers():
-            pretrained_config = transformers.AutoConfig.from_pretrained(source, **origin)
+            pretrained_config = load_config(source, trust_code=trust, **origin)
             entries = {"problem_type": None, **head.config_entries}  # that of the backbone is of its own task
-            hf_config = transformers.AutoConfig.from_pretrained(source, **entries, **origin)
+            hf_config = load_config(source, trust_code=trust, **entries, **origin)
             set_dropout(hf_config, config.dropout)
             hf_config.pad_token_id = tokenizer.pad_token_id
             lineage = read_lineage(pretrained_config, config.backbone)
@@ -200,43 +173,28 @@ def holds_model(folder: Path) -> bool:
     )  # false for a name too long
 
 
-def load_pretrained(location: str) -> Backbone:
+def load_pretrained(location: str, *, trust_code: bool = False) -> Backbone:
     """Loads the model in a run folder, model folder, package or Hub repository, without its tokenizer.
 
-    The head is the one that its config names, else a new classifier. Raises InputError if files are missing or damaged.
+    The head is the one that its config names, else a new classifier. trust_code: Run Python code that the model's files name.
+    Raises InputError if files are missing or damaged.
     """
     source, file = model_files(find_model_source(location), "MODEL")
     try:
         with silence_transformers():
-            config = transformers.AutoConfig.from_pretrained(source, **file)
+            config = load_config(source, trust_code=trust_code, **file)
             model_class: Any = transformers.AutoModelForCausalLM if file else find_auto_class(config)
             model, report = model_class.from_pretrained(
-                source, output_loading_info=True, **file, **make_dtype_options(file)
+                source,
+                trust_remote_code=trust_code,
+                config=config,
+                output_loading_info=True,
+                **file,
+                **make_dtype_options(file),
             )
     except LOADING_ERRORS as error:
         raise make_loading_error(location, source, "model", error, key="MODEL") from None
     return Backbone(model=model, tokenizer=None, source=location, new_parameters=frozenset(report["missing_keys"]))
-
-
-def make_loading_error(
-    backbone: str, source: str, what: str, error: BaseException, key: str = "model.backbone"
-) -> InputError:
-    """Returns an error of one line that distinguishes a missing backbone from a damaged one.
-
-    Args:
-        backbone: The location as the user gave it.
-        source: The folder or Hub id that it stands for.
-        what: What was being loaded: model, tokenizer or adapter.
-        error: What the library raised.
-        key: The setting that the user gave.
-    """
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    if os.path.isdir(source):  # false also for a name that is too long for a path
-        return InputError(f"{key} ({backbone}): the {what} in this folder cannot be loaded: {lines[0]}")
-    return InputError(
-        f"{key} ({backbone}): there is no such folder, and the Hub gives no such model "
-        f"(is the name right, is there a network, is access granted?): {lines[0]}"
-    )
 
 
 # --- checks ---------------------------------------------------------------------------------------------------------

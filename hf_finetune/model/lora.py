@@ -24,7 +24,7 @@ from transformers.pytorch_utils import Conv1D
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from hf_finetune.config.sections import AdapterConfig, FreezeConfig, require
-from hf_finetune.model import backbone, freezing, heads, structure
+from hf_finetune.model import backbone, freezing, heads, loading, structure
 from hf_finetune.model.backbone import Backbone
 from hf_finetune.system.errors import InputError
 from hf_finetune.system.locations import local_path, model_files
@@ -278,40 +278,51 @@ def read_adapter_settings(source: str) -> dict[str, Any] | None:
     return settings
 
 
-def load_config(source: str) -> Any:
+def load_config(source: str, *, trust_code: bool = False) -> Any:
     """Loads the transformers config of the model in a folder or Hub repository. For an adapter it is the config of the complete
-    model: the one in the adapter's folder, else that of the pretrained model."""
+    model: the one in the adapter's folder, else that of the pretrained model. trust_code: Run Python code that the files name."""
     settings = read_adapter_settings(source)
     if settings is None:
-        return transformers.AutoConfig.from_pretrained(source)
+        return loading.load_config(source, trust_code=trust_code)
     try:
-        return transformers.AutoConfig.from_pretrained(source, subfolder=MODEL_CONFIG)
-    except (OSError, ValueError):  # OSError for the Hub, ValueError for a folder
+        return loading.load_config(source, trust_code=trust_code, subfolder=MODEL_CONFIG)
+    except (OSError, ValueError) as error:  # OSError for the Hub, ValueError for a folder
+        if loading.needs_code(error):
+            raise
         base, file = model_files(settings["base_model_name_or_path"], source)
-        return transformers.AutoConfig.from_pretrained(base, revision=settings.get("revision"), **file)
+        return loading.load_config(base, trust_code=trust_code, revision=settings.get("revision"), **file)
 
 
-def load_model(source: str, auto_class: str, hf_config: Any) -> Any:
+def load_model(source: str, auto_class: str, hf_config: Any, *, trust_code: bool = False) -> Any:
     """Loads the model in a folder or Hub repository in fp32. For an adapter it is the pretrained model with the adapter in it, as
-    in training. Raises InputError if the adapter does not fit the model."""
+    in training. trust_code: Run Python code that the files name. Raises InputError if the adapter does not fit the model."""
     model_class, settings = getattr(transformers, auto_class), read_adapter_settings(source)
     if settings is None:
-        return model_class.from_pretrained(source, dtype=torch.float32)
-    return load_adapter(source, model_class, hf_config, settings).model
+        return model_class.from_pretrained(source, trust_remote_code=trust_code, config=hf_config, dtype=torch.float32)
+    return load_adapter(source, model_class, hf_config, settings, trust_code=trust_code).model
 
 
-def load_adapter(source: str, model_class: Any, hf_config: Any, settings: Mapping[str, Any]) -> Backbone:
-    """Loads the pretrained model of an adapter, and puts the adapter into it. Raises InputError if it does not fit."""
+def load_adapter(
+    source: str, model_class: Any, hf_config: Any, settings: Mapping[str, Any], *, trust_code: bool = False
+) -> Backbone:
+    """Loads the pretrained model of an adapter, and puts the adapter into it. trust_code: Run Python code that the files of the
+    pretrained model name. Raises InputError if it does not fit."""
     peft, recorded = import_peft(source), getattr(hf_config, "hf_finetune", None) or {}
     name = recorded.get("backbone") or settings["base_model_name_or_path"]
     key, revision = f"{source}: its pretrained model", settings.get("revision")
     base, file = model_files(name, key)
     try:
         model = model_class.from_pretrained(
-            base, config=hf_config, revision=revision, dtype=torch.float32, ignore_mismatched_sizes=True, **file
+            base,
+            trust_remote_code=trust_code,
+            config=hf_config,
+            revision=revision,
+            dtype=torch.float32,
+            ignore_mismatched_sizes=True,
+            **file,
         )
-    except backbone.LOADING_ERRORS as error:
-        raise backbone.make_loading_error(name, base, "model", error, key=key) from None
+    except loading.LOADING_ERRORS as error:
+        raise loading.make_loading_error(name, base, "model", error, key=key) from None
     lora_config = peft.LoraConfig.from_pretrained(source)
     lora_config.modules_to_save, lora_config.inference_mode = None, False
     peft.inject_adapter_in_model(lora_config, model, NAME)
@@ -352,16 +363,19 @@ def find_weights(source: str) -> Path:
     return Path(source) / WEIGHTS if os.path.isdir(source) else Path(hf_hub_download(source, WEIGHTS))
 
 
-def load_any_model(location: str) -> Backbone:
+def load_any_model(location: str, *, trust_code: bool = False) -> Backbone:
     """Loads the model in a run folder, model folder, package or Hub repository, with its adapter if it has one, without its
-    tokenizer. Raises InputError if files are missing or damaged, or if the adapter does not fit."""
+    tokenizer. trust_code: Run Python code that the files name.
+
+    Raises InputError if files are missing or damaged, or if the adapter does not fit.
+    """
     source = backbone.find_model_source(location)
     try:
-        with backbone.silence_transformers():
+        with loading.silence_transformers():
             settings = read_adapter_settings(source)
             if settings is None:
-                return backbone.load_pretrained(location)
-            hf_config = load_config(source)
-            return load_adapter(source, heads.find_auto_class(hf_config), hf_config, settings)
-    except backbone.LOADING_ERRORS as error:
-        raise backbone.make_loading_error(location, source, "adapter", error, key="MODEL") from None
+                return backbone.load_pretrained(location, trust_code=trust_code)
+            hf_config = load_config(source, trust_code=trust_code)
+            return load_adapter(source, heads.find_auto_class(hf_config), hf_config, settings, trust_code=trust_code)
+    except loading.LOADING_ERRORS as error:
+        raise loading.make_loading_error(location, source, "adapter", error, key="MODEL") from None

@@ -203,13 +203,11 @@ def find_objective(config: RunConfig) -> tuple[str, str]:
 
 def read_model_config(config: RunConfig) -> Any:
     """Returns the backbone's config, or None if it cannot be read; load_backbone() reports the error."""
-    import transformers
+    from hf_finetune.model.loading import load_config
 
     options = config.model
     source, file = model_files(options.backbone, "model.backbone")
     try:
-        return transformers.AutoConfig.from_pretrained(
-            source, revision=options.revision, trust_remote_code=options.trust_remote_code, **file
-        )
+        return load_config(source, trust_code=options.trust_remote_code, revision=options.revision, **file)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, RuntimeError):
         return None

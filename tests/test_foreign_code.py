@@ -1,0 +1,160 @@
+"""Code that comes with a model does not run, and no command asks a question, unless the user trusts the code by a setting."""
+
+import ast
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import tiny
+
+from hf_finetune import cli
+from hf_finetune.export.predict import Predictor
+from hf_finetune.system.errors import InputError
+
+ROOT = Path(__file__).parent.parent
+FOLDERS = ("hf_finetune", "recipes", "benchmarks")
+
+# Calls that take trust_remote_code. If they are not given it, transformers asks whether to run code, on standard output
+CALLS = ("from_pretrained", "from_config", "pipeline", "SentenceTransformer", "CrossEncoder")
+WITHOUT = ("GenerationConfig", "LoraConfig", "Predictor", "PeftModel")  # whose from_pretrained() does not take it
+
+CODE = """
+import pathlib
+pathlib.Path({marker!r}).touch()
+from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast
+class EvilConfig(BertConfig):
+    model_type = {model_type!r}
+class EvilModel(BertForSequenceClassification):
+    config_class = EvilConfig
+class EvilTokenizer(BertTokenizerFast):
+    pass
+def generate(model, *arguments, **options):
+    return None
+"""
+AUTO_MAP = {"AutoConfig": "evil.EvilConfig", "AutoModelForSequenceClassification": "evil.EvilModel"}
+
+
+def find_calls(tree: ast.AST) -> list[ast.Call]:
+    """Returns the calls of a module that take trust_remote_code."""
+    calls = []
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call):
+            continue
+        owner = node.func.value if isinstance(node.func, ast.Attribute) else None
+        name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+        owner_name = getattr(owner, "attr", getattr(owner, "id", ""))
+        if name in CALLS and owner_name not in WITHOUT:
+            calls.append(node)
+    return calls
+
+
+def test_every_call_that_takes_trust_remote_code_is_given_it() -> None:
+    missing, count = [], 0
+    for path in (path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")):
+        for call in find_calls(ast.parse(path.read_text(encoding="utf-8"))):
+            count += 1
+            if "trust_remote_code" not in {keyword.arg for keyword in call.keywords}:
+                missing.append(f"{path.relative_to(ROOT)}:{call.lineno}")
+    assert not missing
+    assert count > 15
+
+
+@pytest.fixture
+def make_evil(tmp_path: Path, backbones: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """`make_evil(config={...}, tokenizer={...})`: a classifier with code of its own, and these entries in its two configs.
+
+    If its code runs, tmp_path/ran is there. If a question is asked, the test fails."""
+
+    def refuse(*_: Any) -> str:
+        raise AssertionError("a question is asked")
+
+    monkeypatch.setattr("builtins.input", refuse)
+    # HF_MODULES_CACHE is read at import: trusted code is copied there
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+
+    def make(config: dict[str, Any] | None = None, tokenizer: dict[str, Any] | None = None) -> Path:
+        folder = tmp_path / "model"
+        shutil.copytree(backbones("bert"), folder)
+        model_type = (config or {}).get("model_type", "bert")
+        code = CODE.format(marker=str(tmp_path / "ran"), model_type=model_type)
+        (folder / "evil.py").write_text(code, encoding="utf-8")
+        (folder / "custom_generate").mkdir()
+        (folder / "custom_generate" / "generate.py").write_text(code, encoding="utf-8")
+        labels = {"id2label": {"0": "a", "1": "b"}, "label2id": {"a": 0, "b": 1}}
+        entries = {"architectures": ["BertForSequenceClassification"], **labels, **(config or {})}
+        for name, changes in (("config.json", entries), ("tokenizer_config.json", tokenizer or {})):
+            content = json.loads((folder / name).read_text(encoding="utf-8"))
+            (folder / name).write_text(json.dumps({**content, **changes}), encoding="utf-8")
+        return folder
+
+    return make
+
+
+def list_commands(folder: Path) -> list[list[str]]:
+    """Returns a command line for each of the commands that load a model."""
+    data = folder.parent / "rows.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in tiny.make_rows(24, seed=1)), encoding="utf-8")
+    train = ["--model.backbone", str(folder), "--data.train", str(data), "--output_dir", str(folder.parent / "out")]
+    return [
+        ["inspect", str(folder)],
+        ["predict", str(folder), "--text", "a cat"],
+        ["evaluate", str(folder), "--data", str(data)],
+        ["train", "classify", *train, "--train.max_updates", "1", "--tracking.trackers", "[]"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("config", "tokenizer", "reason"),
+    [
+        ({"model_type": "evil", "auto_map": AUTO_MAP}, {}, "needs Python code that came with it (evil.EvilConfig, "),
+        ({}, {"auto_map": {"AutoTokenizer": ["evil.EvilTokenizer", None]}, "tokenizer_class": "EvilTokenizer"}, ""),
+        ({"attn_implementation": "someone/kernel"}, {}, "asks for the attn_implementation someone/kernel"),
+        (
+            {"_attn_implementation": "someone/kernel@main:f"},
+            {},
+            "asks for the attn_implementation someone/kernel@main:f",
+        ),
+    ],
+    ids=["config", "tokenizer", "attention", "hidden attention"],
+)
+def test_code_of_a_model_is_named_and_not_run(
+    make_evil: Callable[..., Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    config: dict[str, Any],
+    tokenizer: dict[str, Any],
+    reason: str,
+) -> None:
+    """The attack: `printf 'y\\n' | hf-finetune inspect FOLDER` ran it, after a question that nobody saw."""
+    for words in list_commands(make_evil(config, tokenizer)):
+        code = cli.main(words)
+        printed = capsys.readouterr().err
+        if reason:
+            assert code == 2, words
+            lines = [line for line in printed.splitlines() if line.startswith("error: ")]
+            assert len(lines) == 1, printed
+            assert reason in lines[0]
+            assert "model.trust_remote_code" in lines[0]
+        assert "Traceback" not in printed
+        assert not (tmp_path / "ran").exists(), words
+
+
+def test_the_class_of_transformers_is_used_although_the_config_names_another(
+    make_evil: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = make_evil({"auto_map": AUTO_MAP})
+    assert cli.main(["inspect", str(folder)]) == 0
+    assert Predictor.from_pretrained(folder).predict("a cat")["label"] in ("a", "b")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_code_that_the_user_trusts_runs(make_evil: Callable[..., Path], tmp_path: Path) -> None:
+    folder = make_evil({"model_type": "evil", "auto_map": AUTO_MAP})
+    with pytest.raises(InputError, match="which runs only with"):
+        Predictor.from_pretrained(folder)
+    assert cli.main(["inspect", str(folder), "--model.trust_remote_code"]) == 0
+    assert (tmp_path / "ran").exists()
+    assert Predictor.from_pretrained(folder, trust_remote_code=True).predict("a cat")["label"] in ("a", "b")
