@@ -1,7 +1,8 @@
 """Which parameters train. Parts of a model are found by structure and by autograd's graph, so no family is known by name."""
 
+import contextlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,9 @@ from hf_finetune.config.model_sections import parse_fraction
 from hf_finetune.config.sections import FreezeConfig, require
 from hf_finetune.model.structure import ModelStructure, analyze_structure, find_stack, record_calls
 from hf_finetune.system.errors import InputError
+from hf_finetune.system.limited import LimitedFunction, LimitError
+
+SECONDS_TO_MATCH = 10.0  # a pattern that is not malformed takes milliseconds for the names of a large model
 
 SHARED_BLOCK = 'this backbone runs one shared block many times: freeze all of it ("all") or none of it (0)'
 
@@ -147,11 +151,8 @@ def apply_freezing(
         frozen.update(structure.embeddings)
     for names in structure.blocks[: resolve_num_blocks(config, structure)]:
         frozen.update(names)
-    for pattern in config.patterns:
-        matches = [name for name in sizes if re.search(pattern, name)]
-        message = f"matches no parameter (a name looks like {next(iter(sizes))})"
-        require(bool(matches), "freeze.patterns", pattern, message)
-        frozen.update(matches)
+    if config.patterns:
+        frozen.update(find_matches(config.patterns, list(sizes)))
     if adapters:
         message = (
             "freezes all adapters, and only the head would train; name fewer parameters, or set adapter.kind to none"
@@ -172,6 +173,26 @@ def apply_freezing(
         num_prefix_blocks=count_constant_blocks(model),
         adapters=adapters,
     )
+
+
+def find_matches(patterns: Sequence[str], names: list[str]) -> set[str]:
+    """Returns the names of parameters in which one of the regular expressions matches. InputError if one matches none, or takes
+    longer than SECONDS_TO_MATCH: some never end."""
+    search = LimitedFunction(
+        lambda pattern: [name for name in names if re.search(pattern, name)], seconds=SECONDS_TO_MATCH
+    )
+    found: set[str] = set()
+    with contextlib.closing(search):
+        for pattern in patterns:
+            try:
+                matches = search(pattern)
+            except LimitError as error:
+                raise InputError(
+                    f"freeze.patterns ({pattern}): {error} to match the names; write it more simply"
+                ) from None
+            require(bool(matches), "freeze.patterns", pattern, f"matches no parameter (a name looks like {names[0]})")
+            found.update(matches)
+    return found
 
 
 def count_constant_blocks(model: nn.Module) -> int:

@@ -5,6 +5,7 @@ import csv
 import dataclasses
 import io
 import json
+import re
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from hf_finetune.model import freezing, parameter_table, structure
 from hf_finetune.model.backbone import set_dropout
 from hf_finetune.model.freezing import FreezePlan
 from hf_finetune.system.errors import InputError
+from hf_finetune.system.limited import HAS_LIMITS
 from hf_finetune.system.processes import SingleProcess
 from hf_finetune.tasks.classify import Classification
 from hf_finetune.tasks.classify_columns import Settings
@@ -403,6 +405,15 @@ def test_patterns_freeze_what_they_match_anywhere_in_a_name() -> None:
 def test_a_pattern_that_matches_nothing_is_an_error() -> None:
     with pytest.raises(InputError, match=r"freeze\.patterns \(encoder\.h\.0\): matches no parameter \(.*bert\.emb"):
         freezing.apply_freezing(tiny.make_model("bert"), FreezeConfig(patterns=("LayerNorm", "encoder.h.0")))
+
+
+@pytest.mark.skipif(not HAS_LIMITS, reason="there are no limits on this system")
+@pytest.mark.parametrize("pattern", [r"(\w+\.?)+!", r"((.*)*)*x!"])
+def test_a_pattern_that_does_not_end_is_an_error(monkeypatch: pytest.MonkeyPatch, pattern: str) -> None:
+    monkeypatch.setattr(freezing, "SECONDS_TO_MATCH", 0.5)
+    message = rf"^freeze\.patterns \({re.escape(pattern)}\): took more than 0\.5 seconds to match the names; write it"
+    with pytest.raises(InputError, match=message):
+        freezing.apply_freezing(tiny.make_model("bert"), FreezeConfig(patterns=("LayerNorm", pattern)))
 
 
 @pytest.mark.parametrize(

@@ -3,19 +3,30 @@
 T tokens.
 """
 
+import functools
 import json
 import re
-from collections.abc import Sequence
+import weakref
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from hf_finetune.data.features import Array
-from hf_finetune.system.errors import InputError
+from hf_finetune.system.errors import InputError, first_line
+from hf_finetune.system.limited import FORKING, LimitedFunction, LimitError
 from hf_finetune.tasks.text.dialogues import Dialogue, Message
 
 MarkedTokens = tuple[Array, Array]  # token ids [T] int32; true for the tokens of an answer [T]
+
+# Characters that a template may write: these, and this number of times the JSON of the conversation and its tools
+FREE_CHARACTERS, MOST_EXPANSION = 1_000_000, 20
+
+SECONDS_TO_RENDER = 30.0  # one conversation; it takes less than a millisecond
+
+# Template and renderer of each tokenizer
+RENDERERS: weakref.WeakKeyDictionary[Any, tuple[Any, LimitedFunction]] = weakref.WeakKeyDictionary()
 
 GENERATION_TAG = re.compile(r"\{%-?\s*generation\s*-?%\}")  # a template with this tag marks the answers itself
 
@@ -25,19 +36,44 @@ def render(tokenizer: Any, dialogue: Dialogue, location: str, *, add_prompt: boo
 
     add_prompt: end with the words that open the assistant's answer (the template's generation prompt).
     """
-    import jinja2
-
-    reason = ""
+    reason, call = "", find_renderer(tokenizer)
     for messages in list_forms(dialogue.messages):
         try:
-            text = tokenizer.apply_chat_template(
-                messages, tools=dialogue.tools, tokenize=False, add_generation_prompt=add_prompt
-            )
+            text, problem = call(messages, dialogue.tools, add_prompt)
+        except LimitError as error:
+            raise InputError(
+                f"{location}: the chat template {error}; task.chat_template can name a file with another one"
+            ) from None
+        if text is not None:
             return str(text)
-        except (jinja2.TemplateError, TypeError, ValueError) as error:
-            reason = reason or next(iter(str(error).splitlines()), type(error).__name__)
+        reason = reason or problem
     uses = " (it has tool calls)" if dialogue.uses_tools else ""
     raise InputError(f"{location}: the chat template does not take this conversation{uses}: {reason}")
+
+
+def find_renderer(tokenizer: Any) -> LimitedFunction:
+    """Returns the function that renders with the tokenizer's template: in a process of its own, with limits, since a template may
+    come with a model, and may loop for ever or make a text of any length."""
+    template, renderer = RENDERERS.get(tokenizer, (None, None))
+    if renderer is None or template != tokenizer.chat_template:
+        render_here = functools.partial(apply_template, weakref.ref(tokenizer))
+        renderer = LimitedFunction(render_here, seconds=SECONDS_TO_RENDER)
+        RENDERERS[tokenizer] = (tokenizer.chat_template, renderer)
+    return renderer
+
+
+def apply_template(
+    tokenizer: Callable[[], Any], messages: list[Message], tools: list[Any] | None, add_prompt: bool
+) -> tuple[str | None, str]:
+    """Returns what the template writes, and ""; None, and why, if it refuses the conversation or writes far more than it has."""
+    try:
+        text = tokenizer().apply_chat_template(messages, tools=tools, tokenize=False, add_generation_prompt=add_prompt)
+    except MemoryError:
+        raise
+    except Exception as error:  # noqa: BLE001  a template's expressions can raise any error
+        return None, first_line(error)
+    limit = FREE_CHARACTERS + MOST_EXPANSION * len(json.dumps([messages, tools], default=str))
+    return (text, "") if len(text) <= limit else (None, f"it writes {len(text):,} characters")
 
 
 def list_forms(messages: Sequence[Message]) -> list[list[Message]]:
@@ -105,9 +141,10 @@ def encode_conversation(tokenizer: Any, dialogue: Dialogue, location: str) -> li
     if not (GENERATION_TAG.search(tokenizer.chat_template) and tokenizer.is_fast):
         return encode_by_prefixes(tokenizer, dialogue, location)
     render(tokenizer, dialogue, location)  # raises the InputError
-    encoded = tokenizer.apply_chat_template(
-        dialogue.messages, tools=dialogue.tools, return_dict=True, return_assistant_tokens_mask=True
-    )
+    with FORKING:  # the locks of the library that renders are free then
+        encoded = tokenizer.apply_chat_template(
+            dialogue.messages, tools=dialogue.tools, return_dict=True, return_assistant_tokens_mask=True
+        )
     ids, is_answer = np.array(encoded["input_ids"], dtype=np.int32), np.array(encoded["assistant_masks"], dtype=bool)
     answers = [message for message in dialogue.messages if message["role"] == "assistant"]
     if not all(map(is_learned, answers)):

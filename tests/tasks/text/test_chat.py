@@ -7,6 +7,8 @@ import pytest
 from support.chat_templates import CHATML, MESSAGES, TAGGED, THINKING, make_byte_tokenizer
 
 from hf_finetune.system.errors import InputError
+from hf_finetune.system.limited import HAS_LIMITS
+from hf_finetune.tasks.text import chat
 from hf_finetune.tasks.text.chat import encode_conversation
 from hf_finetune.tasks.text.dialogues import read_dialogue
 
@@ -39,6 +41,40 @@ def test_an_answer_that_the_template_changes_later_has_a_sequence_of_its_own() -
     ]
     assert [text.count("<|im_start|>") for text, _ in sequences] == [3, 5]
     assert sequences[1][0].count("<think>") == 1  # earlier answers have no thoughts, as in inference
+
+
+@pytest.mark.skipif(not HAS_LIMITS, reason="there are no limits on this system")
+@pytest.mark.parametrize(
+    ("template", "reason"),
+    [
+        (
+            "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+            r"took more than 0\.5 seconds",
+        ),
+        ("{{ 'a' * 10**10 }}", "takes more than 1,000 MB of memory"),
+        ("{{ '%10000000000d' % 1 }}", "takes more than 1,000 MB of memory"),
+        ("{{ 10 ** (10 ** 10) }}", r"took more than 0\.5 seconds"),
+        ("{{ 'a' * 10**7 }}", r"does not take this conversation: it writes 10,000,"),
+        ("{{ messages[0].content.__class__.__mro__ }}", "does not take this conversation: access to attribute"),
+        ("{{ 1 / 0 }}", "does not take this conversation: division by zero"),
+    ],
+)
+def test_a_template_that_does_not_end_or_fills_the_memory_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, template: str, reason: str
+) -> None:
+    if "seconds" in reason:
+        monkeypatch.setattr(chat, "SECONDS_TO_RENDER", 0.5)
+    for hostile in (template, template + CHATML, template + "{% generation %}{% endgeneration %}"):
+        with pytest.raises(InputError, match=rf"^here: the chat template {reason}"):
+            find_answers(hostile, MESSAGES)
+
+
+def test_a_template_that_is_changed_is_rendered_as_it_is_now() -> None:
+    tokenizer = make_byte_tokenizer(CHATML)
+    dialogue = read_dialogue(MESSAGES)
+    assert "system" in chat.render(tokenizer, dialogue, "here")
+    tokenizer.chat_template = "{{ messages | length }}"
+    assert chat.render(tokenizer, dialogue, "here") == "5"
 
 
 def test_an_answer_with_the_words_of_the_prompt_is_marked_correctly() -> None:
