@@ -5,6 +5,7 @@ B features, S sequences, T tokens, H hidden.
 
 import contextlib
 import dataclasses
+import secrets
 import shutil
 import time
 from collections.abc import Iterator
@@ -17,12 +18,30 @@ import torch
 from hf_finetune.cache import store
 from hf_finetune.cache.reader import StoredActivations
 from hf_finetune.cache.store import Entry
+from hf_finetune.cache.writers import check_writers
 from hf_finetune.data.features import Array, Batch, collate, pad_sequences
 from hf_finetune.forward.cached import CachedForward
 from hf_finetune.model.structure import eval_mode
 from hf_finetune.run.training_run import TrainingRun
 from hf_finetune.system.console import make_progress_bar
 from hf_finetune.system.errors import InputError, StoppedError
+
+# Largest relative rounding error of a dtype, and of a precision of the computation
+EPSILON = {
+    "float16": 2.0**-11,
+    "bfloat16": 2.0**-8,
+    "float32": 2.0**-24,
+    "bf16": 2.0**-8,
+    "fp16": 2.0**-11,
+    "fp32": 2.0**-24,
+}
+
+NUM_STORED = 16  # sequences whose stored activations are compared with fresh ones
+
+# Stored activations may differ from fresh ones by one rounding of their dtype, and by this many of the computation, since they
+# were computed in other batches or on another kind of processor. Sums of fp32 lose some roundings; in 16 bit, sums are computed
+# in fp32, and their results are rounded
+COMPUTED_ROUNDINGS = {"fp32": 64, "fp16": 8, "bf16": 8}
 
 
 class TooLargeError(Exception):
@@ -76,6 +95,7 @@ def attach_activations(run: TrainingRun, entry: Entry | None, cached_forward: Ca
     try:
         if entry is not None and cached_forward is not None:
             entry = complete_entry(run, cached_forward, entry)
+            check_stored(run, cached_forward, entry)
     except InputError as error:
         if run.config.cache.activations == "on":
             raise
@@ -83,12 +103,9 @@ def attach_activations(run: TrainingRun, entry: Entry | None, cached_forward: Ca
         entry = None
     if entry is None:
         return with_cached_forward(run, None)
-    path = entry.folder / store.ACTIVATIONS
-    features = {}
-    for split, part in run.features.items():
-        starts = entry.layout.starts[split]
-        stored = StoredActivations(path=path, dtype=entry.dtype, hidden=entry.hidden, starts=starts)
-        features[split] = dataclasses.replace(part, activations=stored)
+    features = {
+        split: dataclasses.replace(part, activations=open_stored(entry, split)) for split, part in run.features.items()
+    }
     return dataclasses.replace(with_cached_forward(run, cached_forward), features=features)
 
 
@@ -97,6 +114,46 @@ def with_cached_forward(run: TrainingRun, cached_forward: CachedForward | None) 
     plan = dataclasses.replace(run.train_state.forward_plan, cached=cached_forward)
     state = dataclasses.replace(run.train_state, forward_plan=plan)
     return dataclasses.replace(run, stage=dataclasses.replace(run.stage, train_state=state))
+
+
+def open_stored(entry: Entry, split: str) -> StoredActivations:
+    """Returns the stored activations of a split."""
+    path, starts = entry.folder / store.ACTIVATIONS, entry.layout.starts[split]
+    return StoredActivations(path=path, dtype=entry.dtype, hidden=entry.hidden, starts=starts)
+
+
+# --- the check of what is stored ------------------------------------------------------------------------------------
+
+
+def check_stored(run: TrainingRun, cached_forward: CachedForward, entry: Entry) -> None:
+    """Compares stored activations of random sequences, which no writer of the cache can know, with those of a fresh forward.
+
+    Raises InputError if those of a token differ by more than roundings. On all processes, each with sequences of its own.
+    """
+    precision = run.runtime.precision
+    tolerance = EPSILON[entry.dtype] + COMPUTED_ROUNDINGS[precision] * EPSILON[precision]
+    error = max(run.runtime.gather(measure_stored(run, cached_forward, entry)))
+    if not error <= tolerance:  # also if it is nan
+        raise InputError(
+            f"cache.dir: the stored activations in {entry.folder} are not those of this model on this machine: they differ by "
+            f"{error:.1e} of their size, above {tolerance:.1e}; remove that folder, and they are computed again"
+        )
+
+
+def measure_stored(run: TrainingRun, cached_forward: CachedForward, entry: Entry) -> float:
+    """Returns the largest difference of a token's stored activations from fresh ones, relative to the fresh ones (2-norms)."""
+    chosen = secrets.SystemRandom().sample(range(len(entry.layout.source)), min(NUM_STORED, len(entry.layout.source)))
+    largest = 0.0
+    for split, group in groupby(sorted(entry.layout.source[number] for number in chosen), key=itemgetter(0)):
+        source = list(group)
+        with inference_only(run):
+            fresh, mask = compute_activations(run, cached_forward, source)
+        indices = np.array([number for _, number in source])
+        stored = open_stored(entry, split).gather(indices, mask.cpu().numpy()).to(fresh.device)
+        expected, actual = fresh[mask].double(), stored[mask].double()
+        errors = (actual - expected).norm(dim=-1) / expected.norm(dim=-1).clamp_min(torch.finfo(torch.float32).tiny)
+        largest = max(largest, float(errors.nan_to_num(nan=torch.inf).max()))
+    return largest
 
 
 # --- the capture ----------------------------------------------------------------------------------------------------
@@ -122,6 +179,8 @@ def capture_missing(run: TrainingRun, cached_forward: CachedForward, entry: Entr
     finite or the entry cannot be written. On all processes.
     """
     runtime = run.runtime
+    if runtime.on_main(lambda: check_before_lock(run, entry)):
+        return
     with contextlib.ExitStack() as stack:  # of the main process, which holds the lock for all
         runtime.on_main(lambda: stack.enter_context(store.lock_entry(entry.root, entry.key, runtime.say)))
         missing, notes = runtime.on_main(lambda: store.find_missing_chunks(entry))
@@ -141,6 +200,13 @@ def capture_missing(run: TrainingRun, cached_forward: CachedForward, entry: Entr
         runtime.on_main(lambda: store.finish_entry(entry))
         num_tokens, seconds = entry.layout.num_tokens, time.perf_counter() - began
         runtime.say(f"cache       {num_tokens:,} tokens captured in {seconds:.1f} s\n")
+
+
+def check_before_lock(run: TrainingRun, entry: Entry) -> bool:
+    """True if an entry can be used as it is, in a folder that this user cannot write. InputError if another user could have
+    written it."""
+    check_writers(entry, trust_others=run.config.cache.trust_other_users)
+    return store.is_usable_unlocked(entry)
 
 
 def capture_share(

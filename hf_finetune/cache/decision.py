@@ -17,7 +17,13 @@ import numpy as np
 import torch
 
 from hf_finetune.cache import store
-from hf_finetune.cache.capture import compute_activations, inference_only, make_batch, with_cached_forward
+from hf_finetune.cache.capture import (
+    EPSILON,
+    compute_activations,
+    inference_only,
+    make_batch,
+    with_cached_forward,
+)
 from hf_finetune.cache.key import find_entry
 from hf_finetune.cache.layout import make_layout
 from hf_finetune.cache.store import Entry
@@ -29,16 +35,6 @@ from hf_finetune.run.training_run import TrainingRun
 from hf_finetune.system.errors import InputError
 from hf_finetune.training.loop import make_micro_batch_limit
 from hf_finetune.training.progress import Progress
-
-# Largest relative rounding error of a dtype, and of a precision of the computation
-EPSILON = {
-    "float16": 2.0**-11,
-    "bfloat16": 2.0**-8,
-    "float32": 2.0**-24,
-    "bf16": 2.0**-8,
-    "fp16": 2.0**-11,
-    "fp32": 2.0**-24,
-}
 
 # Logits from cached activations may differ from the entire model's by this many roundings of the largest logit: those of the
 # stored activations, and those of the computation, which adds in another order in another batch.

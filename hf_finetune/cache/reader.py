@@ -4,6 +4,7 @@ B sequences of a batch, T tokens, H hidden.
 """
 
 import mmap
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hf_finetune.data.features import Array
+from hf_finetune.system.files import open_regular
 
 if TYPE_CHECKING:
     import torch
@@ -42,7 +44,7 @@ class StoredActivations:
     array: Array = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        with self.path.open("rb") as file:
+        with open_regular(self.path, os.O_RDONLY) as file:
             self.mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         bits: Any = np.uint16 if ITEM_BYTES[self.dtype] == 2 else np.uint32  # numpy has no bfloat16
         self.array = np.frombuffer(self.mapped, dtype=bits).reshape(-1, self.hidden)

@@ -22,7 +22,16 @@ from typing import Any
 from hf_finetune.cache.layout import Layout
 from hf_finetune.cache.reader import ITEM_BYTES
 from hf_finetune.system.errors import InputError
-from hf_finetune.system.files import cache_root, remove_quietly, rename, sync_folder, write_atomically, writing_error
+from hf_finetune.system.files import (
+    cache_root,
+    open_regular,
+    read_umask,
+    remove_quietly,
+    rename,
+    sync_folder,
+    write_atomically,
+    writing_error,
+)
 from hf_finetune.system.locks import Lock
 
 ACTIVATIONS, MANIFEST = "activations.bin", "manifest.json"
@@ -163,9 +172,10 @@ def describe_damage(entry: Entry, num_damaged: int, num_chunks: int) -> str:
 
 def make_partial(entry: Entry, good: Mapping[int, str]) -> None:
     """Makes the folder of a partial entry: the file in its full size, and one journal of the good chunks."""
-    entry.partial.mkdir(parents=True, exist_ok=True)
+    entry.partial.mkdir(mode=0o700, parents=True, exist_ok=True)
+    entry.partial.chmod(0o700)  # while it is written, nobody else can put a link there
     try:
-        with (entry.partial / ACTIVATIONS).open("ab") as file:
+        with open_regular(entry.partial / ACTIVATIONS, os.O_RDWR | os.O_CREAT) as file:
             file.truncate(entry.num_bytes)
             if hasattr(os, "posix_fallocate") and entry.num_bytes:  # a full disk is an error now, not halfway
                 os.posix_fallocate(file.fileno(), 0, entry.num_bytes)
@@ -184,7 +194,7 @@ def fill_entry(entry: Entry, numbers: Iterable[int], process: int, compute: Call
     spans = entry.spans()
     try:
         with (
-            (entry.partial / ACTIVATIONS).open("r+b") as file,
+            open_regular(entry.partial / ACTIVATIONS, os.O_RDWR) as file,
             (entry.partial / f"journal-{process}").open("a") as journal,
         ):
             for number in numbers:
@@ -214,11 +224,32 @@ def finish_entry(entry: Entry) -> None:
         )
     write_atomically(entry.partial / MANIFEST, make_manifest(entry, good))
     try:
+        share_with_readers(entry.partial)
         rename(entry.partial, entry.folder)
         remove_journals(entry.folder)
         sync_folder(entry.root)
     except OSError as error:
         raise writing_error(entry.root, entry.num_bytes, error) from None
+
+
+def share_with_readers(folder: Path) -> None:
+    """Lets other users read an entry if the umask does, and no one but its owner write it."""
+    readable = 0o755 & ~read_umask()
+    for path in folder.iterdir():
+        path.chmod(readable & 0o666)
+    folder.chmod(readable)
+
+
+def is_usable_unlocked(entry: Entry) -> bool:
+    """True if an entry is intact in a folder that this user cannot write, as in the cache of another user: no lock can be made
+    there."""
+    can_write = os.access(entry.root, os.W_OK, effective_ids=os.access in os.supports_effective_ids)
+    if can_write or not entry.is_complete():
+        return False
+    try:
+        return is_intact(entry, find_good_chunks(entry.folder / ACTIVATIONS, entry.spans(), read_digests(entry.folder)))
+    except OSError:
+        return False
 
 
 # --- manifest and journals ------------------------------------------------------------------------------------------
@@ -244,7 +275,7 @@ def make_manifest(entry: Entry, digests: Mapping[int, str]) -> bytes:
 def find_good_chunks(path: Path, spans: list[tuple[int, int]], digests: Mapping[int, str]) -> dict[int, str]:
     """Returns number and digest of every chunk whose bytes in the file match its digest."""
     good: dict[int, str] = {}
-    with contextlib.suppress(OSError), path.open("rb") as file:
+    with contextlib.suppress(OSError), open_regular(path, os.O_RDONLY) as file:
         for number, (begin, end) in enumerate(spans):
             if number in digests:
                 file.seek(begin)

@@ -151,11 +151,14 @@ class CacheConfig:
             and on if it saves time on this machine. The decision is printed, and kept when the run is resumed.
         dir: Folder of all caches, shared by all runs: tables, encoded text and activations lie under it. If not given,
             HF_FINETUNE_CACHE, else ~/.cache/hf_finetune.
+        trust_other_users: Use activations that another user of this machine could have written, besides root and the owner of the
+            folder.
         precision: Number format of stored activations: 16-bit (fp16, or bf16 if values are too large for it) or fp32.
     """
 
     activations: Literal["auto", "on", "off"] = "auto"
     dir: str | None = None
+    trust_other_users: bool = False
     precision: Literal["16-bit", "fp32"] = "16-bit"
 
     def __post_init__(self) -> None:

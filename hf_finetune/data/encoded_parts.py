@@ -8,13 +8,11 @@ part that is missing or damaged is computed again at its place, so that the entr
 """
 
 import contextlib
-import errno
 import hashlib
 import json
 import math
 import os
 import re
-import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,6 +22,7 @@ import numpy as np
 
 from hf_finetune.data.features import Array
 from hf_finetune.data.mapped_files import map_array
+from hf_finetune.system.files import open_regular
 
 PARTS = "parts.jsonl"
 DTYPES = (
@@ -195,13 +194,3 @@ def open_arrays(folder: Path, parts: Sequence[Part]) -> dict[str, Array]:
             values = map_array(folder / f"{name}.bin", last.dtype, shape)
         arrays[name] = np.array(values.sum(dtype=last.dtype)) if last.is_number else values
     return arrays
-
-
-def open_regular(path: Path, flags: int) -> BinaryIO:
-    """Opens a file. OSError if it is a link, a pipe, a device or a folder."""
-    flags |= getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
-    descriptor = os.open(path, flags, 0o666)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise OSError(errno.EINVAL, "is not a plain file", str(path))
-    return os.fdopen(descriptor, "rb" if flags & 3 == os.O_RDONLY else "r+b")

@@ -21,12 +21,12 @@ from hf_finetune.data.encoded_parts import (
     find_good_parts,
     format_part,
     open_arrays,
-    open_regular,
     read_parts,
     select_parts,
 )
 from hf_finetune.data.features import Array
 from hf_finetune.system.errors import InputError
+from hf_finetune.system.files import open_regular
 from hf_finetune.system.locks import hold_lock
 
 

@@ -1,6 +1,7 @@
 """The activation cache in complete runs: equal numbers, right hits and misses, no damaged entry used, and every refusal
 reported."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -417,6 +418,25 @@ def test_measuring_leaves_the_model_unchanged(decide: Any) -> None:
     run, _ = decide()
     assert all(parameter.grad is None for parameter in run.train_state.model.parameters())
     assert not any("forward" in vars(module) for module in list(run.train_state.model.modules())[1:])
+
+
+@pytest.mark.parametrize("part", ["all", "second half"])
+def test_forged_activations_are_refused_although_their_digests_fit(
+    make_config: MakeConfig, cache: dict[str, str], part: str
+) -> None:
+    """The attack: states times -3 with new digests were accepted, and trained other weights."""
+    finetune(make_config(**TINY_RUN, **cache, name="first"))
+    (key,) = list_keys(cache)
+    folder = store.activations_dir(cache["cache.dir"]) / key
+    manifest = json.loads((folder / store.MANIFEST).read_bytes())
+    values = np.fromfile(folder / store.ACTIVATIONS, np.float16)
+    values[len(values) // 2 if part == "second half" else 0 :] *= -3
+    content = values.tobytes()
+    (folder / store.ACTIVATIONS).write_bytes(content)
+    manifest["digests"] = [hashlib.sha256(content[begin:end]).hexdigest() for begin, end in manifest["spans"]]
+    (folder / store.MANIFEST).write_bytes(json.dumps(manifest, default=str).encode())
+    with pytest.raises(InputError, match=r"^cache\.dir: the stored activations in .* differ by .*; remove that folder"):
+        finetune(make_config(**TINY_RUN, **cache, name="second"))
 
 
 # --- values that fp16 cannot hold -----------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from support.entries import ROWS, assert_intact, build, flip, get_only_entry, ma
 
 from hf_finetune.cache import capture, listing, store
 from hf_finetune.cache.store import Entry
+from hf_finetune.config.sections import CacheConfig
 from hf_finetune.system.errors import InputError
 
 pytestmark = pytest.mark.usefixtures("small_chunks")
@@ -244,7 +245,8 @@ def test_a_run_completes_an_entry_without_missing_chunks(tmp_path: Path, case: s
     else:
         store.fill_entry(entry, store.find_missing_chunks(entry)[0], 0, lambda number: make_chunk(entry, number))
     runtime = SimpleNamespace(on_main=lambda do: do(), say=print)
-    capture.complete_entry(SimpleNamespace(runtime=runtime), None, entry)  # type: ignore[arg-type]
+    run = SimpleNamespace(runtime=runtime, config=SimpleNamespace(cache=CacheConfig()))
+    capture.complete_entry(run, None, entry)  # type: ignore[arg-type]
     assert_intact(entry)
 
 
@@ -256,8 +258,9 @@ def build_on_full_disk(entry: Entry, context: pytest.MonkeyPatch, place: str) ->
     if place in ("posix_fallocate", "write_journal"):
         context.setattr(os if place == "posix_fallocate" else store, place, raise_disk_full)
     missing, _ = store.find_missing_chunks(entry)
-    if place in (store.ACTIVATIONS, "journal-1"):
-        (entry.partial / place).unlink(missing_ok=True)
+    if place == store.ACTIVATIONS:
+        context.setattr(store, "open_regular", lambda *_: open("/dev/full", "r+b"))  # noqa: SIM115
+    if place == "journal-1":
         (entry.partial / place).symlink_to("/dev/full")
     store.fill_entry(entry, missing, 1, lambda number: make_chunk(entry, number))
     if place == "manifest":
