@@ -25,6 +25,17 @@ SECRETS = {
     "AWS_SECRET_ACCESS_KEY": "anAmazonSecretThatIsLong",
 }
 PASSWORD = "passw0rdOfTheHub"
+# Made up, in the forms of known services. In two parts, so that no scanner of secrets takes them for real
+KEYS = [
+    "AKI" + "AIOSFODNN7EXAMPLE",
+    "AIz" + "aSyA0123456789abcdefghijklmnopqrstuv",
+    "gh" + "p_0123456789abcdefghijABCDEFGHIJ012345",
+    "github" + "_pat_0123456789abcdefghij_01",
+    "glp" + "at-0123456789abcdefghij",
+    "xox" + "b-0123456789-abcdef",
+    "s" + "k-proj-0123456789abcdefghij0123456789abcdef",
+    "ey" + "JhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0NTY3ODkwIn0.dozjgNryP4J3jVmNHl0w5N_XgL0n3I9PlFUP0THsR8U",
+]
 
 
 def assert_no_secret(source: str, content: bytes) -> None:
@@ -60,12 +71,20 @@ def test_no_file_of_a_run_has_a_secret(
         f"no such model {SECRETS['HF_TOKEN']}.",
         "hf_oauth_" + SECRETS["AWS_SECRET_ACCESS_KEY"],
         "api_org_" + SECRETS["AWS_SECRET_ACCESS_KEY"],
+        f"https://host/x.csv?sp=r&sig={PASSWORD}%3D&se=2030",
+        f"https://host/x?access_token={PASSWORD}",
+        f"https://host/x?X-Amz-Credential={PASSWORD}%2Fus&X-Amz-Signature={PASSWORD}",
+        f"https://host/x?x-goog-signature={PASSWORD}",
+        f"aws_secret_access_key = {SECRETS['AWS_SECRET_ACCESS_KEY']}",
+        f"AccountName=x;AccountKey={PASSWORD}==;EndpointSuffix=y",
+        *KEYS,
     ],
 )
 def test_what_looks_like_a_secret_is_redacted(text: str) -> None:
     shown = redact(text)
     assert_no_secret("text", shown.encode())
     assert "***" in shown
+    assert not any(key in shown for key in KEYS)
 
 
 def test_other_text_is_unchanged() -> None:
@@ -75,6 +94,10 @@ def test_other_text_is_unchanged() -> None:
         "https://host/x?b=2",
         "ada@host",
         "a/b@main",
+        "--train.micro_batch_tokens=4096 --task.label_separator=;",
+        "hf-finetune train classify --data.text_columns token key",
+        "task-classification-of-sk-learn-data-with-long-names",
+        "https://host/x?signed=no&keys=3",
     ):
         assert redact(text) == text
 

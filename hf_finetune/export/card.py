@@ -4,6 +4,7 @@ Its text is in card_template.md, and in checkpoint_card_template.md for a model 
 """
 
 import dataclasses
+import json
 import math
 import re
 from collections.abc import Mapping
@@ -19,7 +20,9 @@ from hf_finetune.data.splits import SPLITS
 from hf_finetune.model import lora
 from hf_finetune.model.backbone import Backbone
 from hf_finetune.model.lineage import Lineage
+from hf_finetune.run.parts import own_metrics
 from hf_finetune.run.training_run import TrainingRun
+from hf_finetune.system.markdown import code_block, code_span, escape_markdown
 from hf_finetune.tasks.base import Task
 
 TEMPLATE = Path(__file__).with_name("card_template.md")
@@ -34,22 +37,22 @@ def make_card(run: TrainingRun, results: Mapping[str, Any]) -> str:
     config, plan, examples = hide_folders(run.config), run.plan, results["examples"]
     processes = results["processes"]
     rows = [
-        f"| {split} | {metric} | {value:.4f} |"
+        f"| {split} | {escape_markdown(metric)} | {value:.4f} |"
         for split in ("validation", "test")
         for metric, value in results[split].items()
     ]
     test_use = "The test split was used once, after that." if results["test"] else "There is no test split."
     return Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
         metadata=make_metadata(run, results).to_yaml(),
-        name=config.name,
-        backbone=keep_last_part(run.backbone.lineage.base).split("#")[0],
+        name=escape_markdown(config.name),
+        backbone=code_span(keep_last_part(run.backbone.lineage.base).split("#")[0]),
         earlier=describe_earlier(run.backbone.lineage),
         purpose=run.task.describe_for_card(),
-        usage=describe_usage(run.backbone, run.task, config.hub.repo_id or "model"),
+        usage=code_block("python", describe_usage(run.backbone, run.task, config.hub.repo_id or "model")),
         metrics="\n".join(rows),
         weights=describe_weights(config, results),
         test_use=test_use,
-        data_name=find_data_name(config),
+        data_name=code_span(find_data_name(config)),
         num_train=f"{examples['train']:,}",
         num_validation=f"{examples['validation']:,}",
         num_test=f"{examples['test']:,}",
@@ -57,8 +60,8 @@ def make_card(run: TrainingRun, results: Mapping[str, Any]) -> str:
         parts="\n".join(f"| {part} | {size:,} | {state} |" for part, size, state in plan.table()),
         num_trainable=f"{plan.num_trainable:,}",
         num_total=f"{plan.num_total:,}",
-        remote_code=describe_remote_code(config),
-        settings=to_yaml(config).rstrip(),
+        foreign_code=describe_foreign_code(config, run.task),
+        settings=code_block("yaml", to_yaml(config).rstrip()),
         seconds=f"{results['seconds']['train']:.0f}",
         device=results["device"],
         precision=results["precision"],
@@ -71,13 +74,13 @@ def make_checkpoint_card(checkpoint: str, content: Mapping[str, Any], config: Ru
     return Template(CHECKPOINT_TEMPLATE.read_text(encoding="utf-8")).substitute(
         library_name=choose_library_name(config, task),
         pipeline_tag=task.pipeline_tag,
-        name=config.name,
+        name=escape_markdown(config.name),
         epoch=content["epoch"],
         update=content["update"],
-        checkpoint=checkpoint,
+        checkpoint=code_span(checkpoint),
         purpose=task.describe_for_card(),
-        metrics="\n".join(f"| {name} | {value:.4f} |" for name, value in content["metrics"].items()),
-        remote_code=describe_remote_code(config),
+        metrics="\n".join(f"| {escape_markdown(name)} | {value:.4f} |" for name, value in content["metrics"].items()),
+        foreign_code=describe_foreign_code(config, task),
     )
 
 
@@ -99,14 +102,25 @@ def describe_weights(config: RunConfig, results: Mapping[str, Any]) -> str:
 
 def describe_earlier(lineage: Lineage) -> str:
     """Returns a sentence about the runs that trained the model before this one, "" if there are none."""
-    return f"\nIt had been fine-tuned before this: {lineage.describe()}.\n" if lineage.runs else ""
+    return f"\nIt had been fine-tuned before this: {escape_markdown(lineage.describe())}.\n" if lineage.runs else ""
 
 
-def describe_remote_code(config: RunConfig) -> str:
-    """Returns a warning if the backbone runs code of its own, else ""."""
-    if not config.model.trust_remote_code:
-        return ""
-    return "\nThis model was made with `trust_remote_code`: loading it runs Python code of the backbone's repository.\n"
+def describe_foreign_code(config: RunConfig, task: Task) -> str:
+    """Returns sentences about the Python code that the run was told to trust: that of the backbone and of metrics; else ""."""
+    sentences = []
+    if config.model.trust_remote_code:
+        sentences.append(
+            "This model was made with `trust_remote_code`: loading it runs Python code of the backbone's repository."
+        )
+    named = dict.fromkeys((config.evaluation.metric, *config.evaluation.metrics))
+    own = {"auto", *own_metrics(config.evaluation.metrics)}
+    foreign = [name for name in named if name not in own and ":" not in name and task.scoring.is_foreign_code(name)]
+    if config.evaluation.trust_metric_code and foreign:
+        sentences.append(
+            f"The code of {', '.join(map(code_span, foreign))} is not of hf-finetune: it was run because of "
+            "`evaluation.trust_metric_code`. Loading this model does not run it."
+        )
+    return "".join(f"\n{sentence}\n" for sentence in sentences)
 
 
 # --- how to load the model ------------------------------------------------------------------------------------------
@@ -120,8 +134,8 @@ def describe_usage(loaded: Backbone, task: Task, name: str) -> str:
         [
             f"from transformers import {task.head.auto_class}, AutoTokenizer",
             "",
-            f'model = {task.head.auto_class}.from_pretrained("{name}")',
-            f'tokenizer = AutoTokenizer.from_pretrained("{name}")',
+            f"model = {task.head.auto_class}.from_pretrained({quote(name)})",
+            f"tokenizer = AutoTokenizer.from_pretrained({quote(name)})",
         ]
     )
 
@@ -132,16 +146,16 @@ def describe_adapter_usage(loaded: Backbone, auto_class: str, name: str) -> str:
     if source.lower().endswith(".gguf"):
         source, _, gguf_file = source.rpartition("/")
     lines = []
-    base = f'"{source or "."}"'
+    base = quote(source or ".")
     if source.startswith("package://"):
         package, _, inside = source.removeprefix("package://").partition("/")
-        base = f'files("{package}") / "{inside}"'
+        base = f"files({quote(package)}) / {quote(inside)}"
         lines += ["from importlib.resources import files", ""]
     options = "config=config"
     if gguf_file:
-        options += f', gguf_file="{gguf_file}"'
+        options += f", gguf_file={quote(gguf_file)}"
     if loaded.revision:
-        options += f', revision="{loaded.revision}"'
+        options += f", revision={quote(loaded.revision)}"
     if loaded.replaces_head:
         options += ", ignore_mismatched_sizes=True"
     generates = loaded.model.can_generate()
@@ -152,14 +166,19 @@ def describe_adapter_usage(loaded: Backbone, auto_class: str, name: str) -> str:
         f"from transformers import {', '.join(classes)}",
         "",
         f"base = {base}  # an adapter needs the model it was trained on, and the package peft",
-        f'config = AutoConfig.from_pretrained("{name}", subfolder="{lora.MODEL_CONFIG}")',
+        f'config = AutoConfig.from_pretrained({quote(name)}, subfolder="{lora.MODEL_CONFIG}")',
         f"model = {auto_class}.from_pretrained(base, {options})",
-        f'model.load_adapter("{name}")',
+        f"model.load_adapter({quote(name)})",
     ]
     if generates:
-        lines.append(f'model.generation_config = GenerationConfig.from_pretrained("{name}")')
-    lines.append(f'tokenizer = AutoTokenizer.from_pretrained("{name}")')
+        lines.append(f"model.generation_config = GenerationConfig.from_pretrained({quote(name)})")
+    lines.append(f"tokenizer = AutoTokenizer.from_pretrained({quote(name)})")
     return "\n".join(lines)
+
+
+def quote(text: str) -> str:
+    """Returns a text as a string of Python."""
+    return json.dumps(text, ensure_ascii=False)
 
 
 # --- metadata for the Hub -------------------------------------------------------------------------------------------

@@ -1,6 +1,5 @@
 """Exports the model folder (weights, tokenizer, labels and card), reloads it with plain from_pretrained and compares outputs."""
 
-import os
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -16,11 +15,12 @@ from hf_finetune.data.features import Array
 from hf_finetune.export.card import hide_folders, keep_last_part, make_card
 from hf_finetune.export.recorded import READING
 from hf_finetune.model import lora
-from hf_finetune.model.backbone import LOADING_ERRORS, Backbone, silence_transformers
+from hf_finetune.model.backbone import Backbone
+from hf_finetune.model.loading import LOADING_ERRORS, load_config, silence_transformers
 from hf_finetune.run.parts import own_metrics
 from hf_finetune.run.training_run import TrainingRun
 from hf_finetune.system.errors import InputError
-from hf_finetune.system.files import sync_folder, write_atomically, writing_error
+from hf_finetune.system.files import read_umask, sync_folder, write_atomically, writing_error
 from hf_finetune.system.locations import model_files
 from hf_finetune.system.processes import SingleProcess
 from hf_finetune.tasks.base import Task
@@ -106,13 +106,6 @@ def write_folder(folder: Path, model: Any, write: Callable[[Path], None]) -> Pat
     return folder
 
 
-def read_umask() -> int:
-    """Returns the umask of the process, which can only be read by setting it."""
-    mask = os.umask(0o022)
-    os.umask(mask)
-    return mask
-
-
 # --- reloading ------------------------------------------------------------------------------------------------------
 
 
@@ -123,15 +116,13 @@ def check_reload(folder: Path, run: TrainingRun) -> float:
     if the tokenizer or the labels differ.
     """
     task, trained = run.task, run.backbone
-    options: dict[str, Any] = {}
-    if run.config.model.trust_remote_code:
-        options["trust_remote_code"] = True
+    trust = run.config.model.trust_remote_code
     attention = {"attn_implementation": run.config.model.attention} if run.config.model.attention else {}
     try:
         with silence_transformers():
-            model = load_as_card_shows(folder, trained, task.head.auto_class, **options, **attention)
+            model = load_as_card_shows(folder, trained, task.head.auto_class, trust_code=trust, **attention)
             model.to(run.runtime.device)
-            tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **options)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=trust)
     except LOADING_ERRORS as error:
         raise InputError(f"{folder}: the exported model cannot be loaded: {error}") from None
     labels = tuple(model.config.id2label[number] for number, _ in enumerate(task.label_names))
@@ -151,16 +142,17 @@ def check_reload(folder: Path, run: TrainingRun) -> float:
     return difference
 
 
-def load_as_card_shows(folder: Path, trained: Backbone, auto_class: str, **options: Any) -> Any:
-    """Returns the model of an exported folder, loaded as its card shows. options: of from_pretrained."""
+def load_as_card_shows(folder: Path, trained: Backbone, auto_class: str, *, trust_code: bool, **options: Any) -> Any:
+    """Returns the model of an exported folder, loaded as its card shows. trust_code: Run Python code of the backbone. options: of
+    from_pretrained."""
     model_class = getattr(transformers, auto_class)
     if not trained.is_exported_as_adapter:
-        return model_class.from_pretrained(folder, dtype=torch.float32, **options)
+        return model_class.from_pretrained(folder, trust_remote_code=trust_code, dtype=torch.float32, **options)
     base, file = model_files(trained.source, "model.backbone")
-    trusts = {"trust_remote_code": True} if "trust_remote_code" in options else {}
-    config = transformers.AutoConfig.from_pretrained(folder, subfolder=lora.MODEL_CONFIG, **trusts)
+    config = load_config(str(folder), trust_code=trust_code, subfolder=lora.MODEL_CONFIG)
     model = model_class.from_pretrained(
         base,
+        trust_remote_code=trust_code,
         config=config,
         revision=trained.revision,
         dtype=torch.float32,

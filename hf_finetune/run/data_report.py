@@ -14,6 +14,7 @@ from hf_finetune.data.splits import read_given_splits
 from hf_finetune.data.table import Table
 from hf_finetune.data.token_loss import find_cut_texts, find_unknown_characters
 from hf_finetune.system.files import cache_root
+from hf_finetune.system.markdown import unescape_markdown
 from hf_finetune.tasks.base import Task
 
 LONGEST_CARD = 160  # characters of the task's sentence, which may name thousands of labels
@@ -99,7 +100,7 @@ def make_report(config: RunConfig, *, has_backbone: bool, asks_tokenizer: bool) 
     if not asks_tokenizer:
         for table in tables.values():
             task.encoding.check_rows(table)
-        card = cut(task.describe_for_card().partition("\n\n")[0], LONGEST_CARD)
+        card = cut(unescape_markdown(task.describe_for_card().partition("\n\n")[0]), LONGEST_CARD)
         return report.add([], [("task", card), *task.encoding.describe_problem(tables["train"])])
     from hf_finetune.model.backbone import LONGEST_DEFAULT, load_tokenizer
 

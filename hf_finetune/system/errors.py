@@ -44,11 +44,29 @@ class StoppedError(KeyboardInterrupt):
         return [f"Stopped: {self}"]
 
 
+# What begins a secret, as the services that give it document it, and the secret
+SECRETS = (
+    r"\b((?:hf|api_org)_)\w{20,}",
+    r"\b(AKIA|ASIA)[0-9A-Z]{16}\b",  # Amazon
+    r"\b(AIza)[\w-]{35}",  # Google
+    r"\b(gh[pousr]_|github_pat_|glpat-)[\w-]{20,}",  # GitHub, GitLab
+    r"\b(xox[abeprs]-)[\w-]{10,}",  # Slack
+    r"\b(sk-)[\w-]{32,}",  # OpenAI, Anthropic and others
+    r"\b(eyJ)[\w-]{10,}\.[\w-]{10,}\.[\w-]{10,}",  # JSON web tokens
+    r"(?i)\b((?:aws_secret_access_key|aws_session_token|AccountKey|SharedAccessKey|client_secret)\s*[=:]\s*)[^\s;&]+",
+    # Signed URLs
+    r"(?i)([?&;](?:token|access_token|api_?key|key|password|sig|signature|secret|auth|"
+    r"x-(?:amz|goog)-(?:signature|credential|security-token)|awsaccesskeyid)=)[^&\s]+",
+)
+
+
 def redact(text: str) -> str:
-    """Returns the text without secrets: Hub tokens, and passwords and tokens in URLs, are replaced by ***."""
-    text = re.sub(r"\b(hf|api_org)_\w{20,}", r"\1_***", text)
+    """Returns the text with *** in place of secrets: tokens and keys of known forms, and passwords, tokens and signatures in
+    URLs."""
     text = re.sub(r"://\S+@", "://***@", text)
-    return re.sub(r"([?&](?:token|api_key|key|password)=)[^&\s]+", r"\1***", text)
+    for pattern in SECRETS:
+        text = re.sub(pattern, r"\1***", text)
+    return text
 
 
 def first_line(error: Exception) -> str:

@@ -17,6 +17,7 @@ from hf_finetune.data.features import Array, ClassSets, Features
 from hf_finetune.data.label_counts import format_counts
 from hf_finetune.data.table import Table
 from hf_finetune.model.head_spec import HeadSpec
+from hf_finetune.system.markdown import escape_markdown
 from hf_finetune.tasks.base import Encoding, Task
 from hf_finetune.tasks.class_scoring import ClassificationObjective, ClassificationScoring
 from hf_finetune.tasks.classify_columns import (
@@ -296,7 +297,8 @@ class Classification(Task):
 
     def describe_for_card(self) -> str:
         labels = "Label" if len(self.label_names) == 1 else f"{len(self.label_names)} labels"
-        return f"{self.problem.replace('_', '-')} text classification.\n{labels}: {', '.join(self.label_names)}."
+        names = ", ".join(map(escape_markdown, self.label_names))
+        return f"{self.problem.replace('_', '-')} text classification.\n{labels}: {names}."
 
 
 def make_scoring(settings: Settings, problem: str, names: tuple[str, ...]) -> ClassificationScoring:

@@ -4,6 +4,7 @@ their metrics.
 B examples, T input tokens, L target tokens, V entries of the vocabulary.
 """
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
@@ -18,6 +19,7 @@ from hf_finetune.data.formats import PARALLEL
 from hf_finetune.data.table import ColumnSpec, Table
 from hf_finetune.model.head_spec import HeadSpec
 from hf_finetune.system.errors import InputError
+from hf_finetune.system.markdown import code_span
 from hf_finetune.tasks.base import (
     Columns,
     Encoding,
@@ -345,13 +347,14 @@ class SequenceToSequence(Task):
     def describe_for_card(self) -> str:
         text, begins, metrics = "text", "", ""
         if self.input_prefix:
-            text = f'"{self.input_prefix}" + text'
-            begins = f"Inputs begin with `{self.input_prefix}`. "
+            text = f"{json.dumps(self.input_prefix, ensure_ascii=False)} + text"
+            begins = f"Inputs begin with {code_span(self.input_prefix)}. "
+        call = f'model.generate(**tokenizer([{text}], truncation=True, return_tensors="pt"))'
         if self.num_texts:
             names = ", ".join(self.text_metrics.names)
             metrics = f" {names} are computed on at most {self.num_texts:,} examples of a split."
         return (
             f"{self.noun}.\n{begins}"
-            f'`model.generate(**tokenizer([{text}], truncation=True, return_tensors="pt"))` generates at most '
+            f"{code_span(call)} generates at most "
             f"{self.generation.max_length} tokens, by the settings in generation_config.json.{metrics}"
         )

@@ -18,6 +18,7 @@ from hf_finetune.data.formats import CONLL
 from hf_finetune.data.table import ColumnSpec, Table
 from hf_finetune.model.head_spec import HeadSpec
 from hf_finetune.system.errors import InputError
+from hf_finetune.system.markdown import escape_markdown
 from hf_finetune.tasks.base import Columns, SummedObjective, Task
 from hf_finetune.tasks.labels import canonical_label, compute_class_weights, sort_numbers_first
 from hf_finetune.tasks.tag_encoding import TaggingEncoding
@@ -254,9 +255,9 @@ class Tagging(Task):
 
     def describe_for_card(self) -> str:
         if self.scheme == "none":
-            return f"tagging words.\n{len(self.label_names)} tags: {', '.join(self.label_names)}"
+            return f"tagging words.\n{len(self.label_names)} tags: {', '.join(map(escape_markdown, self.label_names))}"
         kinds = list_kinds(self.label_names)
-        return f"finding entities ({self.scheme}).\n{len(kinds)} types: {', '.join(kinds)}"
+        return f"finding entities ({self.scheme}).\n{len(kinds)} types: {', '.join(map(escape_markdown, kinds))}"
 
 
 def make_reader(

@@ -4,6 +4,7 @@ import json
 import math
 import stat
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,6 +23,7 @@ from hf_finetune.config.sections import (
     CacheConfig,
     CheckpointConfig,
     DataConfig,
+    EvaluationConfig,
     HubConfig,
     ModelConfig,
     RunConfig,
@@ -29,11 +31,12 @@ from hf_finetune.config.sections import (
 )
 from hf_finetune.export import card as card_module
 from hf_finetune.export import model_folder
-from hf_finetune.export.card import describe_remote_code, find_data_name, hide_folders
+from hf_finetune.export.card import describe_foreign_code, find_data_name, hide_folders
 from hf_finetune.export.predict import Predictor
 from hf_finetune.model.lineage import Lineage
 from hf_finetune.system.errors import InputError
 from hf_finetune.system.files import write_atomically
+from hf_finetune.tasks.class_scoring import ClassificationScoring
 from hf_finetune.tasks.classify import Classification
 from hf_finetune.train import RunResult, finetune
 
@@ -240,7 +243,12 @@ def make_run(**sections: Any) -> Any:
     return SimpleNamespace(
         config=config,
         backbone=SimpleNamespace(lineage=Lineage(base=config.model.backbone)),
-        task=SimpleNamespace(problem="single_label", pipeline_tag="text-classification", library_name="transformers"),
+        task=SimpleNamespace(
+            problem="single_label",
+            pipeline_tag="text-classification",
+            library_name="transformers",
+            scoring=ClassificationScoring(problem="single_label", label_names=()),
+        ),
     )
 
 
@@ -297,10 +305,43 @@ def test_paths_on_the_machine_are_shown_by_their_last_part_and_all_else_as_it_is
     assert "datasets" not in card_module.make_metadata(make_run(data=data), {"test": {"accuracy": 1.0}}).to_dict()
 
 
-def test_the_card_warns_of_code_that_the_model_runs() -> None:
+HOSTILE_LABELS = {
+    "animals": "<script>alert(1)</script>",
+    "food": "[x](javascript:alert(1))",
+    "tools": "a\n# heading\n---\n```\n<b>",
+}
+
+
+def test_what_comes_from_data_is_text_in_the_card(backbones: Callable[..., Path], tmp_path: Path) -> None:
+    """The attack: labels and file names made headings, links, open fences and HTML."""
+    from markdown_it import MarkdownIt
+
+    for seed, name in enumerate(("train", "held```\n# out")):
+        rows = [{**row, "label": HOSTILE_LABELS[row["label"]]} for row in tiny.make_rows(30, seed=seed)]
+        tiny.write_jsonl(tmp_path / f"{name}.jsonl", rows)
+    train, test = (str(tmp_path / f"{name}.jsonl") for name in ("train", "held```\n# out"))
+    data = {"data.train": [test], "data.validation": [train], "data.test": [train], "train.max_updates": 1}
+    result = finetune(make_small_config(tmp_path, backbones("bert"), **SETTINGS | data))
+    card = (result.model_dir / "README.md").read_text(encoding="utf-8")
+    body = card.split("\n---\n", 1)[1]
+    tokens = MarkdownIt("gfm-like", {"linkify": False}).parse(body)
+    headings = [after.content for token, after in pairwise(tokens) if token.type == "heading_open"]
+    assert headings == ["run", "Results", "Data", "Trained parameters", "Settings"]
+    inside = [child.type for token in tokens for child in token.children or []]
+    assert not {"html_inline", "link_open", "image"} & set(inside)
+    assert not {"html_block", "hr"} & {token.type for token in tokens}
+    assert [token.info for token in tokens if token.type == "fence"] == ["python", "yaml"]
+    assert body.rstrip().endswith("one process.")
+
+
+def test_the_card_names_code_that_the_run_trusted() -> None:
+    run = make_run()
     trusting = make_run(model=ModelConfig(backbone="someone/backbone", trust_remote_code=True)).config
-    assert "runs Python code of the backbone's repository" in describe_remote_code(trusting)
-    assert describe_remote_code(make_run().config) == ""
+    assert "runs Python code of the backbone's repository" in describe_foreign_code(trusting, run.task)
+    assert describe_foreign_code(run.config, run.task) == ""
+    evaluation = EvaluationConfig(metric="accuracy", metrics=("someone/kappa", "my:f"), trust_metric_code=True)
+    card = describe_foreign_code(make_run(evaluation=evaluation).config, run.task)
+    assert card.startswith("\nThe code of someone/kappa is not of hf-finetune: ")
 
 
 def test_the_card_loads_the_model_by_its_name_on_the_hub_where_it_has_one(

@@ -1,0 +1,36 @@
+"""Text from data and settings in Markdown: shown as it is, whatever it holds. Markup in it would change the page, or run."""
+
+import html
+import re
+
+# Between letters and digits _ is not markup, and names often have it
+MARKUP = re.compile(r"[\\`*\[\]~#$|]|(?<![^\W_])_|_(?![^\W_])")
+
+
+def escape_markdown(text: str) -> str:
+    """Returns the text on one line, so that Markdown and HTML show its characters."""
+    return MARKUP.sub(r"\\\g<0>", html.escape(" ".join(text.split()), quote=False))
+
+
+def unescape_markdown(text: str) -> str:
+    """Returns the text of escape_markdown() for a terminal."""
+    return html.unescape(re.sub(r"\\([\\`*\[\]~#$|_])", r"\1", text))
+
+
+def code_span(text: str) -> str:
+    """Returns the text on one line as inline code."""
+    line = re.sub(r"[^\S ]+", " ", text)
+    fence = "`" * (longest_fence(line) + 1)
+    blank = " " if line.startswith("`") or line.endswith("`") else ""
+    return f"{fence}{blank}{line}{blank}{fence}"
+
+
+def code_block(language: str, text: str) -> str:
+    """Returns the text as a block of code."""
+    fence = "`" * max(3, longest_fence(text) + 1)
+    return f"{fence}{language}\n{text}\n{fence}"
+
+
+def longest_fence(text: str) -> int:
+    """Returns the number of the most backticks in a row."""
+    return max(map(len, re.findall("`+", text)), default=0)
