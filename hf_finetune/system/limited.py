@@ -14,13 +14,15 @@ from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 from typing import Any
 
-HAS_LIMITS = (
-    sys.platform == "linux"
-)  # elsewhere a process with threads cannot be forked safely; functions are called here
+# Elsewhere a process with threads cannot be forked safely, and functions are called without limits
+HAS_LIMITS = sys.platform == "linux"
 
-FORKING = (
-    threading.Lock()
-)  # held while a process is forked: what else is held then stays held in the new process for ever
+# A process without calls for this time ends, and the next call starts another one: while it lives, memory that the other process
+# changes is there twice
+SECONDS_IDLE = 1.0
+
+# Held while a process is forked: a lock that is held then stays held in the new process for ever
+FORKING = threading.Lock()
 
 
 class LimitError(Exception):
@@ -53,6 +55,22 @@ class LimitedFunction:
 
     def call(self, arguments: tuple[Any, ...]) -> Any:
         """As __call__(), by one thread at a time."""
+        answer = self.ask(arguments) or self.ask(
+            arguments
+        )  # the process may just have ended because it had nothing to do
+        if answer is None:
+            raise LimitError("ended without an answer")
+        kind, value = answer
+        if kind == "memory":
+            self.close()
+            raise LimitError(f"takes more than {self.megabytes:,} MB of memory")
+        if kind == "error":
+            raise RuntimeError(value)
+        return value
+
+    def ask(self, arguments: tuple[Any, ...]) -> tuple[str, Any] | None:
+        """Returns the answer of the process, which is started if there is none; None if it ended without one. LimitError if it
+        takes too long."""
         if self.connection is None or self.owner != os.getpid():  # a fork of this process needs a process of its own
             self.start()
         assert self.connection is not None
@@ -63,16 +81,11 @@ class LimitedFunction:
             kind, value = self.connection.recv()
         except (EOFError, OSError):
             self.close()
-            raise LimitError("ended without an answer") from None
+            return None
         except BaseException:
             self.close()
             raise
-        if kind == "memory":
-            self.close()
-            raise LimitError(f"takes more than {self.megabytes:,} MB of memory")
-        if kind == "error":
-            raise RuntimeError(value)
-        return value
+        return str(kind), value
 
     def start(self) -> None:
         """Forks the process."""
@@ -103,7 +116,7 @@ def end_process(connection: Connection, process: int, owner: int) -> None:
 
 
 def serve(connection: Connection, function: Callable[..., Any], megabytes: int) -> None:
-    """Answers calls until the other side closes the connection, then ends this process."""
+    """Answers calls until there is none for SECONDS_IDLE, or the other side closes the connection, then ends this process."""
     try:
         signal.signal(
             signal.SIGINT, signal.SIG_IGN
@@ -111,8 +124,9 @@ def serve(connection: Connection, function: Callable[..., Any], megabytes: int) 
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         close_others(connection.fileno())
         limit_memory(megabytes)
-        while True:
+        while connection.poll(SECONDS_IDLE):
             connection.send(answer(function, connection.recv()))
+        os._exit(0)
     except (EOFError, OSError):
         os._exit(0)
     finally:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from hf_finetune.system import limited
 from hf_finetune.system.limited import HAS_LIMITS, LimitedFunction, LimitError
 
 pytestmark = pytest.mark.skipif(not HAS_LIMITS, reason="there are no limits on this system")
@@ -43,6 +44,16 @@ def test_a_process_that_dies_is_an_error() -> None:
     call: Any = LimitedFunction(lambda code: os._exit(code))
     with pytest.raises(LimitError, match=r"^ended without an answer$"):
         call(3)
+
+
+def test_a_process_without_calls_ends_and_the_next_call_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that lives during training would hold a copy of the weights as they were."""
+    monkeypatch.setattr(limited, "SECONDS_IDLE", 0.1)
+    function = LimitedFunction(os.getpid)
+    first = function()
+    assert os.waitpid(first, 0) == (first, 0)
+    second = function()
+    assert second not in (first, os.getpid())
 
 
 def test_the_process_ends_with_the_function() -> None:

@@ -8,7 +8,6 @@ import json
 import re
 import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -28,6 +27,8 @@ SECONDS_TO_RENDER = 30.0  # one conversation; it takes less than a millisecond
 # Template and renderer of each tokenizer
 RENDERERS: weakref.WeakKeyDictionary[Any, tuple[Any, LimitedFunction]] = weakref.WeakKeyDictionary()
 
+Prefix = tuple[int, bool]  # the number of messages, and whether to add the generation prompt
+
 GENERATION_TAG = re.compile(r"\{%-?\s*generation\s*-?%\}")  # a template with this tag marks the answers itself
 
 
@@ -36,17 +37,20 @@ def render(tokenizer: Any, dialogue: Dialogue, location: str, *, add_prompt: boo
 
     add_prompt: end with the words that open the assistant's answer (the template's generation prompt).
     """
-    reason, call = "", find_renderer(tokenizer)
-    for messages in list_forms(dialogue.messages):
-        try:
-            text, problem = call(messages, dialogue.tools, add_prompt)
-        except LimitError as error:
-            raise InputError(
-                f"{location}: the chat template {error}; task.chat_template can name a file with another one"
-            ) from None
-        if text is not None:
-            return str(text)
-        reason = reason or problem
+    return render_prefixes(tokenizer, dialogue, location, [(len(dialogue.messages), add_prompt)])[0]
+
+
+def render_prefixes(tokenizer: Any, dialogue: Dialogue, location: str, prefixes: Sequence[Prefix]) -> list[str]:
+    """Writes the first messages of a conversation as render(), for each of `prefixes`: how many, and add_prompt."""
+    call, forms = find_renderer(tokenizer), list_forms(dialogue.messages)
+    try:
+        texts, reason = call(forms, dialogue.tools, list(prefixes))
+    except LimitError as error:
+        raise InputError(
+            f"{location}: the chat template {error}; task.chat_template can name a file with another one"
+        ) from None
+    if len(texts) == len(prefixes):
+        return list(texts)
     uses = " (it has tool calls)" if dialogue.uses_tools else ""
     raise InputError(f"{location}: the chat template does not take this conversation{uses}: {reason}")
 
@@ -63,17 +67,31 @@ def find_renderer(tokenizer: Any) -> LimitedFunction:
 
 
 def apply_template(
-    tokenizer: Callable[[], Any], messages: list[Message], tools: list[Any] | None, add_prompt: bool
-) -> tuple[str | None, str]:
-    """Returns what the template writes, and ""; None, and why, if it refuses the conversation or writes far more than it has."""
-    try:
-        text = tokenizer().apply_chat_template(messages, tools=tools, tokenize=False, add_generation_prompt=add_prompt)
-    except MemoryError:
-        raise
-    except Exception as error:  # noqa: BLE001  a template's expressions can raise any error
-        return None, first_line(error)
-    limit = FREE_CHARACTERS + MOST_EXPANSION * len(json.dumps([messages, tools], default=str))
-    return (text, "") if len(text) <= limit else (None, f"it writes {len(text):,} characters")
+    tokenizer: Callable[[], Any], forms: list[list[Message]], tools: list[Any] | None, prefixes: list[Prefix]
+) -> tuple[list[str], str]:
+    """Returns what the template writes of the prefixes of a conversation, each in the first of its forms that it takes. The texts
+    end at a prefix that it refuses; the second value is the reason, or ""."""
+    limit = FREE_CHARACTERS + MOST_EXPANSION * len(json.dumps([forms[-1], tools], default=str))
+    texts: list[str] = []
+    for count, add_prompt in prefixes:
+        reason = ""
+        for messages in forms:
+            try:
+                text = tokenizer().apply_chat_template(
+                    messages[:count], tools=tools, tokenize=False, add_generation_prompt=add_prompt
+                )
+            except MemoryError:
+                raise
+            except Exception as error:  # noqa: BLE001  a template's expressions can raise any error
+                reason = reason or first_line(error)
+                continue
+            if len(text) > limit:
+                return texts, f"it writes {len(text):,} characters"
+            texts.append(text)
+            break
+        else:
+            return texts, reason
+    return texts, ""
 
 
 def list_forms(messages: Sequence[Message]) -> list[list[Message]]:
@@ -169,15 +187,12 @@ def encode_by_prefixes(tokenizer: Any, dialogue: Dialogue, location: str) -> lis
     of those up to it."""
     messages = dialogue.messages
 
-    def render_first(count: int, *, add_prompt: bool = False) -> str:
-        return render(tokenizer, replace(dialogue, messages=messages[:count]), location, add_prompt=add_prompt)
-
-    full_text = render_first(len(messages))
     answers = [
         number for number, message in enumerate(messages) if message["role"] == "assistant" and is_learned(message)
     ]
-    begins = [render_first(number, add_prompt=True) for number in answers]
-    ends = [render_first(number + 1) for number in answers]
+    before, after = [(number, True) for number in answers], [(number + 1, False) for number in answers]
+    full_text, *others = render_prefixes(tokenizer, dialogue, location, [(len(messages), False), *before, *after])
+    begins, ends = others[: len(answers)], others[len(answers) :]
     if all(full_text.startswith(text) for text in (*begins, *ends)):
         return [mark_answers(tokenizer, full_text, begins, ends)]
     for begin, end in zip(begins, ends, strict=True):
