@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_finetune.config.sections import require
-from hf_finetune.config.values import convert
 from hf_finetune.system.errors import InputError
 from hf_finetune.system.output import STDOUT, open_standard_output
 
@@ -62,10 +61,17 @@ def add_trust(command: argparse.ArgumentParser, key: str, explanation: str) -> N
         nargs="?",
         const=True,
         default=False,
-        type=lambda text: convert(key, bool, text),
+        type=read_switch,
         metavar="true",
         help=explanation,
     )
+
+
+def read_switch(text: str) -> bool:
+    """True for "true", False for "false". argparse turns the error into its own."""
+    if text not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"{text!r} must be true or false")
+    return text == "true"
 
 
 def add_evaluate(commands: Any) -> None:

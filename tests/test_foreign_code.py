@@ -155,6 +155,10 @@ def test_code_that_the_user_trusts_runs(make_evil: Callable[..., Path], tmp_path
     folder = make_evil({"model_type": "evil", "auto_map": AUTO_MAP})
     with pytest.raises(InputError, match="which runs only with"):
         Predictor.from_pretrained(folder)
+    assert cli.main(["inspect", str(folder), "--model.trust_remote_code", "false"]) == 2
+    with pytest.raises(SystemExit):
+        cli.main(["inspect", str(folder), "--model.trust_remote_code", "perhaps"])
+    assert not (tmp_path / "ran").exists()
     assert cli.main(["inspect", str(folder), "--model.trust_remote_code"]) == 0
     assert (tmp_path / "ran").exists()
     assert Predictor.from_pretrained(folder, trust_remote_code=True).predict("a cat")["label"] in ("a", "b")
