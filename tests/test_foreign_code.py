@@ -142,6 +142,20 @@ def test_code_of_a_model_is_named_and_not_run(
         assert not (tmp_path / "ran").exists(), words
 
 
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(
+    "config", [{"num_hidden_layers": 10**9}, {"hidden_size": 10**9}, {"vocab_size": 10**12}], ids=str
+)
+def test_a_config_that_asks_for_the_impossible_is_one_line(
+    make_evil: Callable[..., Path], capsys: pytest.CaptureFixture[str], config: dict[str, int]
+) -> None:
+    for words in list_commands(make_evil(config)):
+        assert cli.main(words) == 2
+        printed = capsys.readouterr().err
+        assert "Traceback" not in printed
+        assert len([line for line in printed.splitlines() if line.startswith("error: ")]) == 1
+
+
 def test_the_class_of_transformers_is_used_although_the_config_names_another(
     make_evil: Callable[..., Path], tmp_path: Path
 ) -> None:

@@ -20,12 +20,14 @@ from hf_finetune.system.errors import InputError
 # What transformers, tokenizers, safetensors and json raise if files are damaged or missing
 LOADING_ERRORS = (
     *(OSError, ValueError, RuntimeError, KeyError, ImportError, TypeError, AttributeError, EOFError, ArithmeticError),
-    *(SafetensorError, StrictDataclassError, pickle.UnpicklingError),
+    *(SafetensorError, StrictDataclassError, pickle.UnpicklingError, MemoryError),
 )
 
 # Implementations of attention and of experts that are part of transformers and torch. A config can name others: transformers
 # loads those from the Hub, as compiled code, if the package kernels is installed
 KNOWN_IMPLEMENTATIONS = ("eager", "sdpa", "flex_attention", "batched_mm", "grouped_mm")
+
+MOST_LAYERS = 10_000  # models have some hundreds at most
 
 CODE_FILES = ("config.json", "tokenizer_config.json")  # whose entry auto_map names code
 
@@ -56,6 +58,7 @@ def load_config(source: str, *, trust_code: bool = False, **options: Any) -> Any
     config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=trust_code, **options)
     if not trust_code:
         check_implementations(config, source)
+    check_layers(config, source)
     return config
 
 
@@ -71,6 +74,15 @@ def check_implementations(config: Any, source: str) -> None:
     for part in vars(config).values():
         if isinstance(part, transformers.PretrainedConfig):
             check_implementations(part, source)
+
+
+def check_layers(config: Any, source: str) -> None:
+    """Raises InputError if a config asks for more layers than any model has: they would be made one by one, for hours."""
+    for name, value in vars(config).items():
+        if "layers" in name and isinstance(value, int) and value > MOST_LAYERS:
+            raise InputError(
+                f"{source}: its config.json asks for {name} {value:,}, more than any model has; is it damaged?"
+            )
 
 
 def needs_code(error: BaseException) -> bool:
