@@ -1,7 +1,9 @@
 """Code that comes with a model does not run, and no command asks a question, unless the user trusts the code by a setting."""
 
 import ast
+import inspect
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,8 +13,15 @@ import pytest
 from support import tiny
 
 from hf_finetune import cli
+from hf_finetune.cache import capture
+from hf_finetune.config.loading import get_setting_types
+from hf_finetune.config.tasks import load_task
+from hf_finetune.data.text_files import FREE_SIZE
 from hf_finetune.export.predict import Predictor
+from hf_finetune.model import freezing
 from hf_finetune.system.errors import InputError
+from hf_finetune.system.limited import LimitedFunction
+from hf_finetune.tasks.text import chat
 
 ROOT = Path(__file__).parent.parent
 FOLDERS = ("hf_finetune", "recipes", "benchmarks")
@@ -60,6 +69,24 @@ def test_every_call_that_takes_trust_remote_code_is_given_it() -> None:
                 missing.append(f"{path.relative_to(ROOT)}:{call.lineno}")
     assert not missing
     assert count > 15
+
+
+def test_the_page_on_security_has_the_settings_and_limits_of_the_code() -> None:
+    page = (ROOT / "SECURITY.md").read_text(encoding="utf-8")
+    settings = get_setting_types(load_task("classify").Settings)
+    named = set(re.findall(r"`((?:model|data|freeze|cache|evaluation)\.\w+)", page))
+    assert (
+        {"model.trust_remote_code", "evaluation.trust_metric_code", "cache.trust_other_users"} <= named <= {*settings}
+    )
+    limits = inspect.signature(LimitedFunction).parameters
+    for sentence in (
+        f"may take {chat.SECONDS_TO_RENDER:g} seconds and {limits['megabytes'].default:,} MB for a conversation",
+        f"may write {chat.FREE_CHARACTERS:,} characters and {chat.MOST_EXPANSION} times the conversation",
+        f"may take {freezing.SECONDS_TO_MATCH:g} seconds",
+        f"{capture.NUM_STORED} random sequences",
+        f"at most {FREE_SIZE // 1_000_000} MB or `data.max_expansion` times its size",
+    ):
+        assert sentence in page
 
 
 @pytest.fixture
