@@ -13,7 +13,7 @@ from typing import Any
 import transformers
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
-from transformers.utils import cached_file
+from transformers.utils.hub import cached_file
 
 from hf_finetune.system.errors import InputError
 
@@ -106,7 +106,7 @@ def find_code_names(source: str) -> list[str]:
     for file in CODE_FILES:
         with contextlib.suppress(*LOADING_ERRORS, RecursionError):
             path = cached_file(source, file)
-            auto_map = json.loads(Path(path).read_text(encoding="utf-8")).get("auto_map", {})
+            auto_map = json.loads(Path(str(path)).read_text(encoding="utf-8")).get("auto_map", {})
             for value in auto_map.values():
                 names += [str(name) for name in (value if isinstance(value, list) else [value]) if name]
     return list(dict.fromkeys(names))

@@ -341,7 +341,7 @@ def test_the_card_names_code_that_the_run_trusted() -> None:
     assert describe_foreign_code(run.config, run.task) == ""
     evaluation = EvaluationConfig(metric="accuracy", metrics=("someone/kappa", "my:f"), trust_metric_code=True)
     card = describe_foreign_code(make_run(evaluation=evaluation).config, run.task)
-    assert card.startswith("\nThe code of someone/kappa is not of hf-finetune: ")
+    assert card.startswith("\nThe code of `someone/kappa` is not of hf-finetune: ")
 
 
 def test_the_card_loads_the_model_by_its_name_on_the_hub_where_it_has_one(
