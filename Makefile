@@ -9,6 +9,7 @@
 # make newest       which versions in constraints.txt have newer ones
 # make numbers      records the losses, metrics and weights of every recipe's test case: before and after a refactoring
 # make scale        memory and time by rows, for docs/scale.md; takes about an hour
+# make board        the board of silent faults of docs/reliability.md: Trainer, sentence-transformers and this package
 # make soak         the long tests: the crash test of docs/reliability.md
 PYTHON ?= python3
 VENV ?= .venv
@@ -19,7 +20,7 @@ WHEEL := build/wheel
 FAST := not slow and not processes and not docs
 MARKS ?= $(FAST)
 
-.PHONY: demo test test-fast test-one test-lowest test-wheel coverage lint hooks pre-commit newest numbers soak reliability benchmark scaling \
+.PHONY: demo test test-fast test-one test-lowest test-wheel coverage lint hooks pre-commit newest numbers board soak reliability benchmark scaling \
 	profile results scale docs clean
 
 demo: $(VENV)/.demo-installed
@@ -67,6 +68,9 @@ newest: $(VENV)/bin/python
 numbers: $(VENV)/.test-installed
 	mkdir -p build
 	$(RUN) OMP_NUM_THREADS=1 $(BIN)/python tests/recipes/record_numbers.py record $(or $(OUT),build/numbers.json)
+
+board: $(VENV)/.test-installed
+	cd tests && PYTHONPATH=..:. $(RUN) ../$(BIN)/python -m silent_faults.board
 
 soak: reliability
 
