@@ -139,6 +139,7 @@ def add_checkpoint_commands(commands: Any) -> None:
     materialize.add_argument("checkpoint", help="file of a checkpoint")
     materialize.add_argument("--out", required=True, help="folder to write; it must not exist")
     materialize.add_argument("--task", help="import path of the task if it is your own class: my_package.tasks:MyTask")
+    add_trust(materialize, "model.trust_remote_code", "run Python code that the backbone's files name (default: false)")
     materialize.set_defaults(function=run_materialize)
 
 
@@ -263,7 +264,9 @@ def run_materialize(options: argparse.Namespace) -> None:
     """Runs hf-finetune materialize."""
     from hf_finetune.export.materialize import materialize
 
-    print(f"{materialize(Path(options.checkpoint), Path(options.out), task=options.task)}  (from_pretrained)")
+    trust = options.trust_remote_code
+    made = materialize(Path(options.checkpoint), Path(options.out), task=options.task, trust_remote_code=trust)
+    print(f"{made}  (from_pretrained)")
 
 
 def run_cache_list(options: argparse.Namespace) -> None:

@@ -10,18 +10,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from support import tiny
 
 from hf_finetune import cli
 from hf_finetune.cache import capture
 from hf_finetune.config.loading import get_setting_types
+from hf_finetune.config.sections import RunConfig
 from hf_finetune.config.tasks import load_task
 from hf_finetune.data.text_files import FREE_SIZE
 from hf_finetune.export.predict import Predictor
 from hf_finetune.model import freezing
+from hf_finetune.run import checkpoint
 from hf_finetune.system.errors import InputError
 from hf_finetune.system.limited import LimitedFunction
 from hf_finetune.tasks.text import chat
+from hf_finetune.train import finetune
 
 ROOT = Path(__file__).parent.parent
 FOLDERS = ("hf_finetune", "recipes", "benchmarks")
@@ -190,6 +194,32 @@ def test_the_class_of_transformers_is_used_although_the_config_names_another(
     assert cli.main(["inspect", str(folder)]) == 0
     assert Predictor.from_pretrained(folder).predict("a cat")["label"] in ("a", "b")
     assert not (tmp_path / "ran").exists()
+
+
+def test_a_checkpoint_cannot_trust_code_for_the_user(
+    make_evil: Callable[..., Path],
+    make_config: Callable[..., RunConfig],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The attack: a checkpoint whose settings name a backbone with code, and trust it."""
+    config = make_config(**{"train.max_updates": 1})
+    finetune(config)
+    path = next((config.run_dir / "checkpoints").glob("*.pt"))
+    content = torch.load(path, weights_only=True)
+    backbone = make_evil({"model_type": "evil", "auto_map": AUTO_MAP})
+    content["run"]["config"]["model"] |= {"backbone": str(backbone), "trust_remote_code": True}
+    torch.save(content, path)
+    monkeypatch.setattr(checkpoint, "find_damage_in_file", lambda path: None)  # its digest can be made to fit
+    start = ["train", "classify", "--start_from", str(path), "--data.train", str(config.data.train[0])]
+    for words in (
+        ["materialize", str(path), "--out", str(tmp_path / "made")],
+        [*start, "--output_dir", str(tmp_path / "out")],
+    ):
+        assert cli.main(words) == 2
+        assert "which runs only with model.trust_remote_code true" in capsys.readouterr().err
+        assert not (tmp_path / "ran").exists()
 
 
 def test_code_that_the_user_trusts_runs(make_evil: Callable[..., Path], tmp_path: Path) -> None:

@@ -22,14 +22,14 @@ from hf_finetune.system.errors import InputError
 START_FOLDER = ".start_from"
 
 
-def materialize(path: Path, out: Path, *, task: str | None = None) -> Path:
+def materialize(path: Path, out: Path, *, task: str | None = None, trust_remote_code: bool = False) -> Path:
     """Writes the model of a checkpoint to the folder `out`, so that from_pretrained loads it, and returns the folder.
 
     Parameters that the checkpoint leaves out come from the backbone that the run's config names. Raises InputError if the
     checkpoint is damaged, if the backbone is no longer the same, or if `out` exists.
 
     task: Import path of the run's task if it is a class of your own. No checkpoint can have a class imported that is not named
-    here.
+    here. trust_remote_code: Run Python code that the backbone's files name, whatever the checkpoint says.
     """
     if os.path.lexists(out):  # Path.exists() raises for a name that is too long, and is False for a broken link
         raise InputError(f"--out ({out}): exists; name a new folder")
@@ -37,7 +37,7 @@ def materialize(path: Path, out: Path, *, task: str | None = None) -> Path:
         raise InputError(f"--out ({out}): there is no folder {out.absolute().parent}")
     content = read_content(path)
     check_is_named(content["run"]["config"]["task"]["kind"], task, str(path))
-    return write_checkpoint_model(path, content, out)
+    return write_checkpoint_model(path, content, out, trust_code=trust_remote_code)
 
 
 def read_content(path: Path) -> dict[str, Any]:
@@ -51,17 +51,21 @@ def read_content(path: Path) -> dict[str, Any]:
     return content
 
 
-def write_checkpoint_model(path: Path, content: Mapping[str, Any], out: Path, *, merge: bool = False) -> Path:
+def write_checkpoint_model(
+    path: Path, content: Mapping[str, Any], out: Path, *, trust_code: bool, merge: bool = False
+) -> Path:
     """Writes the model of a checkpoint to the folder `out`, and returns it. Imports the class of its task.
 
     Args:
         path: The checkpoint's file, in the folder of its run.
         content: Its dict.
         out: The folder to write.
+        trust_code: Run Python code that the backbone's files name.
         merge: Write a complete model if the run trained adapters, whatever its adapter.merge is.
     """
     state = content["run"]
     config = find_backbone(config_from_dict(state["config"]), path)
+    config = replace(config, model=replace(config.model, trust_remote_code=trust_code))  # not as the checkpoint says
     if merge and config.adapter.kind != "none":
         config = replace(config, adapter=replace(config.adapter, merge=True))
     torch.manual_seed(config.seed)

@@ -146,7 +146,7 @@ def write_start(config: RunConfig, path: Path, folder: Path) -> None:
                 f"its task is the class {kind}, which is imported only if you name it: make a model of the checkpoint by "
                 f"`hf-finetune materialize {path} --out FOLDER --task {kind}`, and set start_from to FOLDER"
             )
-        write_checkpoint_model(path, content, folder, merge=True)
+        write_checkpoint_model(path, content, folder, trust_code=config.model.trust_remote_code, merge=True)
     except InputError as error:
         raise InputError(f"start_from ({path}): {error}") from None
 
