@@ -37,7 +37,7 @@ NO_CACHE = "os.environ['HF_FINETUNE_CACHE'] = 'train.jsonl/cache'"  # below a fi
 
 # What is removed stays, as on a file system whose server has restarted
 NO_REMOVALS = """
-def refuse(path, **options): raise OSError(errno.{code}, os.strerror(errno.{code}), str(path))
+def refuse(path, **options): raise OSError(errno.ESTALE, "Stale file handle", str(path))
 os.unlink = os.remove = os.rmdir = refuse
 """
 
@@ -75,27 +75,22 @@ def test_a_run_works_where_only_its_folder_can_be_written(shell: Shell, code: st
     assert shell.read_results(name) == shell.read_results("plain")
     assert ("the encoded text cannot be written to train.jsonl/cache" in output) == (name == "bare")
     assert list((shell.folder / "temporary").iterdir()) == []
-    exit_code, _, errors = shell.train(code, f"{name}-on", "--cache.activations", "on")
-    assert exit_code == (2 if name == "bare" else 0)
-    assert errors.startswith(
-        "error: cache.dir (train.jsonl/cache/activations): cannot be created" if name == "bare" else ""
-    )
+    if name == "bare":
+        exit_code, _, errors = shell.train(code, "cached", "--cache.activations", "on")
+        assert exit_code == 2
+        assert errors.startswith("error: cache.dir (train.jsonl/cache/activations): cannot be created")
 
 
-@pytest.mark.parametrize("code", ["ESTALE", "EIO"])
-def test_removals_that_fail_lose_nothing(shell: Shell, code: str) -> None:
-    refuse = NO_REMOVALS.format(code=code)
+def test_removals_that_fail_lose_nothing(shell: Shell) -> None:
     settings = ["--cache.activations", "on", "--checkpoint.every", "1"]
-    assert shell.train("", f"{code}-undisturbed", *settings)[0] == 0
-    exit_code, _, errors = shell.train(refuse, code, *settings, "--cache.dir", code)
+    assert shell.train("", "undisturbed", *settings)[0] == 0
+    exit_code, _, errors = shell.train(NO_REMOVALS, "stale", *settings, "--cache.dir", "stale")
     assert (exit_code, errors) == (0, "")
-    assert shell.read_results(code) == shell.read_results(f"{code}-undisturbed")
-    for words in (
-        ["predict", f"out/{code}", "--data", "train.jsonl", "--out", f"{code}.csv"],
-        ["checkpoints", f"out/{code}"],
-    ):
-        assert shell.run(refuse, *words)[0] == 0
-    assert shell.run("", "checkpoints", f"out/{code}", "--verify")[0] == 0
-    exit_code, output, _ = shell.train("", code)  # the same command again
+    assert shell.read_results("stale") == shell.read_results("undisturbed")
+    predict = ["predict", "out/stale", "--data", "train.jsonl", "--out", "stale.csv"]
+    for words in (predict, ["checkpoints", "out/stale"]):
+        assert shell.run(NO_REMOVALS, *words)[0] == 0
+    assert shell.run("", "checkpoints", "out/stale", "--verify")[0] == 0
+    exit_code, output, _ = shell.train("", "stale")  # the same command again
     assert exit_code == 0
     assert "is finished" in output
