@@ -136,9 +136,18 @@ def measure_tree(pid: int) -> float:
 
 
 def train(
-    folder: Path, backbone: Path, data: Path, name: str, updates: int | None, **settings: Any
+    folder: Path,
+    backbone: Path,
+    data: Path,
+    name: str,
+    updates: int | None,
+    watches_memory: bool = True,
+    **settings: Any,
 ) -> tuple[MemoryCurve, float | None]:
-    """Trains in a process of its own. Returns its memory, and the seconds until its first update was logged."""
+    """Trains in a process of its own. Returns its memory, and the seconds until its first update was logged.
+
+    watches_memory: If not set, memory is not measured: measuring it stops the process for a moment each time.
+    """
     few = folder / "few.jsonl"
     if not few.exists():
         write_rows(few, 200)
@@ -166,7 +175,8 @@ def train(
         [sys.executable, "-m", "hf_finetune", "train", "classify", *words], stdout=log, stderr=log
     )
     curve = MemoryCurve(process)
-    curve.start()
+    if watches_memory:
+        curve.start()
     metrics, first_update = folder / "outputs" / name / "metrics.jsonl", None
     while process.poll() is None:
         if first_update is None and metrics.exists() and metrics.stat().st_size:
@@ -234,7 +244,7 @@ def measure_start(options: argparse.Namespace, folder: Path, backbone: Path) -> 
     data, few = write_rows(folder / "start.jsonl", options.rows), write_rows(folder / "start-few.jsonl", 1000)
     seconds: dict[str, Any] = {"rows": options.rows}
     for name, path in (("few", few), ("first", data), ("second", data)):
-        _, seconds[name] = train(folder, backbone, path, f"start-{name}", 3)
+        _, seconds[name] = train(folder, backbone, path, f"start-{name}", 3, watches_memory=False)
     print(json.dumps(seconds), flush=True)
     return seconds
 
@@ -267,7 +277,7 @@ def measure_damage(options: argparse.Namespace, folder: Path, backbone: Path) ->
         if number % every:
             same += encode() == expected
             continue
-        train(folder, backbone, data, f"damage-{number}", 2)
+        train(folder, backbone, data, f"damage-{number}", 2, watches_memory=False)
         digests.append(hash_file(folder / "outputs" / f"damage-{number}" / "model" / "model.safetensors"))
         same += encode() == expected
     same_weights = sum(digest == digests[-1] for digest in digests)
