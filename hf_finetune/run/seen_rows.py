@@ -25,7 +25,7 @@ from hf_finetune.system.files import write_atomically
 from hf_finetune.tasks.base import Task
 
 SEEN_ROWS = "seen_rows.npz"  # in the run's folder
-MOST_ROWS = 5_000_000  # 40 MB; of more rows none are kept
+MOST_ROWS = 2_000_000  # 16 MB; of more rows none are kept
 DAMAGED = (
     OSError,
     ValueError,
@@ -104,13 +104,14 @@ def write_seen_rows(run: TrainingRun) -> None:
     Not if the rows are a stream, or lines of text files, or too many: a later run then knows as much as without it.
     """
     table = run.splits.train
-    if run.stream is not None or lists_lines(table, run.task.columns.spec):
+    if run.stream is not None or lists_lines(table, run.task.columns.spec) or len(table) > MOST_ROWS:
         return
     hashes, num_runs = hash_rows(table, list_compared_columns(run.task)), 1
     earlier = read_seen_rows(find_start(run.config)) if run.backbone.lineage.runs else None
     if earlier is not None:
         hashes, num_runs = np.concatenate([hashes, earlier.hashes]), num_runs + earlier.num_runs
-    hashes = np.unique(hashes)
+    hashes.sort()
+    hashes = hashes[np.append(True, hashes[1:] != hashes[:-1])]
     if len(hashes) <= MOST_ROWS:
         content = io.BytesIO()
         np.savez(content, hashes=hashes, num_runs=num_runs, digest=digest(hashes, num_runs))
@@ -140,4 +141,6 @@ def read_seen_rows(start: Path) -> SeenRows | None:
 
 def digest(hashes: Array, num_runs: int) -> str:
     """Returns the sha256 of the hashes and the number of runs, in hexadecimal."""
-    return hashlib.sha256(f"{num_runs} {hashes.dtype} ".encode() + hashes.tobytes()).hexdigest()
+    found = hashlib.sha256(f"{num_runs} {hashes.dtype} ".encode())
+    found.update(np.ascontiguousarray(hashes).data)
+    return found.hexdigest()
