@@ -27,17 +27,17 @@ demo: $(VENV)/.demo-installed
 	$(RUN) $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no recipes/classify.py
 
 test: $(VENV)/.test-installed lint
-	$(RUN) $(BIN)/python -m pytest -n 2 -q
+	$(RUN) $(BIN)/python -m pytest -n 2 --dist loadgroup -q
 
 test-fast: $(VENV)/.test-installed
-	$(RUN) $(BIN)/python -m pytest -n 2 -q -m "$(FAST)"
+	$(RUN) $(BIN)/python -m pytest -n 2 --dist loadgroup -q -m "$(FAST)"
 
 test-one: $(VENV)/.test-installed
 	@test -n "$(RECIPE)" || { echo "make test-one RECIPE=NAME: NAME is one of $(basename $(notdir $(wildcard recipes/*.py)))"; exit 2; }
-	$(RUN) $(BIN)/python -m pytest -n 2 -q -k "$(RECIPE)" tests/recipes $(wildcard tests/tasks/test_$(RECIPE).py)
+	$(RUN) $(BIN)/python -m pytest -n 2 --dist loadgroup -q -k "$(RECIPE)" tests/recipes $(wildcard tests/tasks/test_$(RECIPE).py)
 
 test-lowest: $(LOWEST)/.installed
-	$(RUN) $(LOWEST)/bin/python -m pytest -n 2 -q -m "$(FAST)"
+	$(RUN) $(LOWEST)/bin/python -m pytest -n 2 --dist loadgroup -q -m "$(FAST)"
 
 # The folder that the recipes run in is outside the checkout, and -P keeps tests/ off the path: nothing but the wheel is imported
 test-wheel:
@@ -48,7 +48,7 @@ test-wheel:
 	folder=$$(mktemp -d) && cd "$$folder" && $(CURDIR)/$(WHEEL)/venv/bin/python -P $(CURDIR)/tests/wheel.py && rm -rf "$$folder"
 
 coverage: $(VENV)/.test-installed
-	$(RUN) $(BIN)/python -m pytest -n 2 -q -m "$(MARKS)" --cov --cov-report=term --cov-report=html
+	$(RUN) $(BIN)/python -m pytest -n 2 --dist loadgroup -q -m "$(MARKS)" --cov --cov-report=term --cov-report=html
 
 lint: $(VENV)/.test-installed
 	$(BIN)/ruff check .

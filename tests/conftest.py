@@ -60,6 +60,15 @@ def backbones(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     return make
 
 
+@pytest.fixture(scope="session")
+def script_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ScriptServer]:
+    """A process that runs scripts in forks of itself, so that they need not import torch and others first."""
+    offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(tmp_path_factory.mktemp("datasets"))}
+    server = ScriptServer({**os.environ, **offline, "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"})
+    yield server
+    server.close()
+
+
 @pytest.fixture
 def make_config(tmp_path: Path, backbones: Callable[..., Path]) -> Callable[..., RunConfig]:
     """`make_config(**{"train.epochs": 1})`: the config of a small run under tmp_path (support.configs.make_small_config)."""

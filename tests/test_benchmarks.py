@@ -31,23 +31,13 @@ def unchanged_repository() -> Iterator[None]:
     assert {path: path.read_bytes() for path in [*BENCHMARKS.rglob("*.json"), *paths]} == before
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ScriptServer]:
-    """The process that runs the scripts."""
-    folder = tmp_path_factory.mktemp("server")
-    offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(folder), "TOKENIZERS_PARALLELISM": "false"}
-    server = ScriptServer({**os.environ, **offline, "OMP_NUM_THREADS": "1"})
-    yield server
-    server.close()
-
-
 @pytest.fixture
-def run_script(tmp_path: Path, server: ScriptServer) -> Callable[..., str]:
+def run_script(tmp_path: Path, script_server: ScriptServer) -> Callable[..., str]:
     """`run_script("measure.py", "--only", "sst2")`: runs a script to its end, and returns what it printed."""
 
     def run(name: str, *words: object) -> str:
         environment = {"HF_FINETUNE_CACHE": str(tmp_path / "cache")}
-        code = server.run(BENCHMARKS / name, list(map(str, words)), tmp_path, environment)
+        code = script_server.run(BENCHMARKS / name, list(map(str, words)), tmp_path, environment)
         output, errors = ((tmp_path / stream).read_text(encoding="utf-8") for stream in ("stdout", "stderr"))
         assert code == 0, output[-1000:] + errors[-3000:]
         return output

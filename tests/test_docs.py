@@ -12,14 +12,17 @@ from pathlib import Path
 import pytest
 from support import tiny
 from support.hub_server import HubServer
+from support.script_server import ScriptServer
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BIN = Path(sys.executable).parent
 SECONDS = 600  # that a command may take, on a busy machine
+ADA = "hf_ofada"
 TOKENS = {"hf_ofada": {"name": "ada", "role": "write"}, "hf_ofmicrosoft": {"name": "microsoft", "role": "write"}}
 
-pytestmark = pytest.mark.timeout(6 * SECONDS)  # a test may run several commands
+# A test may run several commands. All tests run in one worker: they share a desk, which takes long to make
+pytestmark = [pytest.mark.timeout(6 * SECONDS), pytest.mark.xdist_group("readme")]
 
 # Commands that something else runs: the makefile, CI, or nobody but a person (a server that does not end).
 RUN_ELSEWHERE = ("make ", "python -m venv", "pip install", "tensorboard ")
@@ -55,6 +58,7 @@ class Desk:
 
     def __init__(self, folder: Path, server: HubServer) -> None:
         self.folder, self.server = folder, server
+        self.scripts = ScriptServer(self.environment(ADA))
         (folder / "recipes").symlink_to(ROOT / "recipes")
         rows = tiny.make_rows(60)
         lines = ["review,stars", *(f"{row['text']},{row['label']}" for row in rows)]
@@ -71,16 +75,23 @@ class Desk:
         for name in ("new.jsonl", "labelled_by_hand.jsonl", "train.jsonl"):
             tiny.write_jsonl(folder / name, rows if name == "train.jsonl" else articles)
 
-    def run(self, words: list[str], *, token: str = "hf_ofada") -> subprocess.CompletedProcess[str]:
-        """Runs a command to its end."""
-        environment = self.server.environment(token, self.folder / "home")
-        environment |= {
-            "PATH": f"{BIN}{os.pathsep}{environment['PATH']}",
-            "HF_FINETUNE_CACHE": str(self.folder / "cache"),
-        }
+    def run(self, words: list[str], *, token: str = ADA) -> subprocess.CompletedProcess[str]:
+        """Runs a command to its end; those of hf-finetune in a fork of a process that has imported what they import."""
+        environment = self.environment(token)
+        if words[0] == "hf-finetune":
+            assert token == ADA, "huggingface_hub has read the environment"
+            code = self.scripts.run(BIN / words[0], words[1:], self.folder, environment, seconds=SECONDS)
+            streams = [(self.folder / name).read_text(encoding="utf-8") for name in ("stdout", "stderr")]
+            return subprocess.CompletedProcess(words, code, *streams)
         return subprocess.run(
             words, cwd=self.folder, env=environment, capture_output=True, text=True, timeout=SECONDS, check=False
         )
+
+    def environment(self, token: str) -> dict[str, str]:
+        """The environment of a user of the Hub."""
+        environment = self.server.environment(token, self.folder / "home")
+        path = f"{BIN}{os.pathsep}{environment['PATH']}"
+        return {**environment, "PATH": path, "HF_FINETUNE_CACHE": str(self.folder / "cache")}
 
     def python(self, code: str) -> subprocess.CompletedProcess[str]:
         """Runs Python code."""
@@ -100,6 +111,7 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
         assert done.returncode == 0, done.stderr
         assert "hf-finetune predict outputs/bbc-news" in done.stdout
         yield place
+        place.scripts.close()
 
 
 def runnable() -> list[str]:

@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 import torch
 from support.runs import (
-    TORCHRUN,
     assert_same_tensors,
-    launch,
     load_exported_weights,
     load_last_checkpoint,
     read_untimed_metrics,
+    run_recipe,
     run_until,
 )
+from support.script_server import ScriptServer
 
 from hf_finetune import cli, verify
 from hf_finetune.config.loading import to_yaml
@@ -113,11 +113,13 @@ def test_a_run_that_was_killed_ends_with_the_same_bits(
 
 @pytest.mark.processes
 @pytest.mark.parametrize("optimizer", ["lion", "muon", "schedule_free_adamw"])
-def test_the_numbers_on_two_processes(make_config: MakeConfig, optimizer: str, tmp_path: Path) -> None:
+def test_the_numbers_on_two_processes(
+    make_config: MakeConfig, optimizer: str, tmp_path: Path, script_server: ScriptServer
+) -> None:
     settings = {**make_settings(optimizer), "model.dropout": 0.0}
     alone, together = make_config(**settings, name="alone"), make_config(**settings, name="together")
     finetune(alone)
-    done = launch(TORCHRUN, together, {}, tmp_path)
+    done = run_recipe(script_server, 2, together, {}, tmp_path)
     assert done.returncode == 0, done.stdout[-1500:] + done.stderr
     for ours, theirs in zip(read_untimed_metrics(together.run_dir), read_untimed_metrics(alone.run_dir), strict=True):
         assert ours == pytest.approx(theirs, abs=1e-4)

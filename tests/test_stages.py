@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 import torch
 from support.runs import (
-    TORCHRUN,
     assert_same_tensors,
-    launch,
     load_exported_weights,
     load_last_checkpoint,
     read_untimed_metrics,
+    run_recipe,
     run_until,
 )
+from support.script_server import ScriptServer
 
 from hf_finetune.cache import listing
 from hf_finetune.config.sections import FreezeConfig, RunConfig, TrainConfig
@@ -107,11 +107,13 @@ def test_the_cached_prefix_moves_with_the_boundary(
     assert blocks == [0, 1, 2]
 
 
-def test_stages_on_two_processes(make_config: MakeConfig, settings: dict[str, Any], tmp_path: Path) -> None:
+def test_stages_on_two_processes(
+    make_config: MakeConfig, settings: dict[str, Any], tmp_path: Path, script_server: ScriptServer
+) -> None:
     alone = make_config(**settings, name="alone")
     finetune(alone)
     together = make_config(**settings, name="together")
-    done = launch(TORCHRUN, together, {}, tmp_path)
+    done = run_recipe(script_server, 2, together, {}, tmp_path)
     assert done.returncode == 0, done.stdout[-1500:] + done.stderr
     for ours, theirs in zip(read_untimed_metrics(together.run_dir), read_untimed_metrics(alone.run_dir), strict=True):
         assert ours == pytest.approx(theirs, abs=1e-5)

@@ -116,11 +116,12 @@ class PerFeature:
 
     def collect(self) -> Array:
         """Returns all numbers in the smallest type that holds them, [N]. They are 0 or more."""
-        parts = [
-            self.compute(np.arange(start, min(start + ITEMS_AT_ONCE, self.size)))
-            for start in range(0, self.size, ITEMS_AT_ONCE)
-        ]
-        return np.concatenate([shrink(part) for part in parts]) if parts else np.empty(0, dtype=np.int64)
+        numbers: Array = np.empty(self.size, dtype=np.uint8)  # filled in place: small arrays to join would pin memory between them
+        for start in range(0, self.size, ITEMS_AT_ONCE):
+            part = shrink(self.compute(np.arange(start, min(start + ITEMS_AT_ONCE, self.size))))
+            numbers = numbers.astype(np.promote_types(numbers.dtype, part.dtype), copy=False)
+            numbers[start : start + len(part)] = part
+        return numbers
 
 
 @dataclass(frozen=True, kw_only=True)

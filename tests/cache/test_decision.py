@@ -5,9 +5,7 @@ import hashlib
 import json
 import os
 import shutil
-import subprocess
-import sys
-import time
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,11 +16,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from support import tiny
-from support.runs import TORCHRUN, assert_same_tensors, launch, load_last_checkpoint, read_untimed_metrics, run_until
+from support.runs import assert_same_tensors, load_last_checkpoint, read_untimed_metrics, run_recipe, run_until
+from support.script_server import ScriptServer
 
 from hf_finetune.cache import decision, listing, store
 from hf_finetune.cache.capture import attach_activations, inference_only
 from hf_finetune.cache.layout import make_layout
+from hf_finetune.config.loading import to_yaml
 from hf_finetune.config.sections import RunConfig
 from hf_finetune.run import checkpoint
 from hf_finetune.run.folder import open_run
@@ -115,13 +115,13 @@ def test_micro_batches_change_nothing_with_a_cache_either(
 
 @pytest.mark.processes
 def test_two_processes_fill_the_cache_together_and_have_the_numbers_of_one(
-    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_config: MakeConfig, tmp_path: Path, script_server: ScriptServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     here, there = {"cache.dir": str(tmp_path / "one")}, {"cache.dir": str(tmp_path / "two")}
     alone = make_config(**CACHED, **here, name="alone")
     finetune(alone)
     together = make_config(**CACHED, **there, name="together")
-    done = launch(TORCHRUN, together, {}, tmp_path)
+    done = run_recipe(script_server, 2, together, {}, tmp_path)
     assert done.returncode == 0, done.stdout[-1500:] + done.stderr
     assert done.stdout.count("tokens captured") == 1
     assert list_keys(here) == list_keys(there)
@@ -257,45 +257,50 @@ def test_a_damaged_entry_is_found_and_rebuilt_never_used(
     assert_equal_metrics(second.run_dir, second.run_dir.parent / "first", 0.0)
 
 
+# Trains with a config, and kills itself with SIGKILL when it begins to capture this chunk; 0 for none
+KILLED_CAPTURE = """
+import os, signal, sys
+from hf_finetune.cache import capture, layout
+from hf_finetune.config.loading import load_config
+from hf_finetune.train import finetune
+
+chunks, capture_chunk, layout.CHUNK_TOKENS = [], capture.capture_chunk, 64
+
+def count_and_capture(*arguments):
+    chunks.append(None)
+    print("chunk", flush=True)
+    if len(chunks) == int(sys.argv[2]):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return capture_chunk(*arguments)
+
+capture.capture_chunk = count_and_capture
+finetune(load_config({}, ["--config", sys.argv[1]]))
+"""
+
+
 @pytest.mark.processes
-def test_a_killed_capture_resumes_to_the_same_bytes(make_config: MakeConfig, tmp_path: Path) -> None:
-    """A run that captures slowly gets a real SIGKILL three times, and then runs to its end."""
+def test_a_killed_capture_resumes_to_the_same_bytes(
+    make_config: MakeConfig, tmp_path: Path, script_server: ScriptServer
+) -> None:
+    """A run gets a real SIGKILL three times while it captures, and then runs to its end."""
     here, there = {"cache.dir": str(tmp_path / "one")}, {"cache.dir": str(tmp_path / "two")}
     settings = {**TINY_RUN, "data.train": [str(tiny.write_jsonl(tmp_path / "many.jsonl", tiny.make_rows(400)))]}
-    script = tmp_path / "slow.py"
-    script.write_text(
-        "import sys, time\nfrom hf_finetune.cache import capture, layout\nfrom hf_finetune.train import finetune\n"
-        "from hf_finetune.config.loading import load_config\nlayout.CHUNK_TOKENS = 64\nfast = capture.capture_chunk\n"
-        "def slow(*arguments):\n    time.sleep(float(sys.argv[2]))\n    print('chunk', flush=True)\n    return fast(*arguments)\n"
-        "capture.capture_chunk = slow\nfinetune(load_config({}, ['--config', sys.argv[1]]))\n"
-    )
-    from hf_finetune.config.loading import to_yaml
+    script = tmp_path / "capture.py"
+    script.write_text(KILLED_CAPTURE, encoding="utf-8")
 
-    def start(config: RunConfig, pause: str) -> "subprocess.Popen[str]":
+    def count_chunks(config: RunConfig, kill_at: int) -> int:
         path = tmp_path / f"{config.name}.yaml"
-        path.write_text(to_yaml(config))
-        return subprocess.Popen(
-            [sys.executable, str(script), str(path), pause], stdout=subprocess.PIPE, text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )  # fmt: skip
+        path.write_text(to_yaml(config), encoding="utf-8")
+        code = script_server.run(script, [str(path), str(kill_at)], tmp_path, dict(os.environ), seconds=90)
+        assert code == (-signal.SIGKILL if kill_at else 0), (tmp_path / "stderr").read_text(encoding="utf-8")
+        return (tmp_path / "stdout").read_text(encoding="utf-8").count("chunk")
 
-    complete = start(make_config(**settings, **here, name="complete"), "0")
-    total = complete.communicate(timeout=60)[0].count("chunk")
-    config, computed = make_config(**settings, **there), 0
-    for kill_after in (2, 5, 1):
-        process = start(config, "0.05")
-        assert process.stdout is not None
-        for _ in range(kill_after):
-            while "chunk" not in process.stdout.readline():
-                assert process.poll() is None
-        time.sleep(0.02)
-        process.kill()
-        computed += kill_after + process.communicate()[0].count("chunk")
+    total = count_chunks(make_config(**settings, **here, name="complete"), 0)
+    config = make_config(**settings, **there)
+    for kill_at in (3, 6, 2):
+        assert count_chunks(config, kill_at) == kill_at
         assert not list_keys(there)
-    last = start(config, "0")
-    output = last.communicate(timeout=60)[0]
-    assert last.returncode == 0
-    assert output.count("chunk") < total, "good chunks are not computed again"
+    assert count_chunks(config, 0) < total, "good chunks are not computed again"
     assert read_activations(here) == read_activations(there)
 
 

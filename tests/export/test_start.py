@@ -15,14 +15,14 @@ import transformers
 from support import tiny
 from support.configs import make_small_config
 from support.runs import (
-    TORCHRUN,
     assert_same_tensors,
-    launch,
     load_exported_weights,
     load_last_checkpoint,
     read_untimed_metrics,
+    run_recipe,
     run_until,
 )
+from support.script_server import ScriptServer
 
 from hf_finetune.config.loading import load_config
 from hf_finetune.config.sections import RunConfig
@@ -421,14 +421,14 @@ def test_a_task_of_ones_own_gives_weights_and_is_not_imported(
 
 
 def test_a_checkpoint_is_made_into_a_model_for_two_processes(
-    make_config: MakeConfig, first: RunConfig, tmp_path: Path
+    make_config: MakeConfig, first: RunConfig, tmp_path: Path, script_server: ScriptServer
 ) -> None:
     path = next((first.run_dir / "checkpoints").glob("*update000016*.pt"))
     data = rename_labels(first, tmp_path, {"animals": "a", "food": "food", "tools": "c"})
     alone = make_config(start_from=str(path), **data, name="alone")
     finetune(alone)
     together = make_config(start_from=str(path), **data, name="together")
-    done = launch(TORCHRUN, together, {}, tmp_path)
+    done = run_recipe(script_server, 2, together, {}, tmp_path)
     assert done.returncode == 0, done.stdout[-1500:] + done.stderr
     assert "head        1 of 3 labels reused by name, 2 new (a, c)" in done.stdout
     ours, theirs = (read_untimed_metrics(run.run_dir) for run in (together, alone))

@@ -19,8 +19,10 @@ from support.runs import (
     load_exported_weights,
     load_last_checkpoint,
     read_untimed_metrics,
+    run_recipe,
     run_until,
 )
+from support.script_server import ScriptServer
 
 from hf_finetune.config.sections import RunConfig
 from hf_finetune.system.errors import InputError
@@ -275,14 +277,14 @@ def test_two_processes_give_the_numbers_of_one(
 
 
 def test_a_run_of_two_processes_goes_on_with_one(
-    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_config: MakeConfig, tmp_path: Path, script_server: ScriptServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = {"model.dropout": 0.1, "train.dropout_masks": "stateless", "checkpoint.every": 2}
     whole = make_config(**settings, name="whole")
     finetune(whole)
     config = make_config(**settings)
     run_until(config, 6, monkeypatch)
-    done = launch(TORCHRUN, config, {}, tmp_path)
+    done = run_recipe(script_server, 2, config, {}, tmp_path)
     assert done.returncode == 0, done.stdout[-1500:] + done.stderr
     assert "resuming after update 4" in done.stdout or "resuming after update 6" in done.stdout
     ours, theirs = load_exported_weights(config.run_dir), load_exported_weights(whole.run_dir)
@@ -300,7 +302,9 @@ def test_processes_that_do_not_know_of_each_other_are_refused(
     finetune(make_config(**{"train.max_updates": 1}))
 
 
-def test_a_killed_run_goes_on_to_the_same_bits(make_config: MakeConfig, tmp_path: Path) -> None:
+def test_a_killed_run_goes_on_to_the_same_bits(
+    make_config: MakeConfig, tmp_path: Path, script_server: ScriptServer
+) -> None:
     """A real SIGKILL from outside, in the middle of training."""
     settings = {"train.epochs": 6, "checkpoint.every": 3}
     whole = make_config(**settings, name="whole")
@@ -310,7 +314,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(make_config: MakeConfig, tmp_path
     launch(words, config, {}, tmp_path)
     assert not (config.run_dir / "results.json").exists()
     assert list((config.run_dir / "checkpoints").glob("*.pt"))
-    done = launch([sys.executable], config, {}, tmp_path)
+    done = run_recipe(script_server, 1, config, {}, tmp_path)
     assert done.returncode == 0, done.stdout[-1500:] + done.stderr
     assert "resuming after update" in done.stdout
     assert_same_tensors(

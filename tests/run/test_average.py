@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 import torch
 from support.runs import (
-    TORCHRUN,
     assert_same_tensors,
-    launch,
     load_exported_weights,
     read_untimed_metrics,
+    run_recipe,
     run_until,
 )
+from support.script_server import ScriptServer
 
 from hf_finetune.config.sections import ExportConfig, RunConfig
 from hf_finetune.run import checkpoint, report
@@ -131,11 +131,11 @@ def test_an_interrupted_run_exports_the_same_mean(
 
 @pytest.mark.slow
 @pytest.mark.processes
-def test_a_mean_on_two_processes(make_config: MakeConfig, tmp_path: Path) -> None:
+def test_a_mean_on_two_processes(make_config: MakeConfig, tmp_path: Path, script_server: ScriptServer) -> None:
     settings = {"export.average": "last:2"}
     alone, together = make_config(**settings, name="alone"), make_config(**settings, name="together")
     finetune(alone)
-    done = launch(TORCHRUN, together, {}, tmp_path)
+    done = run_recipe(script_server, 2, together, {}, tmp_path)
     assert done.returncode == 0, done.stdout[-1500:] + done.stderr
     ours, theirs = read_results(together)["average"], read_results(alone)["average"]
     assert ours.pop("value") == pytest.approx(theirs.pop("value"), abs=1e-5)

@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 from support.runs import (
-    TORCHRUN,
     assert_same_tensors,
-    launch,
     load_exported_weights,
     load_last_checkpoint,
     read_untimed_metrics,
+    run_recipe,
     run_until,
 )
+from support.script_server import ScriptServer
 
 from hf_finetune.config.sections import RunConfig
 from hf_finetune.system.errors import InputError
@@ -92,11 +92,11 @@ def test_two_more_epochs_after_three_equal_five(
     assert "is finished, there is nothing to train" in capsys.readouterr().out
 
 
-def test_more_epochs_on_two_processes(make_config: MakeConfig, tmp_path: Path) -> None:
+def test_more_epochs_on_two_processes(make_config: MakeConfig, tmp_path: Path, script_server: ScriptServer) -> None:
     whole = make_config(**CONSTANT, **{"train.epochs": 3}, name="whole")
     longer = make_config(**CONSTANT, **{"train.epochs": 2})
     for config, epochs in ((whole, 3), (longer, 2), (longer, 3)):
-        done = launch(TORCHRUN, config, {"train.epochs": epochs}, tmp_path)
+        done = run_recipe(script_server, 2, config, {"train.epochs": epochs}, tmp_path)
         assert done.returncode == 0, done.stdout[-1500:] + done.stderr
     assert_same_run(longer, whole)
 

@@ -13,13 +13,14 @@ import pytest
 from support import tiny
 from support.hub_server import HubServer
 from support.runs import (
-    TORCHRUN,
     assert_same_tensors,
     launch,
     load_last_checkpoint,
     read_untimed_metrics,
+    run_recipe,
     run_until,
 )
+from support.script_server import ScriptServer
 
 from hf_finetune import train as train_module
 from hf_finetune.api import finetune as finetune_rows
@@ -472,7 +473,9 @@ def test_a_data_set_folder_is_streamed_with_its_own_splits(make_config: MakeConf
 
 
 @pytest.mark.processes
-def test_a_killed_streamed_run_goes_on_to_the_same_bits(make_config: MakeConfig, tmp_path: Path) -> None:
+def test_a_killed_streamed_run_goes_on_to_the_same_bits(
+    make_config: MakeConfig, tmp_path: Path, script_server: ScriptServer
+) -> None:
     """A real SIGKILL from outside, in the middle of an epoch, while the shards are read."""
     from recipes.test_classify_recipe import KILLER
 
@@ -482,7 +485,7 @@ def test_a_killed_streamed_run_goes_on_to_the_same_bits(make_config: MakeConfig,
     config = make_streamed(make_config, tmp_path / "shards", **settings)
     launch([sys.executable, "-c", KILLER, sys.executable], config, {}, tmp_path)
     assert not (config.run_dir / "results.json").exists()
-    done = launch([sys.executable], config, {}, tmp_path)
+    done = run_recipe(script_server, 1, config, {}, tmp_path)
     assert done.returncode == 0, done.stdout[-1500:] + done.stderr
     assert "resuming after update" in done.stdout
     assert_same_tensors(
@@ -534,11 +537,13 @@ def test_a_stream_from_the_hub_that_breaks_is_resumed_to_the_bits_of_local_files
 
 
 @pytest.mark.processes
-def test_two_processes_have_the_losses_of_one(make_config: MakeConfig, tmp_path: Path) -> None:
+def test_two_processes_have_the_losses_of_one(
+    make_config: MakeConfig, tmp_path: Path, script_server: ScriptServer
+) -> None:
     one = make_streamed(make_config, tmp_path / "shards", name="one")
     finetune(one)
     two = make_streamed(make_config, tmp_path / "shards", name="two")
-    done = launch(TORCHRUN, two, {}, tmp_path)
+    done = run_recipe(script_server, 2, two, {}, tmp_path)
     assert done.returncode == 0, done.stdout[-1500:] + done.stderr
     losses = [
         [row["train/loss"] for row in read_untimed_metrics(config.run_dir) if "train/loss" in row]

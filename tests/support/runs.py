@@ -15,8 +15,10 @@ from hf_finetune.config.loading import to_yaml
 from hf_finetune.config.sections import RunConfig
 from hf_finetune.run.parts import NO_PARTS, Parts
 from hf_finetune.train import finetune, finish_update
+from support.script_server import ScriptServer
 
 BIN = Path(sys.executable).parent
+RECIPE = Path(__file__).parents[2] / "recipes" / "classify.py"
 TORCHRUN = [str(BIN / "torchrun"), "--standalone", "--nproc_per_node", "2"]
 
 
@@ -90,12 +92,8 @@ def launch(
 
     words: the launcher, such as TORCHRUN. settings: further settings for the command line. cwd: gets the config as a file.
     """
-    path = cwd / f"{config.name}.yaml"
-    path.write_text(to_yaml(config), encoding="utf-8")
-    recipe = Path(__file__).parents[2] / "recipes" / "classify.py"
-    options = [f"--{key}={value}" for key, value in settings.items()]
     return subprocess.run(
-        [*words, str(recipe), "--config", str(path), *options],
+        [*words, str(RECIPE), *write_options(config, settings, cwd)],
         cwd=cwd,
         capture_output=True,
         text=True,
@@ -103,3 +101,20 @@ def launch(
         check=False,
         env={**os.environ, "OMP_NUM_THREADS": "1"},  # as in this process: equal bits need equal threads
     )
+
+
+def write_options(config: RunConfig, settings: dict[str, Any], folder: Path) -> list[str]:
+    """The command line of a config, written to a file, and of further settings."""
+    path = folder / f"{config.name}.yaml"
+    path.write_text(to_yaml(config), encoding="utf-8")
+    return ["--config", str(path), *(f"--{key}={value}" for key, value in settings.items())]
+
+
+def run_recipe(
+    server: ScriptServer, ranks: int, config: RunConfig, settings: dict[str, Any], cwd: Path
+) -> subprocess.CompletedProcess[str]:
+    """As launch(), in forks of a warm process instead of under a launcher: in seconds less. ranks: The number of processes."""
+    words = write_options(config, settings, cwd)
+    code = server.run(RECIPE, words, cwd, dict(os.environ), ranks, seconds=90)
+    output, errors = ((cwd / name).read_text(encoding="utf-8") for name in ("stdout", "stderr"))
+    return subprocess.CompletedProcess([str(RECIPE), *words], code, output, errors)

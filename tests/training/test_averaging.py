@@ -8,15 +8,15 @@ from typing import Any
 import pytest
 import torch
 from support.runs import (
-    TORCHRUN,
     assert_same_tensors,
-    launch,
     load_exported_weights,
     load_last_checkpoint,
     read_metrics,
     read_untimed_metrics,
+    run_recipe,
     run_until,
 )
+from support.script_server import ScriptServer
 from torch import nn
 
 from hf_finetune import verify
@@ -216,10 +216,10 @@ def test_an_average_from_cached_activations_is_that_without(make_config: MakeCon
 
 @pytest.mark.slow
 @pytest.mark.processes
-def test_an_average_on_two_processes(make_config: MakeConfig, tmp_path: Path) -> None:
+def test_an_average_on_two_processes(make_config: MakeConfig, tmp_path: Path, script_server: ScriptServer) -> None:
     alone, together = make_config(**EMA, name="alone"), make_config(**EMA, name="together")
     finetune(alone)
-    done = launch(TORCHRUN, together, {}, tmp_path)
+    done = run_recipe(script_server, 2, together, {}, tmp_path)
     assert done.returncode == 0, done.stdout[-1500:] + done.stderr
     for ours, theirs in zip(read_untimed_metrics(together.run_dir), read_untimed_metrics(alone.run_dir), strict=True):
         assert ours == pytest.approx(theirs, abs=1e-5)
