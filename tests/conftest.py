@@ -39,14 +39,6 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
 
 
 @pytest.fixture(scope="session")
-def script_server() -> Iterator[ScriptServer]:
-    """Runs scripts in forks of a process that has imported everything, which takes seconds."""
-    server = ScriptServer({**os.environ})
-    yield server
-    server.close()
-
-
-@pytest.fixture(scope="session")
 def backbones(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """`backbones("bert", layers=2)`: the folder of a small random backbone, made once a session."""
     made: dict[str, Path] = {}

@@ -116,7 +116,7 @@ class PerFeature:
 
     def collect(self) -> Array:
         """Returns all numbers in the smallest type that holds them, [N]. They are 0 or more."""
-        numbers: Array = np.empty(self.size, dtype=np.uint8)  # filled in place: small arrays to join would pin memory between them
+        numbers: Array = np.empty(self.size, dtype=np.uint8)  # filled part by part: all parts take 8 bytes a number
         for start in range(0, self.size, ITEMS_AT_ONCE):
             part = shrink(self.compute(np.arange(start, min(start + ITEMS_AT_ONCE, self.size))))
             numbers = numbers.astype(np.promote_types(numbers.dtype, part.dtype), copy=False)
