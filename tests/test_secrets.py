@@ -119,8 +119,13 @@ def test_a_push_that_fails_does_not_show_the_token(make_config: MakeConfig, tmp_
     finetune(config)
     (tmp_path / "config.yaml").write_text(to_yaml(config))
     environment = {**os.environ, **SECRETS, "HF_ENDPOINT": f"http://ada:{PASSWORD}@127.0.0.1:9", "HF_HUB_OFFLINE": "0"}
+    code = (
+        "import sys; from hf_finetune import cli; from hf_finetune.export import hub_requests as requests\n"
+        "requests.PATIENT = requests.Limits(request_seconds=9, failing_seconds=9, attempts=2)\n"
+        "sys.exit(cli.main())"
+    )
     done = subprocess.run(
-        [sys.executable, "-m", "hf_finetune", "push", str(config.run_dir), "--repo-id", "ada/model", "--debug"],
+        [sys.executable, "-c", code, "push", str(config.run_dir), "--repo-id", "ada/model", "--debug"],
         capture_output=True,
         timeout=120,
         env=environment,
@@ -128,6 +133,7 @@ def test_a_push_that_fails_does_not_show_the_token(make_config: MakeConfig, tmp_
     )
     assert done.returncode == 2
     assert b"error" in done.stderr
+    assert b"trying again" in done.stdout
     assert_no_secret("push", done.stdout)
     assert_no_secret("push", done.stderr)
 
