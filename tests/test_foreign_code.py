@@ -175,7 +175,14 @@ def test_code_of_a_model_is_named_and_not_run(
 
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize(
-    "config", [{"num_hidden_layers": 10**9}, {"hidden_size": 10**13}, {"vocab_size": 10**12}], ids=str
+    "config",
+    [
+        {"num_hidden_layers": 10**9},
+        {"hidden_size": 10**13},
+        {"vocab_size": 10**12},
+        {"model_type": "gpt2", "n_layer": 10**9},
+    ],
+    ids=str,
 )
 def test_a_config_that_asks_for_the_impossible_is_one_line(
     make_evil: Callable[..., Path], capsys: pytest.CaptureFixture[str], config: dict[str, int]

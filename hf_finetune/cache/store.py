@@ -137,7 +137,8 @@ def find_missing_chunks(entry: Entry) -> tuple[list[int], list[str]]:
             digests = read_digests(entry.folder)
             good = find_good_chunks(entry.folder / ACTIVATIONS, spans, digests or read_journals(entry.folder))
             if is_intact(entry, good):
-                os.utime(entry.folder / MANIFEST)  # `cache prune` removes the least recently used entries first
+                with contextlib.suppress(OSError):  # another user's
+                    os.utime(entry.folder / MANIFEST)  # `cache prune` removes the least recently used entries first
                 remove_journals(entry.folder)
                 return [], notes
             notes.append(describe_damage(entry, len(spans) - len(good), len(spans)))
@@ -173,7 +174,8 @@ def describe_damage(entry: Entry, num_damaged: int, num_chunks: int) -> str:
 def make_partial(entry: Entry, good: Mapping[int, str]) -> None:
     """Makes the folder of a partial entry: the file in its full size, and one journal of the good chunks."""
     entry.partial.mkdir(mode=0o700, parents=True, exist_ok=True)
-    entry.partial.chmod(0o700)  # while it is written, nobody else can put a link there
+    with contextlib.suppress(OSError):  # a file system without rights; check_writers() looks at what others may write
+        entry.partial.chmod(0o700)  # while it is written, nobody else can put a link there
     try:
         with open_regular(entry.partial / ACTIVATIONS, os.O_RDWR | os.O_CREAT) as file:
             file.truncate(entry.num_bytes)
@@ -235,9 +237,10 @@ def finish_entry(entry: Entry) -> None:
 def share_with_readers(folder: Path) -> None:
     """Lets other users read an entry if the umask does, and no one but its owner write it."""
     readable = 0o755 & ~read_umask()
-    for path in folder.iterdir():
-        path.chmod(readable & 0o666)
-    folder.chmod(readable)
+    with contextlib.suppress(OSError):  # a file system without rights
+        for path in folder.iterdir():
+            path.chmod(readable & 0o666)
+        folder.chmod(readable)
 
 
 def is_usable_unlocked(entry: Entry) -> bool:

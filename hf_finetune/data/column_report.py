@@ -135,12 +135,14 @@ def read_all_columns(locations: Sequence[str], config: DataConfig, root: Path | 
 
 
 def lacks_names(locations: Sequence[str], config: DataConfig) -> bool:
-    """True if the first line of a csv or tsv file among these files seems to be a row (data.headers)."""
-    notes: list[str] = []
+    """True if the first line of each csv or tsv file among these files seems to be a row (data.headers), and there is one."""
+    found: list[bool] = []
     for path in find_files(locations, "data.train"):
         if is_delimited(str(path)):
+            notes: list[str] = []
             next(read_rows(path, config, say=notes.append), None)
-    return any(isinstance(note, HeaderWarning) for note in notes)
+            found.append(any(isinstance(note, HeaderWarning) for note in notes))
+    return bool(found) and all(found)
 
 
 def summarize_columns(table: Table) -> list[ColumnSummary]:

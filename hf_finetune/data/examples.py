@@ -26,9 +26,11 @@ def convert_columns(table: Table, spec: ColumnSpec) -> Table:
     """Returns the table with the task's own columns, made of those that it has in place of them. No value is checked."""
     if spec.find_conversion is None:
         return table
-    builder = TableBuilder(spec.own_columns)
-    notes = add_converted(builder, table, spec)
-    return replace(table, columns=builder.finish().columns, notes=(*table.notes, *notes))
+    conversion = spec.find_conversion(table)
+    made = {} if conversion is None else conversion.convert(table.columns)
+    columns = {name: made.get(name, table.columns[name]) for name in spec.own_columns}
+    notes = () if conversion is None else conversion.notes
+    return pack_table(replace(table, columns=columns, notes=(*table.notes, *notes)))
 
 
 def convert_rows(builder: TableBuilder, add_rows: Callable[[TableBuilder], list[str]], spec: ColumnSpec) -> list[str]:

@@ -40,7 +40,7 @@ class DistinctNotes:
 
     def add(self, note: str) -> None:
         """Takes a sentence that begins with the name of a file, as `a.csv: the delimiter is ;`."""
-        key = re.sub(r"\d[\d,.]*", "0", note.partition(": ")[2])
+        key = re.sub(r"(?<![\w-])(?<!column )\d[\d,.]*", "0", note.partition(": ")[2])
         if key not in self.known:
             self.known.add(key)
             self.waiting.append(note)

@@ -19,6 +19,7 @@ from hf_finetune.data.formats import (
     read_rows,
     say_nothing,
 )
+from hf_finetune.data.function_digest import digest_function
 from hf_finetune.data.missing_columns import missing_column_error
 from hf_finetune.data.plain import check_cell
 from hf_finetune.data.row_adapter import WORD_LINES
@@ -234,6 +235,7 @@ def describe_reading(config: DataConfig, spec: ColumnSpec, *, needs_labels: bool
         **columns,
         "text_files": kind,
         "adapter": repr(spec.adapter),
+        "conversion": spec.find_conversion and digest_function(spec.find_conversion),
         "needs_labels": needs_labels,
     }
 

@@ -140,7 +140,7 @@ class TableBuilder:
         """Notes the first columns of the rows that the table does not have."""
         for name in names:
             if len(self.unread) < MOST_UNREAD:
-                self.unread[name] = None
+                self.unread[str(name)] = None
 
     def add(self, values: Sequence[Any], file: str, line: int, word_lines: list[int] | None = None) -> None:
         """Adds a row: a value for each column, its file and line, and the lines of its words if it has one on each."""

@@ -20,6 +20,7 @@ DIFFERENCES = {
 }
 
 SEPARATORS = ("|", ";", ",", "\t", "\n", "[SEP]", "<sep>")  # of texts that are written as one
+PROSE = (",", "\n")  # are in many texts
 SAMPLE_ROWS = 1000  # in which joined texts are looked for
 FEWEST_TEXTS = 4
 SHARE_OF_TEXTS = 0.5  # a warning: more of the texts hold a separator,
@@ -119,7 +120,7 @@ def warn_of_joined_texts(
         joined = [(row, text) for row, text in texts if is_joined(text, separator)]
         if len(texts) < FEWEST_TEXTS or len(joined) < SHARE_OF_TEXTS * len(texts):
             continue
-        if sum(is_joined(text, separator) for text in others) <= SHARE_OF_OTHERS * len(others):
+        if others and sum(is_joined(text, separator) for text in others) <= SHARE_OF_OTHERS * len(others):
             row, text = joined[0]
             return [
                 f"{len(joined):,} of {len(texts):,} {noun} hold {separator!r} between texts, such as {locate(table, row)} "
@@ -129,5 +130,9 @@ def warn_of_joined_texts(
 
 
 def is_joined(text: str, separator: str) -> bool:
-    """True if a text holds a separator, once or several times in a row, between parts that are not blank."""
-    return separator in text and all(part.strip() for part in re.split(f"(?:{re.escape(separator)})+", text))
+    """True if a text holds a separator, once or several times in a row, between parts that are not blank. Commas and line breaks
+    are in many texts: they must be between three parts or more that are no sentences."""
+    parts = [part.strip() for part in re.split(f"(?:{re.escape(separator)})+", text)]
+    if separator in PROSE:
+        return len(parts) > 2 and all(part and part[-1] not in ".!?" for part in parts)
+    return len(parts) > 1 and all(parts)

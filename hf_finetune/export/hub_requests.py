@@ -19,7 +19,13 @@ from hf_finetune.system.errors import InputError, first_line, redact
 T = TypeVar("T")
 
 httpx: Any = sys.modules[HTTPError.__module__.partition(".")[0]]  # httpx2 from huggingface_hub 2 on
-NETWORK_ERRORS = (httpx.TimeoutException, httpx.NetworkError, httpx.RemoteProtocolError, httpx.DecodingError)
+NETWORK_ERRORS = (
+    httpx.TimeoutException,
+    httpx.NetworkError,
+    httpx.ProxyError,
+    httpx.RemoteProtocolError,
+    httpx.DecodingError,
+)
 
 # What huggingface_hub raises at an answer that is not the Hub's: it reads answers without checking them
 UNREADABLE = (JSONDecodeError, UnicodeDecodeError, LookupError, TypeError, AttributeError)

@@ -77,9 +77,12 @@ def check_implementations(config: Any, source: str) -> None:
 
 
 def check_layers(config: Any, source: str) -> None:
-    """Raises InputError if a config asks for more layers than any model has: they would be made one by one, for hours."""
+    """Raises InputError if a config, or one inside it, asks for more layers than any model has: they would be made one by one,
+    for hours."""
     for name, value in vars(config).items():
-        if "layers" in name and isinstance(value, int) and value > MOST_LAYERS:
+        if isinstance(value, transformers.PretrainedConfig):
+            check_layers(value, source)
+        if "layer" in name and isinstance(value, int) and value > MOST_LAYERS:
             raise InputError(
                 f"{source}: its config.json asks for {name} {value:,}, more than any model has; is it damaged?"
             )

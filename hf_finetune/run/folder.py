@@ -108,7 +108,7 @@ def claim_folder(config: RunConfig) -> Lock:
                 f"name ({config.name}): {folder} holds files that do not belong to a run (there is no config.yaml); "
                 "choose another name"
             )
-    except InputError:
+    except BaseException:  # a signal, too: a notebook lives on
         release_folder(lock)
         raise
     return lock

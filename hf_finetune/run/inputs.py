@@ -11,13 +11,13 @@ from typing import Any
 
 from hf_finetune.config.sections import RunConfig
 from hf_finetune.config.tasks import TASKS, load_task
+from hf_finetune.data.function_digest import digest_function
 from hf_finetune.data.hub_datasets import digest_dataset
 from hf_finetune.data.memory import read_memory
 from hf_finetune.data.shards import find_streamed_data
 from hf_finetune.data.sources import digest_files, find_files
 from hf_finetune.data.splits import SPLITS, read_given_splits
 from hf_finetune.data.table import Table
-from hf_finetune.run.function_digest import digest_function
 from hf_finetune.run.parts import FUNCTIONS, NO_PARTS, Parts, load_parts
 from hf_finetune.system.errors import InputError
 

@@ -3,7 +3,6 @@ them among the rows that it evaluates."""
 
 import hashlib
 import io
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,13 +25,6 @@ from hf_finetune.tasks.base import Task
 
 SEEN_ROWS = "seen_rows.npz"  # in the run's folder
 MOST_ROWS = 2_000_000  # 16 MB; of more rows none are kept
-DAMAGED = (
-    OSError,
-    ValueError,
-    KeyError,
-    EOFError,
-    zipfile.BadZipFile,
-)  # what numpy raises for a file that is not intact
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,7 +126,7 @@ def read_seen_rows(start: Path) -> SeenRows | None:
                 hashes, num_runs = content["hashes"], int(content["num_runs"])
                 if str(content["digest"]) == digest(hashes, num_runs):
                     return SeenRows(hashes=hashes, num_runs=num_runs)
-        except DAMAGED:
+        except Exception:  # noqa: BLE001 - numpy, zipfile and tokenize raise what they like for damaged bytes
             continue
     return None
 

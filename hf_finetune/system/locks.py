@@ -65,6 +65,7 @@ class Lock:
             "beat": 0,
         }
         self.descriptor = -1
+        self.has_said = False  # that it waits for a sign of life
         self.released = threading.Event()
         self.heart = threading.Thread(target=self.beat, name=f"lock {path.name}", daemon=True)
 
@@ -120,10 +121,12 @@ class Lock:
 
     def is_dead(self, holder: Record, say: Callable[[str], object]) -> bool:
         """True if the record of a holder does not change for STALE_SECONDS."""
-        say(
-            f"{self.path.parent}: was in use by {holder.get('host')} process {holder.get('process')}, which may be on another "
-            f"machine; waiting {STALE_SECONDS:.0f} s for a sign of life"
-        )
+        if not self.has_said:
+            self.has_said = True
+            say(
+                f"{self.path.parent}: was in use by {holder.get('host')} process {holder.get('process')}, which may be on "
+                f"another machine; waiting {STALE_SECONDS:.0f} s for a sign of life"
+            )
         began = time.monotonic()
         while time.monotonic() - began < STALE_SECONDS:
             time.sleep(POLL_SECONDS)
@@ -152,8 +155,8 @@ class Lock:
     def release(self) -> None:
         """Releases the lock, and removes the file."""
         self.released.set()
-        self.heart.join()
         try:
+            self.heart.join()
             if not self.is_lost and os.name != "nt":  # Windows does not remove an open file
                 remove_quietly(self.path)
         finally:

@@ -9,7 +9,8 @@ MARKUP = re.compile(r"[\\`*\[\]~#$|]|(?<![^\W_])_|_(?![^\W_])")
 
 def escape_markdown(text: str) -> str:
     """Returns the text on one line, so that Markdown and HTML show its characters."""
-    return MARKUP.sub(r"\\\g<0>", html.escape(" ".join(text.split()), quote=False))
+    shown = MARKUP.sub(r"\\\g<0>", html.escape(" ".join(text.split()), quote=False))
+    return shown.replace("://", "&colon;//").replace("www.", "www&period;").replace("@", "&commat;")
 
 
 def unescape_markdown(text: str) -> str:

@@ -111,6 +111,8 @@ def open_standard_output() -> TextIO:
 def print_at_once(line: str) -> None:
     """Prints a line on standard error from a signal handler: past the buffer, which the interrupted code may be filling."""
     try:
+        if not isinstance(sys.stderr, io.TextIOWrapper):  # replaced by a program, such as a notebook
+            raise ValueError("not the error stream of Python")
         descriptor = sys.stderr.fileno()
     except (AttributeError, OSError, ValueError):  # closed, or replaced by a program
         print(line, file=sys.stderr, flush=True)

@@ -52,6 +52,8 @@ class ProcessWatch:
         self.session = next(session_numbers)
         self.main_thread = threading.get_ident()
         self.ended = threading.Event()
+        self.has_answered = False  # the store
+        self.has_finished = False  # what this process does, without an error
 
     @contextlib.contextmanager
     def at_work(self) -> Iterator[None]:
@@ -61,6 +63,7 @@ class ProcessWatch:
             thread.start()
         try:
             yield
+            self.has_finished = True
         finally:
             self.ended.set()
             for thread in threads:
@@ -69,24 +72,40 @@ class ProcessWatch:
     # --- the beats --------------------------------------------------------------------------------------------------
 
     def exchange_beats(self) -> None:
-        """Counts beats in the store, and reads those of the others, until the watch ends."""
-        distributed: Any = importlib.import_module("torch.distributed")  # type checkers do not see its stores
+        """Counts beats in the store, and reads those of the others, until the watch ends. Connects again if that breaks."""
+        while not self.ended.is_set():
+            with contextlib.suppress(
+                RuntimeError
+            ):  # torch's of a store that is gone; look() sees that nothing is answered
+                self.exchange_over(self.connect())
+                return
+            if not self.has_answered:
+                self.say("warning: the processes do not watch each other: their store cannot be reached")
+                return
+            self.ended.wait(self.warns_after / BEATS_A_WARNING)
 
-        # A connection of its own: another thread of this process may be waiting in torch's
+    def connect(self) -> Any:
+        """Returns the store of this run's beats. The connection is its own: another thread of this process may be waiting in
+        torch's."""
+        distributed: Any = importlib.import_module("torch.distributed")  # type checkers do not see its stores
         address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        prefix = f"hf_finetune/beats/{self.session}/"
-        pause = self.warns_after / BEATS_A_WARNING
-        with contextlib.suppress(RuntimeError):  # torch's of a store that is gone; look() sees that nothing is answered
-            connection = distributed.TCPStore(address, port, is_master=False, timeout=timedelta(seconds=self.patience))
-            store = distributed.PrefixStore(prefix, connection)
-            store.set(f"name/{self.process}", f"{socket.gethostname()} process {os.getpid()}")
-            while not self.ended.wait(pause):
-                store.add(f"beat/{self.process}", 1)
-                for rank in self.others:
-                    self.take(rank, store.add(f"beat/{rank}", 0), has_left=store.check([f"left/{rank}"]))
-                    if rank not in self.names and store.check([f"name/{rank}"]):
-                        self.names[rank] = store.get(f"name/{rank}").decode()
-                self.seen_at[STORE] = time.monotonic()
+        options: dict[str, Any] = {"is_master": False, "timeout": timedelta(seconds=self.patience)}
+        if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":  # as torch.distributed.rendezvous does
+            options["use_libuv"] = os.environ.get("USE_LIBUV", "0" if sys.platform == "win32" else "1") == "1"
+        connection = distributed.TCPStore(address, port, **options)
+        return distributed.PrefixStore(f"hf_finetune/beats/{self.session}/", connection)
+
+    def exchange_over(self, store: Any) -> None:
+        """Counts and reads beats in a store until the watch ends. RuntimeError if it is gone."""
+        store.set(f"name/{self.process}", f"{socket.gethostname()} process {os.getpid()}")
+        while not self.ended.wait(self.warns_after / BEATS_A_WARNING):
+            store.add(f"beat/{self.process}", 1)
+            for rank in self.others:
+                self.take(rank, store.add(f"beat/{rank}", 0), has_left=store.check([f"left/{rank}"]))
+                if rank not in self.names and store.check([f"name/{rank}"]):
+                    self.names[rank] = store.get(f"name/{rank}").decode()
+            self.seen_at[STORE], self.has_answered = time.monotonic(), True
+        if self.has_finished:
             store.set(f"left/{self.process}", "")
 
     def take(self, rank: int, beat: int, *, has_left: bool) -> None:
@@ -101,7 +120,14 @@ class ProcessWatch:
 
     def look(self) -> None:
         """Warns of processes that are silent, and ends this one if one is silent for too long."""
-        while not self.ended.wait(self.warns_after / BEATS_A_WARNING):
+        pause, looked_at = self.warns_after / BEATS_A_WARNING, time.monotonic()
+        while not self.ended.wait(pause):
+            now = time.monotonic()
+            if (
+                now - looked_at > pause + self.warns_after
+            ):  # this process was stopped itself, as all are if a job is suspended
+                self.seen_at = dict.fromkeys(self.seen_at, now)
+            looked_at = now
             silent = self.find_silent()
             for one in self.warned - silent.keys():
                 self.say(f"{self.describe(one)} answers again")
@@ -127,7 +153,9 @@ class ProcessWatch:
         now = time.monotonic()
         silent = {one: now - seen for one, seen in self.seen_at.items() if one not in self.has_left}
         silent = {one: seconds for one, seconds in silent.items() if seconds > self.warns_after}
-        return {STORE: silent[STORE]} if STORE in silent else silent
+        if STORE not in silent:
+            return silent
+        return {STORE: silent[STORE]} if self.has_answered else {}
 
     def describe(self, one: int | str) -> str:
         """Returns the name of a process, or of the store."""

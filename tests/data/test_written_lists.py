@@ -101,8 +101,11 @@ def test_only_a_csv_file_has_a_blank_text_for_nothing(blank: str) -> None:
         (["a cat||a dog", "a cow||a pig", "a fox||a hen", "a rat"], ["a bird"] * 4, "|"),
         (["cat;dog", "cow;pig", "fox", "hen"], ["a bird"] * 4, ";"),
         (["cat[SEP]dog"] * 4, ["a bird"] * 4, "[SEP]"),
-        (["cat, dog"] * 4, ["a bird"] * 4, ","),
-        (["cat, dog"] * 4, ["bird, egg", *["a bird"] * 3], ""),  # as sentences are written
+        (["cat, dog, hen"] * 4, ["a bird"] * 4, ","),
+        (["cat, dog, hen"] * 4, ["bird, egg, nest", *["a bird"] * 3], ""),  # as sentences are written
+        (["a dog, a cat"] * 4, ["a bird"] * 4, ""),  # so are these
+        (["A dog, a cat, a hen."] * 4, ["a bird"] * 4, ""),
+        (["A dog.\nA cat.\nA hen"] * 4, ["a bird"] * 4, ""),
         (["cat|dog"] * 3, ["a bird"] * 3, ""),  # few texts
         (["cat|dog", "cow", "pig", "hen"], ["a bird"] * 4, ""),
         (["|cat", "dog|", "a | ", "|"], ["a bird"] * 4, ""),  # no part before or after it

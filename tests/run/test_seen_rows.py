@@ -80,7 +80,9 @@ def test_a_run_knows_the_rows_that_all_runs_before_it_were_trained_on(
     content = path.read_bytes()
     place = content.index(kept.hashes.tobytes()) + 9  # a byte of the second hash
     flipped = content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]
-    for damaged in (b"", b"text", content[:place], flipped):
+    header = content.index(b"{'descr'")
+    broken = content[:header] + b"{" + content[header:-1]  # a header that is no Python
+    for damaged in (b"", b"text", content[:place], flipped, broken):
         path.write_bytes(damaged)
         assert read_seen_rows(second.run_dir) is None
         assert list(find(make_run(**settings))) == ["perhaps_seen_rows"]

@@ -31,6 +31,8 @@ def test_a_process_is_silent_if_its_beats_do_not_change(clock: Callable[[float],
     clock(44)
     assert watch.find_silent() == {}
     clock(2)
+    assert watch.find_silent() == {}  # a store that has never answered shows nothing
+    watch.has_answered = True
     assert watch.find_silent().keys() == {STORE}  # as long as it does not answer, nothing is known of the others
     watch.seen_at[STORE] = time.monotonic()
     assert watch.find_silent() == {0: 46, 2: 46, 3: 46}
@@ -72,7 +74,8 @@ def test_a_process_that_answers_again_is_reported_and_one_that_does_not_ends_the
 
     monkeypatch.setattr(os, "_exit", end)
     said: list[str] = []
-    times = iter([(60, False), (1, True), (130, False)])  # seconds, and whether it beats
+    # Seconds, and whether it beats. The first time this process was stopped, with all others
+    times = iter([(900, False), (40, False), (20, False), (1, True), *[(40, False)] * 3, (10, False)])
     pauses = watch.ended.wait
 
     def wait(seconds: float) -> bool:

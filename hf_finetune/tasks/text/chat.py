@@ -3,7 +3,6 @@
 T tokens.
 """
 
-import functools
 import json
 import re
 import weakref
@@ -14,7 +13,7 @@ import numpy as np
 
 from hf_finetune.data.features import Array
 from hf_finetune.system.errors import InputError, first_line
-from hf_finetune.system.limited import FORKING, LimitedFunction, LimitError
+from hf_finetune.system.limited import LimitedFunction, LimitError
 from hf_finetune.tasks.text.dialogues import Dialogue, Message
 
 MarkedTokens = tuple[Array, Array]  # token ids [T] int32; true for the tokens of an answer [T]
@@ -42,17 +41,25 @@ def render(tokenizer: Any, dialogue: Dialogue, location: str, *, add_prompt: boo
 
 def render_prefixes(tokenizer: Any, dialogue: Dialogue, location: str, prefixes: Sequence[Prefix]) -> list[str]:
     """Writes the first messages of a conversation as render(), for each of `prefixes`: how many, and add_prompt."""
-    call, forms = find_renderer(tokenizer), list_forms(dialogue.messages)
-    try:
-        texts, reason = call(forms, dialogue.tools, list(prefixes))
-    except LimitError as error:
-        raise InputError(
-            f"{location}: the chat template {error}; task.chat_template can name a file with another one"
-        ) from None
+    texts, reason = call_template(
+        tokenizer, location, apply_template, list_forms(dialogue.messages), dialogue.tools, list(prefixes)
+    )
     if len(texts) == len(prefixes):
         return list(texts)
     uses = " (it has tool calls)" if dialogue.uses_tools else ""
     raise InputError(f"{location}: the chat template does not take this conversation{uses}: {reason}")
+
+
+def call_template(tokenizer: Any, location: str, apply: Callable[..., Any], *arguments: Any) -> Any:
+    """Returns what apply_template() or mark_by_template() returns, within limits. InputError, naming `location`, beyond them."""
+    try:
+        return find_renderer(tokenizer)(apply, *arguments)
+    except LimitError as error:
+        raise InputError(
+            f"{location}: the chat template {error}; task.chat_template can name a file with another one"
+        ) from None
+    except RuntimeError as error:
+        raise InputError(f"{location}: the chat template does not take this conversation: {error}") from None
 
 
 def find_renderer(tokenizer: Any) -> LimitedFunction:
@@ -60,8 +67,8 @@ def find_renderer(tokenizer: Any) -> LimitedFunction:
     come with a model, and may loop for ever or make a text of any length."""
     template, renderer = RENDERERS.get(tokenizer, (None, None))
     if renderer is None or template != tokenizer.chat_template:
-        render_here = functools.partial(apply_template, weakref.ref(tokenizer))
-        renderer = LimitedFunction(render_here, seconds=SECONDS_TO_RENDER)
+        own = weakref.ref(tokenizer)
+        renderer = LimitedFunction(lambda apply, *arguments: apply(own, *arguments), seconds=SECONDS_TO_RENDER)
         RENDERERS[tokenizer] = (tokenizer.chat_template, renderer)
     return renderer
 
@@ -92,6 +99,14 @@ def apply_template(
         else:
             return texts, reason
     return texts, ""
+
+
+def mark_by_template(tokenizer: Callable[[], Any], messages: list[Message], tools: list[Any] | None) -> MarkedTokens:
+    """Returns the tokens of a conversation, with those marked that the template writes between its tags `generation`."""
+    encoded = tokenizer().apply_chat_template(
+        messages, tools=tools, return_dict=True, return_assistant_tokens_mask=True
+    )
+    return np.array(encoded["input_ids"], dtype=np.int32), np.array(encoded["assistant_masks"], dtype=bool)
 
 
 def list_forms(messages: Sequence[Message]) -> list[list[Message]]:
@@ -159,11 +174,7 @@ def encode_conversation(tokenizer: Any, dialogue: Dialogue, location: str) -> li
     if not (GENERATION_TAG.search(tokenizer.chat_template) and tokenizer.is_fast):
         return encode_by_prefixes(tokenizer, dialogue, location)
     render(tokenizer, dialogue, location)  # raises the InputError
-    with FORKING:  # the locks of the library that renders are free then
-        encoded = tokenizer.apply_chat_template(
-            dialogue.messages, tools=dialogue.tools, return_dict=True, return_assistant_tokens_mask=True
-        )
-    ids, is_answer = np.array(encoded["input_ids"], dtype=np.int32), np.array(encoded["assistant_masks"], dtype=bool)
+    ids, is_answer = call_template(tokenizer, location, mark_by_template, dialogue.messages, dialogue.tools)
     answers = [message for message in dialogue.messages if message["role"] == "assistant"]
     if not all(map(is_learned, answers)):
         edges = np.flatnonzero(np.diff(np.concatenate([[0], is_answer, [0]]).astype(np.int8))).reshape(-1, 2)

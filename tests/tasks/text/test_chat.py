@@ -69,6 +69,24 @@ def test_a_template_that_does_not_end_or_fills_the_memory_is_one_line(
             find_answers(hostile, MESSAGES)
 
 
+MARK = chat.mark_by_template
+
+
+def mark_by_endless_template(tokenizer: Any, *arguments: Any) -> Any:
+    """As mark_by_template(), with a template that has become endless since it was rendered the first time."""
+    tokenizer().chat_template = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+    return MARK(tokenizer, *arguments)
+
+
+@pytest.mark.skipif(not HAS_LIMITS, reason="there are no limits on this system")
+def test_a_template_that_marks_its_answers_has_limits_each_time_it_is_rendered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is rendered twice, and need not do the same twice: it may choose at random."""
+    monkeypatch.setattr(chat, "SECONDS_TO_RENDER", 0.5)
+    monkeypatch.setattr(chat, "mark_by_template", mark_by_endless_template)
+    with pytest.raises(InputError, match=r"^here: the chat template took more than 0\.5 seconds"):
+        find_answers(TAGGED, MESSAGES)
+
+
 def test_a_template_that_is_changed_is_rendered_as_it_is_now() -> None:
     tokenizer = make_byte_tokenizer(CHATML)
     dialogue = read_dialogue(MESSAGES)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from hf_finetune.run.function_digest import digest_function
+from hf_finetune.data.function_digest import digest_function
 
 PROGRAM = """
 import dataclasses
