@@ -1,7 +1,8 @@
 """From rows to the examples of a task: its own columns are made of others, and rows are left out or joined."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 from hf_finetune.data.arrow_columns import ROWS_AT_ONCE
 from hf_finetune.data.table import ColumnSpec, Table, TableBuilder, check_texts, pack_table
@@ -28,7 +29,8 @@ def convert_columns(table: Table, spec: ColumnSpec) -> Table:
         return table
     conversion = spec.find_conversion(table)
     made = {} if conversion is None else conversion.convert(table.columns)
-    columns = {name: made.get(name, table.columns[name]) for name in spec.own_columns}
+    columns: dict[str, Sequence[Any]] = {name: table.columns[name] for name in spec.own_columns}
+    columns |= {name: list(values) for name, values in made.items() if name in columns}
     notes = () if conversion is None else conversion.notes
     return pack_table(replace(table, columns=columns, notes=(*table.notes, *notes)))
 
