@@ -1,6 +1,7 @@
 """Fixtures of all tests. Nothing here needs a network or any file outside the repository."""
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,10 @@ from hf_finetune.run.setup import set_up
 from hf_finetune.run.training_run import Clock, TrainingRun
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# A shell starts what it runs in the background with these ignored, and so would be all processes of tests
+for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGQUIT, signal.SIG_DFL)):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, handler)
 torch.set_num_threads(1)  # two workers on two cores; and one thread is the same everywhere
 
 

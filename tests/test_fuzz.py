@@ -294,7 +294,8 @@ def test_a_parquet_column_of_any_type_gives_rows_or_an_input_error(tmp_path: Pat
         assert message.startswith(str(path))
     else:
         message = ""
-    assert message.startswith(f"{path}:1: {column!r} holds a value that cannot be read: ") == (kind in UNREADABLE)
+    is_error = kind in UNREADABLE and column != "other"  # a column that is not used is not read
+    assert message.startswith(f"{path}:1: {column!r} holds a value that cannot be read: ") == is_error
 
 
 @fuzz(max_examples=80)
