@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from support import tiny
 
 from hf_finetune import cli
@@ -21,6 +22,7 @@ from hf_finetune.config.tasks import load_task
 from hf_finetune.data.text_files import FREE_SIZE
 from hf_finetune.export.predict import Predictor
 from hf_finetune.model import freezing
+from hf_finetune.model.loading import check_layers
 from hf_finetune.run import checkpoint
 from hf_finetune.system.errors import InputError
 from hf_finetune.system.limited import LimitedFunction
@@ -176,12 +178,7 @@ def test_code_of_a_model_is_named_and_not_run(
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize(
     "config",
-    [
-        {"num_hidden_layers": 10**9},
-        {"hidden_size": 10**13},
-        {"vocab_size": 10**12},
-        {"model_type": "gpt2", "n_layer": 10**9},
-    ],
+    [{"num_hidden_layers": 10**9}, {"hidden_size": 10**13}, {"vocab_size": 10**12}],
     ids=str,
 )
 def test_a_config_that_asks_for_the_impossible_is_one_line(
@@ -192,6 +189,16 @@ def test_a_config_that_asks_for_the_impossible_is_one_line(
         printed = capsys.readouterr().err
         assert "Traceback" not in printed
         assert len([line for line in printed.splitlines() if line.startswith("error: ")]) == 1
+
+
+def test_layers_are_counted_by_any_name_and_in_configs_inside_a_config() -> None:
+    large = transformers.GPT2Config(n_layer=10**9)
+    both = transformers.EncoderDecoderConfig.from_encoder_decoder_configs(transformers.BertConfig(), large)
+    for config in (large, both):
+        with pytest.raises(
+            InputError, match=r"^a model: its config.json asks for n_layer 1,000,000,000, more than any"
+        ):
+            check_layers(config, "a model")
 
 
 def test_the_class_of_transformers_is_used_although_the_config_names_another(
