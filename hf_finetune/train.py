@@ -8,7 +8,6 @@ the epochs between two changes of freeze.unfreeze; a run without it has one stag
 update and before the evaluation and save that were due; they are made up for on resume.
 """
 
-import contextlib
 import dataclasses
 import gc
 import json
@@ -57,18 +56,18 @@ def finetune(config: RunConfig, parts: Parts = NO_PARTS) -> RunResult:
 
     Raises InputError for anything that the user can fix, and StoppedError if a signal stopped the run after it was saved.
     """
-    with guard_output(is_run=True), contextlib.ExitStack() as stack:
-        try:
-            runtime = stack.enter_context(open_run(config))
-            finished = runtime.on_main(lambda: read_finished_results(config))
-            results = finished or train_and_export(config, runtime, parts)
-        except StoppedError as error:
-            raise explain_stop(config, error) from None
-        if finished:
-            runtime.on_main(lambda: check_finished_run(config))
-            runtime.say(runtime.on_main(lambda: describe_finished_run(config, results, parts)))
-        results |= runtime.on_main(lambda: push_if_requested(config, runtime))
-        return RunResult(run_dir=config.run_dir, model_dir=config.run_dir / "model", results=results)
+    try:
+        with guard_output(is_run=True), open_run(config) as runtime:
+            results = runtime.on_main(lambda: read_finished_results(config))
+            if results is None:
+                results = train_and_export(config, runtime, parts)
+            else:
+                runtime.on_main(lambda: check_finished_run(config))
+                runtime.say(runtime.on_main(lambda: describe_finished_run(config, results, parts)))
+            results |= runtime.on_main(lambda: push_if_requested(config, runtime))
+    except StoppedError as error:
+        raise explain_stop(config, error) from None
+    return RunResult(run_dir=config.run_dir, model_dir=config.run_dir / "model", results=results)
 
 
 def train_and_export(config: RunConfig, runtime: Runtime, parts: Parts) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import torch
 from support import tiny
 from support.configs import make_small_config
 from support.script_server import ScriptServer
+from support.shell import Shell
 
 from hf_finetune.config.sections import RunConfig
 from hf_finetune.run.folder import open_run
@@ -64,6 +65,16 @@ def script_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ScriptSe
     server = ScriptServer({**os.environ, **offline, "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"})
     yield server
     server.close()
+
+
+@pytest.fixture(scope="module")
+def shell(
+    script_server: ScriptServer, tmp_path_factory: pytest.TempPathFactory, backbones: Callable[..., Path]
+) -> Shell:
+    """A folder with a finished run, `plain`."""
+    made = Shell(script_server, tmp_path_factory.mktemp("shell"), backbones("bert"))
+    assert made.train("", "plain")[0] == 0
+    return made
 
 
 @pytest.fixture

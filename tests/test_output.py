@@ -1,10 +1,8 @@
 """Standard output and standard error fail in the middle of a command: a reader that is gone, a full disk, an ASCII terminal."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support.script_server import ScriptServer
 from support.shell import Shell
 
 pytestmark = [pytest.mark.processes, pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux")]
@@ -13,16 +11,6 @@ UNREAD = "reader, writer = os.pipe(); os.close(reader); os.dup2(writer, 1)"
 FULL = "os.dup2(os.open('/dev/full', os.O_WRONLY), 1)"
 ASCII = "encoding = 'ascii'"
 WAYS = {"unread": UNREAD, "full": FULL, "both-full": f"{FULL}; os.dup2(1, 2)", "ascii": ASCII}
-
-
-@pytest.fixture(scope="module")
-def shell(
-    script_server: ScriptServer, tmp_path_factory: pytest.TempPathFactory, backbones: Callable[..., Path]
-) -> Shell:
-    """A folder with a finished run, `plain`."""
-    made = Shell(script_server, tmp_path_factory.mktemp("shell"), backbones("bert"))
-    assert made.train("", "plain")[0] == 0
-    return made
 
 
 @pytest.mark.parametrize("way", WAYS)

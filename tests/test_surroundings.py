@@ -1,11 +1,8 @@
 """A run without a home folder, temporary files, a cache that can be written, or removals that succeed."""
 
 import shutil
-from collections.abc import Callable
-from pathlib import Path
 
 import pytest
-from support.script_server import ScriptServer
 from support.shell import Shell
 
 pytestmark = pytest.mark.processes
@@ -40,16 +37,6 @@ NO_REMOVALS = """
 def refuse(path, **options): raise OSError(errno.ESTALE, "Stale file handle", str(path))
 os.unlink = os.remove = os.rmdir = refuse
 """
-
-
-@pytest.fixture(scope="module")
-def shell(
-    script_server: ScriptServer, tmp_path_factory: pytest.TempPathFactory, backbones: Callable[..., Path]
-) -> Shell:
-    """A folder with a finished run, `plain`."""
-    made = Shell(script_server, tmp_path_factory.mktemp("shell"), backbones("bert"))
-    assert made.train("", "plain")[0] == 0
-    return made
 
 
 @pytest.mark.parametrize("code", [NO_NAME, EMPTY_HOME], ids=["no name", "empty home"])

@@ -168,9 +168,8 @@ def find_model_source(location: str, key: str = "MODEL") -> str:
 
 def holds_model(folder: Path) -> bool:
     """True if a folder holds a model, or an adapter for one."""
-    return any(
-        os.path.isfile(folder / name) for name in ("config.json", "adapter_config.json")
-    )  # false for a name too long
+    # Path.is_file() raises OSError for a name that is too long
+    return any(os.path.isfile(folder / name) for name in ("config.json", "adapter_config.json"))
 
 
 def load_pretrained(location: str, *, trust_code: bool = False) -> Backbone:

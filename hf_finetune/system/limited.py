@@ -21,9 +21,6 @@ HAS_LIMITS = sys.platform == "linux"
 # changes is there twice
 SECONDS_IDLE = 1.0
 
-# Held while a process is forked: a lock that is held then stays held in the new process for ever
-FORKING = threading.Lock()
-
 
 class LimitError(Exception):
     """A call did not end within its limits. The message says which: "took more than 30 seconds"."""
@@ -55,9 +52,8 @@ class LimitedFunction:
 
     def call(self, arguments: tuple[Any, ...]) -> Any:
         """As __call__(), by one thread at a time."""
-        answer = self.ask(arguments) or self.ask(
-            arguments
-        )  # the process may just have ended because it had nothing to do
+        # The process may just have ended because it had nothing to do
+        answer = self.ask(arguments) or self.ask(arguments)
         if answer is None:
             raise LimitError("ended without an answer")
         kind, value = answer
@@ -89,11 +85,10 @@ class LimitedFunction:
 
     def start(self) -> None:
         """Forks the process."""
-        with FORKING:
-            ours, theirs = Pipe()
-            process = os.fork()
-            if process == 0:
-                serve(theirs, self.function, self.megabytes)
+        ours, theirs = Pipe()
+        process = os.fork()
+        if process == 0:
+            serve(theirs, self.function, self.megabytes)
         theirs.close()
         self.connection, self.owner = ours, os.getpid()
         self.finalizer = weakref.finalize(self, end_process, ours, process, self.owner)
@@ -118,9 +113,8 @@ def end_process(connection: Connection, process: int, owner: int) -> None:
 def serve(connection: Connection, function: Callable[..., Any], megabytes: int) -> None:
     """Answers calls until there is none for SECONDS_IDLE, or the other side closes the connection, then ends this process."""
     try:
-        signal.signal(
-            signal.SIGINT, signal.SIG_IGN
-        )  # Ctrl-C reaches all processes of a terminal; the other side decides
+        # Ctrl-C reaches all processes of a terminal; the other side decides
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         close_others(connection.fileno())
         limit_memory(megabytes)

@@ -74,9 +74,7 @@ class ProcessWatch:
     def exchange_beats(self) -> None:
         """Counts beats in the store, and reads those of the others, until the watch ends. Connects again if that breaks."""
         while not self.ended.is_set():
-            with contextlib.suppress(
-                RuntimeError
-            ):  # torch's of a store that is gone; look() sees that nothing is answered
+            with contextlib.suppress(RuntimeError):  # torch's, of a store that is gone: look() sees that
                 self.exchange_over(self.connect())
                 return
             if not self.has_answered:

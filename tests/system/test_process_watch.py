@@ -3,6 +3,7 @@
 import os
 import re
 import sys
+import threading
 import time
 from collections.abc import Callable
 
@@ -102,6 +103,65 @@ def test_a_process_that_answers_again_is_reported_and_one_that_does_not_ends_the
     assert ended == [75]
 
 
+class Store:
+    """A store of keys and values, whose connection breaks at the call with this number."""
+
+    def __init__(self, values: dict[str, int], breaks_at: int = 0) -> None:
+        self.values, self.breaks_at, self.calls = values, breaks_at, 0
+
+    def add(self, key: str, count: int) -> int:
+        self.calls += 1
+        if self.calls == self.breaks_at:
+            raise RuntimeError("connection reset")
+        self.values[key] = self.values.get(key, 0) + count
+        return self.values[key]
+
+    def set(self, key: str, value: str) -> None:
+        self.values[key] = 1
+
+    def check(self, keys: list[str]) -> bool:
+        return all(key in self.values for key in keys) and not keys[0].startswith("name/")
+
+
+def test_a_connection_that_breaks_is_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise the process would take the store for dead, and end a run in which nothing is wrong."""
+    watch, values = ProcessWatch(0, 2, patience_seconds=0.2), dict[str, int]()
+    stores = iter([Store(values, breaks_at=5), Store(values)])
+    monkeypatch.setattr(watch, "connect", lambda: next(stores))
+    monkeypatch.setattr(watch, "look", lambda: None)
+    with watch.at_work():
+        limit = time.monotonic() + 20
+        while values.get("beat/0", 0) < 6:
+            assert time.monotonic() < limit
+            time.sleep(0.01)
+        assert watch.has_answered
+    assert next(stores, None) is None
+    assert "left/0" in values
+
+
+def test_a_process_that_fails_does_not_say_that_it_has_finished(monkeypatch: pytest.MonkeyPatch) -> None:
+    watch, values = ProcessWatch(0, 2, patience_seconds=0.2), dict[str, int]()
+    monkeypatch.setattr(watch, "connect", lambda: Store(values))
+    with pytest.raises(OSError, match="a disk"), watch.at_work():
+        raise OSError("a disk")
+    assert "left/0" not in values
+
+
+def test_a_store_that_was_never_reached_ends_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse() -> None:
+        raise RuntimeError("no connection")
+
+    watch, ended = ProcessWatch(0, 2, patience_seconds=0.1), list[int]()
+    monkeypatch.setattr(watch, "connect", refuse)
+    monkeypatch.setattr(os, "_exit", ended.append)
+    with watch.at_work():
+        time.sleep(0.4)
+    assert ended == []
+    assert capsys.readouterr().err == "warning: the processes do not watch each other: their store cannot be reached\n"
+
+
 def test_the_place_is_the_call_of_this_package(monkeypatch: pytest.MonkeyPatch) -> None:
     places: list[str] = []
 
@@ -120,5 +180,6 @@ def test_the_place_is_the_call_of_this_package(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_single_process_is_not_watched() -> None:
+    before = threading.active_count()
     with watch_processes(0, 1, 30):
-        pass
+        assert threading.active_count() == before
