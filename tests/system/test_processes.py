@@ -76,8 +76,12 @@ def test_a_run_prints_seeds_and_raises_the_errors_of_its_main_process(
     assert processes.peak_memory_mb(torch.device("cpu")) > 1
 
 
+# torchrun ends the other process as soon as one exits with an error, so each waits for the line of the other
 PROGRAM = """
+import os
 import sys
+import time
+from pathlib import Path
 from hf_finetune import finetune
 from support import tiny
 
@@ -90,6 +94,9 @@ for name in ("one", "two"):
         "name": name, "model.backbone": sys.argv[2], "data.max_length": 16, "freeze.layers": 1, "train.max_updates": 3,
         "train.batch_size": 8, "tracking.trackers": [], "train.precision": "fp32"})
     print("trained", name, run.results["processes"], flush=True)
+Path(f"printed-{os.environ['RANK']}").touch()
+while len(list(Path().glob("printed-*"))) < 2:
+    time.sleep(0.01)
 sys.exit(3 if sys.argv[1] == "exit" else 0)
 """
 
