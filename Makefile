@@ -10,7 +10,7 @@
 # make numbers      records the losses, metrics and weights of every recipe's test case: before and after a refactoring
 # make scale        memory and time by rows, for docs/scale.md; takes about an hour
 # make board        the board of silent faults of docs/reliability.md: Trainer, sentence-transformers and this package
-# make soak         the long tests: the crash test of docs/reliability.md
+# make soak         the long test: kills runs 1,000 times, and writes what came of it into docs/reliability.md; about 25 minutes
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -72,9 +72,10 @@ numbers: $(VENV)/.test-installed
 board: $(VENV)/.test-installed
 	cd tests && PYTHONPATH=..:. $(RUN) ../$(BIN)/python -m silent_faults.board
 
-soak: reliability
+soak: $(VENV)/.test-installed
+	$(RUN) OMP_NUM_THREADS=1 $(BIN)/python benchmarks/soak.py --kills $(or $(KILLS),1000)
 
-# Kills a run 100 times at random moments, and writes what came of it into docs/reliability.md
+# Seconds to the first update of a fresh run and of a resumed one, for docs/reliability.md
 reliability: $(VENV)/.test-installed
 	$(RUN) $(BIN)/python benchmarks/reliability.py
 

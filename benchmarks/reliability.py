@@ -1,44 +1,27 @@
-"""Kills runs at random moments, counts what is lost, and times a resume. Writes the tables of docs/reliability.md.
+"""Times the start of a run: from the start of the process to its first update, for a fresh run and for one that resumes in the
+middle of an epoch. Writes the table of docs/reliability.md.
 
-    python benchmarks/reliability.py [--kills 100] [--seed 0] [--examples 100000]
-
-A run of a small random model is killed with SIGKILL (its process group) again and again, at a random moment of a random phase:
-loading, caching activations, training, evaluation, saving, export. The same command starts it again until it ends. Then every
-tensor of its last checkpoint and its exported model is compared with those of a run that was never killed, and the next run
-begins, until the number of kills is reached. After every kill, the newest intact checkpoint on disk is compared with the
-checkpoints that the run had reported as saved.
+    python benchmarks/reliability.py [--examples 100000]
 """
 
 import argparse
-import json
-import random
-import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from pages import RESULTS, ROOT, describe_machine, rewrite
+from pages import ROOT, describe_machine, describe_version, write_results, write_table
 
 sys.path.insert(0, str(ROOT / "tests"))
 
 from support import tiny
 
-from hf_finetune.verify import compare, count_lost_updates, list_saved_checkpoints, make_command, run_and_kill
+from hf_finetune import __version__
+from hf_finetune.verify import make_command
 
-# Beginning of the line that a process prints when it enters a phase, and the most seconds from that line to the kill
-PHASES = {
-    "loading": ("", 4.0),
-    "capture": ("cache ", 0.8),
-    "training": ("update ", 0.4),
-    "evaluation": ("update 200/", 0.15),
-    "saving": ("epoch ", 0.08),
-    "export": ("update 600/", 1.5),
-}
 SETTINGS = {
     "data.max_length": "32", "data.test_fraction": "0.1", "data.validation_fraction": "0.1", "train.batch_size": "8",
     "train.epochs": "3", "train.precision": "fp32", "train.learning_rate": "1e-3", "evaluation.every": "50",
@@ -50,56 +33,6 @@ SETTINGS = {
 def make_words(settings: dict[str, str]) -> list[str]:
     """The settings as words of a command line."""
     return [word for key, value in settings.items() for word in (f"--{key}", value)]
-
-
-def crash_test(folder: Path, num_kills: int, seed: int) -> dict[str, Any]:
-    """Counts kills, resumes, saved updates that were lost, and tensors that differ."""
-    chance = random.Random(seed)
-    rows = tiny.make_rows(2000)
-    settings = {
-        **SETTINGS,
-        "model.backbone": str(tiny.make_backbone(folder / "backbone", layers=2)),
-        "data.train": str(tiny.write_jsonl(folder / "rows.jsonl", rows)),
-        "output_dir": str(folder / "outputs"),
-    }
-    complete = run_and_kill(make_command("classify", make_words({**settings, "name": "complete"}), 1), lambda _: None)
-    assert complete.returncode == 0, complete.lines[-5:]
-    counts: Counter[str] = Counter()
-    phases: Counter[str] = Counter()
-    while counts["kills"] < num_kills:
-        name = f"killed-{counts['runs']}"
-        counts["runs"] += 1
-        # its own cache, so that its capture is killed too
-        command = make_command("classify", make_words({**settings, "name": name, "cache.dir": str(folder / name)}), 1)
-        run_dir, finished = folder / "outputs" / name, False
-        while not finished:
-            phase = chance.choice(list(PHASES)) if counts["kills"] < num_kills else "none"
-            beginning, span = PHASES.get(phase, ("", 0.0))
-            after = chance.uniform(0.0, span)
-            if phase == "none":
-                result = run_and_kill(command, lambda _: None)
-            elif phase == "loading":
-                result = run_and_kill(command, lambda _: None, seconds_from_start=after)
-            else:
-                result = run_and_kill(
-                    command, lambda line, start=beginning, left=after: left if line.startswith(start) else None
-                )
-            counts["resumes"] += result.has_resumed
-            if result.was_killed:
-                counts["kills"] += 1
-                counts["announced"] += len(list_saved_checkpoints(result))
-                phases[phase] += 1
-                counts["lost updates"] += count_lost_updates(run_dir, result)
-            else:
-                assert result.returncode == 0, result.lines[-8:]
-                finished = True
-        comparison = compare(run_dir, folder / "outputs" / "complete")
-        counts["tensors"] += comparison.num_tensors
-        counts["differing tensors"] += comparison.num_different
-        print(f"{name}: {dict(counts)}", flush=True)
-        shutil.rmtree(run_dir)
-        shutil.rmtree(folder / name, ignore_errors=True)
-    return {**counts, "kills by phase aimed at": dict(phases), "seed": seed}
 
 
 def resume_test(folder: Path, num_examples: int) -> dict[str, Any]:
@@ -152,35 +85,20 @@ def resume_test(folder: Path, num_examples: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Runs both tests and writes the tables."""
+    """Measures, and writes the results and the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=100)
-    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--examples", type=int, default=100_000)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
-        crash = crash_test(Path(name), options.kills, options.seed)
         resume = resume_test(Path(name), options.examples)
-    results = {"machine": describe_machine(), "crash": crash, "resume": resume}
-    (RESULTS / "reliability.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    page = ROOT / "docs" / "reliability.md"
-    aimed = ", ".join(f"{phase} {count}" for phase, count in sorted(crash["kills by phase aimed at"].items()))
-    lines = ["| | |", "|---|---|", f"| kills (SIGKILL, process group) | {crash['kills']} |", f"| aimed at | {aimed} |"]
-    lines += [f"| {key} | {crash.get(key, 0):,} |" for key in ("runs", "resumes")]
-    lines += [f"| checkpoints announced as saved | {crash.get('announced', 0):,} |"]
-    lines += [f"| saved updates lost | {crash.get('lost updates', 0)} |"]
-    lines += [f"| tensors compared | {crash['tensors']:,} |"]
-    lines += [f"| differing tensors | {crash.get('differing tensors', 0)} |"]
-    rewrite(page, "\n".join(lines), "crash")
-    rewrite(
-        page,
+    results = {"version": __version__, "machine": describe_machine(), "resume": resume}
+    write_results("reliability", results, None)
+    table = (
         "| examples | first update of a fresh run | resumed at update | its first update |\n|---|---|---|---|\n"
         f"| {resume['examples']:,} | {resume['fresh seconds']:.1f} s | {resume['resumed at update']:,} | "
-        f"{resume['resumed seconds']:.1f} s |",
-        "resume",
+        f"{resume['resumed seconds']:.1f} s |"
     )
-    if crash.get("lost updates", 0) or crash.get("differing tensors", 0):
-        raise SystemExit(1)
+    write_table(f"{describe_version([results])}\n{table}", "resume", [ROOT / "docs" / "reliability.md"], None)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(not hasattr(os, "fork"), reas
 ROOT = Path(__file__).resolve().parent.parent
 BENCHMARKS = ROOT / "benchmarks"
 SMALL = ["--train.epochs", "1", "--train.max_updates", "2", "--train.batch_size", "8", "--data.max_length", "32"]
-# It takes minutes: `make soak` runs it
+# It takes minutes: `make reliability` runs it
 RUN_ELSEWHERE = {"reliability.py"}
 
 
@@ -155,6 +155,22 @@ def test_the_tables_of_the_pages_are_those_of_the_results_files() -> None:
     page = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
     for marker, table in json.loads(done.stdout).items():
         assert f"<!-- {marker} -->\n{table}\n<!-- end of {marker} -->" in page
+
+
+# --- runs that are killed -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.processes
+def test_killed_runs_lose_nothing(tmp_path: Path, run_script: Callable[..., str]) -> None:
+    run_script("soak.py", "--kills", 6, "--rows", 300, "--fresh-every", 0, "--seed", 1, "--out", tmp_path / "out")
+    results = read_json(tmp_path / "out" / "soak.json")
+    assert results["kills"] == sum(results["aimed"].values()) == sum(results["hit"].values()) == 6
+    assert results["checkpoints"] >= 12
+    assert results["tensors compared"] > 100
+    assert set(results["failures"].values()) == {0}, results["messages"]
+    table = (tmp_path / "out" / "crash.md").read_text(encoding="utf-8")
+    assert "| kills (SIGKILL) | 6 |" in table
+    assert "| saved updates lost | 0 |" in table
 
 
 # --- comparisons ----------------------------------------------------------------------------------------------------

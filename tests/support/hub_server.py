@@ -17,6 +17,7 @@ import json
 import os
 import re
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -197,7 +198,7 @@ class HubServer:
         self._lock = threading.Lock()
 
     def __enter__(self) -> "HubServer":
-        self._http = ThreadingHTTPServer(("127.0.0.1", 0), partial(Connection, hub=self))
+        self._http = Listener(("127.0.0.1", 0), partial(Connection, hub=self))
         self.endpoint = f"http://127.0.0.1:{self._http.server_port}"
         self._thread = threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
         self._thread.start()
@@ -285,6 +286,14 @@ class HubServer:
                 user = self.users.get(token)
                 return route(self, Request(user=user, groups=groups, query=values, headers=headers, body=body))
         raise HubError(501, f"This double of the Hub does not answer {method} {path}")
+
+
+class Listener(ThreadingHTTPServer):
+    """Accepts connections, and says nothing of clients that were killed."""
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
 
 
 class Connection(BaseHTTPRequestHandler):
