@@ -12,13 +12,13 @@ from typing import Any
 
 from soak_phases import PHASES, Scene, aim, choose_phase, find_hit
 from soak_processes import FreshProcesses, Nursery, Started
+from soak_table import SECONDS_TO_END
 from support import tiny
 from support.hub_server import HubServer
 
 from hf_finetune.verify import ProcessResult, compare, count_lost_updates, list_saved_checkpoints, make_command
 
 TOKEN = "hf_adaWritesEverything"
-SECONDS_TO_END = 20.0  # for the other process, if one is killed
 SECONDS_TO_HANG = 180.0  # after which a start that was not killed counts as one that cannot continue
 POLL_SECONDS = 0.001
 
@@ -153,6 +153,7 @@ def soak_run(soak: Soak, name: str, ranks: int, reference: Path, most_kills: int
         saved += [line for line in lines if line.startswith("saved ckpt_")]
         result = ProcessResult(lines=tuple(saved), returncode=0, was_killed=True)
         if lost := count_lost_updates(scene.run_dir, result):
+            soak.counts["saved updates lost"] += lost - 1  # fail() counts one
             soak.fail("saved updates lost", name, f"{lost}; {saved[-3:]}")
         if not any(started.codes.values()):
             break

@@ -80,6 +80,7 @@ def train_and_export(config: RunConfig, runtime: Runtime, parts: Parts) -> dict[
     run = set_up(config, runtime, clock, saved.progress if saved else FRESH, parts)
     if saved:
         progress, resume_notes = resume.restore_run(run, saved)
+        saving.complete_save(run, progress, saved.path)
         notes = (*notes, *resume_notes)
         saved = None  # frees the checkpoint's tensors
 

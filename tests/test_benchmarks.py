@@ -25,7 +25,8 @@ RUN_ELSEWHERE = {"reliability.py"}
 @pytest.fixture(scope="module", autouse=True)
 def unchanged_repository() -> Iterator[None]:
     """Fails if a script has changed a results file or a table of the repository."""
-    paths = [*BENCHMARKS.rglob("*.json"), ROOT / "docs" / "performance.md", ROOT / "docs" / "results.md"]
+    pages = [ROOT / "docs" / f"{name}.md" for name in ("performance", "reliability", "results")]
+    paths = [*BENCHMARKS.rglob("*.json"), *pages]
     before = {path: path.read_bytes() for path in paths}
     yield
     assert {path: path.read_bytes() for path in [*BENCHMARKS.rglob("*.json"), *paths]} == before

@@ -101,15 +101,19 @@ def save_checkpoint(
         is_listed = repr(manifest) in map(repr, manifests)  # a value that is nan is not equal to itself
         if (reason := find_damage(folder, manifest)) or not is_listed:
             raise InputError(f"{path}: {reason or 'has no manifest'} when it is read back; check the disk")
-        best = next((other.file for other in manifests if other.update == best_update), None)
-        references = {"best": best, "last": manifest.file}
-        write_atomically(folder / REFERENCES, json.dumps(references, indent=2).encode())
+        write_references(folder, manifest, best_update)
     except OSError as error:
         raise writing_error(folder, num_bytes, error) from None
     finally:
         if not make_manifest_path(path).exists():  # the disk has no room for that either
             remove_quietly(path)
     return manifest
+
+
+def write_references(folder: Path, last: Manifest, best_update: int | None) -> None:
+    """Writes which checkpoint is the best, by its update, and which is the last."""
+    best = next((other.file for other in read_manifests(folder) if other.update == best_update), None)
+    write_atomically(folder / REFERENCES, json.dumps({"best": best, "last": last.file}, indent=2).encode())
 
 
 def count_tensor_bytes(content: Any) -> int:

@@ -1,6 +1,7 @@
 """Saves a run: collects the content of a checkpoint and writes it."""
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -33,17 +34,39 @@ def save_run(run: TrainingRun, progress: Progress) -> str:
                 value=content["metrics"].get(run.metric),
                 best_update=progress.best_update,
             )
-        checkpoint.remove_old_checkpoints(
-            run.checkpoint_dir,
-            saved,
-            keep_best=run.config.checkpoint.keep_best,
-            keep_last=run.config.checkpoint.keep_last,
-            greater_is_better=run.greater_is_better,
-            updates={progress.best_update, *run.list_averaged_updates(progress)},
-        )
+        remove_old_checkpoints(run, progress, saved)
         return saved.file
 
     return run.runtime.on_main(write)
+
+
+def complete_save(run: TrainingRun, progress: Progress, path: Path) -> None:
+    """Does what is left to do of the save that a run resumes from, if it was killed in it: the references, and the removal of
+    older checkpoints. The last save of a run has no later one that does it. On all processes.
+
+    path: The checkpoint. One that the config names is left as it is.
+    """
+
+    def complete() -> None:
+        last = next((one for one in checkpoint.read_manifests(run.checkpoint_dir) if one.file == path.name), None)
+        if run.config.checkpoint.resume == "auto" and last is not None:
+            run.runtime.check_lock()
+            checkpoint.write_references(run.checkpoint_dir, last, progress.best_update)
+            remove_old_checkpoints(run, progress, last)
+
+    run.runtime.on_main(complete)
+
+
+def remove_old_checkpoints(run: TrainingRun, progress: Progress, saved: checkpoint.Manifest) -> None:
+    """Removes the checkpoints that the config does not keep. saved: The one that was just written."""
+    checkpoint.remove_old_checkpoints(
+        run.checkpoint_dir,
+        saved,
+        keep_best=run.config.checkpoint.keep_best,
+        keep_last=run.config.checkpoint.keep_last,
+        greater_is_better=run.greater_is_better,
+        updates={progress.best_update, *run.list_averaged_updates(progress)},
+    )
 
 
 def collect_content(run: TrainingRun, progress: Progress, training_weights: Weights | None = None) -> dict[str, Any]:
