@@ -266,5 +266,5 @@ def read_rows(run_dir: Path) -> list[Any]:
 
 
 def list_files(run_dir: Path) -> list[Any]:
-    """Returns the names of all files of a run, in its folders."""
-    return sorted(path.relative_to(run_dir).as_posix() for path in run_dir.rglob("*"))
+    """Returns the names of all files of a run, in its folders. The lock of a killed run is one that nobody holds."""
+    return sorted(path.relative_to(run_dir).as_posix() for path in run_dir.rglob("*") if path.name != ".lock")

@@ -106,10 +106,10 @@ def train_and_export(config: RunConfig, runtime: Runtime, parts: Parts) -> dict[
         with clock("evaluate"):
             final = {split: evaluate_split(run, split, uses_cache=False) for split in run.features if split != "train"}
         results = report.make_results(run, progress, final, clock, averaged)
-        results = runtime.on_main(lambda: finish_run(run, results, clock))
         epoch = run.schedule.epoch(progress.update)
-        tracker.log_split("test", final.get("test", {}), update=progress.update, epoch=epoch)
-        tracker.finish(final)
+        tracker.write_test_row(final.get("test", {}), update=progress.update, epoch=epoch)
+        results = runtime.on_main(lambda: finish_run(run, results, clock))
+        tracker.finish(final, update=progress.update)
         runtime.say(report.format_closing(run, results, best))
     return results
 

@@ -4,7 +4,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -79,6 +79,11 @@ class Tracking:
 
     def log(self, values: Mapping[str, float], *, update: int, epoch: int) -> None:
         """Writes one row of numbers to metrics.jsonl and to every tracker."""
+        self.write_row(values, update=update, epoch=epoch)
+        self.runtime.accelerator.log(dict(values), step=update)
+
+    def write_row(self, values: Mapping[str, float], *, update: int, epoch: int) -> None:
+        """Writes one row of numbers to metrics.jsonl."""
         if self.runtime.is_main:
             row = {"update": update, "epoch": epoch, "time": round(time.time(), 3), **values}
             try:
@@ -86,17 +91,28 @@ class Tracking:
                     file.write(json.dumps(replace_nan(row)) + "\n")
             except OSError as error:
                 raise writing_error(self.runtime.run_dir, 1000, error) from None
-        self.runtime.accelerator.log(dict(values), step=update)
 
     def log_split(self, split: str, values: Mapping[str, float], *, update: int, epoch: int) -> None:
         """Writes the metrics of a split as one row; nothing if there are none."""
         if values:
-            self.log({f"{split}/{name}": value for name, value in values.items()}, update=update, epoch=epoch)
+            self.log(name_metrics(split, values), update=update, epoch=epoch)
 
-    def finish(self, final: Mapping[str, Mapping[str, float]]) -> None:
-        """Closes the trackers. final: metrics by split, which TensorBoard's HParams tab shows next to the settings."""
+    def write_test_row(self, values: Mapping[str, float], *, update: int, epoch: int) -> None:
+        """Writes the metrics of the test split to metrics.jsonl, in place of a row of a run that was killed before its end.
+
+        That is before results.json, with which a run is finished: one that is killed after it would never write them.
+        """
+        if values and self.runtime.is_main:
+            keep_rows(self.path, lambda row: row["update"] != update or not any(key.startswith("test/") for key in row))
+            self.write_row(name_metrics("test", values), update=update, epoch=epoch)
+
+    def finish(self, final: Mapping[str, Mapping[str, float]], *, update: int) -> None:
+        """Sends the metrics of the test split to the trackers, and closes them. final: metrics by split, which TensorBoard's
+        HParams tab shows next to the settings."""
         from torch.utils.tensorboard.summary import hparams
 
+        if final.get("test"):
+            self.runtime.accelerator.log(name_metrics("test", final["test"]), step=update)
         tags = {f"{split}/{name}": 0.0 for split, values in final.items() for name in values}
         for tracker in self.runtime.accelerator.trackers:
             if tracker.name == "tensorboard" and self.runtime.is_main:
@@ -104,6 +120,11 @@ class Tracking:
                 for summary in hparams(self.settings, tags):
                     tracker.writer.file_writer.add_summary(summary)
             tracker.finish()  # not Accelerator.end_training(), which would end the process group too
+
+
+def name_metrics(split: str, values: Mapping[str, float]) -> dict[str, float]:
+    """Returns the metrics of a split under the names that rows and trackers have."""
+    return {f"{split}/{name}": value for name, value in values.items()}
 
 
 def replace_nan(value: Any) -> Any:
@@ -133,7 +154,13 @@ def make_run_id(runtime: Runtime) -> str:
 
 
 def drop_rows_after(path: Path, update: int) -> None:
-    """Removes the rows of later updates, and a last line that was cut off, from metrics.jsonl."""
+    """Removes the rows of later updates, and a last line that was cut off, from metrics.jsonl. A run that starts at its first
+    update keeps no row."""
+    keep_rows(path, lambda row: update > 0 and row["update"] <= update)
+
+
+def keep_rows(path: Path, is_kept: Callable[[dict[str, Any]], bool]) -> None:
+    """Removes all other rows, and a last line that was cut off, from metrics.jsonl."""
     if not path.exists():
         return
     lines = []
@@ -142,7 +169,7 @@ def drop_rows_after(path: Path, update: int) -> None:
             row = json.loads(line)
         except json.JSONDecodeError:
             continue
-        if update and row["update"] <= update:  # a run that starts at its first update keeps no row
+        if is_kept(row):
             lines.append(line + "\n")
     write_atomically(path, "".join(lines).encode())
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from support.runs import (
+    CutOffError,
     assert_same_tensors,
     load_exported_weights,
     load_last_checkpoint,
@@ -17,6 +18,7 @@ from support.runs import (
 from support.script_server import ScriptServer
 
 from hf_finetune.config.sections import RunConfig
+from hf_finetune.run import checkpoint
 from hf_finetune.system.errors import InputError
 from hf_finetune.tasks.classify import Classification
 from hf_finetune.train import finetune
@@ -61,6 +63,32 @@ def test_a_checkpoint_that_is_older_than_an_entry_of_the_task_state_is_resumed(
     finetune(config)
     assert "has_places" in load_last_checkpoint(config.run_dir)["run"]["task_state"]
     assert_same_tensors(load_exported_weights(config.run_dir), load_exported_weights(whole.run_dir))
+
+
+def test_a_last_save_that_was_killed_is_completed(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No later save removes the older checkpoints, or what the killed one was writing."""
+    settings = {"checkpoint.every": 3, "train.max_updates": UPDATES}
+    complete, config = make_config(name="complete", **settings), make_config(**settings)
+    finetune(complete)
+    write_references = checkpoint.write_references
+
+    def cut_off(folder: Path, last: checkpoint.Manifest, best_update: int | None) -> None:
+        if last.update == UPDATES:
+            (folder / ".references.json.writing").touch()
+            raise CutOffError
+        write_references(folder, last, best_update)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "write_references", cut_off)
+        with pytest.raises(CutOffError):
+            finetune(config)
+    folders = [run.run_dir / "checkpoints" for run in (config, complete)]
+    names = [{path.name for path in folder.iterdir()} for folder in folders]
+    assert len(names[0] - names[1]) == 3  # an older checkpoint, its manifest, and the file that was being written
+    assert checkpoint.read_references(folders[0])["last"] != checkpoint.find_last(folders[0])
+    finetune(config)
+    assert [{path.name for path in folder.iterdir()} for folder in folders] == [names[1], names[1]]
+    assert checkpoint.read_references(folders[0]) == checkpoint.read_references(folders[1])
 
 
 @pytest.mark.parametrize(

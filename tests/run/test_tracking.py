@@ -64,6 +64,23 @@ def run(tmp_path_factory: pytest.TempPathFactory, backbones: Callable[..., Path]
 # --- metrics.jsonl and TensorBoard ----------------------------------------------------------------------------------
 
 
+def test_the_row_of_the_test_split_is_there_once_wherever_the_end_of_a_run_is_killed(
+    make_config: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(*_: Any, **__: Any) -> None:
+        raise KilledError
+
+    config = make_config(**{"train.max_updates": 2})
+    # before and after results.json, with which the run is finished
+    for place in ("hf_finetune.train.finish_run", "hf_finetune.run.tracking.Tracking.finish"):
+        with monkeypatch.context() as patch:
+            patch.setattr(place, die)
+            with pytest.raises(KilledError):
+                finetune(config)
+    finetune(config)
+    assert [row["update"] for row in read_metrics(config.run_dir) if "test/loss" in row] == [2]
+
+
 def test_metrics_jsonl_has_every_number_at_every_third_update(run: Any) -> None:
     rows = read_metrics(run[1])
     training = [row for row in rows if "train/loss" in row]
