@@ -88,9 +88,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--rows", type=int, default=9000, help="training rows")
-    parser.add_argument(
-        "--fresh-every", type=int, default=50, help="one of so many kills hits a process without a fork"
-    )
+    parser.add_argument("--fresh-every", type=int, default=50, help="one kill of N hits a process that is not a fork")
     parser.add_argument("--out", type=Path, help="folder for the results; benchmarks/results/ and docs/ if not given")
     options = parser.parse_args()
     nursery = Nursery()  # before there are threads

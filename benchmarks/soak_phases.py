@@ -30,7 +30,7 @@ class Scene:
         output: The file that has what the processes of this start print.
         hub: The Hub that the run is pushed to.
         num_updates: The updates of the run.
-        evaluation_every: It evaluates after so many updates.
+        evaluation_every: The number of updates between two evaluations.
         began: time.time() of the start.
         num_requests: The requests that the Hub had received before.
     """

@@ -42,7 +42,7 @@ class Started:
         return len(self.codes) < len(self.pids)
 
     def wait(self, seconds: float) -> None:
-        """Waits until a process ends, or for so many seconds."""
+        """Waits until a process ends, at most this number of seconds."""
         raise NotImplementedError
 
     def kill(self, rank: int | None = None) -> None:
@@ -56,7 +56,7 @@ class Started:
             pass
 
     def wait_for_end(self, seconds: float) -> bool:
-        """Waits until all have ended, at most so many seconds. Returns whether they have."""
+        """Waits until all have ended, at most this number of seconds. Returns whether they have."""
         end = time.monotonic() + seconds
         while self.is_running and time.monotonic() < end:
             self.wait(0.05)
@@ -101,7 +101,7 @@ class Nursery:
         return forks
 
     def receive(self, seconds: float) -> list[Any]:
-        """Waits for answers, at most so many seconds, and returns them."""
+        """Waits for answers, at most this number of seconds, and returns them."""
         if select.select([self.answers], [], [], seconds)[0]:
             self.received += os.read(self.answers, 65536)
         *lines, self.received = self.received.split(b"\n")
@@ -122,7 +122,7 @@ class Forks(Started):
         self.nursery = nursery
 
     def wait(self, seconds: float) -> None:
-        """Waits until a process ends, or for so many seconds."""
+        """Waits until a process ends, at most this number of seconds."""
         for pid, code in self.nursery.receive(seconds):
             self.codes[pid] = code
 
@@ -196,7 +196,7 @@ class FreshProcesses(Started):
         super().__init__([process.pid for process in self.processes])
 
     def wait(self, seconds: float) -> None:
-        """Waits for so many seconds."""
+        """Waits for this number of seconds."""
         time.sleep(seconds)
         for process in self.processes:
             if process.poll() is not None:

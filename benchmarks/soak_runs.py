@@ -64,7 +64,7 @@ class Soak:
         hub: The Hub.
         nursery: Starts runs as forks.
         chance: Draws all moments.
-        fresh_every: Of so many kills, one hits a process that imports everything itself; 0 for none.
+        fresh_every: One of N kills hits a process that imports everything itself; 0 for none.
         fresh_seconds: How long such a process takes from its start to its end.
         counts: What has been counted.
         aimed, hit: The kills by phase.
