@@ -6,7 +6,6 @@ import re
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,10 +13,18 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from support.runs import TORCHRUN, assert_same_tensors, launch, load_exported_weights, read_untimed_metrics
+from support.runs import (
+    TORCHRUN,
+    assert_same_tensors,
+    load_exported_weights,
+    read_untimed_metrics,
+    run_recipe,
+    start_recipe,
+    write_options,
+)
+from support.script_server import ScriptServer, is_running
 
 from hf_finetune.cache import capture, layout, listing, store
-from hf_finetune.config.loading import to_yaml
 from hf_finetune.config.sections import RunConfig
 from hf_finetune.run.checkpoint import find_newest_intact, read_manifests
 from hf_finetune.system.errors import StoppedError
@@ -162,12 +169,10 @@ def test_a_signal_in_a_capture_stops_it(
     assert len(counted) + num_kept == len(entry.manifest["digests"])
 
 
-def start(words: list[str], config: RunConfig, folder: Path) -> "subprocess.Popen[str]":
-    """Starts the recipe's file in a process group of its own, with all output in one pipe."""
-    path = folder / f"{config.name}.yaml"
-    path.write_text(to_yaml(config), encoding="utf-8")
+def start_torchrun(config: RunConfig, folder: Path) -> "subprocess.Popen[str]":
+    """Starts the recipe's file on two processes, with all output in one pipe."""
     return subprocess.Popen(
-        [*words, str(RECIPE), "--config", str(path)],
+        [*TORCHRUN, str(RECIPE), *write_options(config, {}, folder)],
         cwd=folder,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -186,22 +191,24 @@ def wait_for_line(process: "subprocess.Popen[str]", beginning: str) -> None:
     pytest.fail(f"ended with {process.wait()} before a line beginning with {beginning!r}")
 
 
-def test_a_process_ends_with_75_within_seconds_and_is_resumed(make_config: MakeConfig, tmp_path: Path) -> None:
-    settings = {"train.epochs": 40, "checkpoint.every": 1000, "evaluation.every": 1000}
+def test_a_process_ends_with_75_within_seconds_and_is_resumed(
+    make_config: MakeConfig, tmp_path: Path, script_server: ScriptServer
+) -> None:
+    settings = {"train.epochs": 12, "checkpoint.every": 1000, "evaluation.every": 1000}
     uninterrupted = make_config(**settings, name="uninterrupted")
     finetune(uninterrupted)
     config = make_config(**settings)
-    process = start([sys.executable], config, tmp_path)
-    wait_for_line(process, "update 7/")
-    process.send_signal(signal.SIGTERM)
+    process = start_recipe(script_server, 1, config, {}, tmp_path)
+    process.wait_for_line("update 7/")
+    os.kill(process.processes[0], signal.SIGTERM)
     began = time.monotonic()
-    output, _ = process.communicate(timeout=30)
-    assert process.returncode == EXIT_TRY_AGAIN == 75
+    assert process.wait(30) == EXIT_TRY_AGAIN == 75
     assert time.monotonic() - began < 10
+    output = process.read() + process.read("stderr")
     assert "SIGTERM: saving, then stopping" in output
     assert "saved ckpt_" in output
     assert re.search(r"^stopped by SIGTERM: the run is saved up to \S+\.pt; run the same command", output, re.MULTILINE)
-    done = launch([sys.executable], config, {}, tmp_path)
+    done = run_recipe(script_server, 1, config, {}, tmp_path)
     assert done.returncode == 0, done.stderr
     assert "resuming after update" in done.stdout
     assert_same_tensors(load_exported_weights(config.run_dir), load_exported_weights(uninterrupted.run_dir))
@@ -240,7 +247,9 @@ def test_a_signal_ends_a_run_at_once_if_there_is_nothing_to_save(
 
 
 @pytest.mark.parametrize("receiver", ["torchrun", "one worker"])
-def test_two_processes_agree_to_stop_and_three_resume(make_config: MakeConfig, tmp_path: Path, receiver: str) -> None:
+def test_two_processes_agree_to_stop_and_three_resume(
+    make_config: MakeConfig, tmp_path: Path, script_server: ScriptServer, receiver: str
+) -> None:
     """Stopped on two processes, finished on three, with the same examples in the same batches."""
     settings = {
         **STATELESS,
@@ -252,18 +261,22 @@ def test_two_processes_agree_to_stop_and_three_resume(make_config: MakeConfig, t
     uninterrupted = make_config(**settings, name="uninterrupted")
     finetune(uninterrupted)
     config = make_config(**settings, name="together")
-    process = start(TORCHRUN, config, tmp_path)
-    wait_for_line(process, "update 6/")
     if receiver == "torchrun":
-        process.send_signal(signal.SIGTERM)
+        launcher = start_torchrun(config, tmp_path)
+        wait_for_line(launcher, "update 6/")
+        launcher.send_signal(signal.SIGTERM)
+        output, _ = launcher.communicate(timeout=60)
     else:
-        workers = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True)
-        os.kill(int(workers.stdout.split()[-1]), signal.SIGUSR1)
-    output, _ = process.communicate(timeout=60)
+        workers = start_recipe(script_server, 2, config, {}, tmp_path)
+        workers.wait_for_line("update 6/")
+        os.kill(workers.processes[1], signal.SIGUSR1)
+        assert workers.wait(60, kills=False) == EXIT_TRY_AGAIN
+        assert workers.codes == [EXIT_TRY_AGAIN] * 2
+        output = workers.read()
     assert "saved ckpt_" in output, output
     (saved,) = read_manifests(config.run_dir / "checkpoints")
     assert 6 <= saved.update < 108
-    done = launch([*TORCHRUN[:-1], "3"], config, {"train.micro_batch_size": 2}, tmp_path)
+    done = run_recipe(script_server, 3, config, {"train.micro_batch_size": 2}, tmp_path)
     assert done.returncode == 0, done.stdout[-1500:] + done.stderr
     assert f"resuming after update {saved.update}" in done.stdout
     for ours, theirs in zip(
@@ -272,46 +285,36 @@ def test_two_processes_agree_to_stop_and_three_resume(make_config: MakeConfig, t
         assert ours == pytest.approx(theirs, abs=1e-5)
 
 
-def find_rank(process: "subprocess.Popen[str]", rank: int) -> int:
-    """The process id of a worker of torchrun."""
-    workers = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True)
-    for number in map(int, workers.stdout.split()):
-        if f"RANK={rank}".encode() in Path(f"/proc/{number}/environ").read_bytes().split(b"\0"):
-            return number
-    raise LookupError(rank)
-
-
 @pytest.mark.slow
-def test_a_process_that_is_stopped_is_named_and_the_run_ends(make_config: MakeConfig, tmp_path: Path) -> None:
+def test_a_process_that_is_stopped_is_named_and_the_run_ends(
+    make_config: MakeConfig, tmp_path: Path, script_server: ScriptServer
+) -> None:
     """SIGSTOP, as of a machine that is suspended or cannot be reached. The others waited without a word."""
     config = make_config(**{"train.epochs": 4000, "checkpoint.every": 4, "run.patience_minutes": 0.1})
-    process = start(TORCHRUN, config, tmp_path)
-    wait_for_line(process, "saved ckpt_")
-    worker = find_rank(process, 1)
-    os.kill(worker, signal.SIGSTOP)
-    began, lines = time.monotonic(), list[str]()
-    assert process.stdout is not None
-    for line in process.stdout:
-        lines.append(line)
-        if line.startswith("error: "):
-            break
+    both = start_recipe(script_server, 2, config, {}, tmp_path)
+    both.wait_for_line("saved ckpt_")
+    first, second = both.processes
+    os.kill(second, signal.SIGSTOP)
+    began = time.monotonic()
+    while is_running(first) and time.monotonic() - began < 40:
+        time.sleep(0.1)
     assert 5 < time.monotonic() - began < 30
-    time.sleep(1)  # the other one ends
-    os.kill(worker, signal.SIGKILL)  # torchrun would wait for it for half a minute
-    rest, _ = process.communicate(timeout=60)
+    os.kill(second, signal.SIGKILL)
+    both.wait(60, kills=False)
+    assert both.codes == [EXIT_TRY_AGAIN, -signal.SIGKILL]
+    lines = (both.read() + both.read("stderr")).splitlines()
     (warning,) = [line for line in lines if line.startswith("warning: waiting for")]
-    name = f"process 1 of 2 ({socket.gethostname()} process {worker})"
+    name = f"process 1 of 2 ({socket.gethostname()} process {second})"
     assert warning.startswith(
         f"warning: waiting for {name}, which has given no sign of life for 3 s. This process is at "
     )
     assert re.search(
         r"at \w+\(\) in \w+\(\) \((training|system)/\w+\.py, line \d+\)\. The run ends after 0\.1 minutes", warning
     )
-    assert lines[-1].startswith(
+    (error,) = [line for line in lines if line.startswith("error: ")]
+    assert error.startswith(
         f"error: {name} has given no sign of life for 0.1 minutes (run.patience_minutes): the run ends"
     )
-    assert process.returncode != 0
-    assert "exitcode  : 75" in rest
     path, skipped = find_newest_intact(config.run_dir / "checkpoints")
     assert path is not None
     assert skipped == []

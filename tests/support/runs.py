@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ from hf_finetune.config.loading import to_yaml
 from hf_finetune.config.sections import RunConfig
 from hf_finetune.run.parts import NO_PARTS, Parts
 from hf_finetune.train import finetune, finish_update
-from support.script_server import ScriptServer
+from support.script_server import Scripts, ScriptServer
 
 BIN = Path(sys.executable).parent
 RECIPE = Path(__file__).parents[2] / "recipes" / "classify.py"
@@ -110,11 +111,35 @@ def write_options(config: RunConfig, settings: dict[str, Any], folder: Path) -> 
     return ["--config", str(path), *(f"--{key}={value}" for key, value in settings.items())]
 
 
+def start_recipe(server: ScriptServer, ranks: int, config: RunConfig, settings: dict[str, Any], cwd: Path) -> Scripts:
+    """Starts the file of the recipe classify in forks of a warm process. ranks: The number of processes."""
+    return server.start(RECIPE, write_options(config, settings, cwd), cwd, dict(os.environ), ranks)
+
+
 def run_recipe(
     server: ScriptServer, ranks: int, config: RunConfig, settings: dict[str, Any], cwd: Path
 ) -> subprocess.CompletedProcess[str]:
     """As launch(), in forks of a warm process instead of under a launcher: in seconds less. ranks: The number of processes."""
-    words = write_options(config, settings, cwd)
-    code = server.run(RECIPE, words, cwd, dict(os.environ), ranks, seconds=90)
-    output, errors = ((cwd / name).read_text(encoding="utf-8") for name in ("stdout", "stderr"))
-    return subprocess.CompletedProcess([str(RECIPE), *words], code, output, errors)
+    started = start_recipe(server, ranks, config, settings, cwd)
+    code = started.wait(90)
+    return subprocess.CompletedProcess([str(RECIPE)], code, started.read(), started.read("stderr"))
+
+
+def kill_recipe(server: ScriptServer, config: RunConfig, cwd: Path) -> None:
+    """Starts the recipe, and kills it with SIGKILL when it has saved its third checkpoint."""
+    started = start_recipe(server, 1, config, {}, cwd)
+    saved = (line for line in started.lines() if line.startswith("saved "))
+    for _ in range(3):
+        next(saved)
+    os.kill(started.processes[0], signal.SIGKILL)
+    assert started.wait(60) == -signal.SIGKILL
+
+
+def start_verify_resume(
+    server: ScriptServer, config: RunConfig, cwd: Path, words: list[str], before: str = ""
+) -> Scripts:
+    """Starts `hf-finetune verify-resume classify` with further arguments. before: Code that runs first."""
+    script = cwd / "verify_resume.py"
+    script.write_text(f"import sys\nfrom hf_finetune import cli, verify\n{before}\nsys.exit(cli.main())\n")
+    words = ["verify-resume", "classify", *words, *write_options(config, {}, cwd)]
+    return server.start(script, words, cwd, dict(os.environ), forks=True)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from support.runs import TORCHRUN
+from support.script_server import ScriptServer
 
 from hf_finetune.system import processes
 from hf_finetune.system.errors import InputError, StoppedError
@@ -100,30 +101,51 @@ while len(list(Path().glob("printed-*"))) < 2:
 sys.exit(3 if sys.argv[1] == "exit" else 0)
 """
 
+PATHS = os.pathsep.join(str(Path(__file__).parents[number]) for number in (2, 1))
+
 
 @pytest.mark.slow
 @pytest.mark.processes
 @pytest.mark.parametrize(("way", "exit_code"), [("end", 0), ("exit", 3), ("raise", 1)])
+def test_a_program_of_two_runs_on_two_processes_ends_with_its_own_exit_code(
+    tmp_path: Path, backbones: Callable[..., Path], script_server: ScriptServer, way: str, exit_code: int
+) -> None:
+    """Also to the end of Python, when the libraries are taken down."""
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM, encoding="utf-8")
+    words = [way, str(backbones("bert"))]
+    started = script_server.start(program, words, tmp_path, {"PYTHONPATH": PATHS}, ranks=2, finalizes=True)
+    assert started.wait(100, kills=False) == exit_code, started.read("stderr")
+    assert started.codes == [exit_code] * 2
+    assert_ended(way, started.read() + started.read("stderr"))
+
+
+@pytest.mark.slow
+@pytest.mark.processes
 def test_a_program_of_two_runs_under_torchrun_ends_with_its_own_exit_code(
-    tmp_path: Path, backbones: Callable[..., Path], way: str, exit_code: int
+    tmp_path: Path, backbones: Callable[..., Path]
 ) -> None:
     program = tmp_path / "program.py"
     program.write_text(PROGRAM, encoding="utf-8")
-    paths = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1])]
     done = subprocess.run(
-        [*TORCHRUN, str(program), way, str(backbones("bert"))],
+        [*TORCHRUN, str(program), "exit", str(backbones("bert"))],
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "PYTHONPATH": PATHS, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=120,
         check=False,
     )
     output = done.stdout + done.stderr
-    assert "terminate called" not in output
-    assert done.returncode == (exit_code != 0), output
+    assert done.returncode == 1, output
     codes = {int(code) for code in re.findall(r"exitcode\s*: (-?\d+)", output)}
-    assert codes <= {exit_code, -15}  # torchrun ends the other process if it is still there
-    assert (exit_code in codes) == (exit_code != 0)
+    assert 3 in codes
+    assert codes <= {3, -15}  # torchrun ends the other process if it is still there
+    assert_ended("exit", output)
+
+
+def assert_ended(way: str, output: str) -> None:
+    """The output is that of two processes that ended in this way."""
+    assert "terminate called" not in output
     assert output.count("trained two 2") == (0 if way == "raise" else 2)
     assert ("ValueError: from the program" in output) == (way == "raise")
