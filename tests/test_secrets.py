@@ -7,7 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support.runs import launch
+from support.runs import run_recipe
+from support.script_server import ScriptServer
 
 from hf_finetune import cli
 from hf_finetune.config.loading import to_yaml
@@ -45,13 +46,13 @@ def assert_no_secret(source: str, content: bytes) -> None:
 
 
 def test_no_file_of_a_run_has_a_secret(
-    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_config: MakeConfig, tmp_path: Path, script_server: ScriptServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in SECRETS.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("HF_ENDPOINT", f"http://ada:{PASSWORD}@127.0.0.1:9")
     config = make_config(**{"tracking.trackers": ["tensorboard"]})
-    done = launch([sys.executable], config, {}, tmp_path)
+    done = run_recipe(script_server, 1, config, {}, tmp_path)
     assert done.returncode == 0, done.stderr
     assert_no_secret("output", (done.stdout + done.stderr).encode())
     files = [path for path in config.run_dir.rglob("*") if path.is_file()]

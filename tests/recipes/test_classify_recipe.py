@@ -2,7 +2,6 @@
 
 import json
 import socket
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from support.runs import (
     BIN,
     TORCHRUN,
     assert_same_tensors,
+    kill_recipe,
     launch,
     load_exported_weights,
     load_last_checkpoint,
@@ -254,8 +254,7 @@ def launcher_words(launcher: str) -> list[str]:
         return [*ACCELERATE, str(probe.getsockname()[1])]
 
 
-@pytest.mark.parametrize("launcher", ["torchrun", "accelerate"])
-@pytest.mark.parametrize("problem", ["single_label", "multi_label"])
+@pytest.mark.parametrize(("launcher", "problem"), [("torchrun", "single_label"), ("accelerate", "multi_label")])
 def test_two_processes_give_the_numbers_of_one(
     make_config: MakeConfig, tmp_path: Path, launcher: str, problem: str
 ) -> None:
@@ -310,8 +309,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(
     whole = make_config(**settings, name="whole")
     finetune(whole)
     config = make_config(**settings)
-    words = [sys.executable, "-c", KILLER, sys.executable]
-    launch(words, config, {}, tmp_path)
+    kill_recipe(script_server, config, tmp_path)
     assert not (config.run_dir / "results.json").exists()
     assert list((config.run_dir / "checkpoints").glob("*.pt"))
     done = run_recipe(script_server, 1, config, {}, tmp_path)
@@ -321,20 +319,6 @@ def test_a_killed_run_goes_on_to_the_same_bits(
         load_last_checkpoint(config.run_dir)["model_state_dict"],
         load_last_checkpoint(whole.run_dir)["model_state_dict"],
     )
-
-
-# Starts the command it is given, and kills its whole process group when the third checkpoint is announced.
-KILLER = """
-import os, signal, subprocess, sys
-child = subprocess.Popen(sys.argv[1:], stdout=subprocess.PIPE, text=True, start_new_session=True)
-saved = 0
-for line in child.stdout:
-    saved += line.startswith("saved ")
-    if saved == 3:
-        os.killpg(child.pid, signal.SIGKILL)
-        break
-child.wait()
-"""
 
 
 def test_nothing_is_left_in_the_default_generator(make_config: MakeConfig) -> None:

@@ -14,6 +14,7 @@ from support import tiny
 from support.hub_server import HubServer
 from support.runs import (
     assert_same_tensors,
+    kill_recipe,
     launch,
     load_last_checkpoint,
     read_untimed_metrics,
@@ -477,13 +478,11 @@ def test_a_killed_streamed_run_goes_on_to_the_same_bits(
     make_config: MakeConfig, tmp_path: Path, script_server: ScriptServer
 ) -> None:
     """A real SIGKILL from outside, in the middle of an epoch, while the shards are read."""
-    from recipes.test_classify_recipe import KILLER
-
     settings = {"train.max_updates": 30, "train.epochs": 9, "checkpoint.every": 3, "evaluation.every": 10}
     whole = make_streamed(make_config, tmp_path / "shards", name="whole", **settings)
     finetune(whole)
     config = make_streamed(make_config, tmp_path / "shards", **settings)
-    launch([sys.executable, "-c", KILLER, sys.executable], config, {}, tmp_path)
+    kill_recipe(script_server, config, tmp_path)
     assert not (config.run_dir / "results.json").exists()
     done = run_recipe(script_server, 1, config, {}, tmp_path)
     assert done.returncode == 0, done.stdout[-1500:] + done.stderr
