@@ -10,7 +10,8 @@
 # make numbers      records the losses, metrics and weights of every recipe's test case: before and after a refactoring
 # make scale        memory and time by rows, for docs/scale.md; takes about an hour
 # make board        the board of silent faults of docs/reliability.md: Trainer, sentence-transformers and this package
-# make soak         the long test: kills runs 1,000 times, and writes what came of it into docs/reliability.md; about 25 minutes
+# make soak         the long tests: kills runs 1,000 times, and writes what came of it into docs/reliability.md; about 25 minutes; and
+#                   every fault of the disk in everything that writes
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -20,7 +21,7 @@ WHEEL := build/wheel
 FAST := not slow and not processes and not docs
 MARKS ?= $(FAST)
 
-.PHONY: demo test test-fast test-one test-lowest test-wheel coverage lint hooks pre-commit newest numbers board soak reliability benchmark scaling \
+.PHONY: demo test test-fast test-one test-lowest test-wheel coverage lint hooks pre-commit newest numbers board soak faults reliability benchmark scaling \
 	profile results scale docs clean
 
 demo: $(VENV)/.demo-installed
@@ -72,8 +73,12 @@ numbers: $(VENV)/.test-installed
 board: $(VENV)/.test-installed
 	cd tests && PYTHONPATH=..:. $(RUN) ../$(BIN)/python -m silent_faults.board
 
-soak: $(VENV)/.test-installed
+soak: $(VENV)/.test-installed faults
 	$(RUN) OMP_NUM_THREADS=1 $(BIN)/python benchmarks/soak.py --kills $(or $(KILLS),1000)
+
+# Each fault at each call of everything that writes; `make test` draws some of them
+faults: $(VENV)/.test-installed
+	HF_FINETUNE_ALL_FAULTS=1 $(RUN) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --timeout 3600 tests/faults
 
 # Seconds to the first update of a fresh run and of a resumed one, for docs/reliability.md
 reliability: $(VENV)/.test-installed

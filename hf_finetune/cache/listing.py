@@ -13,7 +13,7 @@ from typing import Any
 from hf_finetune.cache.store import ACTIVATIONS, MALFORMED, MANIFEST, find_good_chunks
 from hf_finetune.data import encoded_parts, table_store
 from hf_finetune.system.console import print_message
-from hf_finetune.system.files import read_clock, rename, writing_error
+from hf_finetune.system.files import explain_failures, read_clock, rename, writing_error
 from hf_finetune.system.locks import HeldError, Lock
 
 TEMPORARY = (".writing-*", ".removing-*")  # folders of entries that are written or removed
@@ -210,18 +210,21 @@ def prune_entries(root: Path, *, max_bytes: int | None, older_than_seconds: floa
     Skips an entry that a run is writing. A run that reads a removed entry can still read it on systems that can remove open
     files. Raises InputError if a folder cannot be changed.
     """
-    for folder in find_leftovers(root, is_any=max_bytes == 0):
-        shutil.rmtree(folder, ignore_errors=True)
-    entries = list_all_entries(root)
-    total = sum(entry.size for entry in entries)
-    removed = []
-    for entry in entries:
-        is_old = older_than_seconds is not None and read_clock(entry.folder.parent) - entry.used > older_than_seconds
-        is_too_much = max_bytes is not None and total > max_bytes
-        if (is_old or is_too_much or (max_bytes == 0 and not entry.size)) and remove_entry(entry):
-            total -= entry.size
-            removed.append(entry)
-    remove_unused_locks(root)
+    removed: list[EntryListing] = []
+    with explain_failures(root):
+        for folder in find_leftovers(root, is_any=max_bytes == 0):
+            shutil.rmtree(folder, ignore_errors=True)
+        entries = list_all_entries(root)
+        total = sum(entry.size for entry in entries)
+        for entry in entries:
+            is_old = (
+                older_than_seconds is not None and read_clock(entry.folder.parent) - entry.used > older_than_seconds
+            )
+            is_too_much = max_bytes is not None and total > max_bytes
+            if (is_old or is_too_much or (max_bytes == 0 and not entry.size)) and remove_entry(entry):
+                total -= entry.size
+                removed.append(entry)
+        remove_unused_locks(root)
     return removed
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from hf_finetune.data.arrow_columns import ROWS_AT_ONCE
 from hf_finetune.data.table import ColumnSpec, Table, TableBuilder, check_texts, pack_table
+from hf_finetune.system.files import remove_quietly
 
 
 def make_examples(table: Table, spec: ColumnSpec, *, needs_labels: bool = True) -> Table:
@@ -51,7 +52,7 @@ def convert_rows(builder: TableBuilder, add_rows: Callable[[TableBuilder], list[
     notes = add_rows(given)
     notes += add_converted(builder, given.finish(), spec)
     if path is not None:
-        path.unlink()
+        remove_quietly(path)
     return notes
 
 

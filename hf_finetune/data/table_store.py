@@ -60,13 +60,16 @@ def open_or_build(root: Path, parts: Any, names: tuple[str, ...], fill: Fill) ->
             shutil.rmtree(folder, ignore_errors=True)
             temporary.rename(folder)
             table = open_table(folder)
+        if table is not None:
+            return table
+        reason = "does not keep what is written"
     except OSError as error:
-        table = build_table(names, fill)
-        note = f"the rows are held in memory, because {folder.parent} cannot be written ({error.strerror or error})"
-        return replace(table, notes=(*table.notes, note))
+        reason = f"cannot be written ({error.strerror or error})"
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return build_table(names, fill) if table is None else table  # None if the disk does not keep what is written
+    table = build_table(names, fill)
+    note = f"the rows are held in memory, because {folder.parent} {reason}"
+    return replace(table, notes=(*table.notes, note))
 
 
 def write_table(folder: Path, names: tuple[str, ...], fill: Fill) -> None:

@@ -16,6 +16,7 @@ from hf_finetune.export.model_folder import record_settings, write_model
 from hf_finetune.model import backbone, lora
 from hf_finetune.run import checkpoint, resume
 from hf_finetune.system.errors import InputError
+from hf_finetune.system.files import explain_failures
 
 # In a run's folder: complete models that were made from its start_from (export/start.py). Hidden, because it is there before the
 # run is
@@ -35,7 +36,8 @@ def materialize(path: Path, out: Path, *, task: str | None = None, trust_remote_
         raise InputError(f"--out ({out}): exists; name a new folder")
     if not os.path.isdir(out.absolute().parent):
         raise InputError(f"--out ({out}): there is no folder {out.absolute().parent}")
-    content = read_content(path)
+    with explain_failures(path.parent):
+        content = read_content(path)
     check_is_named(content["run"]["config"]["task"]["kind"], task, str(path))
     return write_checkpoint_model(path, content, out, trust_code=trust_remote_code)
 

@@ -1,5 +1,6 @@
 """Exports the model folder (weights, tokenizer, labels and card), reloads it with plain from_pretrained and compares outputs."""
 
+import contextlib
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -20,7 +21,7 @@ from hf_finetune.model.loading import LOADING_ERRORS, load_config, silence_trans
 from hf_finetune.run.parts import own_metrics
 from hf_finetune.run.training_run import TrainingRun
 from hf_finetune.system.errors import InputError
-from hf_finetune.system.files import read_umask, sync_folder, write_atomically, writing_error
+from hf_finetune.system.files import is_missing, read_umask, rename, sync_folder, write_atomically, writing_error
 from hf_finetune.system.locations import model_files
 from hf_finetune.system.processes import SingleProcess
 from hf_finetune.tasks.base import Task
@@ -93,8 +94,7 @@ def write_folder(folder: Path, model: Any, write: Callable[[Path], None]) -> Pat
         for path in temporary.rglob("*"):
             if path.is_file():
                 path.chmod(0o666 & ~read_umask())  # safetensors lets only the owner read its file
-        shutil.rmtree(folder, ignore_errors=True)
-        temporary.rename(folder)
+        replace_folder(temporary, folder)
         sync_folder(parent)
     except InputError:
         raise
@@ -104,6 +104,23 @@ def write_folder(folder: Path, model: Any, write: Callable[[Path], None]) -> Pat
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return folder
+
+
+def replace_folder(source: Path, folder: Path) -> None:
+    """Renames a folder to the place of an older one, which stays complete until then, and is removed after it."""
+    replaced = folder.with_name(f".{folder.name}.replaced")
+    is_new = is_missing(folder)
+    if not is_new:  # else a killed process may have left the only complete one there
+        shutil.rmtree(replaced, ignore_errors=True)
+        rename(folder, replaced)
+    try:
+        rename(source, folder)
+    except OSError:
+        if not is_new:
+            with contextlib.suppress(OSError):
+                rename(replaced, folder)
+        raise
+    shutil.rmtree(replaced, ignore_errors=True)
 
 
 # --- reloading ------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 from hf_finetune.export import hub
 from hf_finetune.system.errors import InputError, redact
-from hf_finetune.system.files import remove_quietly, write_atomically
+from hf_finetune.system.files import is_missing, remove_quietly, write_atomically
 from hf_finetune.system.locks import HeldError, hold_lock
 
 PENDING = "pending_pushes"  # folder in that of a run, with a file for each push
@@ -104,7 +104,7 @@ def list_pending(run_dir: Path) -> Iterator[Target]:
 def make_command(run_dir: Path, target: Target) -> str:
     """Returns the command that makes a push which has failed."""
     words = ["hf-finetune", "push"]
-    if target.find_note(run_dir).exists():
+    if not is_missing(target.find_note(run_dir)):
         return shlex.join([*words, "--pending", str(run_dir)])
     words += [str(run_dir), "--repo-id", target.repo_id]
     words += ["--private"] if target.private else []

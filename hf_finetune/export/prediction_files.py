@@ -2,7 +2,6 @@
 
 import errno
 import json
-import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -18,7 +17,7 @@ from hf_finetune.export.prediction_progress import PartialFile, Progress, digest
 from hf_finetune.export.prediction_rows import PredictionOptions, predict_part, read_input
 from hf_finetune.system.console import make_progress_bar
 from hf_finetune.system.errors import InputError, StoppedError
-from hf_finetune.system.files import replace_atomically
+from hf_finetune.system.files import explain_failures, rename, replace_atomically, sync_folder
 from hf_finetune.system.signals import StopSignals
 
 SECONDS_BETWEEN_SAVES = 1.0
@@ -85,10 +84,12 @@ def predict_file(predictor: Predictor, data: str | Sequence[str], out: str, **op
 
 def check_out(out: Path, keep: Sequence[str]) -> None:
     """Raises InputError if there is no folder for the file, no format with its ending, or no place for the kept columns."""
-    if not out.parent.is_dir():
+    with explain_failures(out.parent):
+        has_folder, goes_through, is_folder = out.parent.is_dir(), is_special(out), out.is_dir()
+    if not has_folder:
         raise InputError(f"--out ({out}): there is no folder {out.parent}")
-    if not is_special(out):
-        if out.is_dir():
+    if not goes_through:
+        if is_folder:
             raise InputError(f"--out ({out}): is a folder; name a file")
         if choose_ending(out) == ".txt" and keep:
             raise InputError(
@@ -116,11 +117,14 @@ def write_predictions(job: Job, out: Path) -> Progress:
     The file is finished completely or not at all. The lines so far are kept next to it (export.prediction_progress), and the
     same command continues after them.
     """
-    if is_special(out):
+    with explain_failures(out.parent):
+        goes_through = is_special(out)
+    if goes_through:
         with out.open("w", encoding="utf-8") as file:
             return print_predictions(job, file, str(out))
-    check_is_no_input(job, out)
-    out = out.resolve()  # the target of a link is written, not the link
+    with explain_failures(out.parent):
+        check_is_no_input(job, out)
+        out = out.resolve()  # the target of a link is written, not the link
     partial, signals = PartialFile(out, digest_command(job.predictor, job.options)), StopSignals()
     with partial.lock(), signals.install():
         try:
@@ -193,7 +197,9 @@ def finish_file(job: Job, partial: PartialFile, out: Path) -> None:
         write_entries(file, out, read_lines, job.predictor.task.scoring, has_kept=bool(job.options.keep))
 
     if out.suffix == ".jsonl":
-        os.replace(partial.path, out)
+        with explain_failures(out.parent):
+            rename(partial.path, out)
+            sync_folder(out.parent)
     else:
         replace_atomically(out, write, 0)
     partial.remove()

@@ -137,11 +137,14 @@ class PartialFile:
         try:
             yield
         finally:
-            if self.file is not None:
-                self.file.close()
-            if not self.has_predictions:
-                self.remove()
-            lock.release()
+            try:
+                if self.file is not None:
+                    with contextlib.suppress(OSError):  # of what a full disk has not taken; no state counts it
+                        self.file.close()
+                if not self.has_predictions:
+                    self.remove()
+            finally:
+                lock.release()
 
     def read_progress(self, command: str) -> Progress:
         """Returns the progress of the command if there are intact lines of it, else that of a command that begins."""
@@ -213,10 +216,11 @@ class PartialFile:
         return InputError(f"{self.path}: cannot be written: {error.strerror}{done if self.progress.num_rows else ''}")
 
     def remove(self) -> None:
-        """Removes lines and state, after the finished file is there."""
+        """Removes lines and state, after the finished file is there. If the disk does not allow it, the next command does."""
         for path in (self.path, self.state_path):
             remove_quietly(path)
-        sync_folder(self.path.parent)
+        with contextlib.suppress(OSError):
+            sync_folder(self.path.parent)
 
 
 def hash_start(file: BinaryIO, num_bytes: int, digest: hashlib.blake2b | None = None) -> str:

@@ -5,11 +5,12 @@ best and the last checkpoint are written; only then are older checkpoints remove
 and its size and digest agree with it.
 """
 
+import contextlib
 import json
 import pickle
 import re
 import struct
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,14 @@ from typing import Any
 import torch
 
 from hf_finetune.system.errors import InputError, first_line
-from hf_finetune.system.files import hash_file, remove_quietly, replace_atomically, write_atomically, writing_error
+from hf_finetune.system.files import (
+    hash_file,
+    is_missing,
+    remove_quietly,
+    replace_atomically,
+    write_atomically,
+    writing_error,
+)
 
 # What torch.load and json raise for damaged bytes
 DAMAGED = (
@@ -105,7 +113,7 @@ def save_checkpoint(
     except OSError as error:
         raise writing_error(folder, num_bytes, error) from None
     finally:
-        if not make_manifest_path(path).exists():  # the disk has no room for that either
+        if is_missing(make_manifest_path(path)):  # the disk has no room for that either
             remove_quietly(path)
     return manifest
 
@@ -286,11 +294,33 @@ def remove_old_checkpoints(
     updates: Collection[int | None],
 ) -> None:
     """Removes all checkpoints except the newest `keep_last`, the best `keep_best` and those of `updates`. Removes a manifest
-    before its file.
+    before its file. What the disk does not let it remove, the next save removes.
 
     saved: the checkpoint that was just written. Checkpoints of later updates exist if the run resumed from an earlier one; they
     stay until the run passes them.
     """
+    with contextlib.suppress(OSError):
+        for path in list_old_files(
+            folder,
+            saved,
+            keep_best=keep_best,
+            keep_last=keep_last,
+            greater_is_better=greater_is_better,
+            updates=updates,
+        ):
+            remove_quietly(path)
+
+
+def list_old_files(
+    folder: Path,
+    saved: Manifest,
+    *,
+    keep_best: int,
+    keep_last: int,
+    greater_is_better: bool,
+    updates: Collection[int | None],
+) -> Iterator[Path]:
+    """Yields the files that remove_old_checkpoints() removes. OSError if the folder cannot be read."""
     manifests = [manifest for manifest in read_manifests(folder) if manifest.update <= saved.update]
     others = [manifest for manifest in manifests if manifest.update != saved.update]
     last = others[max(0, len(others) - keep_last + 1) :]
@@ -299,10 +329,7 @@ def remove_old_checkpoints(
     files_to_keep = {saved.file, *(manifest.file for manifest in [*last, *best])}
     for manifest in manifests:
         if manifest.file not in files_to_keep:
-            remove_quietly(make_manifest_path(folder / manifest.file))
-            remove_quietly(folder / manifest.file)
-    for path in folder.glob("ckpt_*.pt"):  # of a save that was killed before it wrote the manifest
-        if not make_manifest_path(path).exists():
-            remove_quietly(path)
-    for path in folder.glob(".*.writing"):
-        remove_quietly(path)
+            yield from (make_manifest_path(folder / manifest.file), folder / manifest.file)
+    # Those of saves that were killed: before they wrote the manifest, and before a file was complete
+    yield from (path for path in folder.glob("ckpt_*.pt") if is_missing(make_manifest_path(path)))
+    yield from folder.glob(".*.writing")

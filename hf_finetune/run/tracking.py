@@ -1,5 +1,6 @@
 """Records the numbers of a run: metrics.jsonl, the trackers of Accelerate, and a progress bar or plain lines."""
 
+import contextlib
 import json
 import math
 import os
@@ -15,7 +16,7 @@ from accelerate.tracking import GeneralTracker, TensorBoardTracker
 from hf_finetune.config.sections import RunConfig, flatten, to_dict
 from hf_finetune.system.console import make_progress_bar
 from hf_finetune.system.errors import InputError
-from hf_finetune.system.files import write_atomically, writing_error
+from hf_finetune.system.files import explain_failures, is_missing, write_atomically
 from hf_finetune.system.processes import Runtime
 from hf_finetune.training.loop import Update
 
@@ -72,7 +73,8 @@ class Tracking:
         accelerator = runtime.accelerator
         accelerator.trackers = []
         accelerator.log_with = accelerate_tracking.filter_trackers(trackers, str(runtime.run_dir))
-        accelerator.init_trackers("hf-finetune", init_kwargs=options)
+        with explain_failures(runtime.run_dir):
+            accelerator.init_trackers("hf-finetune", init_kwargs=options)
         for tracker in accelerator.trackers:
             if tracker.name != "tensorboard":  # its HParams tab needs the metrics too: see finish()
                 tracker.store_init_configuration(self.settings)
@@ -80,17 +82,15 @@ class Tracking:
     def log(self, values: Mapping[str, float], *, update: int, epoch: int) -> None:
         """Writes one row of numbers to metrics.jsonl and to every tracker."""
         self.write_row(values, update=update, epoch=epoch)
-        self.runtime.accelerator.log(dict(values), step=update)
+        with explain_failures(self.runtime.run_dir):
+            self.runtime.accelerator.log(dict(values), step=update)
 
     def write_row(self, values: Mapping[str, float], *, update: int, epoch: int) -> None:
         """Writes one row of numbers to metrics.jsonl."""
         if self.runtime.is_main:
             row = {"update": update, "epoch": epoch, "time": round(time.time(), 3), **values}
-            try:
-                with self.path.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(replace_nan(row)) + "\n")
-            except OSError as error:
-                raise writing_error(self.runtime.run_dir, 1000, error) from None
+            with explain_failures(self.runtime.run_dir), self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(replace_nan(row)) + "\n")
 
     def log_split(self, split: str, values: Mapping[str, float], *, update: int, epoch: int) -> None:
         """Writes the metrics of a split as one row; nothing if there are none."""
@@ -111,15 +111,16 @@ class Tracking:
         HParams tab shows next to the settings."""
         from torch.utils.tensorboard.summary import hparams
 
-        if final.get("test"):
-            self.runtime.accelerator.log(name_metrics("test", final["test"]), step=update)
         tags = {f"{split}/{name}": 0.0 for split, values in final.items() for name in values}
-        for tracker in self.runtime.accelerator.trackers:
-            if tracker.name == "tensorboard" and self.runtime.is_main:
-                # Not add_hparams(), which adds a curve of one point for each metric
-                for summary in hparams(self.settings, tags):
-                    tracker.writer.file_writer.add_summary(summary)
-            tracker.finish()  # not Accelerator.end_training(), which would end the process group too
+        with explain_failures(self.runtime.run_dir):
+            if final.get("test"):
+                self.runtime.accelerator.log(name_metrics("test", final["test"]), step=update)
+            for tracker in self.runtime.accelerator.trackers:
+                if tracker.name == "tensorboard" and self.runtime.is_main:
+                    # Not add_hparams(), which adds a curve of one point for each metric
+                    for summary in hparams(self.settings, tags):
+                        tracker.writer.file_writer.add_summary(summary)
+                tracker.finish()  # not Accelerator.end_training(), which would end the process group too
 
 
 def name_metrics(split: str, values: Mapping[str, float]) -> dict[str, float]:
@@ -146,11 +147,15 @@ def make_plain(value: Any) -> Any:
 def make_run_id(runtime: Runtime) -> str:
     """Returns the run's id at W&B. It is drawn once and kept in the run folder, so that a resumed run continues its curves."""
     path = runtime.run_dir / "wandb-id"
-    if runtime.is_main and not path.exists():
-        import secrets
+    with explain_failures(runtime.run_dir), contextlib.suppress(FileNotFoundError):
+        return path.read_text(encoding="utf-8")
+    if not runtime.is_main:
+        return ""
+    import secrets
 
-        path.write_text(secrets.token_hex(8), encoding="utf-8")
-    return path.read_text(encoding="utf-8") if path.exists() else ""
+    run_id = secrets.token_hex(8)
+    write_atomically(path, run_id.encode())
+    return run_id
 
 
 def drop_rows_after(path: Path, update: int) -> None:
@@ -161,10 +166,12 @@ def drop_rows_after(path: Path, update: int) -> None:
 
 def keep_rows(path: Path, is_kept: Callable[[dict[str, Any]], bool]) -> None:
     """Removes all other rows, and a last line that was cut off, from metrics.jsonl."""
-    if not path.exists():
+    if is_missing(path):
         return
+    with explain_failures(path.parent):
+        text = path.read_text(encoding="utf-8")
     lines = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in text.splitlines():
         try:
             row = json.loads(line)
         except json.JSONDecodeError:

@@ -8,12 +8,12 @@ import shutil
 import stat
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
-from hf_finetune.system.errors import InputError
+from hf_finetune.system.errors import AGAIN, InputError, first_line
 
 if TYPE_CHECKING:
     import torch
@@ -85,6 +85,27 @@ def remove_quietly(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def is_missing(path: Path) -> bool:
+    """True if there is certainly nothing at `path`. False if a file system that fails does not tell: what looks like a leftover
+    must stay then."""
+    try:
+        path.lstat()
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+@contextlib.contextmanager
+def explain_failures(folder: Path) -> Iterator[None]:
+    """Makes an InputError of any OSError within the block, which reads and writes files in the folder."""
+    try:
+        yield
+    except OSError as error:
+        raise disk_error(folder, error) from None
+
+
 def read_clock(folder: Path) -> float:
     """Returns the time by the clock of a folder's file system, to compare the times of files with: a server's clock may differ
     from that of this machine, which is taken if the folder cannot be written."""
@@ -146,13 +167,20 @@ def hash_version(path: Path, *_: int) -> str:
     return hash_file(path)
 
 
+def disk_error(folder: Path, error: OSError) -> InputError:
+    """Returns the error for a disk that could not be read or written, with the file, if it is known, or else the folder."""
+    place, reason = error.filename or folder, error.strerror or first_line(error)
+    if error.errno in FULL_DISK:
+        return InputError(f"{place}: cannot be written: {reason}; free some space, and {AGAIN}")
+    return InputError(f"{place}: cannot be read or written: {reason}; {AGAIN} when it can be")
+
+
 def writing_error(folder: Path, num_bytes: int, error: Exception) -> InputError:
     """Returns the error that tells the user why `num_bytes` could not be written to a folder."""
     cause = error if isinstance(error, OSError) else error.__context__
     if isinstance(cause, OSError) and cause.errno not in FULL_DISK:
         return InputError(f"{folder}: cannot be written: {cause.strerror}")
-    existing_folder = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
-    free = shutil.disk_usage(existing_folder).free
+    free = measure_free(folder)
     # tokenizers and safetensors report a full disk without an OSError; with this much free, it is something else
     if cause is None and free > 2 * num_bytes:
         return InputError(f"{folder}: cannot be written: {' '.join(str(error).split()) or type(error).__name__}")
@@ -160,6 +188,14 @@ def writing_error(folder: Path, num_bytes: int, error: Exception) -> InputError:
         f"{folder}: the disk is full: {num_bytes / 1e6:.1f} MB are needed and {free / 1e6:.1f} MB are free; free some "
         "space and run the same command again: the run resumes from its last checkpoint"
     )
+
+
+def measure_free(folder: Path) -> int:
+    """Returns the free bytes on the disk of a folder, or of the place where it would be made; 0 if the disk does not tell."""
+    for parent in (folder, *folder.absolute().parents):
+        with contextlib.suppress(OSError):
+            return shutil.disk_usage(parent).free
+    return 0
 
 
 def cache_root(folder: str | None = None) -> Path:

@@ -19,7 +19,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from hf_finetune.system.console import configure_logging, print_message
 from hf_finetune.system.errors import InputError, StoppedError
+from hf_finetune.system.files import disk_error
 from hf_finetune.system.locks import Lock
+from hf_finetune.system.output import OutputError
 from hf_finetune.system.process_watch import watch_processes
 from hf_finetune.system.signals import StopSignals
 
@@ -135,7 +137,8 @@ class Runtime:
     def on_main(self, function: Callable[[], T]) -> T:
         """Runs `function` on the main process only, and returns its (picklable) result on all processes.
 
-        If it raises InputError or StoppedError, all processes raise it. All processes must call on_main().
+        If it raises InputError or StoppedError, all processes raise it. An OSError, of a disk that fails, is an InputError then:
+        the others would wait. All processes must call on_main().
         """
         outcome: list[Any] = [None, None]
         if self.is_main:
@@ -143,6 +146,10 @@ class Runtime:
                 outcome[0] = function()
             except (InputError, StoppedError) as error:
                 outcome[1] = (type(error), error.args)
+            except OutputError:
+                raise
+            except OSError as error:
+                outcome[1] = (InputError, disk_error(self.run_dir, error).args)
         if self.num_processes > 1:
             broadcast_object_list(outcome)
         if outcome[1] is not None:

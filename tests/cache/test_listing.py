@@ -31,6 +31,7 @@ from hf_finetune.cache.store import Entry
 from hf_finetune.data import encoding, table_store
 from hf_finetune.data.features import collate
 from hf_finetune.data.table import TableBuilder
+from hf_finetune.system.errors import InputError
 from hf_finetune.tasks.classify import TextEncoding
 
 pytestmark = pytest.mark.usefixtures("small_chunks")
@@ -126,7 +127,7 @@ def test_an_interrupted_removal_leaves_no_entry_and_is_finished_later(
 ) -> None:
     root = three[0].root.parent
     monkeypatch.setattr(shutil, "rmtree", raise_disk_full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(InputError, match="No space"):
         listing.prune_entries(root, max_bytes=0, older_than_seconds=None)
     monkeypatch.undo()
     assert list_numbers(root) == [None, 2]

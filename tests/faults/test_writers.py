@@ -1,0 +1,83 @@
+"""Each fault at each call of everything that writes, and that there is nothing else that writes."""
+
+import ast
+from pathlib import Path
+
+import pytest
+from support.fault_attack import Attack, Place, attack_writer
+from support.writers import find_writers, list_writers
+
+from faults import attacks_cache, attacks_export, attacks_run
+from faults.tools import Tools
+from hf_finetune.system import locks
+
+
+@pytest.fixture(scope="module")
+def tools(tmp_path_factory: pytest.TempPathFactory) -> Tools:
+    """What the attacks write."""
+    return Tools(tmp_path_factory.mktemp("tools"))
+
+
+@pytest.fixture(autouse=True)
+def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No lock waits long."""
+    for name, seconds in (("STALE_SECONDS", 0.2), ("SETTLE_SECONDS", 0.01), ("POLL_SECONDS", 0.01)):
+        monkeypatch.setattr(locks, name, seconds)
+
+
+def list_attacks(tools: Tools) -> list[Attack]:
+    """All attacks."""
+    return [attack for module in (attacks_run, attacks_cache, attacks_export) for attack in module.list_attacks(tools)]
+
+
+NAMES = [attack.name for attack in list_attacks(Tools(Path()))]
+
+
+def find_attack(name: str, tools: Tools) -> Attack:
+    return next(attack for attack in list_attacks(tools) if attack.name == name)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # TensorBoard's thread
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_written_is_old_or_new_whatever_fails(name: str, tools: Tools, tmp_path: Path) -> None:
+    count, failures, tools.reached[name] = attack_writer(find_attack(name, tools), tmp_path)
+    assert not failures, "\n".join([f"{len(failures)} failures of {count} faults", *failures])
+
+
+# Functions that no attack reaches, and why
+REASONS = {
+    "cache.capture:complete_entry": "removes a partial entry; what is left of it is computed again",
+    "export.prediction_formats:write_delimited": "writes to the file that replace_atomically() has opened",
+    "export.prediction_formats:write_parquet": "writes to the file that replace_atomically() has opened",
+    "export.start:write_merged.write": "is written by write_folder(), as write_model() is",
+    "system.output:RawOutput.write": "is standard output (tests/test_output.py)",
+    "system.output:print_at_once": "is standard error (tests/test_output.py)",
+    "verify:verify_resume": "has a temporary folder alone, whose end is not watched",
+}
+
+
+def test_every_function_that_writes_is_attacked(tools: Tools, tmp_path: Path) -> None:
+    for number, attack in enumerate(list_attacks(tools)):
+        if attack.name not in tools.reached:
+            tools.reached[attack.name] = Place(tmp_path / str(number), attack).observe().writers
+    writers = list_writers()
+    assert len(writers) > 40
+    missing = writers - set().union(*tools.reached.values())
+    assert not missing - REASONS.keys(), f"attack {sorted(missing - REASONS.keys())}, or give a reason"
+    assert not REASONS.keys() - missing, f"{sorted(REASONS.keys() - missing)} need no reason"
+
+
+def test_a_function_that_writes_is_found() -> None:
+    """The guard fails when it should."""
+    code = """
+class A:
+    def one(self): self.path.open("ab")
+    def two(self): self.path.open("rb")
+def three():
+    def inner(): os.open(path, os.O_RDWR)
+    text.replace("a", "b")
+def four(): return [path.replace(target) for path in paths]
+def five(): os.write(1, b"")
+def six(): file.write(b"")
+"""
+    assert set(find_writers(ast.parse(code), "m")) == {"m:A.one", "m:three.inner", "m:four", "m:five"}
