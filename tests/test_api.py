@@ -14,7 +14,8 @@ import pandas
 import polars
 import pytest
 from support import tiny
-from support.runs import TORCHRUN, assert_same_tensors, load_exported_weights
+from support.runs import assert_same_tensors, load_exported_weights
+from support.script_server import ScriptServer
 
 import hf_finetune
 from hf_finetune import InputError, cli, finetune
@@ -379,7 +380,9 @@ def test_an_interrupt_while_python_imports_says_that_nothing_had_to_be_saved(
 
 @pytest.mark.slow
 @pytest.mark.processes
-def test_all_processes_choose_the_same_name(settings: dict[str, Any], tmp_path: Path) -> None:
+def test_all_processes_choose_the_same_name(
+    settings: dict[str, Any], tmp_path: Path, script_server: ScriptServer
+) -> None:
     code = f"""
 import os
 from hf_finetune import finetune
@@ -391,12 +394,10 @@ for rate in (0.1, 0.2, 0.1):
 """
     Path("program.py").write_text(code, encoding="utf-8")
     paths = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*TORCHRUN, "program.py"], env=environment, capture_output=True, text=True, timeout=120, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    lines = sorted(line for line in done.stdout.splitlines() if line.startswith("RUN"))
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    started = script_server.start(Path("program.py").resolve(), [], tmp_path, environment, ranks=2)
+    assert started.wait(120) == 0, started.read("stderr")
+    lines = sorted(line for line in started.read().splitlines() if line.startswith("RUN"))
     assert lines == sorted(["RUN 0.1 classify"] * 4 + ["RUN 0.2 classify-2"] * 2)
 
 

@@ -19,6 +19,7 @@ import pyarrow.parquet
 import pytest
 import torch
 from support import tiny
+from support.script_server import ScriptServer
 
 from hf_finetune.cli import main
 from hf_finetune.data.table import Table
@@ -488,25 +489,38 @@ sys.exit(main(sys.argv[1:]))
 @pytest.mark.slow
 @pytest.mark.processes
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
-def test_signals_lose_nothing(model_dir: Path, data: Path, predictor: Predictor, number: signal.Signals) -> None:
+def test_signals_lose_nothing(
+    model_dir: Path,
+    data: Path,
+    predictor: Predictor,
+    tmp_path_factory: pytest.TempPathFactory,
+    script_server: ScriptServer,
+    number: signal.Signals,
+) -> None:
     out, partial = data.with_name("out.csv"), data.with_name("out.csv.partial.state")
     predict_file(predictor, str(data), str(out), batch_size=1)
     digest = hashlib.sha256(out.read_bytes()).digest()
     out.unlink()
     words = ["predict", str(model_dir), "--data", str(data), "--out", str(out), "--batch-size", "1", "--device", "cpu"]
-    process = subprocess.Popen([sys.executable, "-c", COMMAND, *words], stderr=subprocess.PIPE, text=True)
+    folder = tmp_path_factory.mktemp("command")
+    script = folder / "slow.py"
+    script.write_text(COMMAND, encoding="utf-8")
+    process = script_server.start(script, words, folder, {})
     deadline = time.monotonic() + 60
     while not partial.exists() and time.monotonic() < deadline:
         time.sleep(0.01)
-    process.send_signal(number)
-    _, errors = process.communicate(timeout=60)
+    os.kill(process.processes[0], number)
+    code, errors = process.wait(60), process.read("stderr")
     assert not out.exists()
-    if number is not signal.SIGKILL:
-        assert process.returncode == 75
+    if number is signal.SIGKILL:
+        assert code == -number
+    else:
+        assert code == 75
         assert errors.splitlines()[-1].startswith(f"stopped by {number.name}; ")
         assert errors.rstrip().endswith("rows are in out.csv.partial, and the same command continues after them")
-    done = subprocess.run([sys.executable, "-c", COMMAND, *words], capture_output=True, text=True, check=True)
-    assert "continuing after" in done.stderr
+    again = script_server.start(script, words, folder, {})
+    assert again.wait(60) == 0
+    assert "continuing after" in again.read("stderr")
     assert hashlib.sha256(out.read_bytes()).digest() == digest
     assert {data.name, out.name} == read_names(data.parent)
 

@@ -6,9 +6,7 @@ and processes, exported folders, predictions.
 
 import dataclasses
 import json
-import os
 import re
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,6 +17,7 @@ import pytest
 import torch
 import transformers
 from support import tiny
+from support.script_server import ScriptServer
 from support.sentence_pairs import COLUMNS, WORDS, encode_pairs, make_rows
 
 from hf_finetune.config.loading import load_config, to_yaml
@@ -419,17 +418,17 @@ def test_a_single_micro_batch_is_computed_only_once(set_up_kind: SetUp, micro: i
 
 
 @pytest.mark.processes
-def test_two_processes_compute_the_gradients_of_one(tmp_path: Path, backbones: Callable[..., Path]) -> None:
+def test_two_processes_compute_the_gradients_of_one(
+    tmp_path: Path, backbones: Callable[..., Path], script_server: ScriptServer
+) -> None:
     """With dropout; each process has one micro-batch, or several of which some are empty."""
     settings = {"model.dropout": 0.1, "train.dropout_masks": "stateless"}
     config = make_config(tmp_path, backbones("bert", **LIVELY), "triplets", **settings)
     path, out = tmp_path / "config.yaml", tmp_path / "out.pt"
     path.write_text(to_yaml(config), encoding="utf-8")
-    words = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2", __file__, str(path), str(out)]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}  # for support
-    command = [sys.executable, "-m", *words]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    environment = {"PYTHONPATH": str(Path(__file__).parents[1])}  # for support
+    started = script_server.start(Path(__file__), [str(path), str(out)], tmp_path, environment, ranks=2)
+    assert started.wait(100) == 0, started.read("stderr")[-3000:]
     results = torch.load(out, weights_only=True)
     single = set_up_run(dataclasses.replace(config, name="single"))
     assert len(results) == len(GROUPINGS)
