@@ -13,11 +13,11 @@ from support.runs import (
     read_untimed_metrics,
     run_recipe,
     run_until,
+    start_verify_resume,
 )
 from support.script_server import ScriptServer
 
-from hf_finetune import cli, verify
-from hf_finetune.config.loading import to_yaml
+from hf_finetune import verify
 from hf_finetune.config.optimizers import OPTIMIZERS
 from hf_finetune.config.schedules import SCHEDULES
 from hf_finetune.config.sections import RunConfig
@@ -100,13 +100,12 @@ def test_a_run_with_this_schedule_that_was_cut_off_ends_with_the_same_bits(
 @pytest.mark.processes
 @pytest.mark.parametrize("optimizer", ["muon", "schedule_free_adamw"])
 def test_a_run_that_was_killed_ends_with_the_same_bits(
-    make_config: MakeConfig, optimizer: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    make_config: MakeConfig, optimizer: str, tmp_path: Path, script_server: ScriptServer
 ) -> None:
-    path = tmp_path / "run.yaml"
-    path.write_text(to_yaml(make_config(**make_settings(optimizer))), encoding="utf-8")
-    words = ["verify-resume", "classify", "--updates", "8", "--kills", "2", "--config", str(path)]
-    assert cli.main(words) == 0
-    shown = capsys.readouterr().out
+    config, words = make_config(**make_settings(optimizer)), ["--updates", "8", "--kills", "2"]
+    started = start_verify_resume(script_server, config, tmp_path, words)
+    assert started.wait(100) == 0, started.read("stderr")
+    shown = started.read()
     assert "2 kills, " in shown
     assert " 0 differ" in shown
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.runs import run_until
+from support.runs import run_until, start_verify_resume
+from support.script_server import ScriptServer
 
-from hf_finetune import cli, verify
-from hf_finetune.config.loading import to_yaml
+from hf_finetune import verify
 from hf_finetune.config.sections import RunConfig
 from hf_finetune.run import checkpoint
 from hf_finetune.system.errors import InputError
@@ -32,14 +32,14 @@ MakeConfig = Callable[..., RunConfig]
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_killed_run_ends_like_one_that_was_not_killed(
-    make_config: MakeConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str], processes: int
+    make_config: MakeConfig, tmp_path: Path, script_server: ScriptServer, processes: int
 ) -> None:
-    path = tmp_path / "run.yaml"
-    path.write_text(to_yaml(make_config(**{"model.dropout": 0.1, "freeze.embeddings": True})), encoding="utf-8")
-    words = ["--updates", "10", "--kills", "2", "--processes", str(processes), "--config", str(path)]
-    assert cli.main(["verify-resume", "classify", *words]) == 0
-    shown = capsys.readouterr().out
-    assert "2 kills, " in shown
+    config, kills = make_config(**{"model.dropout": 0.1, "freeze.embeddings": True}), 3 - processes
+    words = ["--updates", "10", "--kills", str(kills), "--processes", str(processes)]
+    started = start_verify_resume(script_server, config, tmp_path, words)
+    assert started.wait(300) == 0, started.read("stderr")
+    shown = started.read()
+    assert f"{kills} kills, " in shown
     assert "0 saved updates lost" in shown
     assert " 0 differ" in shown
     assert shown.endswith("OK: the killed run ended with the same weights\n")
@@ -57,12 +57,10 @@ def test_runs_that_differ_are_found(make_config: MakeConfig, monkeypatch: pytest
     assert same.num_tensors > 60
 
 
-def test_a_difference_is_exit_code_1(monkeypatch: pytest.MonkeyPatch, make_config: MakeConfig, tmp_path: Path) -> None:
-    path = tmp_path / "run.yaml"
-    path.write_text(to_yaml(make_config()), encoding="utf-8")
-    different = verify.Comparison(num_tensors=5, num_different=1, largest=1e-6)
-    monkeypatch.setattr(verify, "compare", lambda *_: different)
-    assert cli.main(["verify-resume", "classify", "--updates", "2", "--kills", "1", "--config", str(path)]) == 1
+def test_a_difference_is_exit_code_1(make_config: MakeConfig, tmp_path: Path, script_server: ScriptServer) -> None:
+    different = "verify.compare = lambda *_: verify.Comparison(num_tensors=5, num_different=1, largest=1e-6)"
+    words = ["--updates", "2", "--kills", "1"]
+    assert start_verify_resume(script_server, make_config(), tmp_path, words, different).wait(100) == 1
 
 
 def test_a_saved_update_that_is_gone_is_counted(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
