@@ -7,12 +7,15 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 from hf_finetune.data.features import Array, Ragged
+from hf_finetune.data.function_digest import digest_function
 from hf_finetune.data.table import Table
 
 VERSION = 3  # of the entries on disk: raise it if the same key would give other arrays
 
 # What a tokenizer of transformers does besides its backend in Rust. A task may read its chat template
 TOKENIZER_ATTRIBUTES = ("model_input_names", "padding_side", "truncation_side", "split_special_tokens", "chat_template")
+
+NOT_OWN = ("hf_finetune", "builtins", "abc", "typing")  # modules whose code is not the user's
 
 
 class Encoder(Protocol):
@@ -59,6 +62,7 @@ def make_encoding_key(encoder: Encoder, table: Table, tokenizer: Any, max_length
 
     digest = hashlib.sha256(f"{VERSION} {encoder.name} {transformers.__version__} {max_length}".encode())
     digest.update(json.dumps(encoder.encoding_settings()).encode())
+    digest.update(digest_own_code(type(encoder)).encode())
     digest.update(digest_tokenizer(tokenizer).encode())
     digest.update(table.digest(encoder.encoded_columns()).encode())
     if not rows_are_independent(encoder):  # some tasks join the lines of a text file
@@ -67,6 +71,15 @@ def make_encoding_key(encoder: Encoder, table: Table, tokenizer: Any, max_length
             digest.update(f"{num_rows} {table.is_tabular(first_row)} ".encode())
             first_row += num_rows
     return digest.hexdigest()[:32]
+
+
+def digest_own_code(kind: type) -> str:
+    """Returns digests of the classes that an encoder's class is made of and that are the user's own; "" if there are none.
+
+    VERSION stands for the code of the package's own classes.
+    """
+    own = [base for base in kind.__mro__ if base.__module__.partition(".")[0] not in NOT_OWN]
+    return " ".join(digest_function(base) for base in own)
 
 
 def digest_tokenizer(tokenizer: Any) -> str:

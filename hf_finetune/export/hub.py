@@ -87,10 +87,13 @@ def collect_files(run_dir: Path, repo_id: str) -> dict[str, Path | bytes]:
     paths = {path.relative_to(model_dir).as_posix(): path for path in sorted(model_dir.rglob("*")) if path.is_file()}
     if (run_dir / "results.json").is_file():
         paths["results.json"] = run_dir / "results.json"
-    try:
-        return {name: prepare_content(path, repo_id) for name, path in paths.items()}
-    except (OSError, ValueError, LookupError) as error:
-        raise InputError(f"the push to {repo_id} failed: a file of {model_dir} cannot be read: {error}") from None
+    files: dict[str, Path | bytes] = {}
+    for name, path in paths.items():
+        try:
+            files[name] = prepare_content(path, repo_id)
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:  # JSON of other types, too
+            raise InputError(f"the push to {repo_id} failed: {path} cannot be read: {error}") from None
+    return files
 
 
 def prepare_content(path: Path, repo_id: str) -> Path | bytes:

@@ -273,6 +273,8 @@ def read_adapter_settings(source: str) -> dict[str, Any] | None:
     if path is None:
         return None
     settings: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
+    if not isinstance(settings, dict):
+        raise ValueError("adapter_config.json is not a mapping")
     if settings.get("peft_type") != "LORA":
         raise InputError(f"{source}: holds an adapter of kind {settings.get('peft_type')}, not LORA")
     return settings

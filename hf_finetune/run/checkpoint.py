@@ -7,6 +7,7 @@ and its size and digest agree with it.
 
 import contextlib
 import json
+import os
 import pickle
 import re
 import struct
@@ -41,7 +42,9 @@ DAMAGED = (
     struct.error,
     MemoryError,
     RecursionError,
+    OverflowError,  # an integer that is too large for a float
 )
+LONGEST_NAME = 255  # bytes of a file's name, on the usual file systems
 
 REFERENCES = "references.json"  # in the folder of the checkpoints: the file names of the best and the last
 
@@ -155,14 +158,23 @@ def read_manifests(folder: Path) -> list[Manifest]:
     for path in folder.glob("ckpt_*.json"):
         try:
             manifest = Manifest(**json.loads(path.read_bytes()))
-            # Fails for values of the wrong type
-            make_checkpoint_name(manifest.epoch, manifest.update, manifest.loss, manifest.metric, manifest.value)
-            if isinstance(manifest.file, str) and Path(manifest.file).name == manifest.file:
+            if is_usable(manifest):
                 manifests.append(manifest)
         except DAMAGED:
             continue
     # A run that was stopped before an evaluation has two of one update: the one with a value is the later
     return sorted(manifests, key=lambda manifest: (manifest.update, manifest.value is not None))
+
+
+def is_usable(manifest: Manifest) -> bool:
+    """True if the values of a manifest have the right types, and its file is one of the same folder. Raises one of DAMAGED, or
+    returns False, if not."""
+    path, value = Path(manifest.file), 0.0 if manifest.value is None else manifest.value
+    make_checkpoint_name(manifest.epoch, manifest.update, float(manifest.loss), manifest.metric, float(value))
+    is_typed = isinstance(manifest.metric, str) and all(
+        isinstance(part, int | float) for part in (manifest.loss, value)
+    )
+    return is_typed and path.name == manifest.file and len(os.fsencode(path)) <= LONGEST_NAME
 
 
 def read_references(folder: Path) -> dict[str, str | None]:

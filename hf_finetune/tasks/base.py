@@ -115,7 +115,8 @@ class Encoding(ABC):
     def tokenize(self, table: Table, tokenizer: Any, max_length: int) -> dict[str, Array]:
         """Returns the flat arrays that data.features.make_features() takes.
 
-        Must be a pure function of the arguments, encoded_columns() and encoding_settings(): its result is cached on disk.
+        Must be a pure function of the arguments, encoded_columns() and encoding_settings(): its result is cached on disk. The
+        code of a class of the user's own counts too, but not that of other modules which it calls.
         """
 
     def join(self, arrays: Mapping[str, Array]) -> dict[str, Array]:

@@ -1,6 +1,7 @@
 """The key of encoded text holds everything that the text's tokens depend on, and is made without writing a file."""
 
 import tempfile
+import types
 from pathlib import Path
 from typing import Any
 
@@ -66,3 +67,30 @@ def test_the_vocabulary_file_of_a_slow_tokenizer_counts(tmp_path: Path) -> None:
         path.write_bytes(content)
         digests.add(digest_tokenizer(tokenizer))
     assert len(digests) == 2
+
+
+OWN = """
+from hf_finetune.tasks.classify import TextEncoding
+
+class Base(TextEncoding):
+    def tokenize(self, table, tokenizer, max_length):
+        return super().tokenize(table, tokenizer, max_length // LONGEST)
+
+class OwnEncoding(Base):
+    def labels(self, table, arrays):
+        return None
+"""
+
+
+def make_own_key(longest: int) -> str:
+    """The key of an encoding whose base class, in a module of the user's own, divides by `longest`."""
+    module = types.ModuleType("own_module")
+    exec(OWN.replace("LONGEST", str(longest)), module.__dict__)
+    table = Table(columns={"text": ["a"]}, files=["a.csv"], lines=[1])
+    return make_encoding_key(module.OwnEncoding(texts=("text",)), table, make_tokenizer(), 8)
+
+
+def test_the_code_of_an_own_encoding_counts() -> None:
+    """A run with a corrected tokenize() once read the text that the old one had encoded."""
+    assert make_own_key(1) != make_own_key(2)
+    assert make_own_key(1) == make_own_key(1)

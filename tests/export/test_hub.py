@@ -455,10 +455,11 @@ def test_from_pretrained_by_name_gives_the_logits_of_the_run(server: HubServer, 
         assert ours["probabilities"] == pytest.approx(theirs["probabilities"], abs=1e-6)
 
 
+@pytest.mark.parametrize(("name", "content"), [("model/adapter_config.json", "{"), ("results.json", "[]")])
 def test_a_broken_file_of_the_run_is_an_error_and_not_a_traceback(
-    server: HubServer, run_dir: Path, tmp_path: Path
+    server: HubServer, run_dir: Path, tmp_path: Path, name: str, content: str
 ) -> None:
     broken = Path(shutil.copytree(run_dir, tmp_path / "broken"))
-    (broken / "model" / "adapter_config.json").write_text("{", encoding="utf-8")
-    with pytest.raises(InputError, match=r"the push to ada/broken failed: "):
+    (broken / name).write_text(content, encoding="utf-8")
+    with pytest.raises(InputError, match=rf"the push to ada/broken failed: \S+{name} cannot be read: "):
         hub.push(broken, "ada/broken")

@@ -147,6 +147,13 @@ def test_nested_tensors_are_copied_to_the_cpu() -> None:
         {"epoch": "one"},
         {"value": "high"},
         {"metric": 1},
+        {"metric": "loss", "value": "high"},
+        {"metric": 1, "value": None},
+        {"metric": "loss", "value": 10**400},
+        {"loss": 10**400},
+        {"loss": "0.5"},
+        {"value": 10**400},
+        {"file": "a" * 5000},
     ],
 )
 def test_a_manifest_with_impossible_values_is_left_out(tmp_path: Path, change: dict[str, Any]) -> None:
