@@ -33,6 +33,7 @@ from hf_finetune.model import heads
 from hf_finetune.model.freezing import set_train_mode
 from hf_finetune.run.training_run import TrainingRun
 from hf_finetune.system.errors import InputError
+from hf_finetune.system.files import is_missing
 from hf_finetune.training.loop import make_micro_batch_limit
 from hf_finetune.training.progress import Progress
 
@@ -148,15 +149,19 @@ def describe_entry(entry: Entry) -> str:
 
 
 def find_disk_problem(entry: Entry) -> str | None:
-    """Returns why the entry does not fit on its disk, or None. A partial entry has reserved its disk space, or part of it."""
+    """Returns why the entry does not fit on its disk, or that this cannot be read; or None. A partial entry has reserved its disk
+    space, or part of it."""
     if entry.is_complete():
         return None
-    partial_file = entry.partial / store.ACTIVATIONS
-    reserved = getattr(partial_file.stat(), "st_blocks", 0) * 512 if partial_file.exists() else 0
-    folder = entry.root
-    while not folder.exists():
-        folder = folder.parent
-    free = shutil.disk_usage(folder).free
+    try:
+        partial_file = entry.partial / store.ACTIVATIONS
+        reserved = 0 if is_missing(partial_file) else getattr(partial_file.stat(), "st_blocks", 0) * 512
+        folder = entry.root
+        while is_missing(folder):
+            folder = folder.parent
+        free = shutil.disk_usage(folder).free
+    except OSError as error:
+        return f"{entry.root} cannot be read: {error.strerror}"
     if entry.num_bytes - reserved <= free // 2:
         return None
     return (

@@ -93,8 +93,8 @@ class Entry:
         return self.layout.num_tokens * self.token_bytes
 
     def is_complete(self) -> bool:
-        """True if the entry was written to its end. Its bytes are not checked."""
-        return (self.folder / MANIFEST).is_file()
+        """True if the entry was written to its end. Its bytes are not checked. False if the disk does not tell."""
+        return os.path.isfile(self.folder / MANIFEST)
 
     def spans(self) -> list[tuple[int, int]]:
         """Begin and end of every chunk in the file, in bytes."""

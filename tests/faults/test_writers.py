@@ -5,10 +5,12 @@ from pathlib import Path
 
 import pytest
 from support.fault_attack import Attack, Place, attack_writer
+from support.faulty_disk import Disk
 from support.writers import find_writers, list_writers
 
 from faults import attacks_cache, attacks_export, attacks_run
 from faults.tools import Tools
+from hf_finetune.cache import decision
 from hf_finetune.system import locks
 
 
@@ -42,6 +44,18 @@ def find_attack(name: str, tools: Tools) -> Attack:
 def test_what_is_written_is_old_or_new_whatever_fails(name: str, tools: Tools, tmp_path: Path) -> None:
     count, failures, tools.reached[name] = attack_writer(find_attack(name, tools), tmp_path)
     assert not failures, "\n".join([f"{len(failures)} failures of {count} faults", *failures])
+
+
+@pytest.mark.parametrize("fault", ["EIO", "ESTALE for good"])
+def test_a_cache_whose_disk_fails_is_no_reason_to_end_a_run(fault: str, tmp_path: Path) -> None:
+    entry = attacks_cache.make_entry(tmp_path)
+    entry.root.mkdir()
+    assert decision.find_disk_problem(entry) is None
+    for number in range(2):
+        with Disk(tmp_path, number, fault).at_work():
+            problem = decision.find_disk_problem(entry)
+        assert (problem is None) == (number == 0 and fault == "EIO")  # the first call asks for a complete entry
+        assert problem is None or "cannot be read: " in problem
 
 
 # Functions that no attack reaches, and why
