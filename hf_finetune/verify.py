@@ -1,5 +1,6 @@
 """Proves that a killed run ends like one that was never killed: real processes, real SIGKILLs, every tensor compared."""
 
+import contextlib
 import json
 import math
 import os
@@ -46,7 +47,7 @@ class ProcessResult:
 def run_and_kill(
     command: Sequence[str], seconds_left: Callable[[str], float | None], *, seconds_from_start: float = NEVER
 ) -> ProcessResult:
-    """Runs a command, and kills its process group with SIGKILL.
+    """Runs a command, and kills it and all processes that it has started with SIGKILL.
 
     Args:
         command: The words of the command.
@@ -62,7 +63,7 @@ def run_and_kill(
     def kill() -> None:
         if process.poll() is None:
             killed.set()
-            os.killpg(process.pid, getattr(signal, "SIGKILL", signal.SIGTERM))
+            kill_all(process.pid)
 
     timers: list[threading.Timer] = []
 
@@ -82,6 +83,18 @@ def run_and_kill(
     for timer in timers:
         timer.cancel()
     return ProcessResult(lines=tuple(lines), returncode=code, was_killed=killed.is_set())
+
+
+def kill_all(pid: int) -> None:
+    """Kills a process, its group and all that it has started: torchrun starts each process in a session of its own."""
+    import psutil  # accelerate depends on it
+
+    with contextlib.suppress(psutil.NoSuchProcess):
+        started = psutil.Process(pid).children(recursive=True)
+        os.killpg(pid, getattr(signal, "SIGKILL", signal.SIGTERM))
+        for process in started:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
 
 
 def run_to_end(command: Sequence[str]) -> ProcessResult:

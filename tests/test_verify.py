@@ -1,6 +1,7 @@
 """hf-finetune verify-resume: it finds equal runs equal, and different runs different."""
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -43,6 +44,16 @@ def test_a_killed_run_ends_like_one_that_was_not_killed(
     assert "0 saved updates lost" in shown
     assert " 0 differ" in shown
     assert shown.endswith("OK: the killed run ended with the same weights\n")
+
+
+def test_a_kill_reaches_processes_in_other_sessions() -> None:
+    """As those of torchrun: one that lives on would hold the run's folder, and the pipe that is read here."""
+    child = "import time; print('begun', flush=True); time.sleep(60); print('lives', flush=True)"
+    code = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}], start_new_session=True)"
+    result = run_and_kill([sys.executable, "-c", code], lambda line: 0.0)
+    assert result.was_killed
+    assert result.returncode == -signal.SIGKILL
+    assert result.lines == ("begun",)
 
 
 def test_runs_that_differ_are_found(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
