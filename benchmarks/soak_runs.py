@@ -236,7 +236,10 @@ def check_end(soak: Soak, name: str, scene: Scene, reference: Path) -> bool:
                 kind, name, f"{[one for one in ours if one not in theirs]} {[one for one in theirs if one not in ours]}"
             )
     soak.counts["pushes"] += 1
-    repo = soak.hub.repos[f"models/ada/{name}"]
+    repo = soak.hub.repos.get(f"models/ada/{name}")
+    if repo is None:
+        soak.fail("differing pushed files", name, "it was not pushed")
+        return False
     expected = {
         path.name: path.read_bytes() for path in (scene.run_dir / "model").iterdir() if path.name != "README.md"
     }

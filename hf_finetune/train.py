@@ -20,7 +20,7 @@ from hf_finetune.cache import capture, decision
 from hf_finetune.config.sections import RunConfig
 from hf_finetune.export import hub, model_folder
 from hf_finetune.export.hub_requests import OutageError
-from hf_finetune.export.pending_pushes import Target, make_command, push_run
+from hf_finetune.export.pending_pushes import find_target, make_command, note_push, push_run
 from hf_finetune.export.start import resolve_start
 from hf_finetune.run import average, checkpoint, report, resume, saving, tracking
 from hf_finetune.run.finished import check_finished_run, describe_finished_run, read_finished_results
@@ -325,6 +325,8 @@ def finish_run(run: TrainingRun, results: dict[str, Any], clock: Clock) -> dict[
         folder = model_folder.export_model(run, results)
         difference = model_folder.check_reload(folder, run)
     results = {**results, "reload_difference": difference, "seconds": clock.report()}
+    if run.config.hub.push:
+        note_push(run.config.run_dir, find_target(run.config.hub))
     write_atomically(run.config.run_dir / "results.json", json.dumps(tracking.replace_nan(results), indent=2).encode())
     return results
 
@@ -338,7 +340,7 @@ def push_if_requested(config: RunConfig, runtime: Runtime) -> dict[str, Any]:
     options = config.hub
     if not options.push:
         return {}
-    target = Target(repo_id=str(options.repo_id), private=options.private, revision=options.revision)
+    target = find_target(options)
     outcome = push_run(config.run_dir, target)
     command = make_command(config.run_dir, target)
     if outcome.reason is None:

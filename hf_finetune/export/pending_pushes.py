@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from hf_finetune.config.sections import HubConfig
 from hf_finetune.export import hub
 from hf_finetune.system.errors import InputError, redact
 from hf_finetune.system.files import is_missing, remove_quietly, write_atomically
@@ -55,10 +56,8 @@ def push_run(run_dir: Path, target: Target) -> Outcome:
     Where that folder cannot be written, the push is made without a note. Raises InputError if there is no finished model.
     """
     hub.collect_files(run_dir, target.repo_id)  # what can never be pushed is not noted
+    note_push(run_dir, target)
     note = target.find_note(run_dir)
-    with contextlib.suppress(InputError, OSError):
-        note.parent.mkdir(exist_ok=True)
-        write_atomically(note, json.dumps(asdict(target), indent=2).encode())
     commit, reason = None, None
     try:
         commit = hub.push(run_dir, target.repo_id, private=target.private, revision=target.revision)
@@ -76,6 +75,20 @@ def push_run(run_dir: Path, target: Target) -> Outcome:
     )
     record_outcome(run_dir, outcome)
     return outcome
+
+
+def note_push(run_dir: Path, target: Target) -> None:
+    """Notes that a run is to be pushed, so that `push --pending` makes it if this process does not. A run does it before its
+    results.json, with which it is finished."""
+    note = target.find_note(run_dir)
+    with contextlib.suppress(InputError, OSError):
+        note.parent.mkdir(exist_ok=True)
+        write_atomically(note, json.dumps(asdict(target), indent=2).encode())
+
+
+def find_target(options: HubConfig) -> Target:
+    """Returns where the settings of a run push it to."""
+    return Target(repo_id=str(options.repo_id), private=options.private, revision=options.revision)
 
 
 def record_outcome(run_dir: Path, outcome: Outcome) -> None:

@@ -5,7 +5,7 @@ import os
 import shlex
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -13,8 +13,10 @@ from support.hub_client import assert_pushed_once, count_commits, make_run, serv
 from support.hub_faults import FOREVER, Fault
 from support.hub_server import HubServer
 
-from hf_finetune.export.pending_pushes import PENDING, Target, list_pending, make_command, push_run
+from hf_finetune.config.sections import RunConfig
+from hf_finetune.export.pending_pushes import PENDING, Target, find_target, list_pending, make_command, push_run
 from hf_finetune.system.errors import InputError
+from hf_finetune.train import finetune
 
 TARGET = Target(repo_id="ada/clf")
 
@@ -90,6 +92,21 @@ def test_a_push_that_is_killed_is_pending(server: HubServer, run_dir: Path) -> N
     push_run(run_dir, TARGET)
     assert list(list_pending(run_dir)) == []
     assert_pushed_once(server, run_dir)
+
+
+def test_a_run_that_is_killed_between_its_results_and_its_push_is_pending(
+    server: HubServer, make_config: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    config = make_config(**{"hub.push": True, "hub.repo_id": "ada/clf", "train.max_updates": 1})
+    monkeypatch.setattr("hf_finetune.train.push_if_requested", die)
+    with pytest.raises(KeyboardInterrupt):
+        finetune(config)
+    assert (config.run_dir / "results.json").exists()
+    assert list(list_pending(config.run_dir)) == [find_target(config.hub)]
+    assert count_commits(server) == 0
 
 
 def test_pushes_to_several_places_are_pending_each_for_itself(server: HubServer, run_dir: Path) -> None:
