@@ -269,5 +269,7 @@ def read_rows(run_dir: Path) -> list[Any]:
 
 
 def list_files(run_dir: Path) -> list[Any]:
-    """Returns the names of all files of a run, in its folders. The lock of a killed run is one that nobody holds."""
-    return sorted(path.relative_to(run_dir).as_posix() for path in run_dir.rglob("*") if path.name != ".lock")
+    """Returns the names of all files of a run, in its folders. Locks that a killed process has left are held by nobody."""
+    return sorted(
+        path.relative_to(run_dir).as_posix() for path in run_dir.rglob("*") if not path.name.endswith(".lock")
+    )
