@@ -67,10 +67,14 @@ def list_all_entries(root: Path) -> list[EntryListing]:
 
 
 def list_entries(folder: Path, kind: str = "activations") -> list[EntryListing]:
-    """Returns the entries of a kind in the folder of these, the least recently used first."""
+    """Returns the entries of a kind in the folder of these, the least recently used first. OSError if it cannot be read."""
     entries: list[EntryListing] = []
-    for path in folder.glob("*/"):
-        if re.fullmatch(r"[0-9a-f]{32}(\.partial)?", path.name) and not path.is_symlink():
+    try:
+        paths = list(folder.iterdir())  # glob() would say nothing of a folder that cannot be read
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    for path in paths:
+        if re.fullmatch(r"[0-9a-f]{32}(\.partial)?", path.name) and path.is_dir() and not path.is_symlink():
             with contextlib.suppress(FileNotFoundError):  # another process finished or removed it in the meantime
                 size, used = measure_folder(path)
                 described = KINDS[kind].describe(path)
