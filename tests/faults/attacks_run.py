@@ -89,9 +89,10 @@ def read_checkpoints(place: Path) -> dict[str, Any]:
     return found
 
 
-def copy(tools: Tools, place: Path) -> bool:
-    """Copies a checkpoint, as a run that goes on elsewhere does."""
-    return move(tools.run, place).runtime.on_main(lambda: resume.copy_checkpoint(place / "a", 2, place / "b"))
+def copy(tools: Tools, place: Path) -> None:
+    """Copies a checkpoint, as a run that continues elsewhere does. One that cannot be read is none: another takes its place."""
+    if not move(tools.run, place).runtime.on_main(lambda: resume.copy_checkpoint(place / "a", 2, place / "b")):
+        raise InputError(f"{place}: there is nothing to copy")
 
 
 # --- before training ------------------------------------------------------------------------------------------------
