@@ -38,7 +38,7 @@ def run_script(tmp_path: Path, script_server: ScriptServer) -> Callable[..., str
 
     def run(name: str, *words: object) -> str:
         environment = {"HF_FINETUNE_CACHE": str(tmp_path / "cache")}
-        code = script_server.run(BENCHMARKS / name, list(map(str, words)), tmp_path, environment)
+        code = script_server.run(BENCHMARKS / name, list(map(str, words)), tmp_path, environment, forks=True)
         output, errors = ((tmp_path / stream).read_text(encoding="utf-8") for stream in ("stdout", "stderr"))
         assert code == 0, output[-1000:] + errors[-3000:]
         return output
@@ -332,14 +332,14 @@ def test_comparison_of_long_texts_trains_each_way(
 
 
 def test_data_measures_memory_starts_damage_and_an_epoch(tmp_path: Path, run_script: Callable[..., str]) -> None:
-    sizes = ["--rows", 1500, "--sizes", 1200, "--formats", "csv", "emoji", "--predictions", 60, "--rounds", 1]
+    sizes = ["--rows", 400, "--sizes", 1200, "--formats", "csv", "emoji", "--predictions", 60, "--rounds", 1]
     sizes += ["--damages", 6, "--trainings", 1, "--out", tmp_path / "out"]
     run_script("data.py", *sizes)
     results = read_json(tmp_path / "out" / "data.json")
     assert [(row["format"], row["rows"]) for row in results["memory"]] == [
         ("csv", 1000),
         ("csv", 1200),
-        ("jsonl with one emoji", 1500),
+        ("jsonl with one emoji", 400),
     ]
     assert all(row["peak_mb"] > 100 for row in results["memory"])
     assert results["damage"] == {"damages": 6, "same features": 6, "trainings": 1, "same weights": 1}
