@@ -9,8 +9,6 @@ import json
 import math
 import os
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ import torch
 from filelock import FileLock
 from recipe_case import EVERY_UPDATE, Case, load_cases
 from safetensors.torch import load_file
+from support.script_server import ScriptServer
 
 from hf_finetune.config.loading import load_config
 from hf_finetune.config.recipes import recipe_path
@@ -35,26 +34,27 @@ LOSS = 1e-5  # largest difference of a loss between runs that sum in another ord
 Settings = dict[str, Any]
 
 
-def run_all(folder: Path, cases: list[Case]) -> None:
+def run_all(server: ScriptServer, folder: Path, cases: list[Case]) -> None:
     """Makes the settings of the cases, kills a run of each, and trains each on two processes."""
     settings = {str(case): case.make_settings(folder / str(case)) for case in cases}
     (folder / "settings.json").write_text(json.dumps(settings), encoding="utf-8")
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_FINETUNE_CACHE": str(folder / "cache")}
-    script = str(HERE / "run_cases.py")
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    for name, start, words in (
-        ("killed", [sys.executable, script, "kill"], [str(KILLED_AFTER)]),
-        ("both", [*torchrun, script, "train"], []),
+    environment["PYTHONPATH"] = str(HERE.parent)  # for support
+    for name, ranks, words in (
+        ("killed", 1, ["kill", "killed.json", str(KILLED_AFTER)]),
+        ("both", 2, ["train", "both.json"]),
     ):
-        path = folder / f"{name}.json"
-        path.write_text(json.dumps([each | {"name": name} for each in settings.values()]), encoding="utf-8")
-        command = [*start, str(path), *words]
-        done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, check=False)
-        (folder / f"{name}.log").write_text(f"{done.returncode}\n{done.stdout}\n{done.stderr}", encoding="utf-8")
+        made = json.dumps([each | {"name": name} for each in settings.values()])
+        (folder / f"{name}.json").write_text(made, encoding="utf-8")
+        started = server.start(HERE / "run_cases.py", words, folder, environment, ranks)
+        log = f"{started.wait(600)}\n{started.read()}\n{started.read('stderr')}"
+        (folder / f"{name}.log").write_text(log, encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
-def settings_of_cases(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Settings]:
+def settings_of_cases(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, script_server: ScriptServer
+) -> dict[str, Settings]:
     """`{str(case): settings}` of the selected cases. The first of several test workers makes them, the others wait for it."""
     items: list[Any] = request.session.items
     names = {str(item.callspec.params["case"]) for item in items if "case" in getattr(item, "fixturenames", ())}
@@ -62,7 +62,7 @@ def settings_of_cases(request: pytest.FixtureRequest, tmp_path_factory: pytest.T
     folder = (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / "recipes"
     with FileLock(f"{folder}.lock"):
         if not (folder / "done").exists():
-            run_all(folder, [case for case in CASES if str(case) in names])
+            run_all(script_server, folder, [case for case in CASES if str(case) in names])
             (folder / "done").touch()
     made: dict[str, Settings] = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
     return made
