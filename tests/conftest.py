@@ -1,7 +1,9 @@
 """Fixtures of all tests. Nothing here needs a network or any file outside the repository."""
 
+import compileall
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from support.configs import make_small_config
 from support.script_server import ScriptServer
 from support.shell import Shell
 
+import hf_finetune
 from hf_finetune.config.sections import RunConfig
 from hf_finetune.run.folder import open_run
 from hf_finetune.run.setup import set_up
@@ -24,6 +27,7 @@ for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIG
     if signal.getsignal(number) is signal.SIG_IGN:
         signal.signal(number, handler)
 torch.set_num_threads(1)  # two workers on two cores; and one thread is the same everywhere
+os.fsync = os.fstat  # no test cuts the power, and the disk takes a sixth of the time of a small run
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest leaves out what `-m` does not name
@@ -35,6 +39,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.processes)
         if item.path.parent.name == "docs" or item.path.stem.startswith("test_docs"):
             item.add_marker(pytest.mark.docs)
+
+
+def pytest_configure() -> None:
+    """Compiles the package and the tests once, also where PYTHONDONTWRITEBYTECODE is set: compiling them again takes seconds in
+    each process that imports them."""
+    compileall.compile_dir(Path(hf_finetune.__file__).parent, quiet=2)
+    sys.dont_write_bytecode = False
+
+
+def pytest_collection_finish() -> None:
+    """Modules that tests write are compiled each time: they change within the second that a compiled file remembers."""
+    sys.dont_write_bytecode = bool(os.environ.get("PYTHONDONTWRITEBYTECODE"))
 
 
 @pytest.fixture(autouse=True)
