@@ -27,6 +27,13 @@ pytestmark = [pytest.mark.timeout(6 * SECONDS), pytest.mark.xdist_group("readme"
 # Commands that something else runs: the makefile, CI, or nobody but a person (a server that does not end).
 RUN_ELSEWHERE = ("make ", "python -m venv", "pip install", "tensorboard ")
 DEMO = "accelerate launch recipes/classify.py"
+# What starts a script, and on how many processes. The demo runs with the first one itself, tests/recipes/test_classify_recipe.py
+# with the others: starting Python takes longer than the runs
+LAUNCHERS = {
+    "accelerate launch": 1,
+    "torchrun --nproc_per_node 2": 2,
+    "accelerate launch --multi_gpu --num_processes 2": 2,
+}
 # What keeps a command's run small; the command itself stays as it is printed.
 SMALL = [
     "--train.max_updates",
@@ -75,14 +82,22 @@ class Desk:
         for name in ("new.jsonl", "labelled_by_hand.jsonl", "train.jsonl"):
             tiny.write_jsonl(folder / name, rows if name == "train.jsonl" else articles)
 
-    def run(self, words: list[str], *, token: str = ADA) -> subprocess.CompletedProcess[str]:
-        """Runs a command to its end; those of hf-finetune in a fork of a process that has imported what they import."""
-        environment = self.environment(token)
+    def run(self, words: list[str]) -> subprocess.CompletedProcess[str]:
+        """Runs a command to its end, in forks of a process that has imported what it imports."""
         if words[0] == "hf-finetune":
-            assert token == ADA, "huggingface_hub has read the environment"
-            code = self.scripts.run(BIN / words[0], words[1:], self.folder, environment, seconds=SECONDS)
-            streams = [(self.folder / name).read_text(encoding="utf-8") for name in ("stdout", "stderr")]
-            return subprocess.CompletedProcess(words, code, *streams)
+            return self.fork(BIN / words[0], words[1:])
+        place = words.index("recipes/classify.py")
+        return self.fork(self.folder / words[place], words[place + 1 :], LAUNCHERS[shlex.join(words[:place])])
+
+    def fork(self, script: Path, words: list[str], ranks: int = 1) -> subprocess.CompletedProcess[str]:
+        """Runs a script."""
+        started = self.scripts.start(script, words, self.folder, self.environment(ADA), ranks, forks=True)
+        code = started.wait(SECONDS)
+        return subprocess.CompletedProcess([str(script), *words], code, started.read(), started.read("stderr"))
+
+    def start(self, words: list[str], *, token: str = ADA) -> subprocess.CompletedProcess[str]:
+        """Runs a command to its end, in a new process."""
+        environment = self.environment(token)
         return subprocess.run(
             words, cwd=self.folder, env=environment, capture_output=True, text=True, timeout=SECONDS, check=False
         )
@@ -95,7 +110,8 @@ class Desk:
 
     def python(self, code: str) -> subprocess.CompletedProcess[str]:
         """Runs Python code."""
-        return self.run([sys.executable, "-c", code])
+        (self.folder / "code.py").write_text(code, encoding="utf-8")
+        return self.fork(self.folder / "code.py", [])
 
 
 @pytest.fixture(scope="module")
@@ -106,8 +122,8 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
         backbone = tiny.make_backbone(place.folder / "deberta", "deberta-v2")
         upload = f"import huggingface_hub as h; a = h.HfApi(); a.create_repo('microsoft/deberta-v3-small'); \
             a.upload_folder(repo_id='microsoft/deberta-v3-small', folder_path={str(backbone)!r})"
-        assert place.run([sys.executable, "-c", upload], token="hf_ofmicrosoft").returncode == 0
-        done = place.run([*shlex.split(DEMO), *SMALL])
+        assert place.start([sys.executable, "-c", upload], token="hf_ofmicrosoft").returncode == 0
+        done = place.start([*shlex.split(DEMO), *SMALL])
         assert done.returncode == 0, done.stderr
         assert "hf-finetune predict outputs/bbc-news" in done.stdout
         yield place
