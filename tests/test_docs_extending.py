@@ -5,7 +5,6 @@ tests/recipes/case_extending.py trains with the same modules on two processes, a
 
 import re
 import shlex
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 import extending_page
 import pytest
 from support import tiny
+from support.script_server import ScriptServer
 
 from hf_finetune import api, cli
 
@@ -118,12 +118,13 @@ def test_a_task_has_under_60_lines() -> None:
 
 
 @pytest.mark.processes
-def test_a_new_process_predicts_with_ones_own_task_only_if_it_is_named(desk: Path) -> None:
-    """A real process, in which nothing has imported the task."""
+def test_a_new_process_predicts_with_ones_own_task_only_if_it_is_named(desk: Path, script_server: ScriptServer) -> None:
+    """In a process in which nothing has imported the task."""
     assert (desk / "outputs" / "votes-2").is_dir()  # of the commands above
-    words = [sys.executable, "-m", "hf_finetune", "predict", "outputs/votes-2", "--text", "a red cat"]
-    refused = subprocess.run(words, capture_output=True, text=True, check=False)
-    assert refused.returncode == 2
-    assert "--task my_tasks:Votes" in refused.stderr
-    done = subprocess.run([*words, "--task", "my_tasks:Votes"], capture_output=True, text=True, check=True)
-    assert done.stdout.startswith('{"probabilities": [')
+    words = ["hf_finetune", "predict", "outputs/votes-2", "--text", "a red cat"]
+    refused = script_server.start("-m", words, desk, {})
+    assert refused.wait() == 2
+    assert "--task my_tasks:Votes" in refused.read("stderr")
+    done = script_server.start("-m", [*words, "--task", "my_tasks:Votes"], desk, {})
+    assert done.wait() == 0
+    assert done.read().startswith('{"probabilities": [')

@@ -3,14 +3,13 @@
 import asyncio
 import os
 import re
-import shlex
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support.script_server import ScriptServer
 
 nbformat = pytest.importorskip("nbformat")
 nbclient = pytest.importorskip("nbclient")
@@ -225,13 +224,12 @@ run
     assert "Run('outputs/after-import', accuracy " in again
 
 
-def test_the_program_runs_on_one_process_and_on_two(desk: Path) -> None:
+def test_the_program_runs_on_one_process_and_on_two(desk: Path, script_server: ScriptServer) -> None:
     (program,) = [text for text in blocks("python") if text.startswith("# program.py")]
     (desk / "program.py").write_text(program, encoding="utf-8")
     commands = [line for text in blocks("") for line in text.splitlines() if not line.startswith("pip ")]
     assert commands == ["python program.py", "torchrun --nproc_per_node 2 program.py"]
-    for command in commands:
-        words = shlex.split(command)
-        done = subprocess.run(words, cwd=desk, capture_output=True, text=True, timeout=SECONDS, check=False)
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.count("Run('outputs/two', accuracy ") == (1 if words[0] == "python" else 2)
+    for ranks in (1, 2):
+        started = script_server.start(desk / "program.py", [], desk, dict(os.environ), ranks)
+        assert started.wait(SECONDS) == 0, started.read("stderr")
+        assert started.read().count("Run('outputs/two', accuracy ") == ranks
