@@ -309,7 +309,7 @@ def test_a_process_that_is_stopped_is_named_and_the_run_ends(
         f"warning: waiting for {name}, which has given no sign of life for 3 s. This process is at "
     )
     assert re.search(
-        r"at \w+\(\) in \w+\(\) \((training|system)/\w+\.py, line \d+\)\. The run ends after 0\.1 minutes", warning
+        r"at \w+\(\) in \w+\(\) \(\w+/\w+\.py, line \d+\)\. The run ends after 0\.1 minutes", warning
     )
     (error,) = [line for line in lines if line.startswith("error: ")]
     assert error.startswith(
