@@ -308,9 +308,7 @@ def test_a_process_that_is_stopped_is_named_and_the_run_ends(
     assert warning.startswith(
         f"warning: waiting for {name}, which has given no sign of life for 3 s. This process is at "
     )
-    assert re.search(
-        r"at \w+\(\) in \w+\(\) \(\w+/\w+\.py, line \d+\)\. The run ends after 0\.1 minutes", warning
-    )
+    assert re.search(r"at \w+\(\) in \w+\(\) \(\w+/\w+\.py, line \d+\)\. The run ends after 0\.1 minutes", warning)
     (error,) = [line for line in lines if line.startswith("error: ")]
     assert error.startswith(
         f"error: {name} has given no sign of life for 0.1 minutes (run.patience_minutes): the run ends"
