@@ -65,7 +65,9 @@ def test_a_run_works_where_only_its_folder_can_be_written(shell: Shell, code: st
     if name == "bare":
         exit_code, _, errors = shell.train(code, "cached", "--cache.activations", "on")
         assert exit_code == 2
-        assert errors.startswith("error: cache.activations (on): train.jsonl/cache/activations cannot be read: Not a dir")
+        assert errors.startswith(
+            "error: cache.activations (on): train.jsonl/cache/activations cannot be read: Not a dir"
+        )
 
 
 def test_removals_that_fail_lose_nothing(shell: Shell) -> None:
