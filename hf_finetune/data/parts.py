@@ -4,7 +4,7 @@ import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,8 @@ from hf_finetune.data.examples import convert_columns
 from hf_finetune.data.formats import LINES, find_ending, get_value
 from hf_finetune.data.json_values import describe_json_error, parse_json
 from hf_finetune.data.missing_columns import missing_column_error
-from hf_finetune.data.rows import Say
+from hf_finetune.data.row_adapter import NumberedRow
+from hf_finetune.data.rows import Say, prefix_note
 from hf_finetune.data.sources import find_files, read_files
 from hf_finetune.data.table import MOST_UNREAD, ColumnSpec, Table
 from hf_finetune.system.errors import InputError
@@ -82,7 +83,7 @@ def read_parts(
     """
     is_read_once = is_stream(locations)
     files = read_source_files(locations, config, spec, make_row, say)
-    rows = read_stream(locations[0], make_row) if is_read_once else files
+    rows = read_stream(locations[0], spec, make_row, say) if is_read_once else files
     is_first = True
     for size in sizes:
         chunk = list(islice(rows, size))
@@ -173,28 +174,46 @@ def make_source_row(text: str, file: str, line: int, where: str, make_row: MakeR
 # --- pipes and standard input ---------------------------------------------------------------------------------------
 
 
-def read_stream(location: str, make_row: MakeRow) -> Iterator[SourceRow]:
-    """Yields the lines of a pipe or of standard input: JSON objects if the first line is one, else a text each.
+def read_stream(location: str, spec: ColumnSpec, make_row: MakeRow, say: Say) -> Iterator[SourceRow]:
+    """Yields the lines of a pipe or of standard input: JSON objects, in every form that the task reads from files, if the first
+    line is one; else a text each.
 
-    Prints on standard error which. Lines count from 0, as in stdin[3]. InputError for a line that is not UTF-8, or not a JSON
-    object among those that are.
+    Says which. Lines count from 0, as in stdin[3]. InputError for a line that is not UTF-8, or not a JSON object among those that
+    are.
     """
     name = "stdin" if location == STANDARD_INPUT else location
+    shown = "standard input" if location == STANDARD_INPUT else name
     if (ending := find_ending(Path(location))) not in ("", ".", ".jsonl", ".txt"):
         raise InputError(
             f"--data ({location}): is a pipe, which is read as JSON lines or as a text a line, not as {ending}; give a file"
         )
-    is_json: bool | None = None
-    for number, line in enumerate(decode_lines(location, name)):
-        where = f"{name}[{number}]"
-        if is_json is None:
-            is_json = is_object(line)
-            shown = "standard input" if location == STANDARD_INPUT else name
-            print(f"{shown}: {'JSON lines' if is_json else 'plain lines, a text each'}", file=sys.stderr)
-        if is_json:
-            yield SourceRow(file=name, line=number, values=read_object(line, where))
-        else:
-            yield make_source_row(line, name, number, where, make_row)
+    lines: Iterator[tuple[int, str]] = enumerate(decode_lines(location, name))
+    if (first := next(lines, None)) is None:
+        return
+    is_json, lines = is_object(first[1]), chain([first], lines)
+    say(f"{shown}: {'JSON lines' if is_json else 'plain lines, a text each'}")
+    yield from read_objects(lines, name, spec, say) if is_json else read_texts(lines, name, make_row)
+
+
+def read_texts(lines: Iterable[tuple[int, str]], name: str, make_row: MakeRow) -> Iterator[SourceRow]:
+    """Yields the rows of numbered lines that are a text each."""
+    for number, line in lines:
+        yield make_source_row(line, name, number, f"{name}[{number}]", make_row)
+
+
+def read_objects(lines: Iterable[tuple[int, str]], name: str, spec: ColumnSpec, say: Say) -> Iterator[SourceRow]:
+    """Yields the rows of numbered lines that are JSON objects, in the task's own columns (ColumnSpec.adapter)."""
+
+    def where(number: int) -> str:
+        return f"{name}[{number}]"
+
+    rows: Iterator[NumberedRow] = ((number, read_object(line, where(number))) for number, line in lines)
+    if spec.adapter is not None:
+        rows = spec.adapter.adapt(
+            rows, where=where, say=lambda note: say(prefix_note(note, f"{name}: ")), needs_labels=False
+        )
+    for number, values in rows:
+        yield SourceRow(file=name, line=number, values=values)
 
 
 def decode_lines(location: str, name: str) -> Iterator[str]:

@@ -1,5 +1,6 @@
 """Tagging data of annotation tools and a word a row, from files and from Python, to labels and predictions."""
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -144,7 +145,7 @@ def test_other_rows_are_read_as_before() -> None:
     assert list(read_rows([{"text": "a plain text"}], needs_labels=False).columns["tokens"]) == ["a plain text"]
 
 
-def test_a_run_on_spans_predicts_texts(tmp_path: Path) -> None:
+def test_a_run_on_spans_predicts_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its numbers are those of the same sentences as lists. The model predicts texts, and evaluates all forms."""
     tokenizer, results, folders = tagged.word_piece(), [], []
     tiny.make_backbone(tmp_path / "backbone", "bert", vocab_size=len(tokenizer))
@@ -175,6 +176,10 @@ def test_a_run_on_spans_predicts_texts(tmp_path: Path) -> None:
         (["the", "cat"], {"Sentence #": "1"}),
         (["saw"], {"Sentence #": "2"}),
     ]
+    lines = "".join(f"{json.dumps(row)}\n" for row in write_words(MADE))
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(lines.encode())))
+    joined = list(iterate_predictions(predictor, "-"))  # a word a line
+    assert [row["tokens"] for row in joined if row] == [row["tokens"] for row in MADE]
     spans = tiny.write_jsonl(
         tmp_path / "faulty.jsonl", [{"text": "the cat", "label": [[1, 3, "x"]]}, {"text": " ", "label": []}]
     )

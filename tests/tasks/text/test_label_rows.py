@@ -1,5 +1,6 @@
 """Full exports of Label Studio: tasks with annotations become rows of texts and labels."""
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -153,13 +154,18 @@ def test_tasks_without_annotations_are_rows_to_predict_but_none_to_train_on() ->
         adapt({"data": {"review": "one", "title": "two"}}, needs_labels=False)
 
 
-@pytest.mark.parametrize("kind", ["file", "rows", "frame"])
-def test_tasks_to_predict_are_read_from_files_and_memory(tmp_path: Path, kind: str) -> None:
+@pytest.mark.parametrize("kind", ["file", "standard input", "rows", "frame"])
+def test_tasks_to_predict_are_read_from_files_and_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
     rows, path = [{"data": {"review": "one"}}, {"data": {"review": "two"}}], tmp_path / "a.json"
     spec, data = Classification.make_columns(make_config()).spec, make_config().data
     path.write_text(json.dumps(rows), encoding="utf-8")
-    if kind == "file":
-        (part,) = read_parts((str(path),), data, spec, [5], lambda text, where: {"text": text})
+    if kind in ("file", "standard input"):
+        lines = "\n".join(map(json.dumps, rows)).encode()
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(lines)))
+        name = str(path) if kind == "file" else "-"
+        (part,) = read_parts((name,), data, spec, [5], lambda text, where: {"text": text})
         assert (part.table.columns["text"], part.problems) == (["one", "two"], {})
         return
     given = rows if kind == "rows" else pandas.DataFrame(rows)
