@@ -120,12 +120,31 @@ def open_batches(path: Path, used: Collection[str]) -> Iterator[Iterator[Any]]:
         with pyarrow.parquet.ParquetFile(path) as file:
             # A name with a dot would be taken for an entry of an object. A thread would keep memory when it ends
             columns = sorted(used) if used and not any("." in name for name in file.schema_arrow.names) else None
-            yield file.iter_batches(batch_size=ROWS_AT_ONCE, columns=columns, use_threads=False)
+            yield (
+                batch
+                for groups in join_row_groups(file.metadata)
+                for batch in file.iter_batches(ROWS_AT_ONCE, groups, columns, use_threads=False)
+            )
         return
     with open_arrow(path) as reader:
         is_stream = not hasattr(reader, "get_batch")
         batches = iter(reader) if is_stream else map(reader.get_batch, range(reader.num_record_batches))
         yield (part for batch in batches for part in cut(batch))
+
+
+def join_row_groups(metadata: Any) -> Iterator[list[int]]:
+    """Yields the numbers of consecutive row groups of a parquet file that are read at once: one reader of all of them would keep
+    memory for each, one for each small group would take time."""
+    groups: list[int] = []
+    count = 0
+    for number in range(metadata.num_row_groups):
+        groups.append(number)
+        count += metadata.row_group(number).num_rows
+        if count >= ROWS_AT_ONCE:
+            yield groups
+            groups, count = [], 0
+    if groups:
+        yield groups
 
 
 @contextmanager

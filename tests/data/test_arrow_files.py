@@ -3,6 +3,7 @@
 import datetime
 import decimal
 import json
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from support.files import error_of, read
 
 from hf_finetune.config.sections import DataConfig, RunConfig
 from hf_finetune.config.tasks import load_task
-from hf_finetune.data.arrow_files import read_class_names
+from hf_finetune.data.arrow_files import join_row_groups, read_class_names
 from hf_finetune.data.formats import read_rows
 from hf_finetune.data.shards import find_streamed_data
 from hf_finetune.data.sources import read_table
@@ -199,6 +200,35 @@ def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
     table = pyarrow.Table.from_arrays([pyarrow.array(["a"])] * 3, names=["text", "label", "label"])
     path = write_as(tmp_path, ".parquet", table)
     assert error_of(path) == f"{path}: 2 columns are called 'label'"
+
+
+def test_row_groups_are_read_one_after_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small ones at once. Rows keep their order and numbers. Memory does not grow with the groups."""
+    monkeypatch.setattr("hf_finetune.data.arrow_files.ROWS_AT_ONCE", 1000)
+    schema, generator = pyarrow.schema([("text", pyarrow.string())]), random.Random(0)
+
+    def write(sizes: list[int]) -> Path:
+        path, begin = tmp_path / f"{len(sizes)}.parquet", 0
+        with pyarrow.parquet.ParquetWriter(path, schema) as writer:
+            for size in sizes:
+                rows = [f"{number} {generator.randbytes(100).hex()}" for number in range(begin, begin + size)]
+                writer.write_table(pyarrow.table({"text": rows}, schema))
+                begin += size
+        return path
+
+    def measure_held(path: Path) -> int:
+        """The most bytes of Arrow's that reading the file holds."""
+        before, held = pyarrow.total_allocated_bytes(), 0
+        for number, row in read_rows(path, CONFIG):
+            assert row["text"].startswith(f"{number - 1} ")
+            held = max(held, pyarrow.total_allocated_bytes() - before)
+        assert number == pyarrow.parquet.read_metadata(path).num_rows
+        return held
+
+    few = write([1, 2, 1500, 1, 2000, 0, 999, 1497])
+    assert list(join_row_groups(pyarrow.parquet.read_metadata(few))) == [[0, 1, 2], [3, 4], [5, 6, 7]]
+    measure_held(few)
+    assert measure_held(write([1000] * 40)) < 2 * measure_held(write([1000] * 3))
 
 
 def test_many_rows_are_read_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
