@@ -21,7 +21,7 @@ WHEEL := build/wheel
 FAST := not slow and not processes and not docs
 MARKS ?= $(FAST)
 
-.PHONY: demo test test-fast test-one test-lowest test-wheel coverage lint hooks pre-commit newest numbers board soak faults reliability benchmark scaling \
+.PHONY: demo test test-fast test-one test-lowest test-wheel coverage lint hooks pre-commit newest numbers board soak faults odd reliability benchmark scaling \
 	profile results scale docs clean
 
 demo: $(VENV)/.demo-installed
@@ -73,7 +73,11 @@ numbers: $(VENV)/.test-installed
 board: $(VENV)/.test-installed
 	cd tests && PYTHONPATH=..:. $(RUN) ../$(BIN)/python -m silent_faults.board
 
-soak: $(VENV)/.test-installed faults
+# Odd rows that reach training, and damaged notes, manifests and results: many of each
+odd: $(VENV)/.test-installed
+	$(RUN) OMP_NUM_THREADS=1 ODD_ROWS=40 DAMAGED_NOTES=300 $(BIN)/python -m pytest -q tests/test_odd_rows.py tests/test_damaged_notes.py --timeout 0
+
+soak: $(VENV)/.test-installed faults odd
 	$(RUN) OMP_NUM_THREADS=1 $(BIN)/python benchmarks/soak.py --kills $(or $(KILLS),1000)
 
 # Each fault at each call of everything that writes; `make test` draws some of them

@@ -1,6 +1,9 @@
 """What the faults share: small data and models, transformers.Trainer, sentence-transformers and hf_finetune on them."""
 
-from collections.abc import Callable, Mapping
+import contextlib
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -78,10 +81,11 @@ def encode_tags(count: int, *, seed: int = 0) -> Any:
 
 
 def make_trainer(model: Any, train: Any, folder: Path, *, tags: bool = False, **options: Any) -> Any:
-    """transformers.Trainer on a CPU that reports to nobody. options: those of TrainingArguments, callbacks, eval_dataset."""
+    """transformers.Trainer on a CPU that reports to nobody. options: those of TrainingArguments and of Trainer."""
     tokenizer = tiny.make_tokenizer()
     collator = transformers.DataCollatorForTokenClassification if tags else transformers.DataCollatorWithPadding
-    others = {name: options.pop(name) for name in ("callbacks", "eval_dataset") if name in options}
+    names = ("callbacks", "eval_dataset", "compute_loss_func", "compute_metrics")
+    others = {name: options.pop(name) for name in names if name in options}
     defaults = {"per_device_train_batch_size": 8, "save_strategy": "no", "report_to": [], "use_cpu": True}
     arguments = transformers.TrainingArguments(str(folder), **{**defaults, "disable_tqdm": True, **options})
     return transformers.Trainer(
@@ -90,7 +94,11 @@ def make_trainer(model: Any, train: Any, folder: Path, *, tags: bool = False, **
 
 
 def make_cross_encoder_trainer(folder: Path, **options: Any) -> tuple[Any, Any]:
-    """sentence-transformers' CrossEncoder on pairs with a score of 0 or 1, and its trainer. options: As of make_trainer()."""
+    """sentence-transformers' CrossEncoder on pairs with a score of 0 or 1, and its trainer.
+
+    options: As of make_trainer(); model_changes and spoils of the model, adapter for its add_adapter(), loss of the model, and
+    evaluates, with which the rows are those of the evaluation too.
+    """
     from sentence_transformers.cross_encoder import (
         CrossEncoder,
         CrossEncoderTrainer,
@@ -99,22 +107,24 @@ def make_cross_encoder_trainer(folder: Path, **options: Any) -> tuple[Any, Any]:
     )
 
     place, changes, spoils = folder / "backbone", options.pop("model_changes", {}), options.pop("spoils", False)
+    make_loss, adapter = options.pop("loss", losses.BinaryCrossEntropyLoss), options.pop("adapter", None)
     if not place.is_dir():
         model = tiny.make_model("bert", num_labels=1, **changes)
         (spoil(model) if spoils else model).save_pretrained(place)
         tiny.make_tokenizer().save_pretrained(place)
     model = CrossEncoder(str(place), num_labels=1, device="cpu")
+    if adapter is not None:
+        model.add_adapter(adapter)
     rows = [
         {"sentence1": row["text"], "sentence2": row["other"], "label": float(number % 2)}
         for number, row in enumerate(tiny.make_rows(24, pair=True))
     ]
+    data = datasets.Dataset.from_list(rows)
     others = {name: options.pop(name) for name in ("callbacks",) if name in options}
+    others |= {"eval_dataset": data} if options.pop("evaluates", False) else {}
     defaults = {"per_device_train_batch_size": 8, "save_strategy": "no", "report_to": [], "use_cpu": True}
     arguments = CrossEncoderTrainingArguments(str(folder / "out"), **{**defaults, "disable_tqdm": True, **options})
-    data = datasets.Dataset.from_list(rows)
-    trainer = CrossEncoderTrainer(
-        model, arguments, train_dataset=data, loss=losses.BinaryCrossEntropyLoss(model), **others
-    )
+    trainer = CrossEncoderTrainer(model, arguments, train_dataset=data, loss=make_loss(model), **others)
     return model, trainer
 
 
@@ -129,7 +139,28 @@ class After(transformers.TrainerCallback):
         self.look(state.global_step, model)
 
 
-def train_ours(folder: Path, task: str = "classify", settings: Mapping[str, Any] | None = None, **options: Any) -> Any:
+@contextlib.contextmanager
+def collect_warnings() -> Iterator[list[str]]:
+    """Yields the list of what transformers, peft and sentence-transformers log within the block, and of warnings."""
+    lines: list[str] = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
+    names, disabled = ("", "transformers", "sentence_transformers"), logging.root.manager.disable
+    logging.disable(logging.NOTSET)
+    for name in names:
+        logging.getLogger(name).addHandler(handler)
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            yield lines
+        lines.extend(str(warning.message) for warning in caught)
+    finally:
+        logging.disable(disabled)
+        for name in names:
+            logging.getLogger(name).removeHandler(handler)
+
+
+def train_ours(folder: Path, task: Any = "classify", settings: Mapping[str, Any] | None = None, **options: Any) -> Any:
     """hf_finetune's run on the same data. options: Those of finetune()."""
     backbone = folder / "backbone"
     if not backbone.is_dir():
