@@ -207,6 +207,11 @@ def finish_update(
         )
         is_best = progress.best_update == number
         bar.say(f"epoch {epoch}  validation  {report.format_metrics(values)}{'  best' if is_best else ''}")
+        if is_best and values[run.metric] != values[run.metric]:
+            bar.say(
+                f"warning: {run.metric} is nan, since the validation rows do not determine it, and cannot choose the best "
+                "checkpoint: the last one counts as best until it is a number; see data.validation and evaluation.metric"
+            )
         saves = saves or is_best or progress.stopped or config.export.count > 0
     progress = dataclasses.replace(progress, pending=False)
     if saves:

@@ -401,7 +401,9 @@ for rate in (0.1, 0.2, 0.1):
     assert lines == sorted(["RUN 0.1 classify"] * 4 + ["RUN 0.2 classify-2"] * 2)
 
 
-def test_a_metric_that_is_nan_decides_nothing_and_ends_nothing(settings: dict[str, Any]) -> None:
+def test_a_metric_that_is_nan_decides_nothing_and_ends_nothing(
+    settings: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
     settings = {**settings, "evaluation.metric": "nothing"}
     for _ in range(2):  # the second call reads it from results.json, which has null
         run = finetune(
@@ -410,6 +412,7 @@ def test_a_metric_that_is_nan_decides_nothing_and_ends_nothing(settings: dict[st
         assert "nothing nan on validation" in repr(run)
         assert "<td>nan</td>" in run._repr_html_()
         assert run.history["validation/nothing"].isna().all()
+    assert "warning: nothing is nan, since the validation rows do not determine it" in capsys.readouterr().out
     text = (run.run_dir / "results.json").read_text(encoding="utf-8")
     assert "NaN" not in text  # which JSON does not have
     assert json.loads(text)["history"][0]["nothing"] is None

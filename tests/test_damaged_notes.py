@@ -35,7 +35,11 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "train.max_updates": 3,
         "tracking.trackers": [],
     }
-    settings |= {"model.backbone": str(tiny.make_backbone(folder / "backbone")), "cache.activations": "off"}
+    settings |= {
+        "model.backbone": str(tiny.make_backbone(folder / "backbone")),
+        "cache.activations": "off",
+        "data.max_length": 16,
+    }
     finetune("classify", train=tiny.make_rows(12), test=tiny.make_rows(3, seed=1), settings=settings)
     return folder / "run"
 

@@ -27,7 +27,7 @@ from hf_finetune.tasks.classify_columns import (
     check_loss_settings,
     check_windows,
 )
-from hf_finetune.tasks.labels import compute_class_weights, describe_class_weights
+from hf_finetune.tasks.labels import compute_class_weights, describe_class_weights, read_names
 from hf_finetune.tasks.text.label_checks import (
     MOST_SHOWN,
     advise_on_rare_labels,
@@ -239,7 +239,7 @@ class Classification(Task):
     @classmethod
     def from_state(cls, config: RunConfig, state: Mapping[str, Any]) -> "Classification":
         reader = replace(make_reader(config, state["problem"]), has_places=state.get("has_places"))
-        return cls.compose(config, reader, tuple(state["labels"]), tuple(state.get("class_weights", ())))
+        return cls.compose(config, reader, read_names(state), tuple(state.get("class_weights", ())))
 
     @classmethod
     def compose(

@@ -130,6 +130,14 @@ def describe_class_weights(names: Sequence[str], weights: Sequence[float]) -> li
     return [("weights", shown)] if weights else []
 
 
+def read_names(state: Mapping[str, Any]) -> tuple[str, ...]:
+    """Returns the names of the labels of a task's state, which a model recorded. InputError if it has none."""
+    names = state["labels"]
+    if not isinstance(names, (list, tuple)) or not names:
+        raise InputError(f"labels ({names!r}): must be a list of the names of the labels")
+    return tuple(names)
+
+
 def sort_numbers_first(name: str) -> tuple[int, float, str]:
     """Returns a sort key that puts numbers first, by value, and then all other names by alphabet.
 

@@ -20,7 +20,7 @@ from hf_finetune.model.head_spec import HeadSpec
 from hf_finetune.system.errors import InputError
 from hf_finetune.system.markdown import escape_markdown
 from hf_finetune.tasks.base import Columns, SummedObjective, Task
-from hf_finetune.tasks.labels import canonical_label, compute_class_weights, sort_numbers_first
+from hf_finetune.tasks.labels import canonical_label, compute_class_weights, read_names, sort_numbers_first
 from hf_finetune.tasks.tag_encoding import TaggingEncoding
 from hf_finetune.tasks.tag_scoring import TaggingScoring
 from hf_finetune.tasks.text.tag_forms import find_form
@@ -199,7 +199,7 @@ class Tagging(Task):
     @classmethod
     def from_state(cls, config: RunConfig, state: Mapping[str, Any]) -> "Tagging":
         settings, columns = get_settings(config), cls.make_columns(config)
-        names, default_tag = tuple(state["labels"]), state["default"]
+        names, default_tag = read_names(state), state["default"]
         reader = make_reader(columns, settings, state["scheme"], names)
         weights = tuple(state.get("class_weights", ()))
         entries = {"id2label": dict(enumerate(names)), "label2id": number_names(names)}

@@ -75,7 +75,8 @@ def make_ranked(draw: random.Random, count: int) -> Rows:
     rows = []
     for number, query in enumerate(draw_texts(draw, count)):
         documents = draw_texts(draw, draw.randint(1, 5))
-        labels = [int(place == number % len(documents)) for place in range(len(documents))]
+        relevant = documents[number % len(documents)]  # equal documents have equal labels
+        labels = [int(document == relevant) for document in documents]
         rows.append({"query": f"{query} {number}", "documents": documents, "labels": labels})
     return rows
 
@@ -87,6 +88,8 @@ def make_questions(draw: random.Random, count: int) -> Rows:
         context, kind = draw.choice([text, f"the {text} cat", f"{text}{text}"]), draw.randrange(5)
         size = {0: len(context), 1: 1}.get(kind, draw.randint(1, min(9, len(context))))
         start = draw.choice([0, len(context) - size])
+        if not context[start : start + size].strip():
+            start, size = 0, len(context)
         answer = context[start : start + size]
         answers = {"text": [answer], "answer_start": [start]} if kind < 4 else {"text": [], "answer_start": []}
         rows.append({"id": f"q{number}", "question": question, "context": context, "answers": answers})
@@ -103,13 +106,12 @@ def make_choices(draw: random.Random, count: int) -> Rows:
 
 
 def make_conversations(draw: random.Random, count: int) -> Rows:
-    """Conversations; some answers are empty, but one that is not is in each split."""
-    rows = []
-    for number in range(count):
-        messages = []
-        for turn in range(draw.randint(1, 3)):
-            answer = "" if number and draw.random() < 0.2 else draw.choice(TEXTS)
-            answer = "cat" if not number and not turn else answer
+    """Conversations; in one of twenty data sets, some answers are empty."""
+    rows, share = [], 0.2 * (draw.random() < 1 / 20)
+    for _ in range(count):
+        messages: list[dict[str, str]] = []
+        for _ in range(draw.randint(1, 3)):
+            answer = "" if draw.random() < share else draw.choice(TEXTS)
             messages += [{"role": "user", "content": draw.choice(TEXTS)}, {"role": "assistant", "content": answer}]
         rows.append({"messages": messages})
     return rows
