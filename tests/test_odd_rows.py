@@ -26,7 +26,8 @@ NUM_SEEDS = int(os.environ.get("ODD_ROWS", "1"))
 NAMED = re.compile(
     r"(train|validation|test)\.jsonl|\b(data|task|model|train|evaluation|freeze|cache)\.[a-z_]+|update \d"
 )
-SPLIT = re.compile("/(validation|test|history|best)/|/[0-9]+/(validation|test)")  # whose rows may have nothing to predict, or none of a label: nan then
+# Their rows may have nothing to predict, or none of a label: nan then
+SPLIT = re.compile("/(validation|test|history|best)/|/[0-9]+/(validation|test)")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

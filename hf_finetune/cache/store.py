@@ -24,6 +24,7 @@ from hf_finetune.cache.reader import ITEM_BYTES
 from hf_finetune.system.errors import InputError
 from hf_finetune.system.files import (
     cache_root,
+    explain_failures,
     open_regular,
     read_umask,
     remove_quietly,
@@ -217,7 +218,8 @@ def finish_entry(entry: Entry) -> None:
 
     Raises InputError if a chunk does not read back as it was written, or if the disk is full or cannot be written.
     """
-    spans, digests = entry.spans(), read_journals(entry.partial)
+    with explain_failures(entry.root):
+        spans, digests = entry.spans(), read_journals(entry.partial)
     good = find_good_chunks(entry.partial / ACTIVATIONS, spans, digests)
     if len(good) < len(spans):
         raise InputError(
