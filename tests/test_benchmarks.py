@@ -322,6 +322,8 @@ def test_comparison_of_long_texts_trains_each_way(
         8,
         "--freeze.layers",
         1,
+        "--out",
+        tmp_path / "out",
         *data,
         *SMALL,
     ]
@@ -329,6 +331,8 @@ def test_comparison_of_long_texts_trains_each_way(
     assert [line["long_texts"] for line in lines] == ["cut", "windows", "cut", "windows"]
     assert all(len(line["test_accuracy"]) == 2 for line in lines)
     assert lines[0]["test_accuracy"] == lines[2]["test_accuracy"]
+    assert [row["updates"] > 0 for row in read_json(tmp_path / "out" / "long_texts.json")] == [True] * 4
+    assert (tmp_path / "out" / "long texts.md").read_text().count("\n| windows |") == 2
 
 
 def test_data_measures_memory_starts_damage_and_an_epoch(tmp_path: Path, run_script: Callable[..., str]) -> None:

@@ -3,7 +3,8 @@
     python benchmarks/comparisons/long_texts.py [--seeds 0 1 2] [settings of the recipe classify]
 
 Trains each of: cut at 64 tokens, windows of 64, cut at 512, windows of 256. Prints a line of JSON for each: accuracy on the test
-split for each seed, their mean, and the seconds of training. Settings follow the demo of the recipe.
+split for each seed, their mean, updates, and the seconds of training. Settings follow the demo of the recipe. Writes
+benchmarks/results/long_texts.json and the table in docs/results.md; --out FOLDER writes both into another folder.
 """
 
 import argparse
@@ -12,9 +13,18 @@ import json
 import statistics
 import sys
 import tempfile
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from trainer import load_recipe_defaults
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+from pages import describe_version, write_results, write_table
+
+from hf_finetune import __version__
 
 from hf_finetune.config.loading import load_config
 from hf_finetune.train import finetune
@@ -43,18 +53,37 @@ def measure(kind: str, max_length: int, seeds: list[int], words: list[str]) -> d
         "max_length": config.data.max_length,
         "test_accuracy": accuracies,
         "mean": statistics.mean(accuracies),
+        "seeds": seeds,
+        "train_examples": results["examples"]["train"],
         "test_examples": results["examples"]["test"],
+        "updates": results["updates"],
         "training_seconds": statistics.median(seconds),
+        "version": __version__,
     }
+
+
+def make_table(rows: Sequence[dict[str, Any]]) -> str:
+    """Returns the rows of measure() as a Markdown table."""
+    lines = ["| long texts | tokens | accuracy, test | updates | training s |", "|---|---|---|---|---|"]
+    for row in rows:
+        accuracies = ", ".join(f"{value:.4f}" for value in row["test_accuracy"])
+        cells = (row["long_texts"], row["max_length"], accuracies, row["updates"], f"{row['training_seconds']:.0f}")
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    counts = f"{rows[0]['train_examples']:,} training and {rows[0]['test_examples']:,} test examples"
+    seeds = ", ".join(map(str, rows[0]["seeds"]))
+    return f"{describe_version(rows)}\n{counts}; seed {seeds}.\n\n" + "\n".join(lines)
 
 
 def main() -> None:
     """Measures each way, and prints a line for each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--out", type=Path, help="folder for the results, in place of those of the repository")
     options, words = parser.parse_known_args()
-    lines = [json.dumps(measure(kind, max_length, options.seeds, words)) for kind, max_length in KINDS]
-    print("\n".join(lines), flush=True)
+    rows = [measure(kind, max_length, options.seeds, words) for kind, max_length in KINDS]
+    print("\n".join(map(json.dumps, rows)), flush=True)
+    write_results("long_texts", rows, options.out)
+    write_table(make_table(rows), "long texts", [ROOT / "docs" / "results.md"], options.out)
 
 
 if __name__ == "__main__":
