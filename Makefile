@@ -10,7 +10,7 @@
 # make numbers      records the losses, metrics and weights of every recipe's test case: before and after a refactoring
 # make scale        memory and time by rows, for docs/scale.md; takes about an hour
 # make board        the board of silent faults of docs/reliability.md: Trainer, sentence-transformers and this package
-# make soak         the long tests: kills runs 1,000 times, and writes what came of it into docs/reliability.md; about 25 minutes; and
+# make soak         the long tests: kills runs 1,000 times, and writes what came of it into docs/reliability.md; about 45 minutes; and
 #                   every fault of the disk in everything that writes
 PYTHON ?= python3
 VENV ?= .venv

@@ -189,7 +189,7 @@ def attack(soak: Soak, name: str, scene: Scene, ranks: int) -> Started:
         if not started.wait_for_end(SECONDS_TO_END):
             soak.counts["others killed"] += 1
             started.kill()
-            started.wait_for_end(SECONDS_TO_END)
+            started.wait_for_end(SECONDS_TO_HANG)  # a killed process ends once the disk has answered it
         elif rank is not None:
             soak.longest_end = max(soak.longest_end, time.monotonic() - killed_at)
     if started.was_killed():

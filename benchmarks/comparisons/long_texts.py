@@ -22,12 +22,11 @@ from trainer import load_recipe_defaults
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
-from pages import describe_version, write_results, write_table
+from pages import describe_version, write_results, write_table  # noqa: E402 - after the path
 
-from hf_finetune import __version__
-
-from hf_finetune.config.loading import load_config
-from hf_finetune.train import finetune
+from hf_finetune import __version__  # noqa: E402
+from hf_finetune.config.loading import load_config  # noqa: E402
+from hf_finetune.train import finetune  # noqa: E402
 
 KINDS = (("cut", 64), ("windows", 64), ("cut", 512), ("windows", 256))
 DEMO = {

@@ -57,13 +57,9 @@ def push_run(run_dir: Path, target: Target) -> Outcome:
     """
     hub.collect_files(run_dir, target.repo_id)  # what can never be pushed is not noted
     note_push(run_dir, target)
-    note = target.find_note(run_dir)
     commit, reason = None, None
     try:
         commit = hub.push(run_dir, target.repo_id, private=target.private, revision=target.revision)
-        remove_quietly(note)
-        with contextlib.suppress(OSError):  # other pushes are pending
-            note.parent.rmdir()
     except InputError as error:
         reason = redact(str(error))
     outcome = Outcome(
@@ -74,6 +70,11 @@ def push_run(run_dir: Path, target: Target) -> Outcome:
         reason=reason,
     )
     record_outcome(run_dir, outcome)
+    if commit is not None:  # at last: after a kill, the next push finds all files there, and records it
+        note = target.find_note(run_dir)
+        remove_quietly(note)
+        with contextlib.suppress(OSError):  # other pushes are pending
+            note.parent.rmdir()
     return outcome
 
 

@@ -94,6 +94,24 @@ def test_a_push_that_is_killed_is_pending(server: HubServer, run_dir: Path) -> N
     assert_pushed_once(server, run_dir)
 
 
+def test_a_push_that_is_killed_before_it_is_recorded_is_pending(
+    server: HubServer, run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(*_: object) -> None:
+        (run_dir / ".results.json.writing").touch()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("hf_finetune.export.pending_pushes.record_outcome", die)
+        with pytest.raises(KeyboardInterrupt):
+            push_run(run_dir, TARGET)
+    (target,) = list_pending(run_dir)
+    assert push_run(run_dir, target).status == "pushed"
+    assert read_outcome(run_dir)["status"] == "pushed"
+    assert list(run_dir.glob(".*.writing")) == []
+    assert_pushed_once(server, run_dir)
+
+
 def test_a_run_that_is_killed_between_its_results_and_its_push_is_pending(
     server: HubServer, make_config: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
