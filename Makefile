@@ -10,8 +10,8 @@
 # make numbers      records the losses, metrics and weights of every recipe's test case: before and after a refactoring
 # make scale        memory and time by rows, for docs/scale.md; takes about an hour
 # make board        the board of silent faults of docs/reliability.md: Trainer, sentence-transformers and this package
-# make soak         the long tests: kills runs 1,000 times, and writes what came of it into docs/reliability.md; about 45 minutes; and
-#                   every fault of the disk in everything that writes
+# make soak         the long tests: kills runs 1,000 times, and writes what came of it into docs/reliability.md; then
+#                   every fault of the disk in everything that writes, and many odd rows and damaged notes; about two hours
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -77,8 +77,9 @@ board: $(VENV)/.test-installed
 odd: $(VENV)/.test-installed
 	$(RUN) OMP_NUM_THREADS=1 ODD_ROWS=40 DAMAGED_NOTES=300 $(BIN)/python -m pytest -q tests/test_odd_rows.py tests/test_damaged_notes.py --timeout 0
 
-soak: $(VENV)/.test-installed faults odd
+soak: $(VENV)/.test-installed
 	$(RUN) OMP_NUM_THREADS=1 $(BIN)/python benchmarks/soak.py --kills $(or $(KILLS),1000)
+	$(MAKE) faults odd
 
 # Each fault at each call of everything that writes; `make test` draws some of them
 faults: $(VENV)/.test-installed

@@ -209,8 +209,8 @@ def finish_update(
         bar.say(f"epoch {epoch}  validation  {report.format_metrics(values)}{'  best' if is_best else ''}")
         if is_best and values[run.metric] != values[run.metric]:
             bar.say(
-                f"warning: {run.metric} is nan, since the validation rows do not determine it, and cannot choose the best "
-                "checkpoint: the last one counts as best until it is a number; see data.validation and evaluation.metric"
+                f"warning: {run.metric} is nan and cannot choose the best checkpoint: the last one counts as best until it is a "
+                "number; the validation rows may not determine it (see data.validation), or the outputs are nan"
             )
         saves = saves or is_best or progress.stopped or config.export.count > 0
     progress = dataclasses.replace(progress, pending=False)

@@ -89,12 +89,14 @@ def kill_all(pid: int) -> None:
     """Kills a process, its group and all that it has started: torchrun starts each process in a session of its own."""
     import psutil  # accelerate depends on it
 
-    with contextlib.suppress(psutil.NoSuchProcess):
+    started = []
+    with contextlib.suppress(psutil.Error):
         started = psutil.Process(pid).children(recursive=True)
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(pid, getattr(signal, "SIGKILL", signal.SIGTERM))
-        for process in started:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
+    for process in started:
+        with contextlib.suppress(psutil.Error):
+            process.kill()
 
 
 def run_to_end(command: Sequence[str]) -> ProcessResult:

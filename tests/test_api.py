@@ -412,7 +412,7 @@ def test_a_metric_that_is_nan_decides_nothing_and_ends_nothing(
         assert "nothing nan on validation" in repr(run)
         assert "<td>nan</td>" in run._repr_html_()
         assert run.history["validation/nothing"].isna().all()
-    assert "warning: nothing is nan, since the validation rows do not determine it" in capsys.readouterr().out
+    assert "warning: nothing is nan and cannot choose the best checkpoint" in capsys.readouterr().out
     text = (run.run_dir / "results.json").read_text(encoding="utf-8")
     assert "NaN" not in text  # which JSON does not have
     assert json.loads(text)["history"][0]["nothing"] is None

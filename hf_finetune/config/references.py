@@ -5,6 +5,7 @@ code, so no name that came with a model, a checkpoint or data may get here (chec
 """
 
 import importlib
+import inspect
 import os
 import re
 import sys
@@ -20,7 +21,8 @@ def is_reference(text: str) -> bool:
 
 def make_reference(value: Any) -> str:
     """Returns the import path of a function or class, `module:name`; of another object, that of its class."""
-    named = value if hasattr(value, "__qualname__") else type(value)
+    has_name = inspect.getattr_static(value, "__qualname__", None) is not None  # without the code of a __getattr__
+    named = value if has_name or isinstance(value, type) else type(value)
     return f"{named.__module__}:{named.__qualname__}"
 
 

@@ -176,7 +176,7 @@ def make_source_row(text: str, file: str, line: int, where: str, make_row: MakeR
 
 def read_stream(location: str, spec: ColumnSpec, make_row: MakeRow, say: Say) -> Iterator[SourceRow]:
     """Yields the lines of a pipe or of standard input: JSON objects, in every form that the task reads from files, if the first
-    line is one; else a text each.
+    line that is not blank is one; else a text each, of which blank ones are problems.
 
     Says which. Lines count from 0, as in stdin[3]. InputError for a line that is not UTF-8, or not a JSON object among those that
     are.
@@ -188,9 +188,14 @@ def read_stream(location: str, spec: ColumnSpec, make_row: MakeRow, say: Say) ->
             f"--data ({location}): is a pipe, which is read as JSON lines or as a text a line, not as {ending}; give a file"
         )
     lines: Iterator[tuple[int, str]] = enumerate(decode_lines(location, name))
-    if (first := next(lines, None)) is None:
+    begun: list[tuple[int, str]] = []  # up to the first line that is not blank, which decides
+    for entry in lines:
+        begun.append(entry)
+        if entry[1].strip():
+            break
+    if not begun:
         return
-    is_json, lines = is_object(first[1]), chain([first], lines)
+    is_json, lines = is_object(begun[-1][1]), chain(begun, lines)
     say(f"{shown}: {'JSON lines' if is_json else 'plain lines, a text each'}")
     yield from read_objects(lines, name, spec, say) if is_json else read_texts(lines, name, make_row)
 
@@ -202,12 +207,12 @@ def read_texts(lines: Iterable[tuple[int, str]], name: str, make_row: MakeRow) -
 
 
 def read_objects(lines: Iterable[tuple[int, str]], name: str, spec: ColumnSpec, say: Say) -> Iterator[SourceRow]:
-    """Yields the rows of numbered lines that are JSON objects, in the task's own columns (ColumnSpec.adapter)."""
+    """Yields the rows of numbered lines that are JSON objects or blank, in the task's own columns (ColumnSpec.adapter)."""
 
     def where(number: int) -> str:
         return f"{name}[{number}]"
 
-    rows: Iterator[NumberedRow] = ((number, read_object(line, where(number))) for number, line in lines)
+    rows: Iterator[NumberedRow] = ((number, read_object(line, where(number))) for number, line in lines if line.strip())
     if spec.adapter is not None:
         rows = spec.adapter.adapt(
             rows, where=where, say=lambda note: say(prefix_note(note, f"{name}: ")), needs_labels=False

@@ -122,8 +122,10 @@ def save_checkpoint(
 
 
 def write_references(folder: Path, last: Manifest, best_update: int | None) -> None:
-    """Writes which checkpoint is the best, by its update, and which is the last."""
-    best = next((other.file for other in read_manifests(folder) if other.update == best_update), None)
+    """Writes which checkpoint is the best, by its update, and which is the last. Of two of one update, the one that was evaluated
+    is the later one, and the other is removed."""
+    manifests = reversed(read_manifests(folder))
+    best = next((other.file for other in manifests if other.update == best_update), None)
     write_atomically(folder / REFERENCES, json.dumps({"best": best, "last": last.file}, indent=2).encode())
 
 

@@ -102,9 +102,13 @@ class Tracking:
 
         That is before results.json, with which a run is finished: one that is killed after it would never write them.
         """
-        if values and self.runtime.is_main:
+
+        def write() -> None:
             keep_rows(self.path, lambda row: row["update"] != update or not any(key.startswith("test/") for key in row))
             self.write_row(name_metrics("test", values), update=update, epoch=epoch)
+
+        if values:
+            self.runtime.on_main(write)
 
     def finish(self, final: Mapping[str, Mapping[str, float]], *, update: int) -> None:
         """Sends the metrics of the test split to the trackers, and closes them. final: metrics by split, which TensorBoard's
@@ -165,7 +169,7 @@ def drop_rows_after(path: Path, update: int) -> None:
 
 
 def keep_rows(path: Path, is_kept: Callable[[dict[str, Any]], bool]) -> None:
-    """Removes all other rows, and a last line that was cut off, from metrics.jsonl."""
+    """Removes all other rows, and a last line that was cut off, from metrics.jsonl. Rows of other programs stay."""
     if is_missing(path):
         return
     with explain_failures(path.parent):
@@ -176,7 +180,7 @@ def keep_rows(path: Path, is_kept: Callable[[dict[str, Any]], bool]) -> None:
             row = json.loads(line)
         except json.JSONDecodeError:
             continue
-        if is_kept(row):
+        if not isinstance(row, dict) or not isinstance(row.get("update"), int) or is_kept(row):
             lines.append(line + "\n")
     write_atomically(path, "".join(lines).encode())
 

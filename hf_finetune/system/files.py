@@ -169,6 +169,8 @@ def hash_version(path: Path, *_: int) -> str:
 
 def disk_error(folder: Path, error: OSError) -> InputError:
     """Returns the error for a disk that could not be read or written, with the file, if it is known, or else the folder."""
+    if error.errno is None and error.filename is None:  # of a network, or of code that raises it for reasons of its own
+        return InputError(f"{type(error).__name__}: {first_line(error)}; {AGAIN} when that is mended")
     place, reason = error.filename or folder, error.strerror or first_line(error)
     if error.errno in FULL_DISK:
         return InputError(f"{place}: cannot be written: {reason}; free some space, and {AGAIN}")
@@ -179,7 +181,7 @@ def writing_error(folder: Path, num_bytes: int, error: Exception) -> InputError:
     """Returns the error that tells the user why `num_bytes` could not be written to a folder."""
     cause = error if isinstance(error, OSError) else error.__context__
     if isinstance(cause, OSError) and cause.errno not in FULL_DISK:
-        return InputError(f"{folder}: cannot be written: {cause.strerror}")
+        return InputError(f"{folder}: cannot be written: {cause.strerror or first_line(cause)}")
     free = measure_free(folder)
     # tokenizers and safetensors report a full disk without an OSError; with this much free, it is something else
     if cause is None and free > 2 * num_bytes:

@@ -1,12 +1,17 @@
 """A digest of a function changes with its code and with what it uses, and with nothing else."""
 
 import functools
+import os
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from hf_finetune.data.function_digest import digest_function
+from hf_finetune.system.errors import InputError
 
 PROGRAM = """
 import dataclasses
@@ -213,3 +218,104 @@ def test_a_list_that_holds_itself_has_a_digest() -> None:
     function = run(CONTAINERS.format("[1]"), "loss")
     function.__globals__["VALUE"].append(function.__globals__["VALUE"])
     assert digest_function(function) == digest_function(function)
+
+
+OWN = """
+import enum
+import re
+import numpy
+
+PATTERN = re.compile("a+")
+KINDS = frozenset({len, max, "b"})
+OBJECTS = numpy.array(["x", 1], dtype=object)
+TABLE = numpy.arange(3)
+TEXTS = ["not used"]
+
+class Mode(enum.Enum):
+    FAST = 1
+    SLOW = 2
+
+class Own:
+    words = ["the", "of"]
+    rates = {"the": 1}
+    names = {"p", "q"}
+    pattern = re.compile("b+")
+    class Inner:
+        def cut(self, text):
+            return text[1:3]
+    def tokenize(self, table):
+        return PATTERN, KINDS, OBJECTS, TABLE, Mode.FAST, self.words, table.TEXTS
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('"a+"', '"a*"'),
+        ('"b"})', '"c"})'),
+        ('["x", 1]', '["y", 1]'),
+        ("arange(3)", "arange(4)"),
+        ("FAST = 1", "FAST = 3"),
+        ('["the", "of"]', '["the"]'),
+        ('{"the": 1}', '{"the": 2}'),
+        ('{"p", "q"}', '{"p"}'),
+        ('"b+"', '"b*"'),
+        ("[1:3]", "[2:3]"),
+    ],
+)
+def test_the_values_of_a_class_and_of_its_module_count(old: str, new: str) -> None:
+    assert OWN.count(old) == 1
+    assert digest_function(run(OWN.replace(old, new), "Own")) != digest_function(run(OWN, "Own"))
+
+
+def test_the_digest_of_a_class_is_that_of_other_processes(tmp_path: Path) -> None:
+    """It has no addresses and no order of hashes; a name after a dot is no value of the module."""
+    program = tmp_path / "own.py"
+    program.write_text(
+        OWN + "\nif __name__ == '__main__':\n    from hf_finetune.data.function_digest import digest_function\n"
+        "    print(digest_function(Own))\n",
+        encoding="utf-8",
+    )
+    texts = program.read_text(encoding="utf-8")
+    (other := tmp_path / "other.py").write_text(texts.replace("not used", "nor here"), encoding="utf-8")
+    root = str(Path(__file__).parents[2])
+    digests = {
+        subprocess.run(
+            [sys.executable, path],
+            env={**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": root},
+            check=True,
+            capture_output=True,
+        ).stdout
+        for seed, path in (("0", program), ("77", program), ("1", other))
+    }
+    assert len(digests) == 1
+
+
+ENDLESS = """
+class Own:
+    def __init__(self):
+        self.me, self.call = self, self.give
+    def give(self):
+        return self
+    def __getattr__(self, name):
+        return Own()
+
+OBJECT = Own()
+DEEP = []
+for _ in range(5000):
+    DEEP = [DEEP]
+
+def uses_object():
+    return OBJECT
+
+def uses_deep():
+    return DEEP
+"""
+
+
+def test_values_that_refer_to_themselves_have_a_digest_and_deep_ones_are_named() -> None:
+    assert digest_function(run(ENDLESS, "uses_object")) == digest_function(run(ENDLESS, "uses_object"))
+    with pytest.raises(
+        InputError, match="__main__:uses_deep: the values of its module that it uses are nested too deeply"
+    ):
+        digest_function(run(ENDLESS, "uses_deep"))

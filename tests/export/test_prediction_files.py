@@ -549,6 +549,11 @@ def test_a_named_pipe_is_read_as_it_comes(predictor: Predictor, tmp_path: Path) 
     entries = list(iterate_predictions(predictor, str(tmp_path / "pipe")))
     writer.join()
     assert entries == list(predictor.predict(["a cat", "a saw"]))
+    blank = '\n{"text": "a cat"}\n  \n{"text": "a saw"}\n\n'  # as in files, blank lines are passed over
+    writer = threading.Thread(target=(tmp_path / "pipe").write_text, args=(blank,))
+    writer.start()
+    assert list(iterate_predictions(predictor, str(tmp_path / "pipe"))) == entries
+    writer.join()
     os.mkfifo(tmp_path / "pipe.csv")
     with pytest.raises(InputError, match=r"pipe\.csv\): is a pipe, which is read as JSON lines or as a text a line"):
         list(iterate_predictions(predictor, str(tmp_path / "pipe.csv")))

@@ -49,6 +49,17 @@ def test_the_best_and_the_last_are_kept(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == 7  # three with their manifests, and the references
 
 
+def test_the_best_is_the_one_that_stays_of_two_saves_of_an_update(tmp_path: Path) -> None:
+    """A signal stopped the run at an evaluation; it was saved before it, and again after it."""
+    save(tmp_path, 4, 0.1)
+    save(tmp_path, 5, None)
+    evaluated = save(tmp_path, 5, 0.9)
+    checkpoint.write_references(tmp_path, evaluated, 5)
+    remove_old(tmp_path, evaluated, best=5)
+    assert checkpoint.read_references(tmp_path) == {"best": evaluated.file, "last": evaluated.file}
+    assert (tmp_path / evaluated.file).exists()
+
+
 @pytest.mark.parametrize("damage", ["cut", "flipped", "missing"])
 def test_a_damaged_newer_checkpoint_does_not_remove_a_new_one(tmp_path: Path, damage: str) -> None:
     """A run that resumes from 50, because 100 is damaged, keeps what it saves at 60."""

@@ -228,6 +228,9 @@ def test_rows_of_lost_updates_and_a_row_that_was_cut_off_are_dropped(tmp_path: P
     assert path.read_text(encoding="utf-8").endswith("\n")
     tracking.drop_rows_after(path, 0)
     assert path.read_bytes() == b""
+    path.write_text("\n".join(["[1]", '{"note": "by hand"}', lines[3]]), encoding="utf-8")
+    tracking.drop_rows_after(path, 3)
+    assert path.read_text(encoding="utf-8").splitlines() == ["[1]", '{"note": "by hand"}']
     tracking.drop_rows_after(tmp_path / "none.jsonl", 0)
     assert not (tmp_path / "none.jsonl").exists()
 

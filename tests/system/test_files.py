@@ -1,6 +1,8 @@
 """A file is complete or not there; the folder of the caches."""
 
 import os
+import re
+import stat
 import time
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,37 @@ def test_a_write_returns_the_digest_of_the_file(tmp_path: Path) -> None:
     digest = files.replace_atomically(path, lambda file: (file.write(b"one"), file.write(b"two"), file.flush()), 6)
     assert path.read_bytes() == b"onetwo"
     assert digest == files.hash_file(path)
+
+
+def test_a_file_is_synced_before_it_is_renamed_and_the_folder_after_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+    replace = os.replace
+
+    def sync(descriptor: int) -> None:
+        calls.append("sync folder" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "sync file")
+
+    monkeypatch.setattr(files.os, "fsync", sync)
+    monkeypatch.setattr(files.os, "replace", lambda *paths: (calls.append("rename"), replace(*paths)))
+    files.write_atomically(tmp_path / "results.json", b"{}")
+    assert calls == ["sync file", "rename", "sync folder"]
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (OSError(5, "Input/output error", "a.txt"), "^a.txt: cannot be read or written: Input/output error"),
+        (
+            OSError(28, "No space left on device"),
+            "^outputs: cannot be written: No space left on device; free some space",
+        ),
+        (OSError("no answer from the host"), "^OSError: no answer from the host"),
+        (TimeoutError("30 s"), "^TimeoutError: 30 s"),
+    ],
+)
+def test_an_error_of_a_disk_names_the_file_and_one_of_a_network_does_not(error: OSError, message: str) -> None:
+    assert re.search(message, str(files.disk_error(Path("outputs"), error)))
 
 
 def test_a_rename_that_did_not_happen_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
