@@ -117,3 +117,30 @@ def test_a_damaged_value_gives_a_result_or_one_line(
             assert (code, len(errors)) in ((0, 0), (2, 1)), before
             codes.add(code)
     assert 0 in codes
+
+
+CARDS: dict[str, bytes] = {
+    "empty": b"",
+    "not UTF-8": b"---\nlicense: mit\n---\n\xff\xfe card",
+    "no end of the front matter": b"---\nlicense: mit\n",
+    "broken YAML": b"---\nlicense: [mit\n---\ntext",
+    "YAML that is a list": b"---\n- mit\n---\ntext",
+    "YAML with an object": b"---\nlicense: !!python/object/apply:os.system [exit 3]\n---\ntext",
+    "YAML that unfolds": b"---\na: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]\n---\ntext",
+    "odd values": b"---\nlicense: {a: 1}\ntags: 3\nmodel-index: [null, {results: x}]\n---\ntext",
+    "NUL": b"---\nlicense: mit\n---\n\0\0",
+    "long": b"---\nlicense: mit\n---\n" + b"x" * 3_000_000,
+}
+
+
+@pytest.mark.parametrize("card", CARDS)
+def test_a_damaged_card_is_pushed_as_it_is_or_gives_one_line(
+    run_dir: Path, tmp_path: Path, card: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(run_dir, run := tmp_path / "run")
+    (run / "model" / "README.md").write_bytes(CARDS[card])
+    for command in ("push", "inspect", "predict"):
+        code = cli.main(make_words(command, run, run_dir.parent / "rows.jsonl", tmp_path / "out"))
+        errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+        assert (code, len(errors)) in ((0, 0), (2, 1)), command
+        assert code == 0 or command == "push"
