@@ -4,9 +4,11 @@ A checkpoint, or an adapter, is made into a complete model in the new run's fold
 starts from the same weights if it is called again.
 """
 
+import errno
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +23,7 @@ from hf_finetune.export.model_folder import write_folder
 from hf_finetune.model import backbone, heads, loading, lora
 from hf_finetune.run import checkpoint
 from hf_finetune.system.errors import InputError
-from hf_finetune.system.files import hash_file, write_atomically
+from hf_finetune.system.files import disk_error, hash_file, write_atomically
 from hf_finetune.system.locations import model_files
 from hf_finetune.system.processes import Runtime
 
@@ -59,7 +61,7 @@ def find_start(config: RunConfig) -> str:
     if config.start_from is not None:
         location, key = config.start_from, "start_from"
     check_is_elsewhere(config, location, key)
-    if os.path.isfile(location) and not location.lower().endswith(".gguf"):
+    if is_file(location) and not location.lower().endswith(".gguf"):
         if key != "start_from":
             raise InputError(f"{key} ({location}): is a file; to begin from a checkpoint, set start_from to it")
         path = Path(location)
@@ -72,6 +74,18 @@ def find_start(config: RunConfig) -> str:
     if key != "start_from" and not os.path.isdir(source):  # a Hub id is not asked twice
         return source
     return merge_adapter(config, source, location, key)
+
+
+def is_file(location: str) -> bool:
+    """True for a file. InputError if the disk does not tell: a checkpoint would be taken for the name of a model."""
+    try:
+        return stat.S_ISREG(os.stat(location).st_mode)
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return False
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            return False
+        raise disk_error(Path(location), error) from None
 
 
 def check_is_elsewhere(config: RunConfig, location: str, key: str) -> None:

@@ -23,6 +23,7 @@ from hf_finetune.training.progress import FRESH
 ENDINGS = ("jsonl", "json", "csv", "tsv.gz", "parquet", "txt")
 TARGET = pending_pushes.Target(repo_id="ada/clf")
 
+CHECKPOINT = "ckpt_epoch0001_update000001_loss0.5000.pt"  # of SAVED
 SAVED = dataclasses.replace(FRESH, update=1, train_loss=0.5)
 
 
@@ -126,14 +127,14 @@ def read_tree(folder: Path) -> list[tuple[str, bytes]]:
 
 def materialize_model(place: Path) -> None:
     """Makes a model of a checkpoint, unless it is there."""
-    (path,) = place.glob("run/checkpoints/*.pt")
+    path = place / "run" / "checkpoints" / CHECKPOINT
     if not os.path.exists(place / "model"):
         materialize.materialize(path, place / "model")
 
 
 def resolve(tools: Tools, place: Path) -> str:
     """Makes the model that a run begins from."""
-    (path,) = place.glob("old/run/checkpoints/*.pt")
+    path = place / "old" / "run" / "checkpoints" / CHECKPOINT
     config = tools.make_config(place, start_from=str(path))
     return start.resolve_start(config, move(tools.run, place).runtime).model.backbone
 
