@@ -11,6 +11,7 @@ update and before the evaluation and save that were due; they are made up for on
 import dataclasses
 import gc
 import json
+import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -207,7 +208,7 @@ def finish_update(
         )
         is_best = progress.best_update == number
         bar.say(f"epoch {epoch}  validation  {report.format_metrics(values)}{'  best' if is_best else ''}")
-        if is_best and values[run.metric] != values[run.metric]:
+        if is_best and math.isnan(values[run.metric]):
             bar.say(
                 f"warning: {run.metric} is nan and cannot choose the best checkpoint: the last one counts as best until it is a "
                 "number; the validation rows may not determine it (see data.validation), or the outputs are nan"

@@ -22,7 +22,7 @@ def is_reference(text: str) -> bool:
 def make_reference(value: Any) -> str:
     """Returns the import path of a function or class, `module:name`; of another object, that of its class."""
     has_name = inspect.getattr_static(value, "__qualname__", None) is not None  # without the code of a __getattr__
-    named = value if has_name or isinstance(value, type) else type(value)
+    named = value if has_name else type(value)
     return f"{named.__module__}:{named.__qualname__}"
 
 

@@ -101,11 +101,10 @@ def describe_value(value: Any, scope: Scope) -> Any:
         return [make_reference(type(value)), describe_value(value.__wrapped__, scope)]
     if has_attribute(value, "__qualname__"):
         return make_reference(value)
-    if (
-        getattr(type(value), "__module__", "") == scope.module and id(value) not in scope.seen
-    ):  # an object of one's own class
+    is_own = getattr(type(value), "__module__", "") == scope.module  # an object of one's own class
+    if is_own and id(value) not in scope.seen:
         scope.seen.add(id(value))
-        attributes = vars(value) if hasattr(type(value), "__dict__") and hasattr(value, "__dict__") else {}
+        attributes = vars(value) if has_attribute(value, "__dict__") else {}
         plain = [[name, describe_value(item, scope)] for name, item in sorted(attributes.items())]
         return [describe_value(type(value), scope), *plain]
     return make_reference(value)

@@ -11,7 +11,7 @@ import os
 import pickle
 import re
 import struct
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -314,36 +314,18 @@ def remove_old_checkpoints(
     stay until the run passes them.
     """
     with contextlib.suppress(OSError):
-        for path in list_old_files(
-            folder,
-            saved,
-            keep_best=keep_best,
-            keep_last=keep_last,
-            greater_is_better=greater_is_better,
-            updates=updates,
-        ):
+        manifests = [manifest for manifest in read_manifests(folder) if manifest.update <= saved.update]
+        others = [manifest for manifest in manifests if manifest.update != saved.update]
+        last = others[max(0, len(others) - keep_last + 1) :]
+        best = rank_checkpoints(manifests, greater_is_better=greater_is_better)[:keep_best]
+        best += [manifest for manifest in others if manifest.update in updates]
+        files_to_keep = {saved.file, *(manifest.file for manifest in [*last, *best])}
+        for manifest in manifests:
+            if manifest.file not in files_to_keep:
+                remove_quietly(make_manifest_path(folder / manifest.file))
+                remove_quietly(folder / manifest.file)
+        for path in folder.glob("ckpt_*.pt"):  # of a save that was killed before it wrote the manifest
+            if is_missing(make_manifest_path(path)):
+                remove_quietly(path)
+        for path in folder.glob(".*.writing"):
             remove_quietly(path)
-
-
-def list_old_files(
-    folder: Path,
-    saved: Manifest,
-    *,
-    keep_best: int,
-    keep_last: int,
-    greater_is_better: bool,
-    updates: Collection[int | None],
-) -> Iterator[Path]:
-    """Yields the files that remove_old_checkpoints() removes. OSError if the folder cannot be read."""
-    manifests = [manifest for manifest in read_manifests(folder) if manifest.update <= saved.update]
-    others = [manifest for manifest in manifests if manifest.update != saved.update]
-    last = others[max(0, len(others) - keep_last + 1) :]
-    best = rank_checkpoints(manifests, greater_is_better=greater_is_better)[:keep_best]
-    best += [manifest for manifest in others if manifest.update in updates]
-    files_to_keep = {saved.file, *(manifest.file for manifest in [*last, *best])}
-    for manifest in manifests:
-        if manifest.file not in files_to_keep:
-            yield from (make_manifest_path(folder / manifest.file), folder / manifest.file)
-    # Those of saves that were killed: before they wrote the manifest, and before a file was complete
-    yield from (path for path in folder.glob("ckpt_*.pt") if is_missing(make_manifest_path(path)))
-    yield from folder.glob(".*.writing")
