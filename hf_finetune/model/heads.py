@@ -3,7 +3,8 @@
 S sequences, T tokens, H hidden.
 """
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -75,13 +76,31 @@ def run_model(
     """
     if is_multiple_choice(model):
         inputs = {name: tensor.unsqueeze(1) for name, tensor in inputs.items()}
-    output = (through or model)(**inputs)
+    with without_key_value_cache(model):
+        output = (through or model)(**inputs)
     if isinstance(output, tuple):  # a config with return_dict off
         return output[0]
     if getattr(output, "start_logits", None) is not None:
         return torch.stack((output.start_logits, output.end_logits), -1)
     logits = getattr(output, "logits", None)
     return output.last_hidden_state if logits is None else logits
+
+
+@contextlib.contextmanager
+def without_key_value_cache(model: nn.Module) -> Iterator[None]:
+    """Keeps decoders from collecting keys and values for further tokens until the block ends: only generate() needs them.
+
+    Not every forward has an argument use_cache, but all of them read their config. T5's decoder has a copy of it.
+    """
+    models = (module for module in model.modules() if isinstance(module, transformers.PreTrainedModel))
+    configs = {id(part.config): part.config for part in models if getattr(part.config, "use_cache", False)}
+    for config in configs.values():
+        config.use_cache = False
+    try:
+        yield
+    finally:
+        for config in configs.values():
+            config.use_cache = True
 
 
 def is_multiple_choice(model: nn.Module) -> bool:
