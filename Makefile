@@ -108,6 +108,7 @@ results: $(VENV)/.test-installed
 docs: $(VENV)/.test-installed
 	$(BIN)/python docs/make_settings.py
 	$(BIN)/python docs/make_tree.py
+	$(BIN)/python benchmarks/pages.py
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

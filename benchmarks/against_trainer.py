@@ -309,7 +309,7 @@ NAMES = {
 def make_table(results: Sequence[dict[str, Any]]) -> str:
     """Returns the table of all results: medians of the seconds, their ratios to both Trainers, and means of the accuracies."""
     lines = [
-        describe_version(results),
+        describe_version("benchmark", results),
         "| data, epochs | | seconds | of Trainer | of Trainer tuned | accuracy | tokens/s | peak MB |",
         "|---|---|---|---|---|---|---|---|",
     ]

@@ -22,9 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from against_trainer import MINILM
-from pages import RESULTS, ROOT, describe_machine, describe_version, write_results, write_table
-
-from hf_finetune import __version__
+from pages import RESULTS, ROOT, describe_origin, describe_version, measure_load, write_results, write_table
 
 LABELS = ("animals", "food", "tools")
 FORMATS = ("jsonl", "csv", "parquet")
@@ -415,11 +413,13 @@ def make_curve(results: Mapping[str, Any]) -> str:
 def write_pages(results: Mapping[str, Any], out: Path | None) -> None:
     """Writes the tables of what has been measured."""
     pages = [ROOT / "docs" / "scale.md"]
-    head = describe_version([results])
+    origins = list(results["origins"].values())
     if "memory" in results:
-        write_table(f"{head}\n{make_memory_table(results)}", "memory by rows", pages, out)
+        write_table(
+            f"{describe_version('memory by rows', origins)}\n{make_memory_table(results)}", "memory by rows", pages, out
+        )
     if results.keys() & {"encode", "start", "predict", "damage", "epoch"}:
-        write_table(f"{head}\n{make_table(results)}", "data", pages, out)
+        write_table(f"{describe_version('data', origins)}\n{make_table(results)}", "data", pages, out)
     if "epoch" in results:
         write_table(make_curve(results), "memory curve", pages, out)
 
@@ -448,12 +448,19 @@ def main() -> None:
     os.environ["HF_HUB_OFFLINE"] = "1"
     path = (options.out or RESULTS) / "data.json"
     results: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    results |= {"machine": describe_machine(), "version": __version__}
+    origins = results.pop(
+        "origins", {"earlier": {key: results.pop(key) for key in ("version", "machine") if key in results}}
+    )
+    results["origins"] = {name: origin for name, origin in origins.items() if origin}
     for name in options.only:
         with tempfile.TemporaryDirectory() as folder:
             backbone = write_backbone(Path(folder) / "backbone")
+            load = measure_load()
             measured = MEASUREMENTS[name](options, Path(folder), backbone)
             results[name] = merge_memory(results.get(name, []), measured) if name == "memory" else measured
+        results["origins"][name] = {**describe_origin(), "load": [load]}
+        if MEASUREMENTS.keys() <= results["origins"].keys():
+            results["origins"].pop("earlier", None)
         write_results("data", results, options.out)
         write_pages(results, options.out)
 

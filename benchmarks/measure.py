@@ -18,9 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pages import RESULTS, ROOT, describe_version, write_table
-
-from hf_finetune import __version__
+from pages import RESULTS, ROOT, describe_origin, describe_version, measure_load, write_table
 
 COMPARISONS = RESULTS / "comparisons.json"  # what benchmarks/comparisons/*.py printed, and the same runs of hf-finetune
 PAGE = ROOT / "docs" / "results.md"
@@ -31,6 +29,7 @@ RESULT_KEYS = ("metric", "validation", "test", "examples", "parameters", "best",
 def run_config(name: str, data: Path | None, settings: Sequence[str]) -> dict[str, Any]:
     """Runs the recipe with one config in an empty folder. Returns its results."""
     config = CONFIGS[name]
+    load = measure_load()
     recipe = config.parent.name if config else "classify"
     words = ["--config", str(config)] if config else []
     with tempfile.TemporaryDirectory() as folder:
@@ -45,7 +44,8 @@ def run_config(name: str, data: Path | None, settings: Sequence[str]) -> dict[st
     return {
         "command": f"python {' '.join(shown)}",
         "date": time.strftime("%Y-%m-%d"),
-        "version": __version__,
+        **describe_origin(),
+        "load": [load],
         **{key: results[key] for key in RESULT_KEYS},
         "threads": environment["num_threads"],
         "precision": results["precision"],
@@ -56,7 +56,7 @@ def run_config(name: str, data: Path | None, settings: Sequence[str]) -> dict[st
 def make_table(results: Mapping[str, dict[str, Any]]) -> str:
     """Returns the results as a Markdown table."""
     lines = [
-        describe_version(results.values()),
+        describe_version("results", results.values()),
         "| run | command | metric | validation | test | trained parameters | training s | total s | measured |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
@@ -74,7 +74,7 @@ def make_table(results: Mapping[str, dict[str, Any]]) -> str:
 def make_comparison_table(rows: Sequence[Mapping[str, str]]) -> str:
     """Returns the comparisons with other tools as a Markdown table."""
     lines = [
-        describe_version(rows),
+        describe_version("comparisons", rows),
         "| data | metric | hf-finetune | the other | | command of the other |",
         "|---|---|---|---|---|---|",
     ]

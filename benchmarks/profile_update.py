@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pages import ROOT, describe_version, write_table
+from pages import ROOT, describe_origin, describe_version, write_table
 
-from hf_finetune import __version__
 from hf_finetune.config.loading import load_config
 from hf_finetune.config.recipes import recipe_path
 from hf_finetune.run import report
@@ -66,7 +65,7 @@ def make_table(updates: list[Update], profile: Any, num_profiled: int) -> str:
     rows = sorted(profile.key_averages(), key=lambda row: -row.self_cpu_time_total)
     total = sum(row.self_cpu_time_total for row in rows)
     lines = [
-        describe_version([{"version": __version__}]),
+        describe_version("profile", [describe_origin()]),
         f"{len(updates)} updates: {1e3 * seconds / len(updates):.1f} ms each, {tokens / seconds:,.0f} tokens/s.",
         "",
         "| operator | share of the time | ms an update | calls an update |",

@@ -13,13 +13,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from pages import ROOT, describe_machine, describe_version, write_results, write_table
+from pages import ROOT, describe_origin, describe_version, measure_load, write_results, write_table
 
 sys.path.insert(0, str(ROOT / "tests"))
 
 from support import tiny
 
-from hf_finetune import __version__
 from hf_finetune.verify import make_command
 
 SETTINGS = {
@@ -89,16 +88,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--examples", type=int, default=100_000)
     options = parser.parse_args()
+    load = measure_load()
     with tempfile.TemporaryDirectory() as name:
         resume = resume_test(Path(name), options.examples)
-    results = {"version": __version__, "machine": describe_machine(), "resume": resume}
+    results = {**describe_origin(), "load": [load], "resume": resume}
     write_results("reliability", results, None)
     table = (
         "| examples | first update of a fresh run | resumed at update | its first update |\n|---|---|---|---|\n"
         f"| {resume['examples']:,} | {resume['fresh seconds']:.1f} s | {resume['resumed at update']:,} | "
         f"{resume['resumed seconds']:.1f} s |"
     )
-    write_table(f"{describe_version([results])}\n{table}", "resume", [ROOT / "docs" / "reliability.md"], None)
+    write_table(f"{describe_version('resume', [results])}\n{table}", "resume", [ROOT / "docs" / "reliability.md"], None)
 
 
 if __name__ == "__main__":

@@ -12,14 +12,11 @@ import argparse
 import json
 import random
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from against_trainer import MINILM, launch, write_bbc_news
-from pages import ROOT, describe_machine, describe_version, write_results, write_table
-
-from hf_finetune import __version__
+from pages import ROOT, describe_origin, describe_version, measure_load, write_results, write_table
 
 RUNS = ("uncached", "cold", "warm")
 
@@ -55,16 +52,18 @@ def measure_sizes(options: argparse.Namespace, folder: Path) -> list[dict[str, A
             "seed": 0,
         }
         for name in options.only:
+            load = measure_load()
             result = launch({**job, "competitor": name}, folder / "cache", 1)
-            rows.append({"factor": factor, "examples": options.examples * factor, "run": name, **result})
+            rows.append({"factor": factor, "examples": options.examples * factor, "run": name, "load": load, **result})
             print(f"{factor:>2}x  {name:<9} {result['seconds']:6.1f} s  {result['peak_memory_mb']:,.0f} MB", flush=True)
     return rows
 
 
-def make_table(rows: Sequence[dict[str, Any]], version: str) -> str:
+def make_table(content: dict[str, Any]) -> str:
     """Returns the table of seconds and peak memory by size."""
+    rows = content["rows"]
     lines = [
-        describe_version([{"version": version}]),
+        describe_version("scaling", [content]),
         "| examples | run | seconds | peak MB | of the smallest |",
         "|---|---|---|---|---|",
     ]
@@ -93,9 +92,9 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         rows = measure_sizes(options, Path(folder))
-    content = {"machine": describe_machine(), "version": __version__, "rows": rows}
+    content = {**describe_origin(), "load": [row["load"] for row in rows], "rows": rows}
     write_results("scaling", content, options.out)
-    write_table(make_table(rows, __version__), "scaling", [ROOT / "docs" / "performance.md"], options.out)
+    write_table(make_table(content), "scaling", [ROOT / "docs" / "performance.md"], options.out)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from pages import ROOT, describe_machine, write_results, write_table
+from pages import ROOT, describe_origin, write_results, write_table
 
 sys.path.insert(0, str(ROOT / "tests"))
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -32,8 +32,6 @@ from soak_processes import Nursery
 from soak_runs import SETTINGS, TOKEN, Soak, make_reference, soak_run, write_data
 from soak_table import FAILURES, PAGE, make_table, write_heading
 from support.hub_server import HubServer
-
-from hf_finetune import __version__
 
 MOST_KILLS = 14  # of one run: about two for each phase
 
@@ -69,8 +67,7 @@ def run_soak(folder: Path, nursery: Nursery, options: argparse.Namespace) -> dic
 def collect(soak: Soak, options: argparse.Namespace, seconds: float) -> dict[str, Any]:
     """Returns what was counted as plain values."""
     return {
-        "version": __version__,
-        "machine": describe_machine(),
+        **describe_origin(),
         "seed": options.seed,
         "minutes": round(seconds / 60, 1),
         **{key: soak.counts[key] for key in sorted({*soak.counts} - {*FAILURES})},

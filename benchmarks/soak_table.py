@@ -53,7 +53,7 @@ def make_table(results: dict[str, Any]) -> str:
         f"the slowest took {results['seconds until the other process had ended']:.1f} s",
     }
     lines = ["| | |", "|---|---|", *(f"| {key} | {value} |" for key, value in rows.items())]
-    text = f"{describe_version([results])}\n" + "\n".join(lines)
+    text = f"{describe_version('crash', [results])}\n" + "\n".join(lines)
     return f"{text}\n\n{results['machine']}, one core; {results['minutes']:.0f} minutes; seed {results['seed']}."
 
 

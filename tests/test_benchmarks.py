@@ -13,6 +13,8 @@ import pytest
 from support import ranked, sentence_pairs, tagged, text_pairs, tiny
 from support.script_server import ScriptServer
 
+import hf_finetune
+
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not hasattr(os, "fork"), reason="scripts run in forks")]
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -100,7 +102,7 @@ def test_against_trainer_writes_the_results_and_the_table(
     assert tokens[0] == pytest.approx(tokens[1])
     table = (out / "benchmark.md").read_text(encoding="utf-8")
     assert "| hf-finetune, cold cache |" in table
-    assert table.startswith(f"Measured with version {result['version']}.")
+    assert table.startswith(f"Measured with version {result['version']} ")
 
 
 def test_scaling_measures_a_size(
@@ -155,7 +157,37 @@ def test_the_tables_of_the_pages_are_those_of_the_results_files() -> None:
     )
     page = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
     for marker, table in json.loads(done.stdout).items():
-        assert f"<!-- {marker} -->\n{table}\n<!-- end of {marker} -->" in page
+        rows = table.partition("\n")[2]  # the line above them has a test of its own
+        assert f"\n{rows}\n<!-- end of {marker} -->" in page
+
+
+def test_the_line_above_each_table_says_what_it_was_measured_with(run_script: Callable[..., str]) -> None:
+    """If code has changed since a measurement, `make docs` says so above its table."""
+    run_script("pages.py", "--check")
+
+
+def test_a_line_above_a_table_names_what_has_changed() -> None:
+    code = (
+        "import json, pages\n"
+        "now = {**pages.describe_origin(), 'commit': 'abc', 'machine': 'X, 2 cores, AVX2', 'load': [0.25, 1.5]}\n"
+        "old = {**now, 'code': {**now['code'], 'training': '-'}}\n"
+        "lists = ([now], [old], [now, {}], [{'version': '0.2', 'machine': 'Y'}])\n"
+        "flags = ('avx avx2', 'avx2 avx512f', 'avx2 avx512f avx512_bf16 amx_bf16', 'asimd', '')\n"
+        "lines = [pages.describe_version('profile', results) for results in lists]\n"
+        "print(json.dumps([lines, [pages.name_instructions(each) for each in flags], pages.PARTS]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=BENCHMARKS, capture_output=True, timeout=100, check=True)
+    lines, instructions, parts = json.loads(done.stdout)
+    start = f"Measured with version {hf_finetune.__version__}"
+    assert lines == [
+        f"{start} at commit abc on X, 2 cores, AVX2, load 0.2 to 1.5 before the runs.\n",
+        f"{start} at commit abc on X, 2 cores, AVX2, load 0.2 to 1.5 before the runs; hf_finetune/training has changed since.\n",
+        f"{start.replace('version ', 'version 0.1 and ')} at commit abc on X, 2 cores, AVX2, load 0.2 to 1.5 before the runs; "
+        "the code has changed since.\n",
+        "Measured with version 0.2 (no commit recorded) on Y; the code has changed since.\n",
+    ]
+    assert instructions == ["AVX2", "AVX512", "AMX", "NEON", ""]
+    assert all((ROOT / "hf_finetune" / part).exists() for part in parts)
 
 
 # --- runs that are killed -------------------------------------------------------------------------------------------

@@ -22,9 +22,8 @@ from trainer import load_recipe_defaults
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
-from pages import describe_version, write_results, write_table  # noqa: E402 - after the path
+from pages import describe_origin, describe_version, measure_load, write_results, write_table  # noqa: E402 - after the path
 
-from hf_finetune import __version__  # noqa: E402
 from hf_finetune.config.loading import load_config  # noqa: E402
 from hf_finetune.train import finetune  # noqa: E402
 
@@ -39,9 +38,10 @@ DEMO = {
 
 def measure(kind: str, max_length: int, seeds: list[int], words: list[str]) -> dict[str, Any]:
     """Returns test accuracies and seconds of one way to read long texts."""
-    accuracies, seconds = [], []
+    accuracies, seconds, loads = [], [], []
     defaults = {**load_recipe_defaults("classify"), **DEMO, "task.long_texts": kind, "data.max_length": max_length}
     for seed in seeds:
+        loads.append(measure_load())
         with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
             config = load_config({**defaults, "seed": seed, "output_dir": folder}, words)
             results = finetune(config).results
@@ -57,7 +57,8 @@ def measure(kind: str, max_length: int, seeds: list[int], words: list[str]) -> d
         "test_examples": results["examples"]["test"],
         "updates": results["updates"],
         "training_seconds": statistics.median(seconds),
-        "version": __version__,
+        **describe_origin(),
+        "load": loads,
     }
 
 
@@ -70,7 +71,7 @@ def make_table(rows: Sequence[dict[str, Any]]) -> str:
         lines.append(f"| {' | '.join(map(str, cells))} |")
     counts = f"{rows[0]['train_examples']:,} training and {rows[0]['test_examples']:,} test examples"
     seeds = ", ".join(map(str, rows[0]["seeds"]))
-    return f"{describe_version(rows)}\n{counts}; seed {seeds}.\n\n" + "\n".join(lines)
+    return f"{describe_version('long texts', rows)}\n{counts}; seed {seeds}.\n\n" + "\n".join(lines)
 
 
 def main() -> None:
