@@ -7,6 +7,7 @@ The same words give the same run as on the command line. docs/python.md shows al
 """
 
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -25,6 +26,7 @@ from hf_finetune.export.trained_run import Run
 from hf_finetune.run.parts import NO_PARTS, Parts, check_are_functions, name_metrics
 from hf_finetune.system.errors import AGAIN, InputError, StoppedError
 from hf_finetune.system.signals import StopSignals
+from hf_finetune.system.startup import quick_imports
 
 # Names that data sets give to their splits, by ours
 SPLIT_NAMES = {"train": ("train",), "validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
@@ -66,20 +68,22 @@ def finetune(
     Raises InputError for anything that you can fix, and StoppedError (a KeyboardInterrupt) if the run was interrupted and has
     been saved.
     """
+    began = time.perf_counter()
     functions = {"loss": loss, "optimizer": optimizer, "augment": augment, "on_update": on_update}
     data = {"train": train, "validation": validation, "test": test}
     with StopSignals().install():
         try:
             config, parts, is_named = prepare(task, data, settings, functions, metrics)
             # Nothing heavy is imported before this line: what the user can get wrong shows at once
-            from hf_finetune.run.naming import name_run
-            from hf_finetune.train import finetune as train_run
+            with quick_imports():
+                from hf_finetune.run.naming import name_run
+                from hf_finetune.train import finetune as train_run
 
             config = config if is_named else name_run(config, parts)
         except StoppedError as error:
             message = f"{error}: there was nothing to save yet; {AGAIN} to start from the beginning"
             raise StoppedError(message) from None
-    result = train_run(config, parts)
+    result = train_run(config, parts, began=began)
     return Run(config=config, run_dir=result.run_dir, model_dir=result.model_dir, results=result.results, parts=parts)
 
 

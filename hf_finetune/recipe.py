@@ -4,6 +4,7 @@ import errno
 import os
 import runpy
 import sys
+import time
 import traceback
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +18,7 @@ from hf_finetune.system.console import configure_logging
 from hf_finetune.system.errors import InputError, StoppedError, first_line, redact
 from hf_finetune.system.output import STDOUT, OutputError, guard_output, open_standard_output
 from hf_finetune.system.signals import EXIT_TRY_AGAIN
+from hf_finetune.system.startup import find_process_start, quick_imports
 
 EXIT_INPUT = 2
 EXIT_UNREAD = 141  # as a shell reports SIGPIPE (128 + 13): nobody reads what is printed, as after `| head -1`
@@ -50,9 +52,13 @@ def run_recipe(
         if "--print_config" in flags:
             print(to_yaml(config), end="", file=open_standard_output())
             return
-        from hf_finetune.train import finetune
+        began = time.perf_counter()
+        if is_first := "hf_finetune.train" not in sys.modules:
+            began = find_process_start()
+        with quick_imports(is_command=is_first):
+            from hf_finetune.train import finetune
 
-        finetune(config)
+        finetune(config, began=began)
 
     return report_errors(run, debug="--debug" in flags)
 

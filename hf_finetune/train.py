@@ -50,18 +50,20 @@ class RunResult:
     results: dict[str, Any]
 
 
-def finetune(config: RunConfig, parts: Parts = NO_PARTS) -> RunResult:
+def finetune(config: RunConfig, parts: Parts = NO_PARTS, *, began: float | None = None) -> RunResult:
     """Fine-tunes the backbone on the data of the config, and exports the best model. Resumes an earlier run of the same config.
 
-    parts: Rows and functions that a program gave; those that the config names by their import path are imported.
+    parts: Rows and functions that a program gave; those that the config names by their import path are imported. began: When
+    the command was given, by time.perf_counter(); the run's seconds count from there.
 
     Raises InputError for anything that the user can fix, and StoppedError if a signal stopped the run after it was saved.
     """
+    clock = Clock(began)
     try:
         with guard_output(is_run=True), open_run(config) as runtime:
             results = runtime.on_main(lambda: read_finished_results(config))
             if results is None:
-                results = train_and_export(config, runtime, parts)
+                results = train_and_export(config, runtime, parts, clock)
             else:
                 runtime.on_main(lambda: check_finished_run(config))
                 runtime.say(runtime.on_main(lambda: describe_finished_run(config, results, parts)))
@@ -71,47 +73,53 @@ def finetune(config: RunConfig, parts: Parts = NO_PARTS) -> RunResult:
     return RunResult(run_dir=config.run_dir, model_dir=config.run_dir / "model", results=results)
 
 
-def train_and_export(config: RunConfig, runtime: Runtime, parts: Parts) -> dict[str, Any]:
+def train_and_export(config: RunConfig, runtime: Runtime, parts: Parts, clock: Clock) -> dict[str, Any]:
     """Trains from the newest checkpoint or from the start, exports the best model, and returns the results."""
     # Load everything. What the user can get wrong fails here, within seconds
-    clock, progress, given = Clock(), FRESH, config
-    check_services(config, runtime)
-    config = resolve_start(config, runtime)
-    saved, notes = resume.find_checkpoint(config, runtime)
-    run = set_up(config, runtime, clock, saved.progress if saved else FRESH, parts)
-    if saved:
-        progress, resume_notes = resume.restore_run(run, saved)
-        saving.complete_save(run, progress, saved.path)
-        notes = (*notes, *resume_notes)
-        saved = None  # frees the checkpoint's tensors
+    progress, given = FRESH, config
+    with clock("load"):
+        check_services(config, runtime)
+        config = resolve_start(config, runtime)
+        saved, notes = resume.find_checkpoint(config, runtime)
+        run = set_up(config, runtime, clock, saved.progress if saved else FRESH, parts)
+        if saved:
+            progress, resume_notes = resume.restore_run(run, saved)
+            saving.complete_save(run, progress, saved.path)
+            notes = (*notes, *resume_notes)
+            saved = None  # frees the checkpoint's tensors
 
     with runtime.signals.deferred():  # from here on, a signal saves before it stops the run
-        cache = decide_on_cache(run, progress, clock)
-        report.announce(run, cache.lines, notes, is_resumed=progress.update > 0)
-        run, progress = attach_cache(run, progress, cache, clock)
-        preflight_check(run)  # after the cache, because it evaluates in the way that the run will
-        inputs = runtime.on_main(lambda: describe_inputs(config, run.parts, run.splits.num_rows))
-        runtime.on_main(lambda: record_run(given, runtime, inputs, run.data_report))
-        tracker = tracking.Tracking(config, runtime, start_update=progress.update)
+        with clock("check"):
+            cache = decide_on_cache(run, progress, clock)
+            report.announce(run, cache.lines, notes, is_resumed=progress.update > 0)
+            run, progress = attach_cache(run, progress, cache, clock)
+            preflight_check(run)  # after the cache, because it evaluates in the way that the run will
+            inputs = runtime.on_main(lambda: describe_inputs(config, run.parts, run.splits.num_rows))
+            runtime.on_main(lambda: record_run(given, runtime, inputs, run.data_report))
+            tracker = tracking.Tracking(config, runtime, start_update=progress.update)
 
         # Train: one stage, or several with freeze.unfreeze
         progress = train(run, progress, tracker, clock)
         while not run.is_over(progress):
-            run, progress = begin_stage(run, progress, clock)
-            gc.collect()  # the distributed wrapper of the stage before exchanges gradients as long as it lives
+            with clock("load"):
+                run, progress = begin_stage(run, progress, clock)
+                gc.collect()  # the distributed wrapper of the stage before exchanges gradients as long as it lives
             progress = train(run, progress, tracker, clock)
 
         # The best weights, the final numbers by the entire model, the exported model
-        best = resume.load_best_weights(run, progress)
-        averaged = average.load_average(run, progress)  # export.average: their mean is exported instead
-        with clock("evaluate"):
-            final = {split: evaluate_split(run, split, uses_cache=False) for split in run.features if split != "train"}
-        results = report.make_results(run, progress, final, clock, averaged)
-        epoch = run.schedule.epoch(progress.update)
-        tracker.write_test_row(final.get("test", {}), update=progress.update, epoch=epoch)
-        results = runtime.on_main(lambda: finish_run(run, results, clock))
-        tracker.finish(final, update=progress.update)
-        runtime.say(report.format_closing(run, results, best))
+        with clock("export"):
+            best = resume.load_best_weights(run, progress)
+            averaged = average.load_average(run, progress)  # export.average: their mean is exported instead
+            with clock("evaluate"):
+                final = {
+                    split: evaluate_split(run, split, uses_cache=False) for split in run.features if split != "train"
+                }
+            results = report.make_results(run, progress, final, clock, averaged)
+            epoch = run.schedule.epoch(progress.update)
+            tracker.write_test_row(final.get("test", {}), update=progress.update, epoch=epoch)
+            results = runtime.on_main(lambda: finish_run(run, results, clock))
+            tracker.finish(final, update=progress.update)
+            runtime.say(report.format_closing(run, results, best))
     return results
 
 
@@ -132,8 +140,9 @@ def train(run: TrainingRun, progress: Progress, tracker: tracking.Tracking, cloc
         total_updates=schedule.planned_updates,
         start_update=progress.update,
     )
-    steps = clock.count_updates(steps)  # adds their seconds to the training phase
+    steps = clock.count_updates(steps)
     last_save = time.monotonic()
+    before = clock.switch("train")
     try:
         if progress.pending:  # a signal stopped the run before the evaluation and save of its last update
             progress = finish_update(run, progress, tracker, clock, bar)
@@ -157,6 +166,7 @@ def train(run: TrainingRun, progress: Progress, tracker: tracking.Tracking, cloc
     finally:
         steps.close()
         bar.close()
+        clock.switch(before)
     return progress
 
 
@@ -326,10 +336,9 @@ def begin_stage(run: TrainingRun, progress: Progress, clock: Clock) -> tuple[Tra
 def finish_run(run: TrainingRun, results: dict[str, Any], clock: Clock) -> dict[str, Any]:
     """Exports the model, reloads and compares it, and only then writes results.json: a run that has one is finished."""
     run.runtime.check_lock()
-    with clock("export"):
-        write_seen_rows(run)
-        folder = model_folder.export_model(run, results)
-        difference = model_folder.check_reload(folder, run)
+    write_seen_rows(run)
+    folder = model_folder.export_model(run, results)
+    difference = model_folder.check_reload(folder, run)
     results = {**results, "reload_difference": difference, "seconds": clock.report()}
     if run.config.hub.push:
         note_push(run.config.run_dir, find_target(run.config.hub))

@@ -183,7 +183,7 @@ def make_results(
 ) -> dict[str, Any]:
     """Returns the content of results.json. final: the metrics by split of the model that is exported: the best one, or the mean
     of those that were `averaged`."""
-    seconds = clock.seconds["train"]
+    seconds, first = clock.seconds["train"], clock.seconds_to_first_update
     average = None
     if averaged is not None:
         updates, missing = list(averaged.updates), list(averaged.missing)
@@ -205,6 +205,7 @@ def make_results(
         "skipped_updates": progress.skipped_updates,
         "history": list(progress.history),
         "seconds": clock.report(),
+        "seconds_to_first_update": first if first is None else round(first, 2),
         "tokens_per_second": round(clock.num_tokens / seconds, 1) if seconds else None,
         "peak_memory_mb": round(processes.peak_memory_mb(run.runtime.device), 1),
         "device": run.runtime.device.type,

@@ -42,22 +42,21 @@ def set_up(
     """Loads data and model and prepares training. The first update follows `progress`. parts: those that Python gave."""
     parts = load_parts(config, parts)
     task_class = load_task(config.task.kind)
-    with clock("load"):
-        spec = task_class.make_columns(config).spec
-        streamed = open_stream(config, spec, parts.rows)
-        splits, learned_from = load_all_splits(config, spec, parts.rows, runtime, streamed)
-        if streamed is None:
-            learned_from = task_class.extend_training(config, splits.train)
-            splits = replace(splits, train=learned_from)
-        task = task_class.from_table(config, learned_from)
-        if parts.loss is not None:
-            task = task.with_loss(parts.loss, config)
-        metric, more_metrics = choose_metrics(config, task.scoring, parts)  # checked before anything is trained
-        report = runtime.on_main(lambda: check_rows(splits, task, config, is_sample=streamed is not None))
-        loaded = backbone.load_backbone(config.model, task.head, backbone.load_tokenizer(config.model))
-        task.prepare_model(loaded.model, loaded.tokenizer)
-        max_length = backbone.resolve_max_length(loaded, config.data.max_length)
-        loaded = lora.add_adapters(loaded, config.adapter, config.freeze, config.seed)
+    spec = task_class.make_columns(config).spec
+    streamed = open_stream(config, spec, parts.rows)
+    splits, learned_from = load_all_splits(config, spec, parts.rows, runtime, streamed)
+    if streamed is None:
+        learned_from = task_class.extend_training(config, splits.train)
+        splits = replace(splits, train=learned_from)
+    task = task_class.from_table(config, learned_from)
+    if parts.loss is not None:
+        task = task.with_loss(parts.loss, config)
+    metric, more_metrics = choose_metrics(config, task.scoring, parts)  # checked before anything is trained
+    report = runtime.on_main(lambda: check_rows(splits, task, config, is_sample=streamed is not None))
+    loaded = backbone.load_backbone(config.model, task.head, backbone.load_tokenizer(config.model))
+    task.prepare_model(loaded.model, loaded.tokenizer)
+    max_length = backbone.resolve_max_length(loaded, config.data.max_length)
+    loaded = lora.add_adapters(loaded, config.adapter, config.freeze, config.seed)
     with clock("encode"):
         features = encode_splits(splits, task.encoding, loaded.tokenizer, max_length, config, runtime)
         options: dict[str, Any] = {"tokenizer": loaded.tokenizer, "max_length": max_length}

@@ -35,6 +35,8 @@ from hf_finetune.training.schedule import Schedule, StreamedSchedule
 from hf_finetune.training.source import BatchSource, StoredBatches
 from hf_finetune.training.train_state import TrainState
 
+PHASES = ("start", "load", "encode", "cache", "check", "train", "evaluate", "save", "export")
+
 NUM_LOSS_EXAMPLES = 8  # validation features on which a loss of one's own is checked
 LOSS_TOLERANCE = (
     0.05  # relative; between a sum and the sum of its parts in 16 bit lie about 0.01, between a sum and a mean factors
@@ -238,29 +240,44 @@ def count_state_bytes(config: TrainConfig) -> float:
 
 
 class Clock:
-    """Seconds by phase: `with clock("load"):` adds to one."""
+    """Seconds by phase. There is always one phase: `with clock("load"):` pauses the one around it, so that all add up to the
+    total. The first is `start`.
 
-    def __init__(self) -> None:
-        self.started = time.perf_counter()
-        self.seconds = dict.fromkeys(("load", "encode", "cache", "train", "evaluate", "save", "export"), 0.0)
+    began: When the command was given, as time.perf_counter() tells it; now if not given.
+    """
+
+    def __init__(self, began: float | None = None) -> None:
+        self.began = self.switched = time.perf_counter() if began is None else began
+        self.seconds = dict.fromkeys(PHASES, 0.0)
+        self.phase = PHASES[0]
         self.num_tokens = 0
+        self.seconds_to_first_update: float | None = None
 
     @contextmanager
     def __call__(self, phase: str) -> Iterator[None]:
-        began = time.perf_counter()
+        before = self.switch(phase)
         try:
             yield
         finally:
-            self.seconds[phase] += time.perf_counter() - began
+            self.switch(before)
+
+    def switch(self, phase: str) -> str:
+        """Ends the current phase, begins another one, and returns the one that ended."""
+        now, before = time.perf_counter(), self.phase
+        self.seconds[before] += now - self.switched
+        self.switched, self.phase = now, phase
+        return before
 
     def count_updates(self, steps: Iterator[Update]) -> Generator[Update]:
-        """Passes the updates on, and adds their seconds and tokens to the training phase."""
+        """Passes the updates on, and counts their tokens."""
         for update in steps:
-            self.seconds["train"] += update.seconds
             self.num_tokens += update.num_tokens
+            if self.seconds_to_first_update is None:
+                self.seconds_to_first_update = time.perf_counter() - self.began
             yield update
 
     def report(self) -> dict[str, float]:
-        """Rounded seconds by phase, with the total."""
+        """Rounded seconds by phase until now, with the total."""
+        self.switch(self.phase)
         rounded = {phase: round(value, 2) for phase, value in self.seconds.items()}
-        return rounded | {"total": round(time.perf_counter() - self.started, 2)}
+        return rounded | {"total": round(self.switched - self.began, 2)}

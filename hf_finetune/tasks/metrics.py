@@ -35,22 +35,21 @@ def exact_match(predictions: Values, references: Values) -> float:
 
 
 def make_averaged(name: str, average: str) -> Metric:
-    """Returns scikit-learn's f1, precision or recall with this average. A class for which it is undefined counts as 0."""
+    """Returns f1, precision or recall with this average. A class for which it is undefined counts as 0."""
 
     def compute(predictions: Values, references: Values) -> float:
-        import sklearn.metrics
-
-        score = getattr(sklearn.metrics, f"{name}_score")
-        return float(score(references, predictions, average=average, zero_division=0))
+        return compute_counted(f"{name}_{average}", count_classes(np.asarray(predictions), np.asarray(references)))
 
     return compute
 
 
 def matthews_correlation(predictions: Values, references: Values) -> float:
-    """Matthews correlation coefficient, for any number of classes."""
-    from sklearn.metrics import matthews_corrcoef
-
-    return float(matthews_corrcoef(references, predictions))
+    """Matthews correlation coefficient, for any number of classes; 0 if predictions or references are all of one class."""
+    counts = count_classes(np.asarray(predictions), np.asarray(references))
+    predicted, actual, size = counts.predicted, counts.actual, counts.num_examples
+    covariance = int(counts.right.sum()) * size - int(actual @ predicted)
+    variances = (size**2 - int(actual @ actual)) * (size**2 - int(predicted @ predicted))
+    return covariance / math.sqrt(variances) if variances else 0.0
 
 
 def roc_auc(predictions: Values, references: Values) -> float:
@@ -145,6 +144,25 @@ def count_decisions(parts: Iterable[tuple[Array, Array]], num_labels: int) -> La
     right, all_predicted, all_actual = sums
     return LabelCounts(
         right=right, predicted=all_predicted, actual=all_actual, num_exact=num_exact, num_examples=num_examples
+    )
+
+
+def count_classes(predictions: Array, references: Array) -> LabelCounts:
+    """Returns the counts of one class an example [B], or of 0/1 for each of several labels [B, C]."""
+    if references.ndim == 2:
+        return count_decisions([(predictions != 0, references != 0)], references.shape[1])
+    classes, numbers = np.unique(np.concatenate([predictions, references]), return_inverse=True)
+    predicted, actual = np.split(numbers, 2)
+    is_right = predicted == actual
+    right, all_predicted, all_actual = (
+        np.bincount(part, minlength=len(classes)) for part in (actual[is_right], predicted, actual)
+    )
+    return LabelCounts(
+        right=right,
+        predicted=all_predicted,
+        actual=all_actual,
+        num_exact=int(is_right.sum()),
+        num_examples=len(references),
     )
 
 

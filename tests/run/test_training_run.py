@@ -1,5 +1,6 @@
-"""Checkpoints that a run refuses to resume from, and what the preflight check writes."""
+"""Checkpoints that a run refuses to resume from, what the preflight check writes, and the seconds by phase."""
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ import pytest
 import torch
 
 from hf_finetune.config.sections import RunConfig
-from hf_finetune.run.training_run import count_state_bytes
+from hf_finetune.run.training_run import PHASES, Clock, count_state_bytes
 from hf_finetune.system import processes
 from hf_finetune.system.errors import InputError
 from hf_finetune.train import finetune
@@ -65,3 +66,38 @@ def test_the_preflight_check_writes_what_a_checkpoint_has(
 ) -> None:
     """State of the optimizer, and the weights that train if others are evaluated, for each trained parameter."""
     assert count_state_bytes(make_config(**settings).train) == num_bytes
+
+
+# --- seconds --------------------------------------------------------------------------------------------------------
+
+
+def test_a_phase_within_another_pauses_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(time, "perf_counter", lambda: now)
+    clock = Clock(began=90.0)
+    now += 1
+    with clock("train"):
+        now += 2
+        with clock("save"):
+            now += 4
+        now += 8
+    now += 16
+    seconds = clock.report()
+    assert {phase: value for phase, value in seconds.items() if value} == {
+        "start": 27.0,
+        "train": 10.0,
+        "save": 4.0,
+        "total": 41.0,
+    }
+
+
+def test_every_second_of_a_run_is_in_a_phase(make_config: MakeConfig) -> None:
+    began = time.perf_counter() - 50
+    results = finetune(make_config(), began=began).results
+    seconds = results["seconds"]
+    assert tuple(seconds) == (*PHASES, "total")
+    assert sum(seconds[phase] for phase in PHASES) == pytest.approx(seconds["total"], abs=0.1)
+    assert 50 < seconds["total"] <= time.perf_counter() - began + 0.01
+    assert seconds["start"] > 50
+    assert all(seconds[phase] > 0 for phase in PHASES if phase not in ("encode", "cache"))
+    assert 50 < results["seconds_to_first_update"] < seconds["total"] - seconds["evaluate"] - seconds["export"]
