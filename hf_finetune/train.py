@@ -180,10 +180,14 @@ def log_update(
         tracker.log(tracking.make_training_row(update), update=update.number, epoch=update.epoch)
     if update.skipped:
         bar.say(f"update {update.number}: gradients overflowed fp16; the weights were not changed")
+    if not update.num_targets:
+        bar.say(
+            f"update {update.number}: its batch has nothing to learn, such as no label; the weights were not changed"
+        )
     return dataclasses.replace(
         progress,
         update=update.number,
-        train_loss=update.loss,
+        train_loss=update.loss if update.num_targets else progress.train_loss,
         skipped_updates=progress.skipped_updates + update.skipped,
     )
 

@@ -61,9 +61,9 @@ def inference_only(run: TrainingRun) -> Iterator[None]:
 
 def make_batch(run: TrainingRun, indices: Array) -> Batch:
     """Returns a batch of training features as evaluation takes it, on the device, without cached activations."""
-    features = dataclasses.replace(run.features["train"], activations=None)
-    batch = collate(features, indices, run.train_state.pad_token_id).to(run.runtime.device)
-    return run.task.encoding.prepare(batch, features, run.train_state.model, 0)
+    features = run.features["train"]
+    batch = collate(features, indices, run.train_state.pad_token_id)
+    return run.task.encoding.prepare(batch, features, run.train_state.model, 0).to(run.runtime.device)
 
 
 def compute_activations(

@@ -339,15 +339,12 @@ def pad_sequences(parts: Sequence[tuple[Features, Array]], pad_token_id: int) ->
 
 
 def collate(features: Features, indices: Array, pad_token_id: int) -> Batch:
-    """Returns the padded batch of the features at `indices` [B]."""
+    """Returns the padded batch of the features at `indices` [B], without activations."""
     import torch
 
     sequences = features.get_sequence_indices(indices)
     arrays = pad_sequences([(features, sequences)], pad_token_id)
     labels = features.get_labels(indices)
-    activations = None
-    if features.activations is not None:
-        activations = features.activations.gather(sequences, arrays["attention_mask"] > 0)
     return Batch(
         feature_indices=indices,
         sequence_indices=sequences,
@@ -355,5 +352,12 @@ def collate(features: Features, indices: Array, pad_token_id: int) -> Batch:
         inputs={name: torch.from_numpy(array) for name, array in arrays.items()},
         labels=None if labels is None else torch.from_numpy(np.ascontiguousarray(labels)),
         weights=None if features.weights is None else torch.from_numpy(features.weights[indices]),
-        activations=activations,
     )
+
+
+def attach_activations(batch: Batch, features: Features) -> Batch:
+    """Returns the batch, which is on the CPU, with the cached activations of its sequences, if the features have them."""
+    if features.activations is None:
+        return batch
+    mask = batch.inputs["attention_mask"].numpy() > 0
+    return replace(batch, activations=features.activations.gather(batch.sequence_indices, mask))

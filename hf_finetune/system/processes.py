@@ -118,6 +118,11 @@ class Runtime:
         return self.accelerator.device
 
     @property
+    def precise(self) -> torch.dtype:
+        """The type in which losses are summed: float64, which Apple's GPUs do not have."""
+        return torch.float32 if self.device.type == "mps" else torch.float64
+
+    @property
     def num_processes(self) -> int:
         return int(self.accelerator.num_processes)
 
@@ -184,6 +189,18 @@ class Runtime:
         values = torch.tensor([int(flag) for flag in flags], device=self.device)
         torch.distributed.all_reduce(values, op=torch.distributed.ReduceOp.MAX)
         return tuple(bool(value) for value in values.tolist())
+
+    def sum(self, value: float) -> float:
+        """Returns the sum of the values of all processes. All processes must call it."""
+        if self.num_processes == 1:
+            return value
+        return float(self.sum_tensor(torch.tensor(value, dtype=self.precise, device=self.device)))
+
+    def sum_tensor(self, value: torch.Tensor) -> torch.Tensor:
+        """Returns the sum of the tensors of all processes, which takes the place of `value`. All processes must call it."""
+        if self.num_processes > 1:
+            torch.distributed.all_reduce(value)
+        return value
 
     def stopped_error(self) -> StoppedError:
         """Returns the error to raise after all processes have agreed to stop. It names the signal; finetune() adds the rest."""

@@ -17,7 +17,7 @@ from hf_finetune.data.features import Array, Batch, Features
 from hf_finetune.data.table import ColumnSpec, Table
 from hf_finetune.model.head_spec import HeadSpec
 from hf_finetune.system.errors import InputError
-from hf_finetune.tasks.base import Columns, Encoding, Outputs, Scoring, SummedObjective, Task
+from hf_finetune.tasks.base import Columns, CountedObjective, Encoding, Outputs, Scoring, Task
 from hf_finetune.tasks.own_functions import MetricInputs
 from hf_finetune.tasks.text import squad
 from hf_finetune.tasks.text.answer_reader import OPTIONAL_COLUMNS, START, AnswerReader, get_id
@@ -149,11 +149,15 @@ class AnsweringEncoding(Encoding):
 
 
 @dataclass(frozen=True, kw_only=True)
-class AnsweringObjective(SummedObjective):
+class AnsweringObjective(CountedObjective):
     """Cross entropy of the tokens in which the answer begins and ends."""
 
-    def loss(self, outputs: "torch.Tensor", batch: Batch) -> "tuple[torch.Tensor, float]":
-        """Mean of the cross entropies of start and end, summed over windows, and the number of windows. outputs: [B, T, 2].
+    def count(self, batch: Batch) -> float:
+        """The number of windows."""
+        return float(len(batch.feature_indices))
+
+    def sum_loss(self, outputs: "torch.Tensor", batch: Batch) -> "torch.Tensor":
+        """Mean of the cross entropies of start and end, summed over windows. outputs: [B, T, 2].
 
         Padding is masked, so that the loss does not depend on the other windows of the batch.
         """
@@ -161,7 +165,7 @@ class AnsweringObjective(SummedObjective):
 
         assert batch.labels is not None
         logits = outputs.float().masked_fill(batch.inputs["attention_mask"][..., None] == 0, float("-inf"))
-        return F.cross_entropy(logits, batch.labels, reduction="sum") / 2, float(len(batch.labels))
+        return F.cross_entropy(logits, batch.labels, reduction="sum") / 2
 
 
 @dataclass(frozen=True, kw_only=True)

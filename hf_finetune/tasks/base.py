@@ -25,6 +25,7 @@ from hf_finetune.data.label_counts import WAY_OUT
 from hf_finetune.data.table import ColumnSpec, Table
 from hf_finetune.model.head_spec import HeadSpec
 from hf_finetune.tasks.objectives import (
+    CountedObjective,
     InBatchObjective,
     Objective,
     Outputs,
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 # All that a task of one's own needs can be imported from here
 __all__ = [
     "Columns",
+    "CountedObjective",
     "Encoding",
     "EvaluationOutput",
     "GeneratingScoring",
@@ -131,8 +133,8 @@ class Encoding(ABC):
         """
 
     def prepare(self, batch: Batch, features: Features, model: Any, epoch: int) -> Batch:
-        """Returns the batch as the model takes it. epoch: from 1 in training (with data.streaming the number of the block of
-        rows), 0 in evaluation."""
+        """Returns the batch, which is on the CPU, as the model takes it. epoch: from 1 in training (with data.streaming the
+        number of the block of rows), 0 in evaluation."""
         return batch
 
     def describe(self, features: Features, table: Table, max_length: int) -> list[tuple[str, str]]:

@@ -16,7 +16,7 @@ from hf_finetune.data.features import Array, Batch, Features
 from hf_finetune.data.table import ColumnSpec, Table
 from hf_finetune.model.head_spec import HeadSpec
 from hf_finetune.system.errors import InputError
-from hf_finetune.tasks.base import Columns, Encoding, Outputs, Scoring, SummedObjective, Task
+from hf_finetune.tasks.base import Columns, CountedObjective, Encoding, Outputs, Scoring, Task
 from hf_finetune.tasks.own_functions import MetricInputs
 from hf_finetune.tasks.text.choice_columns import ChoiceColumnFinder
 from hf_finetune.tasks.text.choice_reader import READINGS, ChoiceReader
@@ -146,13 +146,17 @@ class ChoiceEncoding(Encoding):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ChoiceObjective(SummedObjective):
+class ChoiceObjective(CountedObjective):
     """Cross entropy among the choices of each row."""
 
     label_smoothing: float = 0.0
 
-    def loss(self, outputs: "torch.Tensor", batch: Batch) -> "tuple[torch.Tensor, float]":
-        """Loss summed over rows, and their number. outputs: a logit for each choice of all rows [S, 1].
+    def count(self, batch: Batch) -> float:
+        """The number of rows."""
+        return float(len(batch.feature_indices))
+
+    def sum_loss(self, outputs: "torch.Tensor", batch: Batch) -> "torch.Tensor":
+        """Loss summed over rows. outputs: a logit for each choice of all rows [S, 1].
 
         A softmax is taken over a row's own choices, so label smoothing is spread over these alone.
         """
@@ -169,7 +173,7 @@ class ChoiceObjective(SummedObjective):
         is_choice = torch.arange(logits.shape[1], device=outputs.device) < counts[:, None]
         right = log_probabilities.gather(1, batch.labels[:, None])[:, 0]
         uniform = log_probabilities.masked_fill(~is_choice, 0.0).sum(-1) / counts
-        return -((1 - self.label_smoothing) * right + self.label_smoothing * uniform).sum(), float(len(counts))
+        return -((1 - self.label_smoothing) * right + self.label_smoothing * uniform).sum()
 
 
 @dataclass(frozen=True, kw_only=True)

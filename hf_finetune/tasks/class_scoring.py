@@ -14,7 +14,7 @@ from hf_finetune.data.features import Array, Batch, Features
 from hf_finetune.data.table import Table
 from hf_finetune.system.errors import InputError
 from hf_finetune.tasks import metrics
-from hf_finetune.tasks.base import Metric, Outputs, Scoring, SummedObjective
+from hf_finetune.tasks.base import CountedObjective, Metric, Outputs, Scoring
 from hf_finetune.tasks.own_functions import MetricInputs
 from hf_finetune.tasks.scoring import ComputeMetrics, Reduce
 
@@ -28,7 +28,7 @@ DECISION_THRESHOLD = 0.5  # multi_label: labels with a larger probability are pr
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClassificationObjective(SummedObjective):
+class ClassificationObjective(CountedObjective):
     """Cross entropy (single_label), binary cross entropy of each label (multi_label), or squared error (regression).
 
     class_weights, focal_gamma: As in losses.cross_entropy(), for single_label only.
@@ -39,8 +39,19 @@ class ClassificationObjective(SummedObjective):
     class_weights: tuple[float, ...] = ()
     focal_gamma: float = 0.0
 
-    def loss(self, outputs: "torch.Tensor", batch: Batch) -> "tuple[torch.Tensor, float]":
-        """Returns the loss summed over its terms (B, or B x C for multi_label), and their number. outputs: logits [B, C].
+    def count(self, batch: Batch) -> float:
+        """Returns the number of terms of the loss: B, or B x C for multi_label, or the sum of their weights."""
+        from hf_finetune.tasks.losses import count_targets
+
+        assert batch.labels is not None
+        if self.problem == "single_label":
+            return count_targets(batch.labels, self.class_weights, batch.weights)
+        if batch.weights is None:
+            return float(batch.labels.numel())
+        return float(batch.weights.double().sum()) * (batch.labels.numel() // len(batch.labels))
+
+    def sum_loss(self, outputs: "torch.Tensor", batch: Batch) -> "torch.Tensor":
+        """Returns the loss summed over its terms. outputs: logits [B, C].
 
         The terms of windows count by their weights, so that the windows of a text share its loss.
         """
@@ -64,10 +75,10 @@ class ClassificationObjective(SummedObjective):
                 terms = F.binary_cross_entropy_with_logits(logits, labels, reduction="none").sum(-1)
             else:
                 terms = F.mse_loss(logits.squeeze(-1), labels, reduction="none")
-            return (terms * batch.weights).sum(), float(batch.weights.double().sum()) * (labels.numel() // len(labels))
+            return (terms * batch.weights).sum()
         if self.problem == "multi_label":
-            return F.binary_cross_entropy_with_logits(logits, labels, reduction="sum"), labels.numel()
-        return F.mse_loss(logits.squeeze(-1), labels, reduction="sum"), len(labels)
+            return F.binary_cross_entropy_with_logits(logits, labels, reduction="sum")
+        return F.mse_loss(logits.squeeze(-1), labels, reduction="sum")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hf_finetune.data.features import Array, Batch, Features
-from hf_finetune.tasks.base import InBatchObjective, SummedObjective
+from hf_finetune.tasks.base import CountedObjective, InBatchObjective
 from hf_finetune.tasks.retrieval import find_false_negatives, split_anchors
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ class RankingObjective(InBatchObjective):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SimilarityObjective(SummedObjective):
+class SimilarityObjective(CountedObjective):
     """Squared difference of the cosine of a pair and its score, scaled from the training rows' range to 0..1.
 
     On STS-B this reached a Spearman correlation of 0.885 after one epoch. CoSENT, which uses only the order of the scores,
@@ -78,15 +78,19 @@ class SimilarityObjective(SummedObjective):
     pooling: Pooling
     score_range: tuple[float, float]
 
-    def loss(self, outputs: "torch.Tensor", batch: Batch) -> "tuple[torch.Tensor, float]":
-        """Returns the squared differences, summed over pairs, and the number of pairs."""
+    def count(self, batch: Batch) -> float:
+        """Returns the number of pairs."""
+        return float(len(batch.feature_indices))
+
+    def sum_loss(self, outputs: "torch.Tensor", batch: Batch) -> "torch.Tensor":
+        """Returns the squared differences, summed over pairs."""
         from torch.nn import functional as F
 
         assert batch.labels is not None
         pairs = self.pooling.embed(outputs, batch).unflatten(0, (-1, 2))
         least, most = self.score_range
         cosines = F.cosine_similarity(pairs[:, 0], pairs[:, 1], dim=-1)
-        return F.mse_loss(cosines, (batch.labels - least) / (most - least), reduction="sum"), float(len(cosines))
+        return F.mse_loss(cosines, (batch.labels - least) / (most - least), reduction="sum")
 
 
 def get_text_numbers(features: Features, indices: Array) -> Array:

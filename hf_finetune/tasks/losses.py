@@ -1,4 +1,4 @@
-"""Cross entropies, as sums with the number of their targets. All are computed in fp32.
+"""Cross entropies, as sums over targets. All are computed in fp32. count_targets() has the number of the targets.
 
 cross_entropy() has weights and a focal exponent, for a few classes. sum_token_entropy() is for the vocabulary: it takes some
 of the tokens at a time, so that there is no second tensor of all logits in fp32. Imported inside functions: it needs torch.
@@ -25,44 +25,56 @@ def cross_entropy(
     class_weights: tuple[float, ...] = (),
     focal_gamma: float = 0.0,
     example_weights: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, float]:
-    """Returns the cross entropy of logits [..., C], summed over all labels [...] that are not IGNORED, and their number.
+) -> torch.Tensor:
+    """Returns the cross entropy of logits [..., C], summed over all labels [...] that are not IGNORED.
 
     Args:
         logits: [..., C].
         labels: [...], class numbers or IGNORED.
         label_smoothing: Share of each target that is spread evenly over all classes, as in torch's cross_entropy.
-        class_weights: C weights. If given, the sum of the labels' weights replaces their number, as in torch's cross_entropy.
+        class_weights: C weights, a factor of the terms of each class, as in torch's cross_entropy.
         focal_gamma: Each term is multiplied by (1 - p) ** gamma, where p is the probability of its label (Lin et al. 2017,
             arXiv:1708.02002, eq. 4).
-        example_weights: A factor for each label, [...]. The sum of the factors, times the labels' weights, replaces their number.
+        example_weights: A factor for each label, [...].
     """
-    is_target = labels.reshape(-1) != IGNORED
-    targets = labels.reshape(-1)[is_target]
-    scores = logits.reshape(-1, logits.shape[-1])[is_target].float()
+    targets = labels.reshape(-1)
+    scores = logits.reshape(-1, logits.shape[-1]).float()
     weights = torch.tensor(class_weights, device=scores.device) if class_weights else None
+    options: dict[str, Any] = {"weight": weights, "ignore_index": IGNORED, "label_smoothing": label_smoothing}
     if not focal_gamma and example_weights is None:
-        total = F.cross_entropy(scores, targets, weight=weights, reduction="sum", label_smoothing=label_smoothing)
-    else:
-        terms = F.cross_entropy(scores, targets, weight=weights, reduction="none", label_smoothing=label_smoothing)
-        if focal_gamma:
-            probabilities = F.log_softmax(scores, -1).gather(-1, targets[:, None])[:, 0].exp()
-            terms = terms * (1 - probabilities) ** focal_gamma
-        if example_weights is not None:
-            factors = example_weights.reshape(-1)[is_target]
-            of_targets = factors if weights is None else factors * weights[targets]
-            return (terms * factors).sum(), float(of_targets.double().sum())
-        total = terms.sum()
-    return total, float(len(targets)) if weights is None else float(weights[targets].sum())
+        return F.cross_entropy(scores, targets, reduction="sum", **options)
+    terms = F.cross_entropy(scores, targets, reduction="none", **options)  # 0 where the label is IGNORED
+    if focal_gamma:
+        probabilities = F.log_softmax(scores, -1).gather(-1, targets.clamp(min=0)[:, None])[:, 0].exp()
+        terms = terms * (1 - probabilities) ** focal_gamma
+    if example_weights is not None:
+        terms = terms * example_weights.reshape(-1)
+    return terms.sum()
 
 
-def sum_token_entropy(
-    logits: torch.Tensor, labels: torch.Tensor, label_smoothing: float = 0.0
-) -> tuple[torch.Tensor, float]:
-    """Returns the cross entropy of logits [..., V], summed over all labels [...] that are not IGNORED, and their number."""
-    flat = labels.reshape(-1)
-    total = TokenEntropy.apply(logits.reshape(-1, logits.shape[-1]), flat, label_smoothing)
-    return total, float((flat != IGNORED).sum())
+def count_targets(
+    labels: torch.Tensor, class_weights: tuple[float, ...] = (), example_weights: torch.Tensor | None = None
+) -> float:
+    """Returns the number of labels [...] that are not IGNORED.
+
+    With class_weights [C] it is the sum of the labels' weights, as in torch's cross_entropy; with example_weights [...] each
+    label counts by its factor.
+    """
+    is_target = labels != IGNORED
+    if not class_weights and example_weights is None:
+        return float(is_target.sum())
+    counts = is_target.double()
+    if class_weights:
+        counts = counts * torch.tensor(class_weights, device=labels.device)[labels.clamp(min=0)]
+    if example_weights is not None:
+        counts = counts * example_weights
+    return float(counts.sum())
+
+
+def sum_token_entropy(logits: torch.Tensor, labels: torch.Tensor, label_smoothing: float = 0.0) -> torch.Tensor:
+    """Returns the cross entropy of logits [..., V], summed over all labels [...] that are not IGNORED."""
+    total: torch.Tensor = TokenEntropy.apply(logits.reshape(-1, logits.shape[-1]), labels.reshape(-1), label_smoothing)
+    return total
 
 
 def score_tokens(logits: torch.Tensor, labels: torch.Tensor) -> tuple[float, int, int]:

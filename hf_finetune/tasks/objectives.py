@@ -29,23 +29,29 @@ class UpdateLoss:
 
     Args:
         micro_batch: From the outputs and the batch of a micro-batch, returns the loss that is propagated backward, summed over
-            targets, and the number of targets.
-        total: The loss of the entire batch, over all processes, summed over targets, and their number; None if they are the sums
-            of what micro_batch returns.
+            targets, and the number of targets, which is only read if num_targets is None.
+        num_targets: The number of targets of the entire batch, over all processes; None if only micro_batch knows it.
+        total: The loss of the entire batch, over all processes, summed over targets; None if it is the sum of what micro_batch
+            returns.
     """
 
     micro_batch: "Callable[[torch.Tensor, Batch], tuple[torch.Tensor, float]]"
-    total: tuple[float, float] | None = None
+    num_targets: float | None = None
+    total: "torch.Tensor | None" = None
 
 
 class UpdateForwards(Protocol):
-    """Runs forward passes for an objective that needs them before an update.
+    """What an objective can ask for before an update.
 
     features: The features of the training split. indices: Those of the batch [B], over all micro-batches and processes.
     """
 
     features: Features
     indices: Array
+
+    def count_targets(self, count: Callable[[Batch], float]) -> float:
+        """Returns the sum of count(batch) over all micro-batches and processes. No forward pass runs; the batches are on the
+        CPU."""
 
     def embed_all(self, embed: "Callable[[torch.Tensor, Batch], torch.Tensor]") -> "torch.Tensor":
         """Returns the embeddings [S, D] of all sequences of the batch, over all processes, detached from the graph.
@@ -60,8 +66,8 @@ class UpdateForwards(Protocol):
 class Objective(ABC):
     """The loss.
 
-    Subclass SummedObjective if the loss is a sum over targets, InBatchObjective if it compares the features of a batch with each
-    other.
+    Subclass CountedObjective if the loss is a sum over targets whose number the labels say, SummedObjective if only the loss
+    itself knows their number, InBatchObjective if it compares the features of a batch with each other.
     """
 
     @abstractmethod
@@ -93,7 +99,7 @@ class Objective(ABC):
 
 
 class SummedObjective(Objective):
-    """A loss that is a sum over targets."""
+    """A loss that is a sum over targets. Gradients are divided by the number of targets after the last backward pass."""
 
     @abstractmethod
     def loss(self, outputs: "torch.Tensor", batch: Batch) -> "tuple[torch.Tensor, float]":
@@ -121,6 +127,28 @@ class SummedObjective(Objective):
 
     def with_loss(self, function: Callable[..., Any]) -> "SummedObjective":
         return OwnLoss(function=function)
+
+
+class CountedObjective(SummedObjective):
+    """A loss that is a sum over targets whose number the labels say. It is known before the forward passes, so that the loss goes
+    into the backward pass already divided: in fp16 the loss scale fits, and no gradient is touched twice."""
+
+    @abstractmethod
+    def count(self, batch: Batch) -> float:
+        """Returns the number of targets of a micro-batch, or the sum of their weights. The batch may be on the CPU."""
+
+    @abstractmethod
+    def sum_loss(self, outputs: "torch.Tensor", batch: Batch) -> "torch.Tensor":
+        """Returns the loss summed over all targets of a micro-batch. outputs: What model.heads.run_model() returned."""
+
+    def loss(self, outputs: "torch.Tensor", batch: Batch) -> "tuple[torch.Tensor, float]":
+        return self.sum_loss(outputs, batch), self.count(batch)
+
+    def start_update(self, forwards: UpdateForwards) -> UpdateLoss:
+        return UpdateLoss(
+            micro_batch=lambda outputs, batch: (self.sum_loss(outputs, batch), 0.0),
+            num_targets=forwards.count_targets(self.count),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,7 +202,7 @@ class InBatchObjective(Objective):
             own = self.embed(outputs, batch).float()
             return (own * gradient[forwards.find_positions(batch)]).sum(), 0.0
 
-        return UpdateLoss(micro_batch=compute_surrogate, total=(float(loss.detach()), count))
+        return UpdateLoss(micro_batch=compute_surrogate, num_targets=count, total=loss.detach())
 
     def evaluate(self, outputs: "torch.Tensor", batch: Batch) -> tuple[float, float]:
         return 0.0, 0.0  # mean() computes the loss from the embeddings

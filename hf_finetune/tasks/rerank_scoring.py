@@ -11,7 +11,7 @@ import numpy as np
 
 from hf_finetune.data.features import Array, Batch, Features, Ragged
 from hf_finetune.data.table import Table
-from hf_finetune.tasks.base import Outputs, Scoring, SummedObjective
+from hf_finetune.tasks.base import CountedObjective, Outputs, Scoring
 from hf_finetune.tasks.own_functions import MetricInputs
 from hf_finetune.tasks.ranking import compute_metric, parse_metric
 from hf_finetune.tasks.text.document_examples import DOCUMENTS
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RerankingObjective(SummedObjective):
+class RerankingObjective(CountedObjective):
     """The loss of a query's scores by the labels of its documents.
 
     listwise: cross entropy of the softmax of the scores and the labels divided by their sum (Bruch et al. 2019,
@@ -36,38 +36,60 @@ class RerankingObjective(SummedObjective):
     highest_label: float = 1.0
     label_smoothing: float = 0.0
 
-    def loss(self, outputs: "torch.Tensor", batch: Batch) -> "tuple[torch.Tensor, float]":
-        """Returns the loss summed over queries, pairs or documents, and their number. outputs: scores of all documents [S, 1]."""
+    def count(self, batch: Batch) -> float:
+        """Returns the number of queries, pairs or documents."""
+        labels, is_document = get_documents(batch)
+        if self.kind == "listwise":
+            return float(find_ranked(labels, is_document).sum())
+        return float((find_pairs(labels, is_document) if self.kind == "pairwise" else is_document).sum())
+
+    def sum_loss(self, outputs: "torch.Tensor", batch: Batch) -> "torch.Tensor":
+        """Returns the loss summed over queries, pairs or documents. outputs: scores of all documents [S, 1]."""
         import torch
         from torch.nn import functional as F
 
-        assert batch.labels is not None
-        counts = torch.as_tensor(batch.sequence_counts, device=outputs.device)
+        labels, is_document = get_documents(batch)
         parts = outputs.float()[:, 0].split(batch.sequence_counts.tolist())
         scores = torch.nn.utils.rnn.pad_sequence(list(parts), batch_first=True)  # [B, C]
-        is_document = torch.arange(scores.shape[1], device=outputs.device) < counts[:, None]
-        labels = batch.labels.masked_fill(~is_document, 0.0)  # [B, C]
         if self.kind == "listwise":
             return self.compare_lists(scores, labels, is_document)
         if self.kind == "pairwise":
-            is_pair = (labels[:, :, None] > labels[:, None, :]) & is_document[:, None, :]
-            differences = (scores[:, :, None] - scores[:, None, :])[is_pair]
-            return F.softplus(-differences).sum(), float(len(differences))
+            differences = (scores[:, :, None] - scores[:, None, :])[find_pairs(labels, is_document)]
+            return F.softplus(-differences).sum()
         targets = labels[is_document] / self.highest_label
-        return F.binary_cross_entropy_with_logits(scores[is_document], targets, reduction="sum"), float(len(targets))
+        return F.binary_cross_entropy_with_logits(scores[is_document], targets, reduction="sum")
 
     def compare_lists(
         self, scores: "torch.Tensor", labels: "torch.Tensor", is_document: "torch.Tensor"
-    ) -> "tuple[torch.Tensor, float]":
+    ) -> "torch.Tensor":
         """Returns the listwise loss. All arguments are [B, C]."""
         totals, counts = labels.sum(-1), is_document.sum(-1)
-        is_target = (totals > 0) & (counts > 1)
         log_probabilities = scores.masked_fill(~is_document, float("-inf")).log_softmax(-1)
         log_probabilities = log_probabilities.masked_fill(~is_document, 0.0)
         targets = labels / totals.clamp(min=1e-30)[:, None]
         targets = (1 - self.label_smoothing) * targets + self.label_smoothing / counts[:, None]
         terms = -(targets * log_probabilities).sum(-1)
-        return terms[is_target].sum(), float(is_target.sum())
+        return terms[find_ranked(labels, is_document)].sum()
+
+
+def get_documents(batch: Batch) -> "tuple[torch.Tensor, torch.Tensor]":
+    """Returns the labels of each query's documents, 0 after the last one, and which entries are documents. Both are [B, C]."""
+    import torch
+
+    assert batch.labels is not None
+    counts = torch.as_tensor(batch.sequence_counts, device=batch.labels.device)
+    is_document = torch.arange(batch.labels.shape[1], device=batch.labels.device) < counts[:, None]
+    return batch.labels.masked_fill(~is_document, 0.0), is_document
+
+
+def find_ranked(labels: "torch.Tensor", is_document: "torch.Tensor") -> "torch.Tensor":
+    """Returns which queries have a relevant document and another one [B]. Both arguments are [B, C]."""
+    return (labels.sum(-1) > 0) & (is_document.sum(-1) > 1)
+
+
+def find_pairs(labels: "torch.Tensor", is_document: "torch.Tensor") -> "torch.Tensor":
+    """Returns for which documents the first has a higher label than the second [B, C, C]. Both arguments are [B, C]."""
+    return (labels[:, :, None] > labels[:, None, :]) & is_document[:, None, :]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,11 +22,11 @@ from hf_finetune.system.errors import InputError
 from hf_finetune.system.markdown import code_span
 from hf_finetune.tasks.base import (
     Columns,
+    CountedObjective,
     Encoding,
     GeneratingScoring,
     Outputs,
     Runner,
-    SummedObjective,
     Task,
 )
 from hf_finetune.tasks.generation import Generation
@@ -162,13 +162,20 @@ class SequenceToSequenceEncoding(Encoding):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SequenceToSequenceObjective(SummedObjective):
+class SequenceToSequenceObjective(CountedObjective):
     """Cross entropy of the target tokens."""
 
     label_smoothing: float = 0.0
 
-    def loss(self, outputs: "torch.Tensor", batch: Batch) -> "tuple[torch.Tensor, float]":
-        """Returns the cross entropy, summed over all target tokens, and their number. outputs: Logits [B, L, V]."""
+    def count(self, batch: Batch) -> float:
+        """Returns the number of target tokens."""
+        from hf_finetune.tasks.losses import count_targets
+
+        assert batch.labels is not None
+        return count_targets(batch.labels)
+
+    def sum_loss(self, outputs: "torch.Tensor", batch: Batch) -> "torch.Tensor":
+        """Returns the cross entropy, summed over all target tokens. outputs: Logits [B, L, V]."""
         from hf_finetune.tasks.losses import cross_entropy
 
         assert batch.labels is not None
@@ -205,7 +212,7 @@ class SequenceToSequenceScoring(GeneratingScoring):
 
         assert batch.labels is not None
         pairs = zip(outputs, batch.labels, strict=True)
-        return [-cross_entropy(logits, labels)[0].reshape(1).cpu().numpy() for logits, labels in pairs]
+        return [-cross_entropy(logits, labels).reshape(1).cpu().numpy() for logits, labels in pairs]
 
     def generate(self, model: Any, batch: Batch) -> list[Array]:
         inputs = {name: tensor for name, tensor in batch.inputs.items() if name != "decoder_input_ids"}

@@ -19,7 +19,7 @@ from hf_finetune.data.table import ColumnSpec, Table
 from hf_finetune.model.head_spec import HeadSpec
 from hf_finetune.system.errors import InputError
 from hf_finetune.system.markdown import escape_markdown
-from hf_finetune.tasks.base import Columns, SummedObjective, Task
+from hf_finetune.tasks.base import Columns, CountedObjective, Task
 from hf_finetune.tasks.labels import canonical_label, compute_class_weights, read_names, sort_numbers_first
 from hf_finetune.tasks.tag_encoding import TaggingEncoding
 from hf_finetune.tasks.tag_scoring import TaggingScoring
@@ -109,15 +109,22 @@ class TaggingColumns(Columns):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TaggingObjective(SummedObjective):
+class TaggingObjective(CountedObjective):
     """Cross entropy of each labelled token."""
 
     label_smoothing: float = 0.0
     class_weights: tuple[float, ...] = ()
     focal_gamma: float = 0.0
 
-    def loss(self, outputs: "torch.Tensor", batch: Batch) -> "tuple[torch.Tensor, float]":
-        """Loss summed over all labels [B, T] that are not IGNORED, and their number or weight. outputs: logits [B, T, C]."""
+    def count(self, batch: Batch) -> float:
+        """The number or weight of the labels [B, T] that are not IGNORED."""
+        from hf_finetune.tasks.losses import count_targets
+
+        assert batch.labels is not None
+        return count_targets(batch.labels, self.class_weights)
+
+    def sum_loss(self, outputs: "torch.Tensor", batch: Batch) -> "torch.Tensor":
+        """Loss summed over all labels [B, T] that are not IGNORED. outputs: logits [B, T, C]."""
         from hf_finetune.tasks.losses import cross_entropy
 
         assert batch.labels is not None

@@ -14,7 +14,7 @@ from hf_finetune.config.sections import RunConfig, require
 from hf_finetune.data.features import IGNORED, Array, Batch, Features
 from hf_finetune.data.table import Table
 from hf_finetune.system.errors import InputError
-from hf_finetune.tasks.base import GeneratingScoring, Outputs, SummedObjective
+from hf_finetune.tasks.base import CountedObjective, GeneratingScoring, Outputs
 
 if TYPE_CHECKING:
     import torch
@@ -51,7 +51,7 @@ def get_targets(batch: Batch, *, is_causal: bool) -> "torch.Tensor":
 
 
 @dataclass(frozen=True, kw_only=True)
-class TokenObjective(SummedObjective):
+class TokenObjective(CountedObjective):
     """Cross entropy over the vocabulary.
 
     Args:
@@ -62,8 +62,12 @@ class TokenObjective(SummedObjective):
     is_causal: bool
     label_smoothing: float = 0.0
 
-    def loss(self, outputs: "torch.Tensor", batch: Batch) -> "tuple[torch.Tensor, float]":
-        """Cross entropy of logits [B, T, V], summed over all targets, and their number."""
+    def count(self, batch: Batch) -> float:
+        """The number of targets."""
+        return float((get_targets(batch, is_causal=self.is_causal) != IGNORED).sum())
+
+    def sum_loss(self, outputs: "torch.Tensor", batch: Batch) -> "torch.Tensor":
+        """Cross entropy of logits [B, T, V], summed over all targets."""
         from hf_finetune.tasks.losses import sum_token_entropy
 
         return sum_token_entropy(outputs, get_targets(batch, is_causal=self.is_causal), self.label_smoothing)

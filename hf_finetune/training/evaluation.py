@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from hf_finetune.data.batches import plan_evaluation
-from hf_finetune.data.features import Array, Batch, Features, collate
+from hf_finetune.data.features import Array, Batch, Features, attach_activations, collate
 from hf_finetune.forward.plan import FULL_FORWARD, ForwardPlan
 from hf_finetune.model import heads
 from hf_finetune.model.backbone import decode_texts
@@ -80,8 +80,9 @@ class ModelRunner:
             for number in range(processes.process, len(batches), processes.num_processes):
                 if stops := processes.is_asked_to_stop():
                     break
-                batch = collate(self.features, batches[number], self.pad_token_id).to(processes.device)
+                batch = collate(self.features, batches[number], self.pad_token_id)
                 batch = self.task.encoding.prepare(batch, self.features, self.model, 0)
+                batch = attach_activations(batch, self.features).to(processes.device)
                 loss, count, entries = run_batch(batch)
                 results.append((number, loss, count, pack(entries)))
         if any(processes.agree(stops)):

@@ -25,7 +25,8 @@ from hf_finetune.training.train_state import TrainState, UpdateBatch
 
 @dataclass(frozen=True, kw_only=True)
 class Update:
-    """The result of one optimizer update. `loss` is the mean over all targets of the batch, over all processes."""
+    """The result of one optimizer update. `loss` is the mean over all targets of the batch, over all processes; nan if it has
+    none."""
 
     number: int
     epoch: int
@@ -34,6 +35,7 @@ class Update:
     learning_rates: dict[str, float]
     num_examples: int
     num_tokens: int
+    num_targets: float  # or the sum of their weights; 0: the batch had none, and nothing changed
     seconds: float
     skipped: bool  # by fp16's loss scaler
 
@@ -58,9 +60,9 @@ def train_steps(
 ) -> Generator[Update]:
     """Trains from `start_update` to `total_updates`, yielding after every update. `source` has the batches.
 
-    Law 1: gradients are summed over all micro-batches and processes and divided once by the number of targets. Law 5: a
-    loss or gradient norm that is not finite raises InputError before the weights change; a tensor that has had no gradient raises
-    it after the first updates.
+    Law 1: losses and gradients are sums over all micro-batches and processes, divided by the number of targets. Law 5: a loss
+    or gradient norm that is not finite raises InputError before the weights change; a tensor that has had no gradient raises it
+    after the first updates; a batch without a target changes nothing.
     """
     watch = GradientWatch(state.optimizer, total_updates - start_update)
     limit = make_micro_batch_limit(config, runtime.num_processes)
@@ -79,12 +81,14 @@ def train_steps(
         update_batch = UpdateBatch(
             number=update, pass_number=batch.pass_number, feature_indices=indices, micro_batches=micro_batches
         )
-        loss = accumulate_gradients(state, measured.features, task, runtime, update_batch)
-        watch.look()
+        mean_loss, num_targets = accumulate_gradients(state, measured.features, task, runtime, update_batch)
         rates = set_learning_rates(state.optimizer, update, total_updates, config.train)
-        norm, skipped = step_optimizer(state, runtime, loss, update_batch, config.train.max_grad_norm)
-        watch.count(update + 1, loss, norm, is_skipped=skipped)
-        if state.average is not None:
+        loss, norm, skipped = math.nan, 0.0, False
+        if num_targets:
+            watch.look()
+            loss, norm, skipped = step_optimizer(state, runtime, mean_loss, update_batch, config.train.max_grad_norm)
+            watch.count(update + 1, loss, norm, is_skipped=skipped)
+        if num_targets and state.average is not None:
             state.average.add(state.model, update + 1)
         if update == start_update:  # not only when it is saved, which may be much later
             check_state(state.optimizer.optimizer, config.train.optimizer)
@@ -96,20 +100,22 @@ def train_steps(
             learning_rates=rates,
             num_examples=len(indices),
             num_tokens=int(measured.num_tokens[indices].sum()),
+            num_targets=num_targets,
             seconds=time.perf_counter() - started,
             skipped=skipped,
         )
 
 
 def step_optimizer(
-    state: TrainState, runtime: Runtime, loss: float, update_batch: UpdateBatch, max_grad_norm: float
-) -> tuple[float, bool]:
-    """Clips the gradients and steps the optimizer. Returns the gradient norm before clipping, and whether fp16's loss scaler
-    skips the step. NotFiniteError if the loss or the norm is not finite; the weights are unchanged then."""
+    state: TrainState, runtime: Runtime, mean_loss: torch.Tensor, update_batch: UpdateBatch, max_grad_norm: float
+) -> tuple[float, float, bool]:
+    """Clips the gradients and steps the optimizer. Returns the loss, the gradient norm before clipping, and whether fp16's loss
+    scaler skips the step. NotFiniteError if the loss or the norm is not finite; the weights are unchanged then."""
     parameters = [parameter for group in state.optimizer.param_groups for parameter in group["params"]]
     runtime.accelerator.unscale_gradients()
     norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
-    norm_value = float(norm)
+    # The only numbers of an update that the CPU waits for
+    loss, norm_value = torch.stack([mean_loss, norm.to(mean_loss)]).tolist()
     scaler = runtime.accelerator.scaler
     # A scale below 1 scales nothing up: what is not finite then is so by itself
     overflowed = (
@@ -120,39 +126,41 @@ def step_optimizer(
     if max_grad_norm and not overflowed:
         torch.nn.utils.clip_grads_with_norm_(parameters, max_grad_norm, norm)
     state.optimizer.step()
-    return norm_value, overflowed
+    return loss, norm_value, overflowed
 
 
 def accumulate_gradients(
     state: TrainState, features: Features, task: Task, runtime: Runtime, update_batch: UpdateBatch
-) -> float:
-    """Leaves in .grad the gradient of the mean loss over all targets of the batch, and returns that loss.
+) -> tuple[torch.Tensor, float]:
+    """Leaves in .grad the gradient of the mean loss over all targets of the batch. Returns that loss, and the number of targets
+    over all processes. Runs nothing if the batch has none.
 
-    Backward is through sum / features; the number of targets is known only after the forwards, and a last factor
-    features / targets corrects it. Distributed data parallel averages over processes, hence the factor num_processes.
+    The loss goes into backward divided by the number of targets. If only the loss knows that number (a loss of one's own), it is
+    divided by the number of features, and a last factor corrects the gradients. Distributed data parallel averages over
+    processes, hence the factor num_processes.
     """
-    accelerator, indices = runtime.accelerator, update_batch.feature_indices
-    precise = torch.float32 if runtime.device.type == "mps" else torch.float64  # Apple's GPUs have no float64
-    sums = torch.zeros(2, dtype=precise, device=runtime.device)  # of losses, of targets
+    accelerator, indices, micro_batches = runtime.accelerator, update_batch.feature_indices, update_batch.micro_batches
     passes = UpdatePasses(state, features, task, runtime, update_batch)
     update_loss = task.objective.start_update(passes)
-    for position, micro_indices in enumerate(update_batch.micro_batches):
-        is_last = position == len(update_batch.micro_batches) - 1
-        # A process without features of its own still takes part in the gradients' exchange, with weight 0
-        taken = micro_indices if len(micro_indices) else indices[:1]
+    total = torch.zeros((), dtype=runtime.precise, device=runtime.device)
+    num_targets = update_loss.num_targets
+    if num_targets == 0:
+        return total, 0.0
+    divisor, num_counted = num_targets or len(indices), 0.0
+    for position, micro_indices in enumerate(micro_batches):
+        is_last = position == len(micro_batches) - 1
         with contextlib.nullcontext() if is_last else accelerator.no_sync(state.prepared):
-            loss, count = update_loss.micro_batch(*passes.run(taken))
-            weight = runtime.num_processes / len(indices) if len(micro_indices) else 0.0
-            accelerator.backward(loss * weight)
+            loss, count = update_loss.micro_batch(*passes.run(position))
+            accelerator.backward(loss * (runtime.num_processes / divisor if len(micro_indices) else 0.0))
         if len(micro_indices):
-            sums += torch.stack([loss.detach().to(precise), torch.tensor(count, dtype=precise, device=runtime.device)])
-    if update_loss.total is None and runtime.num_processes > 1:
-        torch.distributed.all_reduce(sums)
-    total, count = update_loss.total or sums.tolist()
-    factor = len(indices) / count if count else 0.0  # a batch without a target teaches nothing
-    if factor != 1.0:
-        scale_gradients(state.optimizer, factor)
-    return float(total / count) if count else 0.0
+            total += loss.detach()
+            num_counted += count
+    total = runtime.sum_tensor(total) if update_loss.total is None else update_loss.total.to(total)
+    if num_targets is None:
+        num_targets = runtime.sum(num_counted)
+        if num_targets:
+            scale_gradients(state.optimizer, divisor / num_targets)
+    return total / num_targets if num_targets else total, num_targets
 
 
 def scale_gradients(optimizer: torch.optim.Optimizer, factor: float) -> None:

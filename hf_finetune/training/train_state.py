@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from hf_finetune.data.features import Array, Batch, Features, collate
+from hf_finetune.data.features import Array, Batch, Features, attach_activations, collate
 from hf_finetune.forward.dropout import DropoutMasks
 from hf_finetune.forward.plan import FULL_FORWARD, ForwardPlan
 from hf_finetune.model import heads
@@ -95,19 +95,25 @@ class UpdateBatch:
     micro_batches: Sequence[Array]
 
 
+def make_training_batch(
+    state: TrainState, features: Features, task: Task, indices: Array, update_batch: UpdateBatch
+) -> Batch:
+    """The batch of these features as the model takes it, on the CPU and without cached activations."""
+    batch = collate(features, indices, state.pad_token_id)
+    return task.encoding.prepare(batch, features, state.model, update_batch.pass_number)
+
+
 def run_training_forward(
     state: TrainState,
     features: Features,
-    task: Task,
     device: torch.device,
-    indices: Array,
+    batch: Batch,
     update_batch: UpdateBatch,
     through: Callable[..., Any] | None = None,
 ) -> tuple[torch.Tensor, Batch]:
-    """The model's outputs for these features in training, and their batch on the device. `through` is called in the model's
-    place (its distributed wrapper)."""
-    batch = collate(features, indices, state.pad_token_id).to(device)
-    batch = task.encoding.prepare(batch, features, state.model, update_batch.pass_number)
+    """The model's outputs for a batch of these features in training, and the batch on the device. `through` is called in the
+    model's place (its distributed wrapper)."""
+    batch = attach_activations(batch, features).to(device)
     masks = state.dropout_masks.active(update_batch.number, batch.sequence_indices, device)
     with state.forward_plan.active(batch.activations), masks:
         return heads.run_model(state.model, batch.inputs, through), batch

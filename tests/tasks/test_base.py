@@ -16,6 +16,7 @@ from hf_finetune.model.head_spec import HeadSpec
 from hf_finetune.system.errors import InputError
 from hf_finetune.tasks.base import (
     Columns,
+    CountedObjective,
     Encoding,
     EvaluationOutput,
     GeneratingScoring,
@@ -32,6 +33,7 @@ REQUIRED = {
     Encoding: {"encoded_columns", "tokenize", "labels"},
     Objective: {"start_update", "evaluate", "mean", "timing_loss"},
     SummedObjective: {"loss"},
+    CountedObjective: {"count", "sum_loss"},
     InBatchObjective: {"embed", "batch_loss"},
     Scoring: {"metric_names", "reduce", "compute_metrics", "make_predictions"},
     GeneratingScoring: {"metric_names", "reduce", "compute_metrics", "make_predictions", "generate"},
@@ -223,7 +225,8 @@ def test_the_mean_of_a_summed_loss_is_over_all_targets_and_not_a_mean_of_means()
     assert math.isnan(objective.mean([(0.0, 0.0)], [], features, np.arange(2)))
     assert objective.evaluate(torch.ones(3), make_batch(torch.zeros(3))) == (3.0, 3.0)
     assert objective.evaluate(torch.ones(3), make_batch(None)) == (0.0, 0.0)
-    assert objective.start_update(None).total is None  # type: ignore[arg-type]
+    update_loss = objective.start_update(None)  # type: ignore[arg-type]
+    assert (update_loss.total, update_loss.num_targets) == (None, None)
 
 
 class SpreadObjective(InBatchObjective):
@@ -265,7 +268,8 @@ def test_micro_batches_give_the_gradient_of_the_loss_of_the_batch(groups: list[l
     )
     (gradient,) = torch.autograd.grad(expected, outputs)
     update_loss = objective.start_update(FixedForwards(outputs, features))
-    assert update_loss.total == (pytest.approx(expected.item()), count)
+    assert update_loss.num_targets == count
+    torch.testing.assert_close(update_loss.total, expected.detach())
     for group in groups:
         batch = make_batch(None, len(group))
         batch.sequence_indices[:] = group

@@ -45,7 +45,7 @@ from hf_finetune.tasks.embed_objectives import Pooling, RankingObjective, Simila
 from hf_finetune.tasks.embed_scoring import EmbeddingScoring
 from hf_finetune.train import RunResult, finetune
 from hf_finetune.training.loop import accumulate_gradients
-from hf_finetune.training.train_state import UpdateBatch, run_training_forward
+from hf_finetune.training.train_state import UpdateBatch, make_training_batch, run_training_forward
 
 GROUPINGS = [(7, None), (7, 2), (7, 1), (1, None)]  # features of a batch, of a micro-batch
 EXTRAS = {"modules.json", "config_sentence_transformers.json", "sentence_bert_config.json", "1_Pooling/config.json"}
@@ -108,8 +108,8 @@ def compute_gradients(
     state.optimizer.zero_grad()
     state.model.train()
     batch = UpdateBatch(number=update, pass_number=1, feature_indices=indices, micro_batches=micro_batches)
-    loss = accumulate_gradients(state, features, run.task, runtime, batch)
-    return loss, copy_gradients(state.model)
+    loss, _ = accumulate_gradients(state, features, run.task, runtime, batch)
+    return float(loss), copy_gradients(state.model)
 
 
 def copy_gradients(model: Any) -> dict[str, torch.Tensor]:
@@ -398,7 +398,8 @@ def test_masks_from_a_generator_are_the_same_in_both_forwards(set_up_kind: SetUp
     state.optimizer.zero_grad()
     vectors: list[Any] = [None] * features.num_sequences
     for part in micro_batches:
-        outputs, batch = run_training_forward(state, features, run.task, run.runtime.device, part, update_batch)
+        batch = make_training_batch(state, features, run.task, part, update_batch)
+        outputs, batch = run_training_forward(state, features, run.runtime.device, batch, update_batch)
         for sequence, vector in zip(batch.sequence_indices, objective.embed(outputs, batch), strict=True):
             vectors[sequence] = vector
     embeddings = torch.stack([vectors[sequence] for sequence in features.get_sequence_indices(indices)])
