@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from against_trainer import MINILM
+from competitors import MINILM
 from pages import RESULTS, ROOT, describe_origin, describe_version, measure_load, write_results, write_table
 
 LABELS = ("animals", "food", "tools")

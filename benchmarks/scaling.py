@@ -15,8 +15,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from against_trainer import MINILM, launch, write_bbc_news
-from pages import ROOT, describe_origin, describe_version, measure_load, write_results, write_table
+from against_trainer import write_bbc_news
+from competitors import MINILM, launch
+from pages import ROOT, describe_origin, describe_version, write_results, write_table
 
 RUNS = ("uncached", "cold", "warm")
 
@@ -52,9 +53,8 @@ def measure_sizes(options: argparse.Namespace, folder: Path) -> list[dict[str, A
             "seed": 0,
         }
         for name in options.only:
-            load = measure_load()
             result = launch({**job, "competitor": name}, folder / "cache", 1)
-            rows.append({"factor": factor, "examples": options.examples * factor, "run": name, "load": load, **result})
+            rows.append({"factor": factor, "examples": options.examples * factor, "run": name, **result})
             print(f"{factor:>2}x  {name:<9} {result['seconds']:6.1f} s  {result['peak_memory_mb']:,.0f} MB", flush=True)
     return rows
 

@@ -20,8 +20,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(not hasattr(os, "fork"), reas
 ROOT = Path(__file__).resolve().parent.parent
 BENCHMARKS = ROOT / "benchmarks"
 SMALL = ["--train.epochs", "1", "--train.max_updates", "2", "--train.batch_size", "8", "--data.max_length", "32"]
-# It takes minutes: `make reliability` runs it
-RUN_ELSEWHERE = {"reliability.py"}
+# What the other scripts start
+RUN_BY_OTHERS = {"competitors.py"}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -73,7 +73,7 @@ def test_every_script_has_a_test() -> None:
     names = {path.relative_to(BENCHMARKS).as_posix() for path in paths}
     own_text = Path(__file__).read_text(encoding="utf-8")
     assert len(names) > 10
-    assert {name for name in names if f'"{name}", ' not in own_text} == RUN_ELSEWHERE
+    assert {name for name in names if f'"{name}", ' not in own_text} == RUN_BY_OTHERS
 
 
 # --- hf-finetune alone, and with transformers.Trainer ---------------------------------------------------------------
@@ -100,9 +100,35 @@ def test_against_trainer_writes_the_results_and_the_table(
     # Both trained on the same 16 texts, so they saw the same number of tokens
     tokens = [run["tokens_per_second"] * run["seconds"] for run in (tuned, cold)]
     assert tokens[0] == pytest.approx(tokens[1])
+    for run in (tuned, cold):  # both clocks: training, and from the command to the exported model
+        assert 0 < run["seconds"] < run["command_seconds"]
+        assert run["cpu_seconds"] > 0
+        assert run["process_peak_mb"] >= run["peak_memory_mb"] > 100
+    assert result["command_medians"]["cold"] == pytest.approx(cold["command_seconds"], abs=0.01)
+    assert result["load"] == [tuned["load"], cold["load"]]
     table = (out / "benchmark.md").read_text(encoding="utf-8")
-    assert "| hf-finetune, cold cache |" in table
+    (row,) = [line for line in table.splitlines() if "| hf-finetune, cold cache |" in line]
+    assert row.count("|") == 13
+    assert f"{tuned['command_seconds'] / cold['command_seconds']:.1f}x" in row
+    assert f"| {cold['peak_memory_mb'] / tuned['peak_memory_mb']:.2f} |" in row
     assert table.startswith(f"Measured with version {result['version']} ")
+
+
+def test_a_stopped_benchmark_continues_with_the_rounds_that_are_missing(tmp_path: Path) -> None:
+    code = (
+        "import against_trainer, pathlib, sys\n"
+        "words = ['--rounds', '3', '--only', 'tuned', '--out', sys.argv[1], '--name', 'small']\n"
+        "job, options = {'validation': 'v'}, against_trainer.make_parser().parse_args(words)\n"
+        "result = against_trainer.start_result(options, job) | {'rounds': 2}\n"
+        "against_trainer.write_results('small', result, pathlib.Path(sys.argv[1]))\n"
+        "print(against_trainer.start_result(options, job)['rounds'])\n"
+        "print(against_trainer.start_result(options, {'validation': 'w'})['rounds'])\n"
+        "options.rounds = 2\n"
+        "print(against_trainer.start_result(options, job)['rounds'])\n"
+    )
+    words = [sys.executable, "-c", code, str(tmp_path)]
+    done = subprocess.run(words, cwd=BENCHMARKS, capture_output=True, text=True, timeout=100, check=True)
+    assert done.stdout.splitlines() == ["small.json has 2 of 3 rounds", "2", "0", "0"]
 
 
 def test_scaling_measures_a_size(
@@ -149,16 +175,17 @@ def test_the_tables_of_the_pages_are_those_of_the_results_files() -> None:
         "tables = {\n"
         "    'results': measure.make_table(json.loads((pages.ROOT / 'benchmarks/results.json').read_text())),\n"
         "    'comparisons': measure.make_comparison_table(json.loads(measure.COMPARISONS.read_text())),\n"
+        "    'benchmark': against_trainer.make_table(against_trainer.read_results(pages.RESULTS)),\n"
         "}\n"
         "print(json.dumps(tables))"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=BENCHMARKS, capture_output=True, text=True, timeout=100, check=True
     )
-    page = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
     for marker, table in json.loads(done.stdout).items():
         rows = table.partition("\n")[2]  # the line above them has a test of its own
-        assert f"\n{rows}\n<!-- end of {marker} -->" in page
+        for name in ("README.md", "docs/performance.md") if marker == "benchmark" else ("docs/results.md",):
+            assert f"\n{rows}\n<!-- end of {marker} -->" in (ROOT / name).read_text(encoding="utf-8")
 
 
 def test_the_line_above_each_table_says_what_it_was_measured_with(run_script: Callable[..., str]) -> None:
@@ -204,6 +231,15 @@ def test_killed_runs_lose_nothing(tmp_path: Path, run_script: Callable[..., str]
     table = (tmp_path / "out" / "crash.md").read_text(encoding="utf-8")
     assert "| kills (SIGKILL) | 6 |" in table
     assert "| saved updates lost | 0 |" in table
+
+
+@pytest.mark.processes
+def test_the_start_of_a_run_is_timed(tmp_path: Path, run_script: Callable[..., str]) -> None:
+    run_script("reliability.py", "--examples", 1280, "--rounds", 1, "--out", tmp_path / "out")
+    results = read_json(tmp_path / "out" / "reliability.json")
+    assert results["resume"].keys() == {"examples", "resumed at update", "fresh seconds", "resumed seconds"}
+    assert results["resume"]["resumed at update"] == 21
+    assert "| 1,280 | " in (tmp_path / "out" / "resume.md").read_text(encoding="utf-8")
 
 
 # --- comparisons ----------------------------------------------------------------------------------------------------
