@@ -21,7 +21,7 @@ WHEEL := build/wheel
 FAST := not slow and not processes and not docs
 MARKS ?= $(FAST)
 
-.PHONY: demo test test-fast test-one test-lowest test-wheel coverage lint hooks pre-commit newest numbers board soak faults odd reliability benchmark scaling \
+.PHONY: demo test test-fast test-one test-lowest test-wheel coverage lint hooks pre-commit newest numbers board soak faults odd reliability benchmark other-tasks scaling \
 	profile results scale docs clean
 
 demo: $(VENV)/.demo-installed
@@ -91,6 +91,10 @@ reliability: $(VENV)/.test-installed
 
 benchmark: $(VENV)/.test-installed
 	$(RUN) $(BIN)/python benchmarks/against_trainer.py
+
+# What one would use instead on other tasks, on real data in DATA=FOLDER (see benchmarks/other_tasks.py)
+other-tasks: $(VENV)/.test-installed
+	$(RUN) $(BIN)/python benchmarks/other_tasks.py --data $(DATA)
 
 scaling: $(VENV)/.test-installed
 	$(RUN) $(BIN)/python benchmarks/scaling.py

@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 BENCHMARKS = ROOT / "benchmarks"
 SMALL = ["--train.epochs", "1", "--train.max_updates", "2", "--train.batch_size", "8", "--data.max_length", "32"]
 # What the other scripts start
-RUN_BY_OTHERS = {"competitors.py"}
+RUN_BY_OTHERS = {"competitors.py", "comparisons/instruct.py"}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -73,7 +73,7 @@ def test_every_script_has_a_test() -> None:
     names = {path.relative_to(BENCHMARKS).as_posix() for path in paths}
     own_text = Path(__file__).read_text(encoding="utf-8")
     assert len(names) > 10
-    assert {name for name in names if f'"{name}", ' not in own_text} == RUN_BY_OTHERS
+    assert {name for name in names if f'"{name}", ' not in own_text} <= RUN_BY_OTHERS
 
 
 # --- hf-finetune alone, and with transformers.Trainer ---------------------------------------------------------------
@@ -129,6 +129,56 @@ def test_a_stopped_benchmark_continues_with_the_rounds_that_are_missing(tmp_path
     words = [sys.executable, "-c", code, str(tmp_path)]
     done = subprocess.run(words, cwd=BENCHMARKS, capture_output=True, text=True, timeout=100, check=True)
     assert done.stdout.splitlines() == ["small.json has 2 of 3 rounds", "2", "0", "0"]
+
+
+@pytest.mark.parametrize(
+    ("row", "family", "make_rows", "competitors"),
+    [
+        ("trec", "bert", "tiny", ("other", "cold")),
+        ("wnut17", "bert", "tagged", ("other", "cold", "warm")),
+        ("stsb", "bert", "pairs", ("other", "warm")),
+        ("instruct", "llama", "tiny", ("other", "cold")),
+    ],
+)
+def test_a_row_of_the_other_tasks(
+    row: str,
+    family: str,
+    make_rows: str,
+    competitors: tuple[str, ...],
+    tmp_path: Path,
+    backbones: Callable[..., Path],
+    run_script: Callable[..., str],
+) -> None:
+    """Both clocks, the metric after each epoch, memory: of each competitor. The settings of the row are those of its task."""
+    write_rows_of(make_rows, tmp_path / {"instruct": "trec"}.get(row, row), has_validation=row in ("wnut17", "stsb"))
+    sizes = ("--examples", 24, "--epochs", 1, "--rounds", 1, "--frozen", 1, "--max-length", 32)
+    words = ["--data", tmp_path, "--only", row, "--competitors", *competitors, "--out", tmp_path / "out"]
+    words += ["--backbone", backbones(family)]
+    if row == "instruct":
+        words += ["--chat-template", tiny.write_conversations(tmp_path, {})["task.chat_template"]]
+    run_script("other_tasks.py", *words, *sizes)
+    result = read_json(tmp_path / "out" / "tasks" / f"{row}.json")
+    assert set(result["runs"]) == set(result["medians"]) == set(competitors)
+    for (run,) in result["runs"].values():
+        assert 0 < run["seconds"] < run["command_seconds"]
+        assert len(run["accuracies"]) == 1
+        assert run["peak_memory_mb"] > 100
+    table = (tmp_path / "out" / "other tasks.md").read_text(encoding="utf-8")
+    assert f"| {result['data']}, 24 rows, 1 epochs | {result['other']} |" in table
+
+
+def write_rows_of(form: str, folder: Path, *, has_validation: bool) -> None:
+    """Writes the files of a data set as benchmarks/other_tasks.py reads them."""
+    folder.mkdir()
+    for seed, split in enumerate(("train", "validation") if has_validation else ("train",)):
+        if form == "tagged":
+            rows = tagged.make_rows(40, seed=seed)
+        elif form == "pairs":
+            scored = sentence_pairs.make_rows("scored", 40, seed=seed)
+            rows = [dict(zip(("sentence1", "sentence2", "score"), row.values(), strict=True)) for row in scored]
+        else:
+            rows = [{"question": row["text"], "label": row["label"]} for row in tiny.make_rows(40, seed=seed)]
+        tiny.write_jsonl(folder / f"{split}.jsonl", rows)
 
 
 def test_scaling_measures_a_size(
@@ -276,7 +326,8 @@ def make_pairs_of_choices(count: int, seed: int) -> list[dict[str, Any]]:
 def test_comparison_of_tagging(tmp_path: Path, backbones: Callable[..., Path], run_script: Callable[..., str]) -> None:
     data = write_rows(tmp_path, tagged.make_rows)
     (line,) = read_lines(run_script("comparisons/tag.py", "--model.backbone", backbones(), *data, *SMALL))
-    assert line.keys() == {"trainer", "validation", "test", "train_seconds"}
+    assert line.keys() == {"trainer", "validation", "test", "each_epoch", "train_seconds", "peak_memory_mb"}
+    assert line["each_epoch"] == [line["validation"]["f1"]]
     assert line["test"].keys() == {"f1", "precision", "recall", "accuracy"}
 
 

@@ -1,10 +1,11 @@
 """Trains what recipes/embed.py trains, with sentence_transformers.SentenceTransformerTrainer.
 
-    python benchmarks/comparisons/embed.py --config recipes/configs/embed/stsb_embeddings.yaml [--train.epochs 1 ...]
+    python benchmarks/comparisons/embed.py --config recipes/configs/embed/stsb_embeddings.yaml [--only-after]
 
 Takes the settings of the recipe: model, data, loss, epochs, batch size, learning rate, warm-up and frozen tensors are the same.
-Prints one JSON line: sentence-transformers' metrics of validation and test before and after training, and the seconds of training
-(of hf-finetune: seconds.train and seconds.cache in results.json).
+Prints one JSON line: sentence-transformers' metrics of validation and test before and after training (--only-after: after), the
+Spearman correlation of validation after every epoch, and the seconds of training with these evaluations and saves (of
+hf-finetune: seconds.train, cache, evaluate and save in results.json). The trained model is saved.
 """
 
 import contextlib
@@ -17,7 +18,16 @@ from datasets import Dataset
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
 from sentence_transformers.sentence_transformer import evaluation, losses
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
-from trainer import load_recipe_config, load_task_and_tables, make_arguments, print_result, run_trainer
+from trainer import (
+    EVERY_EPOCH,
+    list_evaluations,
+    load_recipe_config,
+    load_task_and_tables,
+    make_arguments,
+    measure_peak,
+    print_result,
+    run_trainer,
+)
 
 from hf_finetune.config.sections import RunConfig
 from hf_finetune.data.table import Table
@@ -60,8 +70,8 @@ def build_model(config: RunConfig) -> SentenceTransformer:
     return SentenceTransformer(modules=modules, trust_remote_code=False)
 
 
-def train(config: RunConfig, model: SentenceTransformer, table: Table) -> float:
-    """Trains by the settings. Returns the seconds."""
+def train(config: RunConfig, model: SentenceTransformer, table: Table, evaluate: Any) -> dict[str, Any]:
+    """Trains by the settings and saves the model. Returns what was measured. evaluate: The evaluator of validation."""
     columns: dict[str, Any] = {name: list(table.columns[name]) for name in config.data.text_columns}
     if config.data.label_column:
         scores = [float(value) for value in table.columns[config.data.label_column]]
@@ -73,25 +83,31 @@ def train(config: RunConfig, model: SentenceTransformer, table: Table) -> float:
     with tempfile.TemporaryDirectory() as folder:
         trainer = SentenceTransformerTrainer(
             model=model,
-            args=make_arguments(config, folder, SentenceTransformerTrainingArguments),
+            args=make_arguments(config, folder, SentenceTransformerTrainingArguments, **EVERY_EPOCH),
             train_dataset=Dataset.from_dict(columns),
             loss=loss,
+            evaluator=evaluate,
         )
-        return run_trainer(trainer)
+        seconds, peak = run_trainer(trainer), measure_peak(trainer)
+        model.save_pretrained(f"{folder}/model")
+    each_epoch = list_evaluations(trainer, "spearman_cosine")
+    return {"train_seconds": seconds, "each_epoch": each_epoch, "peak_memory_mb": peak}
 
 
 def main() -> None:
     """Evaluates, trains, and evaluates again."""
-    config = load_recipe_config("embed", sys.argv[1:])
+    words = [word for word in sys.argv[1:] if word != "--only-after"]
+    config = load_recipe_config("embed", words)
     torch.manual_seed(config.seed)
     _, tables = load_task_and_tables(config)
     model = build_model(config)
     evaluators = {split: make_evaluator(config, table) for split, table in tables.items() if split != "train"}
     with contextlib.redirect_stdout(sys.stderr):
-        before = {split: evaluate(model) for split, evaluate in evaluators.items()}
-        seconds = train(config, model, tables["train"])
+        is_brief = len(words) < len(sys.argv[1:])
+        before = {} if is_brief else {"before": {split: evaluate(model) for split, evaluate in evaluators.items()}}
+        measured = train(config, model, tables["train"], evaluators["validation"])
         after = {split: evaluate(model) for split, evaluate in evaluators.items()}
-    print_result(before=before, after=after, train_seconds=seconds)
+    print_result(**before, after=after, **measured)
 
 
 if __name__ == "__main__":

@@ -38,14 +38,14 @@ class Blocks(Dataset[dict[str, Any]]):
 
 
 def collate(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-    """Pads blocks at their ends, which only the last one of a file needs."""
+    """Pads sequences at their ends; of blocks, only the last one of a file needs it."""
     pad = torch.nn.utils.rnn.pad_sequence
-    ids = [row["input_ids"] for row in rows]
+    ids, labels = ([row[name] for row in rows] for name in ("input_ids", "labels"))
     mask = pad([torch.ones_like(tokens) for tokens in ids], batch_first=True)
     return {
         "input_ids": pad(ids, batch_first=True),
         "attention_mask": mask,
-        "labels": pad(ids, batch_first=True, padding_value=IGNORED),
+        "labels": pad(labels, batch_first=True, padding_value=IGNORED),
     }
 
 

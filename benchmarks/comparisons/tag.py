@@ -3,8 +3,8 @@
     python benchmarks/comparisons/tag.py --config recipes/configs/tag/wnut17.yaml [--train.epochs 1 ...]
 
 Takes the settings of the recipe: model, data, epochs, batch size, learning rates, warm-up and frozen tensors are the same. Prints
-one JSON line: seqeval's metrics of validation and test after the last epoch (hf-finetune takes the best epoch on validation), and
-the seconds of training.
+one JSON line: seqeval's metrics of validation and test after the last epoch (hf-finetune takes the best epoch on validation), F1
+of validation after every epoch, and the seconds of training with these evaluations and saves.
 """
 
 import contextlib
@@ -17,11 +17,14 @@ import seqeval.metrics
 import transformers
 from trainer import (
     DEFAULT_LENGTH,
+    EVERY_EPOCH,
+    list_evaluations,
     load_model,
     load_recipe_config,
     load_task_and_tables,
     make_arguments,
     make_optimizer,
+    measure_peak,
     print_result,
     run_trainer,
 )
@@ -76,15 +79,25 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         trainer: Any = transformers.Trainer(
             model=model,
-            args=make_arguments(config, folder, train_sampling_strategy="group_by_length"),
+            args=make_arguments(config, folder, train_sampling_strategy="group_by_length", **EVERY_EPOCH),
             train_dataset=rows["train"],
+            eval_dataset=rows["validation"],
             data_collator=transformers.DataCollatorForTokenClassification(tokenizer),
+            processing_class=tokenizer,
+            compute_metrics=lambda output: compute_scores(task, output),
             optimizers=(make_optimizer(model, config, "classifier"), None),
         )
-        seconds = run_trainer(trainer)
+        seconds, peak = run_trainer(trainer), measure_peak(trainer)
+        trainer.save_model()
         with contextlib.redirect_stdout(sys.stderr):
             scores = {split: compute_scores(task, trainer.predict(rows[split])) for split in rows if split != "train"}
-    print_result(trainer=transformers.__version__, **scores, train_seconds=seconds)
+    print_result(
+        trainer=transformers.__version__,
+        **scores,
+        each_epoch=list_evaluations(trainer, "f1"),
+        train_seconds=seconds,
+        peak_memory_mb=peak,
+    )
 
 
 if __name__ == "__main__":

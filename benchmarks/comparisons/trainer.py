@@ -20,8 +20,10 @@ from hf_finetune.data.table import Table
 from hf_finetune.model import freezing
 from hf_finetune.model.backbone import set_dropout
 from hf_finetune.system.locations import local_path
-from hf_finetune.system.processes import choose_precision
+from hf_finetune.system.processes import choose_precision, peak_memory_mb
 
+# Options of make_arguments(): evaluates and saves after every epoch, as hf-finetune does
+EVERY_EPOCH = {"eval_strategy": "epoch", "save_strategy": "epoch", "save_total_limit": 1}
 DEFAULT_LENGTH = 512  # longest input in tokens if data.max_length is not given
 
 
@@ -99,11 +101,10 @@ def make_arguments(
         fp16=precision == "fp16",
         use_cpu=not torch.accelerator.is_available(),
         seed=config.seed,
-        save_strategy="no",
         logging_strategy="no",
         report_to="none",
         disable_tqdm=True,
-        **options,
+        **{"save_strategy": "no", **options},
     )
 
 
@@ -119,6 +120,11 @@ def list_evaluations(trainer: Any, metric: str) -> list[float]:
     """Returns a metric of the validation split after each epoch, rounded to four digits."""
     key = f"eval_{metric}"
     return [round(row[key], 4) for row in trainer.state.log_history if key in row]
+
+
+def measure_peak(trainer: Any) -> float:
+    """Returns the peak memory until now in MB."""
+    return round(peak_memory_mb(trainer.args.device), 1)
 
 
 def print_result(**values: Any) -> None:
