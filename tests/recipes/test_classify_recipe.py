@@ -338,18 +338,14 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_change(
 ) -> None:
     from hf_finetune.tasks.class_scoring import ClassificationObjective
 
-    original, calls = ClassificationObjective.loss, []
+    original, calls = ClassificationObjective.sum_loss, []
 
-    def broken(self: ClassificationObjective, logits: torch.Tensor, batch: Any) -> tuple[torch.Tensor, float]:
-        total, count = original(self, logits, batch)
+    def broken(self: ClassificationObjective, logits: torch.Tensor, batch: Any) -> torch.Tensor:
+        total = original(self, logits, batch)
         calls.append(None)
-        return (
-            (total * float("nan"), count)
-            if torch.is_grad_enabled() and logits.requires_grad and len(calls) > 8
-            else (total, count)
-        )
+        return total * float("nan") if torch.is_grad_enabled() and logits.requires_grad and len(calls) > 8 else total
 
-    monkeypatch.setattr(ClassificationObjective, "loss", broken)
+    monkeypatch.setattr(ClassificationObjective, "sum_loss", broken)
     config = make_config(**{"checkpoint.every": 1})
     with pytest.raises(InputError, match=r"update \d+: the loss \(nan\) is not finite; .*train-single_label.jsonl:\d+"):
         finetune(config)
