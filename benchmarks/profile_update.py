@@ -1,18 +1,23 @@
-"""Shows which operators take the time of an update from cached activations, with torch's profiler.
+"""Shows which operators take the time of an update from cached activations, with torch's profiler, and which share of the
+machine's peak of matrix products the update reaches.
 
     make profile            or: python benchmarks/profile_update.py [settings of the classify recipe]
 
-Writes the operators that take the most time as the table in docs/performance.md; --out FOLDER writes it into another folder.
+The peak is that of large square products in the run's precision. Matrix products of an update are counted (backward included),
+and timed alone, with their own shapes. Takes about two minutes on two cores. Writes benchmarks/results/profile.json and the table
+in docs/performance.md; --out FOLDER writes both into another folder.
 """
 
 import argparse
+import contextlib
 import runpy
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
-from pages import ROOT, describe_origin, describe_version, write_table
+from matrix_products import SIZE, ProductRecorder, count_flops, measure_peak, time_products
+from pages import ROOT, describe_origin, describe_version, measure_load, write_results, write_table
 
 from hf_finetune.config.loading import load_config
 from hf_finetune.config.recipes import recipe_path
@@ -25,10 +30,11 @@ from hf_finetune.training.loop import Update, train_steps
 from hf_finetune.training.progress import FRESH
 
 NUM_SHOWN = 14  # operators in the table
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-def profile_run(settings: list[str], options: argparse.Namespace) -> tuple[list[Update], Any, int]:
-    """Trains some updates. Returns those that were timed without the profiler, the profile, and its number of updates."""
+def profile_run(settings: list[str], options: argparse.Namespace) -> dict[str, Any]:
+    """Trains some updates: timed, then the same again for their FLOPs, then with the profiler. Returns what was measured."""
     recipe = runpy.run_path(str(recipe_path("classify")))
     with tempfile.TemporaryDirectory() as folder:
         words = ["--cache.activations", "on", *settings, "--output_dir", folder, "--tracking.trackers", "[]"]
@@ -42,50 +48,97 @@ def profile_run(settings: list[str], options: argparse.Namespace) -> tuple[list[
             needed = options.warmup + options.updates + options.profiled
             if run.schedule.total_updates < needed:
                 raise SystemExit(f"the run has {run.schedule.total_updates} updates, and the profile needs {needed}")
-            steps = train_steps(
-                run.train_state,
-                run.make_source(),
-                run.task,
-                config,
-                runtime,
-                total_updates=run.schedule.planned_updates,
-            )
-            for _ in range(options.warmup):
-                next(steps)
-            updates = [next(steps) for _ in range(options.updates)]
+            take(run, 0, options.warmup)
+            load = measure_load()
+            updates = take(run, options.warmup, options.updates)
+            with count_flops() as get_flops:
+                take(run, options.warmup, options.updates)
             with torch.profiler.profile() as profile:
-                for _ in range(options.profiled):
-                    next(steps)
-    return updates, profile, options.profiled
+                take(run, options.warmup, options.profiled)
+            with ProductRecorder() as products:
+                take(run, options.warmup, options.profiled)
+            peaks = {name: measure_peak(dtype, options.size) / 1e9 for name, dtype in DTYPES.items()}
+            alone, alone_flops = time_products(products.counts)
+    return {
+        **describe_origin(),
+        "load": [load],
+        "threads": torch.get_num_threads(),
+        "precision": runtime.precision,
+        "updates": len(updates),
+        "milliseconds": 1e3 * sum(update.seconds for update in updates) / len(updates),
+        "tokens_per_second": sum(update.num_tokens for update in updates) / sum(update.seconds for update in updates),
+        "gigaflop": get_flops() / 1e9 / len(updates),  # an update's
+        "peak": peaks,  # in GFLOP/s
+        "alone": alone_flops / 1e9 / alone,  # GFLOP/s of the products alone
+        "operators": list_operators(profile, options.profiled),
+    }
 
 
-def make_table(updates: list[Update], profile: Any, num_profiled: int) -> str:
-    """Returns the mean time of an update, and the table of the operators."""
-    seconds, tokens = sum(update.seconds for update in updates), sum(update.num_tokens for update in updates)
+def take(run: Any, start: int, count: int) -> list[Update]:
+    """Trains `count` updates from the update `start` on, and returns them."""
+    steps = train_steps(
+        run.train_state,
+        run.make_source(),
+        run.task,
+        run.config,
+        run.runtime,
+        total_updates=run.schedule.planned_updates,
+        start_update=start,
+    )
+    with contextlib.closing(steps):
+        return [next(steps) for _ in range(count)]
+
+
+def list_operators(profile: Any, num_profiled: int) -> list[dict[str, Any]]:
+    """Returns the operators that take the most time, with their shares of the time of all."""
     rows = sorted(profile.key_averages(), key=lambda row: -row.self_cpu_time_total)
     total = sum(row.self_cpu_time_total for row in rows)
+    return [
+        {
+            "name": row.key,
+            "share": row.self_cpu_time_total / total,
+            "milliseconds": row.self_cpu_time_total / 1e3 / num_profiled,
+            "calls": row.count / num_profiled,
+        }
+        for row in rows[:NUM_SHOWN]
+    ]
+
+
+def make_table(result: dict[str, Any]) -> str:
+    """Returns the mean time of an update, its share of the peak, and the table of the operators."""
+    rate, peak = 1e3 * result["gigaflop"] / result["milliseconds"], result["peak"][result["precision"]]
+    peaks = " and ".join(f"{value:,.0f} GFLOP/s in {name}" for name, value in result["peak"].items())
     lines = [
-        describe_version("profile", [describe_origin()]),
-        f"{len(updates)} updates: {1e3 * seconds / len(updates):.1f} ms each, {tokens / seconds:,.0f} tokens/s.",
+        describe_version("profile", [result]),
+        f"{result['updates']} updates in {result['precision']}: {result['milliseconds']:.1f} ms each, "
+        f"{result['tokens_per_second']:,.0f} tokens/s.",
+        f"The matrix products of an update are {result['gigaflop']:.2f} GFLOP: {rate:,.0f} GFLOP/s over the entire update, "
+        f"{rate / peak:.0%} of the peak.",
+        f"Alone, with their own shapes, they run at {result['alone']:,.0f} GFLOP/s, {result['alone'] / peak:.0%} of the peak.",
+        f"The peak, of square products with {result['threads']} threads, is {peaks}.",
         "",
         "| operator | share of the time | ms an update | calls an update |",
         "|---|---|---|---|",
     ]
-    for row in rows[:NUM_SHOWN]:
-        share, milliseconds = row.self_cpu_time_total / total, row.self_cpu_time_total / 1e3 / num_profiled
-        lines.append(f"| `{row.key}` | {share:.1%} | {milliseconds:.2f} | {row.count / num_profiled:.0f} |")
+    for row in result["operators"]:
+        lines.append(f"| `{row['name']}` | {row['share']:.1%} | {row['milliseconds']:.2f} | {row['calls']:.0f} |")
     return "\n".join(lines)
 
 
 def main() -> None:
-    """Profiles a run, and writes the table."""
+    """Profiles a run, and writes results and table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--warmup", type=int, default=10, help="updates before the first that is timed")
-    parser.add_argument("--updates", type=int, default=40, help="updates that are timed without the profiler")
-    parser.add_argument("--profiled", type=int, default=10, help="updates that are profiled")
-    parser.add_argument("--out", type=Path, help="folder of the table; docs/performance.md if not given")
+    parser.add_argument("--updates", type=int, default=40, help="updates that are timed, and counted")
+    parser.add_argument(
+        "--profiled", type=int, default=10, help="updates that are profiled, and whose products are timed"
+    )
+    parser.add_argument("--size", type=int, default=SIZE, help="rows and columns of the products that measure the peak")
+    parser.add_argument("--out", type=Path, help="folder of results and table; those of the repository if not given")
     options, settings = parser.parse_known_args()
-    text = make_table(*profile_run(settings, options))
+    result = profile_run(settings, options)
+    write_results("profile", result, options.out)
+    text = make_table(result)
     print(text)
     write_table(text, "profile", [ROOT / "docs" / "performance.md"], options.out)
 

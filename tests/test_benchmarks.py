@@ -1,5 +1,6 @@
 """Each script of benchmarks/ runs to its end on small data, and writes what it should. No file of the repository changes."""
 
+import importlib
 import json
 import os
 import re
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from support import ranked, sentence_pairs, tagged, text_pairs, tiny
 from support.script_server import ScriptServer
 
@@ -196,11 +198,30 @@ def test_the_profile_lists_operators(
     tmp_path: Path, backbones: Callable[..., Path], run_script: Callable[..., str]
 ) -> None:
     settings = [*write_rows(tmp_path, tiny.make_rows), "--model.backbone", backbones(), "--data.max_length", 32]
-    counts = ("--warmup", 1, "--updates", 2, "--profiled", 1, "--out", tmp_path / "out")
+    counts = ("--warmup", 1, "--updates", 2, "--profiled", 1, "--size", 64, "--out", tmp_path / "out")
     run_script("profile_update.py", *counts, *settings, "--freeze.layers", 1, "--train.batch_size", 4)
     table = (tmp_path / "out" / "profile.md").read_text(encoding="utf-8")
-    assert "2 updates: " in table
+    result = read_json(tmp_path / "out" / "profile.json")
+    assert f"2 updates in {result['precision']}: " in table
+    share = 1e3 * result["gigaflop"] / result["milliseconds"] / result["peak"][result["precision"]]
+    assert f" GFLOP/s over the entire update, {share:.0%} of the peak." in table
+    assert result["alone"] > 0
     assert len(re.findall(r"^\| `aten::\w+` \| [\d.]+% \|", table, flags=re.MULTILINE)) >= 3
+
+
+def test_matrix_products_are_counted_and_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    module: Any = importlib.import_module("matrix_products")
+    first, second = torch.randn(2, 8, 4), torch.randn(3, 4, requires_grad=True)
+    with module.ProductRecorder() as recorder, module.count_flops() as get_flops:
+        torch.nn.functional.linear(first.view(16, 4), second).sum().backward()
+        torch.bmm(first, first.transpose(1, 2))
+    assert sorted(product.name for product in recorder.counts.elements()) == ["bmm", "mm", "mm"]
+    assert get_flops() == 2 * (2 * 16 * 4 * 3) + 2 * (2 * 8 * 4 * 8)  # forward and a gradient; a batch of two
+    seconds, flops = module.time_products(recorder.counts)
+    assert seconds > 0
+    assert flops == get_flops()
+    assert module.measure_peak(torch.float32, size=32, repetitions=1) > 0
 
 
 def test_measure_runs_a_config_and_writes_the_results_and_the_tables(
