@@ -288,6 +288,21 @@ def test_a_line_above_a_table_names_what_has_changed() -> None:
     assert all((ROOT / "hf_finetune" / part).exists() for part in parts)
 
 
+def test_numbers_of_a_case_are_recorded_and_compared(tmp_path: Path, run_script: Callable[..., str]) -> None:
+    script, path = "../tests/recipes/record_numbers.py", tmp_path / "numbers.json"
+    run_script(script, "record", path, "embed-bert")
+    numbers = read_json(path)
+    assert numbers["cases"].keys() == {"embed-bert", "embed-bert cached"}
+    assert run_script(script, "compare", path, path) == "2 runs, 0 of them differ\n"
+
+
+def test_make_names_files_that_exist() -> None:
+    text = (ROOT / "Makefile").read_text(encoding="utf-8")
+    found = set(re.findall(r"[\w.][\w./-]+\.py\b", text))
+    assert {"benchmarks/against_trainer.py", "tests/recipes/record_numbers.py", ".ci/newest.py"} <= found
+    assert all((ROOT / name).exists() for name in found)
+
+
 # --- runs that are killed -------------------------------------------------------------------------------------------
 
 

@@ -1,6 +1,6 @@
 """Records the numbers of every recipe's test case and of the demo, so that a refactoring can show that it changed none.
 
-    python tests/recipes/record_numbers.py record FILE.json       losses, metrics, digests of the exported weights
+    python tests/recipes/record_numbers.py record FILE.json [CASE ...]      losses, metrics, digests of the exported weights
     python tests/recipes/record_numbers.py compare OLD.json NEW.json
 
 One process with one thread: the numbers are the same, bit for bit, each time the same code runs on the same machine.
@@ -11,6 +11,7 @@ import json
 import platform
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,18 +54,22 @@ def run(settings: dict[str, Any]) -> dict[str, Any]:
     return read_numbers(finetune(load_config(settings, [])).run_dir)
 
 
-def record() -> dict[str, Any]:
-    """The numbers of all cases, cached and not, and of the demo."""
+def record(names: Sequence[str] = ()) -> dict[str, Any]:
+    """The numbers of the cases with these names, or of all cases and of the demo; cached and not."""
     torch.set_num_threads(1)
     numbers: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         for case in load_cases():
+            if names and str(case) not in names:
+                continue
             settings = case.make_settings(Path(folder) / str(case))
             numbers[str(case)] = run(settings | {"name": "plain"})
             if case.caches:
                 cached = {"name": "cached", "cache.activations": "on", "cache.dir": f"{folder}/cache"}
                 numbers[f"{case} cached"] = run(settings | cached)
             print(case, numbers[str(case)]["results"]["test"], flush=True)
+        if names:
+            return numbers
         recipe = load_recipe("classify")
         machine = {"cache.activations": "off", "train.precision": "fp32", "output_dir": f"{folder}/demo"}
         numbers["demo"] = run({"task.kind": "classify", **recipe.DEFAULTS, **recipe.DEMO, **machine})
@@ -87,5 +92,9 @@ def compare(old: dict[str, Any], new: dict[str, Any]) -> int:
 if __name__ == "__main__":
     if sys.argv[1] == "compare":
         sys.exit(compare(*(json.loads(Path(path).read_text(encoding="utf-8")) for path in sys.argv[2:4])))
-    made = {"machine": platform.processor() or platform.machine(), "torch": torch.__version__, "cases": record()}
+    made = {
+        "machine": platform.processor() or platform.machine(),
+        "torch": torch.__version__,
+        "cases": record(sys.argv[3:]),
+    }
     Path(sys.argv[2]).write_text(json.dumps(made, indent=1), encoding="utf-8")
