@@ -26,6 +26,7 @@ from hf_finetune.export.start import resolve_start
 from hf_finetune.run import average, checkpoint, report, resume, saving, tracking
 from hf_finetune.run.finished import check_finished_run, describe_finished_run, read_finished_results
 from hf_finetune.run.folder import open_run, record_run
+from hf_finetune.run.frozen_weights import settle_frozen_weights
 from hf_finetune.run.inputs import describe_inputs
 from hf_finetune.run.parts import NO_PARTS, Parts
 from hf_finetune.run.seen_rows import write_seen_rows
@@ -130,6 +131,7 @@ def train(run: TrainingRun, progress: Progress, tracker: tracking.Tracking, cloc
     """Trains to the end of the stage or to early stopping. If a signal asks for it, saves and raises StoppedError."""
     config, schedule, runtime = run.config, run.schedule, run.runtime
     end = run.find_stage_end(progress.num_settled)
+    run.train_state.give_memory_back()  # the checks before training have read all weights
     bar = tracking.ProgressBar(schedule.total_updates, progress.update, runtime)
     steps = train_steps(
         run.train_state,
@@ -232,6 +234,7 @@ def finish_update(
     if saves:
         with clock("save"):
             file = saving.save_run(run, progress)
+            run.train_state.give_memory_back()
         bar.say(f"saved {file}")
     if number == schedule.total_updates < schedule.planned_updates:
         bar.say(
@@ -313,7 +316,7 @@ def attach_cache(
             f"This run started {before} cached activations and continues {now} them: results may differ in the last digits "
             "(order of summation)\n"
         )
-    return run, dataclasses.replace(progress, cached=run.is_cached)
+    return settle_frozen_weights(run), dataclasses.replace(progress, cached=run.is_cached)
 
 
 def begin_stage(run: TrainingRun, progress: Progress, clock: Clock) -> tuple[TrainingRun, Progress]:

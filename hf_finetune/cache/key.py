@@ -83,7 +83,4 @@ def describe_key(run: TrainingRun) -> dict[str, Any]:
 
 def digest_prefix_weights(run: TrainingRun) -> str:
     """Returns the digest of the name, dtype, shape and bytes of every frozen tensor of the prefix."""
-    plan = run.plan
-    blocks = [name for names in plan.structure.blocks[: plan.num_prefix_blocks] for name in names]
-    names = sorted({*plan.structure.embeddings, *blocks} & plan.frozen)
-    return digest_tensors(dict(run.train_state.model.named_parameters()), names)
+    return digest_tensors(dict(run.train_state.model.named_parameters()), run.plan.prefix)

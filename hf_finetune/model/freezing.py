@@ -44,6 +44,13 @@ class FreezePlan:
         return frozenset(self.sizes) - self.frozen
 
     @property
+    def prefix(self) -> list[str]:
+        """Names of the frozen parameters below the boundary; none if the embeddings train."""
+        blocks = [name for names in self.structure.blocks[: max(0, self.num_prefix_blocks)] for name in names]
+        embeddings = self.structure.embeddings if self.num_prefix_blocks >= 0 else ()
+        return sorted({*embeddings, *blocks} & self.frozen)
+
+    @property
     def num_total(self) -> int:
         """Number of values of all parameters."""
         return sum(self.sizes.values())

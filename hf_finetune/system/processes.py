@@ -14,7 +14,12 @@ from typing import Any, Protocol, TypeVar
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
-from accelerate.utils import DistributedType, InitProcessGroupKwargs, broadcast_object_list
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    DistributedType,
+    InitProcessGroupKwargs,
+    broadcast_object_list,
+)
 from torch.nn.parallel import DistributedDataParallel
 
 from hf_finetune.system.console import configure_logging, print_message
@@ -270,8 +275,12 @@ def make_accelerator(precision: str) -> Accelerator:
         accelerator = Accelerator(
             cpu=not has_accelerator,
             mixed_precision="no" if precision == "fp32" else precision,
-            # Other processes wait that long for the main process to encode, export or push
-            kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=6))],
+            kwargs_handlers=[
+                # Other processes wait that long for the main process to encode, export or push
+                InitProcessGroupKwargs(timeout=timedelta(hours=6)),
+                # The gradients lie in the buffers that are exchanged, not next to them: 4 bytes less for each parameter
+                DistributedDataParallelKwargs(gradient_as_bucket_view=True),
+            ],
         )
     if accelerator is None or accelerator.num_processes != world_size:
         raise InputError(

@@ -14,6 +14,7 @@ from hf_finetune.data.features import Array, Batch, Features, attach_activations
 from hf_finetune.forward.dropout import DropoutMasks
 from hf_finetune.forward.plan import FULL_FORWARD, ForwardPlan
 from hf_finetune.model import heads
+from hf_finetune.model.mapped_weights import Range, give_back
 from hf_finetune.tasks.base import Task
 from hf_finetune.training.averaging import (
     MovingAverage,
@@ -38,6 +39,7 @@ class TrainState:
         dropout_masks: Where dropout masks come from.
         forward_plan: What a forward need not compute.
         average: The moving average of the weights, with train.ema_decay.
+        idle_pages: Memory of frozen weights that training does not read, and that a file has.
     """
 
     model: Any
@@ -48,6 +50,7 @@ class TrainState:
     dropout_masks: DropoutMasks
     forward_plan: ForwardPlan = FULL_FORWARD
     average: MovingAverage | None = None
+    idle_pages: Sequence[Range] = ()
 
     @contextlib.contextmanager
     def evaluated_weights(self) -> Iterator[Weights | None]:
@@ -68,6 +71,10 @@ class TrainState:
             yield training_weights
         finally:
             copy_into(self.model, training_weights)
+
+    def give_memory_back(self) -> None:
+        """Gives the memory of frozen weights back to the operating system, which someone may have read."""
+        give_back(self.idle_pages)
 
     def restore_training_weights(self, saved: Mapping[str, torch.Tensor] | None) -> None:
         """Continues from a checkpoint whose evaluated weights are in the model. saved: the weights that train, or None if they

@@ -74,6 +74,7 @@ def test_a_run_prints_seeds_and_raises_the_errors_of_its_main_process(
     assert torch.equal(drawn, torch.rand(1))
     assert capsys.readouterr().out == "a line\n"
     assert runtime.precision == "fp32"
+    assert runtime.accelerator.ddp_handler.gradient_as_bucket_view
     assert processes.peak_memory_mb(torch.device("cpu")) > 1
 
 
