@@ -326,7 +326,9 @@ def begin_stage(run: TrainingRun, progress: Progress, clock: Clock) -> tuple[Tra
     freeze = run.config.freeze.at(find_next_epoch(run.schedule, progress))
     features = {split: dataclasses.replace(part, activations=None) for split, part in run.features.items()}
     run.runtime.accelerator.free_memory()  # it keeps the optimizers that it prepared
-    stage = prepare_stage(run.backbone, run.plan.structure, freeze, run.config, run.runtime, run.parts.optimizer)
+    stage = prepare_stage(
+        run.backbone, run.plan.structure, freeze, run.config, run.runtime, run.task, run.parts.optimizer
+    )
     run = dataclasses.replace(run, features=features, stage=stage)
     optim.restore_optimizer_state(run.train_state.optimizer.optimizer, optimizer_state)
     if moving_average is not None and run.train_state.average is not None:

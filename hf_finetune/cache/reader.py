@@ -49,13 +49,17 @@ class StoredActivations:
         bits: Any = np.uint16 if ITEM_BYTES[self.dtype] == 2 else np.uint32  # numpy has no bfloat16
         self.array = np.frombuffer(self.mapped, dtype=bits).reshape(-1, self.hidden)
 
-    def gather(self, indices: Array, mask: Array) -> "torch.Tensor":
-        """Returns the activations of the sequences at `indices` [B, T, H]. Positions where the mask [B, T] is false have the
-        values of some other token."""
+    def gather(self, indices: Array, mask: Array, positions: Array | None = None) -> "torch.Tensor":
+        """Returns the activations of tokens [B, T, H]. Where the mask [B, T] is false, they are those of some other token.
+
+        indices: The sequence of each row [B], or of each token [B, T]. positions: The place of each token in its sequence [B, T];
+        if not given, that in its row.
+        """
         import torch
 
-        positions = np.where(mask, self.starts[indices][:, None] + np.arange(mask.shape[1]), 0)
-        values = self.array[positions]
+        starts = self.starts[indices if indices.ndim == 2 else indices[:, None]]
+        places = np.arange(mask.shape[1]) if positions is None else positions
+        values = self.array[np.where(mask, starts + places, 0)]
         self.unreleased_bytes += values.nbytes
         if self.unreleased_bytes > RESIDENT_BYTES:  # mapped pages of the file count as this process's memory
             self.unreleased_bytes = 0

@@ -12,6 +12,7 @@ WITHOUT_EFFECT = (
     "cache.",
     "train.micro_batch_size",
     "train.micro_batch_tokens",
+    "train.shared_rows",
     "evaluation.batch_size",
     "evaluation.trust_metric_code",
     "checkpoint.",

@@ -24,6 +24,9 @@ class TrainConfig:
         micro_batch_size: Examples per forward pass on one process. If not given, the process's share of the batch in one
             pass. The results do not depend on it.
         micro_batch_tokens: Tokens per forward pass on one process, padding included; an alternative to train.micro_batch_size.
+        shared_rows: Put several examples into one row of a forward pass instead of padding; for causal models. No example sees
+            another, and the results do not depend on it. auto: on if the attention computes only what each example needs of a
+            row (flash_attention_2, flex_attention), else off; docs/performance.md.
         learning_rate: Peak learning rate of the backbone.
         head_learning_rate: Peak learning rate of the new head. If not given, train.learning_rate.
         layer_decay: Factor on the learning rate from each block to the block below it; 1 for none.
@@ -54,6 +57,7 @@ class TrainConfig:
     batch_size: int = 32
     micro_batch_size: int | None = None
     micro_batch_tokens: int | None = None
+    shared_rows: Literal["auto", "on", "off"] = "auto"
     learning_rate: float = 5e-5
     head_learning_rate: float | None = None
     layer_decay: float = 1.0

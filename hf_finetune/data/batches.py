@@ -10,6 +10,7 @@ from typing import overload
 import numpy as np
 
 from hf_finetune.data.features import Array, PerFeature
+from hf_finetune.data.shared_rows import RowSharing, plan_micro_batches
 
 SEQUENCES_AT_ONCE = 512  # in evaluation, unless the batch size is larger: a query may have a thousand documents
 GROUPED_BATCHES = 50  # batches whose features are sorted by length together, as in transformers' LengthGroupedSampler
@@ -100,10 +101,12 @@ class MicroBatchLimit:
     Attributes:
         num_examples: Number of features.
         num_tokens: Number of tokens with padding, if limited. A single feature is always allowed.
+        row_sharing: How features share rows, if they do.
     """
 
     num_examples: int
     num_tokens: int | None = None
+    row_sharing: RowSharing | None = None
 
     def split(
         self, indices: Array, lengths: Array | PerFeature, sequence_counts: Array | PerFeature | None = None
@@ -115,6 +118,8 @@ class MicroBatchLimit:
             lengths: Number of tokens of each feature's longest sequence, [N].
             sequence_counts: Number of sequences of each feature, [N]; 1 if not given.
         """
+        if self.row_sharing is not None and len(indices):
+            return [indices[members] for members in self.plan_shared(lengths[indices], self.row_sharing)]
         micro_batches, start = [], 0
         while start < len(indices):
             size = self.num_examples
@@ -126,6 +131,14 @@ class MicroBatchLimit:
             micro_batches.append(indices[start : start + size])
             start += size
         return micro_batches
+
+    def plan_shared(self, lengths: Array, row_sharing: RowSharing) -> list[Array]:
+        """Returns the micro-batches of features that share rows, as places among them. lengths: Tokens of each, longest first."""
+        row_length, num_rows = row_sharing.find_row_length(lengths), len(lengths)
+        if self.num_tokens is not None:
+            row_length = min(row_length, self.num_tokens)
+            num_rows = self.num_tokens // row_length
+        return plan_micro_batches(lengths, row_length, num_rows, self.num_examples)
 
 
 def share_batch(

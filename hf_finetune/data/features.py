@@ -30,8 +30,12 @@ MODEL_INPUTS = ("input_ids", "token_type_ids")
 class Activations(Protocol):
     """Cached hidden states of the sequences of a split."""
 
-    def gather(self, sequence_indices: Array, mask: Array) -> "torch.Tensor":
-        """Returns the hidden states of these sequences, any values where the mask [S, T] is false. Shape [S, T, H]."""
+    def gather(self, sequence_indices: Array, mask: Array, positions: Array | None = None) -> "torch.Tensor":
+        """Returns the hidden states of tokens, any values where the mask [S, T] is false. Shape [S, T, H].
+
+        sequence_indices: The sequence of each row [S], or of each token [S, T]. positions: The place of each token in its
+        sequence [S, T]; if not given, that in its row.
+        """
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -276,6 +280,19 @@ def make_features(arrays: Mapping[str, Array], labels: Array | Ragged | None) ->
 
 
 @dataclass(frozen=True, kw_only=True)
+class RowLayout:
+    """Where the tokens of sequences lie in rows that they share (data/shared_rows.py). R rows, W tokens of the longest row.
+
+    Attributes:
+        sequences: The sequence of each token, as its number in the batch, and -1 for padding. [R, W] int64
+        positions: The place of each token in its sequence. [R, W] int64
+    """
+
+    sequences: "torch.Tensor"
+    positions: "torch.Tensor"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Batch:
     """The input of one forward pass.
 
@@ -283,10 +300,12 @@ class Batch:
         feature_indices: Indices of the features in their split, [B].
         sequence_indices: Indices of their sequences in the split, [S].
         sequence_counts: Number of sequences of each feature, [B].
-        inputs: Arguments of the model: input_ids, attention_mask and, for some models, token_type_ids. Each [S, T] int64.
-        labels: Targets, [B, ...]; None for features without.
+        inputs: Arguments of the model: input_ids, attention_mask and, for some models, token_type_ids. Each [S, T] int64; of
+            shared rows [R, W], with position_ids in place of attention_mask.
+        labels: Targets, [B, ...]; None for features without. Of shared rows [R, W].
         weights: How much each feature counts in the loss [B] float32; None if each counts 1.
-        activations: Cached hidden states of the sequences, if the features have them, [S, T, H].
+        activations: Cached hidden states of the sequences, if the features have them, [S, T, H]; of shared rows [R, W, H].
+        rows: Where the sequences lie in rows that they share; None if each has a row of its own.
     """
 
     feature_indices: Array
@@ -296,6 +315,7 @@ class Batch:
     labels: "torch.Tensor | None"
     weights: "torch.Tensor | None" = None
     activations: "torch.Tensor | None" = None
+    rows: RowLayout | None = None
 
     def to(self, device: "torch.device") -> "Batch":
         """Returns the batch on a device. To a GPU it is copied from pinned memory, so that the CPU does not wait."""
@@ -311,6 +331,7 @@ class Batch:
             labels=None if self.labels is None else move(self.labels),
             weights=None if self.weights is None else move(self.weights),
             activations=None if self.activations is None else move(self.activations),
+            rows=self.rows and RowLayout(sequences=move(self.rows.sequences), positions=move(self.rows.positions)),
         )
 
 
@@ -359,5 +380,9 @@ def attach_activations(batch: Batch, features: Features) -> Batch:
     """Returns the batch, which is on the CPU, with the cached activations of its sequences, if the features have them."""
     if features.activations is None:
         return batch
-    mask = batch.inputs["attention_mask"].numpy() > 0
-    return replace(batch, activations=features.activations.gather(batch.sequence_indices, mask))
+    if batch.rows is None:
+        mask = batch.inputs["attention_mask"].numpy() > 0
+        return replace(batch, activations=features.activations.gather(batch.sequence_indices, mask))
+    sequences, positions = batch.rows.sequences.numpy(), batch.rows.positions.numpy()
+    indices = batch.sequence_indices[sequences]
+    return replace(batch, activations=features.activations.gather(indices, sequences >= 0, positions))

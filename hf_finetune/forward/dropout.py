@@ -2,9 +2,9 @@
 
 Masks from an ordinary generator depend on how the examples of a batch are grouped; these do not (Salmon et al. 2011, "Parallel
 random numbers: as easy as 1, 2, 3"). With dropout on, the numbers are the same on any number of processes, with any
-micro-batch size, with or without padding, with or without cached activations; and resuming needs no random state. A mask belongs
-to the name of the module that draws it, so leaving out or recomputing a module changes no other mask. On a CPU these masks take
-a tenth of the time of torch's, which one thread draws (docs/performance.md).
+micro-batch size, with or without padding, in rows that examples share or not, with or without cached activations; and resuming
+needs no random state. A mask belongs to the name of the module that draws it, so leaving out or recomputing a module changes no
+other mask. On a CPU these masks take a tenth of the time of torch's, which one thread draws (docs/performance.md).
 
 B examples, T tokens, D the last dimension of a tensor.
 """
@@ -23,7 +23,7 @@ from torch.overrides import TorchFunctionMode
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from hf_finetune.config.sections import require
-from hf_finetune.data.features import Array
+from hf_finetune.data.features import Array, RowLayout
 from hf_finetune.model import heads
 from hf_finetune.model.freezing import set_train_mode
 from hf_finetune.model.structure import keep_modes, make_probe_batch
@@ -93,13 +93,41 @@ def draw_bits(keys: torch.Tensor, shape: torch.Size) -> torch.Tensor:
     """
     if len(shape) == 1:
         return draw_bits(keys, torch.Size([*shape, 1]))[:, 0]
-    device = keys.device
     for size in shape[1:-1]:
-        keys = mix_bits(keys[..., None] + torch.arange(1, size + 1, device=device) * GOLDEN)
-    columns = mix_bits(torch.arange(1, -(-shape[-1] // LANES) + 1, device=device)) | 1
+        keys = mix_index(keys[..., None], torch.arange(size, device=keys.device))
+    return draw_last_dimension(keys, shape[-1])
+
+
+def mix_index(keys: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
+    """Returns keys with an index of a dimension mixed into each."""
+    return mix_bits(keys + (indices + 1) * GOLDEN)
+
+
+def draw_last_dimension(keys: torch.Tensor, size: int) -> torch.Tensor:
+    """Returns uniform int16 numbers [..., size] from keys [...]."""
+    columns = mix_bits(torch.arange(1, -(-size // LANES) + 1, device=keys.device)) | 1
     hashed = (keys | 1)[..., None] * columns
     hashed += hashed >> 32
-    return hashed.view(torch.int16)[..., : shape[-1]]
+    return hashed.view(torch.int16)[..., :size]
+
+
+def draw_row_bits(keys: torch.Tensor, shape: torch.Size, rows: RowLayout) -> torch.Tensor:
+    """Returns for each token of shared rows the numbers that draw_bits() gives it in a row of its own.
+
+    Args:
+        keys: Of the sequences, [S].
+        shape: Of hidden states [R, W, D], or of attention weights [R, heads, W, W].
+        rows: Where the sequences lie in the rows.
+    """
+    size = rows.sequences.shape
+    token_keys = keys[rows.sequences.clamp(min=0)]  # [R, W]
+    if len(shape) == 3 and shape[:2] == size:
+        return draw_last_dimension(mix_index(token_keys, rows.positions), shape[2])
+    if len(shape) != 4 or (shape[0], *shape[2:]) != (size[0], size[1], size[1]):
+        raise RuntimeError(f"it drops out a tensor {tuple(shape)} that is neither hidden states nor attention weights")
+    head_keys = mix_index(token_keys[:, None], torch.arange(shape[1], device=keys.device)[:, None])  # [R, heads, W]
+    bits = draw_last_dimension(mix_index(head_keys, rows.positions[:, None]), int(rows.positions.max()) + 1)
+    return bits.gather(-1, rows.positions[:, None, None].expand(shape))  # of each key by its place in its sequence
 
 
 # --- dropout --------------------------------------------------------------------------------------------------------
@@ -169,6 +197,7 @@ class StatelessDropout(TorchFunctionMode):
         indices: Numbers of the batch's examples among the training sequences, in the order of the batch [B].
         modules: Names of the modules that draw masks, and of the model, which is "".
         shared: Keys of the masks of tensors that belong to no example (DeBERTa's relative positions).
+        rows: Where the sequences lie in rows that they share, if they do.
     """
 
     def __init__(
@@ -178,12 +207,14 @@ class StatelessDropout(TorchFunctionMode):
         indices: torch.Tensor,
         modules: Mapping[torch.nn.Module, str] | None = None,
         shared: frozenset[MaskKey] = frozenset(),
+        rows: RowLayout | None = None,
     ) -> None:
         super().__init__()
         self.update_key = make_update_key(seed, update).to(indices.device)
         self.example_keys = mix_bits(self.update_key + (indices + 1) * GOLDEN)
         self.modules = modules or {}
         self.shared = shared
+        self.rows = rows
         self.shapes: list[tuple[MaskKey, torch.Size]] = []  # of the tensors that masks were drawn for
         self.num_calls: dict[str, int] = {}  # of each module in this forward pass
         self.running: list[RunningCall] = []  # the innermost last
@@ -258,7 +289,9 @@ class StatelessDropout(TorchFunctionMode):
         key = self.make_key()
         self.shapes.append((key, input.shape))
         salt = make_salt(key)
-        if key in self.shared or input.shape[0] != len(self.example_keys):
+        if self.rows is not None and key not in self.shared:
+            bits = draw_row_bits(mix_bits(self.example_keys ^ salt), input.shape, self.rows)
+        elif key in self.shared or input.shape[0] != len(self.example_keys):
             bits = draw_bits(mix_bits(self.update_key ^ salt), torch.Size([1, *input.shape]))[0]
         else:
             bits = draw_bits(mix_bits(self.example_keys ^ salt), input.shape)
@@ -326,14 +359,15 @@ class DropoutMasks:
     shared: frozenset[MaskKey] = frozenset()
 
     def active(
-        self, update: int, indices: Array, device: torch.device | str = "cpu"
+        self, update: int, indices: Array, device: torch.device | str = "cpu", rows: RowLayout | None = None
     ) -> contextlib.AbstractContextManager[Any]:
         """Draws the masks of an update for a batch of these training sequences [B] until the block ends. Backward must run in
-        the block, too, if the model recomputes activations (gradient checkpointing)."""
+        the block, too, if the model recomputes activations (gradient checkpointing). rows: Where they lie in rows that they
+        share."""
         if not self.is_stateless:
             return contextlib.nullcontext()
         tensor = torch.from_numpy(np.asarray(indices, dtype=np.int64)).to(device)
-        return StatelessDropout(self.seed, update, tensor, self.modules, self.shared)
+        return StatelessDropout(self.seed, update, tensor, self.modules, self.shared, rows)
 
 
 def choose_masks(

@@ -57,6 +57,7 @@ def announce(run: TrainingRun, cache_lines: Sequence[str], notes: Sequence[str],
         lines.append(f"  {SHARED_BLOCK}")
     lines += [f"  {note}" for note in describe_vocabulary_head(run)]
     lines += label_lines("dropout", [f"masks {state.dropout_masks.reason}"])
+    lines += label_lines("rows", describe_rows(run))
     if state.forward_plan.first_token:
         lines += label_lines("last block", [LAST_BLOCK])
     lines += label_lines("cache", cache_lines)
@@ -109,6 +110,15 @@ def describe_updates(run: TrainingRun) -> str:
         f"{schedule.total_updates:,} of {run.config.train.batch_size} examples = {describe_micro_batches(run)} x "
         f"{num_processes} process{'es' if num_processes > 1 else ''}; {describe_epoch(run)}"
     )
+
+
+def describe_rows(run: TrainingRun) -> list[str]:
+    """Returns the line about rows that examples share; none if they have their own, as train.shared_rows asks."""
+    sharing = run.train_state.row_sharing
+    if sharing is None:
+        return [run.stage.not_shared] if run.stage.not_shared else []
+    length = "all of a micro-batch one" if sharing.in_one_row else "none longer than the longest example of the batch"
+    return [f"shared by examples, {length}; on a probe, logits and gradients are those of each example alone"]
 
 
 def describe_epoch(run: TrainingRun) -> str:

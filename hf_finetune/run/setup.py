@@ -15,6 +15,7 @@ from hf_finetune.data.streamed_data import StreamedData
 from hf_finetune.data.table import ColumnSpec, Table
 from hf_finetune.forward.dropout import choose_masks
 from hf_finetune.forward.plan import find_forward_plan
+from hf_finetune.forward.shared_rows import find_row_sharing
 from hf_finetune.model import backbone, freezing, lora
 from hf_finetune.model.backbone import Backbone
 from hf_finetune.model.structure import ModelStructure, analyze_structure
@@ -90,7 +91,7 @@ def set_up(
         features=features,
         data_report=report,
         schedule=schedule,
-        stage=prepare_stage(loaded, structure, freeze, config, runtime, parts.optimizer),
+        stage=prepare_stage(loaded, structure, freeze, config, runtime, task, parts.optimizer),
         trainable_in_last_stage=last_plan.trainable,
         more_metrics=more_metrics,
         parts=parts,
@@ -194,6 +195,7 @@ def prepare_stage(
     freeze: FreezeConfig,
     config: RunConfig,
     runtime: Runtime,
+    task: Task,
     build: optim.BuildOptimizer | None = None,
 ) -> Stage:
     """Freezes, finds what a forward need not compute, builds the optimizer, and has Accelerate prepare it and the model.
@@ -206,6 +208,14 @@ def prepare_stage(
         masks = choose_masks(config.train.dropout_masks, config.seed, loaded.model, eval_modules)
     with lora.with_random_adapters(loaded):
         forward_plan, cannot_cache = find_forward_plan(loaded.model, plan)
+        row_sharing, not_shared = find_row_sharing(
+            config.train.shared_rows,
+            loaded.model,
+            masks,
+            forward_plan,
+            eval_modules,
+            task.objective.why_rows_are_not_shared,
+        )
     groups = optim.make_parameter_groups(loaded.model, plan, config.train, loaded.new_parameters)
     prepared, optimizer = runtime.accelerator.prepare(
         loaded.model, optim.build_optimizer(groups, config.train, runtime.device, build)
@@ -220,5 +230,6 @@ def prepare_stage(
         dropout_masks=masks,
         forward_plan=forward_plan,
         average=MovingAverage(loaded.model, config.train.ema_decay) if config.train.ema_decay else None,
+        row_sharing=row_sharing,
     )
-    return Stage(plan=plan, train_state=state, cannot_cache=cannot_cache)
+    return Stage(plan=plan, train_state=state, cannot_cache=cannot_cache, not_shared=not_shared)

@@ -52,11 +52,13 @@ class Stage:
         plan: Which parameters train.
         train_state: The model, its optimizer, and how a forward runs.
         cannot_cache: Why the activations of the frozen prefix cannot be cached, or "" if they can.
+        not_shared: Why examples do not share rows although train.shared_rows is auto, or "".
     """
 
     plan: FreezePlan
     train_state: TrainState
     cannot_cache: str = ""
+    not_shared: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

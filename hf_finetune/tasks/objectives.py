@@ -70,6 +70,12 @@ class Objective(ABC):
     itself knows their number, InBatchObjective if it compares the features of a batch with each other.
     """
 
+    @property
+    def why_rows_are_not_shared(self) -> str:
+        """The reason why examples cannot share rows (train.shared_rows), or "" if the loss is a sum over tokens, each of which is
+        predicted from those before it."""
+        return "only causal models that predict the next token can, with the task's own loss"
+
     @abstractmethod
     def start_update(self, forwards: UpdateForwards) -> UpdateLoss:
         """Returns the loss of an update. Called before its micro-batches run."""

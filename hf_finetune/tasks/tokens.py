@@ -62,6 +62,10 @@ class TokenObjective(CountedObjective):
     is_causal: bool
     label_smoothing: float = 0.0
 
+    @property
+    def why_rows_are_not_shared(self) -> str:
+        return "" if self.is_causal else super().why_rows_are_not_shared
+
     def count(self, batch: Batch) -> float:
         """The number of targets."""
         return float((get_targets(batch, is_causal=self.is_causal) != IGNORED).sum())

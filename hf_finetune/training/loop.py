@@ -12,6 +12,7 @@ import torch
 from hf_finetune.config.sections import RunConfig
 from hf_finetune.data.batches import MicroBatchLimit, share_batch
 from hf_finetune.data.features import Array, Features
+from hf_finetune.data.shared_rows import RowSharing
 from hf_finetune.model.freezing import set_train_mode
 from hf_finetune.system.errors import InputError
 from hf_finetune.system.processes import Runtime
@@ -40,11 +41,15 @@ class Update:
     skipped: bool  # by fp16's loss scaler
 
 
-def make_micro_batch_limit(config: RunConfig, num_processes: int) -> MicroBatchLimit:
+def make_micro_batch_limit(
+    config: RunConfig, num_processes: int, row_sharing: RowSharing | None = None
+) -> MicroBatchLimit:
     """The most that one forward on one process takes; never so much that a process has no work in a full batch."""
     share = -(-config.train.batch_size // num_processes)
     return MicroBatchLimit(
-        num_examples=min(config.train.micro_batch_size or share, share), num_tokens=config.train.micro_batch_tokens
+        num_examples=min(config.train.micro_batch_size or share, share),
+        num_tokens=config.train.micro_batch_tokens,
+        row_sharing=row_sharing,
     )
 
 
@@ -65,7 +70,7 @@ def train_steps(
     after the first updates; a batch without a target changes nothing.
     """
     watch = GradientWatch(state.optimizer, total_updates - start_update)
-    limit = make_micro_batch_limit(config, runtime.num_processes)
+    limit = make_micro_batch_limit(config, runtime.num_processes, state.row_sharing)
     for update in range(start_update, total_updates):
         started = time.perf_counter()
         batch = source.get_batch(update)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from hf_finetune.data.features import Array, Batch, Features, attach_activations, collate
+from hf_finetune.data.shared_rows import RowSharing, share_rows
 from hf_finetune.forward.dropout import DropoutMasks
 from hf_finetune.forward.plan import FULL_FORWARD, ForwardPlan
 from hf_finetune.model import heads
@@ -40,6 +41,7 @@ class TrainState:
         forward_plan: What a forward need not compute.
         average: The moving average of the weights, with train.ema_decay.
         idle_pages: Memory of frozen weights that training does not read, and that a file has.
+        row_sharing: How examples share rows; None if each has a row of its own.
     """
 
     model: Any
@@ -51,6 +53,7 @@ class TrainState:
     forward_plan: ForwardPlan = FULL_FORWARD
     average: MovingAverage | None = None
     idle_pages: Sequence[Range] = ()
+    row_sharing: RowSharing | None = None
 
     @contextlib.contextmanager
     def evaluated_weights(self) -> Iterator[Weights | None]:
@@ -107,7 +110,11 @@ def make_training_batch(
 ) -> Batch:
     """The batch of these features as the model takes it, on the CPU and without cached activations."""
     batch = collate(features, indices, state.pad_token_id)
-    return task.encoding.prepare(batch, features, state.model, update_batch.pass_number)
+    batch = task.encoding.prepare(batch, features, state.model, update_batch.pass_number)
+    if state.row_sharing is None:
+        return batch
+    row_length = state.row_sharing.find_row_length(features.get_lengths(update_batch.feature_indices))
+    return share_rows(batch, row_length, state.pad_token_id)
 
 
 def run_training_forward(
@@ -121,6 +128,6 @@ def run_training_forward(
     """The model's outputs for a batch of these features in training, and the batch on the device. `through` is called in the
     model's place (its distributed wrapper)."""
     batch = attach_activations(batch, features).to(device)
-    masks = state.dropout_masks.active(update_batch.number, batch.sequence_indices, device)
+    masks = state.dropout_masks.active(update_batch.number, batch.sequence_indices, device, batch.rows)
     with state.forward_plan.active(batch.activations), masks:
         return heads.run_model(state.model, batch.inputs, through), batch

@@ -2,7 +2,7 @@
 
 import json
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -217,10 +217,22 @@ def make_conversations(count: int, *, seed: int = 0) -> list[dict[str, Any]]:
     return rows
 
 
-def write_conversations(folder: Path, counts: Mapping[str, int]) -> dict[str, Any]:
+def make_uneven_conversations(count: int, *, seed: int = 0) -> list[dict[str, Any]]:
+    """Returns the same with up to twelve words more before the first one."""
+    generator = random.Random(seed)
+    rows = make_conversations(count, seed=seed)
+    for row in rows:
+        more = " ".join(generator.choices(FILLER, k=generator.randint(0, 12)))
+        row["messages"][0]["content"] = f"{more} {row['messages'][0]['content']}".strip()
+    return rows
+
+
+def write_conversations(
+    folder: Path, counts: Mapping[str, int], make: Callable[..., list[dict[str, Any]]] = make_conversations
+) -> dict[str, Any]:
     """Writes a file of conversations for each split, and one with their template. Returns the settings that name them."""
     settings: dict[str, Any] = {"task.chat_template": str(folder / "template.jinja")}
     for seed, (split, count) in enumerate(counts.items()):
-        settings[f"data.{split}"] = [str(write_jsonl(folder / f"{split}.jsonl", make_conversations(count, seed=seed)))]
+        settings[f"data.{split}"] = [str(write_jsonl(folder / f"{split}.jsonl", make(count, seed=seed)))]
     (folder / "template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
     return settings
