@@ -103,7 +103,7 @@ def lay_out(rows: Sequence[Array], lengths: Array) -> tuple[Array, Array]:
     return sequences, positions
 
 
-def share_rows(batch: Batch, row_length: int, pad_token_id: int) -> Batch:
+def share_rows(batch: Batch, row_length: int) -> Batch:
     """Returns a collated batch with its sequences in rows that they share. It has position_ids in place of attention_mask.
 
     The label of an example's first token is IGNORED: it is the token before that predicts it, which is another example's.
@@ -111,7 +111,6 @@ def share_rows(batch: Batch, row_length: int, pad_token_id: int) -> Batch:
     Args:
         batch: On the CPU, without activations; its labels are those of tokens, [S, T].
         row_length: The most tokens of a row.
-        pad_token_id: Fills input_ids after the end of a row.
     """
     import torch
 
@@ -123,6 +122,7 @@ def share_rows(batch: Batch, row_length: int, pad_token_id: int) -> Batch:
     def take(tensor: "torch.Tensor", fill: int) -> "torch.Tensor":
         return tensor[sequences, positions.clamp(max=tensor.shape[1] - 1)].masked_fill(sequences < 0, fill)
 
-    shared = {name: take(tensor, pad_token_id if name == "input_ids" else 0) for name, tensor in inputs.items()}
+    # Padding is an example of its own that nobody reads. Without a mask, transformers warns of the token that pads
+    shared = {name: take(tensor, int(tensor[0, 0])) for name, tensor in inputs.items()}
     labels = None if batch.labels is None else take(batch.labels, IGNORED).masked_fill(positions == 0, IGNORED)
     return replace(batch, inputs={**shared, "position_ids": positions}, labels=labels, rows=layout)

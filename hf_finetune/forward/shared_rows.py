@@ -125,7 +125,7 @@ def check_rows(probe: RowProbe, sharing: RowSharing) -> None:
     the others of the row."""
     row_length = sharing.find_row_length(np.array(PROBE_LENGTHS))
     everything = np.arange(len(PROBE_LENGTHS))
-    shared = share_rows(collate(probe.make_features(), everything, 0), row_length, 0)
+    shared = share_rows(collate(probe.make_features(), everything, 0), row_length)
     alone = [collate(probe.make_features(), np.array([number]), 0) for number in everything]
     try:
         with torch.enable_grad(), needed_autocast(probe, sharing):
@@ -133,7 +133,7 @@ def check_rows(probe: RowProbe, sharing: RowSharing) -> None:
             expected = torch.cat([probe.run(batch)[0] for batch in alone])
             logits = select_tokens(probe.run(shared), shared)
             for number in range(len(everything)):
-                other = share_rows(collate(probe.make_features(number), everything, 0), row_length, 0)
+                other = share_rows(collate(probe.make_features(number), everything, 0), row_length)
                 changed = select_tokens(probe.run(other), other).detach()
                 is_other = torch.from_numpy(np.repeat(everything, PROBE_LENGTHS) != number).to(changed.device)
                 if not is_close(changed[is_other], logits.detach()[is_other], SAME_SUMS):

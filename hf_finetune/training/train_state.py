@@ -114,7 +114,7 @@ def make_training_batch(
     if state.row_sharing is None:
         return batch
     row_length = state.row_sharing.find_row_length(features.get_lengths(update_batch.feature_indices))
-    return share_rows(batch, row_length, state.pad_token_id)
+    return share_rows(batch, row_length)
 
 
 def run_training_forward(

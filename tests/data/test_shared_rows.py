@@ -64,12 +64,12 @@ def test_rows_that_are_planned_again_stay_the_same() -> None:
 
 
 def test_shared_rows_hold_the_tokens_of_each_example_and_predict_none_of_another() -> None:
-    batch = share_rows(collate(make_features(LENGTHS), np.arange(5), PAD), 9, PAD)
+    batch = share_rows(collate(make_features(LENGTHS), np.arange(5), PAD), 9)
     assert batch.inputs.keys() == {"input_ids", "position_ids"}
     assert batch.inputs["input_ids"].tolist() == [
         list(range(9)),
         [100, 101, 102, 103, 104, 400, 401, 402, 403],
-        [200, 201, 202, 300, *[PAD] * 5],
+        [200, 201, 202, 300, *[0] * 5],  # the first token of the batch
     ]
     assert batch.inputs["position_ids"].tolist() == [
         list(range(9)),
@@ -91,7 +91,7 @@ def test_targets_are_those_of_each_example_alone() -> None:
 
     features = make_features(LENGTHS)
     alone = [get_targets(collate(features, np.array([number]), PAD), is_causal=True) for number in range(5)]
-    shared = get_targets(share_rows(collate(features, np.arange(5), PAD), 22, PAD), is_causal=True)
+    shared = get_targets(share_rows(collate(features, np.arange(5), PAD), 22), is_causal=True)
     expected = [token for number in (0, 1, 4, 2, 3) for token in alone[number][0].tolist()]
     assert shared.tolist() == [expected]
 
@@ -106,7 +106,7 @@ def test_rows_get_the_activations_of_their_tokens() -> None:
 
     features = make_features(LENGTHS)
     stored = Features(**{**vars(features), "activations": Stored()})
-    batch = attach_activations(share_rows(collate(stored, np.array([1, 4, 3]), PAD), 9, PAD), stored)
+    batch = attach_activations(share_rows(collate(stored, np.array([1, 4, 3]), PAD), 9), stored)
     assert batch.activations is not None
     assert batch.activations[0].tolist() == [[1, place] for place in range(5)] + [[4, place] for place in range(4)]
     assert batch.activations[1].tolist() == [[3, 0], *[[-1, -1]] * 8]

@@ -65,7 +65,7 @@ def make_features(changed: int | None = None) -> Features:
 def make_rows(sharing: RowSharing, changed: int | None = None) -> Batch:
     """All examples in shared rows."""
     row_length = sharing.find_row_length(np.array(LENGTHS))
-    return share_rows(collate(make_features(changed), np.arange(len(LENGTHS)), 0), row_length, 0)
+    return share_rows(collate(make_features(changed), np.arange(len(LENGTHS)), 0), row_length)
 
 
 def pick(logits: torch.Tensor, batch: Batch, example: int) -> torch.Tensor:
