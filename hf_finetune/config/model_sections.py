@@ -118,6 +118,9 @@ class AdapterConfig:
             not given, all linear layers of the blocks.
         merge: Add the matrices to the weights, and export a complete model that loads without peft. If false, model/ holds the
             adapter alone.
+        quantization: Form of the frozen linear layers in the blocks with matrices while they train: 8bit, or 4bit (nf4, as in
+            QLoRA, Dettmers et al. 2023, arXiv:2305.14314). It needs pip install 'hf-finetune[bitsandbytes]'. Layers below
+            freeze.layers, the final evaluation and the exported model have the pretrained weights.
     """
 
     # Rank and alpha are those of the paper's own RoBERTa scripts (github.com/microsoft/LoRA, NLU/roberta_*.sh, with learning
@@ -129,6 +132,7 @@ class AdapterConfig:
     dropout: float = 0.0
     targets: tuple[str, ...] = ()
     merge: bool = False
+    quantization: Literal["none", "8bit", "4bit"] = "none"
 
     def __post_init__(self) -> None:
         for key in ("rank", "alpha"):

@@ -45,14 +45,18 @@ def find_frozen_layers(model: nn.Module, plan: FreezePlan, exempt: Iterable[nn.M
     ]
 
 
+def make_twin(module: nn.Module, values: Mapping[str, torch.Tensor]) -> Any:
+    """Returns a module that computes the same with other values of some frozen parameters, and shares all else."""
+    twin = copy.copy(module)
+    twin._parameters = {**module._parameters, **{name: nn.Parameter(value, False) for name, value in values.items()}}
+    return twin
+
+
 def make_forward(module: nn.Module, dtype: torch.dtype) -> Callable[..., Any]:
     """Returns the forward of a layer with copies of its frozen parameters in this dtype, and with those that train."""
-    twin = copy.copy(module)
-    twin._parameters = {
-        name: parameter if parameter is None or parameter.requires_grad else nn.Parameter(parameter.to(dtype), False)
-        for name, parameter in module._parameters.items()
-    }
-    return type(twin).forward.__get__(twin)
+    parameters = module.named_parameters(recurse=False)
+    twin = make_twin(module, {name: each.detach().to(dtype) for name, each in parameters if not each.requires_grad})
+    return twin.forward
 
 
 def make_forwards(model: nn.Module, plan: FreezePlan, precision: str, exempt: Iterable[nn.Module] = ()) -> Forwards:

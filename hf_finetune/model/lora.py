@@ -7,6 +7,7 @@ called `base_layer.weight`, and `lora_A.default.weight` and `lora_B.default.weig
 
 import contextlib
 import copy
+import importlib.util
 import json
 import os
 import re
@@ -27,7 +28,7 @@ from hf_finetune.config.sections import AdapterConfig, FreezeConfig, require
 from hf_finetune.model import backbone, freezing, heads, loading, structure
 from hf_finetune.model.backbone import Backbone
 from hf_finetune.system.errors import InputError
-from hf_finetune.system.locations import local_path, model_files
+from hf_finetune.system.locations import install_hint, local_path, model_files
 
 WEIGHTS = "adapter_model.safetensors"
 
@@ -51,6 +52,14 @@ def import_peft(key: str) -> Any:
     return peft
 
 
+def check_quantization(adapter: AdapterConfig) -> None:
+    """Raises InputError if adapter.quantization needs a package that is not installed."""
+    if adapter.quantization != "none" and importlib.util.find_spec("bitsandbytes") is None:
+        raise InputError(
+            f"adapter.quantization ({adapter.quantization}): needs the package bitsandbytes: {install_hint('bitsandbytes')}"
+        )
+
+
 # --- into a model ---------------------------------------------------------------------------------------------------
 
 
@@ -63,6 +72,7 @@ def add_adapters(loaded: Backbone, adapter: AdapterConfig, freeze: FreezeConfig,
     if adapter.kind == "none":
         return loaded
     peft, model = import_peft(f"adapter.kind ({adapter.kind})"), loaded.model
+    check_quantization(adapter)
     num_frozen = freezing.resolve_num_blocks(freeze, structure.analyze_structure(model))
     layers = find_layers(model, adapter.targets, num_frozen)
     if not layers:
@@ -182,8 +192,9 @@ def describe_adapters(loaded: Backbone) -> list[str]:
         return []
     layers = [name for name in loaded.adapter_parameters if ".lora_A." in name]
     kinds = sorted({name.partition(".lora_A.")[0].rpartition(".")[2] for name in layers})
+    form = "" if loaded.adapter.quantization == "none" else f"; frozen layers there in {loaded.adapter.quantization}"
     share = f"alpha {loaded.adapter.alpha}, dropout {loaded.adapter.dropout:g}"
-    return [f"LoRA of rank {loaded.adapter.rank}, {share}, at {len(layers)} linear layers ({', '.join(kinds)})"]
+    return [f"LoRA of rank {loaded.adapter.rank}, {share}, at {len(layers)} linear layers ({', '.join(kinds)}){form}"]
 
 
 # --- into a folder --------------------------------------------------------------------------------------------------
