@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from hf_finetune.cache import capture, decision
+from hf_finetune.cache.check import Comparison, compare_evaluation
+from hf_finetune.cache.speeds import forget_wrong_speed
 from hf_finetune.config.sections import RunConfig
 from hf_finetune.export import hub, model_folder
 from hf_finetune.export.hub_requests import OutageError
@@ -106,16 +108,16 @@ def train_and_export(config: RunConfig, runtime: Runtime, parts: Parts, clock: C
                 run, progress = begin_stage(run, progress, clock)
                 gc.collect()  # the distributed wrapper of the stage before exchanges gradients as long as it lives
             progress = train(run, progress, tracker, clock)
+        runtime.on_main(lambda: forget_wrong_speed(run, clock))
 
-        # The best weights, the final numbers by the entire model, the exported model
+        # The best weights, the final numbers, the exported model
         with clock("export"):
             best = resume.load_best_weights(run, progress)
             averaged = average.load_average(run, progress)  # export.average: their mean is exported instead
             with clock("evaluate"):
-                final = {
-                    split: evaluate_split(run, split, uses_cache=False) for split in run.features if split != "train"
-                }
+                final, check = evaluate_exported(run, progress, averaged)
             results = report.make_results(run, progress, final, clock, averaged)
+            results["validation_check"] = None if check is None else dataclasses.asdict(check)
             epoch = run.schedule.epoch(progress.update)
             tracker.write_test_row(final.get("test", {}), update=progress.update, epoch=epoch)
             results = runtime.on_main(lambda: finish_run(run, results, clock))
@@ -340,6 +342,33 @@ def begin_stage(run: TrainingRun, progress: Progress, clock: Clock) -> tuple[Tra
 
 
 # --- after training -------------------------------------------------------------------------------------------------
+
+
+def evaluate_exported(
+    run: TrainingRun, progress: Progress, averaged: average.AverageOfCheckpoints | None
+) -> tuple[dict[str, dict[str, float]], Comparison | None]:
+    """Returns the metrics by split of the model that is exported.
+
+    Those of validation were computed after the best update, with the same weights. They stand if the trained model's outputs, as
+    that evaluation took them, are those of the entire model on examples of all lengths; that comparison is returned too. Else,
+    and on the test split, the entire model runs.
+    """
+    final: dict[str, dict[str, float]] = {}
+    check = None
+    if averaged is None:
+        check = compare_evaluation(run)
+        row = next(row for row in progress.history if row["update"] == progress.best_update)
+        final["validation"] = {name: value for name, value in row.items() if name not in ("update", "epoch")}
+        if not check.is_same:
+            run.runtime.say(
+                f"outputs of the trained model differ from the entire model's by {check.difference:.1e}, above "
+                f"{check.tolerance:.1e}: the entire model is evaluated again\n"
+            )
+            check = None
+    for split in run.features:
+        if split == "test" or (split == "validation" and check is None):
+            final[split] = evaluate_split(run, split, uses_cache=False)
+    return final, check
 
 
 def finish_run(run: TrainingRun, results: dict[str, Any], clock: Clock) -> dict[str, Any]:

@@ -17,15 +17,11 @@ import numpy as np
 import torch
 
 from hf_finetune.cache import store
-from hf_finetune.cache.capture import (
-    EPSILON,
-    compute_activations,
-    inference_only,
-    make_batch,
-    with_cached_forward,
-)
+from hf_finetune.cache.capture import compute_activations, inference_only, make_batch, with_cached_forward
+from hf_finetune.cache.check import check_once
 from hf_finetune.cache.key import find_entry
 from hf_finetune.cache.layout import make_layout
+from hf_finetune.cache.speeds import Speed, find_path, make_key, read_speeds, write_speeds
 from hf_finetune.cache.store import Entry
 from hf_finetune.data.features import Batch
 from hf_finetune.forward.cached import CachedForward
@@ -37,13 +33,9 @@ from hf_finetune.system.files import is_missing
 from hf_finetune.training.loop import make_micro_batch_limit
 from hf_finetune.training.progress import Progress
 
-# Logits from cached activations may differ from the entire model's by this many roundings of the largest logit: those of the
-# stored activations, and those of the computation, which adds in another order in another batch.
-TOLERANCE_ROUNDINGS = 16
-
-NUM_CHECKED, CHECKED_BATCH = 12, 4  # training examples of the self-check, and how many of them a batch has
-
 MIN_GAIN_SECONDS, MIN_GAIN_SHARE = 2.0, 0.05  # auto does not fill a disk for less
+
+NUM_TIMED = 16  # most examples of the micro-batch whose time is measured
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,31 +93,32 @@ def check_and_measure(run: TrainingRun, cached_forward: CachedForward, progress:
         cached_forward = dataclasses.replace(cached_forward, dtype=sample.dtype)
         run = with_cached_forward(run, cached_forward)
         entry = find_entry(run, layout, sample.shape[-1])
-        checks = run.runtime.gather(check_logits(run, cached_forward, entry.dtype))
-        difference, tolerance = (max(values) for values in zip(*checks, strict=True))
-        if not difference <= tolerance:  # also if it is nan
+        check = check_once(run, cached_forward, entry)
+        if not check.is_same:
             return decline(
                 run,
-                f"logits from cached activations differ from the model's by {difference:.1e}, above {tolerance:.1e}",
+                f"logits from cached activations differ from the model's by {check.difference:.1e}, above {check.tolerance:.1e}",
             )
         lines = (
             describe_entry(entry),
             "logits from cached activations differ from the entire model's by at most "
-            f"{difference:.1e} (tolerance {tolerance:.1e})",
+            f"{check.difference:.1e} (tolerance {check.tolerance:.1e})",
         )
         if activations == "auto" and progress.cached:
             return CacheDecision(lines=("on: as this run started", *lines), entry=entry, cached_forward=cached_forward)
-        gain = estimate_gain(run, cached_forward, entry, progress)
-    disk_problem = find_disk_problem(entry)
-    # The clock and the disk of the main process decide for all
-    (saved, total), disk_problem = run.runtime.on_main(lambda: (gain, disk_problem))
-    if disk_problem:
-        return decline(run, disk_problem)
-    if activations == "auto" and saved < max(MIN_GAIN_SECONDS, MIN_GAIN_SHARE * total):
-        return CacheDecision(lines=(f"off: {describe_gain(saved, total)}",))
-    return CacheDecision(
-        lines=(f"on: {describe_gain(saved, total)}", *lines), entry=entry, cached_forward=cached_forward
-    )
+        # The clock and the disk of the main process decide for all
+        if disk_problem := run.runtime.on_main(lambda: find_disk_problem(entry)):
+            return decline(run, disk_problem)
+        reason = "set by cache.activations"
+        if activations == "auto" and run.runtime.on_main(entry.is_complete):
+            reason = "the activations are there, and reading them takes less time than computing them"
+        elif activations == "auto":
+            gain = estimate_gain(run, cached_forward, entry, progress)
+            saved, total = run.runtime.on_main(lambda: gain)
+            reason = describe_gain(saved, total)
+            if saved < max(MIN_GAIN_SECONDS, MIN_GAIN_SHARE * total):
+                return CacheDecision(lines=(f"off: {reason}",))
+    return CacheDecision(lines=(f"on: {reason}", *lines), entry=entry, cached_forward=cached_forward)
 
 
 def decline(run: TrainingRun, reason: str) -> CacheDecision:
@@ -170,82 +163,59 @@ def find_disk_problem(entry: Entry) -> str | None:
     )
 
 
-# --- the self-check -------------------------------------------------------------------------------------------------
-
-
-def check_logits(run: TrainingRun, cached_forward: CachedForward, dtype: str) -> tuple[float, float]:
-    """Compares logits from cached activations with the entire model's, on training examples of all lengths.
-
-    Activations are computed from each example alone and rounded to `dtype`, as they are stored; the model then runs from them in
-    padded batches. Returns the largest difference and the tolerance.
-    """
-    model = run.train_state.model
-    order = np.argsort(run.features["train"].lengths, kind="stable")
-    picked = order[np.linspace(0, len(order) - 1, NUM_CHECKED).astype(int)]
-    largest, difference = 1.0, 0.0
-    for start in range(CHECKED_BATCH):  # each batch has a short, a long and two middle examples
-        batch = make_batch(run, np.unique(picked[start::CHECKED_BATCH]))
-        alone = [
-            compute_activations(run, cached_forward, [("train", int(sequence))])[0][0]
-            for sequence in batch.sequence_indices
-        ]
-        rounded = [activations.to(getattr(torch, dtype)) for activations in alone]
-        padded = torch.nn.utils.rnn.pad_sequence(rounded, batch_first=True)
-        expected = zero_padding_outputs(run, heads.run_model(model, batch.inputs), batch)
-        with run.train_state.forward_plan.active(padded.to(alone[0].dtype)):
-            logits = zero_padding_outputs(run, heads.run_model(model, batch.inputs), batch)
-        largest = max(largest, float(expected.abs().max()))
-        difference = max(difference, float((logits - expected).abs().max()))
-        if not bool(torch.isfinite(logits).all()):
-            difference = float("inf")
-    epsilon = max(EPSILON[dtype], EPSILON[run.runtime.precision])
-    return difference, TOLERANCE_ROUNDINGS * epsilon * largest
-
-
-def zero_padding_outputs(run: TrainingRun, outputs: torch.Tensor, batch: Batch) -> torch.Tensor:
-    """Zeroes the outputs at padding positions, which nothing reads. Outputs without a token axis, and encoder-decoders (whose
-    output tokens are not the input's), are returned unchanged."""
-    mask, values = batch.inputs["attention_mask"].bool(), outputs.float()
-    if values.shape[:2] != mask.shape or values.ndim < 3 or heads.is_sequence_to_sequence(run.train_state.model):
-        return values
-    return values.masked_fill(~mask[..., *[None] * (values.ndim - 2)], 0.0)
-
-
 # --- the measured speed ---------------------------------------------------------------------------------------------
 
 
 def estimate_gain(
     run: TrainingRun, cached_forward: CachedForward, entry: Entry, progress: Progress
 ) -> tuple[float, float]:
-    """Measures one micro-batch of average length, and multiplies by the tokens that remain in this stage.
+    """Multiplies the machine's seconds a token by the tokens that remain in this stage.
 
     Returns the seconds that the cache saves, and the seconds that training and validation take without it.
     """
     train, schedule, num_processes = run.features["train"], run.schedule, run.runtime.num_processes
-    limit = make_micro_batch_limit(run.config, num_processes)
-    order = np.argsort(-train.lengths, kind="stable")
-    counts = train.count_sequences(np.arange(len(train)))
-    middle = order[max(0, (len(order) - limit.num_examples) // 2) :]
-    indices = limit.split(middle, train.lengths, counts)[0]
-    batch = make_batch(run, indices)
-    num_tokens = int(train.num_tokens[indices].sum())
-
-    # Seconds a token: of the prefix, and of an update with the entire model and with cached activations
-    activations = cached_forward.compute_activations(batch.inputs)
-    prefix = time_call(lambda: cached_forward.compute_activations(batch.inputs)) / num_tokens
-    entire = time_call(lambda: run_forward_backward(run, batch, None)) / num_tokens
-    cached = time_call(lambda: run_forward_backward(run, batch, activations)) / num_tokens
-
+    speed = find_speed(run, cached_forward)
     updates = run.find_stage_end(progress.num_settled) - progress.update
     train_tokens = int(train.num_tokens.sum()) * updates / schedule.updates_per_epoch
     every = run.config.evaluation.every
     evaluations = -(-updates // (schedule.updates_per_epoch if every == "epoch" else every))
     validation_tokens = int(run.features["validation"].num_tokens.sum()) * evaluations
     missing_tokens = 0 if entry.is_complete() else entry.layout.num_tokens
-    saved = train_tokens * (entire - cached) + (validation_tokens - missing_tokens) * prefix
+    saved = train_tokens * (speed.entire - speed.cached) + (validation_tokens - missing_tokens) * speed.prefix
     # A backward costs two forwards, so a forward is a third of an update
-    total = train_tokens * entire + validation_tokens * (prefix + cached / 3)
+    total = train_tokens * speed.entire + validation_tokens * (speed.prefix + speed.cached / 3)
     return saved / num_processes, total / num_processes
+
+
+def find_speed(run: TrainingRun, cached_forward: CachedForward) -> Speed:
+    """Returns the machine's seconds a token for this kind of job: those that it has kept, or else measured ones, which are then
+    kept. On all processes."""
+    path, key = find_path(run), make_key(run)
+    kept = run.runtime.on_main(lambda: read_speeds(path).get(key))
+    if kept is not None:
+        return kept
+    speed = measure_speed(run, cached_forward)
+    run.runtime.on_main(lambda: write_speeds(path, {**read_speeds(path), key: speed}))
+    return speed
+
+
+def measure_speed(run: TrainingRun, cached_forward: CachedForward) -> Speed:
+    """Measures one small micro-batch of average length."""
+    train = run.features["train"]
+    limit = make_micro_batch_limit(run.config, run.runtime.num_processes)
+    limit = dataclasses.replace(limit, num_examples=min(limit.num_examples, NUM_TIMED))
+    order = np.argsort(-train.lengths, kind="stable")
+    counts = train.count_sequences(np.arange(len(train)))
+    middle = order[max(0, (len(order) - limit.num_examples) // 2) :]
+    indices = limit.split(middle, train.lengths, counts)[0]
+    batch = make_batch(run, indices)
+    num_tokens = int(train.num_tokens[indices].sum())
+    activations = cached_forward.compute_activations(batch.inputs)
+    return Speed(
+        prefix=time_call(lambda: cached_forward.compute_activations(batch.inputs)) / num_tokens,
+        entire=time_call(lambda: run_forward_backward(run, batch, None)) / num_tokens,
+        cached=time_call(lambda: run_forward_backward(run, batch, activations)) / num_tokens,
+    )
 
 
 def time_call(function: Callable[[], object]) -> float:

@@ -55,11 +55,16 @@ def find_entry(run: TrainingRun, layout: Layout, hidden: int) -> Entry:
 
 
 def describe_key(run: TrainingRun) -> dict[str, Any]:
-    """Returns everything that the activations depend on besides the features.
+    """Returns everything that the activations depend on besides the features: the frozen weights and the forward of the prefix.
 
-    That is the frozen weights, the boundary, the parts of the config that affect the forward, attention, precision and versions.
     A run with another head, label set or seed finds the same entry.
     """
+    return {"format": FORMAT, "weights": digest_prefix_weights(run), **describe_forward(run)}
+
+
+def describe_forward(run: TrainingRun) -> dict[str, Any]:
+    """Returns what the forward of the frozen prefix depends on besides its weights: the boundary, the parts of the config that
+    affect it, attention, precision and versions."""
     model, plan = run.train_state.model, run.plan
     base = getattr(model, model.base_model_prefix, model)
     config = {
@@ -68,8 +73,6 @@ def describe_key(run: TrainingRun) -> dict[str, Any]:
         if not key.startswith(SETTINGS_WITHOUT_EFFECT) and "drop" not in key  # frozen modules are in eval mode
     }
     return {
-        "format": FORMAT,
-        "weights": digest_prefix_weights(run),
         "blocks": plan.num_prefix_blocks,
         "architecture": type(base).__name__,
         "config": json.loads(json.dumps(config, default=str)),

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from hf_finetune.config.optimizers import OPTIMIZERS
 from hf_finetune.config.sections import RunConfig, TrainConfig
@@ -24,7 +23,7 @@ from hf_finetune.run.augmentation import AugmentedFeatures
 from hf_finetune.run.parts import NO_PARTS, Parts
 from hf_finetune.run.streaming import StreamedBatches
 from hf_finetune.system.errors import InputError
-from hf_finetune.system.files import remove_quietly, replace_atomically
+from hf_finetune.system.files import check_room
 from hf_finetune.system.processes import Runtime
 from hf_finetune.tasks import metrics
 from hf_finetune.tasks.base import SummedObjective, Task
@@ -199,22 +198,15 @@ def evaluate_split(
 
 
 def preflight_check(run: TrainingRun) -> None:
-    """Fails in seconds instead of after an epoch: evaluates two batches with all metrics, and writes a file of a checkpoint's
-    size and removes it."""
+    """Fails in seconds instead of after an epoch: evaluates two batches with all metrics, and reserves a checkpoint's space on
+    the disk and gives it back."""
     num_examples = min(len(run.features["validation"]), 2 * run.config.evaluation.batch_size)
     evaluate_split(run, "validation", np.arange(num_examples), max_texts=NUM_PREFLIGHT_TEXTS)
     if run.parts.loss is not None:
         check_own_loss(run)
-    path = run.config.run_dir / ".preflight"
-
-    def write() -> None:
-        num_bytes = math.ceil(count_state_bytes(run.config.train) * run.plan.num_trainable)
-        state = torch.empty(num_bytes, dtype=torch.uint8)
-        content = {"model": run.train_state.model.state_dict(), "optimizer": state}
-        replace_atomically(path, lambda file: torch.save(content, file), checkpoint.count_tensor_bytes(content))
-        remove_quietly(path)
-
-    run.runtime.on_main(write)
+    num_bytes = math.ceil(count_state_bytes(run.config.train) * run.plan.num_trainable)
+    num_bytes += checkpoint.count_tensor_bytes(run.train_state.model.state_dict())
+    run.runtime.on_main(lambda: check_room(run.config.run_dir, num_bytes))
 
 
 def check_own_loss(run: TrainingRun) -> None:

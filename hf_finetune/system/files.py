@@ -7,6 +7,7 @@ import os
 import shutil
 import stat
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import lru_cache
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     import torch
 
 SECONDS_TO_SETTLE = 2.0  # more than the coarsest times of change that file systems keep
+CANNOT_RESERVE = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)  # file systems that know no reserved space
+BYTES_FOR_A_THREAD = 2**20
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -30,9 +33,16 @@ class HashingFile:
         self.digest = hashlib.sha256()
 
     def write(self, content: Any) -> int:
-        """Writes bytes, or anything with the buffer interface."""
-        self.digest.update(content)
-        return self.file.write(content)
+        """Writes bytes, or anything with the buffer interface. Large ones are hashed by a thread while they are written."""
+        if memoryview(content).nbytes < BYTES_FOR_A_THREAD:
+            self.digest.update(content)
+            return self.file.write(content)
+        hashing = threading.Thread(target=self.digest.update, args=(content,))
+        hashing.start()
+        try:
+            return self.file.write(content)
+        finally:
+            hashing.join()
 
     def flush(self) -> None:
         """Passes buffered bytes on to the operating system."""
@@ -70,6 +80,28 @@ def replace_atomically(path: Path, write: Callable[[BinaryIO], object], num_byte
         remove_quietly(temporary)
         raise writing_error(path.parent, num_bytes, error) from None
     return hashing_file.digest.hexdigest()
+
+
+def check_room(folder: Path, num_bytes: int) -> None:
+    """Raises InputError if a file of this size cannot be written to a folder: reserves its space, and gives it back."""
+    path = folder / ".room.writing"
+    try:
+        if shutil.disk_usage(folder).free < num_bytes:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        with path.open("wb") as file:
+            file.write(b"room")
+            file.flush()
+            if hasattr(os, "posix_fallocate"):
+                try:
+                    os.posix_fallocate(file.fileno(), 0, num_bytes + 1)
+                except OSError as error:
+                    if error.errno not in CANNOT_RESERVE:
+                        raise
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise writing_error(folder, num_bytes, error) from None
+    finally:
+        remove_quietly(path)
 
 
 def rename(source: Path, target: Path) -> None:

@@ -19,9 +19,10 @@ from support import tiny
 from support.runs import assert_same_tensors, load_last_checkpoint, read_untimed_metrics, run_recipe, run_until
 from support.script_server import ScriptServer
 
-from hf_finetune.cache import decision, listing, store
+from hf_finetune.cache import check, decision, listing, store
 from hf_finetune.cache.capture import attach_activations, inference_only
 from hf_finetune.cache.layout import make_layout
+from hf_finetune.cache.speeds import SPEEDS, Speed, forget_wrong_speed
 from hf_finetune.config.loading import to_yaml
 from hf_finetune.config.sections import RunConfig
 from hf_finetune.run import checkpoint
@@ -366,6 +367,98 @@ def test_auto_decides_by_the_measured_gain_and_keeps_the_decision(decide: Any, m
     assert cache_decision.lines == ("off: set by cache.activations",)
 
 
+def test_a_complete_entry_needs_no_measurement(decide: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, cache_decision = decide()
+    assert cache_decision.lines[0] == "on: set by cache.activations"
+    with open_run(run.config):
+        attach_activations(run, cache_decision.entry, cache_decision.cached_forward)
+    monkeypatch.setattr(decision, "measure_speed", lambda *_: pytest.fail("measured"))
+    _, cache_decision = decide(**{"cache.activations": "auto"})
+    assert cache_decision.lines[0].startswith("on: the activations are there")
+
+
+def test_the_speed_of_the_machine_is_measured_once_and_again_when_it_proves_wrong(
+    decide: Any, monkeypatch: pytest.MonkeyPatch, cache: dict[str, str]
+) -> None:
+    speeds = iter([Speed(prefix=9.0, entire=10.0, cached=1.0), Speed(prefix=0.0, entire=1e-9, cached=1e-9)])
+    monkeypatch.setattr(decision, "measure_speed", lambda *_: next(speeds))
+    auto = {"cache.activations": "auto"}
+    for changed in ({}, {"seed": 5}, {"train.learning_rate": 1e-5}):
+        assert decide(**auto, **changed)[1].is_on
+    run, _ = decide(**auto)
+    clock = Clock()
+    clock.num_tokens, clock.seconds["train"] = 1000, 9500.0
+    forget_wrong_speed(run, clock)
+    assert decide(**auto)[1].is_on  # 9.5 s a token are about 10
+    clock.seconds["train"] = 4500.0
+    forget_wrong_speed(run, clock)
+    assert not decide(**auto)[1].is_on
+    path = Path(cache["cache.dir"]) / SPEEDS
+    path.write_text("[1]")
+    monkeypatch.setattr(decision, "measure_speed", lambda *_: Speed(prefix=9.0, entire=10.0, cached=1.0))
+    assert decide(**auto)[1].is_on
+    assert len(json.loads(path.read_text())) == 1
+
+
+def test_the_self_check_is_kept_for_the_same_model(
+    decide: Any, monkeypatch: pytest.MonkeyPatch, backbones: Callable[..., Path], tmp_path: Path
+) -> None:
+    calls = []
+    honest = check.check_logits
+    monkeypatch.setattr(check, "check_logits", lambda *arguments: calls.append(1) or honest(*arguments))
+    run, first = decide()
+    decide()
+    assert len(calls) == 2  # there is no entry yet
+    with open_run(run.config):
+        attach_activations(run, first.entry, first.cached_forward)
+    lines = [decide(**changed)[1].lines[2] for changed in ({}, {}, {"seed": 7})]
+    assert len(calls) == 3
+    assert lines == [first.lines[2]] * 3
+    path = first.entry.folder / check.VERDICT
+    kept = json.loads(path.read_text())
+    for damaged in ("{", json.dumps(kept | {"difference": 9.0}), json.dumps(kept | {"difference": float("nan")})):
+        path.write_text(damaged)
+        decide()
+    assert len(calls) == 6
+    shutil.copytree(backbones("bert"), tmp_path / "other")  # with another upper block, and the same prefix
+    weights = load_file(tmp_path / "other" / "model.safetensors")
+    name = next(name for name in weights if "layer.1.output.LayerNorm.weight" in name)
+    weights[name] *= 2
+    save_file(weights, tmp_path / "other" / "model.safetensors", metadata={"format": "pt"})
+    _, other = decide(**{"model.backbone": str(tmp_path / "other")})
+    assert other.entry.key == first.entry.key
+    assert len(calls) == 7
+
+
+def test_the_numbers_of_validation_are_those_of_the_best_update(
+    make_config: MakeConfig, cache: dict[str, str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With fp32 activations they are the entire model's to 1e-6. If outputs of the trained model differ, it is run again."""
+    results = finetune(make_config(**TINY_RUN, **cache, **{"cache.precision": "fp32"}, name="first")).results
+    compared = results["validation_check"]
+    assert compared["difference"] <= compared["tolerance"] <= 1e-4
+    best = next(row for row in results["history"] if row["update"] == results["best"]["update"])
+    assert results["validation"] == {name: best[name] for name in results["validation"]}
+    config = make_config(**TINY_RUN, **cache, **{"cache.precision": "fp32"}, name="second")
+    different = check.Comparison(difference=float("nan"), tolerance=1.0)
+    monkeypatch.setattr("hf_finetune.train.compare_evaluation", lambda _: different)
+    entire = finetune(config).results
+    assert entire["validation_check"] is None
+    assert entire["validation"] == pytest.approx(results["validation"], abs=1e-6)
+    assert entire["test"] == results["test"]
+    assert "the entire model is evaluated again" in capsys.readouterr().out
+
+
+def test_a_trained_model_whose_outputs_differ_from_its_cached_ones_is_noticed(decide: Any) -> None:
+    run, cache_decision = decide(**{"cache.precision": "fp32"})
+    with open_run(run.config):
+        run = attach_activations(run, cache_decision.entry, cache_decision.cached_forward)
+    assert check.compare_evaluation(run).is_same
+    with torch.no_grad():
+        run.train_state.model.base_model.embeddings.word_embeddings.weight.normal_()
+    assert not check.compare_evaluation(run).is_same
+
+
 def test_the_estimate_counts_what_is_to_come(make_config: MakeConfig, cache: dict[str, str], monkeypatch: Any) -> None:
     """A fake clock measures 1 s for the entire model, 0.4 s from cached activations, and 0.2 s for the prefix."""
     config = make_config(**CACHED, **cache, **{"train.epochs": 4})
@@ -462,7 +555,8 @@ def test_values_too_large_for_fp16_are_kept_in_bf16(
     make_config: MakeConfig, backbones: Callable[..., Path], cache: dict[str, str], tmp_path: Path,
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(decision, "check_logits", lambda *_: (0.0, 1.0))  # fp16's infinities would fail it
+    same = check.Comparison(difference=0.0, tolerance=1.0)
+    monkeypatch.setattr(check, "check_logits", lambda *_: same)  # fp16's infinities would fail it
     backbone = large_backbone(backbones("bert"), tmp_path / "large", 1e6)
     settings = {**TINY_RUN, **cache, "model.backbone": str(backbone)}
     for name in ("first", "second"):

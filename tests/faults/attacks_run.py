@@ -99,7 +99,7 @@ def copy(tools: Tools, place: Path) -> None:
 
 
 def preflight(tools: Tools, place: Path) -> None:
-    """Writes a file of a checkpoint's size, and removes it."""
+    """Reserves a checkpoint's space, and gives it back."""
     training_run.preflight_check(move(tools.run, place))
 
 

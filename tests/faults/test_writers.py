@@ -60,6 +60,8 @@ def test_a_cache_whose_disk_fails_is_no_reason_to_end_a_run(fault: str, tmp_path
 
 # Functions that no attack reaches, and why
 REASONS = {
+    "cache.check:check_once.keep": "is written by write_atomically(); if it cannot be, the outputs are compared again",
+    "cache.speeds:write_speeds": "is written by write_atomically(); if it cannot be, the speed is measured again",
     "cache.capture:complete_entry": "removes a partial entry; what is left of it is computed again",
     "export.prediction_formats:write_delimited": "writes to the file that replace_atomically() has opened",
     "export.prediction_formats:write_parquet": "writes to the file that replace_atomically() has opened",

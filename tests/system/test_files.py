@@ -1,5 +1,7 @@
 """A file is complete or not there; the folder of the caches."""
 
+import errno
+import hashlib
 import os
 import re
 import stat
@@ -132,3 +134,36 @@ def test_the_clock_of_a_folder_is_that_of_its_file_system(tmp_path: Path, monkey
     assert abs(files.read_clock(tmp_path) - now) < 60
     assert list(tmp_path.iterdir()) == []
     assert files.read_clock(tmp_path / "nowhere") == 5.0
+
+
+@pytest.mark.parametrize("sizes", [(10, 3), (2**20, 5, 3 * 2**20)])
+def test_a_file_has_the_digest_of_its_bytes_whatever_its_parts(tmp_path: Path, sizes: tuple[int, ...]) -> None:
+    parts = [os.urandom(size) for size in sizes]
+
+    def write(file: Any) -> None:
+        for part in parts:
+            assert file.write(memoryview(part)) == len(part)
+
+    digest = files.replace_atomically(tmp_path / "file", write, sum(sizes))
+    assert (tmp_path / "file").read_bytes() == b"".join(parts)
+    assert digest == files.hash_file(tmp_path / "file") == hashlib.sha256(b"".join(parts)).hexdigest()
+
+
+@pytest.mark.parametrize(("code", "is_error"), [(errno.ENOSPC, True), (errno.EDQUOT, True), (errno.EOPNOTSUPP, False)])
+def test_room_is_reserved_and_given_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, is_error: bool
+) -> None:
+    files.check_room(tmp_path, 10**6)
+    with pytest.raises(InputError, match=r"the disk is full: 1000000000000\.0 MB are needed"):
+        files.check_room(tmp_path, 10**18)
+
+    def fail(*_: int) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "posix_fallocate", fail)
+    if is_error:
+        with pytest.raises(InputError, match="the disk is full"):
+            files.check_room(tmp_path, 10**6)
+    else:
+        files.check_room(tmp_path, 10**6)
+    assert list(tmp_path.iterdir()) == []
