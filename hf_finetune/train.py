@@ -355,7 +355,7 @@ def evaluate_exported(
     """
     final: dict[str, dict[str, float]] = {}
     check = None
-    if averaged is None:
+    if averaged is None and run.config.adapter.quantization == "none":  # else training evaluates other weights
         check = compare_evaluation(run)
         row = next(row for row in progress.history if row["update"] == progress.best_update)
         final["validation"] = {name: value for name, value in row.items() if name not in ("update", "epoch")}
