@@ -21,7 +21,7 @@ WHEEL := build/wheel
 FAST := not slow and not processes and not docs
 MARKS ?= $(FAST)
 
-.PHONY: demo test test-fast test-one test-lowest test-wheel coverage lint hooks pre-commit newest numbers board soak faults odd reliability benchmark other-tasks scaling \
+.PHONY: demo test test-fast test-one test-lowest test-wheel coverage lint hooks pre-commit newest numbers board soak faults odd reliability benchmark other-tasks scaling fixed-costs \
 	profile results scale docs clean
 
 demo: $(VENV)/.demo-installed
@@ -95,6 +95,10 @@ benchmark: $(VENV)/.test-installed
 # What one would use instead on other tasks, on real data in DATA=FOLDER (see benchmarks/other_tasks.py)
 other-tasks: $(VENV)/.test-installed
 	$(RUN) $(BIN)/python benchmarks/other_tasks.py --data $(DATA)
+
+# What a run takes besides training and validation, by phase
+fixed-costs: $(VENV)/.test-installed
+	$(RUN) $(BIN)/python benchmarks/fixed_costs.py
 
 scaling: $(VENV)/.test-installed
 	$(RUN) $(BIN)/python benchmarks/scaling.py

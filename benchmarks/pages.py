@@ -36,6 +36,7 @@ TABLES: dict[str, tuple[str, tuple[str, ...]]] = {
     "benchmark": ("results/*.json", (*SPEED, "export")),
     "other tasks": ("results/tasks/*.json", (*SPEED, "export")),
     "scaling": ("results/scaling.json", SPEED),
+    "fixed costs": ("results/fixed_costs.json", (*SPEED, "export", "system")),
     "profile": ("results/profile.json", ("forward", "model", "tasks", "training")),
     "crash": ("results/soak.json", ("cache", "run", "system", "train.py")),
     "resume": ("results/reliability.json", ("data", "run", "training", "train.py")),

@@ -194,6 +194,27 @@ def test_scaling_measures_a_size(
     assert (out / "scaling.md").read_text(encoding="utf-8").count("| cold |") == 1
 
 
+def test_fixed_costs_are_seconds_by_phase_from_the_command_to_its_end(
+    tmp_path: Path, backbones: Callable[..., Path], run_script: Callable[..., str]
+) -> None:
+    write_rows(tmp_path, tiny.make_rows)
+    files = ("--train", tmp_path / "train.jsonl", "--validation", tmp_path / "validation.jsonl")
+    sizes = ("--rounds", 1, "--max-length", 16, "--epochs", 1, "--frozen", 1, "--backbone", backbones())
+    out = tmp_path / "out"
+    (seconds,) = read_lines(run_script("fixed_costs.py", *files, *sizes, "--out", out))
+    phases = [
+        value for name, value in seconds.items() if name not in ("command", "fixed", "first_update", "machine_load")
+    ]
+    assert sum(phases) == pytest.approx(seconds["command"], abs=0.1)
+    assert seconds["start"] < seconds["first_update"] < seconds["command"]
+    assert seconds["fixed"] == pytest.approx(seconds["command"] - seconds["train"] - seconds["evaluate"], abs=0.01)
+    assert -0.05 < seconds["rest"] < 10
+    content = read_json(out / "fixed_costs.json")
+    assert content["median_seconds"]["fixed"] == pytest.approx(seconds["fixed"], abs=0.01)
+    table = (out / "fixed costs.md").read_text(encoding="utf-8")
+    assert f"| **besides training and validation** | {seconds['fixed']:.1f} |" in table
+
+
 def test_the_profile_lists_operators(
     tmp_path: Path, backbones: Callable[..., Path], run_script: Callable[..., str]
 ) -> None:
