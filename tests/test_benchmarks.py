@@ -541,3 +541,16 @@ def test_comparison_of_lora_trains_the_same_number_of_parameters(
     assert lines.keys() == {"LoRA", "blocks without adapters", "peft and Trainer"}
     assert lines["LoRA"]["trainable"] == lines["peft and Trainer"]["trainable"]
     assert lines["LoRA"]["trainable"] < lines["blocks without adapters"]["trainable"]
+
+
+def test_labelled_tokens_measures_time_and_memory(
+    tmp_path: Path, backbones: Callable[..., Path], run_script: Callable[..., str]
+) -> None:
+    sizes = ["--rounds", 1, "--layers", 5, "--vocabulary", 300, "--length", 9, "--memory-tokens", 18]
+    run_script("labelled_tokens.py", *sizes, "--backbone", backbones(), "--out", tmp_path / "out")
+    results = read_json(tmp_path / "out" / "labelled_tokens.json")
+    assert [row["job"] for row in results["speed"]] == ["masked", "instruct", "instruct cached"]
+    assert all(row["all"] > 0 < row["targets"] for row in results["speed"])
+    assert all(0 < row["share"] < 0.6 for row in results["speed"])
+    assert all(peak > 100 for peak in results["memory"].values())
+    assert (tmp_path / "out" / "labelled tokens.md").read_text().count("\n| ") == 5

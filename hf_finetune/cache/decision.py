@@ -32,6 +32,7 @@ from hf_finetune.system.errors import InputError
 from hf_finetune.system.files import is_missing
 from hf_finetune.training.loop import make_micro_batch_limit
 from hf_finetune.training.progress import Progress
+from hf_finetune.training.train_state import add_reading
 
 MIN_GAIN_SECONDS, MIN_GAIN_SHARE = 2.0, 0.05  # auto does not fill a disk for less
 
@@ -233,11 +234,12 @@ def time_call(function: Callable[[], object]) -> float:
 def run_forward_backward(run: TrainingRun, batch: Batch, activations: torch.Tensor | None) -> None:
     """Computes one micro-batch as training does, and drops its gradients. activations: cached ones, or None."""
     state = run.train_state
+    batch = add_reading(batch, run.task.objective, state.forward_plan)
     set_train_mode(state.model, state.eval_modules)
     with (
         torch.enable_grad(),
-        state.forward_plan.active(activations),
-        state.dropout_masks.active(0, batch.sequence_indices, run.runtime.device),
+        state.forward_plan.active(activations, batch.reading),
+        state.dropout_masks.active(0, batch.sequence_indices, run.runtime.device, reading=batch.reading),
     ):
         outputs = heads.run_model(state.model, batch.inputs)
         run.task.objective.timing_loss(outputs, batch).backward()

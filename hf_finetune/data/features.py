@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from hf_finetune.data.reading import TokenReading
+
 if TYPE_CHECKING:
     # --help imports this file, and torch would take it a second
     import torch
@@ -306,6 +308,7 @@ class Batch:
         weights: How much each feature counts in the loss [B] float32; None if each counts 1.
         activations: Cached hidden states of the sequences, if the features have them, [S, T, H]; of shared rows [R, W, H].
         rows: Where the sequences lie in rows that they share; None if each has a row of its own.
+        reading: The output tokens that are computed, if not all are (data/reading.py).
     """
 
     feature_indices: Array
@@ -316,6 +319,7 @@ class Batch:
     weights: "torch.Tensor | None" = None
     activations: "torch.Tensor | None" = None
     rows: RowLayout | None = None
+    reading: "TokenReading | None" = None
 
     def to(self, device: "torch.device") -> "Batch":
         """Returns the batch on a device. To a GPU it is copied from pinned memory, so that the CPU does not wait."""
@@ -332,6 +336,7 @@ class Batch:
             weights=None if self.weights is None else move(self.weights),
             activations=None if self.activations is None else move(self.activations),
             rows=self.rows and RowLayout(sequences=move(self.rows.sequences), positions=move(self.rows.positions)),
+            reading=None if self.reading is None else self.reading.move(move),
         )
 
 

@@ -6,7 +6,7 @@ micro-batch size, with or without padding, in rows that examples share or not, w
 needs no random state. A mask belongs to the name of the module that draws it, so leaving out or recomputing a module changes no
 other mask. On a CPU these masks take a tenth of the time of torch's, which one thread draws (docs/performance.md).
 
-B examples, T tokens, D the last dimension of a tensor.
+B examples, T tokens, N tokens that are read, D the last dimension of a tensor.
 """
 
 import contextlib
@@ -24,6 +24,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from hf_finetune.config.sections import require
 from hf_finetune.data.features import Array, RowLayout
+from hf_finetune.data.reading import TokenReading
 from hf_finetune.model import heads
 from hf_finetune.model.freezing import set_train_mode
 from hf_finetune.model.structure import keep_modes, make_probe_batch
@@ -130,6 +131,21 @@ def draw_row_bits(keys: torch.Tensor, shape: torch.Size, rows: RowLayout) -> tor
     return bits.gather(-1, rows.positions[:, None, None].expand(shape))  # of each key by its place in its sequence
 
 
+def draw_token_bits(
+    keys: torch.Tensor, reading: TokenReading, width: int, rows: RowLayout | None = None
+) -> torch.Tensor:
+    """Returns the numbers of hidden states [.., .., width] that belong to the tokens that are read, [1, N, width].
+
+    keys: Of the sequences. rows: Where these lie in rows that they share.
+    """
+    if rows is None:
+        sequences, positions = reading.positions // reading.shape[1], reading.positions % reading.shape[1]
+    else:
+        sequences, positions = rows.sequences.clamp(min=0).flatten(), rows.positions.flatten()
+        sequences, positions = sequences[reading.positions], positions[reading.positions]
+    return draw_last_dimension(mix_index(keys[sequences], positions), width)[None]
+
+
 # --- dropout --------------------------------------------------------------------------------------------------------
 
 
@@ -198,6 +214,7 @@ class StatelessDropout(TorchFunctionMode):
         modules: Names of the modules that draw masks, and of the model, which is "".
         shared: Keys of the masks of tensors that belong to no example (DeBERTa's relative positions).
         rows: Where the sequences lie in rows that they share, if they do.
+        reading: The tokens that are read, if some modules get these alone: their masks are those that they have among all tokens.
     """
 
     def __init__(
@@ -208,6 +225,7 @@ class StatelessDropout(TorchFunctionMode):
         modules: Mapping[torch.nn.Module, str] | None = None,
         shared: frozenset[MaskKey] = frozenset(),
         rows: RowLayout | None = None,
+        reading: TokenReading | None = None,
     ) -> None:
         super().__init__()
         self.update_key = make_update_key(seed, update).to(indices.device)
@@ -215,6 +233,7 @@ class StatelessDropout(TorchFunctionMode):
         self.modules = modules or {}
         self.shared = shared
         self.rows = rows
+        self.reading = reading
         self.shapes: list[tuple[MaskKey, torch.Size]] = []  # of the tensors that masks were drawn for
         self.num_calls: dict[str, int] = {}  # of each module in this forward pass
         self.running: list[RunningCall] = []  # the innermost last
@@ -289,7 +308,10 @@ class StatelessDropout(TorchFunctionMode):
         key = self.make_key()
         self.shapes.append((key, input.shape))
         salt = make_salt(key)
-        if self.rows is not None and key not in self.shared:
+        if self.reading is not None and input.shape[:-1] == (1, len(self.reading)) and key not in self.shared:
+            keys = mix_bits(self.example_keys ^ salt)
+            bits = draw_token_bits(keys, self.reading, input.shape[-1], self.rows)
+        elif self.rows is not None and key not in self.shared:
             bits = draw_row_bits(mix_bits(self.example_keys ^ salt), input.shape, self.rows)
         elif key in self.shared or input.shape[0] != len(self.example_keys):
             bits = draw_bits(mix_bits(self.update_key ^ salt), torch.Size([1, *input.shape]))[0]
@@ -359,15 +381,27 @@ class DropoutMasks:
     shared: frozenset[MaskKey] = frozenset()
 
     def active(
-        self, update: int, indices: Array, device: torch.device | str = "cpu", rows: RowLayout | None = None
+        self,
+        update: int,
+        indices: Array,
+        device: torch.device | str = "cpu",
+        rows: RowLayout | None = None,
+        reading: TokenReading | None = None,
     ) -> contextlib.AbstractContextManager[Any]:
         """Draws the masks of an update for a batch of these training sequences [B] until the block ends. Backward must run in
-        the block, too, if the model recomputes activations (gradient checkpointing). rows: Where they lie in rows that they
-        share."""
+        the block, too, if the model recomputes activations (gradient checkpointing).
+
+        Args:
+            update: Number of the update.
+            indices: Of the sequences, [B].
+            device: That of the batch.
+            rows: Where they lie in rows that they share.
+            reading: The tokens that some modules get alone.
+        """
         if not self.is_stateless:
             return contextlib.nullcontext()
         tensor = torch.from_numpy(np.asarray(indices, dtype=np.int64)).to(device)
-        return StatelessDropout(self.seed, update, tensor, self.modules, self.shared, rows)
+        return StatelessDropout(self.seed, update, tensor, self.modules, self.shared, rows, reading)
 
 
 def choose_masks(

@@ -232,16 +232,30 @@ def changes_nothing(model: nn.Module, cuts: Cuts, probe: Probe) -> bool:
 
 def gives_same_gradients(model: nn.Module, cuts: Cuts, probe: Probe) -> bool:
     """True if the gradients of all parameters on the probe are the same with and without the cuts."""
+
+    def compute_losses() -> torch.Tensor:
+        return torch.stack([heads.run_model(model, batch).square().sum() for batch, _ in probe])
+
+    def compute_cut_losses() -> torch.Tensor:
+        with apply_cuts(cuts):
+            return compute_losses()
+
+    return have_same_gradients(model, compute_losses, compute_cut_losses)
+
+
+def have_same_gradients(
+    model: nn.Module, compute_full: Callable[[], torch.Tensor], compute_cut: Callable[[], torch.Tensor]
+) -> bool:
+    """True if two functions that compute losses of a model give all of its parameters the same gradients."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if not parameters:
+        return True
 
-    def compute_gradients() -> list[torch.Tensor | None]:
+    def compute_gradients(compute: Callable[[], torch.Tensor]) -> list[torch.Tensor | None]:
         with torch.enable_grad():
-            loss = torch.stack([heads.run_model(model, batch).square().sum() for batch, _ in probe]).sum()
-            return list(torch.autograd.grad(loss, parameters, allow_unused=True))
+            return list(torch.autograd.grad(compute().sum(), parameters, allow_unused=True))
 
-    full_gradients = compute_gradients()
-    with apply_cuts(cuts):
-        cut_gradients = compute_gradients()
+    full_gradients, cut_gradients = compute_gradients(compute_full), compute_gradients(compute_cut)
     # The gradient of a key's bias is zero up to rounding: hence the floor
     largest = max(float(gradient.abs().max()) for gradient in full_gradients if gradient is not None)
     for cut, full in zip(cut_gradients, full_gradients, strict=True):

@@ -2,14 +2,16 @@
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import nn
 
+from hf_finetune.data.reading import TokenReading
 from hf_finetune.forward.cached import CachedForward, CannotCacheError, find_cached_forward, replace_forwards
 from hf_finetune.forward.first_token import Cuts, apply_cuts, find_first_token_cuts
 from hf_finetune.forward.frozen_layers import Forwards
+from hf_finetune.forward.labelled import LabelledCuts, find_labelled_cuts
 from hf_finetune.model.freezing import FreezePlan
 
 
@@ -21,19 +23,32 @@ class ForwardPlan:
         cached: How the model runs from cached activations, if it can.
         first_token: Cuts of the last block, of which the head reads the first token only.
         frozen_layers: Forwards of frozen linear layers with weights in 16 bit.
+        labelled: Cuts of the head and the last block for a task that reads only the tokens with a target.
     """
 
     cached: CachedForward | None = None
     first_token: Cuts = field(default_factory=dict)
     frozen_layers: Forwards = field(default_factory=dict)
+    labelled: LabelledCuts | None = None
+
+    def complete(self) -> "ForwardPlan":
+        """Returns the plan that computes all blocks completely, and only the head for the tokens that are read."""
+        return ForwardPlan(labelled=None if self.labelled is None else self.labelled.above_blocks())
 
     @contextlib.contextmanager
-    def active(self, activations: torch.Tensor | None) -> Iterator[None]:
-        """Applies the plan to every forward pass until the block ends. The model starts from the activations [B, T, H] at the
-        boundary if they are given, else from its inputs."""
+    def active(self, activations: torch.Tensor | None, reading: TokenReading | None = None) -> Iterator[None]:
+        """Applies the plan to every forward pass until the block ends.
+
+        Args:
+            activations: Those at the boundary [B, T, H]. If they are given, the model starts from them, else from its inputs.
+            reading: The N tokens that are read, if the plan has cuts for them. The logits are then [1, N, C], or what
+                reading.project returned.
+        """
         with contextlib.ExitStack() as stack:
             stack.enter_context(replace_forwards(self.frozen_layers))
             stack.enter_context(apply_cuts(self.first_token))
+            if reading is not None and self.labelled is not None:
+                stack.enter_context(self.labelled.active(reading))
             if activations is not None and self.cached is not None:
                 stack.enter_context(self.cached.from_activations(activations.to(self.cached.dtype)))
             yield
@@ -42,14 +57,15 @@ class ForwardPlan:
 FULL_FORWARD = ForwardPlan()
 
 
-def find_forward_plan(model: nn.Module, plan: FreezePlan) -> tuple[ForwardPlan, str]:
+def find_forward_plan(model: nn.Module, plan: FreezePlan, *, reads_targets: bool = False) -> tuple[ForwardPlan, str]:
     """Returns what a forward pass of this model need not compute, each part checked on a probe, and why its activations
     cannot be cached ("" if they can).
 
-    The model must be in fp32 and not yet prepared by Accelerate.
+    The model must be in fp32 and not yet prepared by Accelerate. reads_targets: The task reads only the tokens with a target.
     """
-    cuts = find_first_token_cuts(model, plan)
+    labelled = find_labelled_cuts(model, plan) if reads_targets else None
+    found = ForwardPlan(first_token=find_first_token_cuts(model, plan), labelled=labelled)
     try:
-        return ForwardPlan(cached=find_cached_forward(model, plan), first_token=cuts), ""
+        return replace(found, cached=find_cached_forward(model, plan)), ""
     except CannotCacheError as error:
-        return ForwardPlan(first_token=cuts), str(error)
+        return found, str(error)

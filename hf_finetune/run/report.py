@@ -60,6 +60,8 @@ def announce(run: TrainingRun, cache_lines: Sequence[str], notes: Sequence[str],
     lines += label_lines("rows", describe_rows(run))
     if state.forward_plan.first_token:
         lines += label_lines("last block", [LAST_BLOCK])
+    if state.forward_plan.labelled is not None:
+        lines += label_lines("targets", [state.forward_plan.labelled.describe()])
     lines += label_lines("cache", cache_lines)
     for note in notes:
         lines += label_lines("resume", [note])

@@ -28,6 +28,7 @@ from hf_finetune.run.training_run import Clock, Stage, TrainingRun
 from hf_finetune.system.files import cache_root
 from hf_finetune.system.processes import Runtime
 from hf_finetune.tasks.base import Encoding, Scoring, Task
+from hf_finetune.tasks.objectives import LOSSES, reads_targets
 from hf_finetune.training import optim
 from hf_finetune.training.averaging import MovingAverage
 from hf_finetune.training.progress import FRESH, Progress
@@ -207,7 +208,9 @@ def prepare_stage(
         eval_modules = freezing.find_eval_modules(loaded.model, has_adapters=loaded.adapter is not None)
         masks = choose_masks(config.train.dropout_masks, config.seed, loaded.model, eval_modules)
     with lora.with_random_adapters(loaded):
-        forward_plan, cannot_cache = find_forward_plan(loaded.model, plan)
+        forward_plan, cannot_cache = find_forward_plan(
+            loaded.model, plan, reads_targets=reads_targets(task.objective, *LOSSES)
+        )
         row_sharing, not_shared = find_row_sharing(
             config.train.shared_rows,
             loaded.model,

@@ -15,7 +15,6 @@ from hf_finetune.config.sections import RunConfig, TrainConfig
 from hf_finetune.data.features import Array, Features
 from hf_finetune.data.report import DataReport
 from hf_finetune.data.splits import Splits
-from hf_finetune.forward.plan import FULL_FORWARD
 from hf_finetune.model.backbone import Backbone
 from hf_finetune.model.freezing import FreezePlan
 from hf_finetune.run import checkpoint
@@ -166,7 +165,7 @@ def make_runner(run: TrainingRun, split: str, *, batch_size: int, uses_cache: bo
         processes=run.runtime,
         pad_token_id=state.pad_token_id,
         batch_size=batch_size,
-        forward_plan=state.forward_plan if uses_cache else FULL_FORWARD,
+        forward_plan=state.forward_plan if uses_cache else state.forward_plan.complete(),
         autocast=run.runtime.accelerator.autocast,
     )
 

@@ -16,7 +16,7 @@ from hf_finetune.system.errors import InputError
 from hf_finetune.tasks.base import Outputs, Scoring
 from hf_finetune.tasks.documents import DocumentEncoding
 from hf_finetune.tasks.text import masking, packing
-from hf_finetune.tasks.tokens import METRIC_NAMES, compute_token_metrics, get_targets, score_sequences
+from hf_finetune.tasks.tokens import METRIC_NAMES, compute_token_metrics, score_batch
 
 if TYPE_CHECKING:
     import torch
@@ -127,6 +127,10 @@ class FillScoring(Scoring):
     tokenizer: Any = None
     num_fills: int = NUM_FILLS
 
+    @property
+    def reads_targets(self) -> bool:
+        return self.tokenizer is None
+
     def with_options(self, *, top_k: int | None = None, threshold: float | None = None) -> Self:
         scoring = super().with_options(threshold=threshold)
         if top_k is None:
@@ -145,7 +149,7 @@ class FillScoring(Scoring):
         """Sums over the targets of a feature [3]. For inference the most probable tokens of each mask and their probabilities
         [M, 2, num_fills]."""
         if self.tokenizer is None:
-            return score_sequences(outputs, get_targets(batch, is_causal=False))
+            return score_batch(outputs, batch, is_causal=False)
         is_mask = batch.inputs["input_ids"] == self.tokenizer.mask_token_id
         count = min(self.num_fills, outputs.shape[-1])
         fills = []

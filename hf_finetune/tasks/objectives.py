@@ -63,12 +63,47 @@ class UpdateForwards(Protocol):
         """Returns the positions of a micro-batch's sequences among the S of embed_all()."""
 
 
+LOSSES = ("loss", "sum_loss", "evaluate", "timing_loss")  # the methods of an objective that take outputs
+
+
+def reads_targets(part: Any, *methods: str) -> bool:
+    """True if the class that has these methods of an objective or a scoring, or one derived from it, says that they read only the
+    outputs at targets.
+
+    What a class says of its methods need not be true of one that a derived class puts in their place.
+    """
+    for kind in type(part).__mro__:
+        if "reads_targets" in vars(kind):
+            return bool(part.reads_targets)
+        if any(method in vars(kind) for method in methods):
+            return False
+    return False
+
+
 class Objective(ABC):
     """The loss.
 
     Subclass CountedObjective if the loss is a sum over targets whose number the labels say, SummedObjective if only the loss
     itself knows their number, InBatchObjective if it compares the features of a batch with each other.
+
+    Class variables:
+        reads_targets: loss() reads only the outputs of the tokens whose target is not IGNORED. So only these are computed: loss()
+            takes their outputs [1, N, ...], or what project() returned, if the batch has a `reading`. What a class says here
+            counts for its own loss() and sum_loss(), not for those of a derived class.
     """
+
+    reads_targets: ClassVar[bool] = False
+
+    def find_targets(self, batch: Batch) -> "torch.Tensor":
+        """Returns the target of each output token, IGNORED for those without [B, T]. Called only if `reads_targets`."""
+        assert batch.labels is not None
+        return batch.labels
+
+    @property
+    def project(self) -> Callable[..., Any] | None:
+        """The function that takes the place of a projection whose output is the logits (TokenReading.project); None if the loss
+        reads logits."""
+        return None
 
     @property
     def why_rows_are_not_shared(self) -> str:

@@ -54,6 +54,12 @@ class Scoring(ABC):
     """
 
     @property
+    def reads_targets(self) -> bool:
+        """True if reduce() reads only the outputs at targets, so that only these are computed (see Objective). It counts for
+        the reduce() of the class that says so, not for that of a derived class."""
+        return False
+
+    @property
     @abstractmethod
     def metric_names(self) -> tuple[str, ...]:
         """The metrics that are computed at each evaluation."""

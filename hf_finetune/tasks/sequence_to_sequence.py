@@ -5,7 +5,7 @@ B examples, T input tokens, L target tokens, V entries of the vocabulary.
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -32,6 +32,7 @@ from hf_finetune.tasks.base import (
 from hf_finetune.tasks.generation import Generation
 from hf_finetune.tasks.own_functions import Metric, MetricInputs, compute_own_metrics
 from hf_finetune.tasks.text.references import TextMetrics, find_lists_in_csv, list_references, read_references
+from hf_finetune.tasks.tokens import project_with, score_batch, sum_entropy
 
 if TYPE_CHECKING:
     import torch
@@ -165,7 +166,13 @@ class SequenceToSequenceEncoding(Encoding):
 class SequenceToSequenceObjective(CountedObjective):
     """Cross entropy of the target tokens."""
 
+    reads_targets: ClassVar[bool] = True
+
     label_smoothing: float = 0.0
+
+    @property
+    def project(self) -> Callable[..., Any]:
+        return project_with(self.label_smoothing)
 
     def count(self, batch: Batch) -> float:
         """Returns the number of target tokens."""
@@ -176,10 +183,7 @@ class SequenceToSequenceObjective(CountedObjective):
 
     def sum_loss(self, outputs: "torch.Tensor", batch: Batch) -> "torch.Tensor":
         """Returns the cross entropy, summed over all target tokens. outputs: Logits [B, L, V]."""
-        from hf_finetune.tasks.losses import cross_entropy
-
-        assert batch.labels is not None
-        return cross_entropy(outputs, batch.labels, label_smoothing=self.label_smoothing)
+        return sum_entropy(outputs, batch, self.find_targets, self.label_smoothing)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,6 +196,10 @@ class SequenceToSequenceScoring(GeneratingScoring):
     target: str
     text_metrics: TextMetrics
     num_texts: int
+
+    @property
+    def reads_targets(self) -> bool:
+        return True
 
     @property
     def metric_names(self) -> tuple[str, ...]:
@@ -208,11 +216,7 @@ class SequenceToSequenceScoring(GeneratingScoring):
 
     def reduce(self, outputs: "torch.Tensor", batch: Batch) -> list[Array]:
         """Returns the log probability [1] of each target."""
-        from hf_finetune.tasks.losses import cross_entropy
-
-        assert batch.labels is not None
-        pairs = zip(outputs, batch.labels, strict=True)
-        return [-cross_entropy(logits, labels).reshape(1).cpu().numpy() for logits, labels in pairs]
+        return [-scores[:1] for scores in score_batch(outputs, batch, is_causal=False)]
 
     def generate(self, model: Any, batch: Batch) -> list[Array]:
         inputs = {name: tensor for name, tensor in batch.inputs.items() if name != "decoder_input_ids"}

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from hf_finetune.config.sections import RunConfig, TaskSettings, require
 from hf_finetune.data.conll import describe_columns
@@ -112,6 +112,8 @@ class TaggingColumns(Columns):
 class TaggingObjective(CountedObjective):
     """Cross entropy of each labelled token."""
 
+    reads_targets: ClassVar[bool] = True
+
     label_smoothing: float = 0.0
     class_weights: tuple[float, ...] = ()
     focal_gamma: float = 0.0
@@ -124,13 +126,14 @@ class TaggingObjective(CountedObjective):
         return count_targets(batch.labels, self.class_weights)
 
     def sum_loss(self, outputs: "torch.Tensor", batch: Batch) -> "torch.Tensor":
-        """Loss summed over all labels [B, T] that are not IGNORED. outputs: logits [B, T, C]."""
+        """Loss summed over all labels [B, T] that are not IGNORED. outputs: logits [B, T, C], or [1, N, C] of
+        the labelled tokens."""
         from hf_finetune.tasks.losses import cross_entropy
 
         assert batch.labels is not None
         return cross_entropy(
             outputs,
-            batch.labels,
+            batch.labels if batch.reading is None else batch.reading.targets,
             label_smoothing=self.label_smoothing,
             class_weights=self.class_weights,
             focal_gamma=self.focal_gamma,

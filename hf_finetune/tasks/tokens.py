@@ -4,9 +4,10 @@ B features, T tokens, V entries of the vocabulary.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Self
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 
@@ -59,6 +60,8 @@ class TokenObjective(CountedObjective):
         label_smoothing: Share of each target that is spread evenly over the vocabulary.
     """
 
+    reads_targets: ClassVar[bool] = True
+
     is_causal: bool
     label_smoothing: float = 0.0
 
@@ -66,15 +69,56 @@ class TokenObjective(CountedObjective):
     def why_rows_are_not_shared(self) -> str:
         return "" if self.is_causal else super().why_rows_are_not_shared
 
+    def find_targets(self, batch: Batch) -> "torch.Tensor":
+        return get_targets(batch, is_causal=self.is_causal)
+
+    @property
+    def project(self) -> Callable[..., Any]:
+        return project_with(self.label_smoothing)
+
     def count(self, batch: Batch) -> float:
         """The number of targets."""
         return float((get_targets(batch, is_causal=self.is_causal) != IGNORED).sum())
 
     def sum_loss(self, outputs: "torch.Tensor", batch: Batch) -> "torch.Tensor":
         """Cross entropy of logits [B, T, V], summed over all targets."""
-        from hf_finetune.tasks.losses import sum_token_entropy
+        return sum_entropy(outputs, batch, self.find_targets, self.label_smoothing)
 
-        return sum_token_entropy(outputs, get_targets(batch, is_causal=self.is_causal), self.label_smoothing)
+
+def project_with(label_smoothing: float) -> Callable[..., Any]:
+    """Returns the function that takes the place of a vocabulary projection (TokenReading.project)."""
+    from hf_finetune.tasks.projected_loss import score_projected
+
+    return partial(score_projected, label_smoothing=label_smoothing)
+
+
+def sum_entropy(
+    outputs: Any, batch: Batch, find_targets: "Callable[[Batch], torch.Tensor]", label_smoothing: float
+) -> "torch.Tensor":
+    """Returns the cross entropy summed over all targets. outputs: Logits of all tokens, those of the tokens that are read, or
+    TokenScores."""
+    from hf_finetune.tasks.losses import sum_token_entropy
+    from hf_finetune.tasks.projected_loss import TokenScores
+
+    if isinstance(outputs, TokenScores):
+        return outputs.total
+    targets = find_targets(batch) if batch.reading is None else batch.reading.targets
+    return sum_token_entropy(outputs, targets, label_smoothing)
+
+
+def score_batch(outputs: Any, batch: Batch, *, is_causal: bool) -> list[Array]:
+    """Scores what a model returned as score_sequences() does. outputs: As in sum_entropy()."""
+    from hf_finetune.tasks.projected_loss import TokenScores, iterate_parts, score_logits
+
+    reading = batch.reading
+    if reading is None:
+        return score_sequences(outputs, get_targets(batch, is_causal=is_causal))
+    targets = reading.targets[0]
+    scores = outputs if isinstance(outputs, TokenScores) else score_logits(iterate_parts(outputs[0]), targets)
+    assert scores.entropies is not None
+    assert scores.is_correct is not None
+    sums = [reading.sum_by_sequence(each) for each in (scores.entropies, scores.is_correct, targets != IGNORED)]
+    return list(np.stack(sums, -1))
 
 
 def score_sequences(outputs: "torch.Tensor", targets: "torch.Tensor") -> list[Array]:
@@ -117,12 +161,16 @@ class CausalScoring(GeneratingScoring):
     pad_token_id: int | None = None
 
     @property
+    def reads_targets(self) -> bool:
+        return True
+
+    @property
     def metric_names(self) -> tuple[str, ...]:
         return METRIC_NAMES
 
     def reduce(self, outputs: "torch.Tensor", batch: Batch) -> list[Array]:
         """Sums over the targets of a feature, as score_sequences() returns them [3]."""
-        return score_sequences(outputs, get_targets(batch, is_causal=True))
+        return score_batch(outputs, batch, is_causal=True)
 
     def compute_metrics(
         self, metric: str, outputs: Outputs, features: Features, table: Table, indices: Array

@@ -16,8 +16,10 @@ from hf_finetune.model.backbone import decode_texts
 from hf_finetune.model.structure import eval_mode
 from hf_finetune.system.processes import Processes
 from hf_finetune.tasks.base import EvaluationOutput, Task
+from hf_finetune.tasks.objectives import reads_targets
 from hf_finetune.tasks.scoring import Reduce
 from hf_finetune.training.outputs import Entries, join, pack
+from hf_finetune.training.train_state import add_reading
 
 BatchResult = tuple[float, float, list[Array]]  # sum of the loss, number of targets, an entry for each feature
 
@@ -46,10 +48,13 @@ class ModelRunner:
 
     def compute_outputs(self, indices: Array, reduce: Reduce | None = None) -> EvaluationOutput:
         """Loss and reduced outputs of the features at `indices`. reduce: In place of that of the task's scoring."""
-        objective, reduce = self.task.objective, reduce or self.task.scoring.reduce
+        objective, scoring = self.task.objective, self.task.scoring
+        reads_all = reduce is not None or not reads_targets(scoring, "reduce")
+        reduce = reduce or scoring.reduce
 
         def run_batch(batch: Batch) -> BatchResult:
-            with self.forward_plan.active(batch.activations):
+            batch = batch if reads_all else add_reading(batch, objective, self.forward_plan)
+            with self.forward_plan.active(batch.activations, batch.reading):
                 outputs = heads.run_model(self.model, batch.inputs)
             return *objective.evaluate(outputs, batch), reduce(outputs, batch)
 

@@ -5,18 +5,20 @@ B features of a batch, S sequences.
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
-from hf_finetune.data.features import Array, Batch, Features, attach_activations, collate
+from hf_finetune.data.features import IGNORED, Array, Batch, Features, attach_activations, collate
+from hf_finetune.data.reading import read_targets
 from hf_finetune.data.shared_rows import RowSharing, share_rows
 from hf_finetune.forward.dropout import DropoutMasks
 from hf_finetune.forward.plan import FULL_FORWARD, ForwardPlan
 from hf_finetune.model import heads
 from hf_finetune.model.mapped_weights import Range, give_back
-from hf_finetune.tasks.base import Task
+from hf_finetune.tasks.base import Objective, Task
+from hf_finetune.tasks.objectives import LOSSES, reads_targets
 from hf_finetune.training.averaging import (
     MovingAverage,
     Weights,
@@ -111,10 +113,17 @@ def make_training_batch(
     """The batch of these features as the model takes it, on the CPU and without cached activations."""
     batch = collate(features, indices, state.pad_token_id)
     batch = task.encoding.prepare(batch, features, state.model, update_batch.pass_number)
-    if state.row_sharing is None:
+    if state.row_sharing is not None:
+        batch = share_rows(batch, state.row_sharing.find_row_length(features.get_lengths(update_batch.feature_indices)))
+    return add_reading(batch, task.objective, state.forward_plan)
+
+
+def add_reading(batch: Batch, objective: Objective, plan: ForwardPlan) -> Batch:
+    """The batch with the tokens that are computed, if the objective reads only those with a target and the plan can cut to
+    them."""
+    if plan.labelled is None or batch.labels is None or not reads_targets(objective, *LOSSES):
         return batch
-    row_length = state.row_sharing.find_row_length(features.get_lengths(update_batch.feature_indices))
-    return share_rows(batch, row_length)
+    return replace(batch, reading=read_targets(objective.find_targets(batch), IGNORED, objective.project))
 
 
 def run_training_forward(
@@ -128,6 +137,6 @@ def run_training_forward(
     """The model's outputs for a batch of these features in training, and the batch on the device. `through` is called in the
     model's place (its distributed wrapper)."""
     batch = attach_activations(batch, features).to(device)
-    masks = state.dropout_masks.active(update_batch.number, batch.sequence_indices, device, batch.rows)
-    with state.forward_plan.active(batch.activations), masks:
+    masks = state.dropout_masks.active(update_batch.number, batch.sequence_indices, device, batch.rows, batch.reading)
+    with state.forward_plan.active(batch.activations, batch.reading), masks:
         return heads.run_model(state.model, batch.inputs, through), batch

@@ -1,5 +1,6 @@
 """Targets, metrics and greedy generation of tasks that predict tokens."""
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,17 +14,22 @@ from support import tiny
 
 from hf_finetune.config.sections import DataConfig, ModelConfig, RunConfig, TaskSettings
 from hf_finetune.data.features import IGNORED, Batch, Features
+from hf_finetune.data.reading import read_targets
 from hf_finetune.data.table import Table
 from hf_finetune.system.errors import InputError
 from hf_finetune.tasks.base import Outputs
+from hf_finetune.tasks.objectives import LOSSES, reads_targets
+from hf_finetune.tasks.projected_loss import score_projected
 from hf_finetune.tasks.tokens import (
     CausalScoring,
+    TokenObjective,
     check_columns,
     check_is_causal,
     compute_token_metrics,
     get_end_ids,
     get_targets,
     pad_left,
+    score_batch,
     score_sequences,
     set_greedy_generation,
 )
@@ -72,6 +78,49 @@ def test_metrics_are_over_all_targets_of_all_sequences() -> None:
     values = compute_token_metrics(scores)
     assert values["perplexity"] == pytest.approx(math.exp(float(entropies)), rel=1e-5)
     assert values["token_accuracy"] == 1 / 5
+
+
+@pytest.mark.parametrize("kept", [(0, 1, 3), ()])
+def test_losses_and_scores_from_the_tokens_that_are_read_are_those_from_all(kept: tuple[int, ...]) -> None:
+    """Of their logits, and of hidden states and projection. One sequence of two may have no target."""
+    objective = TokenObjective(is_causal=True, label_smoothing=0.1)
+    states, weight = torch.randn(2, 3, 4), torch.randn(10, 4)
+    labels = torch.full((2, 3), IGNORED)
+    labels.view(-1)[[position + 1 for position in kept]] = torch.arange(5, 5 + len(kept))
+    batch = make_batch(LABELS, torch.ones_like(LABELS), labels)
+    reading = read_targets(objective.find_targets(batch), IGNORED, objective.project)
+    full, read = states @ weight.T, dataclasses.replace(batch, reading=reading)
+    with torch.no_grad():
+        projected = score_projected(reading.select(states), weight, None, reading.targets, 0.1)
+    expected, scores = objective.loss(full, batch), score_batch(full, batch, is_causal=True)
+    for outputs in (reading.select(full), projected):
+        loss, count = objective.loss(outputs, read)
+        assert float(loss) == pytest.approx(float(expected[0]), rel=1e-6)
+        assert count == expected[1] == len(kept)
+        np.testing.assert_allclose(score_batch(outputs, read, is_causal=True), scores, rtol=1e-6)
+
+
+def test_a_loss_or_a_scoring_of_ones_own_gets_all_outputs() -> None:
+    """Also if it is derived from a class that reads only the outputs at targets; unless it says so itself."""
+
+    class OwnObjective(TokenObjective):
+        def sum_loss(self, outputs: torch.Tensor, batch: Batch) -> torch.Tensor:
+            return outputs.sum()
+
+    class SameObjective(OwnObjective):
+        reads_targets = True
+
+    class OwnContinuations(Continuations):
+        def reduce(self, outputs: torch.Tensor, batch: Batch) -> list[Any]:
+            return list(outputs.numpy())
+
+    objective = TokenObjective(is_causal=True)
+    assert reads_targets(objective, *LOSSES)
+    assert not reads_targets(OwnObjective(is_causal=True), *LOSSES)
+    assert reads_targets(SameObjective(is_causal=True), *LOSSES)
+    assert not reads_targets(objective.with_loss(lambda outputs, batch: (outputs.sum(), 1.0)), *LOSSES)
+    assert reads_targets(Continuations(max_target_length=1), "reduce")
+    assert not reads_targets(OwnContinuations(max_target_length=1), "reduce")
 
 
 def test_perplexity_is_nan_without_targets_and_infinite_if_it_overflows() -> None:
