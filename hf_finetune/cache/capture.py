@@ -103,10 +103,11 @@ def attach_activations(run: TrainingRun, entry: Entry | None, cached_forward: Ca
         entry = None
     if entry is None:
         return with_cached_forward(run, None)
-    features = {
-        split: dataclasses.replace(part, activations=open_stored(entry, split)) for split, part in run.features.items()
+    cached = {
+        split: dataclasses.replace(run.features[split], activations=open_stored(entry, split))
+        for split in entry.layout.starts
     }
-    return dataclasses.replace(with_cached_forward(run, cached_forward), features=features)
+    return dataclasses.replace(with_cached_forward(run, cached_forward), features={**run.features, **cached})
 
 
 def with_cached_forward(run: TrainingRun, cached_forward: CachedForward | None) -> TrainingRun:

@@ -23,7 +23,7 @@ from hf_finetune.cache.key import find_entry
 from hf_finetune.cache.layout import make_layout
 from hf_finetune.cache.speeds import Speed, find_path, make_key, read_speeds, write_speeds
 from hf_finetune.cache.store import Entry
-from hf_finetune.data.features import Batch
+from hf_finetune.data.features import Batch, Features
 from hf_finetune.forward.cached import CachedForward
 from hf_finetune.model import heads
 from hf_finetune.model.freezing import set_train_mode
@@ -88,7 +88,7 @@ def decide(run: TrainingRun, progress: Progress) -> CacheDecision:
 def check_and_measure(run: TrainingRun, cached_forward: CachedForward, progress: Progress) -> CacheDecision:
     """Decides by the self-check, the measured speed and the free disk space. On all processes."""
     activations = run.config.cache.activations
-    layout = make_layout(run.features)
+    layout = make_layout(choose_splits(run))
     with inference_only(run):
         sample, _ = compute_activations(run, cached_forward, [("train", 0)])
         cached_forward = dataclasses.replace(cached_forward, dtype=sample.dtype)
@@ -120,6 +120,13 @@ def check_and_measure(run: TrainingRun, cached_forward: CachedForward, progress:
             if saved < max(MIN_GAIN_SECONDS, MIN_GAIN_SHARE * total):
                 return CacheDecision(lines=(f"off: {reason}",))
     return CacheDecision(lines=(f"on: {reason}", *lines), entry=entry, cached_forward=cached_forward)
+
+
+def choose_splits(run: TrainingRun) -> dict[str, Features]:
+    """Returns the features whose activations are cached, by split. Test rows are used once, and by the entire model; they are
+    cached if they were drawn from the training rows: a run with another seed trains on them, and finds the entry."""
+    has_own_rows = "test" in run.splits.num_rows
+    return {split: part for split, part in run.features.items() if split != "test" or not has_own_rows}
 
 
 def decline(run: TrainingRun, reason: str) -> CacheDecision:

@@ -189,6 +189,16 @@ def test_seed_rate_labels_and_head_find_the_entry(
         assert list_keys(cache) == first, changes
 
 
+def test_test_rows_of_their_own_are_not_computed(make_config: MakeConfig, cache: dict[str, str], tmp_path: Path) -> None:
+    """Nothing would read them: the entire model computes the numbers of the test split."""
+    test = tiny.write_jsonl(tmp_path / "other-test.jsonl", tiny.make_rows(9))
+    finetune(make_config(**TINY_RUN, **cache, name="first"))
+    first = list_keys(cache)
+    finetune(make_config(**{**TINY_RUN, **cache, "data.test": [str(test)]}, name="second"))
+    finetune(make_config(**{**TINY_RUN, **cache, "data.test": [], "data.test_fraction": 0.0}, name="third"))
+    assert list_keys(cache) == first
+
+
 @pytest.mark.slow
 def test_weights_tokens_boundary_and_precision_miss(
     make_config: MakeConfig, backbones: Callable[..., Path], cache: dict[str, str], tmp_path: Path
