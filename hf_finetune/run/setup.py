@@ -232,6 +232,7 @@ def prepare_stage(
         pad_token_id=loaded.pad_token_id,
         dropout_masks=masks,
         forward_plan=forward_plan,
+        autocast=runtime.accelerator.autocast,
         average=MovingAverage(loaded.model, config.train.ema_decay) if config.train.ema_decay else None,
         row_sharing=row_sharing,
     )

@@ -90,6 +90,7 @@ class Objective(ABC):
         reads_targets: loss() reads only the outputs of the tokens whose target is not IGNORED. So only these are computed: loss()
             takes their outputs [1, N, ...], or what project() returned, if the batch has a `reading`. What a class says here
             counts for its own loss() and sum_loss(), not for those of a derived class.
+            In training they may be in 16 bit, and loss() computes in fp32 itself.
     """
 
     reads_targets: ClassVar[bool] = False

@@ -13,6 +13,7 @@ import torch
 from hf_finetune.data.features import IGNORED, Array, Batch, Features, attach_activations, collate
 from hf_finetune.data.reading import read_targets
 from hf_finetune.data.shared_rows import RowSharing, share_rows
+from hf_finetune.forward.cached import replace_forwards
 from hf_finetune.forward.dropout import DropoutMasks
 from hf_finetune.forward.plan import FULL_FORWARD, ForwardPlan
 from hf_finetune.model import heads
@@ -42,6 +43,7 @@ class TrainState:
         dropout_masks: Where dropout masks come from.
         forward_plan: What a forward need not compute.
         average: The moving average of the weights, with train.ema_decay.
+        autocast: Context of the run's precision.
         idle_pages: Memory of frozen weights that training does not read, and that a file has.
         row_sharing: How examples share rows; None if each has a row of its own.
     """
@@ -54,7 +56,23 @@ class TrainState:
     dropout_masks: DropoutMasks
     forward_plan: ForwardPlan = FULL_FORWARD
     average: MovingAverage | None = None
+    autocast: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
     idle_pages: Sequence[Range] = ()
+
+    @contextlib.contextmanager
+    def outputs_in_own_precision(self) -> Iterator[None]:
+        """Makes the model return its outputs in the precision that it computes in, until the block ends.
+
+        Accelerate has it convert them to fp32. For logits over a vocabulary, that copy and its gradient are twice their size.
+        """
+
+        def forward(*arguments: Any, **keywords: Any) -> Any:
+            with self.autocast():
+                return type(self.model).forward(self.model, *arguments, **keywords)
+
+        with replace_forwards({self.model: forward}):
+            yield
+
     row_sharing: RowSharing | None = None
 
     @contextlib.contextmanager
@@ -138,5 +156,7 @@ def run_training_forward(
     model's place (its distributed wrapper)."""
     batch = attach_activations(batch, features).to(device)
     masks = state.dropout_masks.active(update_batch.number, batch.sequence_indices, device, batch.rows, batch.reading)
-    with state.forward_plan.active(batch.activations, batch.reading), masks:
+    # The losses of tokens compute in fp32 themselves, some logits at a time
+    precision = contextlib.nullcontext() if batch.reading is None else state.outputs_in_own_precision()
+    with precision, state.forward_plan.active(batch.activations, batch.reading), masks:
         return heads.run_model(state.model, batch.inputs, through), batch
