@@ -58,6 +58,7 @@ class TrainState:
     average: MovingAverage | None = None
     autocast: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
     idle_pages: Sequence[Range] = ()
+    row_sharing: RowSharing | None = None
 
     @contextlib.contextmanager
     def outputs_in_own_precision(self) -> Iterator[None]:
@@ -72,8 +73,6 @@ class TrainState:
 
         with replace_forwards({self.model: forward}):
             yield
-
-    row_sharing: RowSharing | None = None
 
     @contextlib.contextmanager
     def evaluated_weights(self) -> Iterator[Weights | None]:
