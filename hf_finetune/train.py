@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from hf_finetune.cache import capture, decision
-from hf_finetune.cache.check import Comparison, compare_evaluation
+from hf_finetune.cache.check import Comparison, compare_evaluation, describe_evaluation
 from hf_finetune.cache.speeds import forget_wrong_speed
 from hf_finetune.config.sections import RunConfig
 from hf_finetune.export import hub, model_folder
@@ -225,6 +225,8 @@ def finish_update(
             greater_is_better=run.greater_is_better,
         )
         is_best = progress.best_update == number
+        if is_best:
+            progress = dataclasses.replace(progress, best_computed_from=describe_evaluation(run))
         bar.say(f"epoch {epoch}  validation  {report.format_metrics(values)}{'  best' if is_best else ''}")
         if is_best and math.isnan(values[run.metric]):
             bar.say(
@@ -328,6 +330,7 @@ def begin_stage(run: TrainingRun, progress: Progress, clock: Clock) -> tuple[Tra
     freeze = run.config.freeze.at(find_next_epoch(run.schedule, progress))
     features = {split: dataclasses.replace(part, activations=None) for split, part in run.features.items()}
     run.runtime.accelerator.free_memory()  # it keeps the optimizers that it prepared
+    run.backbone.model.to(run.runtime.device)  # frozen weights that had left it: the probes of a stage run all modules
     stage = prepare_stage(
         run.backbone, run.plan.structure, freeze, run.config, run.runtime, run.task, run.parts.optimizer
     )
@@ -351,11 +354,13 @@ def evaluate_exported(
 
     Those of validation were computed after the best update, with the same weights. They stand if the trained model's outputs, as
     that evaluation took them, are those of the entire model on examples of all lengths; that comparison is returned too. Else,
-    and on the test split, the entire model runs.
+    and on the test split, the entire model runs: also if this start of the run, or its last stage, computes from something else
+    than that evaluation.
     """
     final: dict[str, dict[str, float]] = {}
     check = None
-    if averaged is None and run.config.adapter.quantization == "none":  # else training evaluates other weights
+    has_same_weights = averaged is None and run.config.adapter.quantization == "none"
+    if has_same_weights and progress.best_computed_from == describe_evaluation(run):
         check = compare_evaluation(run)
         row = next(row for row in progress.history if row["update"] == progress.best_update)
         final["validation"] = {name: value for name, value in row.items() if name not in ("update", "epoch")}

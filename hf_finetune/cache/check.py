@@ -4,8 +4,11 @@ B features, T tokens, H hidden.
 """
 
 import contextlib
+import dataclasses
 import hashlib
 import json
+import math
+import platform
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,6 +25,8 @@ from hf_finetune.model import heads
 from hf_finetune.run.training_run import TrainingRun
 from hf_finetune.system.errors import InputError
 from hf_finetune.system.files import digest_tensors, write_atomically
+from hf_finetune.tasks.objectives import reads_targets
+from hf_finetune.training.train_state import add_reading
 
 # Outputs from cached activations may differ from the entire model's by this many roundings of the largest output: those of the
 # stored activations, and those of the computation, which adds in another order in another batch.
@@ -44,7 +49,7 @@ class Comparison:
     @property
     def is_same(self) -> bool:
         """True if the outputs are the same within the tolerance."""
-        return self.difference <= self.tolerance
+        return math.isfinite(self.difference) and self.difference <= self.tolerance
 
 
 def pick_by_length(features: Features) -> Array:
@@ -85,9 +90,15 @@ def make_verdict_key(run: TrainingRun, entry: Entry) -> str:
         "cuts": len(run.train_state.forward_plan.first_token),
         "training": run.features["train"].fingerprint(),
         "version": __version__,
-        "device": [run.runtime.device.type, torch.backends.cpu.get_cpu_capability()],
+        "device": name_processor(run.runtime.device),
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def name_processor(device: torch.device) -> list[str]:
+    """Returns the kind of device, its name, and the instructions that the CPU has."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    return [device.type, name, torch.backends.cpu.get_cpu_capability()]
 
 
 def read_verdict(path: Path, key: str) -> Comparison | None:
@@ -130,19 +141,39 @@ def check_logits(run: TrainingRun, cached_forward: CachedForward, dtype: str) ->
 def compare_evaluation(run: TrainingRun) -> Comparison:
     """Compares the outputs that evaluation takes, from stored activations or with other work left out, with those of the entire
     model, on validation features of all lengths. On all processes, which get the same result."""
-    features, state = run.features["validation"], run.train_state
-    batch = collate(features, np.unique(pick_by_length(features)), state.pad_token_id)
+    features, picked = run.features["validation"], np.unique(pick_by_length(run.features["validation"]))
+    size = min(CHECKED_BATCH, run.config.evaluation.batch_size)
+    parts = [compare_outputs(run, features, picked[start : start + size]) for start in range(0, len(picked), size)]
+    return find_worst(run.runtime.gather(find_worst(parts)))
+
+
+def compare_outputs(run: TrainingRun, features: Features, indices: Array) -> Comparison:
+    """Compares the outputs of some validation features, of the tokens that the evaluation reads."""
+    state = run.train_state
+    batch = collate(features, indices, state.pad_token_id)
     batch = run.task.encoding.prepare(batch, features, state.model, 0)
     batch = attach_activations(batch, features).to(run.runtime.device)
+    reading = None
+    if reads_targets(run.task.scoring, "reduce"):
+        reading = add_reading(batch, run.task.objective, state.forward_plan).reading
+        reading = None if reading is None else dataclasses.replace(reading, project=None)  # the logits themselves
     with inference_only(run):
-        expected = zero_padding_outputs(run, heads.run_model(state.model, batch.inputs), batch)
-        with state.forward_plan.active(batch.activations):
+        with state.forward_plan.complete().active(None, reading):
+            expected = zero_padding_outputs(run, heads.run_model(state.model, batch.inputs), batch)
+        with state.forward_plan.active(batch.activations, reading):
             outputs = zero_padding_outputs(run, heads.run_model(state.model, batch.inputs), batch)
     stored = 0.0 if batch.activations is None else EPSILON[str(batch.activations.dtype).removeprefix("torch.")]
     roundings = TOLERANCE_ROUNDINGS * max(stored, EPSILON[run.runtime.precision])
     tolerance = max(SAME_TO, roundings) * max(1.0, float(expected.abs().max()))
-    comparison = Comparison(difference=measure_difference(outputs, expected), tolerance=tolerance)
-    return find_worst(run.runtime.gather(comparison))
+    return Comparison(difference=measure_difference(outputs, expected), tolerance=tolerance)
+
+
+def describe_evaluation(run: TrainingRun) -> str:
+    """Returns what an evaluation computes from. Numbers of two evaluations with the same weights are the same if it is equal."""
+    activations = run.features["validation"].activations
+    if activations is None or run.train_state.forward_plan.cached is None:
+        return "inputs"
+    return f"{activations.dtype} activations after {run.plan.num_prefix_blocks} blocks"
 
 
 def find_worst(comparisons: Sequence[Comparison]) -> Comparison:

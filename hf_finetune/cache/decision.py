@@ -112,7 +112,7 @@ def check_and_measure(run: TrainingRun, cached_forward: CachedForward, progress:
             return decline(run, disk_problem)
         reason = "set by cache.activations"
         if activations == "auto" and run.runtime.on_main(entry.is_complete):
-            reason = "the activations are there, and reading them takes less time than computing them"
+            reason = "the activations are there"
         elif activations == "auto":
             gain = estimate_gain(run, cached_forward, entry, progress)
             saved, total = run.runtime.on_main(lambda: gain)

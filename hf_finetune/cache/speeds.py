@@ -12,6 +12,8 @@ from pathlib import Path
 
 import torch
 
+from hf_finetune import __version__
+from hf_finetune.cache.check import name_processor
 from hf_finetune.cache.key import describe_forward
 from hf_finetune.run.training_run import Clock, TrainingRun
 from hf_finetune.system.errors import InputError
@@ -48,7 +50,9 @@ def make_key(run: TrainingRun) -> str:
     content = {
         **describe_forward(run),
         "parameters": [run.plan.num_total, run.plan.num_trainable],
-        "device": torch.cuda.get_device_name() if runtime.device.type == "cuda" else runtime.device.type,
+        "device": name_processor(runtime.device),
+        "version": __version__,
+        "task": [run.config.task.kind, run.train_state.dropout_masks.is_stateless],
         "threads": torch.get_num_threads(),
         "processes": runtime.num_processes,
         "batch": [limit.num_examples, limit.num_tokens, round(math.log2(max(1.0, tokens)))],

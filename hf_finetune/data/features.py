@@ -30,7 +30,9 @@ MODEL_INPUTS = ("input_ids", "token_type_ids")
 
 
 class Activations(Protocol):
-    """Cached hidden states of the sequences of a split."""
+    """Cached hidden states of the sequences of a split. dtype: float16, bfloat16 or float32."""
+
+    dtype: str
 
     def gather(self, sequence_indices: Array, mask: Array, positions: Array | None = None) -> "torch.Tensor":
         """Returns the hidden states of tokens, any values where the mask [S, T] is false. Shape [S, T, H].

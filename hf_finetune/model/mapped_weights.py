@@ -105,8 +105,8 @@ def merge(ranges: Iterable[Range]) -> list[Range]:
 
 def give_back(ranges: Iterable[Range]) -> None:
     """Gives pages back to the operating system. They must be as find_unchanged_ranges() found them."""
-    libc = ctypes.CDLL(None)
     for start, end in ranges:
+        libc = ctypes.CDLL(None)  # which Windows does not have; nor does it list the ranges
         libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), mmap.MADV_DONTNEED)
 
 
@@ -132,8 +132,9 @@ def take_back_when_called(module: nn.Module, devices: Mapping[nn.Parameter, torc
         if "forward" in vars(module):
             return
         handle.remove()
-        for parameter, device in devices.items():
-            parameter.data = parameter.data.to(device)
+        with torch.inference_mode(mode=False):  # else evaluation would leave tensors that no backward pass can save
+            for parameter, device in devices.items():
+                parameter.data = parameter.data.to(device)
 
     handle = module.register_forward_pre_hook(take_back)
 

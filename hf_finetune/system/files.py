@@ -7,9 +7,9 @@ import os
 import shutil
 import stat
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
@@ -37,12 +37,11 @@ class HashingFile:
         if memoryview(content).nbytes < BYTES_FOR_A_THREAD:
             self.digest.update(content)
             return self.file.write(content)
-        hashing = threading.Thread(target=self.digest.update, args=(content,))
-        hashing.start()
-        try:
-            return self.file.write(content)
-        finally:
-            hashing.join()
+        with ThreadPoolExecutor(1) as pool:
+            hashing = pool.submit(self.digest.update, content)
+            num_written = self.file.write(content)
+            hashing.result()
+        return num_written
 
     def flush(self) -> None:
         """Passes buffered bytes on to the operating system."""

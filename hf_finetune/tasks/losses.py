@@ -46,6 +46,7 @@ def cross_entropy(
     terms = F.cross_entropy(scores, targets, reduction="none", **options)  # 0 where the label is IGNORED
     if focal_gamma:
         probabilities = F.log_softmax(scores, -1).gather(-1, targets.clamp(min=0)[:, None])[:, 0].exp()
+        probabilities = probabilities.masked_fill(targets == IGNORED, 0.0)  # the power has no gradient where one is 1
         terms = terms * (1 - probabilities) ** focal_gamma
     if example_weights is not None:
         terms = terms * example_weights.reshape(-1)

@@ -69,7 +69,7 @@ def train_steps(
     or gradient norm that is not finite raises InputError before the weights change; a tensor that has had no gradient raises it
     after the first updates; a batch without a target changes nothing.
     """
-    watch = GradientWatch(state.optimizer, total_updates - start_update)
+    watch, is_checked = GradientWatch(state.optimizer, total_updates - start_update), False
     limit = make_micro_batch_limit(config, runtime.num_processes, state.row_sharing)
     for update in range(start_update, total_updates):
         started = time.perf_counter()
@@ -95,8 +95,9 @@ def train_steps(
             watch.count(update + 1, loss, norm, is_skipped=skipped)
         if num_targets and state.average is not None:
             state.average.add(state.model, update + 1)
-        if update == start_update:  # not only when it is saved, which may be much later
+        if num_targets and not is_checked:  # not only when it is saved, which may be much later
             check_state(state.optimizer.optimizer, config.train.optimizer)
+            is_checked = True
         yield Update(
             number=update + 1,
             epoch=batch.epoch,
@@ -119,7 +120,7 @@ def step_optimizer(
     parameters = [parameter for group in state.optimizer.param_groups for parameter in group["params"]]
     runtime.accelerator.unscale_gradients()
     norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
-    # The only numbers of an update that the CPU waits for
+    # Here the CPU waits for the device, once an update; with several processes also where they agree
     loss, norm_value = torch.stack([mean_loss, norm.to(mean_loss)]).tolist()
     scaler = runtime.accelerator.scaler
     # A scale below 1 scales nothing up: what is not finite then is so by itself

@@ -16,6 +16,7 @@ class Progress:
     best_value: float | None = None
     best_update: int | None = None
     best_epoch: int | None = None
+    best_computed_from: str | None = None  # what the evaluation of the best update computed from (cache/check.py)
     patience_value: float | None = None  # the last value that counted as better, by train.min_delta
     evaluations_without_gain: int = 0
     stopped: bool = False  # early stopping has ended the training

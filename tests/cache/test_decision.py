@@ -189,7 +189,9 @@ def test_seed_rate_labels_and_head_find_the_entry(
         assert list_keys(cache) == first, changes
 
 
-def test_test_rows_of_their_own_are_not_computed(make_config: MakeConfig, cache: dict[str, str], tmp_path: Path) -> None:
+def test_test_rows_of_their_own_are_not_computed(
+    make_config: MakeConfig, cache: dict[str, str], tmp_path: Path
+) -> None:
     """Nothing would read them: the entire model computes the numbers of the test split."""
     test = tiny.write_jsonl(tmp_path / "other-test.jsonl", tiny.make_rows(9))
     finetune(make_config(**TINY_RUN, **cache, name="first"))
@@ -457,6 +459,31 @@ def test_the_numbers_of_validation_are_those_of_the_best_update(
     assert entire["validation"] == pytest.approx(results["validation"], abs=1e-6)
     assert entire["test"] == results["test"]
     assert "the entire model is evaluated again" in capsys.readouterr().out
+
+
+def test_numbers_of_other_activations_do_not_stand(
+    make_config: MakeConfig, cache: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that was killed in its export has nothing left to train, so it computes without activations after a resume."""
+    config = make_config(**TINY_RUN, **cache, name="killed")
+    with monkeypatch.context() as patch:
+        patch.setattr("hf_finetune.train.finish_run", raise_interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            finetune(config)
+    results = finetune(config).results
+    assert results["validation_check"] is None
+    from_activations = next(row for row in results["history"] if row["update"] == results["best"]["update"])
+    assert results["validation"]["loss"] != from_activations["loss"]  # in 16 bit
+    assert results["validation"]["loss"] == pytest.approx(from_activations["loss"], abs=1e-3)
+
+
+def raise_interrupt(*_: Any) -> Any:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_outputs_that_are_not_finite_are_never_the_same(value: float) -> None:
+    assert not check.Comparison(difference=value, tolerance=float("inf")).is_same
 
 
 def test_a_trained_model_whose_outputs_differ_from_its_cached_ones_is_noticed(decide: Any) -> None:

@@ -23,8 +23,9 @@ LORA = {"adapter.kind": "lora", "freeze.embeddings": True, "freeze.layers": 1, "
 
 
 @pytest.fixture(autouse=True)
-def needs_bitsandbytes() -> None:
-    pytest.importorskip("bitsandbytes")
+def needs_bitsandbytes(request: pytest.FixtureRequest) -> None:
+    if request.node.name != "test_it_needs_adapters_and_the_package":
+        pytest.importorskip("bitsandbytes")
 
 
 @pytest.mark.parametrize(("kind", "bits", "error"), [("8bit", 9, 0.02), ("4bit", 5, 0.2)])

@@ -229,6 +229,41 @@ def test_the_mean_of_a_summed_loss_is_over_all_targets_and_not_a_mean_of_means()
     assert (update_loss.total, update_loss.num_targets) == (None, None)
 
 
+class CountedWords(CountedObjective):
+    """The errors of WordObjective, whose number is known before."""
+
+    def count(self, batch: Batch) -> float:
+        return float(len(batch.feature_indices))
+
+    def sum_loss(self, outputs: torch.Tensor, batch: Batch) -> torch.Tensor:
+        assert batch.labels is not None
+        return (outputs - batch.labels).abs().sum()
+
+
+class DerivedWords(CountedWords):
+    """Overrides loss(), as objectives derived from a task's own could before there was sum_loss()."""
+
+    def loss(self, outputs: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, float]:
+        return 2 * self.sum_loss(outputs, batch), 2.0
+
+
+def test_training_and_evaluation_take_the_same_loss() -> None:
+    """Also if a derived class overrides loss(): then only it knows the number of targets."""
+    outputs, batch = torch.ones(3), make_batch(torch.zeros(3))
+
+    class Forwards:
+        def count_targets(self, count: Any) -> float:
+            number: float = count(batch)
+            return number
+
+    counted = CountedWords().start_update(Forwards())  # type: ignore[arg-type]
+    assert (float(counted.micro_batch(outputs, batch)[0]), counted.num_targets) == (3.0, 3.0)
+    assert CountedWords().evaluate(outputs, batch) == (3.0, 3.0)
+    derived = DerivedWords().start_update(Forwards())  # type: ignore[arg-type]
+    assert derived.num_targets is None
+    assert derived.micro_batch(outputs, batch) == (6.0, 2.0) == DerivedWords().evaluate(outputs, batch)
+
+
 class SpreadObjective(InBatchObjective):
     """The squared distances of all embeddings from their mean."""
 

@@ -75,9 +75,11 @@ def test_focal_loss_weighs_probable_targets_less() -> None:
 
 
 def test_the_sum_over_ignored_labels_is_zero() -> None:
-    logits = torch.randn(2, 3, 4, requires_grad=True)
+    logits = torch.randn(2, 3, 4)
+    logits[0, 0, 0] = 1e4  # a probability of 1, where the power of the focal loss has no gradient
+    logits.requires_grad_()
     labels, factors = torch.full((2, 3), IGNORED), torch.ones(2, 3)
-    for options in ({}, {"focal_gamma": 2.0}, {"example_weights": factors}):
+    for options in ({}, {"focal_gamma": 2.0}, {"focal_gamma": 0.5}, {"example_weights": factors}):
         total = cross_entropy(logits, labels, class_weights=WEIGHTS, **options)  # type: ignore[arg-type]
         (gradient,) = torch.autograd.grad(total, logits)
         assert float(total.detach()) == 0.0
