@@ -17,9 +17,10 @@ from support.runs import (
 )
 from support.script_server import ScriptServer
 
+from hf_finetune import train
 from hf_finetune.cache import listing
 from hf_finetune.config.sections import FreezeConfig, RunConfig, TrainConfig
-from hf_finetune.run.training_run import evaluate_split
+from hf_finetune.run.training_run import TrainingRun, evaluate_split
 from hf_finetune.system.errors import InputError
 from hf_finetune.train import finetune
 from hf_finetune.training import optim
@@ -117,6 +118,22 @@ def test_stages_on_two_processes(
     assert done.returncode == 0, done.stdout[-1500:] + done.stderr
     for ours, theirs in zip(read_untimed_metrics(together.run_dir), read_untimed_metrics(alone.run_dir), strict=True):
         assert ours == pytest.approx(theirs, abs=1e-5)
+
+
+def test_stages_in_16_bit_leave_out_the_same_work(
+    make_config: MakeConfig, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a forward need not compute shows in fp32, also after Accelerate has put the model under autocast."""
+    num_cuts, attach = [], train.attach_cache
+
+    def record(run: TrainingRun, *others: Any) -> Any:
+        num_cuts.append(len(run.train_state.forward_plan.first_token))
+        return attach(run, *others)
+
+    monkeypatch.setattr("hf_finetune.train.attach_cache", record)
+    finetune(make_config(**settings, **{"train.precision": "bf16"}))
+    assert num_cuts[0] > 0
+    assert num_cuts == [num_cuts[0]] * 3
 
 
 def test_the_best_checkpoint_of_an_early_stage_is_restored_completely(
