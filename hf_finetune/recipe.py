@@ -18,7 +18,7 @@ from hf_finetune.system.console import configure_logging
 from hf_finetune.system.errors import InputError, StoppedError, first_line, redact
 from hf_finetune.system.output import STDOUT, OutputError, guard_output, open_standard_output
 from hf_finetune.system.signals import EXIT_TRY_AGAIN
-from hf_finetune.system.startup import find_process_start, quick_imports
+from hf_finetune.system.startup import find_command_start, quick_imports
 
 EXIT_INPUT = 2
 EXIT_UNREAD = 141  # as a shell reports SIGPIPE (128 + 13): nobody reads what is printed, as after `| head -1`
@@ -52,13 +52,12 @@ def run_recipe(
         if "--print_config" in flags:
             print(to_yaml(config), end="", file=open_standard_output())
             return
-        began = time.perf_counter()
-        if is_first := "hf_finetune.train" not in sys.modules:
-            began = find_process_start()
-        with quick_imports(is_command=is_first):
+        began = find_command_start() if "hf_finetune.train" not in sys.modules else None
+        now = time.perf_counter()
+        with quick_imports(is_command=began is not None):
             from hf_finetune.train import finetune
 
-        finetune(config, began=began)
+        finetune(config, began=now if began is None else began)
 
     return report_errors(run, debug="--debug" in flags)
 

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 PROCESS_STATUS = Path("/proc/self/stat")
+LOADED = time.perf_counter()
+MOST_SECONDS = 30.0  # that a command takes until its settings are read
 START_TICKS = 19  # the process's start, counted from the field after its name
 
 
@@ -29,6 +31,14 @@ def quick_imports(*, is_command: bool = False) -> Iterator[None]:
             atexit.register(gc.freeze)
         if was_enabled:
             gc.enable()
+
+
+def find_command_start() -> float | None:
+    """Returns when the process was started for this command, as time.perf_counter() would have told it; None if the process has
+    done something else before: a notebook, or a job script that replaced itself by Python."""
+    start = find_process_start()
+    is_command = LOADED - start < MOST_SECONDS and time.perf_counter() - LOADED < MOST_SECONDS
+    return start if is_command else None
 
 
 def find_process_start() -> float:

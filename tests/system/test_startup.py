@@ -45,6 +45,18 @@ def test_a_command_is_timed_from_the_start_of_its_process_and_never_collects_wha
     assert num_frozen > 1000
 
 
+def test_what_a_process_did_before_is_not_of_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A notebook that runs a recipe after an hour, and a script that downloads for an hour and then becomes Python."""
+    now = time.perf_counter()
+    monkeypatch.setattr(startup, "LOADED", now)
+    monkeypatch.setattr(startup, "find_process_start", lambda: now - 1)
+    assert startup.find_command_start() == now - 1
+    monkeypatch.setattr(startup, "find_process_start", lambda: now - 3600)
+    assert startup.find_command_start() is None
+    monkeypatch.setattr(startup, "LOADED", now - 3599)
+    assert startup.find_command_start() is None
+
+
 def test_the_start_is_known_where_there_is_no_proc(monkeypatch: pytest.MonkeyPatch, tmp_path: object) -> None:
     expected = startup.find_process_start()
     monkeypatch.setattr(startup, "PROCESS_STATUS", startup.Path(str(tmp_path)) / "missing")
