@@ -25,9 +25,12 @@ Forward = Callable[..., Any]
 
 Cuts = Mapping[nn.Module, Forward]  # modules of the last block, and the forward that each has instead of its own
 
-# Largest difference on the probe, in fp32, relative to the largest logit, or to the largest gradient of the parameter: the same
-# sums in another order.
+# Largest difference of logits on the probe, in fp32, relative to the largest logit: the same sums in another order
 OTHER_SUMS = 1e-5
+
+# The same for gradients, relative to the largest one of the parameter: they are sums of more terms. With 30 blocks, a vocabulary
+# of 49,152 and two threads they differed by 1.7e-5; those of a module that was cut wrongly differ by 1e-2 and more
+OTHER_GRADIENT_SUMS = 1e-4
 
 # Attributes of self-attention without positions of its own: query, key, value, and the output projection if it is inside.
 # Names as of transformers 5.23 (BERT and its relatives, DistilBERT). tests/forward/test_first_token.py fails if a later
@@ -261,6 +264,6 @@ def have_same_gradients(
     for cut, full in zip(cut_gradients, full_gradients, strict=True):
         if cut is None and full is None:
             continue
-        if cut is None or full is None or not is_close(cut, full, OTHER_SUMS, 1e-2 * OTHER_SUMS * largest):
+        if cut is None or full is None or not is_close(cut, full, OTHER_GRADIENT_SUMS, 1e-2 * OTHER_SUMS * largest):
             return False
     return True

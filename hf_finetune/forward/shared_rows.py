@@ -22,7 +22,7 @@ from hf_finetune.data.features import Batch, Features, collate
 from hf_finetune.data.shared_rows import RowSharing, share_rows
 from hf_finetune.forward.cached import SAME_SUMS, is_close
 from hf_finetune.forward.dropout import DropoutMasks
-from hf_finetune.forward.first_token import OTHER_SUMS
+from hf_finetune.forward.first_token import OTHER_GRADIENT_SUMS, OTHER_SUMS
 from hf_finetune.forward.plan import ForwardPlan
 from hf_finetune.model import heads
 from hf_finetune.model.freezing import set_train_mode
@@ -140,7 +140,9 @@ def check_rows(probe: RowProbe, sharing: RowSharing) -> None:
                     raise CannotShareRowsError("its layers mix the examples of a row")
             if not is_close(logits.detach(), expected.detach(), tolerance):
                 raise CannotShareRowsError("its logits are other ones than those of an example alone")
-            if not are_close(probe.compute_gradients(logits), probe.compute_gradients(expected), tolerance):
+            if not are_close(
+                probe.compute_gradients(logits), probe.compute_gradients(expected), max(tolerance, OTHER_GRADIENT_SUMS)
+            ):
                 raise CannotShareRowsError("its gradients are other ones than those of an example alone")
             if probe.plan.cached is not None:
                 check_cached(probe, alone, shared, expected, tolerance)
