@@ -348,7 +348,7 @@ def test_trackers_are_checked_before_anything_is_read_or_written(
 
 def make_update(number: int) -> Update:
     return Update(
-        number=number, epoch=1, loss=0.25, gradient_norm=1.0, learning_rates={}, num_examples=8, num_tokens=200,
+        number=number, epoch=1, loss=0.25, gradient_norm=1.0, learning_rates={}, num_examples=8, num_tokens=200, num_targets=8.0,
         seconds=0.5, skipped=False,
     )  # fmt: skip
 
