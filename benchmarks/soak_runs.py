@@ -31,6 +31,7 @@ SETTINGS = {
 }  # fmt: skip
 CLOCK = (
     "seconds",
+    "seconds_to_first_update",
     "tokens_per_second",
     "peak_memory_mb",
     "push",

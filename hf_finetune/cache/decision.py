@@ -76,7 +76,7 @@ def decide(run: TrainingRun, progress: Progress) -> CacheDecision:
         return decline(run, run.stage.cannot_cache)
     if activations == "auto" and progress.cached is False:
         return CacheDecision(lines=("off: as this run started",))
-    if run.is_over(progress):
+    if run.is_over(progress) and not progress.cached:
         return CacheDecision(lines=("off: nothing is left to train",))
     if run.why_inputs_change:
         return decline(run, run.why_inputs_change)
@@ -94,6 +94,9 @@ def check_and_measure(run: TrainingRun, cached_forward: CachedForward, progress:
         cached_forward = dataclasses.replace(cached_forward, dtype=sample.dtype)
         run = with_cached_forward(run, cached_forward)
         entry = find_entry(run, layout, sample.shape[-1])
+        # The final numbers of a run that was killed after its training are those of one that was not, if they can be read
+        if run.is_over(progress) and not run.runtime.on_main(entry.is_complete):
+            return CacheDecision(lines=("off: nothing is left to train",))
         check = check_once(run, cached_forward, entry)
         if not check.is_same:
             return decline(

@@ -464,12 +464,23 @@ def test_the_numbers_of_validation_are_those_of_the_best_update(
 def test_numbers_of_other_activations_do_not_stand(
     make_config: MakeConfig, cache: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A run that was killed in its export has nothing left to train, so it computes without activations after a resume."""
-    config = make_config(**TINY_RUN, **cache, name="killed")
-    with monkeypatch.context() as patch:
-        patch.setattr("hf_finetune.train.finish_run", raise_interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            finetune(config)
+    """A run that was killed in its export has nothing left to train. If its activations are still there, its numbers are those
+    of a run that was not killed; else the entire model computes them."""
+
+    def kill(name: str) -> RunConfig:
+        config = make_config(**TINY_RUN, **cache, name=name)
+        with monkeypatch.context() as patch:
+            patch.setattr("hf_finetune.train.finish_run", raise_interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                finetune(config)
+        return config
+
+    never_killed = finetune(make_config(**TINY_RUN, **cache, name="never")).results
+    results = finetune(kill("killed")).results
+    assert results["validation"] == never_killed["validation"]
+    assert results["validation_check"] == never_killed["validation_check"]
+    config = kill("pruned")
+    shutil.rmtree(cache["cache.dir"])
     results = finetune(config).results
     assert results["validation_check"] is None
     from_activations = next(row for row in results["history"] if row["update"] == results["best"]["update"])
