@@ -11,6 +11,7 @@ B examples, T tokens, H hidden.
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -60,6 +61,11 @@ def replace_forwards(forwards: Mapping[nn.Module, Callable[..., Any]]) -> Iterat
                 del module.forward
             else:
                 module.forward = own_forward
+
+
+def get_own_forward(model: nn.Module) -> Callable[..., Any]:
+    """Returns the forward of a model's class, without what Accelerate puts around it: autocast, and outputs in fp32."""
+    return partial(type(model).forward, model)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ B examples, T tokens, H hidden, N heads, D = H / N.
 """
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -259,11 +259,19 @@ def have_same_gradients(
             return list(torch.autograd.grad(compute().sum(), parameters, allow_unused=True))
 
     full_gradients, cut_gradients = compute_gradients(compute_full), compute_gradients(compute_cut)
-    # The gradient of a key's bias is zero up to rounding: hence the floor
-    largest = max(float(gradient.abs().max()) for gradient in full_gradients if gradient is not None)
-    for cut, full in zip(cut_gradients, full_gradients, strict=True):
-        if cut is None and full is None:
-            continue
-        if cut is None or full is None or not is_close(cut, full, OTHER_GRADIENT_SUMS, 1e-2 * OTHER_SUMS * largest):
-            return False
-    return True
+    return are_same_gradients(cut_gradients, full_gradients)
+
+
+def are_same_gradients(
+    gradients: Sequence[torch.Tensor | None],
+    expected: Sequence[torch.Tensor | None],
+    tolerance: float = OTHER_GRADIENT_SUMS,
+) -> bool:
+    """True if all gradients are the same up to rounding. Some, such as that of a key's bias, are zero up to rounding."""
+    if [gradient is None for gradient in gradients] != [gradient is None for gradient in expected]:
+        return False
+    pairs = [
+        (one, other) for one, other in zip(gradients, expected, strict=True) if one is not None and other is not None
+    ]
+    floor = 1e-2 * tolerance * max((float(other.abs().max()) for _, other in pairs), default=0.0)
+    return all(is_close(one, other, tolerance, floor) for one, other in pairs)

@@ -6,20 +6,18 @@ product is that of the dequantized weight, in the precision of the run. The para
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from hf_finetune.forward.cached import PROBE_TOKENS, is_close, replace_forwards
+from hf_finetune.forward.cached import PROBE_TOKENS, get_own_forward, is_close, replace_forwards
+from hf_finetune.forward.first_token import OTHER_SUMS, have_same_gradients
 from hf_finetune.forward.frozen_layers import Forwards, make_twin
 from hf_finetune.model import heads
 from hf_finetune.model.structure import eval_mode, make_probe_batch
 from hf_finetune.system.errors import InputError
-
-OTHER_SUMS = 1e-4  # largest relative difference on the probe, in fp32: a bias is added after the product
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,21 +82,19 @@ def make_quantized_forwards(model: nn.Module, layers: Iterable[Any], kind: str) 
     weights = {module: quantize(module.weight, kind) for module in layers}
     forwards = {module: make_quantized_forward(module, weight) for module, weight in weights.items()}
     twins = {module: make_twin(module, {"weight": weight.dequantize()}).forward for module, weight in weights.items()}
-    entire = {model: partial(type(model).forward, model)}  # in fp32: Accelerate's forward is under autocast
-    expected = compute_probe(model, {**entire, **twins})
-    for actual, wanted in zip(compute_probe(model, {**entire, **forwards}), expected, strict=True):
-        if not is_close(actual, wanted, OTHER_SUMS, floor=OTHER_SUMS):
+
+    def run(replaced: Forwards) -> torch.Tensor:
+        with replace_forwards({model: get_own_forward(model), **replaced}):
+            return heads.run_model(model, make_probe_batch(model, PROBE_TOKENS))
+
+    with eval_mode(model):
+        with torch.no_grad():
+            is_same = is_close(run(forwards), run(twins), OTHER_SUMS)
+        if not is_same or not have_same_gradients(
+            model, lambda: run(twins).square().sum(), lambda: run(forwards).square().sum()
+        ):
             raise InputError(
                 f"adapter.quantization ({kind}): this backbone computes something else than with its dequantized weights; set it "
                 "to none"
             )
     return forwards
-
-
-def compute_probe(model: nn.Module, forwards: Forwards) -> list[torch.Tensor]:
-    """Returns the outputs on a probe, and the gradients of the parameters that train."""
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    with eval_mode(model), torch.enable_grad(), replace_forwards(forwards):
-        outputs = heads.run_model(model, make_probe_batch(model, PROBE_TOKENS))
-        gradients = torch.autograd.grad(outputs.square().sum(), parameters, allow_unused=True)
-    return [outputs.detach(), *(each for each in gradients if each is not None)]

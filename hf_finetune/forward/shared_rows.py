@@ -22,7 +22,7 @@ from hf_finetune.data.features import Batch, Features, collate
 from hf_finetune.data.shared_rows import RowSharing, share_rows
 from hf_finetune.forward.cached import SAME_SUMS, is_close
 from hf_finetune.forward.dropout import DropoutMasks
-from hf_finetune.forward.first_token import OTHER_GRADIENT_SUMS, OTHER_SUMS
+from hf_finetune.forward.first_token import OTHER_GRADIENT_SUMS, OTHER_SUMS, are_same_gradients
 from hf_finetune.forward.plan import ForwardPlan
 from hf_finetune.model import heads
 from hf_finetune.model.freezing import set_train_mode
@@ -140,7 +140,7 @@ def check_rows(probe: RowProbe, sharing: RowSharing) -> None:
                     raise CannotShareRowsError("its layers mix the examples of a row")
             if not is_close(logits.detach(), expected.detach(), tolerance):
                 raise CannotShareRowsError("its logits are other ones than those of an example alone")
-            if not are_close(
+            if not are_same_gradients(
                 probe.compute_gradients(logits), probe.compute_gradients(expected), max(tolerance, OTHER_GRADIENT_SUMS)
             ):
                 raise CannotShareRowsError("its gradients are other ones than those of an example alone")
@@ -186,12 +186,3 @@ def select_tokens(outputs: torch.Tensor, batch: Batch) -> torch.Tensor:
     """Returns the outputs [R, W, V] of the tokens of shared rows, in the order of the sequences [sum of lengths, V]."""
     assert batch.rows is not None
     return outputs[(batch.rows.sequences >= 0).to(outputs.device)][find_places(batch).argsort().to(outputs.device)]
-
-
-def are_close(values: list[torch.Tensor | None], expected: list[torch.Tensor | None], tolerance: float) -> bool:
-    """True if all gradients are the same up to rounding. Some, such as that of a key's bias, are zero up to rounding."""
-    if [gradient is None for gradient in values] != [gradient is None for gradient in expected]:
-        return False
-    pairs = [(one, other) for one, other in zip(values, expected, strict=True) if one is not None and other is not None]
-    floor = 1e-2 * tolerance * max((float(other.abs().max()) for _, other in pairs), default=0.0)
-    return all(is_close(one, other, tolerance, floor) for one, other in pairs)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import cache, partial
+from functools import cache
 from typing import Any, TypeVar
 
 from hf_finetune.config.sections import FreezeConfig, RunConfig, require
@@ -13,7 +13,7 @@ from hf_finetune.data.report import DataReport
 from hf_finetune.data.splits import Splits, load_splits
 from hf_finetune.data.streamed_data import StreamedData
 from hf_finetune.data.table import ColumnSpec, Table
-from hf_finetune.forward.cached import replace_forwards
+from hf_finetune.forward.cached import get_own_forward, replace_forwards
 from hf_finetune.forward.dropout import choose_masks
 from hf_finetune.forward.plan import find_forward_plan
 from hf_finetune.forward.shared_rows import find_row_sharing
@@ -209,7 +209,7 @@ def prepare_stage(
         eval_modules = freezing.find_eval_modules(loaded.model, has_adapters=loaded.adapter is not None)
         masks = choose_masks(config.train.dropout_masks, config.seed, loaded.model, eval_modules)
     # The probes run in fp32: after the first stage, the forward that Accelerate has put in place is under autocast
-    in_fp32 = replace_forwards({loaded.model: partial(type(loaded.model).forward, loaded.model)})
+    in_fp32 = replace_forwards({loaded.model: get_own_forward(loaded.model)})
     with lora.with_random_adapters(loaded), in_fp32:
         forward_plan, cannot_cache = find_forward_plan(
             loaded.model, plan, reads_targets=reads_targets(task.objective, *LOSSES)

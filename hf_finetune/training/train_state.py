@@ -13,7 +13,7 @@ import torch
 from hf_finetune.data.features import IGNORED, Array, Batch, Features, attach_activations, collate
 from hf_finetune.data.reading import read_targets
 from hf_finetune.data.shared_rows import RowSharing, share_rows
-from hf_finetune.forward.cached import replace_forwards
+from hf_finetune.forward.cached import get_own_forward, replace_forwards
 from hf_finetune.forward.dropout import DropoutMasks
 from hf_finetune.forward.plan import FULL_FORWARD, ForwardPlan
 from hf_finetune.model import heads
@@ -67,9 +67,11 @@ class TrainState:
         Accelerate has it convert them to fp32. For logits over a vocabulary, that copy and its gradient are twice their size.
         """
 
+        own_forward = get_own_forward(self.model)
+
         def forward(*arguments: Any, **keywords: Any) -> Any:
             with self.autocast():
-                return type(self.model).forward(self.model, *arguments, **keywords)
+                return own_forward(*arguments, **keywords)
 
         with replace_forwards({self.model: forward}):
             yield
