@@ -7,10 +7,12 @@ Ctrl-\\, SIGHUP when a terminal or its connection is closed, SIGXCPU at a limit 
 import contextlib
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from types import FrameType
+from typing import Any
 
 from hf_finetune.system.console import is_notebook
 from hf_finetune.system.errors import StoppedError
@@ -25,7 +27,7 @@ STOP_SIGNALS = tuple(getattr(signal, name) for name in NAMES if hasattr(signal, 
 SAME_SIGNAL_SECONDS = 1.0
 
 # A module that is interrupted while it is imported may be unusable afterwards (torch is), so the signal waits for its end
-IMPORT_SECONDS = 0.1
+WAIT_SECONDS = 0.1
 
 
 class StopSignals:
@@ -61,13 +63,23 @@ class StopSignals:
                 os.kill(os.getpid(), number)
             return
         if self.ends_at_once and is_importing(frame):
-            threading.Timer(IMPORT_SECONDS, signal.raise_signal, (number,)).start()
+            send_again(number)
             return
         self.received, self.received_at = signal.Signals(number).name, time.monotonic()
         if self.ends_at_once:
             raise StoppedError(self.received)
         if os.environ.get("LOCAL_RANK", "0") == "0":
             print_at_once(f"{self.received}: saving, then stopping; a second signal stops without saving")
+
+    def receive_again(self, ignored: Any) -> bool:
+        """Returns True, and has the signal come again, if Python ignored its error: it was raised in a __del__ or in a callback
+        of the garbage collector, from where no error reaches the program."""
+        if not isinstance(ignored.exc_value, StoppedError):
+            return False
+        number = getattr(signal, self.received)
+        self.received = ""
+        send_again(number)
+        return True
 
     @contextlib.contextmanager
     def install(self) -> Iterator[None]:
@@ -79,12 +91,20 @@ class StopSignals:
             yield
             return
         heeded = [number for number in STOP_SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+        report_ignored = sys.unraisablehook
+        sys.unraisablehook = lambda ignored: None if self.receive_again(ignored) else report_ignored(ignored)
         handlers_before = {number: signal.signal(number, self.receive) for number in heeded}
         try:
             yield
         finally:
+            sys.unraisablehook = report_ignored
             for number, handler in handlers_before.items():
                 signal.signal(number, handler)
+
+
+def send_again(number: int) -> None:
+    """Sends this process the signal once more, WAIT_SECONDS from now."""
+    threading.Timer(WAIT_SECONDS, signal.raise_signal, (number,)).start()
 
 
 def is_importing(frame: FrameType | None) -> bool:

@@ -66,6 +66,26 @@ def test_a_module_that_is_being_imported_is_imported_to_its_end(
     assert sys.modules["interrupted_module"].is_complete
 
 
+def test_a_signal_that_arrives_where_python_ignores_errors_comes_again() -> None:
+    class Interrupted:
+        def __del__(self) -> None:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0)
+
+    report_ignored = sys.unraisablehook
+    went_on = []
+
+    def stop_in_finalizer() -> None:
+        Interrupted()
+        went_on.append(True)
+        time.sleep(5)
+
+    with pytest.raises(StoppedError, match="SIGTERM"), StopSignals().install():
+        stop_in_finalizer()
+    assert went_on
+    assert sys.unraisablehook is report_ignored
+
+
 def test_a_second_signal_does_not_end_the_kernel_of_a_notebook(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hf_finetune.system.signals.is_notebook", lambda: True)
     monkeypatch.setattr("hf_finetune.system.signals.SAME_SIGNAL_SECONDS", -1)
