@@ -71,8 +71,8 @@ def finetune(
     began = time.perf_counter()
     functions = {"loss": loss, "optimizer": optimizer, "augment": augment, "on_update": on_update}
     data = {"train": train, "validation": validation, "test": test}
-    with StopSignals().install():
-        try:
+    try:
+        with StopSignals().install():
             config, parts, is_named = prepare(task, data, settings, functions, metrics)
             # Nothing heavy is imported before this line: what the user can get wrong shows at once
             with quick_imports():
@@ -80,9 +80,9 @@ def finetune(
                 from hf_finetune.train import finetune as train_run
 
             config = config if is_named else name_run(config, parts)
-        except StoppedError as error:
-            message = f"{error}: there was nothing to save yet; {AGAIN} to start from the beginning"
-            raise StoppedError(message) from None
+    except StoppedError as error:
+        message = f"{error}: there was nothing to save yet; {AGAIN} to start from the beginning"
+        raise StoppedError(message) from None
     result = train_run(config, parts, began=began)
     return Run(config=config, run_dir=result.run_dir, model_dir=result.model_dir, results=result.results, parts=parts)
 

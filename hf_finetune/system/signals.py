@@ -10,7 +10,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from types import FrameType
 from typing import Any
 
@@ -98,8 +98,17 @@ class StopSignals:
             yield
         finally:
             sys.unraisablehook = report_ignored
-            for number, handler in handlers_before.items():
-                signal.signal(number, handler)
+            try:
+                restore_handlers(handlers_before)
+            except StoppedError:  # which comes once
+                restore_handlers(handlers_before)
+                raise
+
+
+def restore_handlers(handlers: Mapping[signal.Signals, Any]) -> None:
+    """Has these handlers receive the signals."""
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 def send_again(number: int) -> None:
