@@ -20,6 +20,7 @@ import torch
 
 from hf_finetune.system.errors import InputError, first_line
 from hf_finetune.system.files import (
+    find_difference,
     hash_file,
     is_missing,
     remove_quietly,
@@ -96,11 +97,11 @@ def save_checkpoint(
     num_bytes = count_tensor_bytes(content)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        sha256 = replace_atomically(path, lambda file: torch.save(copy_to_cpu(content), file), num_bytes)
+        written = replace_atomically(path, lambda file: torch.save(copy_to_cpu(content), file), num_bytes)
         manifest = Manifest(
             file=path.name,
-            size=path.stat().st_size,
-            sha256=sha256,
+            size=written.size,
+            sha256=written.sha256,
             epoch=epoch,
             update=update,
             loss=loss,
@@ -110,7 +111,7 @@ def save_checkpoint(
         write_atomically(make_manifest_path(path), json.dumps(asdict(manifest), indent=2).encode())
         manifests = read_manifests(folder)
         is_listed = repr(manifest) in map(repr, manifests)  # a value that is nan is not equal to itself
-        if (reason := find_damage(folder, manifest)) or not is_listed:
+        if (reason := find_difference(path, written)) or not is_listed:
             raise InputError(f"{path}: {reason or 'has no manifest'} when it is read back; check the disk")
         write_references(folder, manifest, best_update)
     except OSError as error:

@@ -113,6 +113,41 @@ def test_a_full_disk_keeps_no_file_without_its_manifest(tmp_path: Path, monkeypa
     assert checkpoint.find_newest_intact(tmp_path)[0] == tmp_path / saved.file
 
 
+@pytest.mark.parametrize("damage", ["flipped", "cut", "missing", "manifest"])
+def test_a_disk_that_does_not_give_back_what_was_written_is_found_at_the_save(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str
+) -> None:
+    """It reports success. The older checkpoint is still there, since only a save that was read back removes it."""
+    saved, write = save(tmp_path, 1), checkpoint.write_atomically
+
+    def spoil(manifest_path: Path, content: bytes) -> None:
+        write(manifest_path, content)
+        path = manifest_path.with_suffix(".pt")
+        raw = bytearray(path.read_bytes())
+        raw[len(raw) // 2] ^= 1
+        if damage == "manifest":
+            manifest_path.write_bytes(content.replace(b"0.5", b"0.6"))
+        elif damage == "missing":
+            path.unlink()
+        else:
+            path.write_bytes(raw if damage == "flipped" else raw[:-5])
+
+    monkeypatch.setattr(checkpoint, "write_atomically", spoil)
+    with pytest.raises(InputError, match=r"read back; check the disk|No such file"):
+        save(tmp_path, 2)
+    monkeypatch.undo()
+    assert checkpoint.read_references(tmp_path)["last"] == saved.file
+    assert checkpoint.find_intact(tmp_path, 1) == tmp_path / saved.file
+
+
+def test_a_save_computes_no_second_sha256(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The thread that hashes beside the writing is enough: the file is read back with a cheaper digest."""
+    monkeypatch.setattr(checkpoint, "hash_file", None)
+    saved = save(tmp_path, 1)
+    monkeypatch.undo()
+    assert checkpoint.find_damage(tmp_path, saved) is None
+
+
 def test_the_remains_of_a_killed_save_are_removed(tmp_path: Path) -> None:
     (tmp_path / "ckpt_epoch0001_update000001_loss0.5000.pt").write_bytes(b"no manifest was written")
     (tmp_path / ".ckpt_epoch0001_update000002_loss0.5000.pt.writing").write_bytes(b"half")

@@ -5,7 +5,9 @@ import hashlib
 import os
 import re
 import stat
+import threading
 import time
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +34,9 @@ def test_a_write_that_fails_leaves_the_old_content(tmp_path: Path) -> None:
 
 def test_a_write_returns_the_digest_of_the_file(tmp_path: Path) -> None:
     path = tmp_path / "file"
-    digest = files.replace_atomically(path, lambda file: (file.write(b"one"), file.write(b"two"), file.flush()), 6)
+    written = files.replace_atomically(path, lambda file: (file.write(b"one"), file.write(b"two"), file.flush()), 6)
     assert path.read_bytes() == b"onetwo"
-    assert digest == files.hash_file(path)
+    assert (written.size, written.sha256) == (6, files.hash_file(path))
 
 
 def test_a_file_is_synced_before_it_is_renamed_and_the_folder_after_it(
@@ -136,17 +138,59 @@ def test_the_clock_of_a_folder_is_that_of_its_file_system(tmp_path: Path, monkey
     assert files.read_clock(tmp_path / "nowhere") == 5.0
 
 
-@pytest.mark.parametrize("sizes", [(10, 3), (2**20, 5, 3 * 2**20)])
-def test_a_file_has_the_digest_of_its_bytes_whatever_its_parts(tmp_path: Path, sizes: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("sizes", [(), (0, 0), (10, 3), (2**20, 5, 3 * 2**20), (7, (files.BLOCKS_TO_HASH + 3) * 2**20)])
+def test_a_file_has_the_digests_of_its_bytes_whatever_its_parts(tmp_path: Path, sizes: tuple[int, ...]) -> None:
     parts = [os.urandom(size) for size in sizes]
 
     def write(file: Any) -> None:
         for part in parts:
             assert file.write(memoryview(part)) == len(part)
 
-    digest = files.replace_atomically(tmp_path / "file", write, sum(sizes))
-    assert (tmp_path / "file").read_bytes() == b"".join(parts)
-    assert digest == files.hash_file(tmp_path / "file") == hashlib.sha256(b"".join(parts)).hexdigest()
+    written = files.replace_atomically(tmp_path / "file", write, sum(sizes))
+    content = b"".join(parts)
+    assert (tmp_path / "file").read_bytes() == content
+    assert written == files.Written(
+        size=len(content), sha256=hashlib.sha256(content).hexdigest(), crc32=zlib.crc32(content)
+    )
+    assert written.sha256 == files.hash_file(tmp_path / "file")
+    assert files.find_difference(tmp_path / "file", written) is None
+
+
+def test_what_is_written_may_change_when_write_has_returned(tmp_path: Path) -> None:
+    """The digests are computed later, and torch reuses its memory."""
+    memory = bytearray(2**20)
+
+    def write(file: Any) -> None:
+        for value in range(40):
+            memory[:] = bytes([value]) * len(memory)
+            file.write(memory)
+
+    written = files.replace_atomically(tmp_path / "file", write, 40 * len(memory))
+    assert written.sha256 == files.hash_file(tmp_path / "file")
+
+
+def test_the_thread_that_hashes_ends_with_the_write(tmp_path: Path) -> None:
+    before = threading.active_count()
+
+    def fail(file: Any) -> None:
+        file.write(bytes(2**21))
+        raise OSError(errno.EIO, "Input/output error")
+
+    files.write_atomically(tmp_path / "file", bytes(2**21))
+    with pytest.raises(InputError, match="Input/output error"):
+        files.replace_atomically(tmp_path / "file", fail, 10)
+    assert threading.active_count() == before
+
+
+@pytest.mark.parametrize("place", [0, 2**20, -1])
+def test_a_file_that_is_not_what_was_written_is_found(tmp_path: Path, place: int) -> None:
+    path, content = tmp_path / "file", bytearray(os.urandom(2**20 + 9))
+    written = files.replace_atomically(path, lambda file: file.write(content), len(content))
+    content[place] ^= 1
+    path.write_bytes(content)
+    assert files.find_difference(path, written) == "has other bytes than were written"
+    path.write_bytes(content[:-1])
+    assert files.find_difference(path, written) == "has 1048584 bytes instead of 1048585"
 
 
 @pytest.mark.parametrize(("code", "is_error"), [(errno.ENOSPC, True), (errno.EDQUOT, True), (errno.EOPNOTSUPP, False)])
