@@ -291,7 +291,8 @@ def copy_checkpoint(source_dir: Path, update: int, folder: Path) -> bool:
 def load_best_weights(run: TrainingRun, progress: Progress) -> str:
     """Loads the weights of the best checkpoint into the model, and returns its file name. On all processes.
 
-    Raises InputError if the checkpoint is missing or damaged.
+    The model has them if the best update is the last one, unless it evaluates other weights than it trains. Raises InputError if
+    the checkpoint is missing or damaged.
     """
 
     def find_best() -> str:
@@ -304,5 +305,6 @@ def load_best_weights(run: TrainingRun, progress: Progress) -> str:
         return path.name
 
     name = run.runtime.on_main(find_best)
-    load_weights(run, checkpoint.load_checkpoint(run.checkpoint_dir / name), name)
+    if progress.best_update != progress.update or run.train_state.has_other_evaluated_weights:
+        load_weights(run, checkpoint.load_checkpoint(run.checkpoint_dir / name), name)
     return name

@@ -76,14 +76,18 @@ class TrainState:
         with replace_forwards({self.model: forward}):
             yield
 
+    @property
+    def has_other_evaluated_weights(self) -> bool:
+        """True if the weights that are evaluated are averages of those that train."""
+        return self.average is not None or averages_itself(self.optimizer.optimizer)
+
     @contextlib.contextmanager
     def evaluated_weights(self) -> Iterator[Weights | None]:
         """Puts the weights that are evaluated into the model. When the block ends, those that train are back, bit for bit.
 
         Gives the weights that train, or None if they are the evaluated ones.
         """
-        optimizer = self.optimizer.optimizer
-        if self.average is None and not averages_itself(optimizer):
+        if not self.has_other_evaluated_weights:
             yield None
             return
         training_weights = copy_trained_weights(self.model)
@@ -91,7 +95,7 @@ class TrainState:
             if self.average is not None:
                 copy_into(self.model, self.average.weights)
             else:
-                copy_into(self.model, compute_own_averages(optimizer, self.model))
+                copy_into(self.model, compute_own_averages(self.optimizer.optimizer, self.model))
             yield training_weights
         finally:
             copy_into(self.model, training_weights)
