@@ -6,6 +6,7 @@ S sequences, T tokens, H hidden.
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 import transformers
@@ -37,6 +38,7 @@ HEADS = (
     Head("LMHeadModel", "AutoModelForCausalLM", "CAUSAL_LM"),
     Head("ForConditionalGeneration", "AutoModelForSeq2SeqLM", "SEQ_2_SEQ_LM"),
 )
+CONFIGS = WeakKeyDictionary[nn.Module, list[Any]]()  # those in a model, found at its first forward
 NO_HEAD = Head("Model", "AutoModel", "FEATURE_EXTRACTION")  # not searched by name: BertLMHeadModel ends with it, too
 
 
@@ -92,14 +94,16 @@ def without_key_value_cache(model: nn.Module) -> Iterator[None]:
 
     Not every forward has an argument use_cache, but all of them read their config. T5's decoder has a copy of it.
     """
-    models = (module for module in model.modules() if isinstance(module, transformers.PreTrainedModel))
-    configs = {id(part.config): part.config for part in models if getattr(part.config, "use_cache", False)}
-    for config in configs.values():
+    if model not in CONFIGS:  # else each forward would look through all modules
+        models = (module for module in model.modules() if isinstance(module, transformers.PreTrainedModel))
+        CONFIGS[model] = list({id(part.config): part.config for part in models}.values())
+    collecting = [config for config in CONFIGS[model] if getattr(config, "use_cache", False)]
+    for config in collecting:
         config.use_cache = False
     try:
         yield
     finally:
-        for config in configs.values():
+        for config in collecting:
             config.use_cache = True
 
 

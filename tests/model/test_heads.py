@@ -1,5 +1,7 @@
 """How a model is called."""
 
+import gc
+import weakref
 from typing import Any
 
 import pytest
@@ -55,3 +57,18 @@ def test_an_error_in_a_forward_leaves_the_config_as_it_was() -> None:
     with pytest.raises(ValueError):
         heads.run_model(model, {}, fail)
     assert model.config.use_cache
+
+
+def test_the_configs_of_a_model_are_searched_once_and_the_model_can_be_freed() -> None:
+    model = tiny.make_model("llama")
+    inputs = {"input_ids": IDS, "attention_mask": torch.ones_like(IDS)}
+    heads.run_model(model, inputs)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(model, "modules", None)
+        with heads.without_key_value_cache(model):
+            assert not model.config.use_cache
+    assert model.config.use_cache
+    reference = weakref.ref(model)
+    del model
+    gc.collect()
+    assert reference() is None
