@@ -41,7 +41,13 @@ def make_card(run: TrainingRun, results: Mapping[str, Any]) -> str:
         for split in ("validation", "test")
         for metric, value in results[split].items()
     ]
-    test_use = "The test split was used once, after that." if results["test"] else "There is no test split."
+    uses = ["The test split was used once, after that." if results["test"] else "There is no test split."]
+    activations = run.features["validation"].activations
+    if results["validation_check"] is not None and activations is not None and activations.dtype != "float32":
+        uses.append(
+            "The numbers of validation were computed from activations of the frozen layers in 16 bit, as in training: they can "
+            "differ from this model's in the fourth digit."
+        )
     return Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
         metadata=make_metadata(run, results).to_yaml(),
         name=escape_markdown(config.name),
@@ -51,7 +57,7 @@ def make_card(run: TrainingRun, results: Mapping[str, Any]) -> str:
         usage=code_block("python", describe_usage(run.backbone, run.task, config.hub.repo_id or "model")),
         metrics="\n".join(rows),
         weights=describe_weights(config, results),
-        test_use=test_use,
+        test_use="\n".join(uses),
         data_name=code_span(find_data_name(config)),
         num_train=f"{examples['train']:,}",
         num_validation=f"{examples['validation']:,}",
