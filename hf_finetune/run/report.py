@@ -138,7 +138,8 @@ def describe_micro_batches(run: TrainingRun) -> str:
     """Returns how a process takes its share of a batch."""
     limit = make_micro_batch_limit(run.config, run.runtime.num_processes)
     if limit.num_tokens is not None:
-        return f"micro-batches of at most {limit.num_tokens:,} tokens"
+        rows = "" if run.train_state.row_sharing is None else " in shared rows"
+        return f"micro-batches of at most {limit.num_tokens:,} tokens{rows}"
     rounds = -(-run.config.train.batch_size // (limit.num_examples * run.runtime.num_processes))
     return f"{limit.num_examples} x {rounds} micro-batch{'es' if rounds > 1 else ''}"
 

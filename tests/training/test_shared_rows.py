@@ -12,7 +12,8 @@ from support import tiny
 
 from hf_finetune.data.features import Batch
 from hf_finetune.data.shared_rows import share_rows
-from hf_finetune.run.report import describe_rows
+from hf_finetune.run.report import describe_micro_batches, describe_rows
+from hf_finetune.run.saving import describe_summation_order
 from hf_finetune.run.training_run import TrainingRun
 from hf_finetune.system.errors import InputError
 from hf_finetune.training import train_state
@@ -105,6 +106,24 @@ def test_losses_and_weights_are_those_of_rows_of_their_own(
     }  # AdamW's steps are no continuous function of a gradient
     ours = make_run(**{**made, **limit, **sgd, "name": "shared", "train.shared_rows": "on"})
     assert_same(ours, make_run(**{**made, **sgd, "name": "plain"}))
+
+
+@pytest.mark.parametrize("limit", [{"train.micro_batch_tokens": 20}, {}], ids=str)
+def test_what_a_run_says_of_its_micro_batches_names_shared_rows(
+    make_run: MakeRun, settings: Callable[..., dict[str, Any]], limit: dict[str, int]
+) -> None:
+    made = settings("llama", **limit)
+    ours = make_run(**{**made, "name": "shared", "train.shared_rows": "on"})
+    theirs = make_run(**{**made, "name": "plain"})
+    of_tokens = "micro-batches of at most 20 tokens"
+    if limit:
+        assert (describe_micro_batches(ours), describe_micro_batches(theirs)) == (
+            f"{of_tokens} in shared rows",
+            of_tokens,
+        )
+    else:
+        assert describe_micro_batches(ours) == describe_micro_batches(theirs)  # as many examples
+    assert describe_summation_order(ours) == f"{describe_summation_order(theirs)} in shared rows"
 
 
 def test_rows_of_a_stream_are_shared(make_run: MakeRun, settings: Callable[..., dict[str, Any]]) -> None:
