@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from support.runs import assert_same_tensors, read_untimed_metrics
+from support.runs import assert_same_tensors, compute_update, read_untimed_metrics
 from torch import nn
 
 from hf_finetune.config.sections import RunConfig
@@ -18,9 +18,7 @@ from hf_finetune.run import frozen_weights
 from hf_finetune.run.training_run import Clock, TrainingRun
 from hf_finetune.system.files import digest_tensors
 from hf_finetune.train import attach_cache, decide_on_cache, finetune
-from hf_finetune.training.loop import accumulate_gradients
 from hf_finetune.training.progress import FRESH
-from hf_finetune.training.train_state import UpdateBatch
 
 MakeRun = Callable[..., TrainingRun]
 MakeConfig = Callable[..., RunConfig]
@@ -30,16 +28,6 @@ LINUX = pytest.mark.skipif(sys.platform != "linux", reason="needs the list of a 
 def start(made: TrainingRun) -> TrainingRun:
     """The run as it starts to train."""
     return attach_cache(made, FRESH, decide_on_cache(made, FRESH, Clock()), Clock())[0]
-
-
-def compute_update(made: TrainingRun) -> tuple[float, dict[str, torch.Tensor]]:
-    """The loss of one update of two micro-batches, and its gradients."""
-    rows = np.arange(8)
-    batch = UpdateBatch(number=0, pass_number=1, feature_indices=rows, micro_batches=[rows[:4], rows[4:]])
-    made.train_state.model.zero_grad()
-    loss, _ = accumulate_gradients(made.train_state, made.features["train"], made.task, made.runtime, batch)
-    gradients = {name: p.grad.clone() for name, p in made.train_state.model.named_parameters() if p.grad is not None}
-    return float(loss), gradients
 
 
 def count_casts(made: TrainingRun) -> int:

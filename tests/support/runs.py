@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -15,7 +16,10 @@ import transformers
 from hf_finetune.config.loading import to_yaml
 from hf_finetune.config.sections import RunConfig
 from hf_finetune.run.parts import NO_PARTS, Parts
+from hf_finetune.run.training_run import TrainingRun
 from hf_finetune.train import finetune, finish_update
+from hf_finetune.training.loop import accumulate_gradients
+from hf_finetune.training.train_state import UpdateBatch
 from support.script_server import Scripts, ScriptServer
 
 BIN = Path(sys.executable).parent
@@ -69,6 +73,16 @@ def assert_same_tensors(ours: Any, theirs: Any, position: str = "") -> None:
 
 class CutOffError(Exception):
     """Raised inside a run to cut it off."""
+
+
+def compute_update(made: TrainingRun) -> tuple[float, dict[str, torch.Tensor]]:
+    """The loss of one update of two micro-batches, and its gradients."""
+    rows = np.arange(8)
+    batch = UpdateBatch(number=0, pass_number=1, feature_indices=rows, micro_batches=[rows[:4], rows[4:]])
+    made.train_state.model.zero_grad()
+    loss, _ = accumulate_gradients(made.train_state, made.features["train"], made.task, made.runtime, batch)
+    gradients = {name: p.grad.clone() for name, p in made.train_state.model.named_parameters() if p.grad is not None}
+    return float(loss), gradients
 
 
 def run_until(config: RunConfig, update: int, monkeypatch: pytest.MonkeyPatch, parts: Parts = NO_PARTS) -> None:

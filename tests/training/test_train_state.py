@@ -5,25 +5,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
+from support.runs import compute_update
 
 from hf_finetune.run.training_run import TrainingRun
-from hf_finetune.training.loop import accumulate_gradients
-from hf_finetune.training.train_state import TrainState, UpdateBatch
+from hf_finetune.training.train_state import TrainState
 
 MakeRun = Callable[..., TrainingRun]
-
-
-def compute_update(made: TrainingRun) -> tuple[float, dict[str, torch.Tensor]]:
-    """The loss of one update of two micro-batches, and its gradients."""
-    rows = np.arange(8)
-    batch = UpdateBatch(number=0, pass_number=1, feature_indices=rows, micro_batches=[rows[:4], rows[4:]])
-    made.train_state.model.zero_grad()
-    loss, _ = accumulate_gradients(made.train_state, made.features["train"], made.task, made.runtime, batch)
-    gradients = {name: p.grad.clone() for name, p in made.train_state.model.named_parameters() if p.grad is not None}
-    return float(loss), gradients
 
 
 def watch_outputs(made: TrainingRun, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
