@@ -91,7 +91,8 @@ def train_and_export(config: RunConfig, runtime: Runtime, parts: Parts, clock: C
             notes = (*notes, *resume_notes)
             saved = None  # frees the checkpoint's tensors
 
-    with runtime.signals.deferred():  # from here on, a signal saves before it stops the run
+    # From here on, a signal saves before it stops the run, and what is in no other phase counts as training
+    with clock("train"), runtime.signals.deferred():
         with clock("check"):
             cache = decide_on_cache(run, progress, clock)
             report.announce(run, cache.lines, notes, is_resumed=progress.update > 0)
@@ -146,7 +147,6 @@ def train(run: TrainingRun, progress: Progress, tracker: tracking.Tracking, cloc
     )
     steps = clock.count_updates(steps)
     last_save = time.monotonic()
-    before = clock.switch("train")
     try:
         if progress.pending:  # a signal stopped the run before the evaluation and save of its last update
             progress = finish_update(run, progress, tracker, clock, bar)
@@ -170,7 +170,6 @@ def train(run: TrainingRun, progress: Progress, tracker: tracking.Tracking, cloc
     finally:
         steps.close()
         bar.close()
-        clock.switch(before)
     return progress
 
 
@@ -353,25 +352,26 @@ def evaluate_exported(
     """Returns the metrics by split of the model that is exported.
 
     Those of validation were computed after the best update, with the same weights. They stand if the trained model's outputs, as
-    that evaluation took them, are those of the entire model on examples of all lengths; that comparison is returned too. Else,
-    and on the test split, the entire model runs: also if this start of the run, or its last stage, computes from something else
-    than that evaluation.
+    that evaluation took them, are those of the entire model on examples of all lengths; that comparison is returned too, or None
+    if that evaluation ran the entire model. Else, and on the test split, the entire model runs: also if this start of the run, or
+    its last stage, computes from something else than that evaluation.
     """
     final: dict[str, dict[str, float]] = {}
     check = None
     has_same_weights = averaged is None and run.config.adapter.quantization == "none"
     if has_same_weights and progress.best_computed_from == describe_evaluation(run):
         check = compare_evaluation(run)
-        row = next(row for row in progress.history if row["update"] == progress.best_update)
-        final["validation"] = {name: value for name, value in row.items() if name not in ("update", "epoch")}
-        if not check.is_same:
+        if check is None or check.is_same:
+            row = next(row for row in progress.history if row["update"] == progress.best_update)
+            final["validation"] = {name: value for name, value in row.items() if name not in ("update", "epoch")}
+        else:
             run.runtime.say(
                 f"outputs of the trained model differ from the entire model's by {check.difference:.1e}, above "
                 f"{check.tolerance:.1e}: the entire model is evaluated again\n"
             )
             check = None
     for split in run.features:
-        if split == "test" or (split == "validation" and check is None):
+        if split == "test" or (split == "validation" and split not in final):
             final[split] = evaluate_split(run, split, uses_cache=False)
     return final, check
 

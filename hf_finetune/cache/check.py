@@ -138,10 +138,14 @@ def check_logits(run: TrainingRun, cached_forward: CachedForward, dtype: str) ->
     return Comparison(difference=difference, tolerance=TOLERANCE_ROUNDINGS * epsilon * largest)
 
 
-def compare_evaluation(run: TrainingRun) -> Comparison:
+def compare_evaluation(run: TrainingRun) -> Comparison | None:
     """Compares the outputs that evaluation takes, from stored activations or with other work left out, with those of the entire
-    model, on validation features of all lengths. On all processes, which get the same result."""
-    features, picked = run.features["validation"], np.unique(pick_by_length(run.features["validation"]))
+    model, on validation features of all lengths. None if it takes those of the entire model. On all processes, which get the same
+    result."""
+    features, plan = run.features["validation"], run.train_state.forward_plan
+    if features.activations is None and dataclasses.replace(plan, cached=None) == plan.complete():
+        return None
+    picked = np.unique(pick_by_length(features))
     size = min(CHECKED_BATCH, run.config.evaluation.batch_size)
     parts = [compare_outputs(run, features, picked[start : start + size]) for start in range(0, len(picked), size)]
     return find_worst(run.runtime.gather(find_worst(parts)))

@@ -25,6 +25,7 @@ from hf_finetune.cache.layout import make_layout
 from hf_finetune.cache.speeds import SPEEDS, Speed, forget_wrong_speed
 from hf_finetune.config.loading import to_yaml
 from hf_finetune.config.sections import RunConfig
+from hf_finetune.forward.plan import FULL_FORWARD
 from hf_finetune.run import checkpoint
 from hf_finetune.run.folder import open_run
 from hf_finetune.run.setup import set_up
@@ -447,6 +448,7 @@ def test_the_numbers_of_validation_are_those_of_the_best_update(
 ) -> None:
     """With fp32 activations they are the entire model's to 1e-6. If outputs of the trained model differ, it is run again."""
     results = finetune(make_config(**TINY_RUN, **cache, **{"cache.precision": "fp32"}, name="first")).results
+    assert "activations of the frozen layers in 16 bit" not in read_card(make_config(name="first"))
     compared = results["validation_check"]
     assert compared["difference"] <= compared["tolerance"] <= 1e-4
     best = next(row for row in results["history"] if row["update"] == results["best"]["update"])
@@ -476,6 +478,7 @@ def test_numbers_of_other_activations_do_not_stand(
         return config
 
     never_killed = finetune(make_config(**TINY_RUN, **cache, name="never")).results
+    assert "activations of the frozen layers in 16 bit" in read_card(make_config(name="never"))
     results = finetune(kill("killed")).results
     assert results["validation"] == never_killed["validation"]
     assert results["validation_check"] == never_killed["validation_check"]
@@ -483,9 +486,15 @@ def test_numbers_of_other_activations_do_not_stand(
     shutil.rmtree(cache["cache.dir"])
     results = finetune(config).results
     assert results["validation_check"] is None
+    assert "activations of the frozen layers in 16 bit" not in read_card(config)
     from_activations = next(row for row in results["history"] if row["update"] == results["best"]["update"])
     assert results["validation"]["loss"] != from_activations["loss"]  # in 16 bit
     assert results["validation"]["loss"] == pytest.approx(from_activations["loss"], abs=1e-3)
+
+
+def read_card(config: RunConfig) -> str:
+    """The card of a run's model."""
+    return (config.run_dir / "model" / "README.md").read_text(encoding="utf-8")
 
 
 def raise_interrupt(*_: Any) -> Any:
@@ -505,6 +514,24 @@ def test_a_trained_model_whose_outputs_differ_from_its_cached_ones_is_noticed(de
     with torch.no_grad():
         run.train_state.model.base_model.embeddings.word_embeddings.weight.normal_()
     assert not check.compare_evaluation(run).is_same
+
+
+def test_an_evaluation_that_leaves_nothing_out_is_not_compared_with_itself(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its numbers are the entire model's, and stand without a comparison."""
+    monkeypatch.setattr(
+        "hf_finetune.run.setup.find_forward_plan", lambda *_, **__: (FULL_FORWARD, "nothing to leave out")
+    )
+    monkeypatch.setattr(check, "compare_outputs", None)
+    monkeypatch.setattr(
+        "hf_finetune.train.evaluate_split", lambda run, split, **options: evaluated.append(split) or numbers
+    )
+    evaluated, numbers = list[str](), {"accuracy": 0.5, "loss": 0.25}
+    results = finetune(make_config(**TINY_RUN | {"cache.activations": "off"})).results
+    assert results["validation_check"] is None
+    assert results["validation"] == numbers
+    assert evaluated == ["validation", "test"]  # after the update; at the end
 
 
 def test_the_estimate_counts_what_is_to_come(make_config: MakeConfig, cache: dict[str, str], monkeypatch: Any) -> None:

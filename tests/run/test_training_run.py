@@ -2,19 +2,23 @@
 
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from support.runs import assert_same_tensors, load_exported_weights
 
 from hf_finetune.config.sections import RunConfig
+from hf_finetune.run import checkpoint, resume
 from hf_finetune.run.training_run import PHASES, Clock, count_state_bytes
 from hf_finetune.system import processes
 from hf_finetune.system.errors import InputError
 from hf_finetune.train import finetune
 
 MakeConfig = Callable[..., RunConfig]
+STANDS_STILL = {"train.epochs": 2, "train.learning_rate": 1e-9, "train.head_learning_rate": 1e-9}
 
 
 def test_a_checkpoint_of_another_package_is_refused(make_config: MakeConfig, tmp_path: Path) -> None:
@@ -41,6 +45,26 @@ def test_a_best_checkpoint_that_is_gone_at_the_end_is_an_error(
     monkeypatch.setattr("hf_finetune.run.checkpoint.find_intact", lambda *_: None)
     with pytest.raises(InputError, match=r"the best checkpoint .* is missing or damaged"):
         finetune(make_config())
+
+
+@pytest.mark.parametrize(
+    ("settings", "is_loaded"),
+    [({"train.epochs": 1}, False), ({"train.epochs": 1, "train.ema_decay": 0.5}, True), (STANDS_STILL, True)],
+)
+def test_the_best_checkpoint_is_loaded_at_the_end_if_the_model_has_other_weights(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], is_loaded: bool
+) -> None:
+    """Of two epochs with the same accuracy, the first is the best."""
+    loaded: list[str] = []
+    load_weights = resume.load_weights
+    monkeypatch.setattr(resume, "load_weights", lambda *args: (loaded.append(args[2]), load_weights(*args))[1])
+    config = make_config(**settings)
+    results = finetune(config).results
+    best = checkpoint.find_intact(config.run_dir / "checkpoints", results["best"]["update"])
+    assert best is not None
+    assert loaded == ([best.name] if is_loaded else [])
+    exported = load_exported_weights(config.run_dir)
+    assert_same_tensors(dict(exported), checkpoint.load_checkpoint(best)["model_state_dict"])
 
 
 def test_a_distributed_type_that_is_not_supported_is_refused(
@@ -89,6 +113,14 @@ def test_a_phase_within_another_pauses_it(monkeypatch: pytest.MonkeyPatch) -> No
         "save": 4.0,
         "total": 41.0,
     }
+
+
+def test_nothing_counts_as_the_start_after_it(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    phases, switch = list[str](), Clock.switch
+    monkeypatch.setattr(Clock, "switch", lambda clock, phase: (phases.append(phase), switch(clock, phase))[1])
+    finetune(make_config(**{"train.epochs": 2, "freeze.layers": 2, "freeze.unfreeze": [{"epoch": 2, "layers": 1}]}))
+    after_start = [phase for before, phase in pairwise(phases) if before == "start"]
+    assert after_start == ["train"]  # at once after all is loaded; when it ends, results.json is written
 
 
 def test_every_second_of_a_run_is_in_a_phase(make_config: MakeConfig) -> None:
