@@ -21,6 +21,7 @@ from hf_finetune.cache.capture import EPSILON, compute_activations, inference_on
 from hf_finetune.cache.store import MALFORMED, Entry
 from hf_finetune.data.features import Array, Batch, Features, attach_activations, collate
 from hf_finetune.forward.cached import CachedForward
+from hf_finetune.forward.plan import ForwardPlan
 from hf_finetune.model import heads
 from hf_finetune.run.training_run import TrainingRun
 from hf_finetune.system.errors import InputError
@@ -157,15 +158,18 @@ def compare_outputs(run: TrainingRun, features: Features, indices: Array) -> Com
     batch = collate(features, indices, state.pad_token_id)
     batch = run.task.encoding.prepare(batch, features, state.model, 0)
     batch = attach_activations(batch, features).to(run.runtime.device)
-    reading = None
-    if reads_targets(run.task.scoring, "reduce"):
-        reading = add_reading(batch, run.task.objective, state.forward_plan).reading
-        reading = None if reading is None else dataclasses.replace(reading, project=None)  # the logits themselves
+    reads_all = not reads_targets(run.task.scoring, "reduce")
+    reading = add_reading(batch, run.task.objective, state.forward_plan, reads_all=reads_all).reading
+    reading = None if reading is None else dataclasses.replace(reading, project=None)  # the logits themselves
+
+    def compute(plan: ForwardPlan, activations: torch.Tensor | None) -> torch.Tensor:
+        with plan.active(activations, reading):
+            outputs = heads.run_model(state.model, batch.inputs)
+        return zero_padding_outputs(run, outputs if reading is None else reading.select(outputs), batch)
+
     with inference_only(run):
-        with state.forward_plan.complete().active(None, reading):
-            expected = zero_padding_outputs(run, heads.run_model(state.model, batch.inputs), batch)
-        with state.forward_plan.active(batch.activations, reading):
-            outputs = zero_padding_outputs(run, heads.run_model(state.model, batch.inputs), batch)
+        expected = compute(state.forward_plan.complete(), None)
+        outputs = compute(state.forward_plan, batch.activations)
     stored = 0.0 if batch.activations is None else EPSILON[str(batch.activations.dtype).removeprefix("torch.")]
     roundings = TOLERANCE_ROUNDINGS * max(stored, EPSILON[run.runtime.precision])
     tolerance = max(SAME_TO, roundings) * max(1.0, float(expected.abs().max()))

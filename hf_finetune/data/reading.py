@@ -1,4 +1,4 @@
-"""The output tokens that a loss or a scoring reads, if it reads only those with a target.
+"""The output tokens that are read, if not all are: those with a target, or one of each sequence.
 
 B sequences of a batch, T output tokens of one, N tokens that are read, H hidden, V entries of the vocabulary.
 """
@@ -21,26 +21,31 @@ class TokenReading:
     Args:
         positions: Their numbers among the B x T tokens, ascending; at least one. [N]
         shape: (B, T).
-        targets: Their targets. If no token of the batch has a target, the first is read, and it has no target. [1, N]
+        targets: Their targets. If no token of the batch has a target, the first is read, and it has no target. [1, N]. None if
+            one token of each sequence is read, whatever the targets are.
         project: From hidden states [1, N, H], the weight [V, H] and bias [V] of the vocabulary projection, and the targets,
             computes what takes the place of the logits. None if the logits themselves are read.
     """
 
     positions: "torch.Tensor"
     shape: tuple[int, int]
-    targets: "torch.Tensor"
+    targets: "torch.Tensor | None" = None
     project: Callable[..., Any] | None = None
 
     def __len__(self) -> int:
         return len(self.positions)
 
     def select(self, values: "torch.Tensor") -> "torch.Tensor":
-        """Returns the values [B, T, ...] of the tokens that are read, [1, N, ...]."""
+        """Returns the values [B, T, H] of the tokens that are read, [1, N, H]. Values of another shape are returned as they are:
+        those of these tokens alone, or none of tokens."""
+        if values.ndim != 3 or values.shape[:2] != self.shape:
+            return values
         return values.flatten(0, 1).index_select(0, self.positions)[None]
 
     def move(self, move: "Callable[[torch.Tensor], torch.Tensor]") -> "TokenReading":
         """Returns the reading with its tensors where `move` puts them."""
-        return replace(self, positions=move(self.positions), targets=move(self.targets))
+        targets = None if self.targets is None else move(self.targets)
+        return replace(self, positions=move(self.positions), targets=targets)
 
     def sum_by_sequence(self, values: "torch.Tensor") -> np.ndarray[Any, Any]:
         """Returns the sum of the values [N] of the tokens of each sequence, in float64 [B]."""
@@ -58,3 +63,26 @@ def read_targets(targets: "torch.Tensor", ignored: int, project: Callable[..., A
     return TokenReading(
         positions=positions, shape=(num_sequences, num_tokens), targets=flat[positions][None], project=project
     )
+
+
+def read_first_tokens(input_ids: "torch.Tensor") -> TokenReading:
+    """Returns the reading of the first token of each sequence [B, T]."""
+    return read_one_token(input_ids, input_ids.new_zeros(len(input_ids)))
+
+
+def read_last_tokens(input_ids: "torch.Tensor", pad_token_id: int) -> TokenReading:
+    """Returns the reading of the last token of each sequence [B, T] that does not pad; of the first if all do. It is found by its
+    id, as the classifiers on decoders in transformers find it: whatever the attention mask says, on which side the padding is."""
+    import torch
+
+    columns = torch.arange(input_ids.shape[1], device=input_ids.device)
+    return read_one_token(input_ids, (columns * (input_ids != pad_token_id)).argmax(-1))
+
+
+def read_one_token(input_ids: "torch.Tensor", columns: "torch.Tensor") -> TokenReading:
+    """Returns the reading of the token of each sequence [B, T] in this column [B]."""
+    import torch
+
+    num_sequences, num_tokens = input_ids.shape
+    rows = torch.arange(num_sequences, device=input_ids.device)
+    return TokenReading(positions=rows * num_tokens + columns, shape=(num_sequences, num_tokens))

@@ -203,6 +203,13 @@ def find_one_token_layers(model: nn.Module, cuts: Cuts, probe: Probe) -> set[nn.
 
 def reads_first_token_only(model: nn.Module, block: nn.Module) -> bool:
     """True if the logits depend on the block's output at the first token and at no other."""
+    is_read = find_read_tokens(model, block, make_probe_batch(model, PROBE_TOKENS))
+    return is_read is not None and bool(is_read[:, 0].any()) and not bool(is_read[:, 1:].any())
+
+
+def find_read_tokens(model: nn.Module, block: nn.Module, batch: Mapping[str, torch.Tensor]) -> torch.Tensor | None:
+    """Returns at which tokens [B, T] the model's outputs depend on the block's output. None if that needs no gradient, does not
+    reach the outputs, or is not [B, T, H]."""
     outputs: list[torch.Tensor] = []
 
     def keep(_: nn.Module, __: Any, output: Any) -> None:
@@ -212,13 +219,14 @@ def reads_first_token_only(model: nn.Module, block: nn.Module) -> bool:
     handle = block.register_forward_hook(keep)
     try:
         with torch.enable_grad():
-            logits = heads.run_model(model, make_probe_batch(model, PROBE_TOKENS))
-            (gradient,) = torch.autograd.grad(logits.square().sum(), outputs[-1])
-    except RuntimeError:  # the block's output needs no gradient, or does not reach the logits
-        return False
+            logits = heads.run_model(model, batch)
+            loss = (logits + logits.square()).sum()  # the gradient is not 0 at a logit of 0
+            (gradient,) = torch.autograd.grad(loss, outputs[-1])
+    except RuntimeError:
+        return None
     finally:
         handle.remove()
-    return bool(gradient[:, 0].any()) and not bool(gradient[:, 1:].any())
+    return (gradient != 0).any(-1) if is_hidden_states(gradient) else None
 
 
 def changes_nothing(model: nn.Module, cuts: Cuts, probe: Probe) -> bool:

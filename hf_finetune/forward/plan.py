@@ -11,7 +11,7 @@ from hf_finetune.data.reading import TokenReading
 from hf_finetune.forward.cached import CachedForward, CannotCacheError, find_cached_forward, replace_forwards
 from hf_finetune.forward.first_token import Cuts, apply_cuts, find_first_token_cuts
 from hf_finetune.forward.frozen_layers import Forwards
-from hf_finetune.forward.labelled import LabelledCuts, find_labelled_cuts
+from hf_finetune.forward.token_cuts import TokenCuts, find_last_token_cuts, find_token_cuts
 from hf_finetune.model.freezing import FreezePlan
 
 
@@ -23,17 +23,18 @@ class ForwardPlan:
         cached: How the model runs from cached activations, if it can.
         first_token: Cuts of the last block, of which the head reads the first token only.
         frozen_layers: Forwards of frozen linear layers with weights in 16 bit.
-        labelled: Cuts of the head and the last block for a task that reads only the tokens with a target.
+        token_cuts: Cuts of the head and the last block for a task that reads only some tokens, such as those with a target, or
+            for a head that reads only the last one.
     """
 
     cached: CachedForward | None = None
     first_token: Cuts = field(default_factory=dict)
     frozen_layers: Forwards = field(default_factory=dict)
-    labelled: LabelledCuts | None = None
+    token_cuts: TokenCuts | None = None
 
     def complete(self) -> "ForwardPlan":
         """Returns the plan that computes all blocks completely, and only the head for the tokens that are read."""
-        return ForwardPlan(labelled=None if self.labelled is None else self.labelled.above_blocks())
+        return ForwardPlan(token_cuts=None if self.token_cuts is None else self.token_cuts.above_blocks())
 
     @contextlib.contextmanager
     def active(self, activations: torch.Tensor | None, reading: TokenReading | None = None) -> Iterator[None]:
@@ -42,13 +43,13 @@ class ForwardPlan:
         Args:
             activations: Those at the boundary [B, T, H]. If they are given, the model starts from them, else from its inputs.
             reading: The N tokens that are read, if the plan has cuts for them. The logits are then [1, N, C], or what
-                reading.project returned.
+                reading.project returned; those of the model itself if it chooses these tokens.
         """
         with contextlib.ExitStack() as stack:
             stack.enter_context(replace_forwards(self.frozen_layers))
             stack.enter_context(apply_cuts(self.first_token))
-            if reading is not None and self.labelled is not None:
-                stack.enter_context(self.labelled.active(reading))
+            if reading is not None and self.token_cuts is not None:
+                stack.enter_context(self.token_cuts.active(reading))
             if activations is not None and self.cached is not None:
                 stack.enter_context(self.cached.from_activations(activations.to(self.cached.dtype)))
             yield
@@ -61,10 +62,13 @@ def find_forward_plan(model: nn.Module, plan: FreezePlan, *, reads_targets: bool
     """Returns what a forward pass of this model need not compute, each part checked on a probe, and why its activations
     cannot be cached ("" if they can).
 
-    The model must be in fp32 and not yet prepared by Accelerate. reads_targets: The task reads only the tokens with a target.
+    The model must be in fp32 and not yet prepared by Accelerate. reads_targets: The task reads only some output tokens.
     """
-    labelled = find_labelled_cuts(model, plan) if reads_targets else None
-    found = ForwardPlan(first_token=find_first_token_cuts(model, plan), labelled=labelled)
+    first_token = find_first_token_cuts(model, plan)
+    token_cuts = find_token_cuts(model, plan) if reads_targets else None
+    if not reads_targets and not first_token:
+        token_cuts = find_last_token_cuts(model, plan)
+    found = ForwardPlan(first_token=first_token, token_cuts=token_cuts)
     try:
         return replace(found, cached=find_cached_forward(model, plan)), ""
     except CannotCacheError as error:

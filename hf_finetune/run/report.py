@@ -60,8 +60,9 @@ def announce(run: TrainingRun, cache_lines: Sequence[str], notes: Sequence[str],
     lines += label_lines("rows", describe_rows(run))
     if state.forward_plan.first_token:
         lines += label_lines("last block", [LAST_BLOCK])
-    if state.forward_plan.labelled is not None:
-        lines += label_lines("targets", [state.forward_plan.labelled.describe()])
+    if (cuts := state.forward_plan.token_cuts) is not None:
+        label = "targets" if cuts.choose is None else "last block"
+        lines += label_lines(label, [cuts.describe(run.task.objective.read_tokens)])
     lines += label_lines("cache", cache_lines)
     for note in notes:
         lines += label_lines("resume", [note])

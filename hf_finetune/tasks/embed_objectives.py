@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hf_finetune.data.features import Array, Batch, Features
+from hf_finetune.data.reading import TokenReading, read_first_tokens
 from hf_finetune.tasks.base import CountedObjective, InBatchObjective
 from hf_finetune.tasks.retrieval import find_false_negatives, split_anchors
 
@@ -23,12 +24,20 @@ class Pooling:
     mode: str
     normalize: bool
 
+    @property
+    def reads_first_tokens(self) -> bool:
+        """True if the vector of a text depends on the hidden states of its first token only."""
+        return self.mode == "cls"
+
     def embed(self, outputs: "torch.Tensor", batch: Batch) -> "torch.Tensor":
-        """Returns the vectors [S, D] of texts with the last hidden states `outputs` [S, T, D]."""
+        """Returns the vectors [S, D] of texts with the last hidden states `outputs` [S, T, D], or [1, S, D] of the first
+        tokens if the batch reads no others."""
         from torch.nn import functional as F
 
         hidden = outputs.float()
-        if self.mode == "cls":
+        if batch.reading is not None:
+            vectors = batch.reading.select(hidden)[0]
+        elif self.reads_first_tokens:
             vectors = hidden[:, 0]
         else:
             mask = batch.inputs["attention_mask"][..., None].to(hidden.dtype)
@@ -43,6 +52,17 @@ class RankingObjective(InBatchObjective):
 
     pooling: Pooling
     similarity_scale: float
+
+    @property
+    def reads_targets(self) -> bool:
+        return self.pooling.reads_first_tokens
+
+    @property
+    def read_tokens(self) -> str:
+        return "the first token"
+
+    def find_reading(self, batch: Batch) -> TokenReading:
+        return read_first_tokens(batch.inputs["input_ids"])
 
     def embed(self, outputs: "torch.Tensor", batch: Batch) -> "torch.Tensor":
         return self.pooling.embed(outputs, batch)
@@ -77,6 +97,17 @@ class SimilarityObjective(CountedObjective):
 
     pooling: Pooling
     score_range: tuple[float, float]
+
+    @property
+    def reads_targets(self) -> bool:
+        return self.pooling.reads_first_tokens
+
+    @property
+    def read_tokens(self) -> str:
+        return "the first token"
+
+    def find_reading(self, batch: Batch) -> TokenReading:
+        return read_first_tokens(batch.inputs["input_ids"])
 
     def count(self, batch: Batch) -> float:
         """Returns the number of pairs."""

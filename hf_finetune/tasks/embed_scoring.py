@@ -32,6 +32,10 @@ class EmbeddingScoring(Scoring):
     has_scores: bool
 
     @property
+    def reads_targets(self) -> bool:
+        return self.pooling.reads_first_tokens
+
+    @property
     def metric_names(self) -> tuple[str, ...]:
         return ("spearman", "pearson") if self.has_scores else ("recall_at_1", "recall_at_10", "mrr")
 

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
 
-from hf_finetune.data.features import Array, Batch, Features
+from hf_finetune.data.features import IGNORED, Array, Batch, Features
+from hf_finetune.data.reading import TokenReading, read_targets
 from hf_finetune.system.errors import InputError
 from hf_finetune.tasks.own_functions import call_loss
 
@@ -63,7 +64,7 @@ class UpdateForwards(Protocol):
         """Returns the positions of a micro-batch's sequences among the S of embed_all()."""
 
 
-LOSSES = ("loss", "sum_loss", "evaluate", "timing_loss")  # the methods of an objective that take outputs
+LOSSES = ("loss", "sum_loss", "evaluate", "timing_loss", "embed")  # the methods of an objective that take outputs
 
 
 def reads_targets(part: Any, *methods: str) -> bool:
@@ -85,20 +86,33 @@ class Objective(ABC):
 
     Subclass CountedObjective if the loss is a sum over targets whose number the labels say, SummedObjective if only the loss
     itself knows their number, InBatchObjective if it compares the features of a batch with each other.
-
-    Class variables:
-        reads_targets: loss() reads only the outputs of the tokens whose target is not IGNORED. So only these are computed: loss()
-            takes their outputs [1, N, ...], or what project() returned, if the batch has a `reading`. What a class says here
-            counts for its own loss() and sum_loss(), not for those of a derived class.
-            In training they may be in 16 bit, and loss() computes in fp32 itself.
     """
 
-    reads_targets: ClassVar[bool] = False
+    @property
+    def reads_targets(self) -> bool:
+        """True if loss() reads only the outputs of the tokens of find_reading(): those whose target is not IGNORED. So only these
+        are computed: loss() takes their outputs [1, N, ...], or what project() returned, if the batch has a `reading`. It counts
+        for the loss(), sum_loss() and embed() of the class that says so, not for those of a derived class.
+
+        In training they may be in 16 bit if they have targets, and loss() computes in fp32 itself.
+        """
+        return False
+
+    @property
+    def read_tokens(self) -> str:
+        """Which tokens these are, for a line at the start of a run."""
+        return "tokens with a target"
 
     def find_targets(self, batch: Batch) -> "torch.Tensor":
         """Returns the target of each output token, IGNORED for those without [B, T]. Called only if `reads_targets`."""
         assert batch.labels is not None
         return batch.labels
+
+    def find_reading(self, batch: Batch) -> "TokenReading | None":
+        """Returns the tokens whose outputs are read, None if these are all. Called only if `reads_targets`."""
+        if batch.labels is None:
+            return None
+        return read_targets(self.find_targets(batch), IGNORED, self.project)
 
     @property
     def project(self) -> Callable[..., Any] | None:
@@ -279,6 +293,17 @@ class OwnBatchLoss(InBatchObjective):
 
     function: Callable[..., Any]
     objective: InBatchObjective
+
+    @property
+    def reads_targets(self) -> bool:
+        return reads_targets(self.objective, *LOSSES)
+
+    @property
+    def read_tokens(self) -> str:
+        return self.objective.read_tokens
+
+    def find_reading(self, batch: Batch) -> TokenReading | None:
+        return self.objective.find_reading(batch)
 
     def embed(self, outputs: "torch.Tensor", batch: Batch) -> "torch.Tensor":
         return self.objective.embed(outputs, batch)

@@ -166,9 +166,11 @@ class SequenceToSequenceEncoding(Encoding):
 class SequenceToSequenceObjective(CountedObjective):
     """Cross entropy of the target tokens."""
 
-    reads_targets: ClassVar[bool] = True
-
     label_smoothing: float = 0.0
+
+    @property
+    def reads_targets(self) -> bool:
+        return True
 
     @property
     def project(self) -> Callable[..., Any]:

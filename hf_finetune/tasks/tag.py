@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from hf_finetune.config.sections import RunConfig, TaskSettings, require
 from hf_finetune.data.conll import describe_columns
@@ -112,11 +112,13 @@ class TaggingColumns(Columns):
 class TaggingObjective(CountedObjective):
     """Cross entropy of each labelled token."""
 
-    reads_targets: ClassVar[bool] = True
-
     label_smoothing: float = 0.0
     class_weights: tuple[float, ...] = ()
     focal_gamma: float = 0.0
+
+    @property
+    def reads_targets(self) -> bool:
+        return True
 
     def count(self, batch: Batch) -> float:
         """The number or weight of the labels [B, T] that are not IGNORED."""
@@ -130,10 +132,11 @@ class TaggingObjective(CountedObjective):
         the labelled tokens."""
         from hf_finetune.tasks.losses import cross_entropy
 
-        assert batch.labels is not None
+        targets = batch.labels if batch.reading is None else batch.reading.targets
+        assert targets is not None
         return cross_entropy(
             outputs,
-            batch.labels if batch.reading is None else batch.reading.targets,
+            targets,
             label_smoothing=self.label_smoothing,
             class_weights=self.class_weights,
             focal_gamma=self.focal_gamma,

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
@@ -60,10 +60,12 @@ class TokenObjective(CountedObjective):
         label_smoothing: Share of each target that is spread evenly over the vocabulary.
     """
 
-    reads_targets: ClassVar[bool] = True
-
     is_causal: bool
     label_smoothing: float = 0.0
+
+    @property
+    def reads_targets(self) -> bool:
+        return True
 
     @property
     def why_rows_are_not_shared(self) -> str:
@@ -103,6 +105,7 @@ def sum_entropy(
     if isinstance(outputs, TokenScores):
         return outputs.total
     targets = find_targets(batch) if batch.reading is None else batch.reading.targets
+    assert targets is not None
     return sum_token_entropy(outputs, targets, label_smoothing)
 
 
@@ -113,6 +116,7 @@ def score_batch(outputs: Any, batch: Batch, *, is_causal: bool) -> list[Array]:
     reading = batch.reading
     if reading is None:
         return score_sequences(outputs, get_targets(batch, is_causal=is_causal))
+    assert reading.targets is not None
     targets = reading.targets[0]
     scores = outputs if isinstance(outputs, TokenScores) else score_logits(iterate_parts(outputs[0]), targets)
     assert scores.entropies is not None

@@ -53,7 +53,7 @@ class ModelRunner:
         reduce = reduce or scoring.reduce
 
         def run_batch(batch: Batch) -> BatchResult:
-            batch = batch if reads_all else add_reading(batch, objective, self.forward_plan)
+            batch = add_reading(batch, objective, self.forward_plan, reads_all=reads_all)
             with self.forward_plan.active(batch.activations, batch.reading):
                 outputs = heads.run_model(self.model, batch.inputs)
             return *objective.evaluate(outputs, batch), reduce(outputs, batch)

@@ -10,8 +10,7 @@ from typing import Any
 
 import torch
 
-from hf_finetune.data.features import IGNORED, Array, Batch, Features, attach_activations, collate
-from hf_finetune.data.reading import read_targets
+from hf_finetune.data.features import Array, Batch, Features, attach_activations, collate
 from hf_finetune.data.shared_rows import RowSharing, share_rows
 from hf_finetune.forward.cached import get_own_forward, replace_forwards
 from hf_finetune.forward.dropout import DropoutMasks
@@ -141,12 +140,16 @@ def make_training_batch(
     return add_reading(batch, task.objective, state.forward_plan)
 
 
-def add_reading(batch: Batch, objective: Objective, plan: ForwardPlan) -> Batch:
-    """The batch with the tokens that are computed, if the objective reads only those with a target and the plan can cut to
-    them."""
-    if plan.labelled is None or batch.labels is None or not reads_targets(objective, *LOSSES):
+def add_reading(batch: Batch, objective: Objective, plan: ForwardPlan, *, reads_all: bool = False) -> Batch:
+    """The batch with the tokens that are computed, if the plan can cut to them: those that the head reads, or those that the
+    objective reads. reads_all: Someone else reads the outputs of all tokens."""
+    if plan.token_cuts is None:
         return batch
-    return replace(batch, reading=read_targets(objective.find_targets(batch), IGNORED, objective.project))
+    if plan.token_cuts.choose is not None:
+        return replace(batch, reading=plan.token_cuts.choose(batch.inputs["input_ids"]))
+    if reads_all or not reads_targets(objective, *LOSSES):
+        return batch
+    return replace(batch, reading=objective.find_reading(batch))
 
 
 def run_training_forward(
@@ -162,6 +165,7 @@ def run_training_forward(
     batch = attach_activations(batch, features).to(device)
     masks = state.dropout_masks.active(update_batch.number, batch.sequence_indices, device, batch.rows, batch.reading)
     # The losses of tokens compute in fp32 themselves, some logits at a time
-    precision = contextlib.nullcontext() if batch.reading is None else state.outputs_in_own_precision()
+    has_token_loss = batch.reading is not None and batch.reading.targets is not None
+    precision = state.outputs_in_own_precision() if has_token_loss else contextlib.nullcontext()
     with precision, state.forward_plan.active(batch.activations, batch.reading), masks:
         return heads.run_model(state.model, batch.inputs, through), batch

@@ -1,4 +1,7 @@
-"""Computes the head, and the last block after its attention, only for the tokens that have a target.
+"""Computes the head, and the last block after its attention, only for the tokens that are read.
+
+These are the tokens with a target or the first ones, if a loss reads no others, or the last token of each sequence, if the head
+of the model itself reads no other.
 
 The hidden states of N tokens are gathered as early as possible above the attention of the last block, and everything after
 that has [1, N, H] in place of [B, T, H]. A module whose output must keep its shape (it is added to a residual that the block
@@ -13,14 +16,15 @@ B examples, T output tokens, N tokens that are read, H hidden, V entries of the 
 import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
-from hf_finetune.data.reading import TokenReading
-from hf_finetune.forward.cached import PROBE_TOKENS, is_close, is_hidden_states, replace_forwards, trace_calls
-from hf_finetune.forward.first_token import OTHER_SUMS, have_same_gradients
+from hf_finetune.data.reading import TokenReading, read_last_tokens
+from hf_finetune.forward.cached import PROBE_TOKENS, is_close, replace_forwards, trace_calls
+from hf_finetune.forward.first_token import OTHER_SUMS, find_read_tokens, have_same_gradients
 from hf_finetune.model import heads
 from hf_finetune.model.freezing import FreezePlan
 from hf_finetune.model.structure import eval_mode, find_stack, make_probe_batch
@@ -39,8 +43,7 @@ def make_gathered_forward(module: nn.Module, reading: TokenReading) -> Callable[
     full_forward = module.forward
 
     def gather(value: Any) -> Any:
-        # N = T of one example is all of its tokens, so nothing is gathered twice
-        return reading.select(value) if is_hidden_states(value) and value.shape[:2] == reading.shape else value
+        return reading.select(value) if isinstance(value, torch.Tensor) else value
 
     def forward_gathered(*arguments: Any, **keywords: Any) -> Any:
         return full_forward(*map(gather, arguments), **{name: gather(value) for name, value in keywords.items()})
@@ -67,45 +70,59 @@ def make_projected_forward(module: nn.Linear, reading: TokenReading) -> Callable
     assert project is not None
 
     def forward_projected(hidden_states: torch.Tensor) -> Any:
-        is_full = hidden_states.shape[:2] == reading.shape
-        states = reading.select(hidden_states) if is_full else hidden_states
-        return project(states, module.weight, module.bias, reading.targets)
+        return project(reading.select(hidden_states), module.weight, module.bias, reading.targets)
 
     return forward_projected
 
 
 @dataclass(frozen=True, kw_only=True)
-class LabelledCuts:
+class TokenCuts:
     """The modules that compute only the tokens that are read.
 
     Args:
-        gathered: Above the last block, and in it after the first of its modules that is gathered; they return [1, N, ...].
-        scattered: Modules of the last block that return [B, T, ...].
-        in_block: Those of `gathered` that are in the last block.
+        gathered: Modules that get these tokens only, and return [1, N, ...].
+        scattered: Modules that get these tokens only, and return [B, T, ...].
+        in_block: Those of both that are in the last block. The others are above it.
         projection: The linear layer whose output is the logits, if nothing is done to it.
+        choose: Returns the tokens that the model itself reads, from input_ids [B, T]: one of each sequence. Its outputs do not
+            change then. None if it is the loss that reads outputs of tokens.
     """
 
     gathered: tuple[nn.Module, ...] = ()
-    in_block: tuple[nn.Module, ...] = ()
     scattered: tuple[nn.Module, ...] = ()
+    in_block: frozenset[nn.Module] = frozenset()
     projection: nn.Linear | None = None
+    choose: Callable[[torch.Tensor], TokenReading] | None = None
 
-    def describe(self) -> str:
-        """Returns a line for the start of a run."""
-        parts = "the head, and the last block after attention," if self.in_block or self.scattered else "the head"
+    def describe(self, tokens: str) -> str:
+        """Returns a line for the start of a run. tokens: Those that the loss reads."""
+        if self.choose is not None:
+            return "after attention, only the last token that does not pad is computed: the head reads no other"
+        has_head = bool({*self.gathered, *self.scattered} - self.in_block)
+        parts = ["the head"] * has_head + ["the last block after attention"] * bool(self.in_block)
         logits = "; the loss takes some of their logits at a time" if self.projection is not None else ""
-        return f"{parts} for tokens with a target only{logits}"
+        return f"{', and '.join(parts)}{',' * (len(parts) > 1)} for {tokens} only{logits}"
 
-    def above_blocks(self) -> "LabelledCuts":
-        """Returns the cuts without those in the last block."""
-        return replace(self, in_block=(), scattered=())
+    def above_blocks(self) -> "TokenCuts | None":
+        """Returns the cuts without those in the last block. None if the model chooses the tokens itself: what it returns is the
+        same then without cuts."""
+        if self.choose is not None:
+            return None
+
+        def leave_out(modules: tuple[nn.Module, ...]) -> tuple[nn.Module, ...]:
+            return tuple(module for module in modules if module not in self.in_block)
+
+        return replace(
+            self, gathered=leave_out(self.gathered), scattered=leave_out(self.scattered), in_block=frozenset()
+        )
 
     def active(self, reading: TokenReading) -> contextlib.AbstractContextManager[None]:
-        """Makes the model compute only these tokens until the block ends; its logits are [1, N, C]."""
+        """Makes the model compute only these tokens until the block ends. Its outputs are [1, N, C], or, if the model itself
+        chooses the tokens, what they are without cuts."""
         forwards = {module: make_gathered_forward(module, reading) for module in self.gathered}
-        if len(reading) <= LARGEST_SHARE * reading.shape[0] * reading.shape[1]:
-            forwards |= {module: make_gathered_forward(module, reading) for module in self.in_block}
-            forwards |= {module: make_scattered_forward(module, reading) for module in self.scattered}
+        forwards |= {module: make_scattered_forward(module, reading) for module in self.scattered}
+        if len(reading) > LARGEST_SHARE * reading.shape[0] * reading.shape[1]:
+            forwards = {module: forward for module, forward in forwards.items() if module not in self.in_block}
         if self.projection is not None and reading.project is not None:
             forwards[self.projection] = make_projected_forward(self.projection, reading)
         return replace_forwards(forwards)
@@ -116,7 +133,8 @@ class LabelledCuts:
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeCase:
-    """A batch, some of its output tokens, and the complete model's logits at them [1, N, C]."""
+    """A batch, some of its output tokens, and the complete model's logits: those at them [1, N, C], or, if the model chooses them
+    itself, those that it returns."""
 
     batch: dict[str, torch.Tensor]
     reading: TokenReading
@@ -139,7 +157,34 @@ def make_probe(model: nn.Module) -> list[ProbeCase]:
     return cases
 
 
-def find_labelled_cuts(model: nn.Module, plan: FreezePlan) -> LabelledCuts | None:
+def make_last_token_probe(
+    model: nn.Module, block: nn.Module, choose: Callable[[torch.Tensor], TokenReading], pad_token_id: int
+) -> list[ProbeCase]:
+    """Returns batches without padding, with padding on the right and on the left, and with texts that end with the id that pads
+    or have no other. [] if the outputs do not depend on the block's output at exactly the tokens that are chosen."""
+    cases = []
+    for length, pads in ((PROBE_TOKENS, None), (PROBE_TOKENS + 4, slice(PROBE_TOKENS, None)), (PROBE_TOKENS, slice(2))):
+        batch = make_probe_batch(model, length)
+        if pads is not None:
+            batch["input_ids"][:, pads] = pad_token_id
+            batch["attention_mask"][0, pads] = 0  # of the second sequence, they are tokens
+        cases.append(batch)
+    only_pads = make_probe_batch(model, PROBE_TOKENS)
+    only_pads["input_ids"][1] = pad_token_id
+    probe = []
+    for batch in [*cases, only_pads]:
+        reading = choose(batch["input_ids"])
+        is_chosen = torch.zeros_like(batch["input_ids"], dtype=torch.bool)
+        is_chosen.view(-1)[reading.positions] = True
+        is_read = find_read_tokens(model, block, batch)
+        if is_read is None or not torch.equal(is_read, is_chosen):
+            return []
+        with torch.no_grad():
+            probe.append(ProbeCase(batch=batch, reading=reading, logits=heads.run_model(model, batch)))
+    return probe
+
+
+def find_token_cuts(model: nn.Module, plan: FreezePlan) -> TokenCuts | None:
     """Returns the modules that need compute only the tokens with a target, each checked on a probe; None if there are none.
 
     A cut is taken only if logits and gradients at these tokens stay the same in fp32. The model must be in fp32 and not yet
@@ -152,53 +197,78 @@ def find_labelled_cuts(model: nn.Module, plan: FreezePlan) -> LabelledCuts | Non
         probe = make_probe(model)
         if not probe:
             return None
-        cuts = cut_above(model, stack[-1], probe)
-        if cuts is None:
+        cuts = add_cuts(model, stack[-1], TokenCuts(), probe, in_block=False)
+        if (
+            trains_last_block(plan, stack) and not is_encoder_decoder
+        ):  # a decoder's block gets the encoder's states, too
+            cuts = add_cuts(model, stack[-1], cuts, probe, in_block=True)
+        if not cuts.gathered:
             return None
-        trains = plan.num_prefix_blocks < len(stack) and not plan.structure.shared
-        if trains and not is_encoder_decoder:  # a decoder's block gets the states of the encoder, too
-            cuts = cut_last_block(model, stack[-1], cuts, probe)
         return replace(cuts, projection=find_projection(model, cuts, probe))
 
 
-def list_full_modules(
-    model: nn.Module, cuts: LabelledCuts, case: ProbeCase, after: nn.Module | None
-) -> list[nn.Module]:
-    """Returns the modules that still get the hidden states of all tokens, in the order of their calls: those that are called
+def find_last_token_cuts(model: nn.Module, plan: FreezePlan) -> TokenCuts | None:
+    """Returns the modules that need compute only the last token of each sequence that does not pad, if the head reads no other
+    (classifiers on decoders), each checked as in find_token_cuts(). None if there are none in the last block, or if that does
+    not train."""
+    _, stack = find_stack(model)
+    pad_token_id = model.config.get_text_config().pad_token_id  # type: ignore[union-attr, operator]
+    if getattr(model.config, "is_encoder_decoder", False) or not trains_last_block(plan, stack) or pad_token_id is None:
+        return None
+    choose = partial(read_last_tokens, pad_token_id=pad_token_id)
+    with eval_mode(model):
+        try:
+            probe = make_last_token_probe(model, stack[-1], choose, pad_token_id)
+        except PROBE_ERRORS:
+            return None
+        if not probe:
+            return None
+        cuts = add_cuts(model, stack[-1], TokenCuts(choose=choose), probe, in_block=False)
+        cuts = add_cuts(model, stack[-1], cuts, probe, in_block=True)
+        return cuts if cuts.in_block else None
+
+
+def trains_last_block(plan: FreezePlan, stack: nn.ModuleList) -> bool:
+    """True if the last block is above the frozen prefix, and runs once."""
+    return plan.num_prefix_blocks < len(stack) and not plan.structure.shared
+
+
+def list_full_modules(model: nn.Module, cuts: TokenCuts, case: ProbeCase, after: nn.Module | None) -> list[nn.Module]:
+    """Returns the modules that still get the hidden states of all tokens, the one that returns last first: those that are called
     after the last call of `after` has ended, or all."""
     with torch.no_grad(), cuts.active(case.reading):
         calls = trace_calls(model, case.batch)
     end = max((call.end for call in calls if call.module is after), default=0)
-    return [call.module for call in calls if call.start > end and call.takes_hidden_states]
+    calls = [call for call in calls if call.start > end and call.takes_hidden_states]
+    return [call.module for call in sorted(calls, key=lambda call: -call.end)]
 
 
-def cut_above(model: nn.Module, block: nn.Module, probe: list[ProbeCase]) -> LabelledCuts | None:
-    """Returns the cuts above a block; None if the logits of some tokens cannot be computed alone."""
-    cuts, tried = LabelledCuts(), set[nn.Module]()
-    while untried := [each for each in list_full_modules(model, cuts, probe[0], block) if each not in tried]:
-        tried.add(untried[0])
-        candidate = replace(cuts, gathered=(*cuts.gathered, untried[0]))
-        if changes_nothing(model, candidate, probe):
-            cuts = candidate
-    return cuts if cuts.gathered else None
+def add_cuts(
+    model: nn.Module, block: nn.Module, cuts: TokenCuts, probe: list[ProbeCase], *, in_block: bool
+) -> TokenCuts:
+    """Adds the cuts in a block, or those above it.
 
-
-def cut_last_block(model: nn.Module, block: nn.Module, cuts: LabelledCuts, probe: list[ProbeCase]) -> LabelledCuts:
-    """Adds the cuts in the last block."""
+    Modules that return last are tried first, so a module before its parts: what follows a module then takes the tokens that are
+    read alone, or has returned its place in [B, T, ...] already.
+    """
     inside, tried = set(block.modules()) - {block}, set[nn.Module]()
+    after = None if in_block else block
     while untried := [
-        each for each in list_full_modules(model, cuts, probe[0], None) if each in inside and each not in tried
+        module
+        for module in list_full_modules(model, cuts, probe[0], after)
+        if module not in tried and (module in inside or not in_block)
     ]:
         module = untried[0]
         tried.add(module)
-        candidates = [replace(cuts, in_block=(*cuts.in_block, module))]
+        own = replace(cuts, in_block=cuts.in_block | {module}) if in_block else cuts
+        candidates = [replace(own, gathered=(*cuts.gathered, module))]
         if any(parameter.ndim > 1 for parameter in module.parameters()):  # else it costs no more than the scattering
-            candidates.append(replace(cuts, scattered=(*cuts.scattered, module)))
+            candidates.append(replace(own, scattered=(*cuts.scattered, module)))
         cuts = next((each for each in candidates if changes_nothing(model, each, probe)), cuts)
     return cuts
 
 
-def changes_nothing(model: nn.Module, cuts: LabelledCuts, probe: list[ProbeCase]) -> bool:
+def changes_nothing(model: nn.Module, cuts: TokenCuts, probe: list[ProbeCase]) -> bool:
     """True if logits and gradients of the tokens that are read are the same on the probe with these cuts."""
 
     def run(case: ProbeCase) -> torch.Tensor:
@@ -222,7 +292,7 @@ def changes_nothing(model: nn.Module, cuts: LabelledCuts, probe: list[ProbeCase]
     )
 
 
-def find_projection(model: nn.Module, cuts: LabelledCuts, probe: list[ProbeCase]) -> nn.Linear | None:
+def find_projection(model: nn.Module, cuts: TokenCuts, probe: list[ProbeCase]) -> nn.Linear | None:
     """Returns the linear layer whose output the model returns as its logits; None if something is done to them.
 
     That is shown with an object instead of a tensor: if the layer returns it, the model must return it.

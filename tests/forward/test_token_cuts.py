@@ -15,8 +15,8 @@ from hf_finetune.config.sections import FreezeConfig
 from hf_finetune.data.features import IGNORED
 from hf_finetune.data.reading import TokenReading, read_targets
 from hf_finetune.forward.dropout import choose_masks
-from hf_finetune.forward.labelled import LabelledCuts, find_labelled_cuts
 from hf_finetune.forward.plan import ForwardPlan, find_forward_plan
+from hf_finetune.forward.token_cuts import TokenCuts, find_token_cuts
 from hf_finetune.model import freezing, heads
 from hf_finetune.tasks.projected_loss import TokenScores, score_projected
 
@@ -82,12 +82,12 @@ def assert_same(outcome: tuple[torch.Tensor, Any], expected: tuple[torch.Tensor,
 def test_losses_and_gradients_are_those_of_all_tokens(family: str, kind: str) -> None:
     """In eval mode, and in train mode with dropout; with logits, and with the loss in place of the projection."""
     model, freeze_plan = make(family, kind)
-    cuts = find_labelled_cuts(model, freeze_plan)
+    cuts = find_token_cuts(model, freeze_plan)
     assert cuts is not None
     assert (cuts.projection is None) == (family == "bart")  # it adds a bias to the logits
     has_block = (family, kind) not in (("albert", "MaskedLM"), ("t5", "Seq2SeqLM"), ("bart", "Seq2SeqLM"))
-    assert bool(cuts.in_block or cuts.scattered) == has_block
-    plan, eval_modules = ForwardPlan(labelled=cuts), freezing.find_eval_modules(model)
+    assert bool(cuts.in_block) == has_block
+    plan, eval_modules = ForwardPlan(token_cuts=cuts), freezing.find_eval_modules(model)
     masks = choose_masks("auto", 3, model, eval_modules)
     batch, targets = make_inputs(model)
     expected = compute(model, ForwardPlan(), batch, targets, None)
@@ -107,7 +107,7 @@ def test_losses_and_gradients_are_those_of_all_tokens(family: str, kind: str) ->
 @pytest.mark.parametrize("family", ["bert", "llama"])
 def test_one_example_one_token_and_no_target(family: str) -> None:
     model, freeze_plan = make(family, "MaskedLM" if family == "bert" else "CausalLM")
-    plan = ForwardPlan(labelled=find_labelled_cuts(model, freeze_plan))
+    plan = ForwardPlan(token_cuts=find_token_cuts(model, freeze_plan))
     one = [ROWS[3]]
     for rows, kept in ((one, [1, 4]), (one, list(range(9))), (ROWS, [29]), (ROWS, [])):
         batch = make_batch(model, rows)
@@ -131,7 +131,7 @@ def test_modules_above_the_last_attention_compute_only_the_tokens_that_are_read(
 ) -> None:
     """And the queries of the last block; all tokens have keys and values."""
     model, freeze_plan = make(family, kind)
-    cuts = find_labelled_cuts(model, freeze_plan)
+    cuts = find_token_cuts(model, freeze_plan)
     assert cuts is not None
     batch, targets = make_inputs(model)
     names = {id(module.weight): name for name, module in model.named_modules() if isinstance(module, nn.Linear)}
@@ -156,7 +156,7 @@ def test_modules_above_the_last_attention_compute_only_the_tokens_that_are_read(
 
 def test_with_most_tokens_read_the_block_stays_complete() -> None:
     model, freeze_plan = make("llama", "CausalLM")
-    cuts = find_labelled_cuts(model, freeze_plan)
+    cuts = find_token_cuts(model, freeze_plan)
     assert cuts is not None
     mlp = model.model.layers[3].mlp
     assert mlp in cuts.scattered
@@ -166,11 +166,14 @@ def test_with_most_tokens_read_the_block_stays_complete() -> None:
         targets[:, num_read:] = IGNORED
         with cuts.active(read_targets(targets, IGNORED)):
             assert ("forward" in vars(mlp)) == is_cut
-    assert cuts.above_blocks() == LabelledCuts(gathered=cuts.gathered, projection=cuts.projection)
+    above = cuts.above_blocks()
+    assert above is not None
+    assert above.gathered == (model.lm_head, model.model.norm)
+    assert above == TokenCuts(gathered=above.gathered, projection=cuts.projection)
 
 
 def test_a_last_block_that_does_not_train_is_not_cut() -> None:
-    cuts = find_labelled_cuts(*make("bert", "TokenClassification", "all"))
+    cuts = find_token_cuts(*make("bert", "TokenClassification", "all"))
     assert cuts is not None
     assert cuts.gathered
     assert not cuts.in_block
@@ -196,7 +199,7 @@ def test_logits_that_something_is_done_to_are_computed(function: Any) -> None:
     """Soft caps, scales, a cast: the head still has only the tokens that are read, and the loss gets their logits."""
     model, freeze_plan = make("llama", "CausalLM", tie_word_embeddings=False)
     model.lm_head = SoftCap(model.lm_head, function)
-    cuts = find_labelled_cuts(model, freeze_plan)
+    cuts = find_token_cuts(model, freeze_plan)
     assert cuts is not None
     assert cuts.gathered
     assert cuts.projection is None
@@ -205,22 +208,22 @@ def test_logits_that_something_is_done_to_are_computed(function: Any) -> None:
 def test_a_head_that_mixes_tokens_is_not_cut() -> None:
     model, freeze_plan = make("bert", "TokenClassification")
     model.classifier.register_forward_hook(lambda _, __, output: output + 1e-3 * output.mean(1, keepdim=True))
-    assert find_labelled_cuts(model, freeze_plan) is None
+    assert find_token_cuts(model, freeze_plan) is None
 
 
 def test_outputs_without_a_token_axis_are_not_cut() -> None:
     model, freeze_plan = make("bert", "SequenceClassification")
-    assert find_labelled_cuts(model, freeze_plan) is None
+    assert find_token_cuts(model, freeze_plan) is None
 
 
 def test_only_tasks_that_read_targets_are_cut() -> None:
     model, freeze_plan = make("bert", "MaskedLM")
-    assert find_forward_plan(model, freeze_plan)[0].labelled is None
+    assert find_forward_plan(model, freeze_plan)[0].token_cuts is None
     plan, reason = find_forward_plan(model, freeze_plan, reads_targets=True)
-    assert plan.labelled is not None
+    assert plan.token_cuts is not None
     assert reason == ""
     assert plan.complete().cached is None
-    assert plan.complete().labelled == plan.labelled.above_blocks()
+    assert plan.complete().token_cuts == plan.token_cuts.above_blocks()
 
 
 @pytest.mark.parametrize("family", ["bert", "gpt2", "llama"])
