@@ -1,11 +1,12 @@
-"""Measures an update that computes head and last block only for tokens with a target, against one that computes them for all.
+"""Measures an update that computes head and last block only for the tokens that are read, against one that computes them for all.
 
     python benchmarks/labelled_tokens.py [--rounds 5] [--length 128] [--backbone FOLDER] [--layers 30] [--vocabulary 49152]
 
-Two jobs: a masked language model of a pretrained encoder with two trained blocks and 15 % of the tokens masked, and instruction
-tuning of a Llama in the shape of SmolLM2-135M with four trained blocks and random weights, with the second half of each row as
-the answer; this one also from cached activations. Both kinds of update take turns; the figures are medians of CPU seconds. Peak
-memory is that of a process of its own that makes an update of instruction tuning.
+Three jobs: a masked language model of a pretrained encoder with two trained blocks and 15 % of the tokens masked; and, of a
+Llama in the shape of SmolLM2-135M with four trained blocks and random weights, instruction tuning with the second half of each
+row as the answer, and classification, which reads the last token. The latter two also from cached activations. Both kinds of
+update take turns; the figures are medians of CPU seconds. Peak memory is that of a process of its own that makes an update of
+instruction tuning.
 
 Writes benchmarks/results/labelled_tokens.json and the table in docs/performance.md; --out FOLDER writes both into another folder.
 """
@@ -32,26 +33,31 @@ from hf_finetune.forward.dropout import DropoutMasks, choose_masks
 from hf_finetune.forward.plan import FULL_FORWARD, ForwardPlan, find_forward_plan
 from hf_finetune.model import freezing, heads
 from hf_finetune.system.locations import local_path
+from hf_finetune.tasks.class_scoring import ClassificationObjective
+from hf_finetune.tasks.objectives import CountedObjective
 from hf_finetune.tasks.tokens import TokenObjective
 from hf_finetune.training.train_state import add_reading
 
-NUM_TRAINED = {"masked": 2, "instruct": 4}  # blocks
+NUM_TRAINED = {"masked": 2, "instruct": 4, "classify": 4}  # blocks
+NUM_LABELS = 4
 MASKED_SHARE = 0.15
-BATCH_SIZE = {"masked": 32, "instruct": 4}
+BATCH_SIZE = {"masked": 32, "instruct": 4, "classify": 4}
 NAMES = {
     "masked": "masked language model, 2 blocks",
     "instruct": "instruction tuning, 4 blocks",
     "instruct cached": "instruction tuning, 4 blocks, cached activations",
+    "classify": "classification by a decoder, 4 blocks",
+    "classify cached": "classification by a decoder, 4 blocks, cached activations",
 }
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """A model in training, a batch, and the plan that computes only the tokens with a target."""
+    """A model in training, a batch, and the plan that computes only the tokens that are read."""
 
     model: Any
     batch: Batch
-    objective: TokenObjective
+    objective: CountedObjective
     plan: ForwardPlan
     masks: DropoutMasks
     optimizer: torch.optim.Optimizer
@@ -68,37 +74,53 @@ class Job:
         self.optimizer.step()
 
 
+def make_model(name: str, options: argparse.Namespace) -> Any:
+    """Returns the model of a job."""
+    if name == "masked":
+        folder = local_path(options.backbone, "--backbone")
+        return transformers.AutoModelForMaskedLM.from_pretrained(folder, trust_remote_code=False)
+    config = transformers.LlamaConfig(
+        vocab_size=options.vocabulary,
+        hidden_size=576,
+        intermediate_size=1536,
+        num_hidden_layers=options.layers,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        tie_word_embeddings=True,
+        use_cache=False,
+        pad_token_id=0,
+        num_labels=NUM_LABELS,
+    )
+    if name == "classify":
+        return transformers.LlamaForSequenceClassification(config)
+    return transformers.LlamaForCausalLM(config)
+
+
+def make_labels(name: str, ids: torch.Tensor) -> torch.Tensor:
+    """Returns the labels of random tokens [rows, length]: of each token, or of each row."""
+    if name == "classify":
+        return torch.randint(NUM_LABELS, (len(ids),))
+    if name == "masked":
+        return ids.masked_fill(torch.rand(ids.shape) >= MASKED_SHARE, IGNORED)
+    is_question = torch.arange(ids.shape[1]) < ids.shape[1] // 2
+    return ids.masked_fill(is_question, IGNORED)
+
+
 def make_job(name: str, options: argparse.Namespace, num_rows: int) -> Job:
     """Returns the job with this name, on random tokens."""
     torch.manual_seed(0)
-    if name == "masked":
-        folder = local_path(options.backbone, "--backbone")
-        model = transformers.AutoModelForMaskedLM.from_pretrained(folder, trust_remote_code=False)
-        num_blocks = model.config.num_hidden_layers
-    else:
-        num_blocks = options.layers
-        model = transformers.LlamaForCausalLM(
-            transformers.LlamaConfig(
-                vocab_size=options.vocabulary,
-                hidden_size=576,
-                intermediate_size=1536,
-                num_hidden_layers=num_blocks,
-                num_attention_heads=9,
-                num_key_value_heads=3,
-                tie_word_embeddings=True,
-                use_cache=False,
-            )
-        )
-    plan = freezing.apply_freezing(model, FreezeConfig(embeddings=True, layers=max(0, num_blocks - NUM_TRAINED[name])))
+    model = make_model(name, options)
+    num_frozen = max(0, model.config.num_hidden_layers - NUM_TRAINED[name])
+    plan = freezing.apply_freezing(model, FreezeConfig(embeddings=True, layers=num_frozen))
     eval_modules = freezing.find_eval_modules(model)
     masks = choose_masks("auto", 0, model, eval_modules)
-    forward_plan, _ = find_forward_plan(model, plan, reads_targets=True)
+    forward_plan, _ = find_forward_plan(model, plan, reads_targets=name != "classify")
     freezing.set_train_mode(model, eval_modules)
     ids = torch.randint(5, model.config.vocab_size, (num_rows, options.length))
-    is_target = torch.rand(ids.shape) < MASKED_SHARE
-    if name == "instruct":
-        is_target = (torch.arange(options.length) >= options.length // 2).expand_as(ids)
     indices = np.arange(num_rows)
+    objective: CountedObjective = TokenObjective(is_causal=name == "instruct")
+    if name == "classify":
+        objective = ClassificationObjective(problem="single_label")
     return Job(
         model=model,
         batch=Batch(
@@ -106,9 +128,9 @@ def make_job(name: str, options: argparse.Namespace, num_rows: int) -> Job:
             sequence_indices=indices,
             sequence_counts=np.ones(num_rows, dtype=np.int64),
             inputs={"input_ids": ids, "attention_mask": torch.ones_like(ids)},
-            labels=ids.masked_fill(~is_target, IGNORED),
+            labels=make_labels(name, ids),
         ),
-        objective=TokenObjective(is_causal=name == "instruct"),
+        objective=objective,
         plan=forward_plan,
         masks=masks,
         optimizer=torch.optim.AdamW([each for each in model.parameters() if each.requires_grad]),
@@ -127,15 +149,15 @@ def time_updates(updates: dict[str, Callable[[], None]], rounds: int) -> dict[st
 
 
 def measure_speed(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Returns the seconds of an update of each job, for all tokens and for those with a target."""
+    """Returns the seconds of an update of each job, for all tokens and for those that are read."""
     results = []
     for name in NUM_TRAINED:
         job = make_job(name, options, BATCH_SIZE[name])
         starts: dict[str, Any] = {name: None}
-        if name == "instruct":
+        if name != "masked":
             assert job.plan.cached is not None
             with torch.no_grad():
-                starts["instruct cached"] = job.plan.cached.compute_activations(job.batch.inputs)
+                starts[f"{name} cached"] = job.plan.cached.compute_activations(job.batch.inputs)
         for start, activations in starts.items():
             all_tokens = ForwardPlan(cached=job.plan.cached) if activations is not None else FULL_FORWARD
             seconds = time_updates(
@@ -145,8 +167,12 @@ def measure_speed(options: argparse.Namespace) -> list[dict[str, Any]]:
                 },
                 options.rounds,
             )
-            share = float((job.objective.find_targets(job.batch) != IGNORED).float().mean())
-            results.append({"job": start, "tokens": job.batch.inputs["input_ids"].numel(), "share": share, **seconds})
+            num_tokens, reading = (
+                job.batch.inputs["input_ids"].numel(),
+                add_reading(job.batch, job.objective, job.plan).reading,
+            )
+            assert reading is not None
+            results.append({"job": start, "tokens": num_tokens, "share": len(reading) / num_tokens, **seconds})
     return results
 
 
@@ -172,7 +198,7 @@ def measure_memory(options: argparse.Namespace) -> dict[str, float]:
 
 def make_table(results: dict[str, Any]) -> str:
     """Returns the table of the times and of the memory."""
-    lines = ["| update | tokens | with a target | all tokens | those with a target | |", "|---|---|---|---|---|---|"]
+    lines = ["| update | tokens | read | all tokens | those that are read | |", "|---|---|---|---|---|---|"]
     for row in results["speed"]:
         lines.append(
             f"| {NAMES[row['job']]} | {row['tokens']:,} | {row['share']:.0%} | {row['all']:.2f} s | {row['targets']:.2f} s | "
@@ -190,8 +216,8 @@ def main() -> None:
     """Measures, and writes the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backbone", default=MINILM, help="of the masked language model")
-    parser.add_argument("--layers", type=int, default=30, help="of the model of instruction tuning")
-    parser.add_argument("--vocabulary", type=int, default=49152, help="of the model of instruction tuning")
+    parser.add_argument("--layers", type=int, default=30, help="of the Llama")
+    parser.add_argument("--vocabulary", type=int, default=49152, help="of the Llama")
     parser.add_argument("--length", type=int, default=128, help="tokens of a row")
     parser.add_argument("--memory-tokens", type=int, default=2048, help="tokens of an update whose memory is measured")
     parser.add_argument("--rounds", type=int, default=5)

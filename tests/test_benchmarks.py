@@ -549,8 +549,14 @@ def test_labelled_tokens_measures_time_and_memory(
     sizes = ["--rounds", 1, "--layers", 5, "--vocabulary", 300, "--length", 9, "--memory-tokens", 18]
     run_script("labelled_tokens.py", *sizes, "--backbone", backbones(), "--out", tmp_path / "out")
     results = read_json(tmp_path / "out" / "labelled_tokens.json")
-    assert [row["job"] for row in results["speed"]] == ["masked", "instruct", "instruct cached"]
+    assert [row["job"] for row in results["speed"]] == [
+        "masked",
+        "instruct",
+        "instruct cached",
+        "classify",
+        "classify cached",
+    ]
     assert all(row["all"] > 0 < row["targets"] for row in results["speed"])
     assert all(0 < row["share"] < 0.6 for row in results["speed"])
     assert all(peak > 100 for peak in results["memory"].values())
-    assert (tmp_path / "out" / "labelled tokens.md").read_text().count("\n| ") == 5
+    assert (tmp_path / "out" / "labelled tokens.md").read_text().count("\n| ") == 7

@@ -42,6 +42,11 @@ class TokenReading:
             return values
         return values.flatten(0, 1).index_select(0, self.positions)[None]
 
+    def scatter(self, values: "torch.Tensor", fill: int) -> "torch.Tensor":
+        """Returns the values [N] of the tokens that are read in their places, and `fill` for all others, [B, T]."""
+        full = values.new_full((self.shape[0] * self.shape[1],), fill)
+        return full.index_copy(0, self.positions, values).view(self.shape)
+
     def move(self, move: "Callable[[torch.Tensor], torch.Tensor]") -> "TokenReading":
         """Returns the reading with its tensors where `move` puts them."""
         targets = None if self.targets is None else move(self.targets)

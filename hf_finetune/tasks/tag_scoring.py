@@ -41,6 +41,10 @@ class TaggingScoring(Scoring):
         return list_kinds(self.label_names)
 
     @property
+    def reads_targets(self) -> bool:
+        return True
+
+    @property
     def metric_names(self) -> tuple[str, ...]:
         if self.reader.scheme == "none":
             return ("accuracy", "f1_macro")
@@ -54,10 +58,12 @@ class TaggingScoring(Scoring):
         return super().check_metric(name, key)
 
     def reduce(self, outputs: "torch.Tensor", batch: Batch) -> list[Array]:
-        """The number of the most likely tag of each token, without padding [T]."""
-        best = outputs.argmax(-1).int().cpu().numpy()
+        """The number of the most likely tag of each token, without padding [T]; IGNORED for those that are not read."""
+        best = outputs.argmax(-1).int()
+        if batch.reading is not None:
+            best = batch.reading.scatter(best[0], IGNORED)
         lengths = batch.inputs["attention_mask"].sum(-1).tolist()
-        return [tags[:length].copy() for tags, length in zip(best, lengths, strict=True)]
+        return [tags[:length].copy() for tags, length in zip(best.cpu().numpy(), lengths, strict=True)]
 
     def compute_metrics(
         self, metric: str, outputs: Outputs, features: Features, table: Table, indices: Array

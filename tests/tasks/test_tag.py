@@ -22,6 +22,10 @@ from hf_finetune.data.features import IGNORED, Batch, collate, make_features
 from hf_finetune.data.sources import read_table
 from hf_finetune.data.splits import load_splits
 from hf_finetune.export.predict import Predictor
+from hf_finetune.forward.plan import FULL_FORWARD
+from hf_finetune.run.folder import open_run
+from hf_finetune.run.setup import set_up
+from hf_finetune.run.training_run import Clock, evaluate_split, make_runner
 from hf_finetune.system.errors import InputError
 from hf_finetune.tasks.tag import (
     Settings,
@@ -588,6 +592,41 @@ def test_a_model_made_elsewhere(run: tuple[RunConfig, dict[str, Any]], tmp_path:
     task = Predictor.from_pretrained(str(tmp_path), text_columns=("tokens",), label_column="tags").task
     assert isinstance(task, Tagging)
     assert (task.scheme, task.default_tag, len(task.label_names)) == ("IOB2", "O", 7)
+
+
+def test_the_metrics_of_validation_need_only_the_labelled_words(
+    run: tuple[RunConfig, dict[str, Any]], tmp_path: Path
+) -> None:
+    """With windows, and a third of the words without a label: the numbers are those of the outputs of all tokens."""
+    rows = tagged.make_rows(48, longest=16)
+    for row in rows:
+        row["tags"] = [tag if position % 3 else None for position, tag in enumerate(row["tags"])]
+    path = str(tiny.write_jsonl(tmp_path / "rows.jsonl", rows))
+    settings = {
+        "data.train": [path],
+        "data.max_length": 14,
+        "freeze.layers": 1,
+        "model.backbone": run[0].model.backbone,
+        "output_dir": str(tmp_path),
+        "task.ignore_labels": [None],
+        "train.precision": "fp32",
+    }
+    with open_run(make_config(**settings)) as runtime:
+        trained = set_up(make_config(**settings), runtime, Clock())
+        cuts = trained.train_state.forward_plan.token_cuts
+        assert cuts is not None
+        assert cuts.in_block
+        values, indices = evaluate_split(trained, "validation"), np.arange(len(trained.features["validation"]))
+        outputs = make_runner(trained, "validation", batch_size=8).compute_outputs(indices).outputs
+        state = dataclasses.replace(trained.train_state, forward_plan=FULL_FORWARD)
+        full = dataclasses.replace(trained, stage=dataclasses.replace(trained.stage, train_state=state))
+        full_outputs = make_runner(full, "validation", batch_size=8).compute_outputs(indices).outputs
+        assert values == pytest.approx(evaluate_split(full, "validation"), abs=1e-6)
+    ours, theirs = np.concatenate(outputs), np.concatenate(full_outputs)
+    labels: Any = trained.features["validation"].labels
+    is_read = labels.values != IGNORED
+    assert 0.1 < is_read.mean() < 0.5
+    np.testing.assert_array_equal(ours, np.where(is_read, theirs, IGNORED))
 
 
 def test_numbers_do_not_depend_on_micro_batches_or_the_cache(
