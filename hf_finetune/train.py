@@ -330,9 +330,8 @@ def begin_stage(run: TrainingRun, progress: Progress, clock: Clock) -> tuple[Tra
     features = {split: dataclasses.replace(part, activations=None) for split, part in run.features.items()}
     run.runtime.accelerator.free_memory()  # it keeps the optimizers that it prepared
     run.backbone.model.to(run.runtime.device)  # frozen weights that had left it: the probes of a stage run all modules
-    stage = prepare_stage(
-        run.backbone, run.plan.structure, freeze, run.config, run.runtime, run.task, run.parts.optimizer
-    )
+    padding, build = run.train_state.padding, run.parts.optimizer
+    stage = prepare_stage(run.backbone, run.plan.structure, freeze, run.config, run.runtime, run.task, padding, build)
     run = dataclasses.replace(run, features=features, stage=stage)
     optim.restore_optimizer_state(run.train_state.optimizer.optimizer, optimizer_state)
     if moving_average is not None and run.train_state.average is not None:

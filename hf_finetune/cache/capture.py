@@ -62,7 +62,7 @@ def inference_only(run: TrainingRun) -> Iterator[None]:
 def make_batch(run: TrainingRun, indices: Array) -> Batch:
     """Returns a batch of training features as evaluation takes it, on the device, without cached activations."""
     features = run.features["train"]
-    batch = collate(features, indices, run.train_state.pad_token_id)
+    batch = collate(features, indices, run.train_state.padding)
     return run.task.encoding.prepare(batch, features, run.train_state.model, 0).to(run.runtime.device)
 
 
@@ -77,7 +77,7 @@ def compute_activations(
         (run.features[split], np.array([number for _, number in group]))
         for split, group in groupby(source, key=itemgetter(0))
     ]
-    arrays = pad_sequences(parts, run.train_state.pad_token_id)
+    arrays = pad_sequences(parts, run.train_state.padding)
     inputs = {name: torch.from_numpy(array).to(run.runtime.device) for name, array in arrays.items()}
     activations = cached_forward.compute_activations(inputs)
     return activations, inputs["attention_mask"].to(activations.device) > 0

@@ -155,7 +155,7 @@ def compare_evaluation(run: TrainingRun) -> Comparison | None:
 def compare_outputs(run: TrainingRun, features: Features, indices: Array) -> Comparison:
     """Compares the outputs of some validation features, of the tokens that the evaluation reads."""
     state = run.train_state
-    batch = collate(features, indices, state.pad_token_id)
+    batch = collate(features, indices, state.padding)
     batch = run.task.encoding.prepare(batch, features, state.model, 0)
     batch = attach_activations(batch, features).to(run.runtime.device)
     reads_all = not reads_targets(run.task.scoring, "reduce")

@@ -342,37 +342,57 @@ class Batch:
         )
 
 
-def pad_sequences(parts: Sequence[tuple[Features, Array]], pad_token_id: int) -> dict[str, Array]:
+@dataclass(frozen=True)
+class Padding:
+    """What the sequences of a batch are filled up with, and how far.
+
+    Attributes:
+        token_id: Fills input_ids after the end of a sequence. Other inputs are filled with 0.
+        step: The number of tokens of the longest sequence is rounded up to a multiple of it. With few lengths, a processor can
+            use a kernel again that it has made for products of one size (docs/performance.md).
+        max_length: No sequence is rounded up to more tokens, which the model may not take.
+    """
+
+    token_id: int
+    step: int = 1
+    max_length: int = 0
+
+    def round_up(self, longest: int) -> int:
+        """Returns the number of tokens T of a batch, from that of its longest sequence."""
+        return max(longest, min(-(-longest // self.step) * self.step, self.max_length))
+
+
+def pad_sequences(parts: Sequence[tuple[Features, Array]], padding: Padding) -> dict[str, Array]:
     """Returns the inputs of a forward pass over sequences of one split or several.
 
     Args:
         parts: Pairs of the features of a split, and indices of sequences in it. S sequences in all.
-        pad_token_id: Fills input_ids after the end of a sequence. Other inputs are filled with 0.
+        padding: Of the sequences.
 
     Returns:
         The inputs of the features, and attention_mask: 1 for tokens, 0 for padding. Each [S, T] int64.
     """
     longest = max(int((features.offsets[indices + 1] - features.offsets[indices]).max()) for features, indices in parts)
-    columns = np.arange(longest)[None, :]
+    columns = np.arange(padding.round_up(longest))[None, :]
     arrays: dict[str, list[Array]] = defaultdict(list)
     for features, indices in parts:
         starts, ends = features.offsets[indices, None], features.offsets[indices + 1, None]
         mask = columns < ends - starts
         positions = np.where(mask, starts + columns, 0)
         for name, values in features.inputs.items():
-            fill = pad_token_id if name == "input_ids" else 0
+            fill = padding.token_id if name == "input_ids" else 0
             arrays[name].append(np.where(mask, values[positions], fill).astype(np.int64))
         arrays["attention_mask"].append(mask.astype(np.int64))
     return {name: np.concatenate(padded) for name, padded in arrays.items()}
 
 
-def collate(features: Features, indices: Array, pad_token_id: int) -> Batch:
+def collate(features: Features, indices: Array, padding: Padding) -> Batch:
     """Returns the padded batch of the features at `indices` [B], without activations."""
     import torch
 
     sequences = features.get_sequence_indices(indices)
-    arrays = pad_sequences([(features, sequences)], pad_token_id)
-    labels = features.get_labels(indices)
+    arrays = pad_sequences([(features, sequences)], padding)
+    labels = fill_up_labels(features, indices, arrays["attention_mask"])
     return Batch(
         feature_indices=indices,
         sequence_indices=sequences,
@@ -381,6 +401,19 @@ def collate(features: Features, indices: Array, pad_token_id: int) -> Batch:
         labels=None if labels is None else torch.from_numpy(np.ascontiguousarray(labels)),
         weights=None if features.weights is None else torch.from_numpy(features.weights[indices]),
     )
+
+
+def fill_up_labels(features: Features, indices: Array, attention_mask: Array) -> Array | None:
+    """Returns the targets of the features at `indices` [B, ...]; those of tokens are as wide as the batch's inputs [B, T].
+
+    A decoder's targets keep their own width.
+    """
+    labels = features.get_labels(indices)
+    if labels is None or not isinstance(features.labels, Ragged) or isinstance(features.labels, ClassSets):
+        return labels
+    longest, width = int(attention_mask.sum(1).max()), attention_mask.shape[1]
+    filled = width - longest if labels.shape[1] == longest else 0
+    return np.pad(labels, ((0, 0), (0, filled)), constant_values=IGNORED)
 
 
 def attach_activations(batch: Batch, features: Features) -> Batch:

@@ -12,7 +12,7 @@ import torch
 import transformers
 
 from hf_finetune.config.sections import RunConfig, to_dict
-from hf_finetune.data.features import Array
+from hf_finetune.data.features import Array, Padding
 from hf_finetune.export.card import hide_folders, keep_last_part, make_card
 from hf_finetune.export.recorded import READING
 from hf_finetune.model import lora
@@ -193,7 +193,7 @@ def compute_outputs(model: Any, run: TrainingRun) -> Array:
         task=run.task,
         features=features,
         processes=SingleProcess(device=run.runtime.device),
-        pad_token_id=run.backbone.pad_token_id,
+        padding=Padding(run.backbone.pad_token_id),
         batch_size=32,
     )
     with run.runtime.accelerator.autocast():

@@ -13,7 +13,7 @@ import transformers
 from hf_finetune.config.references import make_reference
 from hf_finetune.config.sections import RunConfig, require
 from hf_finetune.data.encoding import encode
-from hf_finetune.data.features import Features, make_features
+from hf_finetune.data.features import Features, Padding, make_features
 from hf_finetune.data.memory import read_memory
 from hf_finetune.data.sources import read_table
 from hf_finetune.data.table import Table, check_texts
@@ -149,7 +149,7 @@ class Predictor:
             task=self.task,
             features=features,
             processes=SingleProcess(device=self.model.device),
-            pad_token_id=int(self.tokenizer.pad_token_id or 0),
+            padding=Padding(int(self.tokenizer.pad_token_id or 0)),
             batch_size=batch_size,
         )
 

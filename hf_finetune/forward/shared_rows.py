@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from hf_finetune.config.sections import require
-from hf_finetune.data.features import Batch, Features, collate
+from hf_finetune.data.features import Batch, Features, Padding, collate
 from hf_finetune.data.shared_rows import RowSharing, share_rows
 from hf_finetune.forward.cached import SAME_SUMS, is_close
 from hf_finetune.forward.dropout import DropoutMasks
@@ -125,15 +125,15 @@ def check_rows(probe: RowProbe, sharing: RowSharing) -> None:
     the others of the row."""
     row_length = sharing.find_row_length(np.array(PROBE_LENGTHS))
     everything = np.arange(len(PROBE_LENGTHS))
-    shared = share_rows(collate(probe.make_features(), everything, 0), row_length)
-    alone = [collate(probe.make_features(), np.array([number]), 0) for number in everything]
+    shared = share_rows(collate(probe.make_features(), everything, Padding(0)), row_length)
+    alone = [collate(probe.make_features(), np.array([number]), Padding(0)) for number in everything]
     try:
         with torch.enable_grad(), needed_autocast(probe, sharing):
             tolerance = SAME_16_BIT if torch.is_autocast_enabled(probe.device.type) else OTHER_SUMS
             expected = torch.cat([probe.run(batch)[0] for batch in alone])
             logits = select_tokens(probe.run(shared), shared)
             for number in range(len(everything)):
-                other = share_rows(collate(probe.make_features(number), everything, 0), row_length)
+                other = share_rows(collate(probe.make_features(number), everything, Padding(0)), row_length)
                 changed = select_tokens(probe.run(other), other).detach()
                 is_other = torch.from_numpy(np.repeat(everything, PROBE_LENGTHS) != number).to(changed.device)
                 if not is_close(changed[is_other], logits.detach()[is_other], SAME_SUMS):

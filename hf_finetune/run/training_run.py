@@ -163,7 +163,7 @@ def make_runner(run: TrainingRun, split: str, *, batch_size: int, uses_cache: bo
         task=run.task,
         features=features if uses_cache else dataclasses.replace(features, activations=None),
         processes=run.runtime,
-        pad_token_id=state.pad_token_id,
+        padding=state.padding,
         batch_size=batch_size,
         forward_plan=state.forward_plan if uses_cache else state.forward_plan.complete(),
         autocast=run.runtime.accelerator.autocast,

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from hf_finetune.data.batches import plan_evaluation
-from hf_finetune.data.features import Array, Batch, Features, attach_activations, collate
+from hf_finetune.data.features import Array, Batch, Features, Padding, attach_activations, collate
 from hf_finetune.forward.plan import FULL_FORWARD, ForwardPlan
 from hf_finetune.model import heads
 from hf_finetune.model.backbone import decode_texts
@@ -41,7 +41,7 @@ class ModelRunner:
     task: Task
     features: Features
     processes: Processes
-    pad_token_id: int
+    padding: Padding
     batch_size: int
     forward_plan: ForwardPlan = FULL_FORWARD
     autocast: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext
@@ -85,7 +85,7 @@ class ModelRunner:
             for number in range(processes.process, len(batches), processes.num_processes):
                 if stops := processes.is_asked_to_stop():
                     break
-                batch = collate(self.features, batches[number], self.pad_token_id)
+                batch = collate(self.features, batches[number], self.padding)
                 batch = self.task.encoding.prepare(batch, self.features, self.model, 0)
                 batch = attach_activations(batch, self.features).to(processes.device)
                 loss, count, entries = run_batch(batch)

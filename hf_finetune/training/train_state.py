@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from hf_finetune.data.features import Array, Batch, Features, attach_activations, collate
+from hf_finetune.data.features import Array, Batch, Features, Padding, attach_activations, collate
 from hf_finetune.data.shared_rows import RowSharing, share_rows
 from hf_finetune.forward.cached import get_own_forward, replace_forwards
 from hf_finetune.forward.dropout import DropoutMasks
@@ -38,7 +38,7 @@ class TrainState:
         prepared: The model as Accelerate prepared it (its distributed wrapper).
         optimizer: The prepared optimizer.
         eval_modules: Modules that stay in eval mode.
-        pad_token_id: The id that pads.
+        padding: How the sequences of a batch are filled up.
         dropout_masks: Where dropout masks come from.
         forward_plan: What a forward need not compute.
         average: The moving average of the weights, with train.ema_decay.
@@ -51,7 +51,7 @@ class TrainState:
     prepared: Any
     optimizer: Any
     eval_modules: Sequence[torch.nn.Module]
-    pad_token_id: int
+    padding: Padding
     dropout_masks: DropoutMasks
     forward_plan: ForwardPlan = FULL_FORWARD
     average: MovingAverage | None = None
@@ -133,7 +133,7 @@ def make_training_batch(
     state: TrainState, features: Features, task: Task, indices: Array, update_batch: UpdateBatch
 ) -> Batch:
     """The batch of these features as the model takes it, on the CPU and without cached activations."""
-    batch = collate(features, indices, state.pad_token_id)
+    batch = collate(features, indices, state.padding)
     batch = task.encoding.prepare(batch, features, state.model, update_batch.pass_number)
     if state.row_sharing is not None:
         batch = share_rows(batch, state.row_sharing.find_row_length(features.get_lengths(update_batch.feature_indices)))

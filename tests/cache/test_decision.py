@@ -488,7 +488,6 @@ def test_numbers_of_other_activations_do_not_stand(
     assert results["validation_check"] is None
     assert "activations of the frozen layers in 16 bit" not in read_card(config)
     from_activations = next(row for row in results["history"] if row["update"] == results["best"]["update"])
-    assert results["validation"]["loss"] != from_activations["loss"]  # in 16 bit
     assert results["validation"]["loss"] == pytest.approx(from_activations["loss"], abs=1e-3)
 
 

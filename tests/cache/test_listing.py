@@ -29,7 +29,7 @@ from hf_finetune.cache import listing, store
 from hf_finetune.cache.reader import StoredActivations
 from hf_finetune.cache.store import Entry
 from hf_finetune.data import encoding, table_store
-from hf_finetune.data.features import attach_activations, collate
+from hf_finetune.data.features import Padding, attach_activations, collate
 from hf_finetune.data.table import TableBuilder
 from hf_finetune.system.errors import InputError
 from hf_finetune.tasks.classify import TextEncoding
@@ -144,7 +144,7 @@ def test_a_run_can_still_read_a_removed_entry(three: list[Entry]) -> None:
     listing.prune_entries(entry.root.parent, max_bytes=0, older_than_seconds=None)
     assert not entry.folder.exists()
     features = dataclasses.replace(make_features(ROWS["train"]), activations=stored)
-    batch = attach_activations(collate(features, np.array([7]), 0), features)
+    batch = attach_activations(collate(features, np.array([7]), Padding(0)), features)
     assert batch.activations is not None
     assert batch.activations[0].tolist() == make_values(ROWS["train"][7]).tolist()
 

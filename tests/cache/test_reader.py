@@ -11,7 +11,7 @@ from support.entries import HIDDEN, ROWS, build, make_entry, make_features, make
 
 from hf_finetune.cache import reader, store
 from hf_finetune.cache.reader import StoredActivations
-from hf_finetune.data.features import attach_activations, collate
+from hf_finetune.data.features import Padding, attach_activations, collate
 
 pytestmark = pytest.mark.usefixtures("small_chunks")
 
@@ -29,7 +29,7 @@ def test_batches_get_the_activations_of_their_sequences(
         stored = StoredActivations(path=entry.folder / store.ACTIVATIONS, dtype=dtype, hidden=HIDDEN, starts=starts)
         features = dataclasses.replace(make_features(rows), activations=stored)
         for indices in (np.arange(len(rows)), np.array([len(rows) - 1, 0, 0]), np.array([3])):
-            batch = attach_activations(collate(features, indices, pad_token_id=9), features)
+            batch = attach_activations(collate(features, indices, Padding(9)), features)
             activations, mask = batch.activations, batch.inputs["attention_mask"].bool()
             assert activations is not None
             assert activations.dtype == getattr(torch, dtype)

@@ -7,7 +7,16 @@ import pytest
 import torch
 from support.encoded import PAIRS, TEXTS, flat_features, make_tokenizer
 
-from hf_finetune.data.features import Array, Features, PerFeature, Ragged, collate, make_features, pad_sequences
+from hf_finetune.data.features import (
+    Array,
+    Features,
+    Padding,
+    PerFeature,
+    Ragged,
+    collate,
+    make_features,
+    pad_sequences,
+)
 
 SEEDS = (0, 1, 2, 31)
 
@@ -26,7 +35,7 @@ def test_a_batch_equals_the_tokenizers_own_padding(
         rows = np.random.default_rng(seed).permutation(25)[: seed % 7 + 1]
         columns = [[column[row] for row in rows] for column in texts]
         theirs = tokenizer(*columns, truncation=True, max_length=16, padding=True, return_tensors="pt")
-        batch = collate(features, rows, tokenizer.pad_token_id)
+        batch = collate(features, rows, Padding(tokenizer.pad_token_id))
         ours = batch.inputs
         assert set(ours) == set(theirs) == {*tokenizer.model_input_names}
         assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
@@ -36,10 +45,39 @@ def test_a_batch_equals_the_tokenizers_own_padding(
         assert batch.sequence_counts.tolist() == [1] * len(rows)
 
 
+@pytest.mark.parametrize(("longest", "padded"), [(1, 8), (8, 8), (9, 16), (17, 20), (20, 20), (21, 21)])
+def test_few_lengths_are_rounded_up_as_far_as_the_model_allows(longest: int, padded: int) -> None:
+    assert Padding(0, step=8, max_length=20).round_up(longest) == padded
+
+
+def test_a_rounded_batch_equals_the_tokenizers_own_padding_to_a_multiple() -> None:
+    tokenizer = make_tokenizer(ends_only=True)
+    features = flat_features(TEXTS, tokenizer, 16)
+    tags = Ragged(values=np.arange(len(features.inputs["input_ids"])), offsets=features.offsets)
+    rows = np.flatnonzero(features.lengths < 8)[:3]
+    texts = [TEXTS[0][row] for row in rows]
+    theirs = tokenizer(texts, padding=True, pad_to_multiple_of=8, return_tensors="pt")
+    batch = collate(replace(features, labels=tags), rows, Padding(tokenizer.pad_token_id, step=8, max_length=16))
+    assert batch.labels is not None
+    assert batch.inputs["input_ids"].shape == batch.labels.shape == (len(rows), 8)
+    assert all(torch.equal(batch.inputs[name], theirs[name]) for name in theirs)
+    for row, labels in zip(rows, batch.labels.tolist(), strict=True):
+        assert labels == [*tags.get(int(row)).tolist(), *[-100] * (8 - features.lengths[row])]
+
+
+def test_a_decoders_targets_keep_their_own_width() -> None:
+    targets = Ragged(values=np.arange(75), offsets=np.arange(0, 76, 3))
+    features = replace(flat_features(TEXTS, make_tokenizer(), 16), labels=targets)
+    rows = np.flatnonzero(features.lengths > 3)[:4]
+    batch = collate(features, rows, Padding(0, step=8, max_length=16))
+    assert batch.labels is not None
+    assert batch.labels.tolist() == [[3 * row, 3 * row + 1, 3 * row + 2] for row in rows]
+
+
 @pytest.mark.parametrize("labels", [np.arange(25), np.arange(25, dtype=np.float32), np.eye(25, 3, dtype=np.float32)])
 def test_a_batch_has_the_labels_of_its_rows(labels: Array) -> None:
     features = Features(**vars(flat_features(TEXTS, make_tokenizer(), 16)) | {"labels": labels})
-    batch = collate(features, np.array([7, 0, 24]), 0)
+    batch = collate(features, np.array([7, 0, 24]), Padding(0))
     assert batch.labels is not None
     assert np.array_equal(batch.labels.numpy(), labels[[7, 0, 24]])
     assert batch.labels.dtype == torch.from_numpy(labels).dtype
@@ -48,7 +86,7 @@ def test_a_batch_has_the_labels_of_its_rows(labels: Array) -> None:
 def test_ragged_labels_are_padded_with_a_label_that_does_not_count() -> None:
     values = Ragged(values=np.arange(60), offsets=np.concatenate([[0], np.cumsum(np.arange(25) % 5)]))
     features = Features(**vars(flat_features(TEXTS, make_tokenizer(), 16)) | {"labels": values})
-    batch = collate(features, np.array([3, 0, 7]), 0)
+    batch = collate(features, np.array([3, 0, 7]), Padding(0))
     assert batch.labels is not None
     assert batch.labels.tolist() == [[3, 4, 5], [-100, -100, -100], [11, 12, -100]]
     assert len(features.fingerprint()) == 16
@@ -65,7 +103,10 @@ def test_a_batch_of_features_with_several_sequences_has_them_all_in_order() -> N
     assert several.num_tokens.tolist() == [
         int(all_sequences.lengths[a:b].sum()) for a, b in ((0, 2), (2, 3), (3, 7), (7, 25))
     ]
-    batch, alone = collate(several, np.array([2, 0]), 0), collate(all_sequences, np.array([3, 4, 5, 6, 0, 1]), 0)
+    batch, alone = (
+        collate(several, np.array([2, 0]), Padding(0)),
+        collate(all_sequences, np.array([3, 4, 5, 6, 0, 1]), Padding(0)),
+    )
     assert batch.sequence_indices.tolist() == [3, 4, 5, 6, 0, 1]
     assert batch.sequence_counts.tolist() == [4, 2]
     assert all(torch.equal(batch.inputs[name], alone.inputs[name]) for name in alone.inputs)
@@ -79,7 +120,7 @@ def test_sequences_of_several_splits_are_padded_like_those_of_one(seed: int) -> 
     train, test = (flat_features([texts], tokenizer, 16) for texts in (TEXTS[0][:10], TEXTS[0][10:]))
     indices = np.random.default_rng(seed).permutation(25)[:9]
     parts = [(train, np.array([index])) if index < 10 else (test, np.array([index - 10])) for index in indices]
-    ours, theirs = pad_sequences(parts, 7), pad_sequences([(together, indices)], 7)
+    ours, theirs = pad_sequences(parts, Padding(7)), pad_sequences([(together, indices)], Padding(7))
     assert list(ours) == list(theirs) == ["input_ids", "token_type_ids", "attention_mask"]
     assert all(np.array_equal(ours[name], theirs[name]) for name in theirs)
     assert {array.dtype for array in ours.values()} == {np.dtype(np.int64)}

@@ -12,7 +12,7 @@ from hf_finetune.data import mapped_files
 from hf_finetune.data.arrow_columns import open_columns
 from hf_finetune.data.batches import plan_epoch
 from hf_finetune.data.column_writer import ColumnWriter
-from hf_finetune.data.features import Array, Features, collate, iterate_array
+from hf_finetune.data.features import Array, Features, Padding, collate, iterate_array
 from hf_finetune.data.mapped_files import MappedArray, map_array
 from hf_finetune.training.source import measure_features
 
@@ -114,7 +114,7 @@ def test_an_epoch_holds_no_pages_of_encoded_text(tmp_path: Path) -> None:
     offsets = write_array(tmp_path / "offsets.bin", np.arange(num_rows + 1) * length)
     features = Features(inputs={"input_ids": ids}, offsets=offsets, labels=None, num_truncated=0)
     for batch in plan_epoch(measure_features(features).lengths, 64, 0, 1)[:40]:
-        rows = collate(features, batch, 0).inputs["input_ids"].numpy()
+        rows = collate(features, batch, Padding(0)).inputs["input_ids"].numpy()
         assert (rows[:, 0] == batch * length % 1000).all()
     assert measure_pages(tmp_path) < 5
     assert int(np.sum(ids, dtype=np.int64)) > 0  # reads all of the map

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from hf_finetune.data.batches import MicroBatchLimit, share_batch
-from hf_finetune.data.features import IGNORED, Features, Ragged, attach_activations, collate
+from hf_finetune.data.features import IGNORED, Features, Padding, Ragged, attach_activations, collate
 from hf_finetune.data.shared_rows import RowSharing, plan_micro_batches, plan_rows, share_rows
 
 PAD = 99
@@ -64,7 +64,7 @@ def test_rows_that_are_planned_again_stay_the_same() -> None:
 
 
 def test_shared_rows_hold_the_tokens_of_each_example_and_predict_none_of_another() -> None:
-    batch = share_rows(collate(make_features(LENGTHS), np.arange(5), PAD), 9)
+    batch = share_rows(collate(make_features(LENGTHS), np.arange(5), Padding(PAD)), 9)
     assert batch.inputs.keys() == {"input_ids", "position_ids"}
     assert batch.inputs["input_ids"].tolist() == [
         list(range(9)),
@@ -90,8 +90,8 @@ def test_targets_are_those_of_each_example_alone() -> None:
     from hf_finetune.tasks.tokens import get_targets
 
     features = make_features(LENGTHS)
-    alone = [get_targets(collate(features, np.array([number]), PAD), is_causal=True) for number in range(5)]
-    shared = get_targets(share_rows(collate(features, np.arange(5), PAD), 22), is_causal=True)
+    alone = [get_targets(collate(features, np.array([number]), Padding(PAD)), is_causal=True) for number in range(5)]
+    shared = get_targets(share_rows(collate(features, np.arange(5), Padding(PAD)), 22), is_causal=True)
     expected = [token for number in (0, 1, 4, 2, 3) for token in alone[number][0].tolist()]
     assert shared.tolist() == [expected]
 
@@ -106,7 +106,7 @@ def test_rows_get_the_activations_of_their_tokens() -> None:
 
     features = make_features(LENGTHS)
     stored = Features(**{**vars(features), "activations": Stored()})
-    batch = attach_activations(share_rows(collate(stored, np.array([1, 4, 3]), PAD), 9), stored)
+    batch = attach_activations(share_rows(collate(stored, np.array([1, 4, 3]), Padding(PAD)), 9), stored)
     assert batch.activations is not None
     assert batch.activations[0].tolist() == [[1, place] for place in range(5)] + [[4, place] for place in range(4)]
     assert batch.activations[1].tolist() == [[3, 0], *[[-1, -1]] * 8]

@@ -13,7 +13,7 @@ from support.forwards import Gradients, assert_same
 from transformers.modeling_flash_attention_utils import _is_packed_sequence, prepare_fa_kwargs_from_position_ids
 
 from hf_finetune.config.sections import FreezeConfig
-from hf_finetune.data.features import Batch, Features, collate
+from hf_finetune.data.features import Batch, Features, Padding, collate
 from hf_finetune.data.shared_rows import RowSharing, share_rows
 from hf_finetune.forward.cached import find_cached_forward
 from hf_finetune.forward.dropout import DropoutMasks, choose_masks
@@ -65,7 +65,7 @@ def make_features(changed: int | None = None) -> Features:
 def make_rows(sharing: RowSharing, changed: int | None = None) -> Batch:
     """All examples in shared rows."""
     row_length = sharing.find_row_length(np.array(LENGTHS))
-    return share_rows(collate(make_features(changed), np.arange(len(LENGTHS)), 0), row_length)
+    return share_rows(collate(make_features(changed), np.arange(len(LENGTHS)), Padding(0)), row_length)
 
 
 def pick(logits: torch.Tensor, batch: Batch, example: int) -> torch.Tensor:
@@ -79,7 +79,7 @@ def compute_alone(model: Any, masks: DropoutMasks | None = None) -> tuple[list[t
     model.zero_grad(set_to_none=True)
     outputs = []
     for number in range(len(LENGTHS)):
-        batch = collate(make_features(), np.array([number]), 0)
+        batch = collate(make_features(), np.array([number]), Padding(0))
         with (masks or no_masks()).active(5, batch.sequence_indices):
             logits = heads.run_model(model, batch.inputs)[0]
         logits.sin().sum().backward()
@@ -187,7 +187,9 @@ def test_cached_activations_fill_the_rows(name: str) -> None:
     for sharing in (ROWS, ONE_ROW):
         batch = make_rows(sharing)
         with torch.no_grad():
-            activations = forward_plan.cached.compute_activations(collate(make_features(), np.arange(6), 0).inputs)
+            activations = forward_plan.cached.compute_activations(
+                collate(make_features(), np.arange(6), Padding(0)).inputs
+            )
         assert batch.rows is not None
         placed = activations[batch.rows.sequences.clamp(min=0), batch.rows.positions.clamp(max=max(LENGTHS) - 1)]
         assert_all_same(compute_shared(model, sharing, activations=placed, plan=forward_plan), expected)

@@ -15,7 +15,7 @@ from support import tiny
 from torch import nn
 
 from hf_finetune.config.sections import DataConfig, FreezeConfig, ModelConfig, RunConfig
-from hf_finetune.data.features import Features
+from hf_finetune.data.features import Features, Padding
 from hf_finetune.model import freezing, parameter_table, structure
 from hf_finetune.model.backbone import set_dropout
 from hf_finetune.model.freezing import FreezePlan
@@ -343,7 +343,7 @@ def test_an_evaluation_restores_the_mode_of_every_module() -> None:
         task=task,
         features=features,
         processes=SingleProcess(device=torch.device("cpu")),
-        pad_token_id=0,
+        padding=Padding(0),
         batch_size=2,
     )
     indices = np.arange(2)

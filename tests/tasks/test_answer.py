@@ -19,7 +19,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
 from hf_finetune.config.loading import load_config
 from hf_finetune.config.sections import DataConfig, ModelConfig, RunConfig, TrainConfig
-from hf_finetune.data.features import Array, Batch, Features, collate, make_features
+from hf_finetune.data.features import Array, Batch, Features, Padding, collate, make_features
 from hf_finetune.data.sources import read_table
 from hf_finetune.data.splits import load_splits
 from hf_finetune.data.table import Table
@@ -325,7 +325,7 @@ def test_loss_is_the_models_own_and_ignores_padding(family: str) -> None:
     features = encode(task, table, 24, tiny.make_tokenizer(ends_only=family == "bart"))
 
     def compute_losses(indices: Array) -> tuple[float, float]:
-        batch = collate(features, indices, 0)
+        batch = collate(features, indices, Padding(0))
         assert batch.labels is not None
         with torch.no_grad():
             total, count = task.objective.loss(heads.run_model(model, batch.inputs), batch)
@@ -341,7 +341,8 @@ def test_loss_is_the_models_own_and_ignores_padding(family: str) -> None:
     alone = [compute_losses(everything[index : index + 1])[1] for index in everything]
     assert compute_losses(everything)[0] == pytest.approx(sum(alone) / len(alone), abs=1e-5)
     outputs = task.scoring.reduce(
-        heads.run_model(model, collate(features, everything, 0).inputs).detach(), collate(features, everything, 0)
+        heads.run_model(model, collate(features, everything, Padding(0)).inputs).detach(),
+        collate(features, everything, Padding(0)),
     )
     assert [len(logits) for logits in outputs] == features.lengths.tolist()
 

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from hf_finetune.config.loading import load_config
 from hf_finetune.config.sections import DataConfig, ModelConfig, RunConfig, TrainConfig
 from hf_finetune.data.batches import MicroBatchLimit, share_batch
-from hf_finetune.data.features import Batch, Features, collate, make_features
+from hf_finetune.data.features import Batch, Features, Padding, collate, make_features
 from hf_finetune.data.table import Table
 from hf_finetune.export.predict import Predictor
 from hf_finetune.export.prediction_files import predict_file
@@ -268,7 +268,7 @@ def test_loss_is_the_models_own_for_equal_counts(seed: int) -> None:
     rows = [row for row in tiny.make_choices(60, seed=seed) if len(row["choices"]) == 3]
     task, table = make_task(rows), make_table(rows)
     features = encode(task, table)
-    batch = collate(features, np.arange(len(rows)), 0)
+    batch = collate(features, np.arange(len(rows)), Padding(0))
     inputs = {name: tensor.view(len(rows), 3, -1) for name, tensor in batch.inputs.items()}
     with torch.no_grad():
         outputs = heads.run_model(model, batch.inputs)
@@ -292,13 +292,13 @@ def test_loss_and_gradient_of_different_counts_are_those_of_each_row_alone(smoot
         loss.backward()
         return torch.cat([parameter.grad.reshape(-1) for parameter in model.parameters() if parameter.grad is not None])
 
-    batch = collate(features, np.arange(20), 0)
+    batch = collate(features, np.arange(20), Padding(0))
     total, count = task.objective.loss(heads.run_model(model, batch.inputs), batch)
     assert count == 20
     together = compute_gradient(total)
     terms = []
     for row in range(20):
-        single = collate(features, np.array([row]), 0)
+        single = collate(features, np.array([row]), Padding(0))
         assert single.labels is not None
         logits = model(**{name: tensor[None] for name, tensor in single.inputs.items()}).logits
         terms.append(F.cross_entropy(logits, single.labels, label_smoothing=smoothing))
@@ -432,7 +432,7 @@ def test_a_limit_of_tokens_counts_all_choices() -> None:
         limit = MicroBatchLimit(num_examples=16, num_tokens=150)
         pieces = share_batch(chosen, features.lengths, limit, 0, 1, counts)
         assert sorted(np.concatenate(pieces).tolist()) == sorted(chosen.tolist())
-        sizes += [collate(features, piece, 0).inputs["input_ids"].numel() for piece in pieces]
+        sizes += [collate(features, piece, Padding(0)).inputs["input_ids"].numel() for piece in pieces]
     assert 100 < max(sizes) <= 150
     assert [
         len(piece)

@@ -26,7 +26,7 @@ from hf_finetune.config.tasks import load_task
 from hf_finetune.data.batches import MicroBatchLimit, share_batch
 from hf_finetune.data.encoder import make_encoding_key
 from hf_finetune.data.encoding import encode
-from hf_finetune.data.features import Batch, collate
+from hf_finetune.data.features import Batch, Padding, collate
 from hf_finetune.data.sources import read_table
 from hf_finetune.data.table import Table
 from hf_finetune.export.materialize import materialize
@@ -302,7 +302,7 @@ def test_only_files_without_null_have_blank_negatives(blank: str, tmp_path: Path
 @pytest.mark.parametrize("normalize", [True, False])
 def test_pooling_reads_the_tokens_of_a_text_and_not_its_padding(mode: str, normalize: bool) -> None:
     features = encode_pairs([{"anchor": "the old cat", "positive": "bread"}])
-    batch = collate(features, np.arange(1), 0)
+    batch = collate(features, np.arange(1), Padding(0))
     hidden = torch.randn(*batch.inputs["input_ids"].shape, 8, generator=torch.Generator().manual_seed(0))
     vectors = Pooling(mode=mode, normalize=normalize).embed(hidden, batch)
     for vector, states, length in zip(vectors, hidden, features.sequence_lengths, strict=True):

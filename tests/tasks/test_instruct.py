@@ -14,7 +14,7 @@ from support.chat_templates import CHATML, make_byte_tokenizer
 
 from hf_finetune.config.loading import load_config
 from hf_finetune.config.sections import RunConfig
-from hf_finetune.data.features import IGNORED, Features, collate, make_features
+from hf_finetune.data.features import IGNORED, Features, Padding, collate, make_features
 from hf_finetune.data.sources import read_table
 from hf_finetune.export.predict import Predictor
 from hf_finetune.export.prediction_rows import iterate_predictions
@@ -64,7 +64,7 @@ def test_the_loss_is_the_models_own_on_the_answers(chat: MakeConfig, seed: int) 
     torch.manual_seed(seed)
     model = transformers.AutoModelForCausalLM.from_config(tiny.make_config("llama")).eval()
     indices = np.random.default_rng(seed).permutation(len(features))[:8]
-    batch = collate(features, indices, 0)
+    batch = collate(features, indices, Padding(0))
     assert batch.labels is not None
     with torch.no_grad():
         outputs = heads.run_model(model, batch.inputs)

@@ -14,7 +14,7 @@ from support import tiny
 
 from hf_finetune.config.loading import load_config
 from hf_finetune.data import encoding
-from hf_finetune.data.features import collate, make_features
+from hf_finetune.data.features import Padding, collate, make_features
 from hf_finetune.data.table import Table
 from hf_finetune.export.predict import Predictor
 from hf_finetune.export.predictor_calls import evaluate_file
@@ -113,7 +113,7 @@ def test_the_windows_of_a_text_share_its_loss_in_any_micro_batches(problem: str)
         sums = [0.0, 0.0]
         for start in range(0, len(features), size):
             indices = np.arange(start, min(start + size, len(features)))
-            loss, count = task.objective.loss(logits[indices], collate(features, indices, 0))  # type: ignore[attr-defined]
+            loss, count = task.objective.loss(logits[indices], collate(features, indices, Padding(0)))  # type: ignore[attr-defined]
             sums = [sums[0] + float(loss), sums[1] + count]
         assert sums[0] / sums[1] == pytest.approx(float(expected), rel=1e-5)
 

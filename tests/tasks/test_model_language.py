@@ -18,7 +18,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from hf_finetune.config.loading import load_config
 from hf_finetune.config.sections import ModelConfig, RunConfig
 from hf_finetune.data.encoding import make_encoding_key
-from hf_finetune.data.features import IGNORED, Features, Ragged, collate, make_features
+from hf_finetune.data.features import IGNORED, Features, Padding, Ragged, collate, make_features
 from hf_finetune.data.sources import read_table
 from hf_finetune.data.splits import load_splits
 from hf_finetune.export.predict import Predictor
@@ -98,7 +98,7 @@ def test_the_loss_is_the_models_own(lm: MakeConfig, backbones: Callable[..., Pat
     config = lm(**{"model.backbone": str(backbones(family)), "task.objective": "auto", "data.max_length": 16})
     task, features = encode(config, tiny.make_tokenizer(), length=16)
     model, indices = make_model(family), np.arange(len(features))
-    batch = task.encoding.prepare(collate(features, indices, PAD), features, model, 1)
+    batch = task.encoding.prepare(collate(features, indices, Padding(PAD)), features, model, 1)
     assert batch.labels is not None
     with torch.no_grad():
         outputs = heads.run_model(model, batch.inputs)
@@ -254,7 +254,7 @@ def draw(
     encoding: MaskedEncoding, features: Features, indices: list[int], epoch: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Inputs and labels of features in an epoch."""
-    batch = encoding.prepare(collate(features, np.array(indices), PAD), features, None, epoch)
+    batch = encoding.prepare(collate(features, np.array(indices), Padding(PAD)), features, None, epoch)
     assert batch.labels is not None
     return batch.inputs["input_ids"], batch.labels
 
@@ -278,7 +278,7 @@ def test_masks_are_a_function_of_seed_epoch_and_feature(masked: MaskedEncoding) 
 
 def test_a_batch_without_labels_has_no_masks(masked: MaskedEncoding) -> None:
     features = dataclasses.replace(make_masked_features(2), labels=None)
-    batch = collate(features, np.arange(2), PAD)
+    batch = collate(features, np.arange(2), Padding(PAD))
     assert masked.prepare(batch, features, None, 0) is batch
 
 

@@ -18,7 +18,7 @@ import hf_finetune
 from hf_finetune import cli
 from hf_finetune.config.loading import load_config
 from hf_finetune.config.sections import RunConfig
-from hf_finetune.data.features import Batch, Features, Ragged, collate, make_features
+from hf_finetune.data.features import Batch, Features, Padding, Ragged, collate, make_features
 from hf_finetune.data.sources import read_table
 from hf_finetune.data.splits import load_splits
 from hf_finetune.data.table import Table
@@ -109,7 +109,7 @@ def make_features_of(labels: list[list[float]]) -> Features:
 
 def make_batch(labels: list[list[float]]) -> Batch:
     """Returns the batch of queries with these labels."""
-    return collate(make_features_of(labels), np.arange(len(labels)), 0)
+    return collate(make_features_of(labels), np.arange(len(labels)), Padding(0))
 
 
 LABELLED = [[0.0, 2.0, 1.0, 0.0], [1.0, 0.0], [0.0, 0.0, 0.0], [1.0]]
@@ -238,7 +238,7 @@ def compute_loss(
     task = Reranking.from_table(config, table)
     arrays = task.encoding.tokenize(table, tiny.make_tokenizer(), 48)
     features = make_features(arrays, task.encoding.labels(table, arrays))
-    batch = collate(features, np.arange(len(features)), 0)
+    batch = collate(features, np.arange(len(features)), Padding(0))
     with torch.no_grad():
         loss, count = task.objective.loss(heads.run_model(cross_encoder[0].model, batch.inputs), batch)
     return float(loss) / count

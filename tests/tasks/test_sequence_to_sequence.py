@@ -24,7 +24,7 @@ from transformers.trainer_pt_utils import LabelSmoother
 
 from hf_finetune.config.loading import load_config
 from hf_finetune.config.sections import DataConfig, ModelConfig, RunConfig, TrainConfig
-from hf_finetune.data.features import IGNORED, Batch, Features, collate, make_features
+from hf_finetune.data.features import IGNORED, Batch, Features, Padding, collate, make_features
 from hf_finetune.data.sources import read_table
 from hf_finetune.data.splits import load_splits
 from hf_finetune.data.table import ColumnSpec, Table
@@ -83,7 +83,7 @@ def encode(task: SequenceToSequence, table: Table, max_length: int = 32) -> Feat
 
 def prepare_batch(task: SequenceToSequence, features: Features, model: Any) -> Batch:
     """Returns the batch of all features as the model takes it."""
-    return task.encoding.prepare(collate(features, np.arange(len(features)), PAD), features, model, 1)
+    return task.encoding.prepare(collate(features, np.arange(len(features)), Padding(PAD)), features, model, 1)
 
 
 def make_model(family: str, seed: int = 0, **changes: Any) -> Any:
@@ -142,7 +142,7 @@ def test_the_decoder_reads_the_labels_shifted_by_the_model_which_does_not_get_th
     assert batch.labels.tolist() == [[cat, here, end], [bread, end, IGNORED]]
     assert batch.inputs["decoder_input_ids"].tolist() == [[start, cat, here], [start, bread, end]]
     assert "labels" not in batch.inputs
-    unlabeled = collate(dataclasses.replace(features, labels=None), np.arange(2), PAD)
+    unlabeled = collate(dataclasses.replace(features, labels=None), np.arange(2), Padding(PAD))
     assert task.encoding.prepare(unlabeled, features, model, 0) is unlabeled
 
 

@@ -18,7 +18,7 @@ from support import tagged, tiny
 from support.tagging import encode, make_config, make_rows, make_table, make_task, read
 
 from hf_finetune.config.sections import RunConfig
-from hf_finetune.data.features import IGNORED, Batch, collate, make_features
+from hf_finetune.data.features import IGNORED, Batch, Padding, collate, make_features
 from hf_finetune.data.sources import read_table
 from hf_finetune.data.splits import load_splits
 from hf_finetune.export.predict import Predictor
@@ -90,7 +90,7 @@ def test_class_weights_count_words() -> None:
     named = make_task(MADE, **{"task.class_weights": ["O=0.25"]})
     assert named.class_weights[named.label_names.index("O")] == 0.25
     outputs, features = torch.randn(2, 20, len(task.label_names)), encode(task, MADE)
-    batch = collate(features, np.array([0, 1]), 0)
+    batch = collate(features, np.array([0, 1]), Padding(0))
     outputs = outputs[:, : batch.inputs["input_ids"].shape[1]]
     total, count = task.objective.loss(outputs, batch)
     reference = torch.nn.CrossEntropyLoss(weight=torch.tensor(task.class_weights))
@@ -211,7 +211,7 @@ def test_the_loss_is_the_models_own(seed: int) -> None:
     task = make_task(MADE)
     tokenizer = tagged.word_piece()
     model, features = make_model(task, tokenizer, seed), encode(task, MADE)
-    batch = collate(features, np.arange(8), 0)
+    batch = collate(features, np.arange(8), Padding(0))
     with torch.no_grad():
         output = model(**batch.inputs, labels=batch.labels)
         total, count = task.objective.loss(output.logits, batch)

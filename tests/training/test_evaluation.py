@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from hf_finetune.data.features import Padding
 from hf_finetune.run.training_run import TrainingRun, evaluate_split
 from hf_finetune.system.errors import StoppedError
 from hf_finetune.tasks.base import EvaluationOutput
@@ -23,7 +24,7 @@ def make_runner(run: TrainingRun, batch_size: int, **changes: Any) -> ModelRunne
         "task": run.task,
         "features": run.features["validation"],
         "processes": run.runtime,
-        "pad_token_id": 0,
+        "padding": Padding(0),
         "batch_size": batch_size,
     }
     return ModelRunner(**options | changes)

@@ -46,7 +46,7 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(make_run: MakeRun, p
     made.train_state.model.zero_grad()
     from hf_finetune.data.features import collate
 
-    batch = collate(made.features["train"], rows, made.train_state.pad_token_id)
+    batch = collate(made.features["train"], rows, made.train_state.padding)
     theirs = made.train_state.model(**batch.inputs, labels=batch.labels).loss
     theirs.backward()
     assert float(loss) == pytest.approx(float(theirs.detach()), abs=1e-6)
