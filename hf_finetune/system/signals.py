@@ -40,6 +40,7 @@ class StopSignals:
     def __init__(self) -> None:
         self.received = ""  # name of the signal
         self.received_at = 0.0  # seconds, time.monotonic()
+        self.raised = 0  # number of the signal that raised an error last
         self.ends_at_once = True
 
     @contextlib.contextmanager
@@ -58,6 +59,7 @@ class StopSignals:
                 return
             if time.monotonic() - self.received_at > SAME_SIGNAL_SECONDS:
                 if is_notebook():  # whose kernel continues
+                    self.raised = number
                     raise KeyboardInterrupt
                 signal.signal(number, signal.SIG_DFL)
                 os.kill(os.getpid(), number)
@@ -67,6 +69,7 @@ class StopSignals:
             return
         self.received, self.received_at = signal.Signals(number).name, time.monotonic()
         if self.ends_at_once:
+            self.raised = number
             raise StoppedError(self.received)
         if os.environ.get("LOCAL_RANK", "0") == "0":
             print_at_once(f"{self.received}: saving, then stopping; a second signal stops without saving")
@@ -74,10 +77,11 @@ class StopSignals:
     def receive_again(self, ignored: Any) -> bool:
         """Returns True, and has the signal come again, if Python ignored its error: it was raised in a __del__ or in a callback
         of the garbage collector, from where no error reaches the program."""
-        if not isinstance(ignored.exc_value, StoppedError):
+        if not self.raised or not isinstance(ignored.exc_value, KeyboardInterrupt):
             return False
-        number = getattr(signal, self.received)
-        self.received = ""
+        if isinstance(ignored.exc_value, StoppedError):  # of the first signal, which comes again as the first
+            self.received = ""
+        number, self.raised = self.raised, 0
         send_again(number)
         return True
 
@@ -90,22 +94,23 @@ class StopSignals:
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        heeded = [number for number in STOP_SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+        handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+        handlers_before = {number: handler for number, handler in handlers.items() if handler != signal.SIG_IGN}
         report_ignored = sys.unraisablehook
         sys.unraisablehook = lambda ignored: None if self.receive_again(ignored) else report_ignored(ignored)
-        handlers_before = {number: signal.signal(number, self.receive) for number in heeded}
         try:
+            set_handlers(dict.fromkeys(handlers_before, self.receive))
             yield
         finally:
             sys.unraisablehook = report_ignored
             try:
-                restore_handlers(handlers_before)
-            except StoppedError:  # which comes once
-                restore_handlers(handlers_before)
+                set_handlers(handlers_before)
+            except KeyboardInterrupt:  # of a signal that arrived between two of them; nobody sends another one as fast
+                set_handlers(handlers_before)
                 raise
 
 
-def restore_handlers(handlers: Mapping[signal.Signals, Any]) -> None:
+def set_handlers(handlers: Mapping[signal.Signals, Any]) -> None:
     """Has these handlers receive the signals."""
     for number, handler in handlers.items():
         signal.signal(number, handler)

@@ -7,9 +7,11 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from hf_finetune.system import signals as signals_module
 from hf_finetune.system.errors import StoppedError
 from hf_finetune.system.signals import STOP_SIGNALS, StopSignals
 
@@ -86,9 +88,75 @@ def test_a_signal_that_arrives_where_python_ignores_errors_comes_again() -> None
     assert sys.unraisablehook is report_ignored
 
 
-def test_a_second_signal_does_not_end_the_kernel_of_a_notebook(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_ignored_error_of_no_signal_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Stopped:
+        def __del__(self) -> None:
+            raise StoppedError
+
+    reported: list[Any] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda ignored: reported.append(type(ignored.exc_value)))
+    with StopSignals().install():
+        Stopped()
+    assert reported == [StoppedError]
+
+
+@pytest.fixture
+def notebook(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Has this process count as a notebook's kernel, in which each signal counts."""
     monkeypatch.setattr("hf_finetune.system.signals.is_notebook", lambda: True)
     monkeypatch.setattr("hf_finetune.system.signals.SAME_SIGNAL_SECONDS", -1)
+
+
+@pytest.mark.usefixtures("notebook")
+def test_a_second_signal_of_a_notebook_comes_again_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Interrupted:
+        def __del__(self) -> None:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0)
+
+    signals, went_on = StopSignals(), []
+
+    def stop_in_finalizer() -> None:
+        os.kill(os.getpid(), signal.SIGXCPU)
+        Interrupted()
+        went_on.append(signals.received)
+        time.sleep(5)
+
+    with pytest.raises(KeyboardInterrupt) as stopped, signals.install(), signals.deferred():
+        stop_in_finalizer()
+    assert not isinstance(stopped.value, StoppedError)
+    assert went_on == ["SIGXCPU"]  # the first signal stays received
+
+
+@pytest.mark.usefixtures("notebook")
+@pytest.mark.parametrize("received", ["", "SIGTERM"])
+@pytest.mark.parametrize("call", ["installs", "restores"])
+def test_a_signal_while_the_handlers_change_leaves_none_behind(
+    received: str, call: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    signals, set_handlers, calls = StopSignals(), signals_module.set_handlers, ["restores", "installs"]
+    signals.received = received
+
+    def interrupt(handlers: Any) -> None:
+        is_interrupted = calls and calls.pop() == call
+        if is_interrupted and call == "restores":
+            os.kill(os.getpid(), signal.SIGINT)
+        set_handlers(handlers)
+        if is_interrupted:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    before = [signal.getsignal(number) for number in STOP_SIGNALS]
+    report_ignored = sys.unraisablehook
+    monkeypatch.setattr(signals_module, "set_handlers", interrupt)
+    with pytest.raises(KeyboardInterrupt) as stopped, signals.install():
+        pass
+    assert isinstance(stopped.value, StoppedError) == (not received)
+    assert [signal.getsignal(number) for number in STOP_SIGNALS] == before
+    assert sys.unraisablehook is report_ignored
+
+
+@pytest.mark.usefixtures("notebook")
+def test_a_second_signal_does_not_end_the_kernel_of_a_notebook() -> None:
     signals = StopSignals()
 
     def interrupt_twice() -> None:
