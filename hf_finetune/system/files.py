@@ -43,7 +43,8 @@ class Written:
 
 
 class HashingFile:
-    """A file open for writing, which computes the digests of what is written. A thread does so, some blocks after the writing.
+    """A file open for writing, which computes the digests of what is written. A thread does so, some blocks after the writing; a
+    file smaller than a block needs no thread.
 
     A context manager, which waits for that thread. Used by one thread.
     """
@@ -52,7 +53,7 @@ class HashingFile:
         self.file = file
         self.size, self.sha256, self.crc32 = 0, hashlib.sha256(), 0
         self.block = bytearray()  # gathered from small writes, and not yet written
-        self.pool = ThreadPoolExecutor(1)
+        self.pool = ThreadPoolExecutor(1)  # which starts its thread when it gets its first block
         self.hashing = deque[Future[None]]()
 
     def __enter__(self) -> "HashingFile":
@@ -73,13 +74,16 @@ class HashingFile:
     def write_block(self) -> None:
         """Writes the gathered block. It is hashed after those before it, of which a few may wait."""
         block, self.block = self.block, bytearray()
-        self.hashing.append(self.pool.submit(self.hash_block, block))
+        if len(block) < BLOCK_BYTES and not self.hashing:
+            self.hash_block(block)
+        else:
+            self.hashing.append(self.pool.submit(self.hash_block, block))
         if len(self.hashing) > BLOCKS_TO_HASH:
             self.hashing.popleft().result()
         self.file.write(block)
 
     def hash_block(self, block: bytearray) -> None:
-        """Adds a block to the digests. Called in the order of the blocks: the pool has one thread."""
+        """Adds a block to the digests. Called in the order of the blocks: by the one thread of the pool, or if nothing waits."""
         self.size += len(block)
         self.sha256.update(block)
         self.crc32 = zlib.crc32(block, self.crc32)
@@ -133,9 +137,12 @@ def replace_atomically(path: Path, write: Callable[[BinaryIO], object], num_byte
 def find_difference(path: Path, written: Written) -> str | None:
     """Returns how a file differs from what was written to it, or None. Reads it."""
     size = crc32 = 0
-    with path.open("rb", buffering=0) as file:
-        while block := file.read(BLOCK_BYTES // 4):
-            size, crc32 = size + len(block), zlib.crc32(block, crc32)
+    try:
+        with path.open("rb", buffering=0) as file:
+            while block := file.read(BLOCK_BYTES // 4):
+                size, crc32 = size + len(block), zlib.crc32(block, crc32)
+    except FileNotFoundError:
+        return "is missing"
     if size != written.size:
         return f"has {size} bytes instead of {written.size}"
     return None if crc32 == written.crc32 else "has other bytes than were written"

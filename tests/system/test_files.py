@@ -138,13 +138,18 @@ def test_the_clock_of_a_folder_is_that_of_its_file_system(tmp_path: Path, monkey
     assert files.read_clock(tmp_path / "nowhere") == 5.0
 
 
+@pytest.mark.parametrize("is_flushed", [False, True])
 @pytest.mark.parametrize("sizes", [(), (0, 0), (10, 3), (2**20, 5, 3 * 2**20), (7, (files.BLOCKS_TO_HASH + 3) * 2**20)])
-def test_a_file_has_the_digests_of_its_bytes_whatever_its_parts(tmp_path: Path, sizes: tuple[int, ...]) -> None:
+def test_a_file_has_the_digests_of_its_bytes_whatever_its_parts(
+    tmp_path: Path, sizes: tuple[int, ...], is_flushed: bool
+) -> None:
     parts = [os.urandom(size) for size in sizes]
 
     def write(file: Any) -> None:
         for part in parts:
             assert file.write(memoryview(part)) == len(part)
+            if is_flushed:
+                file.flush()
 
     written = files.replace_atomically(tmp_path / "file", write, sum(sizes))
     content = b"".join(parts)
@@ -169,6 +174,20 @@ def test_what_is_written_may_change_when_write_has_returned(tmp_path: Path) -> N
     assert written.sha256 == files.hash_file(tmp_path / "file")
 
 
+def test_a_small_file_needs_no_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A manifest can be written where a limit on processes allows no thread."""
+
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    small = bytes(files.BLOCK_BYTES - 1)
+    files.write_atomically(tmp_path / "file", small)
+    assert (tmp_path / "file").read_bytes() == small
+    with pytest.raises(InputError, match="can't start new thread"):
+        files.write_atomically(tmp_path / "file", bytes(files.BLOCK_BYTES))
+
+
 def test_the_thread_that_hashes_ends_with_the_write(tmp_path: Path) -> None:
     before = threading.active_count()
 
@@ -191,6 +210,8 @@ def test_a_file_that_is_not_what_was_written_is_found(tmp_path: Path, place: int
     assert files.find_difference(path, written) == "has other bytes than were written"
     path.write_bytes(content[:-1])
     assert files.find_difference(path, written) == "has 1048584 bytes instead of 1048585"
+    path.unlink()
+    assert files.find_difference(path, written) == "is missing"
 
 
 @pytest.mark.parametrize(("code", "is_error"), [(errno.ENOSPC, True), (errno.EDQUOT, True), (errno.EOPNOTSUPP, False)])
