@@ -80,11 +80,11 @@ def write_speeds(path: Path, speeds: dict[str, Speed]) -> None:
 
 def forget_wrong_speed(run: TrainingRun, clock: Clock) -> None:
     """Removes the speed of a run's kind of job from the table if training was twice as fast or as slow. On the main process."""
-    path = find_path(run)
+    seconds, path = clock.measure("train"), find_path(run)
     speeds = read_speeds(path)
     if not speeds or run.config.freeze.unfreeze or not clock.num_tokens or (key := make_key(run)) not in speeds:
         return
     expected = speeds[key].cached if run.is_cached else speeds[key].entire
-    measured = clock.seconds["train"] * run.runtime.num_processes / clock.num_tokens
+    measured = seconds * run.runtime.num_processes / clock.num_tokens
     if not 1 / WRONG_FACTOR < measured / max(expected, 1e-12) < WRONG_FACTOR:
         write_speeds(path, {other: speed for other, speed in speeds.items() if other != key})

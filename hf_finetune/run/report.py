@@ -197,7 +197,7 @@ def make_results(
 ) -> dict[str, Any]:
     """Returns the content of results.json. final: the metrics by split of the model that is exported: the best one, or the mean
     of those that were `averaged`."""
-    seconds, first = clock.seconds["train"], clock.seconds_to_first_update
+    seconds, first = clock.measure("train"), clock.seconds_to_first_update
     average = None
     if averaged is not None:
         updates, missing = list(averaged.updates), list(averaged.missing)

@@ -269,6 +269,11 @@ class Clock:
                 self.seconds_to_first_update = time.perf_counter() - self.began
             yield update
 
+    def measure(self, phase: str) -> float:
+        """Returns the seconds of a phase until now, which may be the current one."""
+        self.switch(self.phase)
+        return self.seconds[phase]
+
     def report(self) -> dict[str, float]:
         """Rounded seconds by phase until now, with the total."""
         self.switch(self.phase)

@@ -105,6 +105,7 @@ def test_a_phase_within_another_pauses_it(monkeypatch: pytest.MonkeyPatch) -> No
         with clock("save"):
             now += 4
         now += 8
+        assert (clock.measure("train"), clock.measure("save")) == (10.0, 4.0)
     now += 16
     seconds = clock.report()
     assert {phase: value for phase, value in seconds.items() if value} == {
