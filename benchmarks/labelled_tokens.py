@@ -31,7 +31,7 @@ from hf_finetune.config.sections import FreezeConfig
 from hf_finetune.data.features import IGNORED, Batch
 from hf_finetune.forward.dropout import DropoutMasks, choose_masks
 from hf_finetune.forward.plan import FULL_FORWARD, ForwardPlan, find_forward_plan
-from hf_finetune.model import freezing, heads
+from hf_finetune.model import freezing
 from hf_finetune.system.locations import local_path
 from hf_finetune.tasks.class_scoring import ClassificationObjective
 from hf_finetune.tasks.objectives import CountedObjective
@@ -67,8 +67,8 @@ class Job:
         batch = add_reading(self.batch, self.objective, plan)
         self.optimizer.zero_grad()
         masks = self.masks.active(0, batch.sequence_indices, reading=batch.reading)
-        with plan.active(activations, batch.reading), masks:
-            outputs = heads.run_model(self.model, batch.inputs)
+        with masks:
+            outputs = plan.run_model(self.model, batch.inputs, activations, batch.reading)
         loss, count = self.objective.loss(outputs, batch)
         (loss / count).backward()
         self.optimizer.step()

@@ -131,8 +131,8 @@ def check_logits(run: TrainingRun, cached_forward: CachedForward, dtype: str) ->
         rounded = [activations.to(getattr(torch, dtype)) for activations in alone]
         padded = torch.nn.utils.rnn.pad_sequence(rounded, batch_first=True)
         expected = zero_padding_outputs(run, heads.run_model(model, batch.inputs), batch)
-        with run.train_state.forward_plan.active(padded.to(alone[0].dtype)):
-            logits = zero_padding_outputs(run, heads.run_model(model, batch.inputs), batch)
+        outputs = run.train_state.forward_plan.run_model(model, batch.inputs, padded.to(alone[0].dtype))
+        logits = zero_padding_outputs(run, outputs, batch)
         largest = max(largest, float(expected.abs().max()))
         difference = max(difference, measure_difference(logits, expected))
     epsilon = max(EPSILON[dtype], EPSILON[run.runtime.precision])
@@ -163,9 +163,8 @@ def compare_outputs(run: TrainingRun, features: Features, indices: Array) -> Com
     reading = None if reading is None else dataclasses.replace(reading, project=None)  # the logits themselves
 
     def compute(plan: ForwardPlan, activations: torch.Tensor | None) -> torch.Tensor:
-        with plan.active(activations, reading):
-            outputs = heads.run_model(state.model, batch.inputs)
-        return zero_padding_outputs(run, outputs if reading is None else reading.select(outputs), batch)
+        outputs = plan.run_model(state.model, batch.inputs, activations, reading)
+        return zero_padding_outputs(run, outputs, batch)
 
     with inference_only(run):
         expected = compute(state.forward_plan.complete(), None)

@@ -25,7 +25,6 @@ from hf_finetune.cache.speeds import Speed, find_path, make_key, read_speeds, wr
 from hf_finetune.cache.store import Entry
 from hf_finetune.data.features import Batch, Features
 from hf_finetune.forward.cached import CachedForward
-from hf_finetune.model import heads
 from hf_finetune.model.freezing import set_train_mode
 from hf_finetune.run.training_run import TrainingRun
 from hf_finetune.system.errors import InputError
@@ -248,10 +247,9 @@ def run_forward_backward(run: TrainingRun, batch: Batch, activations: torch.Tens
     set_train_mode(state.model, state.eval_modules)
     with (
         torch.enable_grad(),
-        state.forward_plan.active(activations, batch.reading),
         state.dropout_masks.active(0, batch.sequence_indices, run.runtime.device, reading=batch.reading),
     ):
-        outputs = heads.run_model(state.model, batch.inputs)
+        outputs = state.forward_plan.run_model(state.model, batch.inputs, activations, batch.reading)
         run.task.objective.timing_loss(outputs, batch).backward()
     state.model.zero_grad(set_to_none=True)
     state.model.eval()

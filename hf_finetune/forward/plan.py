@@ -1,8 +1,9 @@
 """The work that a forward pass of a model can leave out: found once for each stage of training, applied to every forward pass."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,6 +13,7 @@ from hf_finetune.forward.cached import CachedForward, CannotCacheError, find_cac
 from hf_finetune.forward.first_token import Cuts, apply_cuts, find_first_token_cuts
 from hf_finetune.forward.frozen_layers import Forwards
 from hf_finetune.forward.token_cuts import TokenCuts, find_last_token_cuts, find_token_cuts
+from hf_finetune.model import heads
 from hf_finetune.model.freezing import FreezePlan
 
 
@@ -42,8 +44,8 @@ class ForwardPlan:
 
         Args:
             activations: Those at the boundary [B, T, H]. If they are given, the model starts from them, else from its inputs.
-            reading: The N tokens that are read, if the plan has cuts for them. The logits are then [1, N, C], or what
-                reading.project returned; those of the model itself if it chooses these tokens.
+            reading: The N tokens that are read, if the plan has cuts for them. Outputs are then those of these tokens or of all,
+                whichever costs less; run_model() returns those of these tokens.
         """
         with contextlib.ExitStack() as stack:
             stack.enter_context(replace_forwards(self.frozen_layers))
@@ -53,6 +55,30 @@ class ForwardPlan:
             if activations is not None and self.cached is not None:
                 stack.enter_context(self.cached.from_activations(activations.to(self.cached.dtype)))
             yield
+
+    def run_model(
+        self,
+        model: nn.Module,
+        inputs: Mapping[str, torch.Tensor],
+        activations: torch.Tensor | None = None,
+        reading: TokenReading | None = None,
+        through: Callable[..., Any] | None = None,
+    ) -> torch.Tensor:
+        """Runs the model as heads.run_model() does, with this plan. The arguments are those of heads.run_model() and active().
+
+        Returns the model's outputs; with a reading those of the N tokens that are read, [1, N, ...], or what reading.project
+        returned; but those of the model itself if it chooses these tokens.
+        """
+        with self.active(activations, reading):
+            outputs = heads.run_model(model, inputs, through)
+        if reading is None or not isinstance(outputs, torch.Tensor) or self.chooses_tokens:
+            return outputs
+        return reading.select(outputs)
+
+    @property
+    def chooses_tokens(self) -> bool:
+        """True if the model itself chooses the tokens that are read."""
+        return self.token_cuts is not None and self.token_cuts.choose is not None
 
 
 FULL_FORWARD = ForwardPlan()

@@ -31,12 +31,12 @@ class Pooling:
 
     def embed(self, outputs: "torch.Tensor", batch: Batch) -> "torch.Tensor":
         """Returns the vectors [S, D] of texts with the last hidden states `outputs` [S, T, D], or [1, S, D] of the first
-        tokens if the batch reads no others."""
+        tokens if the batch has a reading."""
         from torch.nn import functional as F
 
         hidden = outputs.float()
         if batch.reading is not None:
-            vectors = batch.reading.select(hidden)[0]
+            vectors = hidden[0]
         elif self.reads_first_tokens:
             vectors = hidden[:, 0]
         else:

@@ -11,7 +11,6 @@ import torch
 from hf_finetune.data.batches import plan_evaluation
 from hf_finetune.data.features import Array, Batch, Features, Padding, attach_activations, collate
 from hf_finetune.forward.plan import FULL_FORWARD, ForwardPlan
-from hf_finetune.model import heads
 from hf_finetune.model.backbone import decode_texts
 from hf_finetune.model.structure import eval_mode
 from hf_finetune.system.processes import Processes
@@ -49,13 +48,12 @@ class ModelRunner:
     def compute_outputs(self, indices: Array, reduce: Reduce | None = None) -> EvaluationOutput:
         """Loss and reduced outputs of the features at `indices`. reduce: In place of that of the task's scoring."""
         objective, scoring = self.task.objective, self.task.scoring
-        reads_all = reduce is not None or not reads_targets(scoring, "reduce")
         reduce = reduce or scoring.reduce
+        reads_all = reduce != scoring.reduce or not reads_targets(scoring, "reduce")
 
         def run_batch(batch: Batch) -> BatchResult:
             batch = add_reading(batch, objective, self.forward_plan, reads_all=reads_all)
-            with self.forward_plan.active(batch.activations, batch.reading):
-                outputs = heads.run_model(self.model, batch.inputs)
+            outputs = self.forward_plan.run_model(self.model, batch.inputs, batch.activations, batch.reading)
             return *objective.evaluate(outputs, batch), reduce(outputs, batch)
 
         sums, outputs = self.run(run_batch, indices)

@@ -15,7 +15,6 @@ from hf_finetune.data.shared_rows import RowSharing, share_rows
 from hf_finetune.forward.cached import get_own_forward, replace_forwards
 from hf_finetune.forward.dropout import DropoutMasks
 from hf_finetune.forward.plan import FULL_FORWARD, ForwardPlan
-from hf_finetune.model import heads
 from hf_finetune.model.mapped_weights import Range, give_back
 from hf_finetune.tasks.base import Objective, Task
 from hf_finetune.tasks.objectives import LOSSES, reads_targets
@@ -167,5 +166,6 @@ def run_training_forward(
     # The losses of tokens compute in fp32 themselves, some logits at a time
     has_token_loss = batch.reading is not None and batch.reading.targets is not None
     precision = state.outputs_in_own_precision() if has_token_loss else contextlib.nullcontext()
-    with precision, state.forward_plan.active(batch.activations, batch.reading), masks:
-        return heads.run_model(state.model, batch.inputs, through), batch
+    with precision, masks:
+        outputs = state.forward_plan.run_model(state.model, batch.inputs, batch.activations, batch.reading, through)
+    return outputs, batch

@@ -151,11 +151,10 @@ def test_the_vector_of_the_first_token_is_that_of_the_complete_block(family: str
         reading = read_first_tokens(batch["input_ids"])
         num_examples = len(batch["input_ids"])
         model.zero_grad(set_to_none=True)
-        with plan.active(None, reading), masks.active(5, np.arange(num_examples), reading=reading):
-            hidden_states = model(**batch).last_hidden_state
-        if plan.token_cuts is not None and batch["input_ids"].shape[1] > 1:
-            assert hidden_states.shape[:2] == (1, num_examples)
-        vectors = reading.select(hidden_states)[0]
+        with masks.active(5, np.arange(num_examples), reading=reading):
+            hidden_states = plan.run_model(model, batch, reading=reading)
+        assert hidden_states.shape[:2] == (1, num_examples)
+        vectors = hidden_states[0]
         vectors.sin().sum().backward()
         return vectors.detach(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 

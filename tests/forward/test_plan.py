@@ -3,8 +3,12 @@
 import numpy as np
 import pytest
 import torch
+import transformers
+from support import tiny
 from support.forwards import assert_same, capture_activations, compute_outcome, make, make_batch
 
+from hf_finetune.config.sections import FreezeConfig
+from hf_finetune.data.reading import TokenReading
 from hf_finetune.forward.dropout import choose_masks
 from hf_finetune.forward.plan import FULL_FORWARD, find_forward_plan
 from hf_finetune.model import freezing
@@ -50,3 +54,21 @@ def test_nothing_of_the_model_is_changed_afterwards() -> None:
     expected = model(**batch).logits
     with FULL_FORWARD.active(None):
         assert torch.equal(model(**batch).logits, expected)
+
+
+@pytest.mark.parametrize("num_read", [4, 35])
+@pytest.mark.parametrize("is_complete", [False, True])
+def test_outputs_are_those_of_the_tokens_that_are_read_whatever_was_computed(
+    num_read: int, *, is_complete: bool
+) -> None:
+    """Without a head, only the last block is cut: not if most tokens are read, nor if all blocks are computed completely."""
+    model = transformers.AutoModel.from_config(tiny.make_config("bert", layers=4)).eval()
+    found, _ = find_forward_plan(
+        model, freezing.apply_freezing(model, FreezeConfig(embeddings=True, layers=2)), reads_targets=True
+    )
+    plan, batch = found.complete() if is_complete else found, make_batch(model)
+    reading = TokenReading(positions=torch.arange(num_read), shape=(4, 9))
+    with torch.no_grad():
+        outputs = plan.run_model(model, batch, reading=reading)
+        expected = model(**batch).last_hidden_state.flatten(0, 1)[:num_read]
+    torch.testing.assert_close(outputs, expected[None])

@@ -36,7 +36,7 @@ from hf_finetune.export.predictor_calls import evaluate_file, predict_texts
 from hf_finetune.run import checkpoint
 from hf_finetune.run.folder import open_run
 from hf_finetune.run.setup import set_up
-from hf_finetune.run.training_run import Clock, TrainingRun
+from hf_finetune.run.training_run import Clock, TrainingRun, evaluate_split
 from hf_finetune.system.errors import InputError
 from hf_finetune.tasks.embed import Embedding
 from hf_finetune.tasks.embed_columns import EmbeddingColumns
@@ -308,6 +308,29 @@ def test_pooling_reads_the_tokens_of_a_text_and_not_its_padding(mode: str, norma
     for vector, states, length in zip(vectors, hidden, features.sequence_lengths, strict=True):
         expected = states[:length].mean(0) if mode == "mean" else states[0]
         torch.testing.assert_close(vector, expected / expected.norm() if normalize else expected)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OwnPooling(Pooling):
+    """A pooling of one's own that takes its outputs as docs/extending.md describes them."""
+
+    def embed(self, outputs: torch.Tensor, batch: Batch) -> torch.Tensor:
+        assert batch.reading is not None
+        assert outputs.shape[:2] == (1, len(batch.reading))
+        return outputs[0]
+
+
+@pytest.mark.parametrize("kind", ["pairs", "scored"])
+def test_a_task_of_ones_own_gets_the_outputs_that_it_reads_alone(set_up_kind: SetUp, kind: str) -> None:
+    """In training, in validation, and in the test by the entire model."""
+    run = set_up_kind(kind, **{"task.pooling": "cls", "task.normalize": False})
+    pooling, task = OwnPooling(mode="cls", normalize=False), run.task
+    objective, scoring = (dataclasses.replace(part, pooling=pooling) for part in (task.objective, task.scoring))  # type: ignore[type-var]
+    own = dataclasses.replace(run, task=dataclasses.replace(task, objective=objective, scoring=scoring))
+    assert compute_gradients(own, 6, 3)[0] == compute_gradients(run, 6, 3)[0]
+    for uses_cache in (True, False):
+        expected = evaluate_split(run, "validation", uses_cache=uses_cache)
+        assert evaluate_split(own, "validation", uses_cache=uses_cache) == expected
 
 
 def test_the_loss_of_scored_pairs_is_the_squared_difference_to_the_scaled_score() -> None:
