@@ -38,6 +38,7 @@ TABLES: dict[str, tuple[str, tuple[str, ...]]] = {
     "scaling": ("results/scaling.json", SPEED),
     "fixed costs": ("results/fixed_costs.json", (*SPEED, "export", "system")),
     "profile": ("results/profile.json", ("forward", "model", "tasks", "training")),
+    "batch lengths": ("results/batch_lengths.json", ("data", "forward", "model", "tasks", "training")),
     "labelled tokens": ("results/labelled_tokens.json", ("forward", "model", "tasks", "training")),
     "crash": ("results/soak.json", ("cache", "run", "system", "train.py")),
     "resume": ("results/reliability.json", ("data", "run", "training", "train.py")),

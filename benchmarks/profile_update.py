@@ -12,6 +12,7 @@ import argparse
 import contextlib
 import runpy
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from hf_finetune.config.recipes import recipe_path
 from hf_finetune.run import report
 from hf_finetune.run.folder import open_run
 from hf_finetune.run.setup import set_up
-from hf_finetune.run.training_run import Clock
+from hf_finetune.run.training_run import Clock, TrainingRun
 from hf_finetune.train import attach_cache, decide_on_cache
 from hf_finetune.training.loop import Update, train_steps
 from hf_finetune.training.progress import FRESH
@@ -33,8 +34,9 @@ NUM_SHOWN = 14  # operators in the table
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-def profile_run(settings: list[str], options: argparse.Namespace) -> dict[str, Any]:
-    """Trains some updates: timed, then the same again for their FLOPs, then with the profiler. Returns what was measured."""
+@contextlib.contextmanager
+def open_job(settings: list[str]) -> Iterator[TrainingRun]:
+    """Gives a run of the classify recipe that is ready to train from cached activations, until the block ends."""
     recipe = runpy.run_path(str(recipe_path("classify")))
     with tempfile.TemporaryDirectory() as folder:
         words = ["--cache.activations", "on", *settings, "--output_dir", folder, "--tracking.trackers", "[]"]
@@ -44,26 +46,32 @@ def profile_run(settings: list[str], options: argparse.Namespace) -> dict[str, A
             run = set_up(config, runtime, clock)
             cache = decide_on_cache(run, FRESH, clock)
             report.announce(run, cache.lines, [])
-            run, _ = attach_cache(run, FRESH, cache, clock)
-            needed = options.warmup + options.updates + options.profiled
-            if run.schedule.total_updates < needed:
-                raise SystemExit(f"the run has {run.schedule.total_updates} updates, and the profile needs {needed}")
-            take(run, 0, options.warmup)
-            load = measure_load()
-            updates = take(run, options.warmup, options.updates)
-            with count_flops() as get_flops:
-                take(run, options.warmup, options.updates)
-            with torch.profiler.profile() as profile:
-                take(run, options.warmup, options.profiled)
-            with ProductRecorder() as products:
-                take(run, options.warmup, options.profiled)
-            peaks = {name: measure_peak(dtype, options.size) / 1e9 for name, dtype in DTYPES.items()}
-            alone, alone_flops = time_products(products.counts)
+            yield attach_cache(run, FRESH, cache, clock)[0]
+
+
+def profile_run(settings: list[str], options: argparse.Namespace) -> dict[str, Any]:
+    """Trains some updates: timed, then the same again for their FLOPs, then with the profiler. Returns what was measured."""
+    with open_job(settings) as run:
+        needed = options.warmup + options.updates + options.profiled
+        if run.schedule.total_updates < needed:
+            raise SystemExit(f"the run has {run.schedule.total_updates} updates, and the profile needs {needed}")
+        take(run, 0, options.warmup)
+        load = measure_load()
+        updates = take(run, options.warmup, options.updates)
+        with count_flops() as get_flops:
+            take(run, options.warmup, options.updates)
+        with torch.profiler.profile() as profile:
+            take(run, options.warmup, options.profiled)
+        with ProductRecorder() as products:
+            take(run, options.warmup, options.profiled)
+        peaks = {name: measure_peak(dtype, options.size) / 1e9 for name, dtype in DTYPES.items()}
+        alone, alone_flops = time_products(products.counts)
+        precision = run.runtime.precision
     return {
         **describe_origin(),
         "load": [load],
         "threads": torch.get_num_threads(),
-        "precision": runtime.precision,
+        "precision": precision,
         "updates": len(updates),
         "milliseconds": 1e3 * sum(update.seconds for update in updates) / len(updates),
         "tokens_per_second": sum(update.num_tokens for update in updates) / sum(update.seconds for update in updates),

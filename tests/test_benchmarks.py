@@ -230,6 +230,22 @@ def test_the_profile_lists_operators(
     assert len(re.findall(r"^\| `aten::\w+` \| [\d.]+% \|", table, flags=re.MULTILINE)) >= 3
 
 
+def test_batch_lengths_measures_both_kinds_of_run(
+    tmp_path: Path, backbones: Callable[..., Path], run_script: Callable[..., str]
+) -> None:
+    settings = [*write_rows(tmp_path, tiny.make_rows), "--model.backbone", backbones(), "--data.max_length", 32]
+    counts = ("--rounds", 1, "--updates", 4, "--out", tmp_path / "out")
+    run_script("batch_lengths.py", *counts, *settings, "--freeze.layers", 1, "--train.batch_size", 4)
+    results = read_json(tmp_path / "out" / "batch_lengths.json")
+    assert [run["step"] for run in results["runs"]] == [1, 8]
+    assert all(len(run["milliseconds"]) == 4 and run["peak_mb"] > 100 for run in results["runs"])
+    table = (tmp_path / "out" / "batch lengths.md").read_text(encoding="utf-8")
+    assert re.findall(r"^\| (.*?) \| [\d.]+ \|", table, flags=re.MULTILINE) == [
+        "its longest text",
+        "a multiple of 8 tokens",
+    ]
+
+
 def test_matrix_products_are_counted_and_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     module: Any = importlib.import_module("matrix_products")
