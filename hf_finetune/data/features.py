@@ -348,8 +348,8 @@ class Padding:
 
     Attributes:
         token_id: Fills input_ids after the end of a sequence. Other inputs are filled with 0.
-        step: The number of tokens of the longest sequence is rounded up to a multiple of it. With few lengths, a processor can
-            use a kernel again that it has made for products of one size (docs/performance.md).
+        step: The number of tokens of the longest sequence is rounded up to a multiple of it (docs/performance.md, "What makes an
+            update fast").
         max_length: No sequence is rounded up to more tokens, which the model may not take.
     """
 
@@ -392,7 +392,7 @@ def collate(features: Features, indices: Array, padding: Padding) -> Batch:
 
     sequences = features.get_sequence_indices(indices)
     arrays = pad_sequences([(features, sequences)], padding)
-    labels = fill_up_labels(features, indices, arrays["attention_mask"])
+    labels = fill_up_labels(features, indices, arrays["input_ids"].shape[1])
     return Batch(
         feature_indices=indices,
         sequence_indices=sequences,
@@ -403,17 +403,19 @@ def collate(features: Features, indices: Array, padding: Padding) -> Batch:
     )
 
 
-def fill_up_labels(features: Features, indices: Array, attention_mask: Array) -> Array | None:
-    """Returns the targets of the features at `indices` [B, ...]; those of tokens are as wide as the batch's inputs [B, T].
+def fill_up_labels(features: Features, indices: Array, width: int) -> Array | None:
+    """Returns the targets of the features at `indices` [B, ...]; if there is one for each token, filled up to this width [B, T].
 
-    A decoder's targets keep their own width.
+    A decoder's targets and the documents of a query have their own width.
     """
     labels = features.get_labels(indices)
-    if labels is None or not isinstance(features.labels, Ragged) or isinstance(features.labels, ClassSets):
+    if not isinstance(features.labels, Ragged) or isinstance(features.labels, ClassSets) or labels is None:
         return labels
-    longest, width = int(attention_mask.sum(1).max()), attention_mask.shape[1]
-    filled = width - longest if labels.shape[1] == longest else 0
-    return np.pad(labels, ((0, 0), (0, filled)), constant_values=IGNORED)
+    are_of_tokens = features.sequence_offsets is None and np.array_equal(
+        features.labels.offsets[indices + 1] - features.labels.offsets[indices], features.get_lengths(indices)
+    )
+    missing = width - labels.shape[1] if are_of_tokens else 0
+    return np.pad(labels, ((0, 0), (0, missing)), constant_values=IGNORED)
 
 
 def attach_activations(batch: Batch, features: Features) -> Batch:

@@ -146,5 +146,7 @@ def describe_summation_order(run: TrainingRun) -> str:
         micro_batches += f" and {limit.num_tokens} tokens"
     if run.train_state.row_sharing is not None:
         micro_batches += " in shared rows"
+    if run.train_state.padding.step > 1:
+        micro_batches += f", lengths in multiples of {run.train_state.padding.step}"
     threads = f"{runtime.num_processes} x {torch.get_num_threads()} threads of {runtime.device.type}"
     return f"{threads}, {runtime.precision}, {micro_batches}"

@@ -15,6 +15,7 @@ from hf_finetune.data.streamed_data import StreamedData
 from hf_finetune.data.table import ColumnSpec, Table
 from hf_finetune.forward.cached import get_own_forward, replace_forwards
 from hf_finetune.forward.dropout import choose_masks
+from hf_finetune.forward.padding import ignores_padding
 from hf_finetune.forward.plan import find_forward_plan
 from hf_finetune.forward.shared_rows import find_row_sharing
 from hf_finetune.model import backbone, freezing, lora
@@ -38,9 +39,8 @@ from hf_finetune.training.train_state import TrainState
 
 Loaded = TypeVar("Loaded")
 
-# In 16 bit the length of a batch is rounded up to a multiple of 8 tokens. On a CPU, oneDNN generates code for products of each
-# new size: with it, updates of MiniLM take 2/3 of the time, and the process 2/3 of the memory. A GPU's tensor cores want
-# multiples of 8, too (NVIDIA, Matrix Multiplication Background, "Tensor Core Requirements")
+# oneDNN generates code for matrix products of each new size in 16 bit. With batches whose length is a multiple of 8 tokens, an
+# update takes less time, and a process less memory (benchmarks/batch_lengths.py). fp32 has no such code
 STEP_16_BIT = 8
 
 
@@ -81,8 +81,8 @@ def set_up(
         augmented = AugmentedFeatures(augment, task, features["train"], loaded.tokenizer, max_length)
     ids = (part for split in features.values() for part in iterate_array(split.inputs["input_ids"]))
     backbone.check_ids(loaded, max(int(part.max()) for part in ids))
-    padding = Padding(loaded.pad_token_id, 1 if runtime.precision == "fp32" else STEP_16_BIT, max_length)
     loaded.model.to(runtime.device)
+    padding = choose_padding(loaded, max_length, config, runtime)
     schedule = make_schedule(len(features["train"]), config) if stream is None else stream.make_schedule()
     structure = analyze_structure(loaded.model)
     freezing.check_stages(config.freeze, structure)
@@ -181,6 +181,18 @@ def encode_splits(
         }
 
     return main_first(encode_all, runtime)
+
+
+def choose_padding(loaded: Backbone, max_length: int, config: RunConfig, runtime: Runtime) -> Padding:
+    """How the sequences of a batch are filled up. The number of tokens of a micro-batch may be limited, padding included; then
+    no padding is added, and there are too many sizes to gain from it anyway."""
+    has_few_lengths = (
+        runtime.device.type == "cpu"
+        and runtime.precision != "fp32"
+        and config.train.micro_batch_tokens is None
+        and ignores_padding(loaded.model, loaded.pad_token_id)
+    )
+    return Padding(loaded.pad_token_id, STEP_16_BIT if has_few_lengths else 1, max_length)
 
 
 def find_next_epoch(schedule: Schedule | StreamedSchedule, progress: Progress) -> int:

@@ -65,13 +65,29 @@ def test_a_rounded_batch_equals_the_tokenizers_own_padding_to_a_multiple() -> No
         assert labels == [*tags.get(int(row)).tolist(), *[-100] * (8 - features.lengths[row])]
 
 
-def test_a_decoders_targets_keep_their_own_width() -> None:
-    targets = Ragged(values=np.arange(75), offsets=np.arange(0, 76, 3))
-    features = replace(flat_features(TEXTS, make_tokenizer(), 16), labels=targets)
-    rows = np.flatnonzero(features.lengths > 3)[:4]
+@pytest.mark.parametrize("has_several", [False, True], ids=["decoder", "documents of queries"])
+def test_targets_that_are_not_those_of_tokens_keep_their_own_width(has_several: bool) -> None:
+    features = flat_features(TEXTS, make_tokenizer(), 16)
+    longest = int(features.lengths[features.lengths % 8 > 0].max())
+    rows = np.flatnonzero(features.lengths == longest)[:1]
+    if has_several:  # the one query of the batch has as many documents as its longest text has tokens
+        lengths = np.full(longest, longest)
+        features = Features(
+            inputs={"input_ids": np.ones(longest * longest, dtype=np.int32)},
+            offsets=np.concatenate([[0], np.cumsum(lengths)]),
+            labels=Ragged(values=np.arange(longest), offsets=np.array([0, longest])),
+            sequence_offsets=np.array([0, longest]),
+            num_truncated=0,
+        )
+        rows = np.array([0])
+    else:  # as wide as the inputs, but not as long in each row
+        rows = np.concatenate([rows, np.flatnonzero(features.lengths < longest)[:1]])
+        targets = Ragged(values=np.arange(25 * longest), offsets=np.arange(0, 25 * longest + 1, longest))
+        features = replace(features, labels=targets)
     batch = collate(features, rows, Padding(0, step=8, max_length=16))
+    assert batch.inputs["input_ids"].shape[1] % 8 == 0
     assert batch.labels is not None
-    assert batch.labels.tolist() == [[3 * row, 3 * row + 1, 3 * row + 2] for row in rows]
+    assert batch.labels.shape[1] == longest
 
 
 @pytest.mark.parametrize("labels", [np.arange(25), np.arange(25, dtype=np.float32), np.eye(25, 3, dtype=np.float32)])
