@@ -1,5 +1,6 @@
 """The pretrained model with a head for the task, and its tokenizer."""
 
+import contextlib
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -120,7 +121,7 @@ def load_backbone(config: ModelConfig, head: HeadSpec, tokenizer: Any) -> Backbo
             entries = {"problem_type": None, **head.config_entries}  # that of the backbone is of its own task
             hf_config = load_config(source, trust_code=trust, **entries, **origin)
             set_dropout(hf_config, config.dropout)
-            hf_config.pad_token_id = tokenizer.pad_token_id
+            set_pad_token(hf_config, tokenizer.pad_token_id)
             lineage = read_lineage(pretrained_config, config.backbone)
             with lineage.other_random_numbers():
                 model, report = load(hf_config)
@@ -257,6 +258,13 @@ def check_weights(backbone: str, model: Any, new: frozenset[str], unexpected: It
 
 
 # --- settings of the model ------------------------------------------------------------------------------------------
+
+
+def set_pad_token(hf_config: Any, pad_token_id: int) -> None:
+    """Sets the token that pads, also in the config of a text model that is a part of a larger one: its classifier reads that."""
+    hf_config.pad_token_id = pad_token_id
+    with contextlib.suppress(ValueError):  # several text models
+        hf_config.get_text_config().pad_token_id = pad_token_id
 
 
 def set_dropout(hf_config: Any, probability: float | None) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 from support import tiny
 from torch import nn
@@ -91,6 +92,16 @@ def test_the_pretrained_weights_are_loaded_in_fp32_and_only_the_head_is_new(back
     assert loaded.model.config.id2label == {0: "x", 1: "y", 2: "z", 3: "w"}
     assert loaded.model.config.label2id == {"x": 0, "y": 1, "z": 2, "w": 3}
     assert loaded.pad_token_id == loaded.model.config.pad_token_id == 0
+
+
+def test_a_text_model_within_another_one_gets_the_token_that_pads() -> None:
+    """Classifiers on decoders read it from there."""
+    config = transformers.Gemma3Config()
+    backbone.set_pad_token(config, 7)
+    assert (config.pad_token_id, config.get_text_config().pad_token_id) == (7, 7)
+    config.decoder = config.text_config  # which of them is the text model's?
+    backbone.set_pad_token(config, 8)
+    assert config.pad_token_id == 8
 
 
 @pytest.mark.parametrize("family", ["bert", "gpt2", "t5"])
