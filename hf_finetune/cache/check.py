@@ -26,7 +26,7 @@ from hf_finetune.model import heads
 from hf_finetune.run.training_run import TrainingRun
 from hf_finetune.system.errors import InputError
 from hf_finetune.system.files import digest_tensors, write_atomically
-from hf_finetune.tasks.objectives import reads_targets
+from hf_finetune.tasks.objectives import reads_some_tokens
 from hf_finetune.training.train_state import add_reading
 
 # Outputs from cached activations may differ from the entire model's by this many roundings of the largest output: those of the
@@ -158,7 +158,7 @@ def compare_outputs(run: TrainingRun, features: Features, indices: Array) -> Com
     batch = collate(features, indices, state.padding)
     batch = run.task.encoding.prepare(batch, features, state.model, 0)
     batch = attach_activations(batch, features).to(run.runtime.device)
-    reads_all = not reads_targets(run.task.scoring, "reduce")
+    reads_all = not reads_some_tokens(run.task.scoring, "reduce")
     reading = add_reading(batch, run.task.objective, state.forward_plan, reads_all=reads_all).reading
     reading = None if reading is None else dataclasses.replace(reading, project=None)  # the logits themselves
 

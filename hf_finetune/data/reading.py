@@ -76,8 +76,9 @@ def read_first_tokens(input_ids: "torch.Tensor") -> TokenReading:
 
 
 def read_last_tokens(input_ids: "torch.Tensor", pad_token_id: int) -> TokenReading:
-    """Returns the reading of the last token of each sequence [B, T] that does not pad; of the first if all do. It is found by its
-    id, as the classifiers on decoders in transformers find it: whatever the attention mask says, on which side the padding is."""
+    """Returns the reading of the last token of each sequence [B, T] that is not padding; of the first if all are. It is found by
+    its id, as the classifiers on decoders in transformers find it: whatever the attention mask says, and on whichever side
+    the padding is."""
     import torch
 
     columns = torch.arange(input_ids.shape[1], device=input_ids.device)
@@ -85,7 +86,7 @@ def read_last_tokens(input_ids: "torch.Tensor", pad_token_id: int) -> TokenReadi
 
 
 def read_one_token(input_ids: "torch.Tensor", columns: "torch.Tensor") -> TokenReading:
-    """Returns the reading of the token of each sequence [B, T] in this column [B]."""
+    """Returns a reading of one token of each sequence [B, T]: the one in its column [B]."""
     import torch
 
     num_sequences, num_tokens = input_ids.shape

@@ -25,7 +25,7 @@ class ForwardPlan:
         cached: How the model runs from cached activations, if it can.
         first_token: Cuts of the last block, of which the head reads the first token only.
         frozen_layers: Forwards of frozen linear layers with weights in 16 bit.
-        token_cuts: Cuts of the head and the last block for a task that reads only some tokens, such as those with a target, or
+        token_cuts: Cuts of the head and the last block for a loss that reads only some tokens, such as those with a target, or
             for a head that reads only the last one.
     """
 

@@ -97,7 +97,7 @@ class TokenCuts:
     def describe(self, tokens: str) -> str:
         """Returns a line for the start of a run. tokens: Those that the loss reads."""
         if self.choose is not None:
-            return "after attention, only the last token that does not pad is computed: the head reads no other"
+            return "after attention, only the last token that is not padding is computed: the head reads no other"
         has_head = bool({*self.gathered, *self.scattered} - self.in_block)
         parts = ["the head"] * has_head + ["the last block after attention"] * bool(self.in_block)
         logits = "; the loss takes some of their logits at a time" if self.projection is not None else ""
@@ -117,8 +117,8 @@ class TokenCuts:
         )
 
     def active(self, reading: TokenReading) -> contextlib.AbstractContextManager[None]:
-        """Makes the model compute only these tokens until the block ends. Its outputs are [1, N, C], or, if the model itself
-        chooses the tokens, what they are without cuts."""
+        """Makes the model compute only these tokens until the block ends. Its outputs are then [1, N, C], or [B, T, C]
+        if no module is cut; or, if the model itself chooses the tokens, what they are without cuts."""
         forwards = {module: make_gathered_forward(module, reading) for module in self.gathered}
         forwards |= {module: make_scattered_forward(module, reading) for module in self.scattered}
         if len(reading) > LARGEST_SHARE * reading.shape[0] * reading.shape[1]:
@@ -185,7 +185,7 @@ def make_last_token_probe(
 
 
 def find_token_cuts(model: nn.Module, plan: FreezePlan) -> TokenCuts | None:
-    """Returns the modules that need compute only the tokens with a target, each checked on a probe; None if there are none.
+    """Returns the modules that need compute only the tokens that the loss reads, each checked on a probe; None if there are none.
 
     A cut is taken only if logits and gradients at these tokens stay the same in fp32. The model must be in fp32 and not yet
     prepared by Accelerate.
@@ -198,9 +198,8 @@ def find_token_cuts(model: nn.Module, plan: FreezePlan) -> TokenCuts | None:
         if not probe:
             return None
         cuts = add_cuts(model, stack[-1], TokenCuts(), probe, in_block=False)
-        if (
-            trains_last_block(plan, stack) and not is_encoder_decoder
-        ):  # a decoder's block gets the encoder's states, too
+        # The block of an encoder-decoder gets the encoder's states, too
+        if trains_last_block(plan, stack) and not is_encoder_decoder:
             cuts = add_cuts(model, stack[-1], cuts, probe, in_block=True)
         if not cuts.gathered:
             return None
@@ -208,16 +207,19 @@ def find_token_cuts(model: nn.Module, plan: FreezePlan) -> TokenCuts | None:
 
 
 def find_last_token_cuts(model: nn.Module, plan: FreezePlan) -> TokenCuts | None:
-    """Returns the modules that need compute only the last token of each sequence that does not pad, if the head reads no other
+    """Returns the modules that need compute only the last token of each sequence that is not padding, if the head reads no other
     (classifiers on decoders), each checked as in find_token_cuts(). None if there are none in the last block, or if that does
     not train."""
+    config: Any = model.config
     _, stack = find_stack(model)
-    pad_token_id = model.config.get_text_config().pad_token_id  # type: ignore[union-attr, operator]
-    if getattr(model.config, "is_encoder_decoder", False) or not trains_last_block(plan, stack) or pad_token_id is None:
+    if getattr(config, "is_encoder_decoder", False) or not trains_last_block(plan, stack):
         return None
-    choose = partial(read_last_tokens, pad_token_id=pad_token_id)
     with eval_mode(model):
         try:
+            pad_token_id = getattr(config.get_text_config(), "pad_token_id", None)
+            if pad_token_id is None:
+                return None
+            choose = partial(read_last_tokens, pad_token_id=pad_token_id)
             probe = make_last_token_probe(model, stack[-1], choose, pad_token_id)
         except PROBE_ERRORS:
             return None

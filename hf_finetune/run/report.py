@@ -61,7 +61,7 @@ def announce(run: TrainingRun, cache_lines: Sequence[str], notes: Sequence[str],
     if state.forward_plan.first_token:
         lines += label_lines("last block", [LAST_BLOCK])
     if (cuts := state.forward_plan.token_cuts) is not None:
-        label = "targets" if cuts.choose is None else "last block"
+        label = "tokens" if cuts.choose is None else "last block"
         lines += label_lines(label, [cuts.describe(run.task.objective.read_tokens)])
     lines += label_lines("cache", cache_lines)
     for note in notes:

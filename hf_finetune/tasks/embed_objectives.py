@@ -10,7 +10,7 @@ import numpy as np
 
 from hf_finetune.data.features import Array, Batch, Features
 from hf_finetune.data.reading import TokenReading, read_first_tokens
-from hf_finetune.tasks.base import CountedObjective, InBatchObjective
+from hf_finetune.tasks.base import CountedObjective, InBatchObjective, Objective
 from hf_finetune.tasks.retrieval import find_false_negatives, split_anchors
 
 if TYPE_CHECKING:
@@ -46,16 +46,10 @@ class Pooling:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RankingObjective(InBatchObjective):
-    """Multiple negatives ranking: each anchor finds its positive among all texts of the batch that are not anchors (Henderson
-    et al. 2017, arXiv:1705.00652). The negatives of all rows are candidates too."""
+class PooledObjective(Objective):
+    """A loss of the vectors of texts. One that says so reads the first tokens only, if the vectors depend on no others."""
 
     pooling: Pooling
-    similarity_scale: float
-
-    @property
-    def reads_targets(self) -> bool:
-        return self.pooling.reads_first_tokens
 
     @property
     def read_tokens(self) -> str:
@@ -63,6 +57,18 @@ class RankingObjective(InBatchObjective):
 
     def find_reading(self, batch: Batch) -> TokenReading:
         return read_first_tokens(batch.inputs["input_ids"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankingObjective(PooledObjective, InBatchObjective):
+    """Multiple negatives ranking: each anchor finds its positive among all texts of the batch that are not anchors (Henderson
+    et al. 2017, arXiv:1705.00652). The negatives of all rows are candidates too."""
+
+    similarity_scale: float
+
+    @property
+    def reads_some_tokens(self) -> bool:
+        return self.pooling.reads_first_tokens
 
     def embed(self, outputs: "torch.Tensor", batch: Batch) -> "torch.Tensor":
         return self.pooling.embed(outputs, batch)
@@ -88,26 +94,18 @@ class RankingObjective(InBatchObjective):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SimilarityObjective(CountedObjective):
+class SimilarityObjective(PooledObjective, CountedObjective):
     """Squared difference of the cosine of a pair and its score, scaled from the training rows' range to 0..1.
 
     On STS-B this reached a Spearman correlation of 0.885 after one epoch. CoSENT, which uses only the order of the scores,
     reached 0.871.
     """
 
-    pooling: Pooling
     score_range: tuple[float, float]
 
     @property
-    def reads_targets(self) -> bool:
+    def reads_some_tokens(self) -> bool:
         return self.pooling.reads_first_tokens
-
-    @property
-    def read_tokens(self) -> str:
-        return "the first token"
-
-    def find_reading(self, batch: Batch) -> TokenReading:
-        return read_first_tokens(batch.inputs["input_ids"])
 
     def count(self, batch: Batch) -> float:
         """Returns the number of pairs."""

@@ -32,7 +32,7 @@ class EmbeddingScoring(Scoring):
     has_scores: bool
 
     @property
-    def reads_targets(self) -> bool:
+    def reads_some_tokens(self) -> bool:
         return self.pooling.reads_first_tokens
 
     @property

@@ -128,7 +128,7 @@ class FillScoring(Scoring):
     num_fills: int = NUM_FILLS
 
     @property
-    def reads_targets(self) -> bool:
+    def reads_some_tokens(self) -> bool:
         return self.tokenizer is None
 
     def with_options(self, *, top_k: int | None = None, threshold: float | None = None) -> Self:

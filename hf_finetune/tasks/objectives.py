@@ -67,18 +67,21 @@ class UpdateForwards(Protocol):
 LOSSES = ("loss", "sum_loss", "evaluate", "timing_loss", "embed")  # the methods of an objective that take outputs
 
 
-def reads_targets(part: Any, *methods: str) -> bool:
+def reads_some_tokens(part: Any, *methods: str) -> bool:
     """True if the class that has these methods of an objective or a scoring, or one derived from it, says that they read only the
-    outputs at targets.
+    outputs of some tokens.
 
     What a class says of its methods need not be true of one that a derived class puts in their place.
     """
     for kind in type(part).__mro__:
-        if "reads_targets" in vars(kind):
-            return bool(part.reads_targets)
+        if "reads_some_tokens" in vars(kind):
+            return bool(part.reads_some_tokens)
         if any(method in vars(kind) for method in methods):
             return False
     return False
+
+
+reads_targets = reads_some_tokens  # as run/setup.py still calls it
 
 
 class Objective(ABC):
@@ -89,10 +92,10 @@ class Objective(ABC):
     """
 
     @property
-    def reads_targets(self) -> bool:
-        """True if loss() reads only the outputs of the tokens of find_reading(): those whose target is not IGNORED. So only these
-        are computed: loss() takes their outputs [1, N, ...], or what project() returned, if the batch has a `reading`. It counts
-        for the loss(), sum_loss() and embed() of the class that says so, not for those of a derived class.
+    def reads_some_tokens(self) -> bool:
+        """True if loss() reads only the outputs of the tokens of find_reading(): by default those whose target is not IGNORED. So
+        only these are computed: if the batch has a `reading`, loss() takes their outputs [1, N, ...], or what project() returned.
+        It counts for the loss(), sum_loss() and embed() of the class that says so, not for those of a derived class.
 
         In training they may be in 16 bit if they have targets, and loss() computes in fp32 itself.
         """
@@ -104,12 +107,12 @@ class Objective(ABC):
         return "tokens with a target"
 
     def find_targets(self, batch: Batch) -> "torch.Tensor":
-        """Returns the target of each output token, IGNORED for those without [B, T]. Called only if `reads_targets`."""
+        """Returns the target of each output token, IGNORED for those without [B, T]. Called only if `reads_some_tokens`."""
         assert batch.labels is not None
         return batch.labels
 
     def find_reading(self, batch: Batch) -> "TokenReading | None":
-        """Returns the tokens whose outputs are read, None if these are all. Called only if `reads_targets`."""
+        """Returns the tokens whose outputs are read, None if these are all. Called only if `reads_some_tokens`."""
         if batch.labels is None:
             return None
         return read_targets(self.find_targets(batch), IGNORED, self.project)
@@ -295,8 +298,8 @@ class OwnBatchLoss(InBatchObjective):
     objective: InBatchObjective
 
     @property
-    def reads_targets(self) -> bool:
-        return reads_targets(self.objective, *LOSSES)
+    def reads_some_tokens(self) -> bool:
+        return reads_some_tokens(self.objective, *LOSSES)
 
     @property
     def read_tokens(self) -> str:

@@ -54,9 +54,9 @@ class Scoring(ABC):
     """
 
     @property
-    def reads_targets(self) -> bool:
-        """True if reduce() reads only the outputs at targets, so that only these are computed (see Objective). It counts for
-        the reduce() of the class that says so, not for that of a derived class."""
+    def reads_some_tokens(self) -> bool:
+        """True if reduce() reads only the outputs of the tokens of the objective's find_reading(), so that only these are
+        computed (see Objective). It counts for the reduce() of the class that says so, not for that of a derived class."""
         return False
 
     @property

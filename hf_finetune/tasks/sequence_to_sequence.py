@@ -169,7 +169,7 @@ class SequenceToSequenceObjective(CountedObjective):
     label_smoothing: float = 0.0
 
     @property
-    def reads_targets(self) -> bool:
+    def reads_some_tokens(self) -> bool:
         return True
 
     @property
@@ -200,7 +200,7 @@ class SequenceToSequenceScoring(GeneratingScoring):
     num_texts: int
 
     @property
-    def reads_targets(self) -> bool:
+    def reads_some_tokens(self) -> bool:
         return True
 
     @property

@@ -117,7 +117,7 @@ class TaggingObjective(CountedObjective):
     focal_gamma: float = 0.0
 
     @property
-    def reads_targets(self) -> bool:
+    def reads_some_tokens(self) -> bool:
         return True
 
     def count(self, batch: Batch) -> float:

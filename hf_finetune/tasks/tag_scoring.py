@@ -41,7 +41,7 @@ class TaggingScoring(Scoring):
         return list_kinds(self.label_names)
 
     @property
-    def reads_targets(self) -> bool:
+    def reads_some_tokens(self) -> bool:
         return True
 
     @property

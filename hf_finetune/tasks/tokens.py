@@ -64,7 +64,7 @@ class TokenObjective(CountedObjective):
     label_smoothing: float = 0.0
 
     @property
-    def reads_targets(self) -> bool:
+    def reads_some_tokens(self) -> bool:
         return True
 
     @property
@@ -165,7 +165,7 @@ class CausalScoring(GeneratingScoring):
     pad_token_id: int | None = None
 
     @property
-    def reads_targets(self) -> bool:
+    def reads_some_tokens(self) -> bool:
         return True
 
     @property

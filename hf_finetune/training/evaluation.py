@@ -15,7 +15,7 @@ from hf_finetune.model.backbone import decode_texts
 from hf_finetune.model.structure import eval_mode
 from hf_finetune.system.processes import Processes
 from hf_finetune.tasks.base import EvaluationOutput, Task
-from hf_finetune.tasks.objectives import reads_targets
+from hf_finetune.tasks.objectives import reads_some_tokens
 from hf_finetune.tasks.scoring import Reduce
 from hf_finetune.training.outputs import Entries, join, pack
 from hf_finetune.training.train_state import add_reading
@@ -49,7 +49,7 @@ class ModelRunner:
         """Loss and reduced outputs of the features at `indices`. reduce: In place of that of the task's scoring."""
         objective, scoring = self.task.objective, self.task.scoring
         reduce = reduce or scoring.reduce
-        reads_all = reduce != scoring.reduce or not reads_targets(scoring, "reduce")
+        reads_all = reduce != scoring.reduce or not reads_some_tokens(scoring, "reduce")
 
         def run_batch(batch: Batch) -> BatchResult:
             batch = add_reading(batch, objective, self.forward_plan, reads_all=reads_all)

@@ -17,7 +17,7 @@ from hf_finetune.forward.dropout import DropoutMasks
 from hf_finetune.forward.plan import FULL_FORWARD, ForwardPlan
 from hf_finetune.model.mapped_weights import Range, give_back
 from hf_finetune.tasks.base import Objective, Task
-from hf_finetune.tasks.objectives import LOSSES, reads_targets
+from hf_finetune.tasks.objectives import LOSSES, reads_some_tokens
 from hf_finetune.training.averaging import (
     MovingAverage,
     Weights,
@@ -146,7 +146,7 @@ def add_reading(batch: Batch, objective: Objective, plan: ForwardPlan, *, reads_
         return batch
     if plan.token_cuts.choose is not None:
         return replace(batch, reading=plan.token_cuts.choose(batch.inputs["input_ids"]))
-    if reads_all or not reads_targets(objective, *LOSSES):
+    if reads_all or not reads_some_tokens(objective, *LOSSES):
         return batch
     return replace(batch, reading=objective.find_reading(batch))
 

@@ -218,6 +218,8 @@ def test_a_last_block_that_does_not_train_is_not_cut_and_neither_is_a_model_that
     model, plan = make("llama", 2)
     model.config.pad_token_id = None
     assert find_last_token_cuts(model, plan) is None
+    model.config.decoder = model.config.text_encoder = transformers.LlamaConfig()  # which of them pads?
+    assert find_last_token_cuts(model, plan) is None
 
 
 def test_a_cut_of_the_wrong_token_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -240,8 +242,8 @@ def test_a_cut_of_the_wrong_token_is_not_taken(monkeypatch: pytest.MonkeyPatch) 
 
 # --- runs -----------------------------------------------------------------------------------------------------------
 
-LAST_BLOCK = "last block  after attention, only the last token that does not pad is computed: the head reads no other"
-FIRST_TOKEN = "targets     the last block after attention for the first token only"
+LAST_BLOCK = "last block  after attention, only the last token that is not padding is computed: the head reads no other"
+FIRST_TOKEN = "tokens      the last block after attention for the first token only"
 NORM = "train/gradient_norm"
 
 Make = Callable[..., RunConfig]

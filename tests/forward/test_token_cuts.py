@@ -216,7 +216,7 @@ def test_outputs_without_a_token_axis_are_not_cut() -> None:
     assert find_token_cuts(model, freeze_plan) is None
 
 
-def test_only_tasks_that_read_targets_are_cut() -> None:
+def test_only_tasks_that_read_some_tokens_are_cut() -> None:
     model, freeze_plan = make("bert", "MaskedLM")
     assert find_forward_plan(model, freeze_plan)[0].token_cuts is None
     plan, reason = find_forward_plan(model, freeze_plan, reads_targets=True)

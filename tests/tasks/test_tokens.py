@@ -18,7 +18,7 @@ from hf_finetune.data.reading import read_targets
 from hf_finetune.data.table import Table
 from hf_finetune.system.errors import InputError
 from hf_finetune.tasks.base import Outputs
-from hf_finetune.tasks.objectives import LOSSES, reads_targets
+from hf_finetune.tasks.objectives import LOSSES, reads_some_tokens
 from hf_finetune.tasks.projected_loss import score_projected
 from hf_finetune.tasks.tokens import (
     CausalScoring,
@@ -101,26 +101,26 @@ def test_losses_and_scores_from_the_tokens_that_are_read_are_those_from_all(kept
 
 
 def test_a_loss_or_a_scoring_of_ones_own_gets_all_outputs() -> None:
-    """Also if it is derived from a class that reads only the outputs at targets; unless it says so itself."""
+    """Also if it is derived from a class that reads only the outputs of some tokens; unless it says so itself."""
 
     class OwnObjective(TokenObjective):
         def sum_loss(self, outputs: torch.Tensor, batch: Batch) -> torch.Tensor:
             return outputs.sum()
 
     class SameObjective(OwnObjective):
-        reads_targets = True
+        reads_some_tokens = True
 
     class OwnContinuations(Continuations):
         def reduce(self, outputs: torch.Tensor, batch: Batch) -> list[Any]:
             return list(outputs.numpy())
 
     objective = TokenObjective(is_causal=True)
-    assert reads_targets(objective, *LOSSES)
-    assert not reads_targets(OwnObjective(is_causal=True), *LOSSES)
-    assert reads_targets(SameObjective(is_causal=True), *LOSSES)
-    assert not reads_targets(objective.with_loss(lambda outputs, batch: (outputs.sum(), 1.0)), *LOSSES)
-    assert reads_targets(Continuations(max_target_length=1), "reduce")
-    assert not reads_targets(OwnContinuations(max_target_length=1), "reduce")
+    assert reads_some_tokens(objective, *LOSSES)
+    assert not reads_some_tokens(OwnObjective(is_causal=True), *LOSSES)
+    assert reads_some_tokens(SameObjective(is_causal=True), *LOSSES)
+    assert not reads_some_tokens(objective.with_loss(lambda outputs, batch: (outputs.sum(), 1.0)), *LOSSES)
+    assert reads_some_tokens(Continuations(max_target_length=1), "reduce")
+    assert not reads_some_tokens(OwnContinuations(max_target_length=1), "reduce")
 
 
 def test_perplexity_is_nan_without_targets_and_infinite_if_it_overflows() -> None:
