@@ -329,7 +329,7 @@ def test_a_run_has_the_same_losses_with_the_cuts_and_without(
     assert len(rows) == len(expected) > 6
     for row, other in zip(rows, expected, strict=True):
         norm, other_norm = row.pop(NORM, 0.0), other.pop(NORM, 0.0)
-        assert row == pytest.approx(other, abs=1e-6)
+        assert row == pytest.approx(other, abs=1e-6, rel=1e-6)
         assert norm == pytest.approx(other_norm, rel=1e-5)
 
 
