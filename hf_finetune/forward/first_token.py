@@ -10,6 +10,8 @@ B examples, T tokens, H hidden, N heads, D = H / N.
 
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -22,6 +24,8 @@ from hf_finetune.model.freezing import FreezePlan
 from hf_finetune.model.structure import eval_mode, find_first_tensor, find_stack, make_probe_batch
 
 Forward = Callable[..., Any]
+
+Gradients = Sequence[torch.Tensor | None]  # of the parameters of a model that train
 
 Cuts = Mapping[nn.Module, Forward]  # modules of the last block, and the forward that each has instead of its own
 
@@ -165,7 +169,22 @@ def find_first_token_cuts(model: nn.Module, plan: FreezePlan) -> Cuts:
     return cuts
 
 
-Probe = list[tuple[dict[str, torch.Tensor], torch.Tensor]]  # batches, and the model's logits
+@dataclass(frozen=True, kw_only=True)
+class Probe:
+    """Batches, and the logits of the model without cuts."""
+
+    model: nn.Module
+    batches: list[dict[str, torch.Tensor]]
+    logits: list[torch.Tensor]
+
+    def compute_losses(self) -> torch.Tensor:
+        """Returns a loss of each batch."""
+        return torch.stack([heads.run_model(self.model, batch).square().sum() for batch in self.batches])
+
+    @cached_property
+    def gradients(self) -> Gradients:
+        """The gradients of the losses without cuts. First read where no cut is active; computed once."""
+        return compute_gradients(self.model, self.compute_losses)
 
 
 def make_probe(model: nn.Module) -> Probe:
@@ -173,13 +192,13 @@ def make_probe(model: nn.Module) -> Probe:
     batches = [make_probe_batch(model, length) for length in (PROBE_TOKENS, PROBE_TOKENS + 4)]
     batches[1]["attention_mask"][0, PROBE_TOKENS:] = 0
     with torch.no_grad():
-        return [(batch, heads.run_model(model, batch)) for batch in batches]
+        return Probe(model=model, batches=batches, logits=[heads.run_model(model, batch) for batch in batches])
 
 
 def list_full_modules(model: nn.Module, cuts: Cuts, probe: Probe) -> list[nn.Module]:
     """Returns the modules that still get the hidden states of all tokens under these cuts, in the order of their calls."""
     with torch.no_grad(), apply_cuts(cuts):
-        return [call.module for call in trace_calls(model, probe[0][0]) if call.takes_hidden_states]
+        return [call.module for call in trace_calls(model, probe.batches[0]) if call.takes_hidden_states]
 
 
 def find_one_token_layers(model: nn.Module, cuts: Cuts, probe: Probe) -> set[nn.Module]:
@@ -194,7 +213,7 @@ def find_one_token_layers(model: nn.Module, cuts: Cuts, probe: Probe) -> set[nn.
     handles = [module.register_forward_pre_hook(look) for module in linear]
     try:
         with torch.no_grad(), apply_cuts(cuts):
-            heads.run_model(model, probe[0][0])
+            heads.run_model(model, probe.batches[0])
     finally:
         for handle in handles:
             handle.remove()
@@ -233,48 +252,26 @@ def changes_nothing(model: nn.Module, cuts: Cuts, probe: Probe) -> bool:
     """True if logits and gradients on the probe are the same with these cuts."""
     try:
         with torch.no_grad(), apply_cuts(cuts):
-            cut_logits = [heads.run_model(model, batch) for batch, _ in probe]
+            cut_logits = [heads.run_model(model, batch) for batch in probe.batches]
     except (RuntimeError, TypeError, ValueError, IndexError, AttributeError):
         return False
-    if not all(is_close(logits, expected, OTHER_SUMS) for logits, (_, expected) in zip(cut_logits, probe, strict=True)):
+    if not all(is_close(*pair, OTHER_SUMS) for pair in zip(cut_logits, probe.logits, strict=True)):
         return False
-    return gives_same_gradients(model, cuts, probe)
+    expected = probe.gradients
+    with apply_cuts(cuts):
+        return are_same_gradients(compute_gradients(model, probe.compute_losses), expected)
 
 
-def gives_same_gradients(model: nn.Module, cuts: Cuts, probe: Probe) -> bool:
-    """True if the gradients of all parameters on the probe are the same with and without the cuts."""
-
-    def compute_losses() -> torch.Tensor:
-        return torch.stack([heads.run_model(model, batch).square().sum() for batch, _ in probe])
-
-    def compute_cut_losses() -> torch.Tensor:
-        with apply_cuts(cuts):
-            return compute_losses()
-
-    return have_same_gradients(model, compute_losses, compute_cut_losses)
-
-
-def have_same_gradients(
-    model: nn.Module, compute_full: Callable[[], torch.Tensor], compute_cut: Callable[[], torch.Tensor]
-) -> bool:
-    """True if two functions that compute losses of a model give all of its parameters the same gradients."""
+def compute_gradients(model: nn.Module, compute_losses: Callable[[], torch.Tensor]) -> Gradients:
+    """Returns the gradient of each parameter of the model that trains; None for one that the losses do not depend on."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not parameters:
-        return True
-
-    def compute_gradients(compute: Callable[[], torch.Tensor]) -> list[torch.Tensor | None]:
-        with torch.enable_grad():
-            return list(torch.autograd.grad(compute().sum(), parameters, allow_unused=True))
-
-    full_gradients, cut_gradients = compute_gradients(compute_full), compute_gradients(compute_cut)
-    return are_same_gradients(cut_gradients, full_gradients)
+        return []
+    with torch.enable_grad():
+        return torch.autograd.grad(compute_losses().sum(), parameters, allow_unused=True)
 
 
-def are_same_gradients(
-    gradients: Sequence[torch.Tensor | None],
-    expected: Sequence[torch.Tensor | None],
-    tolerance: float = OTHER_GRADIENT_SUMS,
-) -> bool:
+def are_same_gradients(gradients: Gradients, expected: Gradients, tolerance: float = OTHER_GRADIENT_SUMS) -> bool:
     """True if all gradients are the same up to rounding. Some, such as that of a key's bias, are zero up to rounding."""
     if [gradient is None for gradient in gradients] != [gradient is None for gradient in expected]:
         return False

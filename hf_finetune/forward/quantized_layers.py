@@ -13,7 +13,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from hf_finetune.forward.cached import PROBE_TOKENS, get_own_forward, is_close, replace_forwards
-from hf_finetune.forward.first_token import OTHER_SUMS, have_same_gradients
+from hf_finetune.forward.first_token import OTHER_SUMS, are_same_gradients, compute_gradients
 from hf_finetune.forward.frozen_layers import Forwards, make_twin
 from hf_finetune.model import heads
 from hf_finetune.model.structure import eval_mode, make_probe_batch
@@ -90,8 +90,9 @@ def make_quantized_forwards(model: nn.Module, layers: Iterable[Any], kind: str) 
     with eval_mode(model):
         with torch.no_grad():
             is_same = is_close(run(forwards), run(twins), OTHER_SUMS)
-        if not is_same or not have_same_gradients(
-            model, lambda: run(twins).square().sum(), lambda: run(forwards).square().sum()
+        if not is_same or not are_same_gradients(
+            compute_gradients(model, lambda: run(forwards).square().sum()),
+            compute_gradients(model, lambda: run(twins).square().sum()),
         ):
             raise InputError(
                 f"adapter.quantization ({kind}): this backbone computes something else than with its dequantized weights; set it "

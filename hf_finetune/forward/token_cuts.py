@@ -16,7 +16,7 @@ B examples, T output tokens, N tokens that are read, H hidden, V entries of the 
 import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -24,7 +24,13 @@ from torch import nn
 
 from hf_finetune.data.reading import TokenReading, read_last_tokens
 from hf_finetune.forward.cached import PROBE_TOKENS, is_close, replace_forwards, trace_calls
-from hf_finetune.forward.first_token import OTHER_SUMS, find_read_tokens, have_same_gradients
+from hf_finetune.forward.first_token import (
+    OTHER_SUMS,
+    Gradients,
+    are_same_gradients,
+    compute_gradients,
+    find_read_tokens,
+)
 from hf_finetune.model import heads
 from hf_finetune.model.freezing import FreezePlan
 from hf_finetune.model.structure import eval_mode, find_stack, make_probe_batch
@@ -141,8 +147,26 @@ class ProbeCase:
     logits: torch.Tensor
 
 
-def make_probe(model: nn.Module) -> list[ProbeCase]:
-    """Returns two batches of different lengths, the second with padding. N and T do not divide each other."""
+@dataclass(frozen=True, kw_only=True)
+class Probe:
+    """The cases on which cuts are tried."""
+
+    model: nn.Module
+    cases: list[ProbeCase]
+
+    @cached_property
+    def gradients(self) -> Gradients:
+        """The complete model's gradients of the losses that changes_nothing() compares; computed once."""
+        return compute_gradients(self.model, lambda: torch.stack([self.compute_loss(case) for case in self.cases]))
+
+    def compute_loss(self, case: ProbeCase) -> torch.Tensor:
+        """Returns a loss of the tokens that are read."""
+        return case.reading.select(heads.run_model(self.model, case.batch)).square().sum()
+
+
+def make_probe(model: nn.Module) -> Probe | None:
+    """Returns two batches of different lengths, the second with padding. N and T do not divide each other. None if the
+    outputs are not those of tokens."""
     cases = []
     for length, positions in ((PROBE_TOKENS, [1, 3, 5, 9]), (PROBE_TOKENS + 4, [0, 2, 4, 10, 11, 13, 17])):
         batch = make_probe_batch(model, length)
@@ -152,36 +176,36 @@ def make_probe(model: nn.Module) -> list[ProbeCase]:
         with torch.no_grad():
             logits = heads.run_model(model, batch)
         if logits.ndim != 3 or logits.shape[:2] != reading.shape:
-            return []
+            return None
         cases.append(ProbeCase(batch=batch, reading=reading, logits=reading.select(logits)))
-    return cases
+    return Probe(model=model, cases=cases)
 
 
 def make_last_token_probe(
     model: nn.Module, block: nn.Module, choose: Callable[[torch.Tensor], TokenReading], pad_token_id: int
-) -> list[ProbeCase]:
+) -> Probe | None:
     """Returns batches without padding, with padding on the right and on the left, and with texts that end with the id that pads
-    or have no other. [] if the outputs do not depend on the block's output at exactly the tokens that are chosen."""
-    cases = []
+    or have no other. None if the outputs do not depend on the block's output at exactly the tokens that are chosen."""
+    batches = []
     for length, pads in ((PROBE_TOKENS, None), (PROBE_TOKENS + 4, slice(PROBE_TOKENS, None)), (PROBE_TOKENS, slice(2))):
         batch = make_probe_batch(model, length)
         if pads is not None:
             batch["input_ids"][:, pads] = pad_token_id
             batch["attention_mask"][0, pads] = 0  # of the second sequence, they are tokens
-        cases.append(batch)
+        batches.append(batch)
     only_pads = make_probe_batch(model, PROBE_TOKENS)
     only_pads["input_ids"][1] = pad_token_id
-    probe = []
-    for batch in [*cases, only_pads]:
+    cases = []
+    for batch in [*batches, only_pads]:
         reading = choose(batch["input_ids"])
         is_chosen = torch.zeros_like(batch["input_ids"], dtype=torch.bool)
         is_chosen.view(-1)[reading.positions] = True
         is_read = find_read_tokens(model, block, batch)
         if is_read is None or not torch.equal(is_read, is_chosen):
-            return []
+            return None
         with torch.no_grad():
-            probe.append(ProbeCase(batch=batch, reading=reading, logits=heads.run_model(model, batch)))
-    return probe
+            cases.append(ProbeCase(batch=batch, reading=reading, logits=heads.run_model(model, batch)))
+    return Probe(model=model, cases=cases)
 
 
 def find_token_cuts(model: nn.Module, plan: FreezePlan) -> TokenCuts | None:
@@ -195,7 +219,7 @@ def find_token_cuts(model: nn.Module, plan: FreezePlan) -> TokenCuts | None:
     _, stack = find_stack(model, decoder)
     with eval_mode(model):
         probe = make_probe(model)
-        if not probe:
+        if probe is None:
             return None
         cuts = add_cuts(model, stack[-1], TokenCuts(), probe, in_block=False)
         # The block of an encoder-decoder gets the encoder's states, too
@@ -223,7 +247,7 @@ def find_last_token_cuts(model: nn.Module, plan: FreezePlan) -> TokenCuts | None
             probe = make_last_token_probe(model, stack[-1], choose, pad_token_id)
         except PROBE_ERRORS:
             return None
-        if not probe:
+        if probe is None:
             return None
         cuts = add_cuts(model, stack[-1], TokenCuts(choose=choose), probe, in_block=False)
         cuts = add_cuts(model, stack[-1], cuts, probe, in_block=True)
@@ -245,9 +269,7 @@ def list_full_modules(model: nn.Module, cuts: TokenCuts, case: ProbeCase, after:
     return [call.module for call in sorted(calls, key=lambda call: -call.end)]
 
 
-def add_cuts(
-    model: nn.Module, block: nn.Module, cuts: TokenCuts, probe: list[ProbeCase], *, in_block: bool
-) -> TokenCuts:
+def add_cuts(model: nn.Module, block: nn.Module, cuts: TokenCuts, probe: Probe, *, in_block: bool) -> TokenCuts:
     """Adds the cuts in a block, or those above it.
 
     Modules that return last are tried first, so a module before its parts: what follows a module then takes the tokens that are
@@ -257,7 +279,7 @@ def add_cuts(
     after = None if in_block else block
     while untried := [
         module
-        for module in list_full_modules(model, cuts, probe[0], after)
+        for module in list_full_modules(model, cuts, probe.cases[0], after)
         if module not in tried and (module in inside or not in_block)
     ]:
         module = untried[0]
@@ -266,16 +288,16 @@ def add_cuts(
         candidates = [replace(own, gathered=(*cuts.gathered, module))]
         if any(parameter.ndim > 1 for parameter in module.parameters()):  # else it costs no more than the scattering
             candidates.append(replace(own, scattered=(*cuts.scattered, module)))
-        cuts = next((each for each in candidates if changes_nothing(model, each, probe)), cuts)
+        cuts = next((each for each in candidates if changes_nothing(each, probe)), cuts)
     return cuts
 
 
-def changes_nothing(model: nn.Module, cuts: TokenCuts, probe: list[ProbeCase]) -> bool:
+def changes_nothing(cuts: TokenCuts, probe: Probe) -> bool:
     """True if logits and gradients of the tokens that are read are the same on the probe with these cuts."""
 
     def run(case: ProbeCase) -> torch.Tensor:
         with cuts.active(case.reading):
-            return heads.run_model(model, case.batch)
+            return heads.run_model(probe.model, case.batch)
 
     def is_same(case: ProbeCase) -> bool:
         logits = run(case)
@@ -283,23 +305,20 @@ def changes_nothing(model: nn.Module, cuts: TokenCuts, probe: list[ProbeCase]) -
 
     try:
         with torch.no_grad():
-            if not all(map(is_same, probe)):
+            if not all(map(is_same, probe.cases)):
                 return False
     except PROBE_ERRORS:
         return False
-    return have_same_gradients(
-        model,
-        lambda: torch.stack([case.reading.select(heads.run_model(model, case.batch)).square().sum() for case in probe]),
-        lambda: torch.stack([run(case).square().sum() for case in probe]),
-    )
+    gradients = compute_gradients(probe.model, lambda: torch.stack([run(case).square().sum() for case in probe.cases]))
+    return are_same_gradients(gradients, probe.gradients)
 
 
-def find_projection(model: nn.Module, cuts: TokenCuts, probe: list[ProbeCase]) -> nn.Linear | None:
+def find_projection(model: nn.Module, cuts: TokenCuts, probe: Probe) -> nn.Linear | None:
     """Returns the linear layer whose output the model returns as its logits; None if something is done to them.
 
     That is shown with an object instead of a tensor: if the layer returns it, the model must return it.
     """
-    case = probe[0]
+    case = probe.cases[0]
     with torch.no_grad(), cuts.active(case.reading):
         linear = [call.module for call in trace_calls(model, case.batch) if type(call.module) is nn.Linear]
     if not linear:
