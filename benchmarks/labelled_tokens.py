@@ -114,7 +114,7 @@ def make_job(name: str, options: argparse.Namespace, num_rows: int) -> Job:
     plan = freezing.apply_freezing(model, FreezeConfig(embeddings=True, layers=num_frozen))
     eval_modules = freezing.find_eval_modules(model)
     masks = choose_masks("auto", 0, model, eval_modules)
-    forward_plan, _ = find_forward_plan(model, plan, reads_targets=name != "classify")
+    forward_plan, _ = find_forward_plan(model, plan, reads_some_tokens=name != "classify")
     freezing.set_train_mode(model, eval_modules)
     ids = torch.randint(5, model.config.vocab_size, (num_rows, options.length))
     indices = np.arange(num_rows)

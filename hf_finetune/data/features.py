@@ -310,7 +310,8 @@ class Batch:
         weights: How much each feature counts in the loss [B] float32; None if each counts 1.
         activations: Cached hidden states of the sequences, if the features have them, [S, T, H]; of shared rows [R, W, H].
         rows: Where the sequences lie in rows that they share; None if each has a row of its own.
-        reading: The output tokens that are computed, if not all are (data/reading.py).
+        reading: The output tokens that are read, if not all are (data/reading.py): those whose outputs the loss gets, or that the
+            model itself chooses; its outputs are then its own, [B, C].
     """
 
     feature_indices: Array

@@ -84,15 +84,17 @@ class ForwardPlan:
 FULL_FORWARD = ForwardPlan()
 
 
-def find_forward_plan(model: nn.Module, plan: FreezePlan, *, reads_targets: bool = False) -> tuple[ForwardPlan, str]:
+def find_forward_plan(
+    model: nn.Module, plan: FreezePlan, *, reads_some_tokens: bool = False
+) -> tuple[ForwardPlan, str]:
     """Returns what a forward pass of this model need not compute, each part checked on a probe, and why its activations
     cannot be cached ("" if they can).
 
-    The model must be in fp32 and not yet prepared by Accelerate. reads_targets: The task reads only some output tokens.
+    The model must be in fp32 and not yet prepared by Accelerate. reads_some_tokens: The task reads only some output tokens.
     """
     first_token = find_first_token_cuts(model, plan)
-    token_cuts = find_token_cuts(model, plan) if reads_targets else None
-    if not reads_targets and not first_token:
+    token_cuts = find_token_cuts(model, plan) if reads_some_tokens else None
+    if not reads_some_tokens and not first_token:
         token_cuts = find_last_token_cuts(model, plan)
     found = ForwardPlan(first_token=first_token, token_cuts=token_cuts)
     try:

@@ -30,7 +30,7 @@ from hf_finetune.run.training_run import Clock, Stage, TrainingRun
 from hf_finetune.system.files import cache_root
 from hf_finetune.system.processes import Runtime
 from hf_finetune.tasks.base import Encoding, Scoring, Task
-from hf_finetune.tasks.objectives import LOSSES, reads_targets
+from hf_finetune.tasks.objectives import LOSSES, reads_some_tokens
 from hf_finetune.training import optim
 from hf_finetune.training.averaging import MovingAverage
 from hf_finetune.training.progress import FRESH, Progress
@@ -231,7 +231,7 @@ def prepare_stage(
     in_fp32 = replace_forwards({loaded.model: get_own_forward(loaded.model)})
     with lora.with_random_adapters(loaded), in_fp32:
         forward_plan, cannot_cache = find_forward_plan(
-            loaded.model, plan, reads_targets=reads_targets(task.objective, *LOSSES)
+            loaded.model, plan, reads_some_tokens=reads_some_tokens(task.objective, *LOSSES)
         )
         row_sharing, not_shared = find_row_sharing(
             config.train.shared_rows,

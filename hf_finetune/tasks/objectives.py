@@ -81,9 +81,6 @@ def reads_some_tokens(part: Any, *methods: str) -> bool:
     return False
 
 
-reads_targets = reads_some_tokens  # as run/setup.py still calls it
-
-
 class Objective(ABC):
     """The loss.
 

@@ -64,7 +64,7 @@ def test_outputs_are_those_of_the_tokens_that_are_read_whatever_was_computed(
     """Without a head, only the last block is cut: not if most tokens are read, nor if all blocks are computed completely."""
     model = transformers.AutoModel.from_config(tiny.make_config("bert", layers=4)).eval()
     found, _ = find_forward_plan(
-        model, freezing.apply_freezing(model, FreezeConfig(embeddings=True, layers=2)), reads_targets=True
+        model, freezing.apply_freezing(model, FreezeConfig(embeddings=True, layers=2)), reads_some_tokens=True
     )
     plan, batch = found.complete() if is_complete else found, make_batch(model)
     reading = TokenReading(positions=torch.arange(num_read), shape=(4, 9))

@@ -219,7 +219,7 @@ def test_outputs_without_a_token_axis_are_not_cut() -> None:
 def test_only_tasks_that_read_some_tokens_are_cut() -> None:
     model, freeze_plan = make("bert", "MaskedLM")
     assert find_forward_plan(model, freeze_plan)[0].token_cuts is None
-    plan, reason = find_forward_plan(model, freeze_plan, reads_targets=True)
+    plan, reason = find_forward_plan(model, freeze_plan, reads_some_tokens=True)
     assert plan.token_cuts is not None
     assert reason == ""
     assert plan.complete().cached is None
@@ -229,7 +229,7 @@ def test_only_tasks_that_read_some_tokens_are_cut() -> None:
 @pytest.mark.parametrize("family", ["bert", "gpt2", "llama"])
 def test_cached_activations_and_tokens_that_are_read(family: str) -> None:
     model, freeze_plan = make(family, "MaskedLM" if family == "bert" else "CausalLM")
-    plan, _ = find_forward_plan(model, freeze_plan, reads_targets=True)
+    plan, _ = find_forward_plan(model, freeze_plan, reads_some_tokens=True)
     assert plan.cached is not None
     batch, targets = make_inputs(model)
     with torch.no_grad():
