@@ -358,6 +358,11 @@ class Padding:
     step: int = 1
     max_length: int = 0
 
+    @property
+    def token_step(self) -> int:
+        """The number of tokens that are computed alone, because others are not read, is rounded up to a multiple of it."""
+        return 4 * self.step if self.step > 1 else 1
+
     def round_up(self, longest: int) -> int:
         """Returns the number of tokens T of a batch, from that of its longest sequence."""
         return max(longest, min(-(-longest // self.step) * self.step, self.max_length))

@@ -25,12 +25,14 @@ class TokenReading:
             one token of each sequence is read, whatever the targets are.
         project: From hidden states [1, N, H], the weight [V, H] and bias [V] of the vocabulary projection, and the targets,
             computes what takes the place of the logits. None if the logits themselves are read.
+        kept: Which of the N tokens were there before fill_up() added some; None if it added none.
     """
 
     positions: "torch.Tensor"
     shape: tuple[int, int]
     targets: "torch.Tensor | None" = None
     project: Callable[..., Any] | None = None
+    kept: "torch.Tensor | None" = None
 
     def __len__(self) -> int:
         return len(self.positions)
@@ -47,10 +49,29 @@ class TokenReading:
         full = values.new_full((self.shape[0] * self.shape[1],), fill)
         return full.index_copy(0, self.positions, values).view(self.shape)
 
+    def fill_up(self, step: int, ignored: int) -> "TokenReading":
+        """Returns the reading with more tokens, which have no target (`ignored`), so that N is a multiple of `step`, as far as
+        there are tokens. One token of each sequence stays one."""
+        import torch
+
+        total = self.shape[0] * self.shape[1]
+        num_added = min(-len(self) % step, total - len(self))
+        if self.targets is None or not num_added:
+            return self
+        is_unread = self.positions.new_ones(total).index_fill(0, self.positions, 0)
+        positions, order = torch.cat([self.positions, is_unread.nonzero()[:num_added, 0]]).sort()
+        targets = torch.cat([self.targets[0], self.targets.new_full((num_added,), ignored)])[order]
+        return replace(self, positions=positions, targets=targets[None], kept=(order < len(self)).nonzero()[:, 0])
+
+    def drop_added(self, values: "torch.Tensor") -> "torch.Tensor":
+        """Returns the values [1, N, ...] without those of the tokens that fill_up() added."""
+        return values if self.kept is None else values.index_select(1, self.kept)
+
     def move(self, move: "Callable[[torch.Tensor], torch.Tensor]") -> "TokenReading":
         """Returns the reading with its tensors where `move` puts them."""
         targets = None if self.targets is None else move(self.targets)
-        return replace(self, positions=move(self.positions), targets=targets)
+        kept = None if self.kept is None else move(self.kept)
+        return replace(self, positions=move(self.positions), targets=targets, kept=kept)
 
     def sum_by_sequence(self, values: "torch.Tensor") -> np.ndarray[Any, Any]:
         """Returns the sum of the values [N] of the tokens of each sequence, in float64 [B]."""

@@ -73,7 +73,7 @@ class ForwardPlan:
             outputs = heads.run_model(model, inputs, through)
         if reading is None or not isinstance(outputs, torch.Tensor) or self.chooses_tokens:
             return outputs
-        return reading.select(outputs)
+        return reading.drop_added(reading.select(outputs))
 
     @property
     def chooses_tokens(self) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from hf_finetune.data.features import Array, Batch, Features, Padding, attach_activations, collate
+from hf_finetune.data.features import IGNORED, Array, Batch, Features, Padding, attach_activations, collate
 from hf_finetune.data.shared_rows import RowSharing, share_rows
 from hf_finetune.forward.cached import get_own_forward, replace_forwards
 from hf_finetune.forward.dropout import DropoutMasks
@@ -162,10 +162,11 @@ def run_training_forward(
     """The model's outputs for a batch of these features in training, and the batch on the device. `through` is called in the
     model's place (its distributed wrapper)."""
     batch = attach_activations(batch, features).to(device)
-    masks = state.dropout_masks.active(update_batch.number, batch.sequence_indices, device, batch.rows, batch.reading)
+    reading = batch.reading and batch.reading.fill_up(state.padding.token_step, IGNORED)
+    masks = state.dropout_masks.active(update_batch.number, batch.sequence_indices, device, batch.rows, reading)
     # The losses of tokens compute in fp32 themselves, some logits at a time
-    has_token_loss = batch.reading is not None and batch.reading.targets is not None
+    has_token_loss = reading is not None and reading.targets is not None
     precision = state.outputs_in_own_precision() if has_token_loss else contextlib.nullcontext()
     with precision, masks:
-        outputs = state.forward_plan.run_model(state.model, batch.inputs, batch.activations, batch.reading, through)
+        outputs = state.forward_plan.run_model(state.model, batch.inputs, batch.activations, reading, through)
     return outputs, batch
