@@ -26,7 +26,8 @@ STOP_SIGNALS = tuple(getattr(signal, name) for name in NAMES if hasattr(signal, 
 # Ctrl-C under torchrun reaches a process twice: from the terminal, and from torchrun
 SAME_SIGNAL_SECONDS = 1.0
 
-# A module that is interrupted while it is imported may be unusable afterwards (torch is), so the signal waits for its end
+# A module that is interrupted while it is imported may be unusable afterwards (torch is), so the signal waits for its end.
+# One whose error Python ignored comes again after this time, too
 WAIT_SECONDS = 0.1
 
 

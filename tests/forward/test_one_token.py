@@ -11,12 +11,10 @@ import pytest
 import torch
 import transformers
 from support import tiny
-from support.forwards import ROWS, assert_same, capture_activations, compute_outcome, make, make_batch
+from support.forwards import ROWS, assert_same, capture_activations, compute_outcome, count_rows, make, make_batch
 from support.ranked import write_splits
 from support.runs import read_untimed_metrics, run_recipe
 from support.script_server import ScriptServer
-from torch import nn
-from torch.nn import functional as F
 
 from hf_finetune.config.sections import FreezeConfig, RunConfig
 from hf_finetune.data.reading import TokenReading, read_first_tokens, read_last_tokens
@@ -99,18 +97,10 @@ def test_the_last_block_computes_keys_and_values_of_all_tokens_and_the_rest_of_o
 ) -> None:
     model, plan = make("llama", 2)
     cuts, batch = find(model, plan), make_batch(model)
-    names = {id(module.weight): name for name, module in model.named_modules() if isinstance(module, nn.Linear)}
-    num_rows: dict[str, int] = {}
-    linear = F.linear
-
-    def count_rows(states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-        num_rows[names[id(weight)]] = states.shape[:-1].numel()
-        return linear(states, weight, bias)
-
-    monkeypatch.setattr(F, "linear", count_rows)
+    num_rows = count_rows(model, monkeypatch)
     with torch.no_grad(), cuts.active(choose(cuts, batch)):
         model(**batch)
-    assert num_rows.keys() == set(names.values())
+    assert min(num_rows.values()) > 0  # each layer ran
     one_token = {name for name, count in num_rows.items() if count == len(ROWS)}
     assert {count for name, count in num_rows.items() if name not in one_token} == {batch["input_ids"].numel()}
     block = {f"model.layers.3.{name}" for name in ("self_attn.q_proj", "self_attn.o_proj")}

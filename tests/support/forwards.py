@@ -3,7 +3,10 @@
 from collections.abc import Sequence
 from typing import Any
 
+import pytest
 import torch
+from torch import nn
+from torch.nn import functional as F
 
 from hf_finetune.config.sections import FreezeConfig
 from hf_finetune.forward.cached import CachedForward
@@ -68,3 +71,17 @@ def assert_same(
     for name, gradient in expected_gradients.items():
         bound = 10 * tolerance * float(gradient.abs().max()) + tolerance * largest
         assert float((gradients[name] - gradient).abs().max()) <= bound, name
+
+
+def count_rows(model: Any, monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    """Returns for how many tokens each linear layer of a model runs in the forward passes that follow, by its name; 0 if not."""
+    names = {id(module.weight): name for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    num_rows = dict.fromkeys(names.values(), 0)
+    linear = F.linear
+
+    def count(states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        num_rows[names[id(weight)]] = states.shape[:-1].numel()
+        return linear(states, weight, bias)
+
+    monkeypatch.setattr(F, "linear", count)
+    return num_rows
