@@ -31,6 +31,7 @@ from hf_finetune.run.folder import open_run, record_run
 from hf_finetune.run.frozen_weights import settle_frozen_weights
 from hf_finetune.run.inputs import describe_inputs
 from hf_finetune.run.parts import NO_PARTS, Parts
+from hf_finetune.run.progress_view import ProgressBar
 from hf_finetune.run.seen_rows import write_seen_rows
 from hf_finetune.run.setup import find_next_epoch, prepare_stage, set_up
 from hf_finetune.run.streaming import StreamError
@@ -135,7 +136,7 @@ def train(run: TrainingRun, progress: Progress, tracker: tracking.Tracking, cloc
     config, schedule, runtime = run.config, run.schedule, run.runtime
     end = run.find_stage_end(progress.num_settled)
     run.train_state.give_memory_back()  # the checks before training have read all weights
-    bar = tracking.ProgressBar(schedule.total_updates, progress.update, runtime)
+    bar = ProgressBar(schedule.total_updates, progress.update, runtime)
     steps = train_steps(
         run.train_state,
         run.make_source(),
@@ -174,7 +175,7 @@ def train(run: TrainingRun, progress: Progress, tracker: tracking.Tracking, cloc
 
 
 def log_update(
-    run: TrainingRun, progress: Progress, update: Update, tracker: tracking.Tracking, bar: tracking.ProgressBar
+    run: TrainingRun, progress: Progress, update: Update, tracker: tracking.Tracking, bar: ProgressBar
 ) -> Progress:
     """The progress after an update. Logs the update if that is due."""
     is_due = run.schedule.is_due(run.config.tracking.log_every, update.number) or update.number == 1
@@ -200,7 +201,7 @@ def finish_update(
     progress: Progress,
     tracker: tracking.Tracking,
     clock: Clock,
-    bar: tracking.ProgressBar,
+    bar: ProgressBar,
     *,
     saves: bool = False,
 ) -> Progress:
@@ -249,7 +250,7 @@ def finish_update(
     return progress
 
 
-def save_and_stop(run: TrainingRun, progress: Progress, clock: Clock, bar: tracking.ProgressBar) -> NoReturn:
+def save_and_stop(run: TrainingRun, progress: Progress, clock: Clock, bar: ProgressBar) -> NoReturn:
     """Saves after an update that is not evaluated yet, and raises StoppedError. On all processes."""
     with clock("save"):
         file = saving.save_run(run, dataclasses.replace(progress, pending=True))
