@@ -64,6 +64,14 @@ class FreezePlan:
         """Returns the number of values of those of the named parameters that train."""
         return sum(self.sizes[name] for name in names if name not in self.frozen)
 
+    def count_by_part(self) -> list[dict[str, Any]]:
+        """Returns each part of the model, bottom up: its name, its number of values, and how many of them train."""
+        return [
+            {"part": part, "parameters": self.count_values(names), "trainable": self.count_trainable(names)}
+            for part, names in self.structure.parts().items()
+            if names
+        ]
+
     def table(self) -> list[tuple[str, int, str]]:
         """Rows of a part, its number of values, and "trains", "frozen" or how many of them train. Neighbouring blocks that are
         alike are one row."""

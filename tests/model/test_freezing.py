@@ -460,6 +460,16 @@ def test_the_plans_table_joins_blocks_that_are_alike_and_shows_what_trains() -> 
     assert text[-1].split()[:4] == ["total", f"{plan.num_total:,}", f"{plan.num_trainable:,}", "train"]
 
 
+def test_the_plan_counts_by_part_for_the_results() -> None:
+    model = tiny.make_model("bert", layers=5)
+    plan = freezing.apply_freezing(model, FreezeConfig(embeddings=True, layers=2, patterns=(r"layer\.4\..*\.query\.",)))
+    rows = {row["part"]: (row["parameters"], row["trainable"]) for row in plan.count_by_part()}
+    block = sum(parameter.numel() for parameter in model.bert.encoder.layer[0].parameters())
+    assert list(rows) == ["embeddings", *(f"block {number}" for number in range(5)), "pooler", "head"]
+    assert [rows[f"block {number}"] for number in (1, 2, 4)] == [(block, 0), (block, block), (block, block - 32 * 33)]
+    assert [sum(column) for column in zip(*rows.values(), strict=True)] == [plan.num_total, plan.num_trainable]
+
+
 @pytest.fixture
 def inspected() -> tuple[Any, FreezePlan, list[dict[str, Any]]]:
     """A T5, which has tied embeddings, with a buffer; its plan and its rows."""

@@ -133,4 +133,7 @@ def test_every_second_of_a_run_is_in_a_phase(make_config: MakeConfig) -> None:
     assert 50 < seconds["total"] <= time.perf_counter() - began + 0.01
     assert seconds["start"] > 50
     assert all(seconds[phase] > 0 for phase in PHASES if phase not in ("encode", "cache"))
+    parts = results["freeze_plan"]
+    assert sum(part["trainable"] for part in parts) == results["parameters"]["trainable"]
+    assert results["greater_is_better"] is True
     assert 50 < results["seconds_to_first_update"] < seconds["total"] - seconds["evaluate"] - seconds["export"]
