@@ -8,6 +8,7 @@ BEGIN, END = "<!-- files: made by docs/make_tree.py -->\n", "<!-- end of files -
 TOP = ("train.py", "recipe.py", "cli.py", "cli_data.py", "cli_predict.py", "cli_push.py", "verify.py")
 FOLDERS = (
     "system",
+    "statistics",
     "config",
     "data",
     "model",
