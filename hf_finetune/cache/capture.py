@@ -18,13 +18,13 @@ import torch
 from hf_finetune.cache import store
 from hf_finetune.cache.reader import StoredActivations
 from hf_finetune.cache.store import Entry
-from hf_finetune.cache.writers import check_writers
 from hf_finetune.data.features import Array, Batch, collate, pad_sequences
 from hf_finetune.forward.cached import CachedForward
 from hf_finetune.model.structure import eval_mode
 from hf_finetune.run.training_run import TrainingRun
 from hf_finetune.system.console import make_progress_bar
 from hf_finetune.system.errors import InputError, StoppedError
+from hf_finetune.system.writers import check_writers
 
 # Largest relative rounding error of a dtype, and of a precision of the computation
 EPSILON = {
@@ -206,7 +206,7 @@ def capture_missing(run: TrainingRun, cached_forward: CachedForward, entry: Entr
 def check_before_lock(run: TrainingRun, entry: Entry) -> bool:
     """True if an entry can be used as it is, in a folder that this user cannot write. InputError if another user could have
     written it."""
-    check_writers(entry, trust_others=run.config.cache.trust_other_users)
+    check_writers(entry.root, (entry.folder, entry.partial), trust_others=run.config.cache.trust_other_users)
     return store.is_usable_unlocked(entry)
 
 

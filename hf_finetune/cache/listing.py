@@ -1,4 +1,5 @@
-"""The entries of all caches: activations, encoded text and tables. Listed, verified and pruned for `hf-finetune cache`."""
+"""The entries of all caches: activations, encoded text, tables, converted models. Listed, verified and pruned for
+`hf-finetune cache`."""
 
 import contextlib
 import json
@@ -12,6 +13,7 @@ from typing import Any
 
 from hf_finetune.cache.store import ACTIVATIONS, MALFORMED, MANIFEST, find_good_chunks
 from hf_finetune.data import encoded_parts, table_store
+from hf_finetune.model import conversions
 from hf_finetune.system.console import print_message
 from hf_finetune.system.files import explain_failures, read_clock, rename, writing_error
 from hf_finetune.system.locks import HeldError, Lock
@@ -26,7 +28,7 @@ class EntryListing:
     """An entry as it lies in its folder.
 
     Args:
-        kind: activations, encoded text or tables.
+        kind: activations, encoded text, tables or converted (GGUF files).
         size: Bytes of all its files.
         used: Last use, in seconds since the epoch.
         content: What it holds, in a few words.
@@ -197,9 +199,25 @@ def find_damaged_table(entry: EntryListing) -> str | None:
     return "is damaged; the next run reads the files again" if table_store.open_table(entry.folder) is None else None
 
 
+def describe_converted(folder: Path) -> dict[str, Any]:
+    """Returns the content of a converted GGUF file."""
+    try:
+        config = json.loads((folder / "config.json").read_bytes())
+        return {"content": f"{config['architectures'][0]}, {config['num_hidden_layers']} layers, from a GGUF file"}
+    except (OSError, *MALFORMED):
+        return {"content": "no readable config"}
+
+
+def find_damaged_model(entry: EntryListing) -> str | None:
+    """Returns what is wrong with a converted GGUF file."""
+    reason = conversions.find_damage(entry.folder)
+    return f"{reason}; the next run converts the file again" if reason else None
+
+
 KINDS = {
     "activations": Kind(subfolder="activations", describe=describe_activations, find_damage=find_damaged_activations),
     "encoded text": Kind(subfolder="encoded", describe=describe_encoded, find_damage=find_damaged_parts),
+    "converted": Kind(subfolder=conversions.FOLDER, describe=describe_converted, find_damage=find_damaged_model),
     "tables": Kind(subfolder=table_store.FOLDER, describe=describe_table, find_damage=find_damaged_table),
 }
 

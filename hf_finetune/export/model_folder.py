@@ -22,7 +22,6 @@ from hf_finetune.run.parts import own_metrics
 from hf_finetune.run.training_run import TrainingRun
 from hf_finetune.system.errors import InputError
 from hf_finetune.system.files import is_missing, read_umask, rename, sync_folder, write_atomically, writing_error
-from hf_finetune.system.locations import model_files
 from hf_finetune.system.processes import SingleProcess
 from hf_finetune.tasks.base import Task
 from hf_finetune.training.evaluation import ModelRunner
@@ -165,17 +164,15 @@ def load_as_card_shows(folder: Path, trained: Backbone, auto_class: str, *, trus
     model_class = getattr(transformers, auto_class)
     if not trained.is_exported_as_adapter:
         return model_class.from_pretrained(folder, trust_remote_code=trust_code, dtype=torch.float32, **options)
-    base, file = model_files(trained.source, "model.backbone")
     config = load_config(str(folder), trust_code=trust_code, subfolder=lora.MODEL_CONFIG)
     model = model_class.from_pretrained(
-        base,
+        trained.place,
         trust_remote_code=trust_code,
         config=config,
         revision=trained.revision,
         dtype=torch.float32,
         ignore_mismatched_sizes=trained.replaces_head,
         **options,
-        **file,
     )
     model.load_adapter(str(folder))
     return model

@@ -24,7 +24,7 @@ from hf_finetune.model import backbone, heads, loading, lora
 from hf_finetune.run import checkpoint
 from hf_finetune.system.errors import InputError
 from hf_finetune.system.files import disk_error, hash_file, write_atomically
-from hf_finetune.system.locations import model_files
+from hf_finetune.system.locations import is_gguf, local_path
 from hf_finetune.system.processes import Runtime
 
 SOURCE = "source.json"  # in START_FOLDER: what start_from was, and the name of the folder that was made from it
@@ -61,7 +61,7 @@ def find_start(config: RunConfig) -> str:
     if config.start_from is not None:
         location, key = config.start_from, "start_from"
     check_is_elsewhere(config, location, key)
-    if is_file(location) and not location.lower().endswith(".gguf"):
+    if is_file(location) and not is_gguf(location):
         if key != "start_from":
             raise InputError(f"{key} ({location}): is a file; to begin from a checkpoint, set start_from to it")
         path = Path(location)
@@ -112,8 +112,8 @@ def make_no_model_error(location: str, key: str) -> InputError:
 
 def merge_adapter(config: RunConfig, source: str, location: str, key: str) -> str:
     """Returns `source` if it is a complete model; if it holds an adapter alone, the folder of the complete model."""
-    place, file = model_files(source, key)
-    if file or not is_adapter(place, location, key):
+    place = local_path(source, key)
+    if is_gguf(place) or not is_adapter(place, location, key):
         return source
     if key != "start_from":
         raise InputError(

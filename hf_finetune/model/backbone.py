@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,15 +10,17 @@ from typing import Any
 import torch
 import transformers
 
-from hf_finetune.config.sections import AdapterConfig, ModelConfig, require
+from hf_finetune.config.model_sections import AdapterConfig, CacheConfig, ModelConfig
+from hf_finetune.config.sections import require
 from hf_finetune.model import label_rows
+from hf_finetune.model.conversions import OPTIONS, open_source
 from hf_finetune.model.head_spec import HeadSpec
 from hf_finetune.model.heads import find_auto_class, find_backbone_prefix
 from hf_finetune.model.lineage import UNKNOWN, Lineage, read_lineage
 from hf_finetune.model.loading import LOADING_ERRORS, load_config, make_loading_error, silence_transformers
 from hf_finetune.model.structure import find_stack
 from hf_finetune.system.errors import InputError
-from hf_finetune.system.locations import check_location, local_path, model_files
+from hf_finetune.system.locations import check_location, local_path
 
 LONGEST_DEFAULT = 512  # tokens; the limit of an input if neither data.max_length nor the model sets a lower one
 
@@ -31,6 +33,7 @@ class Backbone:
         model: The transformers model, in fp32.
         tokenizer: Its tokenizer; None if the model was loaded without one.
         source: model.backbone, or the location that the model was loaded from.
+        place: The folder or Hub id that from_pretrained loads for it.
         new_parameters: Names of the parameters that the pretrained files do not hold: those of the head. A head of which any row
             is new, dropped or moved counts as new.
         revision: Branch, tag or commit of a model on the Hub.
@@ -44,6 +47,7 @@ class Backbone:
     model: Any
     tokenizer: Any
     source: str
+    place: str
     new_parameters: frozenset[str]
     revision: str | None = None
     replaces_head: bool = False
@@ -63,17 +67,22 @@ class Backbone:
         return int(self.tokenizer.pad_token_id)
 
 
-def load_tokenizer(config: ModelConfig) -> Any:
-    """Returns the backbone's tokenizer, which pads on the right.
+def open_backbone(config: ModelConfig, cache: CacheConfig) -> str:
+    """Returns the folder or Hub id that from_pretrained loads for model.backbone."""
+    return open_source(config.backbone, "model.backbone", revision=config.revision, cache=cache)
+
+
+def load_tokenizer(config: ModelConfig, cache: CacheConfig = OPTIONS) -> Any:
+    """Returns the backbone's tokenizer, which pads on the right. cache: Where a converted GGUF file lies.
 
     If it has no padding token, the end-of-sequence token pads. Raises InputError if it has neither, if its files are missing or
     damaged, or if it knows special tokens only.
     """
-    source, file = model_files(config.backbone, "model.backbone")
+    source = open_backbone(config, cache)
     try:
         with silence_transformers():
             tokenizer = transformers.AutoTokenizer.from_pretrained(
-                source, trust_remote_code=config.trust_remote_code, revision=config.revision, **file
+                source, trust_remote_code=config.trust_remote_code, revision=config.revision
             )
     except Exception as error:  # noqa: BLE001  tokenizers raises Exception for a damaged file
         raise make_loading_error(config.backbone, source, "tokenizer", error) from None
@@ -91,14 +100,15 @@ def load_tokenizer(config: ModelConfig) -> Any:
     return tokenizer
 
 
-def load_backbone(config: ModelConfig, head: HeadSpec, tokenizer: Any) -> Backbone:
+def load_backbone(config: ModelConfig, head: HeadSpec, tokenizer: Any, cache: CacheConfig = OPTIONS) -> Backbone:
     """Loads the model in fp32 with a head for the task. A pretrained head of the same kind gives its rows to the labels that have
-    the same names. The weights of new rows, and of a new head, depend on torch's seed and the number of runs before.
+    the same names. The weights of new rows, and of a new head, depend on torch's seed and the number of runs before. cache: Where
+    a converted GGUF file lies.
 
     Raises InputError if files are missing or damaged, or if model.dropout cannot be set everywhere.
     """
-    source, file = model_files(config.backbone, "model.backbone")
-    trust, origin = config.trust_remote_code, {"revision": config.revision, **file}
+    source = open_backbone(config, cache)
+    trust, revision = config.trust_remote_code, config.revision
 
     def load(hf_config: Any) -> tuple[Any, dict[str, Any]]:
         """Returns the model, and what from_pretrained reports about its files."""
@@ -109,17 +119,16 @@ def load_backbone(config: ModelConfig, head: HeadSpec, tokenizer: Any) -> Backbo
             dtype=torch.float32,
             ignore_mismatched_sizes=head.has_labels,  # a head for another number of labels is replaced
             output_loading_info=True,
+            revision=revision,
             **({"attn_implementation": config.attention} if config.attention else {}),
-            **origin,
-            **make_dtype_options(file),
         )
         return model, report
 
     try:
         with silence_transformers():
-            pretrained_config = load_config(source, trust_code=trust, **origin)
+            pretrained_config = load_config(source, trust_code=trust, revision=revision)
             entries = {"problem_type": None, **head.config_entries}  # that of the backbone is of its own task
-            hf_config = load_config(source, trust_code=trust, **entries, **origin)
+            hf_config = load_config(source, trust_code=trust, revision=revision, **entries)
             set_dropout(hf_config, config.dropout)
             set_pad_token(hf_config, tokenizer.pad_token_id)
             lineage = read_lineage(pretrained_config, config.backbone)
@@ -135,28 +144,19 @@ def load_backbone(config: ModelConfig, head: HeadSpec, tokenizer: Any) -> Backbo
                     new |= frozenset(rows)
     except LOADING_ERRORS as error:
         raise make_loading_error(config.backbone, source, "model", error) from None
-    if getattr(model, "hf_quantizer", None) is not None and file:
-        model.hf_quantizer.remove_quantization_config(model)  # a GGUF file's, else save_pretrained refuses the model
     check_weights(config.backbone, model, new, report["unexpected_keys"])
     check_dropout(model, config.dropout)
     return Backbone(
         model=model,
         tokenizer=tokenizer,
         source=config.backbone,
+        place=source,
         new_parameters=new,
         revision=config.revision,
         replaces_head=bool(report["mismatched_keys"]),
         head_line=match.line if match else "",
         lineage=lineage,
     )
-
-
-def make_dtype_options(file: Mapping[str, str]) -> dict[str, Any]:
-    """Returns the options that make from_pretrained convert the tensors of a GGUF file to floating point, which can be trained.
-    Versions of transformers without GgufConfig always convert them."""
-    if not file or not hasattr(transformers, "GgufConfig"):
-        return {}
-    return {"quantization_config": transformers.GgufConfig(dequantize=True)}
 
 
 def find_model_source(location: str, key: str = "MODEL") -> str:
@@ -179,22 +179,20 @@ def load_pretrained(location: str, *, trust_code: bool = False) -> Backbone:
     The head is the one that its config names, else a new classifier. trust_code: Run Python code that the model's files name.
     Raises InputError if files are missing or damaged.
     """
-    source, file = model_files(find_model_source(location), "MODEL")
+    source = open_source(find_model_source(location), "MODEL")
     try:
         with silence_transformers():
-            config = load_config(source, trust_code=trust_code, **file)
-            model_class: Any = transformers.AutoModelForCausalLM if file else find_auto_class(config)
-            model, report = model_class.from_pretrained(
+            config = load_config(source, trust_code=trust_code)
+            model, report = find_auto_class(config).from_pretrained(
                 source,
                 trust_remote_code=trust_code,
                 config=config,
                 output_loading_info=True,
-                **file,
-                **make_dtype_options(file),
             )
     except LOADING_ERRORS as error:
         raise make_loading_error(location, source, "model", error, key="MODEL") from None
-    return Backbone(model=model, tokenizer=None, source=location, new_parameters=frozenset(report["missing_keys"]))
+    new = frozenset(report["missing_keys"])
+    return Backbone(model=model, tokenizer=None, source=location, place=source, new_parameters=new)
 
 
 # --- checks ---------------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import pickle
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from hf_finetune.system.errors import InputError
 # What transformers, tokenizers, safetensors and json raise if files are damaged or missing
 LOADING_ERRORS = (
     *(OSError, ValueError, RuntimeError, KeyError, ImportError, TypeError, AttributeError, EOFError, ArithmeticError),
-    *(SafetensorError, StrictDataclassError, pickle.UnpicklingError, MemoryError),
+    *(SafetensorError, StrictDataclassError, pickle.UnpicklingError, struct.error, MemoryError),
 )
 
 # Implementations of attention and of experts that are part of transformers and torch. A config can name others: transformers

@@ -27,8 +27,9 @@ from transformers.utils.peft_utils import find_adapter_config_file
 from hf_finetune.config.sections import AdapterConfig, FreezeConfig, require
 from hf_finetune.model import backbone, freezing, heads, loading, structure
 from hf_finetune.model.backbone import Backbone
+from hf_finetune.model.conversions import open_source
 from hf_finetune.system.errors import InputError
-from hf_finetune.system.locations import install_hint, local_path, model_files
+from hf_finetune.system.locations import install_hint, local_path
 
 WEIGHTS = "adapter_model.safetensors"
 
@@ -302,8 +303,9 @@ def load_config(source: str, *, trust_code: bool = False) -> Any:
     except (OSError, ValueError) as error:  # OSError for the Hub, ValueError for a folder
         if loading.needs_code(error):
             raise
-        base, file = model_files(settings["base_model_name_or_path"], source)
-        return loading.load_config(base, trust_code=trust_code, revision=settings.get("revision"), **file)
+        revision = settings.get("revision")
+        base = open_source(settings["base_model_name_or_path"], source, revision=revision)
+        return loading.load_config(base, trust_code=trust_code, revision=revision)
 
 
 def load_model(source: str, auto_class: str, hf_config: Any, *, trust_code: bool = False) -> Any:
@@ -323,7 +325,7 @@ def load_adapter(
     peft, recorded = import_peft(source), getattr(hf_config, "hf_finetune", None) or {}
     name = recorded.get("backbone") or settings["base_model_name_or_path"]
     key, revision = f"{source}: its pretrained model", settings.get("revision")
-    base, file = model_files(name, key)
+    base = open_source(name, key, revision=revision)
     try:
         model = model_class.from_pretrained(
             base,
@@ -332,7 +334,6 @@ def load_adapter(
             revision=revision,
             dtype=torch.float32,
             ignore_mismatched_sizes=True,
-            **file,
         )
     except loading.LOADING_ERRORS as error:
         raise loading.make_loading_error(name, base, "model", error, key=key) from None
@@ -354,6 +355,7 @@ def load_adapter(
         model=model,
         tokenizer=None,
         source=name,
+        place=base,
         new_parameters=frozenset(tensors) - adapter_parameters,
         revision=revision,
         adapter=AdapterConfig(

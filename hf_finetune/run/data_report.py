@@ -104,7 +104,7 @@ def make_report(config: RunConfig, *, has_backbone: bool, asks_tokenizer: bool) 
         return report.add([], [("task", card), *task.encoding.describe_problem(tables["train"])])
     from hf_finetune.model.backbone import LONGEST_DEFAULT, load_tokenizer
 
-    tokenizer = load_tokenizer(config.model)
+    tokenizer = load_tokenizer(config.model, config.cache)
     task.prepare_tokenizer(tokenizer)
     max_length = config.data.max_length or min(int(tokenizer.model_max_length), LONGEST_DEFAULT)
     features = {

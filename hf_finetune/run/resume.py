@@ -220,7 +220,7 @@ def load_weights(run: TrainingRun, content: Mapping[str, Any], name: str) -> Non
     """
     model, omitted = run.train_state.model, (content["run"]["omitted"] or {}).get("names", [])
     if set(omitted) & run.trainable_in_last_stage:
-        loaded = backbone.load_backbone(run.config.model, run.task.head, run.backbone.tokenizer)
+        loaded = backbone.load_backbone(run.config.model, run.task.head, run.backbone.tokenizer, run.config.cache)
         pretrained = loaded.model.state_dict()
         model.load_state_dict({key: pretrained[key] for key in omitted if key in pretrained}, strict=False)
     add_pretrained_weights(model, content, name, run.config.model.backbone)

@@ -61,7 +61,8 @@ def set_up(
         task = task.with_loss(parts.loss, config)
     metric, more_metrics = choose_metrics(config, task.scoring, parts)  # checked before anything is trained
     report = runtime.on_main(lambda: check_rows(splits, task, config, is_sample=streamed is not None))
-    loaded = backbone.load_backbone(config.model, task.head, backbone.load_tokenizer(config.model))
+    tokenizer = backbone.load_tokenizer(config.model, config.cache)
+    loaded = backbone.load_backbone(config.model, task.head, tokenizer, config.cache)
     task.prepare_model(loaded.model, loaded.tokenizer)
     max_length = backbone.resolve_max_length(loaded, config.data.max_length)
     loaded = lora.add_adapters(loaded, config.adapter, config.freeze, config.seed)

@@ -54,19 +54,9 @@ def check_location(location: str, key: str) -> None:
         )
 
 
-def model_files(location: str, key: str) -> tuple[str, dict[str, str]]:
-    """Returns the arguments of from_pretrained for a model's location: a folder or Hub id, and options.
-
-    For a .gguf file these are its folder and {"gguf_file": name}; its tensors are converted to floating point when they are
-    loaded. `key` is the setting that errors name. Raises InputError if the package gguf is missing.
-    """
-    source = local_path(location, key)
-    if not source.lower().endswith(".gguf") or os.path.isdir(source):
-        return source, {}
-    if importlib.util.find_spec("gguf") is None:
-        raise InputError(f"{key} ({location}): a GGUF file needs the package gguf: {install_hint('gguf')}")
-    folder, name = os.path.split(source)
-    return folder or ".", {"gguf_file": name}
+def is_gguf(source: str) -> bool:
+    """True for the path of a GGUF file, in a folder or a Hub repository."""
+    return source.lower().endswith(".gguf") and not os.path.isdir(source)
 
 
 def install_hint(import_name: str) -> str:

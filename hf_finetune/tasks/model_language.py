@@ -11,7 +11,6 @@ from hf_finetune.config.sections import RunConfig, TaskSettings, require
 from hf_finetune.data.table import Table
 from hf_finetune.model.head_spec import HeadSpec
 from hf_finetune.system.errors import InputError
-from hf_finetune.system.locations import model_files
 from hf_finetune.tasks.base import Scoring, Task
 from hf_finetune.tasks.causal_language import CausalEncoding, ContinuationScoring
 from hf_finetune.tasks.documents import DocumentColumns, DocumentEncoding
@@ -203,11 +202,12 @@ def find_objective(config: RunConfig) -> tuple[str, str]:
 
 def read_model_config(config: RunConfig) -> Any:
     """Returns the backbone's config, or None if it cannot be read; load_backbone() reports the error."""
+    from hf_finetune.model.backbone import open_backbone
     from hf_finetune.model.loading import load_config
 
     options = config.model
-    source, file = model_files(options.backbone, "model.backbone")
+    source = open_backbone(options, config.cache)
     try:
-        return load_config(source, trust_code=options.trust_remote_code, revision=options.revision, **file)
+        return load_config(source, trust_code=options.trust_remote_code, revision=options.revision)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, RuntimeError):
         return None

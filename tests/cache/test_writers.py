@@ -15,9 +15,9 @@ from support.other_user import OTHER_USER, run_as_other_user
 
 from hf_finetune.cache import capture, store
 from hf_finetune.cache.store import Entry
-from hf_finetune.cache.writers import check_writers, describe_other_writer
 from hf_finetune.config.sections import CacheConfig
 from hf_finetune.system.errors import InputError
+from hf_finetune.system.writers import check_writers, describe_other_writer
 
 pytestmark = [
     pytest.mark.usefixtures("small_chunks"),
@@ -70,27 +70,27 @@ def test_what_another_user_wrote_into_a_shared_folder_is_refused(root: Path) -> 
     assert entry.is_complete()
     message = rf"another user could have written {entry.folder} \(its owner is the user {OTHER_USER}\)"
     with pytest.raises(InputError, match=message):
-        check_writers(entry)
-    check_writers(entry, trust_others=True)
+        check_writers(entry.root, (entry.folder, entry.partial))
+    check_writers(entry.root, (entry.folder, entry.partial), trust_others=True)
     os.chown(entry.folder, 0, 0)  # the folder is ours, a file in it is not
     with pytest.raises(InputError, match=r"another user could have written .*\.(bin|json) \(its owner"):
-        check_writers(entry)
+        check_writers(entry.root, (entry.folder, entry.partial))
 
 
 @pytest.mark.parametrize("place", ["root", "entry", "file", "sticky root"])
 def test_what_everyone_may_write_is_refused(root: Path, place: str) -> None:
     entry = make_entry(root)
     build(entry)
-    check_writers(entry)
+    check_writers(entry.root, (entry.folder, entry.partial))
     if place == "sticky root":  # such as /tmp
         root.chmod(0o1777)
-        check_writers(entry)
+        check_writers(entry.root, (entry.folder, entry.partial))
         return
     {"root": root, "entry": entry.folder, "file": entry.folder / store.ACTIVATIONS}[place].chmod(0o777)
     with pytest.raises(
         InputError, match=r"\(everyone may write it\); remove it, .* set cache\.trust_other_users to true"
     ):
-        check_writers(entry)
+        check_writers(entry.root, (entry.folder, entry.partial))
 
 
 @pytest.mark.parametrize("place", ["entry", "partial"])
@@ -101,7 +101,7 @@ def test_a_link_in_place_of_a_folder_or_a_file_is_not_followed(root: Path, tmp_p
     entry.partial.mkdir()
     (entry.partial / store.ACTIVATIONS).symlink_to(victim)
     with pytest.raises(InputError, match=r"\(it is a symbolic link\)"):
-        check_writers(entry)
+        check_writers(entry.root, (entry.folder, entry.partial))
     with pytest.raises(InputError):  # also if the link came after that check
         build(entry)
     assert victim.read_bytes() == b"precious"
@@ -110,7 +110,7 @@ def test_a_link_in_place_of_a_folder_or_a_file_is_not_followed(root: Path, tmp_p
     elsewhere.mkdir()
     {"entry": entry.folder, "partial": entry.partial}[place].symlink_to(elsewhere)
     with pytest.raises(InputError, match=r"\(it is a symbolic link\)"):
-        check_writers(entry)
+        check_writers(entry.root, (entry.folder, entry.partial))
 
 
 @pytest.mark.parametrize("umask", [0o000, 0o002, 0o022, 0o077])
@@ -127,7 +127,7 @@ def test_only_the_owner_may_write_an_entry_whatever_the_umask(root: Path, umask:
     for path in (entry.folder, *entry.folder.iterdir()):
         assert path.stat().st_mode & 0o022 == 0
         assert bool(path.stat().st_mode & 0o044) == (umask != 0o077)
-    check_writers(entry)
+    check_writers(entry.root, (entry.folder, entry.partial))
 
 
 def test_the_private_group_of_a_user_may_write() -> None:

@@ -42,7 +42,7 @@ def make(family: str = "bert", layers: int = 2, frozen: int | str = 1, seed: int
     """Returns a small classifier with adapters above `frozen` blocks and a new head."""
     model = tiny.make_model(family, layers=layers)
     new = frozenset(name for name in structure.analyze_structure(model).rest.get("head", ()))
-    loaded = Backbone(model=model, tokenizer=None, source="-", new_parameters=new)
+    loaded = Backbone(model=model, tokenizer=None, source="-", place="-", new_parameters=new)
     return lora.add_adapters(loaded, AdapterConfig(kind="lora", **settings), FreezeConfig(layers=frozen), seed)
 
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 import transformers
 from support import tiny
+from support.gguf_files import write_gguf
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from hf_finetune.config.loading import load_config
@@ -607,43 +608,6 @@ def test_a_model_made_elsewhere_is_a_language_model(backbones: Callable[..., Pat
 # --- GGUF -----------------------------------------------------------------------------------------------------------
 
 
-def write_gguf(path: Path, model: Any) -> None:
-    """A llama model as GGUF holds it, in fp32, with a byte-level tokenizer of the tiny words."""
-    import gguf
-
-    config, out = model.config, gguf.GGUFWriter(path, "llama")
-    out.add_context_length(config.max_position_embeddings)
-    out.add_embedding_length(config.hidden_size)
-    out.add_block_count(config.num_hidden_layers)
-    out.add_feed_forward_length(config.intermediate_size)
-    out.add_head_count(config.num_attention_heads)
-    out.add_head_count_kv(config.num_key_value_heads)
-    out.add_layer_norm_rms_eps(config.rms_norm_eps)
-    out.add_rope_freq_base(config.rope_parameters["rope_theta"])
-    out.add_vocab_size(config.vocab_size)
-    out.add_tokenizer_model("gpt2")
-    out.add_token_list(tiny.VOCABULARY)
-    out.add_token_types([3] * 5 + [1] * (len(tiny.VOCABULARY) - 5))
-    out.add_token_scores([0.0] * len(tiny.VOCABULARY))
-    out.add_bos_token_id(2)
-    out.add_eos_token_id(3)
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
-    for name, tensor in model.state_dict().items():
-        array = tensor.numpy()
-        for kind, count in (("q_proj", config.num_attention_heads), ("k_proj", config.num_key_value_heads)):
-            if kind in name:  # as llama.cpp's convert_hf_to_gguf.py permutes them
-                array = (
-                    array.reshape(count, 2, len(array) // count // 2, *array.shape[1:])
-                    .swapaxes(1, 2)
-                    .reshape(array.shape)
-                )
-        out.add_tensor(names.get_name(name, try_suffixes=(".weight",)), np.ascontiguousarray(array))
-    out.write_header_to_file()
-    out.write_kv_data_to_file()
-    out.write_tensors_to_file()
-    out.close()
-
-
 def test_a_gguf_file_is_a_backbone(lm: MakeConfig, tmp_path: Path) -> None:
     pytest.importorskip("gguf")
     model = make_model("llama", seed=3)
@@ -651,11 +615,11 @@ def test_a_gguf_file_is_a_backbone(lm: MakeConfig, tmp_path: Path) -> None:
     write_gguf(path, model)
     config = lm(**{"model.backbone": str(path)})
     task, features = encode(config, tiny.make_tokenizer())
-    assert ("objective", "causal: the backbone is a llama") in task.encoding.describe(features, None, 8)
+    assert ("objective", "causal: the backbone is a LlamaForCausalLM") in task.encoding.describe(features, None, 8)
     tokenizer = backbone.load_tokenizer(config.model)
     assert tokenizer.convert_tokens_to_ids("hammer") == tiny.VOCABULARY.index("hammer")
     loaded = backbone.load_backbone(config.model, task.head, tokenizer)
-    assert not loaded.new_parameters - {"lm_head.weight"}
+    assert not loaded.new_parameters
     assert all(parameter.dtype == torch.float32 for parameter in loaded.model.parameters())
     ids = torch.arange(5, 15)[None]
     with torch.no_grad():

@@ -1,39 +1,41 @@
-"""Who could have written an entry of the activation cache: what other users of the machine could have written is not used."""
+"""Who could have written an entry of a cache: what other users of the machine could have written is not used."""
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from hf_finetune.cache.store import Entry
 from hf_finetune.system.errors import InputError
 
 
-def check_writers(entry: Entry, *, trust_others: bool = False) -> None:
-    """Raises InputError if another user could have written the entry, a file in it, or the folders that it lies in.
+def check_writers(root: Path, folders: Sequence[Path], *, trust_others: bool = False) -> None:
+    """Raises InputError if another user could have written one of the folders, a file in it, or the folders that it lies in.
 
     Trusted are this user, root, and the owner of the folder of the caches, which the user names or has made. Digests show damage,
-    not forgery: whoever writes activations can write their digests. Windows is not checked.
+    not forgery: whoever writes an entry can write its digests. Windows is not checked.
 
-    trust_others: cache.trust_other_users.
+    Args:
+        root: The folder of all entries of this kind, in the folder of the caches.
+        folders: The folders of an entry. They need not exist.
+        trust_others: cache.trust_other_users.
     """
-    if trust_others or not hasattr(os, "geteuid") or not entry.root.is_dir():
+    if trust_others or not hasattr(os, "geteuid") or not root.is_dir():
         return
-    trusted = {0, os.geteuid(), entry.root.parent.stat().st_uid}
-    for path, status in list_statuses(entry):
+    trusted = {0, os.geteuid(), root.parent.stat().st_uid}
+    for path, status in list_statuses(root, folders):
         if reason := describe_other_writer(status, trusted):
             raise InputError(
-                f"cache.dir ({entry.root.parent}): another user could have written {path} ({reason}); remove it, choose another "
+                f"cache.dir ({root.parent}): another user could have written {path} ({reason}); remove it, choose another "
                 "folder, or set cache.trust_other_users to true"
             )
 
 
-def list_statuses(entry: Entry) -> Iterator[tuple[Path, os.stat_result]]:
+def list_statuses(root: Path, folders: Sequence[Path]) -> Iterator[tuple[Path, os.stat_result]]:
     """Yields the paths that an entry depends on with their status: the folders of the caches, which may be links, and what is in
     the entry, which may not."""
-    for folder in (entry.root.parent, entry.root):
+    for folder in (root.parent, root):
         yield folder, folder.stat()
-    for folder in (entry.folder, entry.partial):
+    for folder in folders:
         if os.path.lexists(folder):
             yield folder, folder.lstat()
             if folder.is_dir() and not folder.is_symlink():
