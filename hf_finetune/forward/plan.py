@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -92,12 +92,13 @@ def find_forward_plan(
 
     The model must be in fp32 and not yet prepared by Accelerate. reads_some_tokens: The task reads only some output tokens.
     """
-    first_token = find_first_token_cuts(model, plan)
-    token_cuts = find_token_cuts(model, plan) if reads_some_tokens else None
-    if not reads_some_tokens and not first_token:
-        token_cuts = find_last_token_cuts(model, plan)
-    found = ForwardPlan(first_token=first_token, token_cuts=token_cuts)
+    cached, why_not = None, ""
     try:
-        return replace(found, cached=find_cached_forward(model, plan)), ""
+        cached = find_cached_forward(model, plan)
     except CannotCacheError as error:
-        return found, str(error)
+        why_not = str(error)
+    first_token = find_first_token_cuts(model, plan)
+    token_cuts = find_token_cuts(model, plan, cached) if reads_some_tokens else None
+    if not reads_some_tokens and not first_token:
+        token_cuts = find_last_token_cuts(model, plan, cached)
+    return ForwardPlan(first_token=first_token, token_cuts=token_cuts, cached=cached), why_not

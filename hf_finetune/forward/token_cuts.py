@@ -14,7 +14,7 @@ B examples, T output tokens, N tokens that are read, H hidden, V entries of the 
 """
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
@@ -23,7 +23,7 @@ import torch
 from torch import nn
 
 from hf_finetune.data.reading import TokenReading, read_last_tokens
-from hf_finetune.forward.cached import PROBE_TOKENS, is_close, replace_forwards, trace_calls
+from hf_finetune.forward.cached import PROBE_TOKENS, CachedForward, is_close, replace_forwards, trace_calls
 from hf_finetune.forward.first_token import (
     OTHER_SUMS,
     Gradients,
@@ -140,19 +140,49 @@ class TokenCuts:
 @dataclass(frozen=True, kw_only=True)
 class ProbeCase:
     """A batch, some of its output tokens, and the complete model's logits: those at them [1, N, C], or, if the model chooses them
-    itself, those that it returns."""
+    itself, those that it returns.
+
+    activations: Those at the boundary of the frozen prefix [B, T, H]; None if a forward begins at the inputs.
+    """
 
     batch: dict[str, torch.Tensor]
     reading: TokenReading
     logits: torch.Tensor
+    activations: torch.Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Probe:
-    """The cases on which cuts are tried."""
+    """The cases on which cuts are tried. With `cached`, forwards begin at the boundary of the frozen prefix: what lies below it
+    has no gradient and does not depend on the cuts, and dozens of tries would compute it again."""
 
     model: nn.Module
     cases: list[ProbeCase]
+    cached: CachedForward | None = None
+
+    def from_boundary(self) -> "Probe":
+        """Returns the probe with the activations of all cases."""
+        if self.cached is None:
+            return self
+        with torch.no_grad():
+            activations = [self.cached.compute_activations(case.batch) for case in self.cases]
+        cases = [replace(case, activations=each) for case, each in zip(self.cases, activations, strict=True)]
+        return replace(self, cases=cases)
+
+    @contextlib.contextmanager
+    def active(self, case: ProbeCase, cuts: TokenCuts | None = None) -> Iterator[None]:
+        """Makes a forward begin where it does for this case, with these cuts, until the block ends."""
+        with contextlib.ExitStack() as stack:
+            if cuts is not None:
+                stack.enter_context(cuts.active(case.reading))
+            if self.cached is not None and case.activations is not None:
+                stack.enter_context(self.cached.from_activations(case.activations))
+            yield
+
+    def run(self, case: ProbeCase, cuts: TokenCuts | None = None) -> torch.Tensor:
+        """Returns the model's logits with these cuts."""
+        with self.active(case, cuts):
+            return heads.run_model(self.model, case.batch)
 
     @cached_property
     def gradients(self) -> Gradients:
@@ -161,10 +191,10 @@ class Probe:
 
     def compute_loss(self, case: ProbeCase) -> torch.Tensor:
         """Returns a loss of the tokens that are read."""
-        return case.reading.select(heads.run_model(self.model, case.batch)).square().sum()
+        return case.reading.select(self.run(case)).square().sum()
 
 
-def make_probe(model: nn.Module) -> Probe | None:
+def make_probe(model: nn.Module, cached: CachedForward | None) -> Probe | None:
     """Returns two batches of different lengths, the second with padding. N and T do not divide each other. None if the
     outputs are not those of tokens."""
     cases = []
@@ -178,11 +208,15 @@ def make_probe(model: nn.Module) -> Probe | None:
         if logits.ndim != 3 or logits.shape[:2] != reading.shape:
             return None
         cases.append(ProbeCase(batch=batch, reading=reading, logits=reading.select(logits)))
-    return Probe(model=model, cases=cases)
+    return Probe(model=model, cases=cases, cached=cached).from_boundary()
 
 
 def make_last_token_probe(
-    model: nn.Module, block: nn.Module, choose: Callable[[torch.Tensor], TokenReading], pad_token_id: int
+    model: nn.Module,
+    block: nn.Module,
+    choose: Callable[[torch.Tensor], TokenReading],
+    pad_token_id: int,
+    cached: CachedForward | None,
 ) -> Probe | None:
     """Returns batches without padding, with padding on the right and on the left, and with texts that end with the id that pads
     or have no other. None if the outputs do not depend on the block's output at exactly the tokens that are chosen."""
@@ -205,32 +239,32 @@ def make_last_token_probe(
             return None
         with torch.no_grad():
             cases.append(ProbeCase(batch=batch, reading=reading, logits=heads.run_model(model, batch)))
-    return Probe(model=model, cases=cases)
+    return Probe(model=model, cases=cases, cached=cached).from_boundary()
 
 
-def find_token_cuts(model: nn.Module, plan: FreezePlan) -> TokenCuts | None:
+def find_token_cuts(model: nn.Module, plan: FreezePlan, cached: CachedForward | None = None) -> TokenCuts | None:
     """Returns the modules that need compute only the tokens that the loss reads, each checked on a probe; None if there are none.
 
     A cut is taken only if logits and gradients at these tokens stay the same in fp32. The model must be in fp32 and not yet
-    prepared by Accelerate.
+    prepared by Accelerate. cached: How it runs from cached activations, if it can.
     """
     is_encoder_decoder = heads.is_sequence_to_sequence(model)
     decoder = model.get_decoder() if is_encoder_decoder else None  # type: ignore[operator]
     _, stack = find_stack(model, decoder)
     with eval_mode(model):
-        probe = make_probe(model)
+        probe = make_probe(model, cached)
         if probe is None:
             return None
-        cuts = add_cuts(model, stack[-1], TokenCuts(), probe, in_block=False)
+        cuts = add_cuts(stack[-1], TokenCuts(), probe, in_block=False)
         # The block of an encoder-decoder gets the encoder's states, too
         if trains_last_block(plan, stack) and not is_encoder_decoder:
-            cuts = add_cuts(model, stack[-1], cuts, probe, in_block=True)
+            cuts = add_cuts(stack[-1], cuts, probe, in_block=True)
         if not cuts.gathered:
             return None
-        return replace(cuts, projection=find_projection(model, cuts, probe))
+        return replace(cuts, projection=find_projection(cuts, probe))
 
 
-def find_last_token_cuts(model: nn.Module, plan: FreezePlan) -> TokenCuts | None:
+def find_last_token_cuts(model: nn.Module, plan: FreezePlan, cached: CachedForward | None = None) -> TokenCuts | None:
     """Returns the modules that need compute only the last token of each sequence that is not padding, if the head reads no other
     (classifiers on decoders), each checked as in find_token_cuts(). None if there are none in the last block, or if that does
     not train."""
@@ -244,13 +278,13 @@ def find_last_token_cuts(model: nn.Module, plan: FreezePlan) -> TokenCuts | None
             if pad_token_id is None:
                 return None
             choose = partial(read_last_tokens, pad_token_id=pad_token_id)
-            probe = make_last_token_probe(model, stack[-1], choose, pad_token_id)
+            probe = make_last_token_probe(model, stack[-1], choose, pad_token_id, cached)
         except PROBE_ERRORS:
             return None
         if probe is None:
             return None
-        cuts = add_cuts(model, stack[-1], TokenCuts(choose=choose), probe, in_block=False)
-        cuts = add_cuts(model, stack[-1], cuts, probe, in_block=True)
+        cuts = add_cuts(stack[-1], TokenCuts(choose=choose), probe, in_block=False)
+        cuts = add_cuts(stack[-1], cuts, probe, in_block=True)
         return cuts if cuts.in_block else None
 
 
@@ -259,17 +293,18 @@ def trains_last_block(plan: FreezePlan, stack: nn.ModuleList) -> bool:
     return plan.num_prefix_blocks < len(stack) and not plan.structure.shared
 
 
-def list_full_modules(model: nn.Module, cuts: TokenCuts, case: ProbeCase, after: nn.Module | None) -> list[nn.Module]:
+def list_full_modules(probe: Probe, cuts: TokenCuts, after: nn.Module | None) -> list[nn.Module]:
     """Returns the modules that still get the hidden states of all tokens, the one that returns last first: those that are called
     after the last call of `after` has ended, or all."""
-    with torch.no_grad(), cuts.active(case.reading):
-        calls = trace_calls(model, case.batch)
+    case = probe.cases[0]
+    with torch.no_grad(), probe.active(case, cuts):
+        calls = trace_calls(probe.model, case.batch)
     end = max((call.end for call in calls if call.module is after), default=0)
     calls = [call for call in calls if call.start > end and call.takes_hidden_states]
     return [call.module for call in sorted(calls, key=lambda call: -call.end)]
 
 
-def add_cuts(model: nn.Module, block: nn.Module, cuts: TokenCuts, probe: Probe, *, in_block: bool) -> TokenCuts:
+def add_cuts(block: nn.Module, cuts: TokenCuts, probe: Probe, *, in_block: bool) -> TokenCuts:
     """Adds the cuts in a block, or those above it.
 
     Modules that return last are tried first, so a module before its parts: what follows a module then takes the tokens that are
@@ -279,7 +314,7 @@ def add_cuts(model: nn.Module, block: nn.Module, cuts: TokenCuts, probe: Probe, 
     after = None if in_block else block
     while untried := [
         module
-        for module in list_full_modules(model, cuts, probe.cases[0], after)
+        for module in list_full_modules(probe, cuts, after)
         if module not in tried and (module in inside or not in_block)
     ]:
         module = untried[0]
@@ -295,12 +330,8 @@ def add_cuts(model: nn.Module, block: nn.Module, cuts: TokenCuts, probe: Probe, 
 def changes_nothing(cuts: TokenCuts, probe: Probe) -> bool:
     """True if logits and gradients of the tokens that are read are the same on the probe with these cuts."""
 
-    def run(case: ProbeCase) -> torch.Tensor:
-        with cuts.active(case.reading):
-            return heads.run_model(probe.model, case.batch)
-
     def is_same(case: ProbeCase) -> bool:
-        logits = run(case)
+        logits = probe.run(case, cuts)
         return logits.shape == case.logits.shape and is_close(logits, case.logits, OTHER_SUMS)
 
     try:
@@ -309,26 +340,28 @@ def changes_nothing(cuts: TokenCuts, probe: Probe) -> bool:
                 return False
     except PROBE_ERRORS:
         return False
-    gradients = compute_gradients(probe.model, lambda: torch.stack([run(case).square().sum() for case in probe.cases]))
+    gradients = compute_gradients(
+        probe.model, lambda: torch.stack([probe.run(case, cuts).square().sum() for case in probe.cases])
+    )
     return are_same_gradients(gradients, probe.gradients)
 
 
-def find_projection(model: nn.Module, cuts: TokenCuts, probe: Probe) -> nn.Linear | None:
+def find_projection(cuts: TokenCuts, probe: Probe) -> nn.Linear | None:
     """Returns the linear layer whose output the model returns as its logits; None if something is done to them.
 
     That is shown with an object instead of a tensor: if the layer returns it, the model must return it.
     """
     case = probe.cases[0]
-    with torch.no_grad(), cuts.active(case.reading):
-        linear = [call.module for call in trace_calls(model, case.batch) if type(call.module) is nn.Linear]
+    with torch.no_grad(), probe.active(case, cuts):
+        linear = [call.module for call in trace_calls(probe.model, case.batch) if type(call.module) is nn.Linear]
     if not linear:
         return None
     mark = object()
     candidate = replace(cuts, projection=linear[-1])
     reading = replace(case.reading, project=lambda *_: mark)
     try:
-        with torch.no_grad(), candidate.active(reading):
-            output: Any = heads.run_model(model, case.batch)
+        with torch.no_grad():
+            output: Any = probe.run(replace(case, reading=reading), candidate)
     except PROBE_ERRORS:
         return None
     return linear[-1] if output is mark else None

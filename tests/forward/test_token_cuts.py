@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from hf_finetune.config.sections import FreezeConfig
 from hf_finetune.data.features import IGNORED
 from hf_finetune.data.reading import TokenReading, read_targets
+from hf_finetune.forward.cached import CannotCacheError, find_cached_forward
 from hf_finetune.forward.dropout import choose_masks
 from hf_finetune.forward.plan import ForwardPlan, find_forward_plan
 from hf_finetune.forward.token_cuts import TokenCuts, find_token_cuts
@@ -102,6 +103,23 @@ def test_losses_and_gradients_are_those_of_all_tokens(family: str, kind: str) ->
         expected = compute(model, ForwardPlan(), batch, targets, None)
     with masks.active(5, np.arange(4), reading=reading):
         assert_same(compute(model, plan, batch, targets, reading), expected)
+
+
+@pytest.mark.parametrize(("family", "kind"), CASES)
+def test_tries_from_the_boundary_find_the_same_cuts(family: str, kind: str) -> None:
+    """Their forwards begin at the boundary, so no module below it computes more often than once a case."""
+    model, freeze_plan = make(family, kind)
+    try:
+        cached = find_cached_forward(model, freeze_plan)
+    except CannotCacheError:
+        pytest.skip("the activations of this model cannot be cached")
+    expected = find_token_cuts(model, freeze_plan)
+    calls: list[nn.Module] = []
+    parts = {part for module in cached.placeholders for part in module.modules()} - {*cached.placeholders}
+    for part in parts:  # they run only if the module itself computes
+        part.register_forward_hook(lambda part, *_: calls.append(part))
+    assert find_token_cuts(model, freeze_plan, cached) == expected
+    assert max(map(calls.count, parts)) <= 2 * 2  # for logits and activations of two batches
 
 
 @pytest.mark.parametrize("family", ["bert", "llama"])
