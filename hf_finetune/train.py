@@ -32,10 +32,11 @@ from hf_finetune.run.frozen_weights import settle_frozen_weights
 from hf_finetune.run.inputs import describe_inputs
 from hf_finetune.run.parts import NO_PARTS, Parts
 from hf_finetune.run.progress_view import ProgressBar
+from hf_finetune.run.scored_splits import write_scored_splits
 from hf_finetune.run.seen_rows import write_seen_rows
 from hf_finetune.run.setup import find_next_epoch, prepare_stage, set_up
 from hf_finetune.run.streaming import StreamError
-from hf_finetune.run.training_run import Clock, TrainingRun, evaluate_split, preflight_check
+from hf_finetune.run.training_run import Clock, TrainingRun, evaluate_split, keeps_outputs, preflight_check
 from hf_finetune.system.errors import AGAIN, InputError, StoppedError
 from hf_finetune.system.files import write_atomically
 from hf_finetune.system.output import guard_output
@@ -118,6 +119,7 @@ def train_and_export(config: RunConfig, runtime: Runtime, parts: Parts, clock: C
             averaged = average.load_average(run, progress)  # export.average: their mean is exported instead
             with clock("evaluate"):
                 final, check = evaluate_exported(run, progress, averaged)
+            runtime.on_main(lambda: write_scored_splits(run, final))
             results = report.make_results(run, progress, final, clock, averaged)
             results["validation_check"] = None if check is None else dataclasses.asdict(check)
             epoch = run.schedule.epoch(progress.update)
@@ -212,7 +214,7 @@ def finish_update(
     if schedule.is_due(config.evaluation.every, number):
         try:
             with clock("evaluate"), run.train_state.evaluated_weights():
-                values = evaluate_split(run, "validation")
+                values = evaluate_split(run, "validation", keeps=True)
         except StoppedError:
             save_and_stop(run, progress, clock, bar)
         tracker.log_split("validation", values, update=number, epoch=epoch)
@@ -227,6 +229,7 @@ def finish_update(
         is_best = progress.best_update == number
         if is_best:
             progress = dataclasses.replace(progress, best_computed_from=describe_evaluation(run))
+            run.kept.note_best(number)
         bar.say(f"epoch {epoch}  validation  {report.format_metrics(values)}{'  best' if is_best else ''}")
         if is_best and math.isnan(values[run.metric]):
             bar.say(
@@ -364,6 +367,8 @@ def evaluate_exported(
         if check is None or check.is_same:
             row = next(row for row in progress.history if row["update"] == progress.best_update)
             final["validation"] = {name: value for name, value in row.items() if name not in ("update", "epoch")}
+            if not run.kept.take_best(progress.best_update) and keeps_outputs(run, "validation"):
+                evaluate_split(run, "validation", keeps=True)  # the run was resumed after it: its outputs once more
         else:
             run.runtime.say(
                 f"outputs of the trained model differ from the entire model's by {check.difference:.1e}, above "
@@ -372,7 +377,7 @@ def evaluate_exported(
             check = None
     for split in run.features:
         if split == "test" or (split == "validation" and split not in final):
-            final[split] = evaluate_split(run, split, uses_cache=False)
+            final[split] = evaluate_split(run, split, uses_cache=False, keeps=True)
     return final, check
 
 

@@ -221,6 +221,16 @@ class Features:
             return self.labels.gather(indices)
         return np.asarray(self.labels[indices], dtype=self.label_type)
 
+    def get_targets(self, indices: Array) -> Array:
+        """As get_labels(), of features that have targets."""
+        targets = self.get_labels(indices)
+        assert targets is not None
+        return targets
+
+    def take_targets(self, indices: Array) -> "Array | ClassSets":
+        """As get_targets(), but sets of classes as they are."""
+        return self.labels.take(indices) if isinstance(self.labels, ClassSets) else self.get_targets(indices)
+
     def get_example(self, index: int) -> int:
         """Returns the row of the table that a feature came from."""
         return index if self.example_indices is None else int(self.example_indices[index])

@@ -45,9 +45,9 @@ class TokenReading:
         return values.flatten(0, 1).index_select(0, self.positions)[None]
 
     def scatter(self, values: "torch.Tensor", fill: int) -> "torch.Tensor":
-        """Returns the values [N] of the tokens that are read in their places, and `fill` for all others, [B, T]."""
-        full = values.new_full((self.shape[0] * self.shape[1],), fill)
-        return full.index_copy(0, self.positions, values).view(self.shape)
+        """Returns the values [N, ...] of the tokens that are read in their places, and `fill` for all others, [B, T, ...]."""
+        full = values.new_full((self.shape[0] * self.shape[1], *values.shape[1:]), fill)
+        return full.index_copy(0, self.positions, values).view(*self.shape, *values.shape[1:])
 
     def fill_up(self, step: int, ignored: int) -> "TokenReading":
         """Returns the reading with more tokens, which have no target (`ignored`), so that N is a multiple of `step`, as far as

@@ -19,6 +19,7 @@ from hf_finetune.model.backbone import Backbone
 from hf_finetune.model.freezing import FreezePlan
 from hf_finetune.run import checkpoint
 from hf_finetune.run.augmentation import AugmentedFeatures
+from hf_finetune.run.kept import MOST_KEPT, KeptEvaluations, can_describe, describe_kept
 from hf_finetune.run.parts import NO_PARTS, Parts
 from hf_finetune.run.streaming import StreamedBatches
 from hf_finetune.system.errors import InputError
@@ -26,6 +27,8 @@ from hf_finetune.system.files import check_room
 from hf_finetune.system.processes import Runtime
 from hf_finetune.tasks import metrics
 from hf_finetune.tasks.base import SummedObjective, Task
+from hf_finetune.tasks.example_scores import ExampleScores
+from hf_finetune.tasks.scoring import KeepingRunner
 from hf_finetune.training.evaluation import ModelRunner
 from hf_finetune.training.loop import Update
 from hf_finetune.training.progress import Progress, choose_averaged_updates
@@ -74,6 +77,7 @@ class TrainingRun:
         parts: The user's own parts.
         augmented: The training features of an epoch, if train.augment changes the rows.
         stream: The training batches with data.streaming; the training rows and features are then a sample.
+        kept: What the evaluations keep of the outputs.
     """
 
     config: RunConfig
@@ -92,6 +96,7 @@ class TrainingRun:
     parts: Parts = NO_PARTS
     augmented: AugmentedFeatures | None = None
     stream: StreamedBatches | None = None
+    kept: KeptEvaluations = dataclasses.field(default_factory=KeptEvaluations)
 
     @property
     def greater_is_better(self) -> bool:
@@ -143,6 +148,11 @@ class TrainingRun:
         """True if nothing is left to train."""
         return progress.stopped or progress.num_settled >= self.schedule.total_updates
 
+    def describe_kept(self, split: str) -> ExampleScores | None:
+        """What is known of each example of a split's latest evaluation; None if its outputs were not kept."""
+        kept, names = self.kept.latest.get(split), (self.metric, *self.more_metrics)
+        return describe_kept(self.task.scoring, kept, self.features[split], self.splits.tables()[split], names)
+
     def locate(self, index: int) -> str:
         """`file:line` of the example that a training feature was made from."""
         if self.stream is not None:
@@ -154,13 +164,15 @@ class TrainingRun:
         return self.stream or StoredBatches(self.features["train"], self.config, self.augmented)
 
 
-def make_runner(run: TrainingRun, split: str, *, batch_size: int, uses_cache: bool = True) -> ModelRunner:
-    """Returns a runner of the model over a split. Without `uses_cache` it runs the entire model."""
+def make_runner(
+    run: TrainingRun, split: str, *, batch_size: int, uses_cache: bool = True, task: Task | None = None
+) -> ModelRunner:
+    """Returns a runner of the model over a split. Without `uses_cache` it runs the entire model. task: In place of the run's."""
     features, state = run.features[split], run.train_state
     return ModelRunner(
         model=state.model,
         tokenizer=run.backbone.tokenizer,
-        task=run.task,
+        task=task or run.task,
         features=features if uses_cache else dataclasses.replace(features, activations=None),
         processes=run.runtime,
         padding=state.padding,
@@ -177,14 +189,21 @@ def evaluate_split(
     *,
     uses_cache: bool = True,
     max_texts: int | None = None,
+    keeps: bool = False,
 ) -> dict[str, float]:
     """Loss and metrics of a split, or of its features at `indices`. max_texts: generate at most that many texts.
 
-    Without `uses_cache` the entire model runs, so that the numbers are exactly those of the exported model.
+    Without `uses_cache` the entire model runs, so that the numbers are exactly those of the exported model. If it `keeps` the
+    outputs, run.kept has them as the latest of the split.
     """
-    features = run.features[split]
-    runner = make_runner(run, split, batch_size=run.config.evaluation.batch_size, uses_cache=uses_cache)
-    return run.task.scoring.evaluate(
+    features, task = run.features[split], run.task
+    keeps = keeps and keeps_outputs(run, split)
+    if keeps:
+        task = dataclasses.replace(task, scoring=task.scoring.keep_examples())
+    runner = KeepingRunner(
+        make_runner(run, split, batch_size=run.config.evaluation.batch_size, uses_cache=uses_cache, task=task)
+    )
+    values = task.scoring.evaluate(
         runner,
         features,
         run.splits.tables()[split],
@@ -194,13 +213,21 @@ def evaluate_split(
         more_metrics=run.more_metrics,
         own_metrics=run.parts.metrics,
     )
+    run.kept.latest[split] = runner.kept if keeps and run.runtime.is_main else None
+    return values
+
+
+def keeps_outputs(run: TrainingRun, split: str) -> bool:
+    """True if the outputs of a split's evaluation can be kept, for the examples at the end."""
+    return can_describe(run.task.scoring) and len(run.features[split]) <= MOST_KEPT
 
 
 def preflight_check(run: TrainingRun) -> None:
     """Fails in seconds instead of after an epoch: evaluates two batches with all metrics, and reserves a checkpoint's space on
     the disk and gives it back."""
     num_examples = min(len(run.features["validation"]), 2 * run.config.evaluation.batch_size)
-    evaluate_split(run, "validation", np.arange(num_examples), max_texts=NUM_PREFLIGHT_TEXTS)
+    evaluate_split(run, "validation", np.arange(num_examples), max_texts=NUM_PREFLIGHT_TEXTS, keeps=True)
+    run.describe_kept("validation")
     if run.parts.loss is not None:
         check_own_loss(run)
     num_bytes = math.ceil(count_state_bytes(run.config.train) * run.plan.num_trainable)

@@ -18,7 +18,9 @@ from hf_finetune.data.table import ColumnSpec, Table
 from hf_finetune.model.head_spec import HeadSpec
 from hf_finetune.system.errors import InputError
 from hf_finetune.tasks.base import Columns, CountedObjective, Encoding, Outputs, Scoring, Task
+from hf_finetune.tasks.example_scores import ExampleScores, Rule, group_by_row, sum_by_row
 from hf_finetune.tasks.own_functions import MetricInputs
+from hf_finetune.tasks.scoring import KeptOutputs
 from hf_finetune.tasks.text import squad
 from hf_finetune.tasks.text.answer_reader import OPTIONAL_COLUMNS, START, AnswerReader, get_id
 from hf_finetune.tasks.text.contexts import encode_questions, find_answer_tokens
@@ -227,6 +229,33 @@ class AnsweringScoring(Scoring):
             predictions=[answer.text for answer in answers.values()],
             references=[[text for text, _ in self.reader.read(table, row)] for row in answers],
             scores=np.array([answer.score for answer in answers.values()]),
+        )
+
+    def describe_examples(
+        self, kept: KeptOutputs, features: Features, table: Table, names: Sequence[str]
+    ) -> ExampleScores:
+        """The metrics of each question, and the loss summed over its windows."""
+        from scipy.special import log_softmax
+
+        answers = dict(self.find_answers(kept.outputs, features, table, kept.indices))
+        references = [[text for text, _ in self.reader.read(table, row)] for row in answers]
+        texts = [answer.text for answer in answers.values()]
+        scores = squad.score_each(texts, references, unanswerable=self.unanswerable or not all(references))
+        rows, places = group_by_row(features, kept.indices)
+        losses = [
+            -log_softmax(logits.astype(np.float64), axis=0)[target, (0, 1)].mean()
+            for logits, target in zip(kept.outputs, features.get_targets(kept.indices), strict=True)
+        ]
+        sums = sum_by_row(np.stack([losses, np.ones(len(losses))], 1), places, len(rows))
+        metrics: dict[str, Rule] = {name: ("mean", name) for name in self.metric_names}
+        return ExampleScores(
+            rows=rows,
+            metrics={"loss": ("ratio", "window_losses", "windows"), **metrics},
+            columns=("window_losses", "windows", *self.metric_names),
+            numbers=np.column_stack([sums, *(np.array(scores[name], dtype=np.float64) for name in self.metric_names)]),
+            labels=references,
+            predictions=texts,
+            losses=sums[:, 0] / sums[:, 1],
         )
 
     def make_predictions(self, outputs: Outputs, features: Features, table: Table) -> Iterator[dict[str, Any]]:

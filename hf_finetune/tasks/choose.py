@@ -17,7 +17,9 @@ from hf_finetune.data.table import ColumnSpec, Table
 from hf_finetune.model.head_spec import HeadSpec
 from hf_finetune.system.errors import InputError
 from hf_finetune.tasks.base import Columns, CountedObjective, Encoding, Outputs, Scoring, Task
+from hf_finetune.tasks.example_scores import ExampleScores
 from hf_finetune.tasks.own_functions import MetricInputs
+from hf_finetune.tasks.scoring import KeptOutputs
 from hf_finetune.tasks.text.choice_columns import ChoiceColumnFinder
 from hf_finetune.tasks.text.choice_reader import READINGS, ChoiceReader
 
@@ -204,6 +206,26 @@ class ChoiceScoring(Scoring):
             predictions=np.array([logits.argmax() for logits in outputs]),
             references=features.get_labels(indices),
             scores=[softmax(logits) for logits in outputs],
+        )
+
+    def describe_examples(
+        self, kept: KeptOutputs, features: Features, table: Table, names: Sequence[str]
+    ) -> ExampleScores:
+        """Labels and predictions are the numbers of choices, from 0."""
+        from scipy.special import log_softmax
+
+        right = features.get_targets(kept.indices)
+        chosen = np.array([logits.argmax() for logits in kept.outputs])
+        logs = [log_softmax(logits.astype(np.float64)) for logits in kept.outputs]
+        return ExampleScores(
+            rows=kept.indices,
+            metrics={"loss": ("loss",), "accuracy": ("mean", "correct")},
+            columns=("correct",),
+            numbers=(chosen == right).astype(np.float64)[:, None],
+            labels=right.tolist(),
+            predictions=chosen.tolist(),
+            losses=np.array([-log[number] for log, number in zip(logs, right, strict=True)]),
+            probabilities=[np.exp(log) for log in logs],
         )
 
     def make_predictions(self, outputs: Outputs, features: Features, table: Table) -> Iterator[dict[str, Any]]:

@@ -15,8 +15,10 @@ from hf_finetune.data.table import Table
 from hf_finetune.system.errors import InputError
 from hf_finetune.tasks import metrics
 from hf_finetune.tasks.base import CountedObjective, Metric, Outputs, Scoring
+from hf_finetune.tasks.class_examples import compute_losses, describe_classes, describe_numbers, summarize
+from hf_finetune.tasks.example_scores import ExampleScores
 from hf_finetune.tasks.own_functions import MetricInputs
-from hf_finetune.tasks.scoring import ComputeMetrics, Reduce
+from hf_finetune.tasks.scoring import ComputeMetrics, KeptOutputs, Reduce
 
 if TYPE_CHECKING:
     import torch
@@ -88,12 +90,14 @@ class ClassificationScoring(Scoring):
     Args:
         top_k: The number of labels whose probabilities a prediction lists, the most probable first; None for all, in their order.
         threshold: multi_label: labels with a larger probability are predicted.
+        keeps_examples: As keep_examples().
     """
 
     problem: str
     label_names: tuple[str, ...]
     top_k: int | None = None
     threshold: float = DECISION_THRESHOLD
+    keeps_examples: bool = False
 
     def with_options(self, *, top_k: int | None = None, threshold: float | None = None) -> Self:
         if top_k is not None:
@@ -140,9 +144,46 @@ class ClassificationScoring(Scoring):
     ) -> tuple[Reduce, ComputeMetrics]:
         need_scores = [*own_metrics, *(name for name in names if name != "loss" and metrics.needs_scores(name))]
         if not need_scores and self.problem != "regression":
-            return self.decide, self.score_decisions
+            if not self.keeps_examples:
+                return self.decide, self.score_decisions
+            return self.summarize, self.score_summaries
         self.check_size(f"evaluation.metric ({(*need_scores, *names)[0]})", num_features)
         return super().plan_metrics(names, own_metrics, num_features)
+
+    def keep_examples(self) -> Self:
+        return replace(self, keeps_examples=True)
+
+    def summarize(self, outputs: "torch.Tensor", batch: Batch) -> list[Array]:
+        """Returns the summary of each example (class_examples.summarize())."""
+        assert batch.labels is not None
+        return list(self.summarize_logits(outputs.float().cpu().numpy(), batch.labels.cpu().numpy()))
+
+    def summarize_logits(self, logits: Array, targets: Array) -> Array:
+        """Returns the summaries of logits [B, C]. targets: as Features.get_labels() returns them."""
+        losses = compute_losses(self.problem, self.compute_scores(logits.astype(np.float64)), targets)
+        return summarize(self.problem, self.compute_scores(logits), self.decode(logits), losses)
+
+    def score_summaries(
+        self, names: Sequence[str], summaries: Outputs, features: Features, table: Table, indices: Array
+    ) -> dict[str, float]:
+        """As compute_several(). summaries: What summarize() returned for each of the features at `indices`."""
+        decisions: Any = np.asarray(summaries)["decision"]
+        return self.score_decisions(names, decisions, features, table, indices)
+
+    def describe_examples(
+        self, kept: KeptOutputs, features: Features, table: Table, names: Sequence[str]
+    ) -> ExampleScores:
+        indices, outputs = kept.indices, np.asarray(kept.outputs)
+        if self.problem == "regression":
+            return describe_numbers(indices, outputs[:, 0], features.get_targets(indices))
+        if outputs.dtype.names is None:
+            size = max(1, COUNTED_AT_ONCE // len(self.label_names))
+            parts = [slice(start, start + size) for start in range(0, len(indices), size)]
+            outputs = np.concatenate(
+                [self.summarize_logits(outputs[part], features.get_targets(indices[part])) for part in parts]
+            )
+        targets = features.take_targets(indices)
+        return describe_classes(self.problem, self.label_names, indices, targets, outputs)
 
     def check_size(self, what: str, num_examples: int) -> None:
         """Raises InputError if all scores do not fit in memory. what: The setting that needs them."""

@@ -3,7 +3,7 @@
 N features of a split, D numbers of a vector.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +14,10 @@ from hf_finetune.data.table import Table
 from hf_finetune.tasks import metrics
 from hf_finetune.tasks.base import Outputs, Scoring
 from hf_finetune.tasks.embed_objectives import Pooling, get_text_numbers
+from hf_finetune.tasks.example_scores import ExampleScores, Rule
 from hf_finetune.tasks.own_functions import MetricInputs
 from hf_finetune.tasks.retrieval import compute_cosines, rank_positives
+from hf_finetune.tasks.scoring import KeptOutputs
 
 if TYPE_CHECKING:
     import torch
@@ -75,6 +77,32 @@ class EmbeddingScoring(Scoring):
             predictions=[compute_cosines(vectors) for vectors in outputs],
             references=features.get_labels(indices) if self.has_scores else None,
             scores=list(outputs),
+        )
+
+    def describe_examples(
+        self, kept: KeptOutputs, features: Features, table: Table, names: Sequence[str]
+    ) -> ExampleScores:
+        """The cosine and the score of each pair; without scores the rank of each positive."""
+        if not self.has_scores:
+            ranks = rank_positives(kept.outputs, get_text_numbers(features, kept.indices)).astype(np.float64)
+            recalls = [name for name in (*self.metric_names, *names) if name.startswith(RECALL)]
+            rules: dict[str, Rule] = {name: ("at_most", "rank", int(name.removeprefix(RECALL))) for name in recalls}
+            return ExampleScores(
+                rows=kept.indices,
+                metrics={**rules, "mrr": ("mean", "reciprocal_rank")},
+                columns=("rank", "reciprocal_rank"),
+                numbers=np.stack([ranks, 1 / ranks], 1),
+            )
+        cosines = np.array([compute_cosines(vectors)[0] for vectors in kept.outputs], dtype=np.float64)
+        scores = features.get_targets(kept.indices).astype(np.float64)
+        pair = ("predicted", "expected")
+        return ExampleScores(
+            rows=kept.indices,
+            metrics={name: (name, *pair) for name in self.metric_names},
+            columns=pair,
+            numbers=np.stack([cosines, scores], 1),
+            labels=scores.tolist(),
+            predictions=cosines.tolist(),
         )
 
     def make_predictions(self, outputs: Outputs, features: Features, table: Table) -> Iterator[dict[str, Any]]:

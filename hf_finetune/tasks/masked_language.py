@@ -3,7 +3,7 @@
 B features, T tokens, M masks of a text.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Self
 
@@ -15,8 +15,10 @@ from hf_finetune.data.table import Table
 from hf_finetune.system.errors import InputError
 from hf_finetune.tasks.base import Outputs, Scoring
 from hf_finetune.tasks.documents import DocumentEncoding
+from hf_finetune.tasks.example_scores import ExampleScores
+from hf_finetune.tasks.scoring import KeptOutputs
 from hf_finetune.tasks.text import masking, packing
-from hf_finetune.tasks.tokens import METRIC_NAMES, compute_token_metrics, score_batch
+from hf_finetune.tasks.tokens import METRIC_NAMES, compute_token_metrics, describe_token_scores, score_batch
 
 if TYPE_CHECKING:
     import torch
@@ -162,6 +164,11 @@ class FillScoring(Scoring):
         self, metric: str, outputs: Outputs, features: Features, table: Table, indices: Array
     ) -> dict[str, float]:
         return compute_token_metrics(outputs)
+
+    def describe_examples(
+        self, kept: KeptOutputs, features: Features, table: Table, names: Sequence[str]
+    ) -> ExampleScores:
+        return describe_token_scores(kept.outputs, features, kept.indices)
 
     def make_predictions(self, outputs: Outputs, features: Features, table: Table) -> Iterator[dict[str, Any]]:
         """`{text, fills}` of each row. fills: for each mask the most probable tokens, `{token, score}`."""

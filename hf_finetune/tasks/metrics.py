@@ -270,12 +270,15 @@ def make_hub_metric(name: str, module: Any) -> Metric:
     return compute
 
 
+def fits_problem(name: str, problem: str) -> bool:
+    """True if an offline metric can be computed for a problem of classification."""
+    fits = (name in FOR_REGRESSION) == (problem == "regression")
+    return fits and not (name in FOR_SINGLE_LABELS and problem == "multi_label")
+
+
 def check_fits(name: str, problem: str, key: str = "evaluation.metric") -> None:
     """Raises InputError, with the setting `key`, if an offline metric cannot be computed for a problem of classification."""
-    if name not in OFFLINE:
-        return
-    fits = (name in FOR_REGRESSION) == (problem == "regression")
-    if not fits or (name in FOR_SINGLE_LABELS and problem == "multi_label"):
+    if name in OFFLINE and not fits_problem(name, problem):
         raise InputError(f"{key} ({name}): cannot be computed for a {problem} problem")
 
 

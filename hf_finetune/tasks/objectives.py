@@ -69,13 +69,18 @@ LOSSES = ("loss", "sum_loss", "evaluate", "timing_loss", "embed")  # the methods
 
 def reads_some_tokens(part: Any, *methods: str) -> bool:
     """True if the class that has these methods of an objective or a scoring, or one derived from it, says that they read only the
-    outputs of some tokens.
+    outputs of some tokens."""
+    return holds_for(part, "reads_some_tokens", *methods) and bool(part.reads_some_tokens)
+
+
+def holds_for(part: Any, statement: str, *methods: str) -> bool:
+    """True if the class that has these methods, or one derived from it, has the member `statement`.
 
     What a class says of its methods need not be true of one that a derived class puts in their place.
     """
     for kind in type(part).__mro__:
-        if "reads_some_tokens" in vars(kind):
-            return bool(part.reads_some_tokens)
+        if statement in vars(kind):
+            return True
         if any(method in vars(kind) for method in methods):
             return False
     return False

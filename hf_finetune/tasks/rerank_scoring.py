@@ -3,7 +3,7 @@
 B queries of a batch, S sequences (a query with one of its documents), C documents of a query.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +12,10 @@ import numpy as np
 from hf_finetune.data.features import Array, Batch, Features, Ragged
 from hf_finetune.data.table import Table
 from hf_finetune.tasks.base import CountedObjective, Outputs, Scoring
+from hf_finetune.tasks.example_scores import ExampleScores
 from hf_finetune.tasks.own_functions import MetricInputs
 from hf_finetune.tasks.ranking import compute_metric, parse_metric
+from hf_finetune.tasks.scoring import KeptOutputs
 from hf_finetune.tasks.text.document_examples import DOCUMENTS
 
 if TYPE_CHECKING:
@@ -136,6 +138,24 @@ class RerankingScoring(Scoring):
         assert isinstance(features.labels, Ragged)
         labels = [features.labels.get(int(index)) for index in indices]
         return MetricInputs(predictions=list(outputs), references=labels)
+
+    def describe_examples(
+        self, kept: KeptOutputs, features: Features, table: Table, names: Sequence[str]
+    ) -> ExampleScores:
+        """The metrics of each query."""
+        assert isinstance(features.labels, Ragged)
+        pairs = [
+            (scores, features.labels.get(int(index))) for scores, index in zip(kept.outputs, kept.indices, strict=True)
+        ]
+        columns = tuple(name for name in dict.fromkeys((*self.metric_names, *names)) if name != "loss")
+        return ExampleScores(
+            rows=kept.indices,
+            metrics={name: ("mean", name) for name in columns},
+            columns=columns,
+            numbers=np.array([[compute_metric(name, *pair) for name in columns] for pair in pairs]),
+            labels=[labels.tolist() for _, labels in pairs],
+            predictions=[scores.tolist() for scores, _ in pairs],
+        )
 
     def make_predictions(self, outputs: Outputs, features: Features, table: Table) -> Iterator[dict[str, Any]]:
         """Yields `{query, ranking}` for each query. ranking: `{document, text, score}` of each document, the best first, where

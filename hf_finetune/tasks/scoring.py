@@ -5,7 +5,7 @@ N features of a split, B features of a batch, C classes.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
@@ -16,6 +16,7 @@ from hf_finetune.data.features import Array, Batch, Features
 from hf_finetune.data.table import Table
 from hf_finetune.system.errors import InputError
 from hf_finetune.tasks import metrics
+from hf_finetune.tasks.example_scores import ExampleScores
 from hf_finetune.tasks.objectives import Outputs
 from hf_finetune.tasks.own_functions import Metric, MetricInputs, compute_own_metrics
 
@@ -44,6 +45,42 @@ class Runner(Protocol):
 
     def generate_texts(self, generate: Callable[[Any, Batch], list[Array]], indices: Array) -> list[str]:
         """Returns the texts of the token ids that `generate` returns for the features at `indices`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeptOutputs:
+    """The outputs that an evaluation computed.
+
+    Args:
+        indices: The features that were evaluated [F].
+        outputs: What was kept of the output of each.
+        texts: The texts that were generated, if there are any.
+        text_indices: The features that they were generated for.
+    """
+
+    indices: Array
+    outputs: Outputs
+    texts: Sequence[str] = ()
+    text_indices: Array = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+
+
+class KeepingRunner:
+    """A runner that keeps the outputs which it returned last."""
+
+    def __init__(self, runner: Runner) -> None:
+        self.runner = runner
+        self.kept: KeptOutputs | None = None
+
+    def compute_outputs(self, indices: Array, reduce: "Reduce | None" = None) -> EvaluationOutput:
+        result = self.runner.compute_outputs(indices, reduce)
+        self.kept = KeptOutputs(indices=indices, outputs=result.outputs)
+        return result
+
+    def generate_texts(self, generate: Callable[[Any, Batch], list[Array]], indices: Array) -> list[str]:
+        texts = self.runner.generate_texts(generate, indices)
+        if self.kept is not None:
+            self.kept = replace(self.kept, texts=texts, text_indices=indices)
+        return texts
 
 
 class Scoring(ABC):
@@ -185,6 +222,22 @@ class Scoring(ABC):
         raise InputError(
             f"evaluation.metrics: {type(self).__name__} has no predictions that a metric of your own could be computed from"
         )
+
+    def keep_examples(self) -> Self:
+        """Returns the scoring whose evaluations compute the same metrics and keep what describe_examples() takes."""
+        return self
+
+    def describe_examples(
+        self, kept: KeptOutputs, features: Features, table: Table, names: Sequence[str]
+    ) -> ExampleScores | None:
+        """Returns what an evaluation knows of each example, with the metrics that follow from that; None if the task has nothing.
+
+        Args:
+            kept: What was kept in an evaluation by the scoring that keep_examples() returned.
+            features, table: The features and the rows of the split.
+            names: Metrics besides metric_names, as check_metric() returned them.
+        """
+        return None
 
     def predict(self, runner: Runner, features: Features, table: Table) -> Iterator[dict[str, Any]]:
         """Yields a prediction for each row of the table, in order."""

@@ -14,7 +14,7 @@ import numpy as np
 
 from hf_finetune.config.sections import RunConfig, TaskSettings, require
 from hf_finetune.data.encoding import tokenize
-from hf_finetune.data.features import Array, Batch, Features, Ragged
+from hf_finetune.data.features import IGNORED, Array, Batch, Features, Ragged
 from hf_finetune.data.formats import PARALLEL
 from hf_finetune.data.table import ColumnSpec, Table
 from hf_finetune.model.head_spec import HeadSpec
@@ -29,8 +29,10 @@ from hf_finetune.tasks.base import (
     Runner,
     Task,
 )
+from hf_finetune.tasks.example_scores import ExampleScores, Rule, count_targets
 from hf_finetune.tasks.generation import Generation
 from hf_finetune.tasks.own_functions import Metric, MetricInputs, compute_own_metrics
+from hf_finetune.tasks.scoring import KeptOutputs
 from hf_finetune.tasks.text.references import TextMetrics, find_lists_in_csv, list_references, read_references
 from hf_finetune.tasks.tokens import project_with, score_batch, sum_entropy
 
@@ -268,6 +270,35 @@ class SequenceToSequenceScoring(GeneratingScoring):
         references = [read_references(table, int(row), self.target) for row in rows]
         inputs = MetricInputs(predictions=predictions, references=references)
         return self.text_metrics.compute(predictions, references) | compute_own_metrics(own_metrics, inputs)
+
+    def describe_examples(
+        self, kept: KeptOutputs, features: Features, table: Table, names: Sequence[str]
+    ) -> ExampleScores:
+        """The loss of each target, summed over its tokens, and what the metrics of the generated texts follow from."""
+        entropies = -np.asarray(kept.outputs, dtype=np.float64)[:, 0]
+        counts = count_targets(features, kept.indices, IGNORED)
+        texts = [text.strip() for text in kept.texts]
+        places = np.searchsorted(kept.indices, kept.text_indices)
+        rules: dict[str, Rule] = {"loss": ("ratio", "entropy", "tokens")}
+        columns: dict[str, Array] = {"entropy": entropies, "tokens": counts}
+        if texts:
+            references = [read_references(table, int(row), self.target) for row in kept.text_indices]
+            for name, values in self.text_metrics.score_each(texts, references).items():
+                columns[name] = np.full(len(entropies), np.nan)
+                columns[name][places] = values
+            rules |= self.text_metrics.rules
+        predictions: list[str | None] = [None] * len(entropies)
+        for place, text in zip(places.tolist(), texts, strict=True):
+            predictions[place] = text
+        return ExampleScores(
+            rows=kept.indices,
+            metrics=rules,
+            columns=tuple(columns),
+            numbers=np.column_stack([*columns.values()]),
+            labels=[list_references(table.columns[self.target][int(row)])[0] for row in kept.indices],
+            predictions=predictions if texts else None,
+            losses=entropies / counts,
+        )
 
     def make_predictions(self, outputs: Outputs, features: Features, table: Table) -> Iterator[dict[str, Any]]:
         """Yields `{text}`, the generated text of each row."""

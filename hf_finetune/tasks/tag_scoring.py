@@ -3,9 +3,9 @@
 B features of a batch, N features of a split, T tokens, C tags.
 """
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
@@ -13,7 +13,10 @@ from hf_finetune.data.features import IGNORED, Array, Batch, Features
 from hf_finetune.data.table import Table
 from hf_finetune.tasks import metrics
 from hf_finetune.tasks.base import Outputs, Scoring
+from hf_finetune.tasks.example_scores import ExampleScores, count_targets, group_by_row, sum_by_row
 from hf_finetune.tasks.own_functions import MetricInputs
+from hf_finetune.tasks.scoring import KeptOutputs
+from hf_finetune.tasks.tag_examples import describe_tags
 from hf_finetune.tasks.text.tag_reader import TagReader
 from hf_finetune.tasks.text.tags import IGNORED_TAG, describe_entities, list_kinds, number_names, score_entities
 
@@ -29,11 +32,13 @@ class TaggingScoring(Scoring):
         reader: Reads words and tags.
         label_names: The C tags.
         default_tag: The tag of words that the tokenizer drops.
+        keeps_examples: As keep_examples().
     """
 
     reader: TagReader
     label_names: tuple[str, ...]
     default_tag: str
+    keeps_examples: bool = False
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -58,12 +63,28 @@ class TaggingScoring(Scoring):
         return super().check_metric(name, key)
 
     def reduce(self, outputs: "torch.Tensor", batch: Batch) -> list[Array]:
-        """The number of the most likely tag of each token, without padding [T]; IGNORED for those that are not read."""
+        """The number of the most likely tag of each token, without padding [T]; IGNORED for those that are not read. With
+        `keeps_examples` also its probability and the loss of the token [T, 3]."""
         best = outputs.argmax(-1).int()
+        if self.keeps_examples:
+            best = self.add_losses(outputs, best, batch)
         if batch.reading is not None:
             best = batch.reading.scatter(best[0], IGNORED)
         lengths = batch.inputs["attention_mask"].sum(-1).tolist()
         return [tags[:length].copy() for tags, length in zip(best.cpu().numpy(), lengths, strict=True)]
+
+    def add_losses(self, outputs: "torch.Tensor", best: "torch.Tensor", batch: Batch) -> "torch.Tensor":
+        """Returns the most likely tags [B, T] with their probabilities and the losses of the tokens [B, T, 3]."""
+        import torch
+
+        targets = batch.labels if batch.reading is None else batch.reading.targets
+        assert targets is not None
+        logs = outputs.float().log_softmax(-1)
+        losses = -logs.gather(-1, targets.clamp(min=0)[..., None].long())[..., 0].masked_fill(targets == IGNORED, 0.0)
+        return torch.stack([best.float(), logs.max(-1).values.exp(), losses], -1)
+
+    def keep_examples(self) -> Self:
+        return replace(self, keeps_examples=True)
 
     def compute_metrics(
         self, metric: str, outputs: Outputs, features: Features, table: Table, indices: Array
@@ -115,7 +136,8 @@ class TaggingScoring(Scoring):
         """
         default = self.label_names.index(self.default_tag)
         tags: dict[int, list[int]] = {}
-        for feature, numbers in zip(indices.tolist(), outputs, strict=True):
+        for feature, kept in zip(indices.tolist(), outputs, strict=True):
+            numbers = kept[:, 0].astype(int) if kept.ndim > 1 else kept
             row = features.get_example(feature)
             if row not in tags:
                 tags[row] = [default] * len(self.reader.read_words(table, row))
@@ -125,6 +147,22 @@ class TaggingScoring(Scoring):
             for word, number in zip(words.tolist(), numbers[is_first_piece].tolist(), strict=True):
                 tags[row][word] = number
         return tags
+
+    def describe_examples(
+        self, kept: KeptOutputs, features: Features, table: Table, names: Sequence[str]
+    ) -> ExampleScores:
+        predicted, references = self.compare_word_tags(kept.outputs, features, table, kept.indices)
+        rows, places = group_by_row(features, kept.indices)
+        sums = [float(part[part[:, 0] != IGNORED, 2].sum(dtype=np.float64)) for part in kept.outputs]
+        counts = count_targets(features, kept.indices, IGNORED)
+        return describe_tags(
+            self.label_names,
+            self.kinds if self.reader.scheme != "none" else None,
+            rows=rows,
+            predicted=[self.name_tags(row) for row in predicted],
+            references=[self.name_tags(row) for row in references],
+            losses=sum_by_row(np.stack([sums, counts], 1), places, len(rows)),
+        )
 
     def make_metric_inputs(self, outputs: Outputs, features: Features, table: Table, indices: Array) -> MetricInputs:
         """The names of the labelled words' tags, a list for each row. There are no scores: only the most likely tags are kept."""

@@ -16,6 +16,8 @@ from hf_finetune.data.features import IGNORED, Array, Batch, Features
 from hf_finetune.data.table import Table
 from hf_finetune.system.errors import InputError
 from hf_finetune.tasks.base import CountedObjective, GeneratingScoring, Outputs
+from hf_finetune.tasks.example_scores import ExampleScores, group_by_row, sum_by_row
+from hf_finetune.tasks.scoring import KeptOutputs
 
 if TYPE_CHECKING:
     import torch
@@ -149,6 +151,25 @@ def compute_token_metrics(scores: Outputs) -> dict[str, float]:
     return {"perplexity": perplexity, "token_accuracy": num_correct / count}
 
 
+def describe_token_scores(scores: Outputs, features: Features, indices: Array) -> ExampleScores:
+    """Returns the scores of the rows that features were made of. scores: as compute_token_metrics() takes them."""
+    rows, places = group_by_row(features, indices)
+    numbers = sum_by_row(np.asarray(scores), places, len(rows))
+    with np.errstate(invalid="ignore"):
+        losses = numbers[:, 0] / numbers[:, 2]
+    return ExampleScores(
+        rows=rows,
+        metrics={
+            "loss": ("ratio", "entropy", "tokens"),
+            "perplexity": ("perplexity", "entropy", "tokens"),
+            "token_accuracy": ("ratio", "correct", "tokens"),
+        },
+        columns=("entropy", "correct", "tokens"),
+        numbers=numbers,
+        losses=losses,
+    )
+
+
 # --- generation -----------------------------------------------------------------------------------------------------
 
 
@@ -180,6 +201,11 @@ class CausalScoring(GeneratingScoring):
         self, metric: str, outputs: Outputs, features: Features, table: Table, indices: Array
     ) -> dict[str, float]:
         return compute_token_metrics(outputs)
+
+    def describe_examples(
+        self, kept: KeptOutputs, features: Features, table: Table, names: Sequence[str]
+    ) -> ExampleScores:
+        return describe_token_scores(kept.outputs, features, kept.indices)
 
     def for_inference(self, tokenizer: Any) -> Self:
         pad = tokenizer.pad_token_id

@@ -12,9 +12,11 @@ import numpy as np
 from hf_finetune.data.features import Array, Features
 from hf_finetune.data.table import Table
 from hf_finetune.tasks.base import Metric, Outputs
+from hf_finetune.tasks.class_examples import compute_losses, describe_classes, describe_numbers, summarize
 from hf_finetune.tasks.class_scoring import ClassificationScoring
+from hf_finetune.tasks.example_scores import ExampleScores
 from hf_finetune.tasks.own_functions import MetricInputs
-from hf_finetune.tasks.scoring import ComputeMetrics, Reduce
+from hf_finetune.tasks.scoring import ComputeMetrics, KeptOutputs, Reduce
 from hf_finetune.tasks.text.token_windows import pool_windows
 
 
@@ -43,7 +45,7 @@ class WindowScoring(ClassificationScoring):
         scores = pool_windows(self.compute_scores(np.asarray(outputs)), examples, self.pooling)
         if self.pooling == "max" and self.problem == "single_label":
             scores = scores / scores.sum(-1, keepdims=True)
-        return scores, indices[np.unique(examples, return_index=True)[1]]
+        return scores, find_first_windows(features, indices)
 
     def score_examples(self, outputs: Outputs, features: Features, indices: Array) -> MetricInputs:
         """As of ClassificationScoring, for each text."""
@@ -55,6 +57,27 @@ class WindowScoring(ClassificationScoring):
         references = features.get_labels(windows)
         return MetricInputs(predictions=predictions, references=references, scores=scores, label_names=self.label_names)
 
+    def describe_examples(
+        self, kept: KeptOutputs, features: Features, table: Table, names: Sequence[str]
+    ) -> ExampleScores:
+        """As of ClassificationScoring, for each text. The loss of an evaluation is one of windows."""
+        assert features.example_indices is not None
+        windows = find_first_windows(features, kept.indices)
+        rows = np.asarray(features.example_indices)[windows]
+        scored = self.score_examples(kept.outputs, features, kept.indices)
+        if self.problem == "regression":
+            return describe_numbers(rows, scored.predictions, scored.references)
+        losses = compute_losses(self.problem, scored.scores, scored.references)
+        summaries = summarize(self.problem, scored.scores, scored.predictions, losses)
+        targets = features.take_targets(windows)
+        return describe_classes(self.problem, self.label_names, rows, targets, summaries)
+
     def make_predictions(self, outputs: Outputs, features: Features, table: Table) -> Iterator[dict[str, Any]]:
         for scores in self.pool(outputs, features, np.arange(len(features)))[0]:
             yield dict(self.describe_scores(scores))
+
+
+def find_first_windows(features: Features, indices: Array) -> Array:
+    """Returns the first of the windows at `indices` of each text [R]."""
+    assert features.example_indices is not None
+    return np.asarray(indices[np.unique(features.example_indices[indices], return_index=True)[1]])

@@ -88,7 +88,7 @@ def test_the_model_folder_holds_weights_tokenizer_card_and_nothing_else(runs: An
     assert {path.name for path in result.model_dir.iterdir()} == FILES
     assert {path.name for path in result.run_dir.iterdir()} == {
         "checkpoints", "config.yaml", "data.json", "environment.json", "inputs.json", "metrics.jsonl", "model", "results.json",
-        "seen_rows.npz",
+        "scored", "seen_rows.npz",
     }  # fmt: skip
 
 

@@ -24,6 +24,7 @@ from hf_finetune.config.loading import load_config
 from hf_finetune.config.recipes import recipe_path
 from hf_finetune.data.features import Padding
 from hf_finetune.run import checkpoint
+from hf_finetune.run.scored import read_scored
 from hf_finetune.system.errors import InputError
 from hf_finetune.train import RunResult, finetune
 
@@ -176,6 +177,10 @@ def test_a_recipe_learns_is_exact_and_resumes_after_a_kill(
     ours, theirs = read_tensors(killed), read_tensors(result.run_dir)
     assert ours.keys() == theirs.keys()
     assert [name for name, tensor in theirs.items() if not torch.equal(tensor, ours[name])] == []
+    ours_scored, theirs_scored = (
+        {path.name: path.read_bytes() for path in (folder / "scored").glob("*")} for folder in (killed, result.run_dir)
+    )
+    assert ours_scored == theirs_scored  # even if the best evaluation was before the kill
 
     with monkeypatch.context() as patch:  # in few lengths, too, as in 16 bit
         patch.setattr(
@@ -184,6 +189,35 @@ def test_a_recipe_learns_is_exact_and_resumes_after_a_kill(
         )
         small = run(settings, "small", **{"train.micro_batch_size": 3})
     assert_same_losses(small.run_dir, result.run_dir)
+
+
+NOT_OF_SINGLE_EXAMPLES = {  # by case, or by recipe
+    "classify-bert-own-loss": {"loss"},
+    "classify-bert-own-metrics-and-function": {"kappa", "wrong"},
+    "embed": {"loss"},  # of in-batch negatives, or of scores that are scaled to 0..1
+    "rerank": {"loss"},  # of lists
+    "translate": {"chrf"},
+}
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_the_metrics_of_a_run_follow_from_its_scored_examples(
+    case: Case, undisturbed: Callable[[Case], RunResult]
+) -> None:
+    result = undisturbed(case)
+    if case.variant == "own-task":  # which does not say what it knows of each example
+        assert not (result.run_dir / "scored").exists()
+        return
+    missing = NOT_OF_SINGLE_EXAMPLES.get(str(case), NOT_OF_SINGLE_EXAMPLES.get(case.recipe, set()))
+    for split in ("validation", "test"):
+        scored = read_scored(result.run_dir / "scored" / f"{split}.jsonl")
+        values = {name: value for name, value in result.results[split].items() if ":" not in name}
+        assert values.keys() - set(scored.metrics) == missing
+        computed = {name: float(scored.compute(name)[0]) for name in values.keys() - missing}
+        assert computed == pytest.approx({name: values[name] for name in computed}, abs=1e-6, rel=1e-6, nan_ok=True)
+        assert (scored.task, scored.metric) == (case.recipe, result.results["metric"])
+        assert 0 < len(scored) <= result.results["examples"][split]
+        assert len(set(scored.digests)) > 1
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)

@@ -1,9 +1,10 @@
 """References, which generated texts are compared with, and the metrics that do so."""
 
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from types import MappingProxyType
 from typing import Any
 
 from hf_finetune.data.columns import iterate
@@ -20,10 +21,14 @@ class TextMetrics:
     Args:
         names: Their names; the first decides which checkpoint is best, unless evaluation.metric names another.
         compute: A function of texts and of the one or more references of each, which returns the values by name.
+        score_each: A function of the same that returns numbers of each text by name, of which metrics follow by their rules.
+        rules: How they follow (tasks.example_scores). A metric without a rule can be computed of all texts only.
     """
 
     names: tuple[str, ...]
     compute: Callable[[Sequence[str], Sequence[Sequence[str]]], dict[str, float]]
+    score_each: Callable[[Sequence[str], Sequence[Sequence[str]]], dict[str, list[float]]] = lambda *_: {}
+    rules: Mapping[str, tuple[str | int, ...]] = MappingProxyType({})
 
 
 def import_package(module: str, purpose: str) -> Any:

@@ -143,9 +143,20 @@ def score_answers(
 ) -> dict[str, float]:
     """Returns f1 and exact_match in [0, 1]; the official scripts print percents.
 
-    A question scores its best over its references, and the metric is the mean over questions. If `unanswerable`, the metrics are
-    those of SQuAD 2.0's script: a question without references is right if the answer is empty, and both metrics are also given
-    for the questions with and without an answer (nan if there are none). Else they are those of the script of 1.1.
+    The metrics are the means over questions of score_each(). If `unanswerable`, both are also given for the questions with and
+    without an answer (nan if there are none).
+    """
+    columns = score_each(answers, references, unanswerable=unanswerable)
+    return {name: compute_mean([value for value in values if value is not None]) for name, values in columns.items()}
+
+
+def score_each(
+    answers: Sequence[str], references: Sequence[Sequence[str]], *, unanswerable: bool = False
+) -> dict[str, list[float | None]]:
+    """Returns the metrics of each question by their names, None if a metric is of other questions.
+
+    A question scores its best over its references. If `unanswerable`, the metrics are those of SQuAD 2.0's script: a question
+    without references is right if the answer is empty. Else they are those of the script of 1.1.
     """
     exact, f1 = [], []
     for answer, allowed in zip(answers, references, strict=True):
@@ -163,14 +174,14 @@ def score_answers(
                 default=0.0,
             )
         )
-    values = {"f1": compute_mean(f1), "exact_match": compute_mean(exact)}
+    columns: dict[str, list[float | None]] = {"f1": [*f1], "exact_match": [*exact]}
     if not unanswerable:
-        return values
+        return columns
     for name, has_answer in (("HasAns", True), ("NoAns", False)):
-        rows = [row for row, allowed in enumerate(references) if bool(allowed) == has_answer]
-        values[f"{name}_f1"] = compute_mean([f1[row] for row in rows])
-        values[f"{name}_exact"] = compute_mean([exact[row] for row in rows])
-    return values
+        is_of_name = [bool(allowed) == has_answer for allowed in references]
+        for key, values in ((f"{name}_f1", f1), (f"{name}_exact", exact)):
+            columns[key] = [value if known else None for value, known in zip(values, is_of_name, strict=True)]
+    return columns
 
 
 def compute_mean(values: Sequence[float]) -> float:

@@ -1,0 +1,30 @@
+"""The scored examples of a run's splits, written at its end.
+
+Nothing is computed twice for them: those of validation come from the evaluation that was the best, and those of the test split
+from its only one.
+"""
+
+from collections.abc import Mapping
+
+from hf_finetune.run.kept import MOST_KEPT, can_describe
+from hf_finetune.run.scored import FOLDER, ScoredExamples, add_origins, write_scored
+from hf_finetune.run.training_run import TrainingRun
+
+
+def write_scored_splits(run: TrainingRun, final: Mapping[str, Mapping[str, float]]) -> dict[str, ScoredExamples]:
+    """Writes and returns the scored examples of the splits that were evaluated at the end. On the main process."""
+    written = {}
+    for split, values in final.items():
+        features, table = run.features[split], run.splits.tables()[split]
+        if can_describe(run.task.scoring) and len(features) > MOST_KEPT:
+            run.runtime.say(
+                f"{FOLDER}/{split}.jsonl is left out: {len(features):,} examples are more than {MOST_KEPT:,}; "
+                f"hf-finetune evaluate {run.config.run_dir} --data FILE --scored OUT.jsonl writes it\n"
+            )
+        scores = run.describe_kept(split)
+        if scores is None:
+            continue
+        scored = add_origins(scores, run.task, table, values, kind=run.config.task.kind, metric=run.metric)
+        write_scored(run.config.run_dir / FOLDER / f"{split}.jsonl", scored)
+        written[split] = scored
+    return written
