@@ -2,9 +2,8 @@
 
 import importlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
-from types import MappingProxyType
 from typing import Any
 
 from hf_finetune.data.columns import iterate
@@ -28,7 +27,7 @@ class TextMetrics:
     names: tuple[str, ...]
     compute: Callable[[Sequence[str], Sequence[Sequence[str]]], dict[str, float]]
     score_each: Callable[[Sequence[str], Sequence[Sequence[str]]], dict[str, list[float]]] = lambda *_: {}
-    rules: Mapping[str, tuple[str | int, ...]] = MappingProxyType({})
+    rules: Mapping[str, tuple[str | int, ...]] = field(default_factory=dict)
 
 
 def import_package(module: str, purpose: str) -> Any:
