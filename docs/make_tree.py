@@ -5,7 +5,16 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 BEGIN, END = "<!-- files: made by docs/make_tree.py -->\n", "<!-- end of files -->"
-TOP = ("train.py", "recipe.py", "cli.py", "cli_data.py", "cli_predict.py", "cli_push.py", "verify.py")
+TOP = (
+    "train.py",
+    "recipe.py",
+    "cli.py",
+    "cli_choosing.py",
+    "cli_data.py",
+    "cli_predict.py",
+    "cli_push.py",
+    "verify.py",
+)
 FOLDERS = (
     "system",
     "statistics",
@@ -18,12 +27,13 @@ FOLDERS = (
     "run",
     "cache",
     "export",
+    "choosing",
 )  # in import order
 OTHERS = {
     "recipes/": "A script for each task; recipes/configs/ has settings for known data sets.",
     "benchmarks/": "Comparisons with transformers.Trainer and others; benchmarks/results/ has their figures.",
-    "docs/": "Data, scale, tasks, Python, own parts, training, training on, evaluation, design, performance, reliability, "
-    "settings, results.",
+    "docs/": "Data, scale, tasks, Python, own parts, training, training on, choosing, evaluation, design, performance, "
+    "reliability, settings, results.",
     "tests/": "A test file for each module, in the same folders; tests/recipes/ runs every recipe.",
     "outputs/NAME/": "A run: config.yaml, data.json, environment.json, metrics.jsonl, tensorboard/, checkpoints/, model/, "
     "scored/, results.json.",

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from hf_finetune import __version__
+from hf_finetune.cli_choosing import add_sweep, run_sweep
 from hf_finetune.cli_data import add_data, run_data
 from hf_finetune.cli_predict import add_evaluate, add_predict, add_trust
 from hf_finetune.cli_push import add_push
@@ -42,6 +43,8 @@ def run_command(words: list[str]) -> int:
     """Runs the subcommand that the words name, and returns the exit code."""
     if words[:1] == ["train"] and len(words) >= 2 and words[1:] not in (["--help"], ["-h"]):
         return run_train(words[1:])
+    if words[:1] == ["sweep"] and len(words) >= 2 and not {"--help", "-h"} & {*words}:
+        return run_sweep(words[1:])
     if words[:1] == ["verify-resume"] and len(words) >= 2 and not words[1].startswith("-"):
         return run_verify_resume(words[1], words[2:])
     if words[:1] == ["data"] and len(words) >= 2 and not {"--help", "-h"} & {*words}:
@@ -58,6 +61,7 @@ def build_parser() -> Parser:
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=Parser)
     add_train(commands)
+    add_sweep(commands)
     add_verify_resume(commands)
     add_data(commands)
     add_inspect(commands)

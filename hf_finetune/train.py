@@ -37,7 +37,7 @@ from hf_finetune.run.seen_rows import write_seen_rows
 from hf_finetune.run.setup import find_next_epoch, prepare_stage, set_up
 from hf_finetune.run.streaming import StreamError
 from hf_finetune.run.training_run import Clock, TrainingRun, evaluate_split, keeps_outputs, preflight_check
-from hf_finetune.system.errors import AGAIN, InputError, StoppedError
+from hf_finetune.system.errors import AGAIN, DivergedError, InputError, PausedError, StoppedError
 from hf_finetune.system.files import write_atomically
 from hf_finetune.system.output import guard_output
 from hf_finetune.system.processes import Runtime
@@ -61,7 +61,8 @@ def finetune(config: RunConfig, parts: Parts = NO_PARTS, *, began: float | None 
     parts: Rows and functions that a program gave; those that the config names by their import path are imported. began: When
     the command was given, by time.perf_counter(); the run's seconds count from there.
 
-    Raises InputError for anything that the user can fix, and StoppedError if a signal stopped the run after it was saved.
+    Raises InputError for anything that the user can fix, StoppedError if a signal stopped the run after it was saved, and
+    PausedError if Parts.pause did.
     """
     clock = Clock(began)
     try:
@@ -153,7 +154,7 @@ def train(run: TrainingRun, progress: Progress, tracker: tracking.Tracking, cloc
     try:
         if progress.pending:  # a signal stopped the run before the evaluation and save of its last update
             progress = finish_update(run, progress, tracker, clock, bar)
-        while progress.update < min(end, schedule.total_updates) and not progress.stopped:
+        while progress.update < min(end, schedule.total_updates) and not (progress.stopped or run.is_paused(progress)):
             update = next(steps)
             progress = log_update(run, progress, update, tracker, bar)
             if run.parts.on_update is not None:
@@ -173,6 +174,9 @@ def train(run: TrainingRun, progress: Progress, tracker: tracking.Tracking, cloc
     finally:
         steps.close()
         bar.close()
+    if run.is_paused(progress):
+        tracker.close()
+        raise PausedError
     return progress
 
 
@@ -236,7 +240,7 @@ def finish_update(
                 f"warning: {run.metric} is nan and cannot choose the best checkpoint: the last one counts as best until it is a "
                 "number; the validation rows may not determine it (see data.validation), or the outputs are nan"
             )
-        saves = saves or is_best or progress.stopped or config.export.count > 0
+        saves = saves or is_best or progress.stopped or config.export.count > 0 or run.is_paused(progress)
     progress = dataclasses.replace(progress, pending=False)
     if saves:
         with clock("save"):
@@ -281,14 +285,16 @@ def explain_stop(config: RunConfig, error: StoppedError) -> StoppedError:
     )
 
 
-def explain_not_finite(run: TrainingRun, error: NotFiniteError) -> InputError:
+def explain_not_finite(run: TrainingRun, error: NotFiniteError) -> DivergedError:
     """The error with the examples of the batch, and the last checkpoint."""
     shown = error.indices[:8]
     rows = ", ".join(map(str, shown))
     origins = ", ".join(run.locate(index) for index in shown) + (", ..." if len(error.indices) > len(shown) else "")
     last = checkpoint.find_last(run.checkpoint_dir)
     kept = f"the last good checkpoint is {last}" if last else "nothing has been saved yet"
-    return InputError(f"{error}; look at its examples (rows {rows}: {origins}), or lower train.learning_rate; {kept}")
+    return DivergedError(
+        f"{error}; look at its examples (rows {rows}: {origins}), or lower train.learning_rate; {kept}"
+    )
 
 
 # --- before training and between stages -----------------------------------------------------------------------------

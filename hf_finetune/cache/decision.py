@@ -187,8 +187,7 @@ def estimate_gain(
     speed = find_speed(run, cached_forward)
     updates = run.find_stage_end(progress.num_settled) - progress.update
     train_tokens = int(train.num_tokens.sum()) * updates / schedule.updates_per_epoch
-    every = run.config.evaluation.every
-    evaluations = -(-updates // (schedule.updates_per_epoch if every == "epoch" else every))
+    evaluations = -(-updates // schedule.find_period(run.config.evaluation.every))
     validation_tokens = int(run.features["validation"].num_tokens.sum()) * evaluations
     missing_tokens = 0 if entry.is_complete() else entry.layout.num_tokens
     saved = train_tokens * (speed.entire - speed.cached) + (validation_tokens - missing_tokens) * speed.prefix

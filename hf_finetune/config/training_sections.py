@@ -123,7 +123,8 @@ class EvaluationConfig:
     """Validation during training.
 
     Args:
-        every: Updates between two evaluations, or "epoch". There is always an evaluation after the last update.
+        every: Updates between two evaluations, "epoch", or a share of the run's updates such as 1/9. There is always one after
+            the last update.
         metric: Metric that decides which checkpoint is the best: auto, loss, a metric of this package, one on the Hub, or the
             name of one of evaluation.metrics.
         metrics: Metrics to compute besides the task's: names, or import paths of your own functions, as my_module:kappa or
@@ -135,7 +136,7 @@ class EvaluationConfig:
         batch_size: Examples per forward pass.
     """
 
-    every: int | Literal["epoch"] = "epoch"
+    every: int | str = "epoch"
     metric: str = "auto"
     metrics: tuple[str, ...] = ()
     greater_is_better: bool | None = None
@@ -146,7 +147,13 @@ class EvaluationConfig:
         for metric in self.metrics:
             if ":" in metric:
                 check_reference("evaluation.metrics", metric.partition("=")[2] if "=" in metric else metric)
-        require(self.every == "epoch" or self.every >= 1, "evaluation.every", self.every, "must be at least 1")
+        is_share = isinstance(self.every, str) and re.fullmatch(r"1/[1-9][0-9]{0,5}", self.every) is not None
+        require(
+            self.every == "epoch" or is_share or (isinstance(self.every, int) and self.every >= 1),
+            "evaluation.every",
+            self.every,
+            "must be a number of updates (at least 1), epoch, or a share of the run's updates such as 1/9",
+        )
         require(self.batch_size >= 1, "evaluation.batch_size", self.batch_size, "must be at least 1")
 
 

@@ -37,22 +37,22 @@ def load_yaml(text: str) -> Any:
     return loaded
 
 
-def read_yaml(path: str) -> dict[str, Any]:
+def read_yaml(path: str, option: str = "--config") -> dict[str, Any]:
     """Returns the settings in a YAML file as `{dotted key: value}`; keys are not checked.
 
-    Raises InputError with file and line if it is not YAML, or does not hold settings.
+    option: The option that named the file. Raises InputError with file and line if it is not YAML, or does not hold settings.
     """
     try:
         loaded = load_yaml(Path(path).read_text(encoding="utf-8"))
         is_mapping = isinstance(loaded, Mapping)
         flat = dict(flatten({str(key): value for key, value in loaded.items()})) if is_mapping else {}
     except OSError as error:
-        raise InputError(f"--config ({path}): {error.strerror}") from None
+        raise InputError(f"{option} ({path}): {error.strerror}") from None
     except YAML_ERRORS as error:
         mark = getattr(error, "problem_mark", None)
         place = f"{path}:{mark.line + 1}" if mark else path
         reason = getattr(error, "problem", None) or str(error).splitlines()[0]
         raise InputError(f"{place}: not YAML: {reason}") from None
     if loaded is not None and not is_mapping:
-        raise InputError(f"--config ({path}): must hold settings as `key: value`, not a {type(loaded).__name__}")
+        raise InputError(f"{option} ({path}): must hold settings as `key: value`, not a {type(loaded).__name__}")
     return flat

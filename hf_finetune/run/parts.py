@@ -26,6 +26,7 @@ class Parts:
         optimizer: optimizer(groups, **options) returns a torch optimizer.
         augment: augment(row, seed, epoch) returns the row for an epoch.
         on_update: on_update(update, model) is called after each update.
+        pause: pause(run, progress) returns True if the run, after an evaluation, is to be saved and left for now.
     """
 
     rows: Mapping[str, Any] = field(default_factory=dict)
@@ -34,6 +35,7 @@ class Parts:
     optimizer: Callable[..., Any] | None = None
     augment: Callable[..., Any] | None = None
     on_update: Callable[..., Any] | None = None
+    pause: Callable[..., bool] | None = None
 
 
 NO_PARTS = Parts()

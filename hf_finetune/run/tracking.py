@@ -109,6 +109,12 @@ class Tracking:
         if values:
             self.runtime.on_main(write)
 
+    def close(self) -> None:
+        """Closes the trackers of a run that is left for now."""
+        with explain_failures(self.runtime.run_dir):
+            for tracker in self.runtime.accelerator.trackers:
+                tracker.finish()
+
     def finish(self, final: Mapping[str, Mapping[str, float]], *, update: int) -> None:
         """Sends the metrics of the test split to the trackers, and closes them. final: metrics by split, which TensorBoard's
         HParams tab shows next to the settings."""

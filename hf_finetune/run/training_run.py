@@ -153,6 +153,16 @@ class TrainingRun:
         kept, names = self.kept.latest.get(split), (self.metric, *self.more_metrics)
         return describe_kept(self.task.scoring, kept, self.features[split], self.splits.tables()[split], names)
 
+    def is_paused(self, progress: Progress) -> bool:
+        """True if the run has just been evaluated, is not over, and Parts.pause leaves it there for now."""
+        is_evaluated = bool(progress.history) and progress.history[-1]["update"] == progress.update
+        return (
+            self.parts.pause is not None
+            and is_evaluated
+            and not self.is_over(progress)
+            and self.parts.pause(self, progress)
+        )
+
     def locate(self, index: int) -> str:
         """`file:line` of the example that a training feature was made from."""
         if self.stream is not None:

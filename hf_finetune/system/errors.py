@@ -33,6 +33,14 @@ class InputError(Exception):
         return self.to_lines("InputError")
 
 
+class DivergedError(InputError):
+    """A loss or gradient norm was not finite, and training stopped before the weights changed."""
+
+
+class PausedError(Exception):
+    """A run was saved and left before its end, as the program that started it asked (Parts.pause). Nothing has failed."""
+
+
 class StoppedError(KeyboardInterrupt):
     """A signal stopped the run after it was saved. The message says where, and how to continue.
 

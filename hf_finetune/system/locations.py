@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from hf_finetune.system.errors import InputError
-from hf_finetune.system.files import hash_file
+from hf_finetune.system.files import hash_unchanged
 
 
 def local_path(location: str, key: str) -> str:
@@ -32,7 +32,7 @@ def local_path(location: str, key: str) -> str:
         raise InputError(f"{key} ({location}): the package {name} has no {inner_path}")
     if has_digest:
         weights = path / "model.safetensors" if path.is_dir() else path
-        digest = hash_file(weights) if weights.is_file() else "no such file"
+        digest = hash_unchanged(weights) if weights.is_file() else "no such file"
         if digest != expected_digest:
             raise InputError(f"{key} ({location}): {weights.name} is not the expected file (its sha256: {digest})")
     return str(path)

@@ -28,8 +28,12 @@ class Schedule:
     def is_due(self, every: int | str, update: int) -> bool:
         """True if something that happens `every` epoch, or every that many updates, is due after `update`. It always is after the
         last update."""
-        period = self.updates_per_epoch if every == "epoch" else int(every)
-        return update % period == 0 or update == self.total_updates
+        return update % self.find_period(every) == 0 or update == self.total_updates
+
+    def find_period(self, every: int | str) -> int:
+        """The number of updates between two times of something that happens `every` epoch, every that many updates, or after each
+        such share of the run (1/9)."""
+        return self.updates_per_epoch if every == "epoch" else find_period(every, self.total_updates)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,8 +67,20 @@ class StreamedSchedule:
 
     def is_due(self, every: int | str, update: int) -> bool:
         """As Schedule.is_due()."""
-        at_end = update in self.epoch_ends if every == "epoch" else update % int(every) == 0
-        return at_end or update == self.total_updates
+        if every == "epoch":
+            return update in self.epoch_ends or update == self.total_updates
+        return update % find_period(every, self.planned_updates) == 0 or update == self.total_updates
+
+    def find_period(self, every: int | str) -> int:
+        """As Schedule.find_period(). Of an epoch it is the most that it can be."""
+        return self.updates_per_epoch if every == "epoch" else find_period(every, self.planned_updates)
+
+
+def find_period(every: int | str, total_updates: int) -> int:
+    """The number of updates that `every` stands for: itself, or a share (1/9) of all updates, rounded up."""
+    if isinstance(every, str):
+        return math.ceil(total_updates / int(every.removeprefix("1/")))
+    return every
 
 
 def make_schedule(num_examples: int, config: RunConfig) -> Schedule:

@@ -14,7 +14,7 @@ from torch import nn
 
 from hf_finetune.config.schedules import SCHEDULES
 from hf_finetune.config.sections import RunConfig, TrainConfig
-from hf_finetune.training.schedule import Schedule, compute_learning_rate, make_schedule
+from hf_finetune.training.schedule import Schedule, StreamedSchedule, compute_learning_rate, make_schedule
 
 MakeConfig = Callable[..., RunConfig]
 
@@ -24,6 +24,16 @@ def test_schedule_counts_updates_from_one() -> None:
     assert [schedule.epoch(update) for update in (0, 1, 4, 5, 8, 9, 10)] == [1, 1, 1, 2, 2, 3, 3]
     assert [update for update in range(1, 11) if schedule.is_due("epoch", update)] == [4, 8, 10]
     assert [update for update in range(1, 11) if schedule.is_due(3, update)] == [3, 6, 9, 10]
+    assert [update for update in range(1, 11) if schedule.is_due("1/3", update)] == [4, 8, 10]
+    assert [schedule.find_period(every) for every in ("epoch", 3, "1/3", "1/100")] == [4, 3, 4, 1]
+
+
+def test_a_share_of_a_streamed_run_is_one_of_its_planned_updates() -> None:
+    schedule = StreamedSchedule(planned_updates=9, epochs=1, epoch_ends=[])
+    assert [update for update in range(1, 10) if schedule.is_due("1/3", update)] == [3, 6, 9]
+    schedule.epoch_ends.append(7)  # the stream ended before
+    assert [update for update in range(1, 8) if schedule.is_due("1/3", update)] == [3, 6, 7]
+    assert [schedule.find_period(every) for every in ("epoch", 2, "1/3")] == [9, 2, 3]
 
 
 @pytest.mark.parametrize(("size", "limit", "total"), [(60, None, 16), (64, None, 16), (65, None, 18), (60, 5, 5)])

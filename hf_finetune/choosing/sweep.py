@@ -1,0 +1,229 @@
+"""A sweep: many trials of a run's settings for the price of a few, and the best of them.
+
+The file sweep.json in the sweep's folder has all trials with their settings and scores. It is written before a trial starts and
+after each rung, so that a sweep that was killed continues where it was; the trial that ran resumes from its own checkpoint.
+"""
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hf_finetune.choosing.halving import RUNGS, Standing, choose_next, rank
+from hf_finetune.choosing.proposals import describe_proposals, propose
+from hf_finetune.choosing.search import Search, read_search
+from hf_finetune.choosing.trials import (
+    Outcome,
+    check_settings,
+    make_trial,
+    open_folder,
+    read_journal,
+    run_trial,
+    write_journal,
+)
+from hf_finetune.config.changes import changed_keys
+from hf_finetune.config.sections import RunConfig, to_dict
+from hf_finetune.run.report import format_metrics
+from hf_finetune.system.console import align_columns, configure_logging, print_message
+from hf_finetune.system.errors import DivergedError, InputError
+
+# Settings of all trials that are not given: evaluations at the rungs, and small checkpoints, of which most are never read again
+DEFAULTS = {"evaluation.every": "1/9", "checkpoint.content": "trainable"}
+
+
+@dataclass(kw_only=True)
+class Trial:
+    """One trial of a sweep, as sweep.json has it.
+
+    Attributes:
+        name: The name of its run.
+        settings: Those that were drawn for it.
+        rungs: What was reached at each rung: update, value of the metric, and validation loss, of the best evaluation so far.
+        status: new, left, finished or diverged.
+        seconds: Seconds of all its starts.
+    """
+
+    name: str
+    settings: dict[str, Any]
+    rungs: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    status: str = "new"
+    seconds: float = 0.0
+
+    def add(self, outcome: Outcome) -> None:
+        """Records what a start of the trial has reached."""
+        best = outcome.best
+        value, loss = best[outcome.metric], best.get("loss", 0.0)
+        self.rungs.append(
+            {
+                "update": outcome.num_updates,
+                "of": outcome.total_updates,
+                "best": best["update"],
+                "value": value,
+                "loss": loss,
+            }
+        )
+        self.status = "left" if outcome.results is None else "finished"
+        self.seconds = round(self.seconds + outcome.seconds, 2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepResult:
+    """A finished sweep: its trials from the best to the worst, and the folder of the best one's run."""
+
+    trials: tuple[Trial, ...]
+    metric: str
+    best_dir: Path
+
+
+def sweep(base: RunConfig, search_path: str) -> SweepResult:
+    """Runs the trials that the file asks for, or continues an earlier sweep. base: the settings of all trials.
+
+    Raises InputError for a wrong file, and for anything that a run of these settings raises it for.
+    """
+    configure_logging()
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise InputError(
+            "hf-finetune sweep: runs in one process, on one GPU; start it without torchrun or accelerate launch"
+        )
+    search = read_search(search_path, base)
+    folder = base.run_dir
+    with open_folder(folder, "sweep"):
+        journal = read_journal(folder, "sweep")
+        check_journal(base, search, journal)
+        trials = [Trial(**each) for each in journal.get("trials", [])]
+        print_message(f"{search.trials} trials in {folder}; settings are chosen {describe_proposals()}")
+        state = SweepState(base=base, search=search, trials=trials, metric=journal.get("metric"))
+        state.greater_is_better = journal.get("greater_is_better", True)
+        while (following := choose_next(state.standings, search.trials, state.rungs)) is not None:
+            state.run_next(*following)
+        return state.close()
+
+
+def check_journal(base: RunConfig, search: Search, journal: Mapping[str, Any]) -> None:
+    """Raises InputError if the folder's sweep was made with other settings or another search. More trials are allowed."""
+    if not journal:
+        return
+    changed = changed_keys(journal["settings"], base)
+    if changed:
+        listed = ", ".join(f"{key} (was {before}, now {now})" for key, before, now in changed)
+        raise InputError(
+            f"name ({base.name}): {base.run_dir} holds a sweep with other settings: {listed}; choose another name"
+        )
+    check_settings(base.run_dir, "sweep", journal["search"], search.to_dict())
+
+
+@dataclass(kw_only=True)
+class SweepState:
+    """A sweep at work."""
+
+    base: RunConfig
+    search: Search
+    trials: list[Trial]
+    metric: str | None = None
+    greater_is_better: bool = True
+
+    @property
+    def rungs(self) -> tuple[float, ...]:
+        """The shares of its updates after which a trial is compared."""
+        return RUNGS if self.search.halving else RUNGS[-1:]
+
+    @property
+    def standings(self) -> list[Standing]:
+        """The trials as they are compared: by the metric, then by the validation loss."""
+        sign = 1.0 if self.greater_is_better else -1.0
+        return [
+            Standing(
+                scores=tuple((sign * rung["value"], -rung["loss"]) for rung in trial.rungs),
+                is_over=trial.status in ("finished", "diverged"),
+                has_diverged=trial.status == "diverged",
+            )
+            for trial in self.trials
+        ]
+
+    def run_next(self, number: int, rung: int) -> None:
+        """Runs a trial to a rung, and records what it has reached."""
+        if number == len(self.trials):
+            seen = [
+                (trial.settings, None if trial.status == "diverged" else trial.rungs[0]["value"])
+                for trial in self.trials
+            ]
+            settings = propose(self.search, self.base.seed, seen, greater_is_better=self.greater_is_better)
+            self.trials.append(Trial(name=f"trial-{number + 1:02d}", settings=settings))
+            self.write()
+        trial = self.trials[number]
+        try:
+            outcome = run_trial(make_trial(self.base, trial.name, trial.settings), share=self.rungs[rung])
+        except DivergedError as error:
+            trial.status = "diverged"
+            print_message(f"{trial.name}  {format_settings(trial.settings)}  diverged: {error}")
+        else:
+            self.metric, self.greater_is_better = outcome.metric, outcome.greater_is_better
+            trial.add(outcome)
+            print_message(f"{trial.name}  {format_settings(trial.settings)}  {self.describe(trial)}")
+        self.write()
+
+    def describe(self, trial: Trial) -> str:
+        """Returns how far a trial has come, and its best value."""
+        if not trial.rungs:
+            return trial.status
+        last = trial.rungs[-1]
+        return f"update {last['update']}/{last['of']}  {self.metric} {last['value']:.4f}"
+
+    def write(self) -> None:
+        """Writes sweep.json."""
+        content = {
+            "format": 1,
+            "settings": to_dict(self.base),
+            "search": self.search.to_dict(),
+            "metric": self.metric,
+            "greater_is_better": self.greater_is_better,
+            "trials": [dataclasses.asdict(trial) for trial in self.trials],
+        }
+        write_journal(self.base.run_dir, "sweep", content)
+
+    def close(self) -> SweepResult:
+        """Prints the table, the best trial, and the command that repeats it. Returns the result."""
+        order = self.rank_trials()
+        best = order[0]
+        if best.status != "finished":
+            raise InputError(f"{self.base.run_dir}: all trials diverged; lower the range of train.learning_rate")
+        config = make_trial(self.base, best.name, best.settings)
+        results = json.loads((config.run_dir / "results.json").read_text(encoding="utf-8"))
+        print_message("\n" + self.format_table(order) + "\n")
+        print_message(f"best        {best.name}: {format_settings(best.settings)}; folder {config.run_dir}")
+        for split in ("validation", "test"):
+            if results.get(split):
+                print_message(f"{split:<12}{format_metrics(results[split])}")
+        print_message(f"repeat      hf-finetune train --config {config.run_dir / 'config.yaml'} --name again")
+        return SweepResult(trials=tuple(order), metric=str(self.metric), best_dir=config.run_dir)
+
+    def rank_trials(self) -> list[Trial]:
+        """Returns the trials from the best to the worst: those that came further first."""
+        standings, members = self.standings, range(len(self.trials))
+        by_score = rank(standings, members, len(self.rungs))
+        return [self.trials[number] for number in sorted(by_score, key=lambda number: -self.get_level(number))]
+
+    def get_level(self, number: int) -> int:
+        """Returns the number of rungs that a trial has reached; one that finished has reached all, one that diverged none."""
+        trial = self.trials[number]
+        return {"finished": len(self.rungs), "diverged": 0}.get(trial.status, len(trial.rungs))
+
+    def format_table(self, order: Sequence[Trial]) -> str:
+        """Returns the table of all trials."""
+        keys = list(self.search.space)
+        rows = [["trial", *(key.rpartition(".")[2] for key in keys), "updates", str(self.metric), "loss", "seconds"]]
+        for trial in order:
+            last = trial.rungs[-1] if trial.rungs else None
+            reached = [trial.status, "", ""]
+            if last is not None and trial.status != "diverged":
+                reached = [f"{last['update']}/{last['of']}", f"{last['value']:.4f}", f"{last['loss']:.4f}"]
+            rows.append([trial.name, *(str(trial.settings[key]) for key in keys), *reached, f"{trial.seconds:.1f}"])
+        return align_columns(rows)
+
+
+def format_settings(settings: Mapping[str, Any]) -> str:
+    """Returns the settings of a trial as one prints them."""
+    return "  ".join(f"{key} {value}" for key, value in settings.items())

@@ -1,0 +1,79 @@
+"""The commands that make many runs: hf-finetune sweep."""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from hf_finetune.config.loading import load_config, read_settings, split_arguments
+from hf_finetune.config.recipes import read_defaults
+from hf_finetune.config.sections import RunConfig
+from hf_finetune.config.tasks import TASKS
+from hf_finetune.recipe import report_errors
+from hf_finetune.system.errors import InputError
+from hf_finetune.system.startup import quick_imports
+
+SWEEP_EPILOG = """The file of --search:
+
+  trials: 8
+  train.learning_rate: {log_uniform: [1e-5, 1e-3]}
+  freeze.layers: {int_uniform: [2, 5]}
+  train.schedule: {choice: [linear, cosine]}
+
+All trials train a ninth of their updates, the best third of them a third, and the best third of those all. With halving: false,
+all trials train to their end. docs/choosing.md has more."""
+
+
+def add_sweep(commands: Any) -> None:
+    """Adds the parser of hf-finetune sweep, which prints its help. run_sweep() reads the words."""
+    parser = commands.add_parser(
+        "sweep",
+        help="search settings: many trials in one process, the worse ones left early",
+        usage="hf-finetune sweep RECIPE --search FILE.yaml [settings as for train]",
+        epilog=SWEEP_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("recipe", metavar="RECIPE", choices=tuple(TASKS), help=f"one of {', '.join(TASKS)}")
+    parser.add_argument(
+        "--search", metavar="FILE.yaml", help="the number of trials, and the values to draw settings from"
+    )
+
+
+def run_sweep(words: Sequence[str]) -> int:
+    """hf-finetune sweep RECIPE ..."""
+
+    def run() -> None:
+        options, settings = take_options(words[1:], "search")
+        if options["search"] is None:
+            raise InputError("--search (nothing): name the file of the search; hf-finetune sweep --help shows one")
+        with quick_imports(is_command=True):
+            from hf_finetune.choosing.sweep import DEFAULTS, sweep
+
+        sweep(load_base(words[0], settings, "sweep", DEFAULTS), options["search"])
+
+    return report_errors(run, debug="--debug" in words)
+
+
+def take_options(words: Sequence[str], *names: str) -> tuple[dict[str, str | None], list[str]]:
+    """Returns the values of a command's own options, and the words of the settings. InputError for two values."""
+    options: dict[str, str | None] = dict.fromkeys(names)
+    settings: list[str] = []
+    for key, values in split_arguments([word for word in words if word != "--debug"]):
+        if key in names:
+            if len(values) != 1:
+                raise InputError(f"--{key} ({' '.join(values) or 'nothing'}): takes one value")
+            options[key] = values[0]
+        elif len(values) == 1:
+            settings.append(f"--{key}={values[0]}")
+        else:
+            settings += [f"--{key}", *values]
+    return options, settings
+
+
+def load_base(recipe: str, words: Sequence[str], kind: str, defaults: dict[str, Any]) -> RunConfig:
+    """Returns the settings that all runs of a command share. Without a name, it is that of the data with the command's.
+
+    defaults: What the command sets otherwise than the recipe.
+    """
+    config = load_config({**read_defaults(recipe), **defaults}, words)
+    return config if "name" in read_settings(words) else replace(config, name=f"{config.name}-{kind}")
