@@ -47,6 +47,7 @@ TABLES: dict[str, tuple[str, tuple[str, ...]]] = {
     "results": ("results.json", QUALITY),
     "comparisons": ("results/comparisons.json", QUALITY),
     "long texts": ("results/long_texts.json", QUALITY),
+    "head start": ("results/head_start.json", QUALITY),
 }
 PARTS = sorted({part for _, parts in TABLES.values() for part in parts})
 

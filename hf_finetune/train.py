@@ -29,6 +29,7 @@ from hf_finetune.run import average, checkpoint, report, resume, saving, trackin
 from hf_finetune.run.finished import check_finished_run, describe_finished_run, read_finished_results
 from hf_finetune.run.folder import open_run, record_run
 from hf_finetune.run.frozen_weights import settle_frozen_weights
+from hf_finetune.run.head_start import start_head
 from hf_finetune.run.inputs import describe_inputs
 from hf_finetune.run.parts import NO_PARTS, Parts
 from hf_finetune.run.progress_view import ProgressBar
@@ -104,6 +105,9 @@ def train_and_export(config: RunConfig, runtime: Runtime, parts: Parts, clock: C
             inputs = runtime.on_main(lambda: describe_inputs(config, run.parts, run.splits.num_rows))
             runtime.on_main(lambda: record_run(given, runtime, inputs, run.data_report))
             tracker = tracking.Tracking(config, runtime, start_update=progress.update)
+
+        if progress.update == 0:
+            start_head(run)
 
         # Train: one stage, or several with freeze.unfreeze
         progress = train(run, progress, tracker, clock)

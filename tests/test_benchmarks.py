@@ -246,6 +246,35 @@ def test_batch_lengths_measures_both_kinds_of_run(
     ]
 
 
+def test_head_start_counts_the_updates_to_an_accuracy_and_continues(
+    tmp_path: Path, backbones: Callable[..., Path], run_script: Callable[..., str]
+) -> None:
+    folder = tmp_path / "sst2_small"
+    folder.mkdir()
+    write_rows(folder, tiny.make_rows)
+    settings = ["--model.backbone", backbones(), *SMALL, "--freeze.layers", 1, "--cache.activations", "off"]
+    words = ("--data", tmp_path, "--only", "sst2", "--out", tmp_path / "out", *settings)
+    run_script("head_start.py", *words, "--seeds", 0)
+    (first, *_) = read_json(tmp_path / "out" / "head_start.json")
+    run_script("head_start.py", *words, "--seeds", 0, 1)
+    runs = read_json(tmp_path / "out" / "head_start.json")
+    assert runs[0] == first  # not repeated
+    assert [(run["head"], run["seed"]) for run in runs] == [("none", 0), ("ridge", 0), ("none", 1), ("ridge", 1)]
+    assert all([update for update, _ in run["values"]] == [2] for run in runs)
+    table = (tmp_path / "out" / "head start.md").read_text(encoding="utf-8")
+    assert re.search(r"^\| sst2 \| accuracy \| [\d.]+, [\d.]+ \| 2 \|", table, flags=re.MULTILINE)
+    assert "| all | geometric mean of random / fitted |" in table
+
+
+def test_a_target_that_a_run_misses_has_no_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    module: Any = importlib.import_module("head_start")
+    random = [{"head": "none", "values": [(5, 0.5), (10, top)]} for top in (0.7, 0.9)]
+    fitted = [{"head": "ridge", "values": values} for values in ([(5, 0.8)], [(5, 0.61), (10, 0.79)])]
+    assert module.compare([*random, *fitted], 0.75) == (pytest.approx(0.6), {"none": 10, "ridge": 5})
+    assert module.compare([*random, *fitted], 1.0) == (pytest.approx(0.8), {"none": None, "ridge": None})
+
+
 def test_matrix_products_are_counted_and_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     module: Any = importlib.import_module("matrix_products")

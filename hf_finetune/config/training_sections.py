@@ -29,6 +29,8 @@ class TrainConfig:
             row (flash_attention_2, flex_attention), else off; docs/performance.md.
         learning_rate: Peak learning rate of the backbone.
         head_learning_rate: Peak learning rate of the new head. If not given, train.learning_rate.
+        head_start: First weights of a new head. none: random. ridge: its last linear layer is fitted to training examples in
+            closed form; docs/training.md.
         layer_decay: Factor on the learning rate from each block to the block below it; 1 for none.
         optimizer: Name of the optimizer: adamw, adafactor, sgd, lion, muon, schedule_free_adamw, adamw_8bit or another one of
             docs/settings.md; or the import path of your own, my_module:build, or of a class, such as torch.optim:ASGD.
@@ -60,6 +62,7 @@ class TrainConfig:
     shared_rows: Literal["auto", "on", "off"] = "auto"
     learning_rate: float = 5e-5
     head_learning_rate: float | None = None
+    head_start: Literal["none", "ridge"] = "none"
     layer_decay: float = 1.0
     optimizer: str = "adamw"
     optimizer_options: Mapping[str, Any] = field(default_factory=dict)

@@ -23,6 +23,7 @@ from hf_finetune.model.backbone import Backbone
 from hf_finetune.model.structure import ModelStructure, analyze_structure
 from hf_finetune.run.augmentation import AugmentedFeatures, RowFunction
 from hf_finetune.run.data_report import report_on_features, report_on_rows
+from hf_finetune.run.head_start import check_head_start
 from hf_finetune.run.parts import NO_PARTS, Parts, load_parts
 from hf_finetune.run.seen_rows import report_on_seen_rows
 from hf_finetune.run.streaming import StreamedBatches, load_streamed_splits, open_stream
@@ -88,6 +89,7 @@ def set_up(
     structure = analyze_structure(loaded.model)
     freezing.check_stages(config.freeze, structure)
     last_plan = make_freeze_plan(loaded, config.freeze.at(config.train.epochs), structure)
+    check_head_start(config, task.objective, loaded.model)
     freeze = config.freeze.at(find_next_epoch(schedule, progress))
     return TrainingRun(
         config=config,

@@ -17,6 +17,7 @@ from hf_finetune.tasks import metrics
 from hf_finetune.tasks.base import CountedObjective, Metric, Outputs, Scoring
 from hf_finetune.tasks.class_examples import compute_losses, describe_classes, describe_numbers, summarize
 from hf_finetune.tasks.example_scores import ExampleScores
+from hf_finetune.tasks.objectives import LinearTargets
 from hf_finetune.tasks.own_functions import MetricInputs
 from hf_finetune.tasks.scoring import ComputeMetrics, KeptOutputs, Reduce
 
@@ -40,6 +41,10 @@ class ClassificationObjective(CountedObjective):
     label_smoothing: float = 0.0
     class_weights: tuple[float, ...] = ()
     focal_gamma: float = 0.0
+
+    @property
+    def linear_targets(self) -> LinearTargets:
+        return LinearTargets(problem=self.problem, class_weights=self.class_weights)
 
     def count(self, batch: Batch) -> float:
         """Returns the number of terms of the loss: B, or B x C for multi_label, or the sum of their weights."""

@@ -64,6 +64,19 @@ class UpdateForwards(Protocol):
         """Returns the positions of a micro-batch's sequences among the S of embed_all()."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class LinearTargets:
+    """How the labels of a batch are the targets of the last linear layer (train.head_start).
+
+    Args:
+        problem: single_label (class numbers), multi_label (0 and 1 for each class) or regression (numbers).
+        class_weights: A weight for each class, or ().
+    """
+
+    problem: str
+    class_weights: tuple[float, ...] = ()
+
+
 LOSSES = ("loss", "sum_loss", "evaluate", "timing_loss", "embed")  # the methods of an objective that take outputs
 
 
@@ -130,6 +143,11 @@ class Objective(ABC):
         """The reason why examples cannot share rows (train.shared_rows), or "" if the loss is a sum over tokens, each of which is
         predicted from those before it."""
         return "only causal models that predict the next token can, with the task's own loss"
+
+    @property
+    def linear_targets(self) -> LinearTargets | None:
+        """How labels are the targets of the last linear layer; None if the outputs of that layer are not what the loss reads."""
+        return None
 
     @abstractmethod
     def start_update(self, forwards: UpdateForwards) -> UpdateLoss:

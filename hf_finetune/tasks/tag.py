@@ -21,6 +21,7 @@ from hf_finetune.system.errors import InputError
 from hf_finetune.system.markdown import escape_markdown
 from hf_finetune.tasks.base import Columns, CountedObjective, Task
 from hf_finetune.tasks.labels import canonical_label, compute_class_weights, read_names, sort_numbers_first
+from hf_finetune.tasks.objectives import LinearTargets
 from hf_finetune.tasks.tag_encoding import TaggingEncoding
 from hf_finetune.tasks.tag_scoring import TaggingScoring
 from hf_finetune.tasks.text.tag_forms import find_form
@@ -119,6 +120,10 @@ class TaggingObjective(CountedObjective):
     @property
     def reads_some_tokens(self) -> bool:
         return True
+
+    @property
+    def linear_targets(self) -> LinearTargets:
+        return LinearTargets(problem="single_label", class_weights=self.class_weights)
 
     def count(self, batch: Batch) -> float:
         """The number or weight of the labels [B, T] that are not IGNORED."""

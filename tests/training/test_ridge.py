@@ -1,0 +1,81 @@
+"""A linear layer fitted in closed form, compared with scikit-learn and with fits that leave out a row."""
+
+import numpy as np
+import pytest
+from sklearn.linear_model import Ridge
+from sklearn.metrics import log_loss
+
+from hf_finetune.training.ridge import PENALTIES, Targets, fit_linear, make_regressions
+
+GENERATOR = np.random.default_rng(0)
+FEATURES = GENERATOR.normal(size=(60, 7)) + 3
+WEIGHTS = GENERATOR.uniform(0.5, 2, size=60)
+SCORES = (FEATURES - 3) @ GENERATOR.normal(size=(7, 3)) + [0.0, 1.0, -1.0]
+CLASSES = (SCORES + GENERATOR.gumbel(size=SCORES.shape)).argmax(-1)
+VALUES = {"single_label": CLASSES, "multi_label": (SCORES > 0.5).astype(float), "regression": SCORES[:, 0] * 4 + 100}
+
+
+def make_targets(problem: str, rows: slice = slice(None)) -> Targets:
+    return Targets(
+        problem=problem,
+        values=VALUES[problem][rows],
+        weights=WEIGHTS[rows],
+        num_outputs=1 if problem == "regression" else 3,
+    )
+
+
+@pytest.mark.parametrize("penalty", [PENALTIES[0], 1.0, PENALTIES[-1]])
+@pytest.mark.parametrize("has_bias", [True, False])
+@pytest.mark.parametrize("num_rows", [60, 5], ids=["rows", "few_rows"])  # fewer rows than features: the other matrix
+def test_a_regression_is_that_of_scikit_learn_and_each_row_is_left_out(
+    penalty: float, has_bias: bool, num_rows: int
+) -> None:
+    features, weights, columns = FEATURES[:num_rows], WEIGHTS[:num_rows], SCORES[:num_rows]
+    center = np.average(features, axis=0, weights=weights) * has_bias
+    means = np.average(columns, axis=0, weights=weights) * has_bias
+    regressions = make_regressions(features - center, weights, has_bias=has_bias)
+    coefficients, left_out = regressions.solve(columns - means, penalty)
+    expected = Ridge(alpha=penalty * regressions.unit, fit_intercept=has_bias)
+    np.testing.assert_allclose(coefficients, expected.fit(features, columns, weights).coef_.T, rtol=1e-6, atol=1e-9)
+    for row in range(num_rows):
+        rest = np.arange(num_rows) != row
+        expected.fit(features[rest], columns[rest], weights[rest])
+        np.testing.assert_allclose(left_out[row] + means, expected.predict(features[[row]])[0], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("has_bias", [True, False])
+@pytest.mark.parametrize("problem", VALUES)
+def test_the_layer_predicts_the_targets(problem: str, has_bias: bool) -> None:
+    """Without a bias its place is taken by features whose sum is constant, as those of a normalised layer nearly are."""
+    features = FEATURES if has_bias else np.column_stack((FEATURES, 40 - FEATURES.sum(-1)))
+    fit = fit_linear(features, make_targets(problem), has_bias=has_bias)
+    assert (fit.bias is not None) is has_bias
+    outputs = features @ fit.weight.T + (fit.bias if has_bias else 0)
+    loss, targets = make_targets(problem).compute_loss(outputs), VALUES[problem]
+    assert loss < fit.loss  # of rows that it has seen
+    if problem == "single_label":
+        probabilities = np.exp(outputs) / np.exp(outputs).sum(-1, keepdims=True)
+        assert loss == pytest.approx(log_loss(targets, probabilities, sample_weight=WEIGHTS))
+        assert fit.loss < log_loss(targets, np.tile(np.bincount(targets) / 60, (60, 1)))
+        assert (outputs.argmax(-1) == targets).mean() > 0.6
+    elif problem == "multi_label":
+        assert ((outputs > 0) == targets).mean() > 0.9
+    else:
+        assert np.corrcoef(outputs[:, 0], targets)[0, 1] > 0.99
+
+
+def test_what_cannot_be_predicted_gives_the_share_of_each_label() -> None:
+    """A random layer claims more, and so would one whose outputs were not scaled by rows that it has not seen."""
+    noise = np.random.default_rng(1).normal(size=(60, 50))
+    fit = fit_linear(noise, make_targets("single_label"))
+    shares = np.bincount(CLASSES, weights=WEIGHTS) / WEIGHTS.sum()
+    outputs = noise @ fit.weight.T + fit.bias
+    assert np.abs(np.exp(outputs) / np.exp(outputs).sum(-1, keepdims=True) - shares).max() < 0.25
+    assert fit.loss < make_targets("single_label").compute_loss(np.tile(np.log(shares), (60, 1))) + 0.05
+
+
+@pytest.mark.parametrize("problem", VALUES)
+def test_constant_features_and_one_class_are_no_error(problem: str) -> None:
+    targets = Targets(problem=problem, values=0 * VALUES[problem], weights=np.ones(60), num_outputs=3)
+    fit = fit_linear(np.ones((60, 4)), targets)
+    assert np.isfinite([*fit.weight.ravel(), fit.loss]).all()
