@@ -24,6 +24,7 @@ from hf_finetune.data.plain import name_library
 from hf_finetune.data.splits import SPLITS, load_splits
 from hf_finetune.export.trained_run import Run
 from hf_finetune.run.parts import NO_PARTS, Parts, check_are_functions, name_metrics
+from hf_finetune.system.console import LOOKS, show_run
 from hf_finetune.system.errors import AGAIN, InputError, StoppedError
 from hf_finetune.system.signals import StopSignals
 from hf_finetune.system.startup import quick_imports
@@ -44,6 +45,7 @@ def finetune(
     optimizer: Callable[..., Any] | None = None,
     augment: Callable[..., Any] | None = None,
     on_update: Callable[..., Any] | None = None,
+    show: str = "auto",
 ) -> Run:
     """Fine-tunes a model, and returns the finished run. A run that was interrupted continues if it is called again.
 
@@ -61,6 +63,8 @@ def finetune(
         optimizer: optimizer(groups, **options) -> torch.optim.Optimizer.
         augment: augment(row, seed, epoch) -> row, for the training rows of each epoch.
         on_update: on_update(update, model), called after each update.
+        show: How the run is shown: "auto" (live on a terminal, a bar in a notebook, lines elsewhere), "lines", "quiet" (warnings
+            and the final line), or "json" (an object a line for each event). docs/python.md says more.
 
     A run that is given no name (settings {"name": ...}) has that of its data. If another run has that name, one with other
     settings, data or functions, it gets a number, as reviews-2. docs/extending.md describes the functions.
@@ -69,21 +73,24 @@ def finetune(
     been saved.
     """
     began = time.perf_counter()
+    if show not in LOOKS:
+        raise InputError(f"show ({show}): must be one of {', '.join(LOOKS)}")
     functions = {"loss": loss, "optimizer": optimizer, "augment": augment, "on_update": on_update}
     data = {"train": train, "validation": validation, "test": test}
-    try:
-        with StopSignals().install():
-            config, parts, is_named = prepare(task, data, settings, functions, metrics)
-            # Nothing heavy is imported before this line: what the user can get wrong shows at once
-            with quick_imports():
-                from hf_finetune.run.naming import name_run
-                from hf_finetune.train import finetune as train_run
+    with show_run(show):
+        try:
+            with StopSignals().install():
+                config, parts, is_named = prepare(task, data, settings, functions, metrics)
+                # Nothing heavy is imported before this line: what the user can get wrong shows at once
+                with quick_imports():
+                    from hf_finetune.run.naming import name_run
+                    from hf_finetune.train import finetune as train_run
 
-            config = config if is_named else name_run(config, parts)
-    except StoppedError as error:
-        message = f"{error}: there was nothing to save yet; {AGAIN} to start from the beginning"
-        raise StoppedError(message) from None
-    result = train_run(config, parts, began=began)
+                config = config if is_named else name_run(config, parts)
+        except StoppedError as error:
+            message = f"{error}: there was nothing to save yet; {AGAIN} to start from the beginning"
+            raise StoppedError(message) from None
+        result = train_run(config, parts, began=began)
     return Run(config=config, run_dir=result.run_dir, model_dir=result.model_dir, results=result.results, parts=parts)
 
 

@@ -7,14 +7,14 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any
 
 from hf_finetune.config.help import format_help
 from hf_finetune.config.loading import choose_kind, load_config, read_settings, to_yaml
 from hf_finetune.config.recipes import recipe_path
 from hf_finetune.config.tasks import TASKS, load_task
-from hf_finetune.system.console import configure_logging
+from hf_finetune.system.console import configure_logging, show_run
 from hf_finetune.system.errors import InputError, StoppedError, first_line, redact
 from hf_finetune.system.output import STDOUT, OutputError, guard_output, open_standard_output
 from hf_finetune.system.signals import EXIT_TRY_AGAIN
@@ -22,7 +22,7 @@ from hf_finetune.system.startup import find_command_start, quick_imports
 
 EXIT_INPUT = 2
 EXIT_UNREAD = 141  # as a shell reports SIGPIPE (128 + 13): nobody reads what is printed, as after `| head -1`
-FLAGS = frozenset({"--help", "-h", "--print_config", "--debug"})
+FLAGS = frozenset({"--help", "-h", "--print_config", "--debug", "--quiet", "--json"})
 
 
 def run_recipe(
@@ -54,12 +54,20 @@ def run_recipe(
             return
         began = find_command_start() if "hf_finetune.train" not in sys.modules else None
         now = time.perf_counter()
-        with quick_imports(is_command=began is not None):
-            from hf_finetune.train import finetune
+        with show_run(choose_look(flags)):
+            with quick_imports(is_command=began is not None):
+                from hf_finetune.train import finetune
 
-        finetune(config, began=now if began is None else began)
+            finetune(config, began=now if began is None else began)
 
     return report_errors(run, debug="--debug" in flags)
+
+
+def choose_look(flags: Set[str]) -> str:
+    """Returns how the run is shown (console.LOOKS). InputError for both --quiet and --json."""
+    if flags >= {"--quiet", "--json"}:
+        raise InputError("--quiet: does not go with --json, whose lines are events; leave one of them out")
+    return next((flag[2:] for flag in ("--quiet", "--json") if flag in flags), "auto")
 
 
 def print_help(

@@ -32,7 +32,7 @@ from hf_finetune.run.frozen_weights import settle_frozen_weights
 from hf_finetune.run.head_start import start_head
 from hf_finetune.run.inputs import describe_inputs
 from hf_finetune.run.parts import NO_PARTS, Parts
-from hf_finetune.run.progress_view import ProgressBar
+from hf_finetune.run.progress_view import ProgressView
 from hf_finetune.run.scored_splits import write_scored_splits
 from hf_finetune.run.seen_rows import write_seen_rows
 from hf_finetune.run.setup import find_next_epoch, prepare_stage, set_up
@@ -40,6 +40,7 @@ from hf_finetune.run.streaming import StreamError
 from hf_finetune.run.training_run import Clock, TrainingRun, evaluate_split, keeps_outputs, preflight_check
 from hf_finetune.system.errors import AGAIN, DivergedError, InputError, PausedError, StoppedError
 from hf_finetune.system.files import write_atomically
+from hf_finetune.system.json_text import replace_nan
 from hf_finetune.system.output import guard_output
 from hf_finetune.system.processes import Runtime
 from hf_finetune.training import optim
@@ -75,6 +76,7 @@ def finetune(config: RunConfig, parts: Parts = NO_PARTS, *, began: float | None 
                 runtime.on_main(lambda: check_finished_run(config))
                 runtime.say(runtime.on_main(lambda: describe_finished_run(config, results, parts)))
             results |= runtime.on_main(lambda: push_if_requested(config, runtime))
+            report.announce_end(config, runtime, results)
     except StoppedError as error:
         raise explain_stop(config, error) from None
     return RunResult(run_dir=config.run_dir, model_dir=config.run_dir / "model", results=results)
@@ -99,7 +101,7 @@ def train_and_export(config: RunConfig, runtime: Runtime, parts: Parts, clock: C
     with clock("train"), runtime.signals.deferred():
         with clock("check"):
             cache = decide_on_cache(run, progress, clock)
-            report.announce(run, cache.lines, notes, is_resumed=progress.update > 0)
+            report.announce(run, cache.lines, notes, progress)
             run, progress = attach_cache(run, progress, cache, clock)
             preflight_check(run)  # after the cache, because it evaluates in the way that the run will
             inputs = runtime.on_main(lambda: describe_inputs(config, run.parts, run.splits.num_rows))
@@ -143,7 +145,7 @@ def train(run: TrainingRun, progress: Progress, tracker: tracking.Tracking, cloc
     config, schedule, runtime = run.config, run.schedule, run.runtime
     end = run.find_stage_end(progress.num_settled)
     run.train_state.give_memory_back()  # the checks before training have read all weights
-    bar = ProgressBar(schedule.total_updates, progress.update, runtime)
+    view = ProgressView(run, progress)
     steps = train_steps(
         run.train_state,
         run.make_source(),
@@ -157,10 +159,10 @@ def train(run: TrainingRun, progress: Progress, tracker: tracking.Tracking, cloc
     last_save = time.monotonic()
     try:
         if progress.pending:  # a signal stopped the run before the evaluation and save of its last update
-            progress = finish_update(run, progress, tracker, clock, bar)
+            progress = finish_update(run, progress, tracker, clock, view)
         while progress.update < min(end, schedule.total_updates) and not (progress.stopped or run.is_paused(progress)):
             update = next(steps)
-            progress = log_update(run, progress, update, tracker, bar)
+            progress = log_update(run, progress, update, tracker, view)
             if run.parts.on_update is not None:
                 run.parts.on_update(update, run.train_state.model)
             minutes = config.checkpoint.every_minutes
@@ -168,8 +170,8 @@ def train(run: TrainingRun, progress: Progress, tracker: tracking.Tracking, cloc
             # If any process received a signal, or its time to save has come, all processes do the same
             stops, saves = runtime.agree(runtime.is_asked_to_stop(), is_time_to_save)
             if stops:
-                save_and_stop(run, progress, clock, bar)
-            progress = finish_update(run, progress, tracker, clock, bar, saves=saves)
+                save_and_stop(run, progress, clock)
+            progress = finish_update(run, progress, tracker, clock, view, saves=saves)
             last_save = time.monotonic() if saves else last_save
     except NotFiniteError as error:
         raise explain_not_finite(run, error) from None
@@ -177,7 +179,7 @@ def train(run: TrainingRun, progress: Progress, tracker: tracking.Tracking, cloc
         raise save_and_explain(run, progress, clock, error) from error.__cause__
     finally:
         steps.close()
-        bar.close()
+        view.close()
     if run.is_paused(progress):
         tracker.close()
         raise PausedError
@@ -185,17 +187,17 @@ def train(run: TrainingRun, progress: Progress, tracker: tracking.Tracking, cloc
 
 
 def log_update(
-    run: TrainingRun, progress: Progress, update: Update, tracker: tracking.Tracking, bar: ProgressBar
+    run: TrainingRun, progress: Progress, update: Update, tracker: tracking.Tracking, view: ProgressView
 ) -> Progress:
     """The progress after an update. Logs the update if that is due."""
     is_due = run.schedule.is_due(run.config.tracking.log_every, update.number) or update.number == 1
-    bar.advance(update, log=is_due)
+    view.advance(update, log=is_due)
     if is_due:
         tracker.log(tracking.make_training_row(update), update=update.number, epoch=update.epoch)
     if update.skipped:
-        bar.say(f"update {update.number}: gradients overflowed fp16; the weights were not changed")
+        run.runtime.say(f"update {update.number}: gradients overflowed fp16; the weights were not changed")
     if not update.num_targets:
-        bar.say(
+        run.runtime.say(
             f"update {update.number}: its batch has nothing to learn, such as no label; the weights were not changed"
         )
     return dataclasses.replace(
@@ -211,12 +213,12 @@ def finish_update(
     progress: Progress,
     tracker: tracking.Tracking,
     clock: Clock,
-    bar: ProgressBar,
+    view: ProgressView,
     *,
     saves: bool = False,
 ) -> Progress:
     """Evaluates after an update if that is due; saves if that is due, if the model is the best so far, or if `saves`."""
-    config, schedule, number = run.config, run.schedule, progress.update
+    config, schedule, runtime, number = run.config, run.schedule, run.runtime, progress.update
     epoch = schedule.epoch(number)
     saves = saves or schedule.is_due(config.checkpoint.every, number)
     if schedule.is_due(config.evaluation.every, number):
@@ -224,7 +226,7 @@ def finish_update(
             with clock("evaluate"), run.train_state.evaluated_weights():
                 values = evaluate_split(run, "validation", keeps=True)
         except StoppedError:
-            save_and_stop(run, progress, clock, bar)
+            save_and_stop(run, progress, clock)
         tracker.log_split("validation", values, update=number, epoch=epoch)
         progress = update_best_and_patience(
             progress,
@@ -238,9 +240,10 @@ def finish_update(
         if is_best:
             progress = dataclasses.replace(progress, best_computed_from=describe_evaluation(run))
             run.kept.note_best(number)
-        bar.say(f"epoch {epoch}  validation  {report.format_metrics(values)}{'  best' if is_best else ''}")
+        line = f"epoch {epoch}  validation  {report.format_metrics(values)}{'  best' if is_best else ''}"
+        view.show_evaluation(progress, values, line)
         if is_best and math.isnan(values[run.metric]):
-            bar.say(
+            runtime.say(
                 f"warning: {run.metric} is nan and cannot choose the best checkpoint: the last one counts as best until it is a "
                 "number; the validation rows may not determine it (see data.validation), or the outputs are nan"
             )
@@ -250,22 +253,22 @@ def finish_update(
         with clock("save"):
             file = saving.save_run(run, progress)
             run.train_state.give_memory_back()
-        bar.say(f"saved {file}")
+        report.announce_save(run, file, progress)
     if number == schedule.total_updates < schedule.planned_updates:
-        bar.say(
+        runtime.say(
             f"train.epochs ({config.train.epochs}) ended the stream after {number} of {schedule.planned_updates} updates, so the "
             f"learning rate has not come to its end; set train.epochs higher, or train.max_updates to {number}"
         )
     if progress.stopped and number < schedule.total_updates:
-        bar.say(f"{run.metric} did not improve in {progress.evaluations_without_gain} evaluations: stopping early")
+        runtime.say(f"{run.metric} did not improve in {progress.evaluations_without_gain} evaluations: stopping early")
     return progress
 
 
-def save_and_stop(run: TrainingRun, progress: Progress, clock: Clock, bar: ProgressBar) -> NoReturn:
+def save_and_stop(run: TrainingRun, progress: Progress, clock: Clock) -> NoReturn:
     """Saves after an update that is not evaluated yet, and raises StoppedError. On all processes."""
     with clock("save"):
         file = saving.save_run(run, dataclasses.replace(progress, pending=True))
-    bar.say(f"saved {file}")
+    report.announce_save(run, file, progress)
     raise run.runtime.stopped_error()
 
 
@@ -400,7 +403,7 @@ def finish_run(run: TrainingRun, results: dict[str, Any], clock: Clock) -> dict[
     results = {**results, "reload_difference": difference, "seconds": clock.report()}
     if run.config.hub.push:
         note_push(run.config.run_dir, find_target(run.config.hub))
-    write_atomically(run.config.run_dir / "results.json", json.dumps(tracking.replace_nan(results), indent=2).encode())
+    write_atomically(run.config.run_dir / "results.json", json.dumps(replace_nan(results), indent=2).encode())
     return results
 
 

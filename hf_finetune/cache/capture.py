@@ -22,7 +22,7 @@ from hf_finetune.data.features import Array, Batch, collate, pad_sequences
 from hf_finetune.forward.cached import CachedForward
 from hf_finetune.model.structure import eval_mode
 from hf_finetune.run.training_run import TrainingRun
-from hf_finetune.system.console import make_progress_bar
+from hf_finetune.system.bars import LongTask
 from hf_finetune.system.errors import InputError, StoppedError
 from hf_finetune.system.writers import check_writers
 
@@ -218,15 +218,13 @@ def capture_share(
     runtime = run.runtime
     chunks = entry.layout.chunks()
     share = missing[runtime.process :: runtime.num_processes]
-    with make_progress_bar(
-        is_main=runtime.is_main, total=len(share), desc="caching activations", unit="chunk", leave=False
-    ) as bar:
+    with LongTask("cache", len(share), "chunks", is_shown=runtime.is_main) as shown:
 
         def compute(number: int) -> bytes:
             if runtime.is_asked_to_stop():
                 raise StoppedError
             content = capture_chunk(run, cached_forward, entry, *chunks[number])
-            bar.update(1)
+            shown.add(1)
             return content
 
         try:

@@ -60,7 +60,9 @@ def encode(
         return encoder.tokenize(part, tokenizer, max_length)
 
     folder = root / "encoded" / make_encoding_key(encoder, table, tokenizer, max_length)
-    compute = PartsComputer(spans=spans, tokenize=tokenize_rows, tokenizer=tokenizer, workers=workers, say=say)
+    compute = PartsComputer(
+        spans=spans, tokenize=tokenize_rows, tokenizer=tokenizer, workers=workers, is_shown=say is not None
+    )
     arrays = load_arrays(folder, spans, compute, say or (lambda _: None))
     if arrays is None:
         arrays = encoder.tokenize(table, tokenizer, max_length)

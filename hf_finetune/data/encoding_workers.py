@@ -8,7 +8,6 @@ import copy
 import os
 import pickle
 import queue
-import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,10 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hf_finetune.data.features import Array
-from hf_finetune.system.console import make_progress_bar
-
-QUIET_SECONDS = 2.0  # what takes less shows no bar
-SECONDS_BETWEEN_LINES = 10.0  # if there is no terminal
+from hf_finetune.system.bars import LongTask
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,21 +27,21 @@ class PartsComputer:
         tokenize: Returns the arrays of the part with this number, made with this tokenizer.
         tokenizer: A tokenizer of transformers. Each thread gets a copy, as a call changes it.
         workers: The number of threads; None for one for each core.
-        say: Takes lines about progress; None if there should be no bar either.
+        is_shown: Show how far it is.
     """
 
     spans: Sequence[tuple[int, int]]
     tokenize: Callable[[int, Any], dict[str, Array]]
     tokenizer: Any
     workers: int | None
-    say: Callable[[str], object] | None
+    is_shown: bool
 
     def __call__(self, numbers: Sequence[int]) -> Generator[dict[str, Array]]:
         """Yields the arrays of these parts, in this order."""
         workers = min(self.workers or count_cores(), len(numbers)) if self.tokenizer.is_fast else 1
         total = self.spans[-1][1]
         rows = [self.spans[number][1] - self.spans[number][0] for number in numbers]
-        progress = Progress(total, total - sum(rows), self.say)
+        progress = LongTask("encode", total, "rows", done=total - sum(rows), is_shown=self.is_shown)
         try:
             results = self.compute_in_threads(numbers, workers) if workers > 1 else self.compute_in_turn(numbers)
             for count, arrays in zip(rows, results, strict=True):
@@ -96,35 +92,3 @@ def copy_tokenizer(tokenizer: Any, count: int) -> list[Any]:
         return [tokenizer, *(copy.deepcopy(tokenizer) for _ in range(count - 1))]
     except (TypeError, pickle.PicklingError):
         return [tokenizer]
-
-
-class Progress:
-    """A bar with the time left on a terminal; else a line every ten seconds.
-
-    Args:
-        total: The number of rows.
-        done: Rows that were encoded before.
-        say: Takes the lines; None if nothing should be shown.
-    """
-
-    def __init__(self, total: int, done: int, say: Callable[[str], object] | None) -> None:
-        self.total, self.done, self.first, self.say = total, done, done, say
-        self.began = self.said = time.monotonic()
-        self.bar = make_progress_bar(
-            is_main=say is not None, total=total, initial=done, desc="encoding", unit=" rows", leave=False,
-            delay=QUIET_SECONDS,
-        )  # fmt: skip
-
-    def add(self, count: int) -> None:
-        """Counts rows that were encoded."""
-        self.done += count
-        self.bar.update(count)
-        now = time.monotonic()
-        if self.bar.disable and self.say is not None and now - self.said >= SECONDS_BETWEEN_LINES:
-            self.said = now
-            left = (now - self.began) / (self.done - self.first) * (self.total - self.done)
-            self.say(f"encoding    {self.done:,} of {self.total:,} rows, {left:.0f} s left")
-
-    def close(self) -> None:
-        """Removes the bar."""
-        self.bar.close()

@@ -15,7 +15,7 @@ from hf_finetune.export.predict import Predictor
 from hf_finetune.export.prediction_formats import Entry, choose_ending, format_json, format_line, write_entries
 from hf_finetune.export.prediction_progress import PartialFile, Progress, digest_command, skip_rows
 from hf_finetune.export.prediction_rows import PredictionOptions, predict_part, read_input
-from hf_finetune.system.console import make_progress_bar
+from hf_finetune.system.bars import make_progress_bar
 from hf_finetune.system.errors import InputError, StoppedError
 from hf_finetune.system.files import explain_failures, rename, replace_atomically, sync_folder
 from hf_finetune.system.signals import StopSignals
@@ -253,4 +253,4 @@ def check_any(progress: Progress) -> None:
 def make_bar(num_done: int, *, has_out: bool) -> Any:
     """Returns the progress bar, on standard error. It is not shown if the predictions go to a terminal."""
     is_free = has_out or sys.stdout is None or not sys.stdout.isatty()
-    return make_progress_bar(is_main=is_free, initial=num_done, unit=" rows", desc="predicting")
+    return make_progress_bar(is_main=is_free, initial=num_done, unit="rows", desc="predicting")

@@ -1,5 +1,6 @@
 """The lines that a run prints: before update 0 what was resolved and why, and at the end the results and what to run next."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -25,11 +26,11 @@ LAST_BLOCK = "after attention, only the first token is computed: the head reads 
 # --- before update 0 ------------------------------------------------------------------------------------------------
 
 
-def announce(run: TrainingRun, cache_lines: Sequence[str], notes: Sequence[str], *, is_resumed: bool = False) -> None:
-    """Prints what was resolved, and why, before update 0.
+def announce(run: TrainingRun, cache_lines: Sequence[str], notes: Sequence[str], progress: Progress) -> None:
+    """Prints what was resolved, and why, before the first update.
 
-    cache_lines: the decision on the activation cache. notes: lines about the checkpoint that the run resumes from. is_resumed:
-    the warnings about the data were printed before.
+    cache_lines: the decision on the activation cache. notes: lines about the checkpoint that the run resumes from. progress: of
+    a run that resumes: its warnings about the data were printed before.
     """
     config, plan, state = run.config, run.plan, run.train_state
     counts = ", ".join(
@@ -41,8 +42,14 @@ def announce(run: TrainingRun, cache_lines: Sequence[str], notes: Sequence[str],
     lines += label_lines("examples", [counts, *describe_windows(run), *run.splits.notes])
     for name, line in run.data_report.recognised:
         lines += label_lines(name, [line])
-    lines += label_lines("data", describe_data(run, is_resumed=is_resumed))
-    lines += label_lines("metric", [f"{run.metric} on validation, {better} is better"])
+    lines += label_lines(
+        "data", [f"{run.data_report.count_warnings()}; the report is in {config.run_dir / DATA_REPORT}"]
+    )
+    run.runtime.say("\n".join(lines), event="start", **describe_run(run, cache_lines, progress))
+    if not progress.update:
+        for sentence in run.data_report.warnings:
+            run.runtime.say(*label_lines("", [f"warning: {sentence}"]))
+    lines = label_lines("metric", [f"{run.metric} on validation, {better} is better"])
     lines += label_lines("own parts", describe_parts(run))
     lines += label_lines("updates", [describe_updates(run)])
     for label, line in describe_optimizer(config):
@@ -79,11 +86,33 @@ def describe_start(run: TrainingRun) -> list[str]:
     return lines
 
 
-def describe_data(run: TrainingRun, *, is_resumed: bool) -> list[str]:
-    """Returns the line that says where the report on the data is, and its warnings unless they were printed before."""
-    report = run.data_report
-    line = f"{report.count_warnings()}; the report is in {run.config.run_dir / DATA_REPORT}"
-    return [line, *([] if is_resumed else [f"warning: {sentence}" for sentence in report.warnings])]
+def describe_run(run: TrainingRun, cache_lines: Sequence[str], progress: Progress) -> dict[str, Any]:
+    """Returns the values of the event start."""
+    return {
+        "run": str(run.config.run_dir),
+        "task": run.config.task.kind,
+        "metric": run.metric,
+        "examples": {split: count_examples(run, split) for split in run.features},
+        "parameters": {"total": run.plan.num_total, "trainable": run.plan.num_trainable},
+        "updates_done": progress.update,
+        "total_updates": run.schedule.total_updates,
+        "device": run.runtime.device.type,
+        "precision": run.runtime.precision,
+        "processes": run.runtime.num_processes,
+        "cache": cache_lines[0],
+    }
+
+
+def announce_save(run: TrainingRun, file: str, progress: Progress) -> None:
+    """Prints that a checkpoint was saved."""
+    path = str(run.checkpoint_dir / file)
+    run.runtime.say(f"saved {file}", event="save", update=progress.update, checkpoint=path)
+
+
+def announce_end(config: RunConfig, runtime: processes.Runtime, results: Mapping[str, Any]) -> None:
+    """Says that a run is finished, for those that do not get its last lines."""
+    summary = f"{summarize_results(results)}; the model is in {config.run_dir / 'model'}"
+    runtime.say(summary, level=logging.DEBUG, event="end", results=dict(results))
 
 
 def announce_stage(run: TrainingRun, cache_lines: Sequence[str], progress: Progress) -> None:

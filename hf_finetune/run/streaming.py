@@ -5,6 +5,7 @@ features are divided into batches. Then comes the next block. Nothing of it is k
 """
 
 import dataclasses
+import logging
 from collections.abc import Iterator, Mapping
 from itertools import chain, islice
 from pathlib import Path
@@ -258,8 +259,9 @@ class StreamedBatches:
         """Prints what was recognised in files that were read since the last call, and what may be wrong with them, if it was not
         said of another file before."""
         for note in self.data.notes.take() if self.processes.process == 0 else ():
-            shown = f"warning: {note}" if isinstance(note, FileWarning) else note
-            print_message(*label_lines("data", [shown]))
+            is_warning = isinstance(note, FileWarning)
+            (line,) = label_lines("data", [f"warning: {note}" if is_warning else note])
+            print_message(line, level=logging.WARNING if is_warning else None)
 
     def encode(self, table: Table) -> Features:
         """Returns the features of rows. InputError with file and line at the first row that cannot be used."""

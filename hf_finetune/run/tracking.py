@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import math
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -16,6 +15,7 @@ from accelerate.tracking import GeneralTracker, TensorBoardTracker
 from hf_finetune.config.sections import RunConfig, flatten, to_dict
 from hf_finetune.system.errors import InputError
 from hf_finetune.system.files import explain_failures, is_missing, write_atomically
+from hf_finetune.system.json_text import replace_nan
 from hf_finetune.system.processes import Runtime
 from hf_finetune.training.loop import Update
 
@@ -135,15 +135,6 @@ class Tracking:
 def name_metrics(split: str, values: Mapping[str, float]) -> dict[str, float]:
     """Returns the metrics of a split under the names that rows and trackers have."""
     return {f"{split}/{name}": value for name, value in values.items()}
-
-
-def replace_nan(value: Any) -> Any:
-    """Returns nested values with None for nan and the infinities, which JSON does not have."""
-    if isinstance(value, Mapping):
-        return {key: replace_nan(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [replace_nan(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def make_plain(value: Any) -> Any:

@@ -1,6 +1,7 @@
 """A run that is ready for update 0, the evaluation of its splits, and the preflight check."""
 
 import dataclasses
+import logging
 import math
 import time
 from collections.abc import Generator, Iterator
@@ -22,6 +23,7 @@ from hf_finetune.run.augmentation import AugmentedFeatures
 from hf_finetune.run.kept import MOST_KEPT, KeptEvaluations, can_describe, describe_kept
 from hf_finetune.run.parts import NO_PARTS, Parts
 from hf_finetune.run.streaming import StreamedBatches
+from hf_finetune.system.console import print_message
 from hf_finetune.system.errors import InputError
 from hf_finetune.system.files import check_room
 from hf_finetune.system.processes import Runtime
@@ -189,6 +191,7 @@ def make_runner(
         batch_size=batch_size,
         forward_plan=state.forward_plan if uses_cache else state.forward_plan.complete(),
         autocast=run.runtime.accelerator.autocast,
+        task_name="evaluate",
     )
 
 
@@ -296,6 +299,9 @@ class Clock:
         now, before = time.perf_counter(), self.phase
         self.seconds[before] += now - self.switched
         self.switched, self.phase = now, phase
+        if phase != before:
+            seconds = round(now - self.began, 3)
+            print_message(phase, level=logging.DEBUG, event="phase", phase=phase, seconds=seconds)
         return before
 
     def count_updates(self, steps: Iterator[Update]) -> Generator[Update]:

@@ -8,10 +8,12 @@ import contextlib
 import io
 import os
 import sys
+import threading
 from collections.abc import Iterator
 from typing import Any, TextIO
 
 from hf_finetune.system.errors import InputError
+from hf_finetune.system.screen import find_screen
 
 STDOUT, STDERR = "standard output", "standard error"
 
@@ -45,7 +47,10 @@ class RawOutput(io.RawIOBase):
                     raise OutputError(error.errno, error.strerror) from None
                 if self.name == STDOUT:
                     warning = f"warning: {STDOUT} cannot be written ({error.strerror}); continuing without it"
-                    print(warning, file=sys.stderr)
+                    if (screen := find_screen()) is not None:  # which writes this, and holds locks
+                        screen.notices.append(warning)
+                    else:
+                        print(warning, file=sys.stderr)
         return len(content)
 
     def writable(self) -> bool:
@@ -109,7 +114,12 @@ def open_standard_output() -> TextIO:
 
 
 def print_at_once(line: str) -> None:
-    """Prints a line on standard error from a signal handler: past the buffer, which the interrupted code may be filling."""
+    """Prints a line on standard error from a signal handler: past the buffer, which the interrupted code may be filling. A screen
+    shows it under its bars, and prints it at its end."""
+    screen = find_screen()
+    if screen is not None and threading.current_thread() is threading.main_thread():
+        screen.notices.append(line)
+        return
     try:
         if not isinstance(sys.stderr, io.TextIOWrapper):  # replaced by a program, such as a notebook
             raise ValueError("not the error stream of Python")

@@ -139,10 +139,10 @@ class Runtime:
     def is_main(self) -> bool:
         return bool(self.accelerator.is_main_process)
 
-    def say(self, text: str = "") -> None:
-        """Prints a line on the main process, through the logger "hf_finetune"."""
+    def say(self, text: str = "", *, level: int | None = None, **event: Any) -> None:
+        """Prints a line on the main process, through the logger "hf_finetune". event: As that of console.print_message()."""
         if self.is_main:
-            print_message(text)
+            print_message(text, level=level, **event)
 
     def on_main(self, function: Callable[[], T]) -> T:
         """Runs `function` on the main process only, and returns its (picklable) result on all processes.

@@ -13,6 +13,7 @@ from hf_finetune.data.features import Array, Batch, Features, Padding, attach_ac
 from hf_finetune.forward.plan import FULL_FORWARD, ForwardPlan
 from hf_finetune.model.backbone import decode_texts
 from hf_finetune.model.structure import eval_mode
+from hf_finetune.system.bars import LongTask
 from hf_finetune.system.processes import Processes
 from hf_finetune.tasks.base import EvaluationOutput, Task
 from hf_finetune.tasks.objectives import reads_some_tokens
@@ -33,6 +34,7 @@ class ModelRunner:
         forward_plan: What a forward need not compute.
         autocast: Context in which texts are generated: generate() calls the encoder by itself, so that the wrapper of the
             model's own forward does not apply.
+        task_name: Of the bar of an evaluation that takes long; "" for none.
     """
 
     model: Any
@@ -44,6 +46,7 @@ class ModelRunner:
     batch_size: int
     forward_plan: ForwardPlan = FULL_FORWARD
     autocast: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext
+    task_name: str = ""
 
     def compute_outputs(self, indices: Array, reduce: Reduce | None = None) -> EvaluationOutput:
         """Loss and reduced outputs of the features at `indices`. reduce: In place of that of the task's scoring."""
@@ -79,8 +82,11 @@ class ModelRunner:
         batches = [indices[batch] for batch in planned]
         results = []
         stops = False
-        with eval_mode(self.model), torch.inference_mode():
-            for number in range(processes.process, len(batches), processes.num_processes):
+        numbers = range(processes.process, len(batches), processes.num_processes)
+        is_shown = bool(self.task_name) and processes.process == 0
+        shown = LongTask(self.task_name, len(numbers), "batches", is_shown=is_shown)
+        with eval_mode(self.model), torch.inference_mode(), shown:
+            for number in numbers:
                 if stops := processes.is_asked_to_stop():
                     break
                 batch = collate(self.features, batches[number], self.padding)
@@ -88,6 +94,7 @@ class ModelRunner:
                 batch = attach_activations(batch, self.features).to(processes.device)
                 loss, count, entries = run_batch(batch)
                 results.append((number, loss, count, pack(entries)))
+                shown.add(1)
         if any(processes.agree(stops)):
             raise processes.stopped_error()
         gathered = sorted((result for part in processes.gather(results) for result in part), key=lambda part: part[0])

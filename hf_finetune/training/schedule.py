@@ -25,6 +25,10 @@ class Schedule:
         """The epoch of an update; both count from 1."""
         return max(1, -(-update // self.updates_per_epoch))
 
+    def measure_epochs(self, update: int) -> float:
+        """The epochs, with a fraction, that have passed after an update."""
+        return round(update / self.updates_per_epoch, 4)
+
     def is_due(self, every: int | str, update: int) -> bool:
         """True if something that happens `every` epoch, or every that many updates, is due after `update`. It always is after the
         last update."""
@@ -64,6 +68,10 @@ class StreamedSchedule:
     def epoch(self, update: int) -> int:
         """The epoch of an update; both count from 1."""
         return 1 + sum(end < update for end in self.epoch_ends)
+
+    def measure_epochs(self, update: int) -> int:
+        """The epoch of an update: how much of it has passed is unknown until it ends."""
+        return self.epoch(update)
 
     def is_due(self, every: int | str, update: int) -> bool:
         """As Schedule.is_due()."""

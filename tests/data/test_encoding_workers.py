@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 from support.encoded import make_tokenizer
 
-from hf_finetune.data import encoding_workers
-from hf_finetune.data.encoding_workers import PartsComputer, Progress, copy_tokenizer
+from hf_finetune.data.encoding_workers import PartsComputer, copy_tokenizer
 from hf_finetune.data.features import Array
 from hf_finetune.system.errors import InputError
 
@@ -23,7 +22,7 @@ def make_computer(tokenize: Any, workers: int | None, **options: Any) -> PartsCo
             "tokenize": tokenize,
             "tokenizer": make_tokenizer(),
             "workers": workers,
-            "say": None,
+            "is_shown": False,
             **options,
         }
     )
@@ -92,19 +91,3 @@ def test_a_copy_tokenizes_as_the_tokenizer_does() -> None:
     for options in ({"max_length": 4}, {"max_length": 8}):
         texts = ["the cat sat on the old mat today", "a dog"]
         assert dict(other(texts, truncation=True, **options)) == dict(tokenizer(texts, truncation=True, **options))
-
-
-def test_without_a_terminal_there_is_a_line_every_ten_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock, said = [100.0], []
-    monkeypatch.setattr(encoding_workers.time, "monotonic", lambda: clock[0])
-    progress = Progress(1000, 200, said.append)
-    for _ in range(8):
-        clock[0] += 4
-        progress.add(100)
-    progress.close()
-    assert said == ["encoding    500 of 1,000 rows, 20 s left", "encoding    800 of 1,000 rows, 8 s left"]
-    quiet = Progress(1000, 0, None)
-    clock[0] += 100
-    quiet.add(1000)
-    quiet.close()
-    assert len(said) == 2

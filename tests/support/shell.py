@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from support import tiny
-from support.script_server import ScriptServer
+from support.script_server import Scripts, ScriptServer
+from support.terminal import Terminal
 
 LABELS = {"animals": "größe→", "food": "日本"}
 
@@ -45,19 +46,19 @@ class Shell:
 
     def train(self, code: str, name: str, *words: str) -> tuple[int, str, str]:
         """Trains a small run."""
-        settings = [
-            "--name",
-            name,
-            "--output_dir",
-            "out",
-            "--model.backbone",
-            str(self.backbone),
-            "--freeze.layers",
-            "1",
-        ]
-        settings += ["--data.train", "train.jsonl", "--data.max_length", "16", "--train.epochs", "1"]
-        settings += ["--train.precision", "fp32", "--tracking.trackers", "[]"]
-        return self.run(code, "train", "classify", *settings, *words)
+        return self.run(code, *self.make_words(name, *words))
+
+    def train_on(self, terminal: Terminal, name: str, *words: str, **environment: str) -> Scripts:
+        """Starts a small run on a terminal."""
+        environment = {"HF_FINETUNE_CACHE": str(self.folder / "cache"), "TERM": "xterm", **environment}
+        words = (terminal.attach, *self.make_words(name, *words))
+        return self.server.start(self.script, list(words), self.folder, environment)
+
+    def make_words(self, name: str, *words: str) -> list[str]:
+        """The words of a command that trains a small run."""
+        command = f"train classify --name {name} --output_dir out --freeze.layers 1 --data.train train.jsonl"
+        settings = "--data.max_length 16 --train.epochs 1 --train.precision fp32 --tracking.trackers []"
+        return [*command.split(), "--model.backbone", str(self.backbone), *settings.split(), *words]
 
     def read_results(self, name: str) -> dict[str, Any]:
         """The numbers of a finished run."""

@@ -3,9 +3,7 @@
 import contextlib
 import io
 import logging
-import sys
 from collections.abc import Iterator
-from types import SimpleNamespace
 
 import pytest
 
@@ -13,8 +11,6 @@ from hf_finetune.system.console import (
     LOGGER,
     StdoutHandler,
     configure_logging,
-    is_notebook,
-    make_progress_bar,
     print_message,
 )
 
@@ -69,21 +65,3 @@ def test_a_handler_of_the_program_is_the_only_one(capsys: pytest.CaptureFixture[
     print_message("line")
     assert len(LOGGER.handlers) == 1
     assert capsys.readouterr().out == ""
-
-
-def test_progress_is_a_widget_in_a_notebook_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    from tqdm import tqdm
-    from tqdm.notebook import tqdm as widget
-
-    assert not is_notebook()
-    assert type(make_progress_bar(is_main=True, total=2)) is tqdm
-    shell = SimpleNamespace(config={"IPKernelApp": {}})
-    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: shell))
-    assert is_notebook()
-    with monkeypatch.context() as patch:
-        patch.setattr("hf_finetune.system.console.find_spec", lambda name: None)
-        assert make_progress_bar(is_main=True, total=2).disable  # without ipywidgets: plain lines
-    assert make_progress_bar(is_main=False, total=2).disable
-    monkeypatch.setattr("tqdm.notebook.tqdm", lambda **options: ("widget", options))
-    assert make_progress_bar(is_main=True, total=2) == ("widget", {"total": 2})
-    assert issubclass(widget, tqdm)
