@@ -126,8 +126,9 @@ def train_and_export(config: RunConfig, runtime: Runtime, parts: Parts, clock: C
             averaged = average.load_average(run, progress)  # export.average: their mean is exported instead
             with clock("evaluate"):
                 final, check = evaluate_exported(run, progress, averaged)
-            runtime.on_main(lambda: write_scored_splits(run, final))
+            details = runtime.on_main(lambda: write_scored_splits(run, final))
             results = report.make_results(run, progress, final, clock, averaged)
+            results["details"] = details
             results["validation_check"] = None if check is None else dataclasses.asdict(check)
             epoch = run.schedule.epoch(progress.update)
             tracker.write_test_row(final.get("test", {}), update=progress.update, epoch=epoch)

@@ -5,15 +5,18 @@ from its only one.
 """
 
 from collections.abc import Mapping
+from typing import Any
 
+from hf_finetune.run.details import describe_details, measure_lengths
 from hf_finetune.run.kept import MOST_KEPT, can_describe
-from hf_finetune.run.scored import FOLDER, ScoredExamples, add_origins, write_scored
+from hf_finetune.run.scored import FOLDER, add_origins, write_scored
 from hf_finetune.run.training_run import TrainingRun
 
 
-def write_scored_splits(run: TrainingRun, final: Mapping[str, Mapping[str, float]]) -> dict[str, ScoredExamples]:
-    """Writes and returns the scored examples of the splits that were evaluated at the end. On the main process."""
-    written = {}
+def write_scored_splits(run: TrainingRun, final: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
+    """Writes the scored examples of the splits that were evaluated at the end, and returns the `details` of results.json: what
+    they say of each split. On the main process."""
+    details = {}
     for split, values in final.items():
         features, table = run.features[split], run.splits.tables()[split]
         if can_describe(run.task.scoring) and len(features) > MOST_KEPT:
@@ -26,5 +29,6 @@ def write_scored_splits(run: TrainingRun, final: Mapping[str, Mapping[str, float
             continue
         scored = add_origins(scores, run.task, table, values, kind=run.config.task.kind, metric=run.metric)
         write_scored(run.config.run_dir / FOLDER / f"{split}.jsonl", scored)
-        written[split] = scored
-    return written
+        lengths = measure_lengths(scored.scores, features)
+        details[split] = describe_details(scored.scores, tuple(values), lengths, run.metric)
+    return details

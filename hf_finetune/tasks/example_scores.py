@@ -4,7 +4,7 @@ N examples of a split, K columns of numbers, C labels.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -60,6 +60,20 @@ class ExampleScores:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def take(self, places: Array) -> "ExampleScores":
+        """Returns the scores of some examples, in this order."""
+
+        def pick(values: Any) -> Any:
+            if values is None or isinstance(values, np.ndarray):
+                return values if values is None else values[places]
+            if isinstance(values, BestProbabilities):
+                return BestProbabilities(numbers=values.numbers[places], values=values.values[places])
+            return [values[place] for place in places.tolist()]
+
+        names = ("rows", "labels", "predictions", "losses", "probabilities")
+        numbers = self.numbers[places] if self.columns else self.numbers
+        return replace(self, numbers=numbers, **{name: pick(getattr(self, name)) for name in names})
 
     def get_column(self, name: str) -> Array:
         """Returns the numbers of a column [N]."""

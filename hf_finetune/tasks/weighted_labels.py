@@ -88,17 +88,47 @@ def compute_matthews(right: Array, predicted: Array, actual: Array, totals: Arra
 
 
 def compute_roc_auc(scores: ExampleScores, weights: Array) -> Array:
-    """Returns tasks.metrics.roc_auc() of the probabilities of all labels [N, C]."""
-    from hf_finetune.tasks import metrics
-
+    """Returns tasks.metrics.roc_auc() of the probabilities of all labels [N, C]: for each label the probability that an example
+    with it has a larger one than an example without it (Mann and Whitney 1947)."""
     probabilities = np.asarray(scores.probabilities)
     actual: Any = scores.label_numbers
-    actual = actual.toarray() if scores.has_several_labels else actual
-    values = []
-    for counts in weights:
-        drawn = np.repeat(np.arange(len(counts)), counts.astype(np.int64))
-        values.append(metrics.roc_auc(probabilities[drawn], actual[drawn]))
-    return np.array(values)
+    if not scores.has_several_labels:
+        actual = mark_classes(actual, probabilities.shape[1])
+    is_binary = probabilities.shape[1] == 2 and not scores.has_several_labels
+    areas = []
+    for column in [1] if is_binary else range(probabilities.shape[1]):
+        has_label = actual[:, [column]].toarray()[:, 0]
+        with_label = weights @ has_label
+        ranks = (weights * rank(probabilities[:, column], weights)) @ has_label
+        pairs = with_label * (weights.sum(1) - with_label)
+        areas.append(
+            np.where(pairs > 0, (ranks - with_label * (with_label + 1) / 2) / np.where(pairs > 0, pairs, 1), np.nan)
+        )
+    if not scores.has_several_labels:  # undefined without one of the labels
+        return np.mean(areas, axis=0)
+    is_defined = ~np.isnan(areas)
+    return np.nansum(areas, axis=0) / np.where(is_defined.any(0), is_defined.sum(0), np.nan)
+
+
+def rank(values: Array, weights: Array) -> Array:
+    """Returns the ranks [R, N] of values [N] among all drawn ones, as often as they were drawn; equal values share the mean."""
+    _, groups = np.unique(values, return_inverse=True)
+    order = np.argsort(groups, kind="stable")
+    starts = np.flatnonzero(np.diff(groups[order], prepend=-1))
+    counts = np.add.reduceat(weights[:, order], starts, axis=1)
+    return np.asarray((np.cumsum(counts, axis=1) - counts + (counts + 1) / 2)[:, groups])
+
+
+def count_each(scores: ExampleScores, weights: Array) -> tuple[tuple[str, ...], list[Array]] | None:
+    """Returns the labels, tags or types of entities, and for each how often it is rightly predicted, predicted and right, [R, C]
+    each. None if the examples have no such counts."""
+    begin = name_counts("")[0]
+    names = tuple(name.removeprefix(begin) for name in scores.columns if name.startswith(begin))
+    if names:
+        return names, sum_counts(scores, weights)
+    if not scores.label_names or scores.labels is None:
+        return None
+    return scores.label_names, list(count_labels(scores, weights))
 
 
 # --- of tags and entities, which are counted by example -------------------------------------------------------------

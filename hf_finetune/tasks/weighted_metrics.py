@@ -82,7 +82,7 @@ def pearson(scores: ExampleScores, weights: Array, predicted: str, expected: str
 
 
 def spearman(scores: ExampleScores, weights: Array, predicted: str, expected: str) -> Array:
-    first, second = (rank(scores.get_column(name), weights) for name in (predicted, expected))
+    first, second = (weighted_labels.rank(scores.get_column(name), weights) for name in (predicted, expected))
     return correlate(first, second, weights)
 
 
@@ -100,15 +100,6 @@ def spread(values: Array, weights: Array) -> Array:
     """Returns the differences of the largest and the smallest of the values [R, N] that have a weight."""
     is_drawn = weights > 0
     return np.where(is_drawn, values, -np.inf).max(1) - np.where(is_drawn, values, np.inf).min(1)
-
-
-def rank(values: Array, weights: Array) -> Array:
-    """Returns the ranks [R, N] of values [N] among all drawn ones, as often as they were drawn; equal values share the mean."""
-    _, groups = np.unique(values, return_inverse=True)
-    order = np.argsort(groups, kind="stable")
-    starts = np.flatnonzero(np.diff(groups[order], prepend=-1))
-    counts = np.add.reduceat(weights[:, order], starts, axis=1)
-    return (np.cumsum(counts, axis=1) - counts + (counts + 1) / 2)[:, groups]
 
 
 # --- of translations ------------------------------------------------------------------------------------------------
