@@ -6,7 +6,7 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
-from hf_finetune.config.changes import EXTENDABLE, FREE_ON_RESUME
+from hf_finetune.config.changes import AFTER_TRAINING, EXTENDABLE, FREE_ON_RESUME
 from hf_finetune.config.help import INSTEAD_OF_DEFAULT, format_default, read_help_texts, read_summary
 from hf_finetune.config.loading import SECTIONS, get_section_classes, get_setting_types
 from hf_finetune.config.optimizers import OPTIMIZERS
@@ -51,6 +51,7 @@ With the same name, a run continues from its last checkpoint. [again.md](again.m
 RULES = {
     "free": "may change",
     "length": "may change: the run trains on, or ends earlier, but not before what it has trained",
+    "after": "may change: a finished run fits again with them, and does not train",
     "data": "may change as long as the encoded rows and the labels stay the same, for example if files were moved",
     "freeze": "may change without adapters: parameters that train before and after keep their optimizer state",
     "fixed": "must not change: begin a new run, with another `name` and `start_from`",
@@ -126,6 +127,8 @@ def find_rule(key: str) -> str:
         return "name"
     if key in EXTENDABLE:
         return "length"
+    if key in AFTER_TRAINING:
+        return "after"
     if not key.startswith(FREE_ON_RESUME):
         return "fixed"
     section = key.partition(".")[0]

@@ -26,6 +26,7 @@ from hf_finetune.export.hub_requests import OutageError
 from hf_finetune.export.pending_pushes import find_target, make_command, note_push, push_run
 from hf_finetune.export.start import resolve_start
 from hf_finetune.run import average, checkpoint, report, resume, saving, tracking
+from hf_finetune.run.calibrating import calibrate, check_calibration
 from hf_finetune.run.finished import check_finished_run, describe_finished_run, read_finished_results
 from hf_finetune.run.folder import open_run, record_run
 from hf_finetune.run.frozen_weights import settle_frozen_weights
@@ -103,6 +104,7 @@ def train_and_export(config: RunConfig, runtime: Runtime, parts: Parts, clock: C
             cache = decide_on_cache(run, progress, clock)
             report.announce(run, cache.lines, notes, progress)
             run, progress = attach_cache(run, progress, cache, clock)
+            check_calibration(run)
             preflight_check(run)  # after the cache, because it evaluates in the way that the run will
             inputs = runtime.on_main(lambda: describe_inputs(config, run.parts, run.splits.num_rows))
             runtime.on_main(lambda: record_run(given, runtime, inputs, run.data_report))
@@ -125,7 +127,9 @@ def train_and_export(config: RunConfig, runtime: Runtime, parts: Parts, clock: C
             best = resume.load_best_weights(run, progress)
             averaged = average.load_average(run, progress)  # export.average: their mean is exported instead
             with clock("evaluate"):
+                run, fitted = calibrate(run)  # task.calibrate, on validation
                 final, check = evaluate_exported(run, progress, averaged)
+                final["validation"] = final["validation"] | fitted
             details = runtime.on_main(lambda: write_scored_splits(run, final))
             results = report.make_results(run, progress, final, clock, averaged)
             results["details"] = details

@@ -43,10 +43,15 @@ EXTENDABLE = ("train.epochs", "train.max_updates", "train.patience", "train.min_
 BEFORE_SETTING: dict[str, Any] = {}
 
 
+# Settings of what is fitted after training, and of nothing else: with others, a finished run fits again and does not train
+AFTER_TRAINING = ("task.calibrate", "task.target_accuracy", "task.coverage")
+
+
 def get_length(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the settings of EXTENDABLE, by their dotted keys, of a config as to_dict() returns it."""
+    """Returns the settings of EXTENDABLE, by their dotted keys, of a config as to_dict() returns it; and those of AFTER_TRAINING
+    if something is fitted."""
     values = dict(flatten(config))
-    return {key: values.get(key) for key in EXTENDABLE}
+    return {key: values.get(key) for key in (*EXTENDABLE, *(AFTER_TRAINING if values.get("task.calibrate") else ()))}
 
 
 def list_defaults(config: RunConfig) -> dict[str, Any]:
@@ -89,4 +94,4 @@ def changed_keys(old: Mapping[str, Any], config: RunConfig) -> list[tuple[str, A
 
 def may_change(key: str) -> bool:
     """True if a setting may have another value when a run is resumed."""
-    return key.startswith((*FREE_ON_RESUME, *EXTENDABLE))
+    return key.startswith((*FREE_ON_RESUME, *EXTENDABLE, *AFTER_TRAINING))

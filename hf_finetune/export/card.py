@@ -24,6 +24,7 @@ from hf_finetune.run.parts import own_metrics
 from hf_finetune.run.training_run import TrainingRun
 from hf_finetune.system.markdown import code_block, code_span, escape_markdown
 from hf_finetune.tasks.base import Task
+from hf_finetune.tasks.calibration import PREFIX, Calibrator
 
 TEMPLATE = Path(__file__).with_name("card_template.md")
 CHECKPOINT_TEMPLATE = Path(__file__).with_name("checkpoint_card_template.md")
@@ -58,6 +59,7 @@ def make_card(run: TrainingRun, results: Mapping[str, Any]) -> str:
         metrics="\n".join(rows),
         weights=describe_weights(config, results),
         test_use="\n".join(uses),
+        calibration=describe_calibration(run.task.scoring.calibrator),
         data_name=code_span(find_data_name(config)),
         num_train=f"{examples['train']:,}",
         num_validation=f"{examples['validation']:,}",
@@ -103,6 +105,20 @@ def describe_weights(config: RunConfig, results: Mapping[str, Any]) -> str:
         f"The weights are the mean of {len(average['updates'])} checkpoints (updates {updates}): `export.average` was "
         f"{average['export']}. The best single checkpoint (update {best['update']}) has {metric} {best['value']:.4f} on "
         "validation."
+    )
+
+
+def describe_calibration(calibrator: Calibrator | None) -> str:
+    """Returns how predictions are calibrated, "" without task.calibrate."""
+    if calibrator is None or calibrator.fitted is None:
+        return ""
+    lines = "\n".join(f"- {line}" for line in calibrator.describe())
+    size = f"{calibrator.fitted.num_examples:,}"
+    return (
+        f"\nPredictions of hf-finetune are calibrated on the {size} validation examples:\n\n{lines}\n\n"
+        f"Metrics whose names begin with `{PREFIX}` are with this, all others without; those of validation are of the examples "
+        "that it was fitted on. `from_pretrained` gives logits without it. The numbers are in config.json, under "
+        "`hf_finetune.calibration`.\n"
     )
 
 

@@ -49,11 +49,13 @@ def export_model(run: TrainingRun, results: Mapping[str, Any]) -> Path:
 def record_settings(loaded: Backbone, config: RunConfig, task: Task, *, metric: str, max_length: int) -> None:
     """Records the settings that `hf-finetune predict` and `evaluate` need in the configs of the model and its tokenizer."""
     name, base = config.name, keep_last_part(loaded.lineage.base)
+    calibration = None if task.scoring.calibrator is None else task.scoring.calibrator.to_record()
     lineage = replace(loaded.lineage, base=base).add_run(name, config.task.kind, int(loaded.tokenizer.model_max_length))
     loaded.model.config.hf_finetune = {
         **lineage,
         "task": to_dict(hide_folders(config).task),
         "task_state": task.state_dict(),
+        **({} if calibration is None else {"calibration": calibration}),
         "text_columns": list(config.data.text_columns),
         "label_column": config.data.label_column,
         "label_smoothing": config.train.label_smoothing,

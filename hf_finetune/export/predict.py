@@ -185,7 +185,7 @@ class Predictor:
         device: str | None = None,
     ) -> dict[str, Any] | list[dict[str, Any]]:
         """Returns the prediction of a text, or a list with one for each row, in order: a label and probabilities, tags, an
-        answer, a text, a vector.
+        answer, a text, a vector. With task.calibrate a label may be None, and there may be a label_set (docs/tasks.md).
 
         Args:
             rows: A text; a list or a series of texts; or rows with the columns of the training data: a pandas or polars frame, a

@@ -83,6 +83,11 @@ def describe_start(run: TrainingRun) -> list[str]:
         lines.append(f"from start_from ({run.config.start_from}), which replaces model.backbone")
     if lineage.runs:
         lines.append(f"{lineage.base.split('#')[0]}, fine-tuned before: {lineage.describe()}")
+    recorded = getattr(run.backbone.model.config, "hf_finetune", None)
+    if isinstance(recorded, dict) and "calibration" in recorded:
+        lines.append(
+            "its calibration fits its own weights and is not taken over; task.calibrate fits one for the new ones"
+        )
     return lines
 
 
@@ -240,6 +245,7 @@ def make_results(
         "labels": list(run.task.label_names),
         "best": {"epoch": progress.best_epoch, "update": progress.best_update, "value": progress.best_value},
         "average": average,
+        "calibration": None if run.task.scoring.calibrator is None else run.task.scoring.calibrator.to_record(),
         "validation": final["validation"],
         "test": final.get("test", {}),
         "examples": {split: count_examples(run, split) if split in run.features else 0 for split in splits.SPLITS},
@@ -329,7 +335,9 @@ def make_type_table(values: Mapping[str, float]) -> list[tuple[str, ...]]:
         return []
     names = list(dict.fromkeys(name for name, _ in pairs))
     types = list(dict.fromkeys(kind for _, kind in pairs))
-    return [("", *names), *((kind, *(f"{values[f'{name}/{kind}']:.4f}" for name in names)) for kind in types)]
+    rows = [[values.get(f"{name}/{kind}") for name in names] for kind in types]
+    cells = [["" if value is None else f"{value:.4f}" for value in row] for row in rows]
+    return [("", *names), *((kind, *row) for kind, row in zip(types, cells, strict=True))]
 
 
 def format_closing(run: TrainingRun, results: Mapping[str, Any], best: str) -> str:
@@ -344,7 +352,7 @@ def format_closing(run: TrainingRun, results: Mapping[str, Any], best: str) -> s
             rows.append((split, *(f"{results[split][name]:.4f}" for name in names)))
     lines = ["", align_columns(rows), ""]
     if by_type := make_type_table(results["test"] or results["validation"]):
-        lines += [f"  {'test' if results['test'] else 'validation'}, by type", align_columns(by_type), ""]
+        lines += [f"  {'test' if results['test'] else 'validation'}, in detail", align_columns(by_type), ""]
     folder, seconds = run.config.run_dir, results["seconds"]
     way_to_load = "from_pretrained"
     if run.backbone.is_exported_as_adapter:
@@ -352,6 +360,8 @@ def format_closing(run: TrainingRun, results: Mapping[str, Any], best: str) -> s
     lines.append(f"  model        {folder}/model  ({way_to_load})")
     lines.append(f"  checkpoint   {folder}/checkpoints/{best}")
     lines += [f"  average      {line}" for line in describe_average(results)]
+    if (calibrator := run.task.scoring.calibrator) is not None:
+        lines += [f"  calibrated   {line}" for line in calibrator.describe()]
     lines.append(f"  numbers      {folder}/results.json, metrics.jsonl")
     if "tensorboard" in run.config.tracking.trackers:
         lines.append(f"  curves       tensorboard --logdir {run.config.output_dir}")

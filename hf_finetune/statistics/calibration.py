@@ -95,6 +95,14 @@ def compute_brier_score(probabilities: Array, references: Array) -> float:
     return float((errors**2).sum(axis=1).mean())
 
 
+def compute_log_loss(probabilities: Array, references: Array) -> float:
+    """Returns the mean negative log-likelihood of the references: of the right class, or for multi_label of each label."""
+    logits = compute_logits(probabilities, has_several=references.ndim == 2)
+    if references.ndim == 2:
+        return float(np.logaddexp(0, np.where(references != 0, -logits, logits)).mean())
+    return float(-logits[np.arange(len(references)), references].mean())
+
+
 # --- temperature ----------------------------------------------------------------------------------------------------
 
 
@@ -135,3 +143,13 @@ def compute_probabilities(logits: Array, has_several: bool) -> Array:
     from scipy.special import expit, softmax
 
     return expit(logits) if has_several else softmax(logits, axis=-1)
+
+
+def compute_logits(probabilities: Array, has_several: bool) -> Array:
+    """Returns finite logits of probabilities (float64): those that compute_probabilities() makes them of. Those of softmax are
+    logarithms; the smallest and largest numbers stand for 0 and 1."""
+    from scipy.special import logit
+
+    limits = np.finfo(np.float64)
+    clipped = np.clip(probabilities.astype(np.float64), limits.tiny, 1 - limits.epsneg)
+    return logit(clipped) if has_several else np.log(clipped)

@@ -15,6 +15,7 @@ from hf_finetune.data.table import Table
 from hf_finetune.system.errors import InputError
 from hf_finetune.tasks import metrics
 from hf_finetune.tasks.base import CountedObjective, Metric, Outputs, Scoring
+from hf_finetune.tasks.calibration import DECISION_THRESHOLD, Calibrator, list_labels
 from hf_finetune.tasks.class_examples import compute_losses, describe_classes, describe_numbers, summarize
 from hf_finetune.tasks.example_scores import ExampleScores
 from hf_finetune.tasks.objectives import LinearTargets
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 COUNTED_AT_ONCE = 4_000_000  # decisions
 SCORED_AT_ONCE = 1_000_000  # probabilities of predictions
 MOST_SCORES = 1_000_000_000  # that are held at once, 4 GB
-DECISION_THRESHOLD = 0.5  # multi_label: labels with a larger probability are predicted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +96,7 @@ class ClassificationScoring(Scoring):
         top_k: The number of labels whose probabilities a prediction lists, the most probable first; None for all, in their order.
         threshold: multi_label: labels with a larger probability are predicted.
         keeps_examples: As keep_examples().
+        calibrator: What task.calibrate names. Metrics under the usual names are those without it.
     """
 
     problem: str
@@ -103,6 +104,7 @@ class ClassificationScoring(Scoring):
     top_k: int | None = None
     threshold: float = DECISION_THRESHOLD
     keeps_examples: bool = False
+    calibrator: Calibrator | None = None
 
     def with_options(self, *, top_k: int | None = None, threshold: float | None = None) -> Self:
         if top_k is not None:
@@ -114,7 +116,17 @@ class ClassificationScoring(Scoring):
             )
             require(self.problem == "multi_label", "threshold", threshold, reason)
             require(0 <= threshold <= 1, "threshold", threshold, "must be from 0 to 1")
-        return replace(self, top_k=top_k, threshold=self.threshold if threshold is None else threshold)
+            calibrator = self.calibrator and self.calibrator.with_threshold(threshold)
+            return replace(self, top_k=top_k, threshold=threshold, calibrator=calibrator)
+        return replace(self, top_k=top_k)
+
+    def with_calibrator(self, calibrator: Calibrator) -> Self:
+        return replace(self, calibrator=calibrator)
+
+    @property
+    def fitted(self) -> Calibrator | None:
+        """The calibrator if it was fitted, else None."""
+        return self.calibrator if self.calibrator is not None and self.calibrator.fitted is not None else None
 
     @property
     def metric_names(self) -> tuple[str, ...]:
@@ -147,6 +159,9 @@ class ClassificationScoring(Scoring):
     def plan_metrics(
         self, names: Sequence[str], own_metrics: Mapping[str, Metric], num_features: int
     ) -> tuple[Reduce, ComputeMetrics]:
+        if self.calibrator is not None:
+            self.check_size("task.calibrate", num_features)
+            return super().plan_metrics(names, own_metrics, num_features)
         need_scores = [*own_metrics, *(name for name in names if name != "loss" and metrics.needs_scores(name))]
         if not need_scores and self.problem != "regression":
             if not self.keeps_examples:
@@ -239,12 +254,16 @@ class ClassificationScoring(Scoring):
         self, metric: str, outputs: Outputs, features: Features, table: Table, indices: Array
     ) -> dict[str, float]:
         scored = self.score_examples(outputs, features, indices)
-        return metrics.compute_all(
+        values = metrics.compute_all(
             (metric, *self.metric_names),
             predictions=scored.predictions,
             scores=scored.scores,
             references=scored.references,
         )
+        if self.fitted is None:
+            return values
+        exact = self.score_examples(self.take_logits(outputs), features, indices)
+        return values | self.fitted.measure(exact.scores, exact.references)
 
     def make_metric_inputs(self, outputs: Outputs, features: Features, table: Table, indices: Array) -> MetricInputs:
         """Those of score_examples(), without scores for regression."""
@@ -255,8 +274,11 @@ class ClassificationScoring(Scoring):
         """Yields `{label, probabilities}`, `{labels, probabilities}` or `{score}` for each example."""
         size = max(1, SCORED_AT_ONCE // len(self.label_names))
         for start in range(0, len(outputs), size):
-            for scores in self.compute_scores(np.asarray(outputs[start : start + size])):
-                yield dict(self.describe_scores(scores))
+            yield from self.describe_all(self.compute_scores(self.take_logits(outputs[start : start + size])))
+
+    def take_logits(self, outputs: Outputs) -> Any:
+        """Returns logits as an array, in the precision that a calibration was fitted in if there is one."""
+        return np.asarray(outputs) if self.fitted is None else np.asarray(outputs, np.float64)
 
     def decode(self, logits: Array) -> Array:
         """Returns the predicted class numbers [B], 0/1 [B, C] for multi_label, or numbers [B] for regression."""
@@ -273,6 +295,25 @@ class ClassificationScoring(Scoring):
         if self.problem == "regression":
             return logits
         return softmax(logits, axis=-1) if self.problem == "single_label" else expit(logits)
+
+    def describe_all(self, scores: Array) -> Iterator[dict[str, Any]]:
+        """Yields the predictions of examples from their probabilities [N, C], or from their numbers [N, 1].
+
+        With a calibration the label may be None, and there may be a `label_set`, the most probable label first.
+        """
+        if self.fitted is None:
+            yield from (dict(self.describe_scores(row)) for row in scores)
+            return
+        decisions = self.fitted.decide(scores)
+        for number, probabilities in enumerate(decisions.probabilities):
+            shown = self.describe_scores(probabilities)["probabilities"]
+            chosen = [self.label_names[label] for label in np.flatnonzero(decisions.predicted[number])]
+            prediction: dict[str, Any] = {"labels": chosen} if self.problem == "multi_label" else {}
+            if self.problem == "single_label":
+                prediction["label"] = chosen[0] if chosen else None
+            if decisions.sets is not None:
+                prediction["label_set"] = list_labels(decisions.sets[number], probabilities, self.label_names)
+            yield prediction | {"probabilities": shown}
 
     def describe_scores(self, scores: Sequence[float]) -> Mapping[str, Any]:
         """Returns the prediction of one example from its probabilities [C], or from its number [1]."""

@@ -19,10 +19,12 @@ from hf_finetune.data.table import Table
 from hf_finetune.model.head_spec import HeadSpec
 from hf_finetune.system.markdown import escape_markdown
 from hf_finetune.tasks.base import Encoding, Task
+from hf_finetune.tasks.calibration import Calibrator
 from hf_finetune.tasks.class_scoring import ClassificationObjective, ClassificationScoring
 from hf_finetune.tasks.classify_columns import (
     Settings,
     TextColumns,
+    check_calibration,
     check_columns,
     check_loss_settings,
     check_windows,
@@ -225,6 +227,7 @@ class Classification(Task):
         elif problem == "auto":
             problem, reason = guess_problem(table, columns[0], settings.label_separator)
         check_loss_settings(config.train.label_smoothing, settings, problem)
+        check_calibration(settings, problem)
         reader = make_reader(config, problem)
         names = ("score",) if problem == "regression" else reader.find_names(table)
         reader = replace(reader, has_places=reader.find_places(table, names))
@@ -303,9 +306,19 @@ class Classification(Task):
 
 def make_scoring(settings: Settings, problem: str, names: tuple[str, ...]) -> ClassificationScoring:
     """Returns what scores texts, or the windows of texts."""
+    calibrator = None
+    if settings.calibrate:
+        calibrator = Calibrator(
+            methods=settings.calibrate,
+            accuracy=settings.target_accuracy,
+            coverage=settings.coverage,
+            problem=problem,
+            label_names=names,
+        )
     if settings.long_texts == "cut":
-        return ClassificationScoring(problem=problem, label_names=names)
-    return WindowScoring(problem=problem, label_names=names, pooling=settings.window_pooling)
+        return ClassificationScoring(problem=problem, label_names=names, calibrator=calibrator)
+    pooling = settings.window_pooling
+    return WindowScoring(problem=problem, label_names=names, calibrator=calibrator, pooling=pooling)
 
 
 def make_reader(config: RunConfig, problem: str) -> LabelReader:

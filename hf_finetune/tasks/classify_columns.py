@@ -11,6 +11,9 @@ from hf_finetune.tasks.base import Columns
 from hf_finetune.tasks.text.label_checks import leave_out_ignored
 from hf_finetune.tasks.text.label_rows import LabelRows
 
+# What task.calibrate may name, with the problem that it is for
+CALIBRATIONS = {"temperature": "", "thresholds": "multi_label", "abstention": "single_label", "conformal": ""}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(TaskSettings):
@@ -29,6 +32,11 @@ class Settings(TaskSettings):
             of their text.
         window_pooling: How a text gets its scores from those of its windows: mean or max.
         window_overlap: Tokens that neighbouring windows share; a quarter of a window if not given.
+        calibrate: What predictions are given with, fitted on validation after training: temperature (probabilities that can be
+            trusted), thresholds (of each label, if a text may have several), abstention (no label for a text that the model is
+            not certain of) and conformal (a set of labels that holds the right one with a stated probability).
+        target_accuracy: Accuracy that the answered texts shall reach, with task.calibrate abstention.
+        coverage: Probability with which a set holds the right label, with task.calibrate conformal.
     """
 
     takes_label_columns = True
@@ -42,6 +50,9 @@ class Settings(TaskSettings):
     long_texts: Literal["cut", "windows"] = "cut"
     window_pooling: Literal["mean", "max"] = "mean"
     window_overlap: int | None = None
+    calibrate: tuple[str, ...] = ()
+    target_accuracy: float = 0.95
+    coverage: float = 0.9
 
     def __post_init__(self) -> None:
         overlap = self.window_overlap
@@ -59,6 +70,19 @@ class Settings(TaskSettings):
             not names or self.problem != "regression", "task.label_names", list(names), "has no effect on a regression"
         )
         require(0 <= self.focal_gamma < float("inf"), "task.focal_gamma", self.focal_gamma, "must be 0 or more")
+        self.check_calibration()
+
+    def check_calibration(self) -> None:
+        """Raises InputError if task.calibrate names something else, or if a setting of it has no effect."""
+        methods, shown = self.calibrate, list(self.calibrate)
+        known = all(name in CALIBRATIONS for name in methods)
+        require(known, "task.calibrate", shown, f"must be some of {', '.join(CALIBRATIONS)}")
+        require(len(set(methods)) == len(methods), "task.calibrate", shown, "must differ from each other")
+        for key, method, default in (("target_accuracy", "abstention", 0.95), ("coverage", "conformal", 0.9)):
+            value = getattr(self, key)
+            require(0 < value < 1, f"task.{key}", value, "must be between 0 and 1")
+            is_used = method in methods or value == default
+            require(is_used, f"task.{key}", value, f"has no effect without task.calibrate {method}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,6 +154,18 @@ def check_windows(settings: Settings, texts: Sequence[str]) -> None:
     fix = "has no effect without task.long_texts windows"
     require(settings.window_pooling == "mean", "task.window_pooling", settings.window_pooling, fix)
     require(settings.window_overlap is None, "task.window_overlap", settings.window_overlap, fix)
+
+
+def check_calibration(settings: Settings, problem: str) -> None:
+    """Raises InputError if task.calibrate names what is not for this problem."""
+    shown = list(settings.calibrate)
+    require(
+        not shown or problem != "regression", "task.calibrate", shown, "is for labels, and this problem is regression"
+    )
+    for name in settings.calibrate:
+        fits = CALIBRATIONS[name] in ("", problem)
+        reason = f"{name} is for {CALIBRATIONS[name]} problems, and this one is {problem}"
+        require(fits, "task.calibrate", shown, reason)
 
 
 def check_loss_settings(label_smoothing: float, settings: Settings, problem: str) -> None:

@@ -16,6 +16,7 @@ from hf_finetune.data.features import Array, Batch, Features
 from hf_finetune.data.table import Table
 from hf_finetune.system.errors import InputError
 from hf_finetune.tasks import metrics
+from hf_finetune.tasks.calibration import Calibrator
 from hf_finetune.tasks.example_scores import ExampleScores
 from hf_finetune.tasks.objectives import Outputs
 from hf_finetune.tasks.own_functions import Metric, MetricInputs, compute_own_metrics
@@ -89,6 +90,11 @@ class Scoring(ABC):
     The outputs of a split may be too large to keep. So reduce() is called after each forward pass, and the other methods take
     what it returned for all features.
     """
+
+    @property
+    def calibrator(self) -> Calibrator | None:
+        """Fits and applies what task.calibrate names; None if it names nothing, or if the task has no such setting."""
+        return None
 
     @property
     def reads_some_tokens(self) -> bool:
@@ -251,6 +257,10 @@ class Scoring(ABC):
     def for_inference(self, tokenizer: Any) -> Self:
         """Returns the scoring of rows without targets, if it differs."""
         return self
+
+    def with_calibrator(self, calibrator: Calibrator) -> Self:
+        """Returns the scoring with another calibrator. Only a scoring that has one is asked."""
+        raise NotImplementedError
 
     def with_options(self, *, top_k: int | None = None, threshold: float | None = None) -> Self:
         """Returns the scoring whose predictions have these options. InputError if they do not.

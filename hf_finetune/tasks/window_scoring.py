@@ -73,8 +73,7 @@ class WindowScoring(ClassificationScoring):
         return describe_classes(self.problem, self.label_names, rows, targets, summaries)
 
     def make_predictions(self, outputs: Outputs, features: Features, table: Table) -> Iterator[dict[str, Any]]:
-        for scores in self.pool(outputs, features, np.arange(len(features)))[0]:
-            yield dict(self.describe_scores(scores))
+        yield from self.describe_all(self.pool(self.take_logits(outputs), features, np.arange(len(features)))[0])
 
 
 def find_first_windows(features: Features, indices: Array) -> Array:

@@ -111,5 +111,14 @@ def test_a_setting_without_a_default_that_an_older_version_did_not_have_is_a_cha
 
 def test_every_key_that_may_change_on_resume_is_a_setting() -> None:
     settings = {setting for task_settings in SETTINGS.values() for setting in get_setting_types(task_settings)}
-    for key in changes.FREE_ON_RESUME:
+    for key in (*changes.FREE_ON_RESUME, *changes.EXTENDABLE, *changes.AFTER_TRAINING):
         assert key in settings or any(setting.startswith(key) for setting in settings if key.endswith(".")), key
+
+
+def test_the_length_of_a_run_has_what_is_fitted_after_it_only_if_something_is() -> None:
+    """A run that an earlier version finished has the same length as before."""
+    config = RunConfig(model=MODEL, data=DATA, task=SETTINGS["classify"](kind="classify"))
+    assert tuple(changes.get_length(to_dict(config))) == changes.EXTENDABLE
+    fitted = RunConfig(model=MODEL, data=DATA, task=SETTINGS["classify"](kind="classify", calibrate=("temperature",)))
+    assert tuple(changes.get_length(to_dict(fitted))) == (*changes.EXTENDABLE, *changes.AFTER_TRAINING)
+    assert changed_keys(to_dict(config), fitted) == []
