@@ -10,7 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from hf_finetune import __version__
-from hf_finetune.cli_choosing import add_sweep, run_sweep
+from hf_finetune.cli_choosing import (
+    REPEATS_EPILOG,
+    add_label_errors,
+    add_sweep,
+    asks_for_repeats,
+    run_repeats,
+    run_sweep,
+)
 from hf_finetune.cli_data import add_data, run_data
 from hf_finetune.cli_predict import add_evaluate, add_predict, add_trust
 from hf_finetune.cli_push import add_push
@@ -42,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run_command(words: list[str]) -> int:
     """Runs the subcommand that the words name, and returns the exit code."""
     if words[:1] == ["train"] and len(words) >= 2 and words[1:] not in (["--help"], ["-h"]):
-        return run_train(words[1:])
+        return run_repeats(words[1:]) if asks_for_repeats(words) else run_train(words[1:])
     if words[:1] == ["sweep"] and len(words) >= 2 and not {"--help", "-h"} & {*words}:
         return run_sweep(words[1:])
     if words[:1] == ["verify-resume"] and len(words) >= 2 and not words[1].startswith("-"):
@@ -62,6 +69,7 @@ def build_parser() -> Parser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=Parser)
     add_train(commands)
     add_sweep(commands)
+    add_label_errors(commands)
     add_verify_resume(commands)
     add_data(commands)
     add_inspect(commands)
@@ -82,7 +90,8 @@ def add_train(commands: Any) -> None:
         "train",
         help="fine-tune: hf-finetune train classify [settings]",
         usage="hf-finetune train RECIPE [settings], or hf-finetune train --config FILE.yaml [settings]",
-        epilog="The settings of a recipe: hf-finetune train RECIPE --help",
+        epilog=f"The settings of a recipe: hf-finetune train RECIPE --help\n\n{REPEATS_EPILOG}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     train.add_argument("recipe", metavar="RECIPE", choices=tuple(TASKS), help=f"one of {', '.join(TASKS)}")
 

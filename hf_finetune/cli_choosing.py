@@ -1,11 +1,12 @@
-"""The commands that make many runs: hf-finetune sweep."""
+"""The commands that make many runs: hf-finetune sweep, train --folds and train --seeds; and hf-finetune label-errors."""
 
 import argparse
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-from hf_finetune.config.loading import load_config, read_settings, split_arguments
+from hf_finetune.config.loading import choose_kind, load_config, read_settings, split_arguments
 from hf_finetune.config.recipes import read_defaults
 from hf_finetune.config.sections import RunConfig
 from hf_finetune.config.tasks import TASKS
@@ -52,6 +53,57 @@ def run_sweep(words: Sequence[str]) -> int:
         sweep(load_base(words[0], settings, "sweep", DEFAULTS), options["search"])
 
     return report_errors(run, debug="--debug" in words)
+
+
+REPEATS_EPILOG = """Many runs of the same settings, in one process:
+  --folds K    one for each of K folds of the training data: mean, deviation, out-of-fold predictions, wrong labels
+  --seeds N    one for each of N seeds: mean, deviation
+docs/choosing.md has more."""
+
+
+def asks_for_repeats(words: Sequence[str]) -> bool:
+    """True if the words of hf-finetune train ask for folds or seeds."""
+    return any(word.partition("=")[0] in ("--folds", "--seeds") for word in words)
+
+
+def run_repeats(words: Sequence[str]) -> int:
+    """hf-finetune train RECIPE --folds K or --seeds N."""
+
+    def run() -> None:
+        has_recipe = not words[0].startswith("-")
+        options, settings = take_options(words[1:] if has_recipe else words, "folds", "seeds")
+        (kind, text), *others = [(key, value) for key, value in options.items() if value is not None]
+        if others:
+            raise InputError(f"--folds ({options['folds']}): cannot be used with --seeds; run them one after the other")
+        if not text.isdecimal():
+            raise InputError(f"--{kind} ({text}): must be a whole number")
+        recipe = words[0] if has_recipe else choose_kind({}, read_settings(settings))
+        with quick_imports(is_command=True):
+            from hf_finetune.choosing import repeats
+
+        if kind == "folds":
+            repeats.run_folds(load_base(recipe, settings, kind, repeats.FOLD_DEFAULTS), int(text))
+        else:
+            repeats.run_seeds(load_base(recipe, settings, kind, repeats.SEED_DEFAULTS), int(text))
+
+    return report_errors(run, debug="--debug" in words)
+
+
+def add_label_errors(commands: Any) -> None:
+    """Adds the parser of hf-finetune label-errors."""
+    parser = commands.add_parser(
+        "label-errors", help="list the likeliest wrong labels of training data, from its folds"
+    )
+    parser.add_argument("folder", help="folder of hf-finetune train RECIPE --folds K")
+    parser.add_argument("--top", type=int, default=50, help="number of labels to print (default: 50); the file has all")
+    parser.set_defaults(function=run_label_errors)
+
+
+def run_label_errors(options: argparse.Namespace) -> None:
+    """Runs hf-finetune label-errors."""
+    from hf_finetune.choosing.label_errors import show_label_errors
+
+    show_label_errors(Path(options.folder), options.top)
 
 
 def take_options(words: Sequence[str], *names: str) -> tuple[dict[str, str | None], list[str]]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_finetune.choosing.halving import RUNGS, Standing, choose_next, rank
+from hf_finetune.choosing.out_of_fold import measure_interval
 from hf_finetune.choosing.proposals import describe_proposals, propose
 from hf_finetune.choosing.search import Search, read_search
 from hf_finetune.choosing.trials import (
@@ -27,6 +28,7 @@ from hf_finetune.choosing.trials import (
 from hf_finetune.config.changes import changed_keys
 from hf_finetune.config.sections import RunConfig, to_dict
 from hf_finetune.run.report import format_metrics
+from hf_finetune.run.scored import FOLDER, read_scored
 from hf_finetune.system.console import align_columns, configure_logging, print_message
 from hf_finetune.system.errors import DivergedError, InputError
 
@@ -196,7 +198,7 @@ class SweepState:
         print_message(f"best        {best.name}: {format_settings(best.settings)}; folder {config.run_dir}")
         for split in ("validation", "test"):
             if results.get(split):
-                print_message(f"{split:<12}{format_metrics(results[split])}")
+                print_message(f"{split:<12}{format_metrics(results[split])}{describe_interval(config.run_dir, split)}")
         print_message(f"repeat      hf-finetune train --config {config.run_dir / 'config.yaml'} --name again")
         return SweepResult(trials=tuple(order), metric=str(self.metric), best_dir=config.run_dir)
 
@@ -222,6 +224,16 @@ class SweepState:
                 reached = [f"{last['update']}/{last['of']}", f"{last['value']:.4f}", f"{last['loss']:.4f}"]
             rows.append([trial.name, *(str(trial.settings[key]) for key in keys), *reached, f"{trial.seconds:.1f}"])
         return align_columns(rows)
+
+
+def describe_interval(run_dir: Path, split: str) -> str:
+    """Returns the interval of a run's metric on a split; "" if it does not follow from what the run knows of each example."""
+    path = run_dir / FOLDER / f"{split}.jsonl"
+    if not path.exists():
+        return ""
+    scored = read_scored(path)
+    interval = measure_interval(scored)
+    return "" if interval is None else f"  ({scored.metric}, 95 %: {interval.low:.4f} to {interval.high:.4f})"
 
 
 def format_settings(settings: Mapping[str, Any]) -> str:

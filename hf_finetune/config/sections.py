@@ -74,6 +74,10 @@ class DataConfig:
             says by 0 or 1 whether a text has a label.
         validation_fraction: Share of the training data that is used for validation if data.validation is not given.
         test_fraction: Share of the training data that is used for the test if data.test is not given; 0 for no test.
+        train_fraction: Share of the rows that are left for training to train on. Of each label it takes its share, and of two
+            shares the larger one has the rows of the smaller one.
+        folds: Divide the training data into this number of parts, of which data.fold is the validation split.
+        fold: Number of that part, from 1. `hf-finetune train --folds K` trains a run for each.
         max_length: Maximum length of an input in tokens. If not given, the model's own limit, at most 512.
         max_train_examples: Number of training examples to use, drawn with the seed. If not given, all.
         encoding: Text encodings of the files; the first that fits is used.
@@ -97,6 +101,9 @@ class DataConfig:
     label_column: str | tuple[str, ...] | None = "label"
     validation_fraction: float = 0.1
     test_fraction: float = 0.1
+    train_fraction: float = 1.0
+    folds: int | None = None
+    fold: int = 1
     max_length: int | None = None
     max_train_examples: int | None = None
     encoding: tuple[str, ...] = ("utf-8",)
@@ -133,6 +140,18 @@ class DataConfig:
             self.validation_fraction,
             f"must be below 1 together with data.test_fraction ({self.test_fraction}): nothing is left to train on",
         )
+        require(
+            0 < self.train_fraction <= 1, "data.train_fraction", self.train_fraction, "must be above 0, and at most 1"
+        )
+        require(
+            self.train_fraction == 1 or not self.streaming,
+            "data.train_fraction",
+            self.train_fraction,
+            "needs data.streaming off",
+        )
+        require(self.fold == 1 or self.folds is not None, "data.fold", self.fold, "must be used with data.folds")
+        if self.folds is not None:
+            self.check_folds(self.folds)
         minima = (
             ("max_length", 4),
             ("max_train_examples", 2),
@@ -156,6 +175,16 @@ class DataConfig:
             self.subset,
             "must be used with data.dataset",
         )
+
+    def check_folds(self, folds: int) -> None:
+        """Raises InputError if the folds are not possible with other settings."""
+        require(folds >= 2, "data.folds", folds, "must be at least 2")
+        require(1 <= self.fold <= folds, "data.fold", self.fold, f"must be between 1 and data.folds ({folds})")
+        given = list(self.validation)
+        way = "a fold of the training data is the validation split: leave it out, or add it to data.train"
+        require(not given, "data.validation", given, way)
+        for key in ("dataset", "streaming"):
+            require(not getattr(self, key), f"data.{key}", getattr(self, key), "cannot be used with data.folds")
 
     @property
     def label_columns(self) -> tuple[str, ...]:

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from support import tiny
 
 from hf_finetune.config.sections import DataConfig
-from hf_finetune.data import splits
-from hf_finetune.data.splits import format_stratum, load_splits
+from hf_finetune.data import row_split, splits
+from hf_finetune.data.row_split import format_stratum
+from hf_finetune.data.splits import load_splits
 from hf_finetune.data.table import ColumnSpec, Table, text_and_label_spec
 from hf_finetune.system.errors import InputError
 from hf_finetune.tasks.labels import canonical_label
@@ -35,8 +36,8 @@ def make_table(labels: Sequence[Any], texts: Sequence[str] | None = None) -> Tab
 def split_off(
     table: Table, spec: ColumnSpec, fractions: Mapping[str, float], seed: int
 ) -> tuple[list[int], dict[str, list[int]]]:
-    """Returns what splits.split_off() returns, as lists."""
-    train_rows, split_rows = splits.split_off(table, spec, fractions, seed)
+    """Returns what row_split.split_off() returns, as lists."""
+    train_rows, split_rows = row_split.split_off(table, spec, fractions, seed)
     return train_rows.tolist(), {split: rows.tolist() for split, rows in split_rows.items()}
 
 

@@ -1,0 +1,101 @@
+"""The out-of-fold predictions: what the model of each fold says of the rows that it was not trained on."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hf_finetune.run.scored import FOLDER, ScoredExamples, read_scored
+from hf_finetune.statistics.intervals import Interval, compute_interval
+from hf_finetune.system.errors import InputError
+from hf_finetune.tasks.example_scores import BestProbabilities
+
+OUT_OF_FOLD = "out_of_fold.jsonl"  # in the folder of the folds
+
+
+def read_folds(run_dirs: Sequence[Path]) -> ScoredExamples | None:
+    """Returns the scored validation examples of all folds, in the order of files and lines; None if the task writes none."""
+    paths = [run_dir / FOLDER / "validation.jsonl" for run_dir in run_dirs]
+    if not all(path.exists() for path in paths):
+        return None
+    return join_scored([read_scored(path) for path in paths])
+
+
+def join_scored(parts: Sequence[ScoredExamples]) -> ScoredExamples:
+    """Returns the examples of several files as those of one, in the order of their files and lines.
+
+    Raises InputError if they have other labels or columns: they are not of one task then.
+    """
+    first = parts[0]
+    for name in ("label_names", "columns"):
+        if any(getattr(part.scores, name) != getattr(first.scores, name) for part in parts):
+            raise InputError(f"the folds have different {name}: they were made from other data; choose another name")
+    files = [file for part in parts for file in part.files]
+    lines = [line for part in parts for line in part.lines]
+    order = sorted(range(len(files)), key=lambda place: (files[place], lines[place]))
+    digests = [digest for part in parts for digest in part.digests]
+    scores = [part.scores for part in parts]
+    shared = [name for name in first.metrics if all(name in part.metrics for part in parts)]
+    return replace(
+        first,
+        scores=replace(
+            first.scores,
+            rows=np.arange(len(order)),
+            metrics={name: first.scores.metrics[name] for name in shared},
+            numbers=np.concatenate([each.numbers for each in scores])[order]
+            if first.scores.columns
+            else first.scores.numbers,
+            labels=join_lists([each.labels for each in scores], order),
+            predictions=join_lists([each.predictions for each in scores], order),
+            losses=join_arrays([each.losses for each in scores], order),
+            probabilities=join_probabilities([each.probabilities for each in scores], order),
+        ),
+        files=[files[place] for place in order],
+        lines=[lines[place] for place in order],
+        digests=[digests[place] for place in order],
+    )
+
+
+def join_lists(parts: Sequence[Sequence[Any] | None], order: Sequence[int]) -> list[Any] | None:
+    """Returns the values of all parts in this order; None if a part has none."""
+    if any(part is None for part in parts):
+        return None
+    values = [value for part in parts if part is not None for value in part]
+    return [values[place] for place in order]
+
+
+def join_arrays(parts: Sequence[Any], order: Sequence[int]) -> Any:
+    """Returns the rows of all parts in this order; None if a part has none."""
+    return None if any(part is None for part in parts) else np.concatenate(parts)[list(order)]
+
+
+def join_probabilities(parts: Sequence[Any], order: Sequence[int]) -> Any:
+    """Returns the probabilities of all parts in this order, in the form that they have."""
+    if isinstance(parts[0], BestProbabilities):
+        numbers, values = (
+            join_arrays([getattr(part, name) for part in parts], order) for name in ("numbers", "values")
+        )
+        return BestProbabilities(numbers=numbers, values=values)
+    if isinstance(parts[0], np.ndarray):
+        return join_arrays(parts, order)
+    return join_lists(parts, order)
+
+
+def make_dense(scored: ScoredExamples) -> np.ndarray[Any, Any] | None:
+    """Returns the probabilities of all labels [N, C], 0 for those that were not among the best; None if there are none."""
+    probabilities, num_labels = scored.scores.probabilities, len(scored.scores.label_names)
+    if isinstance(probabilities, BestProbabilities):
+        dense = np.zeros((len(scored), num_labels))
+        np.put_along_axis(dense, probabilities.numbers, probabilities.values, axis=1)
+        return dense
+    return probabilities if isinstance(probabilities, np.ndarray) and num_labels else None
+
+
+def measure_interval(scored: ScoredExamples) -> Interval | None:
+    """Returns the metric that decided which checkpoint is best, with its bootstrap interval over the examples; None if it does
+    not follow from them."""
+    if scored.metric not in scored.metrics:
+        return None
+    return compute_interval(lambda weights: scored.compute(scored.metric, weights), len(scored))

@@ -1,0 +1,145 @@
+"""The same settings several times: once for each fold of the training data, or for each seed.
+
+The folds of all runs are drawn alike, so that each row is in the validation split of one run. What its model says of it is its
+out-of-fold prediction: an estimate that uses every row, and the only one that can show wrong labels in training data.
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hf_finetune.choosing.label_errors import find_likely_errors, report_errors
+from hf_finetune.choosing.out_of_fold import OUT_OF_FOLD, measure_interval, read_folds
+from hf_finetune.choosing.trials import (
+    Outcome,
+    check_settings,
+    make_trial,
+    open_folder,
+    read_journal,
+    run_trial,
+    write_journal,
+)
+from hf_finetune.config.changes import changed_keys
+from hf_finetune.config.sections import RunConfig, to_dict
+from hf_finetune.run.scored import ScoredExamples, write_scored
+from hf_finetune.statistics.intervals import Interval
+from hf_finetune.system.console import align_columns, configure_logging, print_message
+from hf_finetune.system.errors import InputError
+
+# Settings of all folds that are not given: each row is in one validation split, and no rows are taken for a test
+FOLD_DEFAULTS = {"data.test_fraction": 0.0, "checkpoint.content": "trainable"}
+SEED_DEFAULTS = {"checkpoint.content": "trainable"}
+MIN_REPEATS = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Repeats:
+    """Finished runs of the same settings.
+
+    Attributes:
+        run_dirs: Their folders by name.
+        outcomes: What they have reached, by name.
+        out_of_fold: The out-of-fold predictions; None of seeds.
+    """
+
+    run_dirs: Mapping[str, Path]
+    outcomes: Mapping[str, Outcome]
+    out_of_fold: ScoredExamples | None = None
+
+
+def run_folds(base: RunConfig, count: int) -> Repeats:
+    """Trains a run for each fold, and prints what they say together. Raises InputError if a setting does not go with folds."""
+    check_count("--folds", count)
+    changes = {f"fold-{fold}": {"data.folds": count, "data.fold": fold} for fold in range(1, count + 1)}
+    with open_folder(base.run_dir, "folds"):
+        repeats = run_all(base, "folds", changes)
+        print_summary(repeats, "folds")
+        scored = read_folds(list(repeats.run_dirs.values()))
+        if scored is not None:
+            write_scored(base.run_dir / OUT_OF_FOLD, scored)
+            print_out_of_fold(base.run_dir, scored)
+            if (errors := find_likely_errors(scored)) is not None:
+                report_errors(base.run_dir, scored, errors)
+    return Repeats(run_dirs=repeats.run_dirs, outcomes=repeats.outcomes, out_of_fold=scored)
+
+
+def run_seeds(base: RunConfig, count: int) -> Repeats:
+    """Trains a run for each of as many seeds, from that of the settings on, and prints what they say together."""
+    check_count("--seeds", count)
+    changes = {f"seed-{seed}": {"seed": seed} for seed in range(base.seed, base.seed + count)}
+    with open_folder(base.run_dir, "seeds"):
+        repeats = run_all(base, "seeds", changes)
+        print_summary(repeats, "seeds")
+        if not (base.data.validation or base.data.dataset):
+            print_message(
+                "Each seed draws its own validation rows, which is part of the deviation; data.validation would fix them"
+            )
+    return repeats
+
+
+def check_count(option: str, count: int) -> None:
+    """Raises InputError if there is nothing to repeat, or if there are several processes."""
+    if count < MIN_REPEATS:
+        raise InputError(f"{option} ({count}): must be at least {MIN_REPEATS}")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise InputError(f"{option}: runs in one process, on one GPU; start it without torchrun or accelerate launch")
+
+
+def run_all(base: RunConfig, kind: str, changes: Mapping[str, Mapping[str, Any]]) -> Repeats:
+    """Trains a run for each set of changes, or continues an earlier call: a finished run is not trained again."""
+    configure_logging()
+    configs = {name: make_trial(base, name, change) for name, change in changes.items()}
+    journal = read_journal(base.run_dir, kind)
+    if journal:
+        changed = {key: (before, now) for key, before, now in changed_keys(journal["settings"], base)}
+        check_settings(
+            base.run_dir,
+            kind,
+            {key: before for key, (before, _) in changed.items()},
+            {key: now for key, (_, now) in changed.items()},
+        )
+    write_journal(base.run_dir, kind, {"format": 1, "settings": to_dict(base), "runs": list(configs)})
+    print_message(f"{len(configs)} {kind} in {base.run_dir}")
+    outcomes = {}
+    for name, config in configs.items():
+        outcomes[name] = run_trial(config)
+        results = outcomes[name].results or {}
+        print_message(f"{name}  {results['metric']} on validation {results['validation'][results['metric']]:.4f}")
+    return Repeats(run_dirs={name: config.run_dir for name, config in configs.items()}, outcomes=outcomes)
+
+
+def print_summary(repeats: Repeats, kind: str) -> None:
+    """Prints the metrics of each run, their mean, and their standard deviation over the runs."""
+    outcomes = repeats.outcomes
+    results = {name: outcome.results or {} for name, outcome in outcomes.items()}
+    first = next(iter(results.values()))
+    columns = [(split, metric) for split in ("validation", "test") for metric in first.get(split, {})]
+    table = np.array([[row[split][metric] for split, metric in columns] for row in results.values()])
+    rows = [[kind.removesuffix("s"), *(f"{split} {metric}" for split, metric in columns)]]
+    rows += [[name, *map(format_number, values)] for name, values in zip(results, table, strict=True)]
+    rows += [["mean", *map(format_number, table.mean(axis=0))]]
+    rows += [["deviation", *map(format_number, table.std(axis=0, ddof=1))]]
+    print_message("\n" + align_columns(rows) + "\n")
+
+
+def print_out_of_fold(folder: Path, scored: ScoredExamples) -> None:
+    """Prints the metric of all out-of-fold predictions with its interval."""
+    print_message(
+        f"out of fold {folder / OUT_OF_FOLD}: {len(scored):,} rows, each by the model that was not trained on it"
+    )
+    if (interval := measure_interval(scored)) is not None:
+        print_message(f"            {scored.metric} {format_interval(interval)}")
+
+
+def format_interval(interval: Interval) -> str:
+    """Returns a value with its interval."""
+    return f"{interval.value:.4f} (95 %: {interval.low:.4f} to {interval.high:.4f})"
+
+
+def format_number(value: float) -> str:
+    """Returns a number of a table."""
+    return f"{value:.4f}"

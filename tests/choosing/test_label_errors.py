@@ -1,0 +1,109 @@
+"""The likeliest wrong labels, from made out-of-fold predictions."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from cleanlab.filter import find_label_issues
+
+from hf_finetune.choosing.label_errors import LABEL_ERRORS, find_likely_errors, report_errors, show_label_errors
+from hf_finetune.choosing.out_of_fold import OUT_OF_FOLD
+from hf_finetune.run.scored import ScoredExamples, write_scored
+from hf_finetune.system.console import configure_logging
+from hf_finetune.system.errors import InputError
+from hf_finetune.tasks.example_scores import BestProbabilities, ExampleScores
+
+NAMES = ("animals", "food", "tools")
+
+
+def make_scored(labels: list[Any], probabilities: Any, names: tuple[str, ...] = NAMES) -> ScoredExamples:
+    """Scored examples with these labels and probabilities."""
+    count = len(labels)
+    return ScoredExamples(
+        task="classify",
+        problem="single_label",
+        metric="accuracy",
+        scores=ExampleScores(
+            rows=np.arange(count),
+            metrics={},
+            labels=labels,
+            predictions=labels,
+            probabilities=probabilities,
+            label_names=names,
+        ),
+        files=["rows.csv"] * count,
+        lines=list(range(2, count + 2)),
+        digests=["0"] * count,
+    )
+
+
+def make_planted(count: int = 300) -> tuple[ScoredExamples, set[int]]:
+    """Examples of which a model knows most labels, and the lines of those with another label."""
+    generator = np.random.default_rng(0)
+    right = generator.integers(3, size=count)
+    logits = generator.normal(size=(count, 3))
+    logits[np.arange(count), right] += 5
+    probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    wrong = generator.choice(count, 15, replace=False)
+    given = right.copy()
+    given[wrong] = (right[wrong] + 1) % 3
+    return make_scored([NAMES[label] for label in given], probabilities), {int(place) + 2 for place in wrong}
+
+
+def test_planted_errors_come_first_as_in_cleanlab() -> None:
+    scored, lines = make_planted()
+    errors = find_likely_errors(scored)
+    assert errors is not None
+    found = [int(error.origin.removeprefix("rows.csv:")) for error in errors]
+    assert len(set(found[:15]) & lines) >= 13
+    theirs = find_label_issues(
+        scored.scores.label_numbers,
+        scored.scores.probabilities,
+        filter_by="confident_learning",
+        return_indices_ranked_by="self_confidence",
+    )
+    assert {error.place for error in errors} >= {*theirs.tolist()}
+
+
+def test_several_labels_are_added_and_removed() -> None:
+    labels = [["animals"]] * 20 + [["animals", "food"]] * 20 + [["food"]] * 20
+    probabilities = np.array([[0.9, 0.1, 0.0]] * 20 + [[0.9, 0.9, 0.0]] * 20 + [[0.1, 0.9, 0.0]] * 20)
+    probabilities[3] = [0.95, 0.97, 0.0]
+    probabilities[30] = [0.96, 0.02, 0.0]
+    errors = find_likely_errors(make_scored(labels, probabilities))
+    assert errors is not None
+    assert {(error.origin, error.label, error.suggestion) for error in errors} == {
+        ("rows.csv:5", "animals", "+food"),
+        ("rows.csv:32", "animals food", "-food"),
+    }
+
+
+def test_many_labels_have_the_best_probabilities_alone() -> None:
+    names = tuple(f"c{number}" for number in range(60))
+    best = BestProbabilities(numbers=np.array([[0, 1]] * 10), values=np.array([[0.9, 0.1]] * 10))
+    errors = find_likely_errors(make_scored(["c0"] * 8 + ["c7"] * 2, best, names))
+    assert errors is not None
+    assert [(error.place, error.label, error.suggestion) for error in errors] == [(8, "c7", "c0"), (9, "c7", "c0")]
+
+
+def test_the_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging()
+    scored, _ = make_planted()
+    write_scored(tmp_path / OUT_OF_FOLD, scored)
+    show_label_errors(tmp_path, 3)
+    printed = capsys.readouterr().out
+    assert printed.count("rows.csv:") == 3
+    written = (tmp_path / LABEL_ERRORS).read_text(encoding="utf-8").splitlines()
+    assert f"labels      {len(written)} of 300 are likely wrong" in printed
+    first = json.loads(written[0])
+    assert first.keys() == {"file", "line", "label", "suggestion", "probability"}
+    report_errors(tmp_path, scored, [])
+    assert "none is likely wrong" in capsys.readouterr().out
+
+
+def test_tasks_without_classes(tmp_path: Path) -> None:
+    write_scored(tmp_path / OUT_OF_FOLD, make_scored([1.0, 2.0], None, ()))
+    with pytest.raises(InputError, match="the task classify has no classes with probabilities"):
+        show_label_errors(tmp_path, 3)
