@@ -134,23 +134,41 @@ def compare(
         groups: As in make_resamples().
 
     The interval covers the draw of the examples, and that of the seeds if a side has several runs. Values of different seeds are
-    taken to be as spread on one side as on the other. Answers that differ between seeds count in both draws, so that an interval
-    of several runs is rather too wide than too narrow.
+    taken to be as spread on one side as on the other.
     """
-    sides = (first, second)
-
-    def compute_means(weights: NDArray[Any]) -> NDArray[Any]:
-        """The mean of each side's runs, [r, 2]."""
-        return np.stack([np.mean([run(weights) for run in side], axis=0) for side in sides], axis=1)
-
     once = np.ones((1, num_examples))
-    values = [np.array([float(run(once)[0]) for run in side]) for side in sides]
-    means = resample(compute_means, num_examples, num_resamples=num_resamples, seed=seed, groups=groups)
-    errors = draw_seed_errors(values, num_resamples, seed)
-    difference = make_interval(
-        float(values[0].mean() - values[1].mean()), means[:, 0] - means[:, 1] + errors, confidence
-    )
+    values = [np.array([float(run(once)[0]) for run in side]) for side in (first, second)]
+
+    def compute_values(weights: NDArray[Any]) -> NDArray[Any]:
+        """The value of each run, [r, runs of both sides]."""
+        return np.stack([run(weights) for run in (*first, *second)], axis=1)
+
+    resampled = resample(compute_values, num_examples, num_resamples=num_resamples, seed=seed, groups=groups)
+    sides = np.split(resampled, [len(first)], axis=1)
+    value = float(values[0].mean() - values[1].mean())
+    errors = find_example_errors(sides, values) + draw_seed_errors(values, num_resamples, seed)
+    difference = make_interval(value, value + errors, confidence)
     return Comparison(difference=difference, verdict=decide(difference, greater_is_better=greater_is_better))
+
+
+def find_example_errors(resampled: Sequence[NDArray[Any]], values: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    """Returns the errors [R] that the difference of two means has because the examples are a sample.
+
+    Runs of one side answer some examples differently. That is in the spread of their values already, and so in
+    draw_seed_errors(): its share of the variance is taken out.
+
+    resampled: Of each side the values [R, S] of its runs. values: On the examples themselves [S].
+    """
+    deviations = [runs - value for runs, value in zip(resampled, values, strict=True)]
+    errors = np.asarray(deviations[0].mean(axis=1) - deviations[1].mean(axis=1))
+    freedom = sum(len(side) - 1 for side in values)
+    defined = ~np.isnan(errors)
+    variance = float(errors[defined].var()) if defined.any() else 0.0
+    if not freedom or not variance:
+        return errors
+    squares = sum(float(side[defined].var(axis=1).mean()) * side.shape[1] for side in deviations)
+    own = squares / freedom * sum(1 / len(side) for side in values)
+    return errors * math.sqrt(max(0.0, 1 - own / variance))
 
 
 def draw_seed_errors(values: Sequence[NDArray[Any]], num_resamples: int, seed: int) -> NDArray[Any]:

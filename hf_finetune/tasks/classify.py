@@ -241,6 +241,8 @@ class Classification(Task):
 
     @classmethod
     def from_state(cls, config: RunConfig, state: Mapping[str, Any]) -> "Classification":
+        if state["problem"] not in ("single_label", "multi_label", "regression"):
+            raise ValueError(f"{state['problem']!r} is not a problem of classification")
         reader = replace(make_reader(config, state["problem"]), has_places=state.get("has_places"))
         return cls.compose(config, reader, read_names(state), tuple(state.get("class_weights", ())))
 

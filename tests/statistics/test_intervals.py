@@ -127,13 +127,13 @@ def simulate_sides(
     return [make_run() for _ in range(runs)], [make_run() for _ in range(runs)]
 
 
-@pytest.mark.parametrize(("runs", "seed_spread"), [(1, 0.0), (2, 0.3), (3, 0.3), (5, 0.1)])
+@pytest.mark.parametrize(("runs", "seed_spread"), [(1, 0.0), (2, 0.3), (3, 0.0), (3, 0.3), (5, 0.1)])
 def test_equal_sides_are_told_apart_in_5_percent_at_most(runs: int, seed_spread: float) -> None:
     def is_covered(generator: np.random.Generator) -> bool:
         comparison = compare(*simulate_sides(generator, runs, seed_spread), 200, num_resamples=300)
         return comparison.verdict == "not to be told apart"
 
-    assert measure_coverage(is_covered, 300) >= 0.92
+    assert 0.92 <= measure_coverage(is_covered, 300) <= 0.985
 
 
 def test_one_run_a_side_knows_nothing_of_seeds() -> None:
