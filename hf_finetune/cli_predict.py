@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_finetune.config.sections import require
 from hf_finetune.system.errors import InputError
+from hf_finetune.system.json_text import replace_nan
 from hf_finetune.system.output import STDOUT, open_standard_output
 
 if TYPE_CHECKING:
@@ -103,7 +104,18 @@ def add_evaluate(commands: Any) -> None:
         "--metrics", nargs="+", default=(), help="import paths of your own metrics: my_module:kappa, name=my_module:f"
     )
     evaluate.add_argument("--loss", help="import path of your own loss, if it was trained with one: my_module:focal")
-    evaluate.add_argument("--format", choices=("table", "json"), default="table", help="format of the metrics")
+    evaluate.add_argument(
+        "--slice",
+        nargs="+",
+        default=(),
+        dest="slices",
+        help="columns of the data: the metrics of the rows with each value; also length (in tokens) and file",
+    )
+    evaluate.add_argument(
+        "--examples", type=int, default=5, help="number of worst and of least certain examples to show (default: 5)"
+    )
+    evaluate.add_argument("--scored", help="file for what is known of each example, .jsonl (docs/evaluation.md)")
+    evaluate.add_argument("--format", choices=("table", "json"), default="table", help="format of the output")
     evaluate.set_defaults(function=run_evaluate)
 
 
@@ -137,22 +149,31 @@ def add_predict(commands: Any) -> None:
 
 def run_evaluate(options: argparse.Namespace) -> None:
     """Runs hf-finetune evaluate. Notes go to standard error, so that standard output has the metrics alone."""
-    from hf_finetune.export.predictor_calls import evaluate_file
+    from hf_finetune.export.evaluation import describe_evaluation
+    from hf_finetune.export.evaluation_tables import format_evaluation
+    from hf_finetune.export.predictor_calls import evaluate_file_examples
+    from hf_finetune.run.scored import write_scored
 
+    require(options.examples >= 0, "examples", options.examples, "must be 0 or more")
     with contextlib.redirect_stdout(sys.stderr):
-        values = evaluate_file(
+        evaluation = evaluate_file_examples(
             load_predictor(options),
             options.data,
+            slices=options.slices,
             metric=options.metric,
             trust_metric_code=options.trust_metric_code,
             batch_size=options.batch_size,
         )
-    width = max(20, *map(len, values))
-    print(
-        json.dumps(values)
-        if options.format == "json"
-        else "\n".join(f"{key:<{width}} {value:.4f}" for key, value in values.items())
-    )
+        if options.slices:
+            evaluation.get_scored("--slice")
+        if options.scored:
+            size = write_scored(Path(options.scored), evaluation.get_scored("--scored"))
+            print(f"{options.scored}: {len(evaluation.get_scored('--scored')):,} examples, {size / 1e6:.1f} MB")
+        details = describe_evaluation(evaluation, options.slices, options.examples)
+    if options.format == "json":
+        print(json.dumps(evaluation.values | ({"details": replace_nan(details)} if details else {})))
+    else:
+        print(format_evaluation(evaluation.values, details))
 
 
 def run_predict(options: argparse.Namespace) -> None:

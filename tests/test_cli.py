@@ -235,9 +235,12 @@ def test_evaluate_gives_the_test_metrics_of_the_run(run_dir: Path, capsys: pytes
     data = str(run_dir.parent.parent / "test.jsonl")
     expected = json.loads((run_dir / "results.json").read_text(encoding="utf-8"))["test"]
     assert call("evaluate", str(run_dir), "--data", data, "--format", "json") == 0
-    assert json.loads(capsys.readouterr().out) == expected
+    values = json.loads(capsys.readouterr().out)
+    assert values.pop("details")["intervals"].keys() == expected.keys()
+    assert values == expected
     assert call("evaluate", str(run_dir), "--data", data, "--metric", "matthews") == 0
-    table = dict(line.split() for line in capsys.readouterr().out.splitlines())
+    lines, _, _ = capsys.readouterr().out.partition("\nintervals: 95%, 1,000 resamples of ")
+    table = dict(line.split()[:2] for line in lines.splitlines())
     assert {name: table[name] for name in expected} == {name: f"{value:.4f}" for name, value in expected.items()}
     assert set(table) == {*expected, "matthews_correlation"}
 

@@ -16,17 +16,22 @@ from hf_finetune.data.encoding import encode
 from hf_finetune.data.features import Features, Padding, make_features
 from hf_finetune.data.memory import read_memory
 from hf_finetune.data.sources import read_table
-from hf_finetune.data.table import Table, check_texts
+from hf_finetune.data.table import ColumnSpec, Table, check_texts
+from hf_finetune.export.evaluation import Evaluation
 from hf_finetune.export.given_rows import make_row, make_table
 from hf_finetune.export.recorded import READING, RecordedTask, load_recorded_task
 from hf_finetune.model import lora
 from hf_finetune.model.backbone import LONGEST_DEFAULT, find_model_source, find_position_limit, holds_model
 from hf_finetune.model.loading import LOADING_ERRORS, make_code_error, needs_code, silence_transformers
+from hf_finetune.run.details import measure_lengths
+from hf_finetune.run.kept import can_describe, describe_kept
+from hf_finetune.run.scored import add_origins
 from hf_finetune.system.console import print_message
 from hf_finetune.system.errors import InputError, first_line
 from hf_finetune.system.processes import SingleProcess
 from hf_finetune.tasks.base import Task
 from hf_finetune.tasks.own_functions import Metric
+from hf_finetune.tasks.scoring import KeepingRunner
 from hf_finetune.training.evaluation import ModelRunner
 
 BATCH_SIZE = 64  # examples a forward, the default of evaluation.batch_size
@@ -261,9 +266,12 @@ class Predictor:
         columns."""
         return make_row(text, where, self.task.columns)
 
-    def read(self, path: str | Sequence[str], *, needs_labels: bool, root: Path | None = None) -> Table:
-        """The rows of a file, or of several. root: The folder of the caches; if it is given, large files lie there."""
-        paths, spec = (path,) if isinstance(path, str) else path, self.task.columns.spec
+    def read(
+        self, path: str | Sequence[str], *, needs_labels: bool, root: Path | None = None, spec: ColumnSpec | None = None
+    ) -> Table:
+        """The rows of a file, or of several. root: The folder of the caches; if it is given, large files lie there. spec: The
+        columns to read, if not the task's own."""
+        paths, spec = (path,) if isinstance(path, str) else path, spec or self.task.columns.spec
         return read_table(paths, self.config.data, "--data", spec, needs_labels=needs_labels, root=root)
 
     def evaluate(
@@ -288,6 +296,29 @@ class Predictor:
             key: What errors call `metric`.
             root: The folder of the caches, for encoded text; it lies in memory if not given.
         """
+        evaluation = self.evaluate_examples(
+            rows,
+            metric=metric,
+            trust_metric_code=trust_metric_code,
+            batch_size=batch_size,
+            key=key,
+            root=root,
+            keeps=False,
+        )
+        return evaluation.values
+
+    def evaluate_examples(
+        self,
+        rows: Any,
+        *,
+        metric: str | None = None,
+        trust_metric_code: bool = False,
+        batch_size: int = BATCH_SIZE,
+        key: str = "metric",
+        root: Path | None = None,
+        keeps: bool = True,
+    ) -> Evaluation:
+        """As evaluate(), with what is known of each example if it `keeps` the outputs."""
         table = rows
         if not isinstance(rows, Table):
             table = read_memory(rows, "rows", self.config.data, self.task.columns.spec)
@@ -303,8 +334,11 @@ class Predictor:
             print_message(note)
         for warning in (*table.warnings, *self.task.encoding.find_row_warnings(table)):
             print_message(f"warning: {warning}")
-        values = scoring.evaluate(
-            self.make_runner(features, batch_size),
+        keeps = keeps and can_describe(scoring)
+        task = replace(self.task, scoring=scoring.keep_examples()) if keeps else self.task
+        runner = KeepingRunner(replace(self, task=task).make_runner(features, batch_size))
+        values = task.scoring.evaluate(
+            runner,
             features,
             table,
             metric=name,
@@ -315,7 +349,12 @@ class Predictor:
             del values["loss"]
         for note in notes:
             print_message(note)
-        return values
+        evaluation = Evaluation(values=values, table=table, inputs=self.task.columns.spec.inputs)
+        scores = describe_kept(scoring, runner.kept, features, table, (name,)) if keeps else None
+        if scores is None:
+            return evaluation
+        scored = add_origins(scores, self.task, table, values, kind=self.config.task.kind, metric=name)
+        return replace(evaluation, scored=scored, lengths=measure_lengths(scores, features))
 
 
 def describe_left_out(metric: str) -> str:

@@ -67,9 +67,9 @@ def read_input(predictor: Predictor, locations: Sequence[str], options: Predicti
     return read_parts(locations, predictor.config.data, spec, sizes, predictor.make_row)
 
 
-def keep_columns(spec: ColumnSpec, names: Sequence[str]) -> ColumnSpec:
-    """Returns columns to read with further ones, which --keep names."""
-    settings = {**dict.fromkeys(names, "--keep"), **spec.settings}
+def keep_columns(spec: ColumnSpec, names: Sequence[str], option: str = "--keep") -> ColumnSpec:
+    """Returns columns to read with further ones, which an option names."""
+    settings = {**dict.fromkeys(names, option), **spec.settings}
     return replace(spec, kept=tuple(names), settings=settings)
 
 

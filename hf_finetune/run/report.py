@@ -1,6 +1,7 @@
 """The lines that a run prints: before update 0 what was resolved and why, and at the end the results and what to run next."""
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -277,6 +278,19 @@ def summarize_results(results: Mapping[str, Any]) -> str:
     return summary
 
 
+def describe_interval(results: Mapping[str, Any]) -> list[str]:
+    """Returns the line about the interval of the run's metric on test, or on validation without a test split; [] if there is
+    none."""
+    split = "test" if results["test"] else "validation"
+    details, metric = results["details"].get(split, {}), results["metric"]
+    low, high = details.get("intervals", {}).get(metric, (math.nan, math.nan))
+    if math.isnan(low) or math.isnan(high):
+        return []
+    return [
+        f"{metric} on {split} {low:.4f} to {high:.4f} ({details['confidence']:.0%}, {details['examples']:,} examples)"
+    ]
+
+
 def describe_average(results: Mapping[str, Any]) -> list[str]:
     """Returns what model/ is the mean of, with the metric of that and of the best checkpoint; [] without export.average."""
     average, best, metric = results["average"], results["best"], results["metric"]
@@ -362,6 +376,7 @@ def format_closing(run: TrainingRun, results: Mapping[str, Any], best: str) -> s
     lines += [f"  average      {line}" for line in describe_average(results)]
     if (calibrator := run.task.scoring.calibrator) is not None:
         lines += [f"  calibrated   {line}" for line in calibrator.describe()]
+    lines += [f"  interval     {line}" for line in describe_interval(results)]
     lines.append(f"  numbers      {folder}/results.json, metrics.jsonl")
     if "tensorboard" in run.config.tracking.trackers:
         lines.append(f"  curves       tensorboard --logdir {run.config.output_dir}")

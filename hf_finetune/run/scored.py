@@ -158,13 +158,13 @@ def describe_header(scored: ScoredExamples) -> dict[str, Any]:
     }
 
 
-def describe_lines(scored: ScoredExamples) -> Iterator[dict[str, Any]]:
-    """Yields the object of each example."""
+def describe_lines(scored: ScoredExamples, places: Sequence[int] | None = None) -> Iterator[dict[str, Any]]:
+    """Yields the object of each example, or of those at `places`."""
     scores = scored.scores
     get_numbers, get_probabilities = make_numbers_getter(scores), make_probabilities_getter(scores)
-    for place, row in enumerate(scores.rows.tolist()):
+    for place in range(len(scored)) if places is None else places:
         line: dict[str, Any] = {
-            "row": row,
+            "row": int(scores.rows[place]),
             "file": scored.files[place],
             "line": int(scored.lines[place]),
             "digest": scored.digests[place],

@@ -23,6 +23,10 @@ from support.script_server import ScriptServer
 from hf_finetune.config.loading import load_config
 from hf_finetune.config.recipes import recipe_path
 from hf_finetune.data.features import Padding
+from hf_finetune.export.evaluation import describe_evaluation
+from hf_finetune.export.evaluation_tables import format_evaluation
+from hf_finetune.export.predict import Predictor
+from hf_finetune.export.predictor_calls import evaluate_file_examples
 from hf_finetune.run import checkpoint
 from hf_finetune.run.scored import read_scored
 from hf_finetune.system.errors import InputError
@@ -218,6 +222,22 @@ def test_the_metrics_of_a_run_follow_from_its_scored_examples(
         assert (scored.task, scored.metric) == (case.recipe, result.results["metric"])
         assert 0 < len(scored) <= result.results["examples"][split]
         assert len(set(scored.digests)) > 1
+
+
+@pytest.mark.parametrize("case", {case.recipe: case for case in reversed(CASES)}.values(), ids=str)
+def test_evaluate_tells_what_it_knows_of_single_examples(
+    case: Case, settings_of_cases: dict[str, Settings], undisturbed: Callable[[Case], RunResult]
+) -> None:
+    result, path = undisturbed(case), settings_of_cases[str(case)]["data.test"]
+    predictor = Predictor.from_pretrained(result.run_dir)
+    evaluation = evaluate_file_examples(predictor, path, slices=["length", "file"])
+    assert evaluation.values == pytest.approx(result.results["test"], abs=1e-4, nan_ok=True)
+    details = describe_evaluation(evaluation, ["length", "file"], 3)
+    assert details["intervals"].keys() == result.results["details"]["test"]["intervals"].keys()
+    assert details["worst"]
+    text = format_evaluation(evaluation.values, details)
+    assert f"\nworst\n  {details['worst'][0]['where']}  " in text
+    assert "\nby length\n" in text
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
