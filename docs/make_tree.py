@@ -13,6 +13,7 @@ TOP = (
     "cli_data.py",
     "cli_predict.py",
     "cli_push.py",
+    "cli_runs.py",
     "verify.py",
 )
 FOLDERS = (
@@ -27,12 +28,13 @@ FOLDERS = (
     "run",
     "cache",
     "export",
+    "analysis",
     "choosing",
 )  # in import order
 OTHERS = {
     "recipes/": "A script for each task; recipes/configs/ has settings for known data sets.",
     "benchmarks/": "Comparisons with transformers.Trainer and others; benchmarks/results/ has their figures.",
-    "docs/": "Data, scale, tasks, Python, own parts, training, training on, choosing, evaluation, design, performance, "
+    "docs/": "Data, scale, tasks, Python, own parts, training, training on, looking, choosing, evaluation, design, performance, "
     "reliability, settings, results.",
     "tests/": "A test file for each module, in the same folders; tests/recipes/ runs every recipe.",
     "outputs/NAME/": "A run: config.yaml, data.json, environment.json, metrics.jsonl, tensorboard/, checkpoints/, model/, "

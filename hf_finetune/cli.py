@@ -21,6 +21,7 @@ from hf_finetune.cli_choosing import (
 from hf_finetune.cli_data import add_data, run_data
 from hf_finetune.cli_predict import add_evaluate, add_predict, add_trust
 from hf_finetune.cli_push import add_push
+from hf_finetune.cli_runs import add_compare, add_report
 from hf_finetune.config.sections import AdapterConfig, FreezeConfig
 from hf_finetune.config.tasks import TASKS
 from hf_finetune.config.values import convert
@@ -75,6 +76,8 @@ def build_parser() -> Parser:
     add_inspect(commands)
     add_evaluate(commands)
     add_predict(commands)
+    add_report(commands)
+    add_compare(commands)
     add_checkpoint_commands(commands)
     add_push(commands)
     add_cache_commands(commands)

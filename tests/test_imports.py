@@ -8,8 +8,8 @@ import hf_finetune
 PACKAGE = Path(hf_finetune.__file__).parent
 # From the bottom up. docs/design.md has the same line.
 ORDER = (
-    "system < statistics < config < data, model < forward, tasks < training < run < cache, export < train < choosing "
-    "< api, recipe < verify, cli_choosing, cli_data, cli_predict, cli_push < cli"
+    "system < statistics < config < data, model < forward, tasks < training < run < cache, export, analysis < train "
+    "< choosing < api, recipe < verify, cli_choosing, cli_data, cli_predict, cli_push, cli_runs < cli"
 )
 RANK = {name: rank for rank, names in enumerate(ORDER.split(" < ")) for name in names.split(", ")}
 ENTRIES = {"__init__", "__main__", "recipes"}  # they may import anything, and nothing imports them

@@ -1,0 +1,1 @@
+"""Reports on runs and comparisons of them, read from their folders without a model."""
