@@ -48,6 +48,7 @@ TABLES: dict[str, tuple[str, tuple[str, ...]]] = {
     "comparisons": ("results/comparisons.json", QUALITY),
     "long texts": ("results/long_texts.json", QUALITY),
     "head start": ("results/head_start.json", QUALITY),
+    "advice": ("results/advice.json", (*SPEED, "choosing")),
 }
 PARTS = sorted({part for _, parts in TABLES.values() for part in parts})
 
@@ -182,7 +183,7 @@ def load_results(marker: str) -> list[Mapping[str, Any]]:
         content = json.loads(path.read_text(encoding="utf-8"))
         if marker == "benchmark" and "medians" not in content:
             continue
-        if marker == "results":
+        if marker in ("results", "advice"):
             found += content.values()
         elif isinstance(content, list):
             found += content

@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from hf_finetune import __version__
 from hf_finetune.cli_choosing import (
     REPEATS_EPILOG,
+    add_advise,
     add_label_errors,
     add_sweep,
     asks_for_repeats,
+    run_advise,
     run_repeats,
     run_sweep,
 )
@@ -53,6 +55,8 @@ def run_command(words: list[str]) -> int:
         return run_repeats(words[1:]) if asks_for_repeats(words) else run_train(words[1:])
     if words[:1] == ["sweep"] and len(words) >= 2 and not {"--help", "-h"} & {*words}:
         return run_sweep(words[1:])
+    if words[:1] == ["advise"] and len(words) >= 2 and not {"--help", "-h"} & {*words}:
+        return run_advise(words[1:])
     if words[:1] == ["verify-resume"] and len(words) >= 2 and not words[1].startswith("-"):
         return run_verify_resume(words[1], words[2:])
     if words[:1] == ["data"] and len(words) >= 2 and not {"--help", "-h"} & {*words}:
@@ -71,6 +75,7 @@ def build_parser() -> Parser:
     add_train(commands)
     add_sweep(commands)
     add_label_errors(commands)
+    add_advise(commands)
     add_verify_resume(commands)
     add_data(commands)
     add_inspect(commands)

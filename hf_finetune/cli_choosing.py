@@ -1,6 +1,7 @@
-"""The commands that make many runs: hf-finetune sweep, train --folds and train --seeds; and hf-finetune label-errors."""
+"""The commands that make many runs: hf-finetune sweep, train --folds and train --seeds; hf-finetune label-errors, hf-finetune advise."""
 
 import argparse
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from hf_finetune.config.sections import RunConfig
 from hf_finetune.config.tasks import TASKS
 from hf_finetune.recipe import report_errors
 from hf_finetune.system.errors import InputError
-from hf_finetune.system.startup import quick_imports
+from hf_finetune.system.startup import find_command_start, quick_imports
 
 SWEEP_EPILOG = """The file of --search:
 
@@ -104,6 +105,32 @@ def run_label_errors(options: argparse.Namespace) -> None:
     from hf_finetune.choosing.label_errors import show_label_errors
 
     show_label_errors(Path(options.folder), options.top)
+
+
+def add_advise(commands: Any) -> None:
+    """Adds the parser of hf-finetune advise, which prints its help. run_advise() reads the words."""
+    parser = commands.add_parser(
+        "advise",
+        help="how many layers to freeze: the expected metric and seconds of each depth, without training",
+        usage="hf-finetune advise classify [--out FILE.svg] [settings as for train]",
+        epilog="Prints a table, a picture and the lines to paste. docs/advise.md has more.",
+    )
+    parser.add_argument("recipe", metavar="RECIPE", choices=tuple(TASKS), help="classify")
+    parser.add_argument("--out", metavar="FILE.svg", help="write the picture to a file, too")
+
+
+def run_advise(words: Sequence[str]) -> int:
+    """hf-finetune advise RECIPE ..."""
+
+    def run() -> None:
+        options, settings = take_options(words[1:], "out")
+        began = find_command_start() if "hf_finetune.train" not in sys.modules else None
+        with quick_imports(is_command=True):
+            from hf_finetune.choosing.advise import advise
+
+        advise(load_base(words[0], settings, "advise", {}), options["out"], began=began)
+
+    return report_errors(run, debug="--debug" in words)
 
 
 def take_options(words: Sequence[str], *names: str) -> tuple[dict[str, str | None], list[str]]:

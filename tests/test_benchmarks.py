@@ -605,3 +605,62 @@ def test_labelled_tokens_measures_time_and_memory(
     assert all(0 < row["share"] < 0.6 for row in results["speed"])
     assert all(peak > 100 for peak in results["memory"].values())
     assert (tmp_path / "out" / "labelled tokens.md").read_text().count("\n| ") == 7
+
+
+def test_advice_is_compared_with_real_training_and_continues(
+    tmp_path: Path, backbones: Callable[..., Path], run_script: Callable[..., str]
+) -> None:
+    for name in ("sst2_small", "wnut17"):
+        (tmp_path / name).mkdir()
+    write_rows(tmp_path / "sst2_small", tiny.make_rows)
+    write_rows(tmp_path / "wnut17", tagged.make_rows)
+    out = tmp_path / "out"
+    words = ("--data", tmp_path, "--data-set", "sst2", "--model", backbones(), "--out", out, *SMALL)
+    run_script("advise.py", *words, "--depths", 1)
+    table = (out / "advice.md").read_text(encoding="utf-8")
+    assert re.search(
+        r"^\| sst2 \| minilm \| accuracy \| \d \| not all trained \| 1: 0\.\d{3} \|", table, flags=re.MULTILINE
+    )
+    first = read_json(out / "advice.json")["sst2 minilm"]
+    run_script("advise.py", *words)
+    result = read_json(out / "advice.json")["sst2 minilm"]
+    assert result["advice"] == first["advice"]
+    assert [run["depth"] for run in result["runs"]] == [1, 0, 2]
+    table = (out / "advice.md").read_text(encoding="utf-8")
+    assert "Of 1 rows with all depths" in table
+
+
+def test_all_data_sets_become_classification(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    module: Any = importlib.import_module("advise")
+    tagged_row = {"tokens": ["in", "Paris"], "tags": ["O", "B-place"]}
+    assert module.find_entities(tagged_row) == [{"text": "in Paris", "label": "entity"}]
+    asked = {"premise": "It rained.", "question": "effect", "choice1": "Sun.", "choice2": "Wet.", "label": 1}
+    assert [(row["other"], row["label"]) for row in module.split_alternatives(asked)] == [
+        ("Sun.", "wrong"),
+        ("Wet.", "right"),
+    ]
+    contexts = [{"question": f"q{number}", "context": f"c{number}"} for number in range(4)]
+    pairs = [(row["other"], row["label"]) for row in module.pair_contexts(contexts)]
+    assert pairs == [("c0", "own"), ("c3", "another"), ("c2", "own"), ("c1", "another")]
+    (tmp_path / "input.txt").write_text("A B:\nWho is it?\nSay.\n\nC:\nI.\n\nA B:\nSo.\n", encoding="utf-8")
+    assert module.list_lines(tmp_path / "input.txt") == [
+        {"text": "Who is it? Say.", "label": "A B"},
+        {"text": "I.", "label": "C"},
+        {"text": "So.", "label": "A B"},
+    ]
+
+
+def test_advice_counts_the_points_and_the_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    module: Any = importlib.import_module("advise")
+    advice = {"depth": 1, "seconds": [{"depth": 0, "cold": 20.0}, {"depth": 1, "cold": 12.0}]}
+    runs = [
+        {"depth": depth, "seed": seed, "value": value, "seconds": 10.0}
+        for depth, seed, value in ((0, 0, 0.9), (0, 1, 0.8), (1, 0, 0.84), (1, 1, 0.84))
+    ]
+    found = module.compare(advice, runs)
+    assert (found["chosen"], found["best"]) == (1, 0)
+    assert found["loss"] == pytest.approx(0.01)
+    assert (found["error"], found["largest_error"]) == pytest.approx((0.2, 1.0))
+    assert module.compare(advice, runs[:2]) is None

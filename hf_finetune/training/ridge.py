@@ -3,7 +3,7 @@
 N rows, H hidden, C outputs.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -115,26 +115,51 @@ def make_regressions(features: Array, weights: Array, *, has_bias: bool) -> Regr
     )
 
 
-def fit_linear(features: Array, targets: Targets, *, has_bias: bool = True) -> LinearFit:
-    """Returns the linear layer whose outputs are the logits (or, for regression, the numbers) of the targets.
+def make_kernel_regressions(kernel: Array) -> Regressions:
+    """Returns the regressions on features that are only known by their products [N, N], each without its mean.
 
-    f is the ridge regression on targets of 0 and 1 that are scaled to variance 1. The logits are log(p) + s f, where p is the
-    share of a label among the rows; for multi_label, log(p / (1 - p)) + s f. The penalty and s are those with the smallest loss
-    of rows that the fit has not seen: leaving out each row in turn has a closed form.
+    The coefficients of a fit are then those of the rows [N, C]: another row's outputs are its products with them.
+    """
+    eigenvalues, vectors = np.linalg.eigh(kernel)
+    is_positive = eigenvalues > eigenvalues.max() * len(kernel) * np.finfo(np.float64).eps
+    roots = np.sqrt(eigenvalues[is_positive])
+    return Regressions(
+        rotated=vectors[:, is_positive] * roots,
+        basis=vectors[:, is_positive] / roots,
+        eigenvalues=eigenvalues[is_positive],
+        unit=float(np.trace(kernel)) / len(kernel) or 1.0,
+        weights=np.ones(len(kernel)),
+        constant=1 / len(kernel),
+    )
+
+
+def fit_linear(features: Array, targets: Targets, *, has_bias: bool = True) -> LinearFit:
+    """Returns the linear layer whose outputs are the logits (or, for regression, the numbers) of the targets; see choose_fit().
 
     Args:
         features: The inputs of the layer, [N, H].
         targets: Those of the same rows.
         has_bias: The layer has a bias. If not, the constant part of its outputs is fitted as well as the inputs allow.
     """
-    weights = targets.weights / targets.weights.mean()
-    columns = targets.make_columns()
-    means = np.average(columns, axis=0, weights=weights)
-    offset, deviations, scales = choose_outputs(targets, means)
-    columns = (columns - means) / deviations
     features = np.asarray(features, np.float64)
+    weights = targets.weights / targets.weights.mean()
     center = np.average(features, axis=0, weights=weights) * has_bias
     regressions = make_regressions(features - center, weights, has_bias=has_bias)
+    fit = choose_fit(regressions, targets, has_bias=has_bias)
+    return fit if fit.bias is None else replace(fit, bias=fit.bias - fit.weight @ center)
+
+
+def choose_fit(regressions: Regressions, targets: Targets, *, has_bias: bool = True) -> LinearFit:
+    """Returns the fit of the regressions with the best penalty. Its bias is for features without their mean.
+
+    f is the ridge regression on targets of 0 and 1 that are scaled to variance 1. The logits are log(p) + s f, where p is the
+    share of a label among the rows; for multi_label, log(p / (1 - p)) + s f. The penalty and s are those with the smallest loss
+    of rows that the fit has not seen: leaving out each row in turn has a closed form.
+    """
+    columns = targets.make_columns()
+    means = np.average(columns, axis=0, weights=targets.weights)
+    offset, deviations, scales = choose_outputs(targets, means)
+    columns = (columns - means) / deviations
     if not has_bias:
         columns = np.column_stack((columns, np.ones(len(columns))))  # the constant part is one more column
     best: LinearFit | None = None
@@ -148,8 +173,7 @@ def fit_linear(features: Array, targets: Targets, *, has_bias: bool = True) -> L
                 continue
             weight = scale * coefficients[:, : len(offset)]
             weight = weight if has_bias else weight + coefficients[:, -1:] * offset
-            bias = offset - center @ weight if has_bias else None
-            best = LinearFit(weight=weight.T, bias=bias, outputs=left_out, loss=loss)
+            best = LinearFit(weight=weight.T, bias=offset if has_bias else None, outputs=left_out, loss=loss)
     assert best is not None
     return best
 

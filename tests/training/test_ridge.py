@@ -5,7 +5,7 @@ import pytest
 from sklearn.linear_model import Ridge
 from sklearn.metrics import log_loss
 
-from hf_finetune.training.ridge import PENALTIES, Targets, fit_linear, make_regressions
+from hf_finetune.training.ridge import PENALTIES, Targets, fit_linear, make_kernel_regressions, make_regressions
 
 GENERATOR = np.random.default_rng(0)
 FEATURES = GENERATOR.normal(size=(60, 7)) + 3
@@ -62,6 +62,19 @@ def test_the_layer_predicts_the_targets(problem: str, has_bias: bool) -> None:
         assert ((outputs > 0) == targets).mean() > 0.9
     else:
         assert np.corrcoef(outputs[:, 0], targets)[0, 1] > 0.99
+
+
+@pytest.mark.parametrize("penalty", [PENALTIES[0], 1.0, PENALTIES[-1]])
+def test_regressions_on_products_are_those_on_features(penalty: float) -> None:
+    centered = FEATURES - FEATURES.mean(0)
+    columns = SCORES - SCORES.mean(0)
+    plain = make_regressions(centered, np.ones(60), has_bias=True)
+    by_products = make_kernel_regressions(centered @ centered.T)
+    assert by_products.unit * 60 == pytest.approx(plain.unit * 7)  # both are the sum of all eigenvalues
+    coefficients, left_out = plain.solve(columns, penalty)
+    row_coefficients, others = by_products.solve(columns, penalty * plain.unit / by_products.unit)
+    np.testing.assert_allclose(others, left_out, rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(centered.T @ row_coefficients, coefficients, rtol=1e-5, atol=1e-7)
 
 
 def test_what_cannot_be_predicted_gives_the_share_of_each_label() -> None:
