@@ -1,4 +1,4 @@
-"""The commands that make many runs: hf-finetune sweep, train --folds and train --seeds; hf-finetune label-errors, hf-finetune advise."""
+"""The commands that choose: sweep, train --folds and --seeds, label-errors, advise."""
 
 import argparse
 import sys
