@@ -21,8 +21,9 @@ def test_the_pages_commands_run(
     rows = [f"{row['text']},{row['label']}\n" for row in tiny.make_rows(60)]
     (tmp_path / "reviews.csv").write_text("text,label\n" + "".join(rows), encoding="utf-8")
     tiny.make_backbone(tmp_path / "backbone", "bert")
-    (commands,) = re.findall(r"^```\n(.*?)^```$", PAGE, flags=re.MULTILINE | re.DOTALL)
-    for command in commands.splitlines():
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", PAGE, flags=re.MULTILINE | re.DOTALL)
+    (commands,) = (text.splitlines() for kind, text in found if not kind)
+    for command in commands:
         words = shlex.split(command)
         assert words[0] == "hf-finetune"
         assert cli.main([*words[1:], "--model.backbone", "backbone", "--data.max_length", "32"]) == 0

@@ -1,4 +1,4 @@
-"""What a sample of examples shows about each depth of freezing: hidden states, and gradients of the blocks above.
+"""Hidden states at each depth of freezing, and gradients of the blocks above, of a sample of examples.
 
 Features of the frozen part alone say how good a model is whose upper blocks stay as they are. Training these blocks changes what
 they compute. For small changes that is linear in the weights, so the trained model is a linear function of the gradients of its

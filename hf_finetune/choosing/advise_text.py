@@ -1,4 +1,4 @@
-"""What `hf-finetune advise` prints, and the picture that it writes: the metric against the seconds."""
+"""The lines that `hf-finetune advise` prints, and the picture that it writes: the metric against the seconds."""
 
 import math
 from collections.abc import Sequence
