@@ -68,7 +68,7 @@ class Chart:
     @property
     def x_axis(self) -> Axis:
         """The updates, from 0."""
-        return make_axis(0, max(x for line in self.lines for x, _ in line.points), num_ticks=5, is_tight=True)
+        return make_axis(0, max(x for line in self.lines for x, _ in line.points), num_ticks=5, is_count=True)
 
     @property
     def y_axis(self) -> Axis:
@@ -122,24 +122,27 @@ def thin_out(points: Sequence[Point]) -> list[Point]:
     return [(group[-1][0], math.fsum(y for _, y in group) / len(group)) for group in groups]
 
 
-def make_axis(low: float, high: float, *, num_ticks: int, is_tight: bool = False) -> Axis:
-    """Returns an axis from about low to high with round ticks. is_tight: It ends at the values, not at ticks."""
+def make_axis(low: float, high: float, *, num_ticks: int, is_count: bool = False) -> Axis:
+    """Returns an axis from about low to high with round ticks. is_count: Ticks are whole numbers, and it ends at the values, not
+    at ticks."""
     if low == high:
-        pad = abs(low) * 0.1 or 1.0
-        low, high = (low, high + 1) if is_tight else (low - pad, high + pad)
-    step = find_step((high - low) / num_ticks)
+        pad = abs(low) * 0.1
+        low, high = (low, high + 1) if is_count or not pad else (low - pad, high + pad)
+    step = (
+        max(1, find_step((high - low) / num_ticks, (1, 2, 5, 10))) if is_count else find_step((high - low) / num_ticks)
+    )
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
-    if not is_tight:
+    if not is_count:
         first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
         low, high = first * step, last * step
     ticks = tuple((number * step, format_tick(number * step, step)) for number in range(first, last + 1))
     return Axis(low=low, high=high, ticks=ticks)
 
 
-def find_step(rough: float) -> float:
-    """Returns the smallest of 1, 2, 2.5, 5 and 10 times a power of ten that is not below `rough`."""
+def find_step(rough: float, factors: Sequence[float] = (1, 2, 2.5, 5, 10)) -> float:
+    """Returns the smallest of the factors times a power of ten that is not below `rough`. factors: From 1 to 10."""
     power = 10.0 ** math.floor(math.log10(rough))
-    return next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= rough * (1 - 1e-9))
+    return next(factor * power for factor in factors if factor * power >= rough * (1 - 1e-9))
 
 
 def format_tick(value: float, step: float) -> str:

@@ -112,5 +112,6 @@ def pick_text(line: str, settings: Mapping[str, Any]) -> str:
         row = json.loads(line)
     except ValueError:
         return line
-    texts = [str(row[name]) for name in columns if name in row] if isinstance(row, dict) else []
+    values = [row[name] for name in columns if name in row] if isinstance(row, dict) else []
+    texts = [" ".join(map(str, value)) if isinstance(value, list) else str(value) for value in values]
     return " | ".join(texts) or line

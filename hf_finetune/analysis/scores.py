@@ -24,7 +24,12 @@ def make_score_tables(runs: Sequence[RunFiles]) -> list[tuple[str, Table]]:
     """Returns a table of the metrics for each split that a run has."""
     tables = []
     for split in reversed(SPLITS[1:]):
-        names = dict.fromkeys(name for run in runs for name in get(run.results, split) or {})
+        has_labels = any(
+            get(run.results, "details", split, "labels") for run in runs
+        )  # then f1/person has a table of its own
+        names = dict.fromkeys(
+            name for run in runs for name in get(run.results, split) or {} if not (has_labels and "/" in name)
+        )
         rows = [Row(name=name, cells=tuple(describe_score(run, split, name) for run in runs)) for name in names]
         if rows:
             table = Table(caption=f"Metrics on {split} with 95 % intervals", head=get_labels(runs), rows=rows)

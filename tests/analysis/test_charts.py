@@ -25,9 +25,12 @@ def test_ticks_are_round_and_around_the_values(low: float, high: float, labels: 
     assert len(set(labels)) == len(labels)
 
 
-def test_a_tight_axis_ends_at_the_values() -> None:
-    axis = make_axis(0, 308, num_ticks=5, is_tight=True)
+def test_an_axis_of_counts_has_whole_ticks_and_ends_at_the_values() -> None:
+    axis = make_axis(0, 308, num_ticks=5, is_count=True)
     assert (axis.low, axis.high, [label for _, label in axis.ticks]) == (0, 308, ["0", "100", "200", "300"])
+    assert [label for _, label in make_axis(0, 12, num_ticks=5, is_count=True).ticks] == ["0", "5", "10"]
+    assert [label for _, label in make_axis(0, 1, num_ticks=5, is_count=True).ticks] == ["0", "1"]
+    assert [label for _, label in make_axis(0, 0, num_ticks=2).ticks] == ["0", "0.5", "1.0"]
 
 
 def test_steps_are_round() -> None:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from hf_finetune.analysis.mistakes import make_mistakes
+from hf_finetune.analysis.mistakes import make_mistakes, pick_text
 from hf_finetune.analysis.run_files import read_runs
 
 CopyRun = Callable[..., Path]
@@ -24,6 +24,13 @@ def test_mistakes_are_wrong_ordered_and_have_their_line(finished: dict[str, Path
         assert example["text"] == row["text"]
     confidences = [float(example["confidence"]) for example in found["doubtful"]]
     assert max(confidences) < float(found["worst"][0]["confidence"])
+
+
+def test_a_text_is_that_of_its_columns() -> None:
+    settings = {"data.text_columns": ["words", "b"]}
+    assert pick_text('{"words": ["New", "York"], "b": "x", "c": "y"}', settings) == "New York | x"
+    assert pick_text('{"c": "y"}', settings) == '{"c": "y"}'
+    assert pick_text("a,b,1\n", settings) == "a,b,1\n"
 
 
 def test_texts_of_a_missing_file_are_left_out(copy_run: CopyRun) -> None:
