@@ -5,6 +5,8 @@ They are fitted on validation. On the test split they would be chosen by the num
 N examples, C classes.
 """
 
+import math
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -13,18 +15,28 @@ from numpy.typing import NDArray
 Array = NDArray[Any]
 
 
+def count_answers(accuracy: float) -> int:
+    """Returns the fewest answers that can show an accuracy: with one wrong answer among them they still have it."""
+    return math.ceil(
+        1 / (1 - Fraction(str(accuracy)))
+    )  # exact: 1 / (1 - 0.9) as floating-point numbers may be above 10
+
+
 def fit_abstention_threshold(confidences: Array, is_right: Array, accuracy: float) -> float | None:
     """Returns the smallest confidence so that the answers with at least that confidence reach an accuracy, None if there is none.
+
+    Fewer than count_answers() do not count: a few right answers are luck.
 
     confidences: Of each answer [N]. is_right: Whether it is right [N].
     """
     order = np.argsort(-confidences, kind="stable")
     sorted_confidences = confidences[order]
-    shares = np.cumsum(is_right[order]) / np.arange(1, len(order) + 1)
+    counts = np.arange(1, len(order) + 1)
+    is_reached = (np.cumsum(is_right[order]) / counts >= accuracy) & (counts >= count_answers(accuracy))
     is_last = np.append(
         sorted_confidences[1:] < sorted_confidences[:-1], True
     )  # of equal confidences, all are answered
-    reached = np.flatnonzero(is_last & (shares >= accuracy))
+    reached = np.flatnonzero(is_last & is_reached)
     return float(sorted_confidences[reached[-1]]) if len(reached) else None
 
 

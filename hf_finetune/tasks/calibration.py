@@ -22,7 +22,7 @@ from hf_finetune.statistics.calibration import (
     fit_temperature,
 )
 from hf_finetune.statistics.conformal import count_needed, fit_label_set_thresholds, fit_set_threshold, make_sets
-from hf_finetune.statistics.thresholds import fit_abstention_threshold, fit_label_thresholds
+from hf_finetune.statistics.thresholds import count_answers, fit_abstention_threshold, fit_label_thresholds
 from hf_finetune.tasks import metrics
 
 DECISION_THRESHOLD = 0.5  # multi_label: labels with a larger probability are predicted
@@ -95,22 +95,22 @@ class Calibrator:
     # --- fitting
 
     def check(self, counts: Mapping[str, int], num_examples: int) -> list[str]:
-        """Returns warnings about the validation examples. InputError if they are too few for the coverage.
+        """Returns warnings about the validation examples. InputError if they are too few for the accuracy or the coverage.
 
         counts: The number of examples of each label.
         """
+        fix = "give more (data.validation, data.validation_fraction), or lower it"
+        if "abstention" in self.methods:
+            needed = count_answers(self.accuracy)
+            reason = f"needs {needed:,} validation examples, and there are {num_examples:,}; {fix}"
+            require(num_examples >= needed, "task.target_accuracy", self.accuracy, reason)
         if "conformal" not in self.methods:
             return []
         needed = count_needed(self.coverage)
         enough = max(counts.values()) if self.has_several else num_examples
         kind = "validation examples of a label" if self.has_several else "validation examples"
-        require(
-            enough >= needed,
-            "task.coverage",
-            self.coverage,
-            f"needs {needed:,} {kind}, and there are {enough:,}; give more (data.validation, data.validation_fraction), or lower "
-            "the coverage",
-        )
+        reason = f"needs {needed:,} {kind}, and there are {enough:,}; {fix}"
+        require(enough >= needed, "task.coverage", self.coverage, reason)
         rare = [name for name, count in counts.items() if count < needed]
         if not self.has_several or not rare:
             return []

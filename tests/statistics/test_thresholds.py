@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import f1_score, precision_recall_curve
 
-from hf_finetune.statistics.thresholds import fit_abstention_threshold, fit_label_thresholds
+from hf_finetune.statistics.thresholds import count_answers, fit_abstention_threshold, fit_label_thresholds
 
 Array = np.ndarray[Any, Any]
 
@@ -23,7 +23,8 @@ def draw(num_examples: int, decimals: int, seed: int) -> tuple[Array, Array]:
 def test_the_abstention_threshold_answers_the_most_at_the_accuracy(decimals: int, seed: int) -> None:
     confidences, is_right = draw(120, decimals, seed)
     found = fit_abstention_threshold(confidences, is_right, 0.8)
-    reaching = [value for value in np.unique(confidences) if is_right[confidences >= value].mean() >= 0.8]
+    answers = {value: is_right[confidences >= value] for value in np.unique(confidences)}
+    reaching = [value for value, right in answers.items() if right.mean() >= 0.8 and len(right) >= 5]
     assert found == min(reaching)
 
 
@@ -32,7 +33,15 @@ def test_there_is_no_threshold_if_no_accuracy_is_that_high() -> None:
 
 
 def test_everything_is_answered_if_the_accuracy_is_reached() -> None:
-    assert fit_abstention_threshold(np.array([0.9, 0.4]), np.array([True, True]), 0.8) == 0.4
+    confidences = np.linspace(0.9, 0.4, 5)
+    assert fit_abstention_threshold(confidences, np.array([True, True, False, True, True]), 0.8) == 0.4
+
+
+def test_a_few_right_answers_show_no_accuracy() -> None:
+    assert [count_answers(accuracy) for accuracy in (0.5, 0.8, 0.9, 0.95, 0.99)] == [2, 5, 10, 20, 100]
+    confidences = np.linspace(0.9, 0.4, 20)
+    assert fit_abstention_threshold(confidences, np.arange(20) < 8, 0.9) is None
+    assert fit_abstention_threshold(confidences, np.arange(20) < 8, 0.8) == confidences[9]
 
 
 @pytest.mark.parametrize("decimals", [1, 8])

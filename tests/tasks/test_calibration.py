@@ -109,6 +109,11 @@ def test_too_few_validation_examples_are_an_error_before_training() -> None:
     assert warning.startswith("2 of 3 labels have fewer than the 9 validation examples")
     assert warning.endswith("so that every set holds them: b, c")
     assert make_calibrator("temperature").check({"a": 1}, 1) == []
+    assert make_calibrator("abstention").check({"a": 10}, 10) == []
+    with pytest.raises(
+        InputError, match=r"task.target_accuracy \(0.9\): needs 10 validation examples, and there are 9; give"
+    ):
+        make_calibrator("abstention").check({"a": 9}, 9)
 
 
 # --- what is fitted --------------------------------------------------------------------------------------------------
