@@ -20,7 +20,7 @@ from hf_finetune.data.columns import hash_rows
 from hf_finetune.data.features import Array
 from hf_finetune.data.table import Table, describe_origin
 from hf_finetune.system.errors import InputError
-from hf_finetune.system.files import replace_atomically
+from hf_finetune.system.files import explain_failures, replace_atomically
 from hf_finetune.tasks.base import Task
 from hf_finetune.tasks.example_scores import BestProbabilities, ExampleScores
 from hf_finetune.tasks.weighted_metrics import compute_value, compute_weighted
@@ -127,14 +127,15 @@ def digest_rows(table: Table, names: Sequence[str], labels: Sequence[Any] | None
 
 
 def write_scored(path: Path, scored: ScoredExamples) -> int:
-    """Writes scored examples, all or nothing, and returns the bytes of the file. InputError if the disk is full."""
+    """Writes scored examples, all or nothing, and returns the bytes of the file. InputError if it cannot be written."""
 
     def write(file: BinaryIO) -> None:
         file.write(encode_line(describe_header(scored)))
         for entry in describe_lines(scored):
             file.write(encode_line(entry))
 
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with explain_failures(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
     return replace_atomically(path, write, 0).size
 
 

@@ -129,6 +129,12 @@ def test_a_file_that_is_none_of_scored_examples_is_an_error(tmp_path: Path) -> N
             read_scored(path)
 
 
+def test_a_folder_that_cannot_be_made_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    with pytest.raises(InputError, match=r"file.*cannot be read or written"):
+        write_scored(tmp_path / "file" / "test.jsonl", make_scored())
+
+
 def test_digests_tell_texts_and_labels_apart() -> None:
     table = Table(columns={"text": ["a", "b", "a"], "other": [1, 2, 3]}, files=["x"] * 3, lines=[1, 2, 3])
     first, second, third = digest_rows(table, ["text"], ["yes", "yes", "yes"])
