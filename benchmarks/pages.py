@@ -49,6 +49,8 @@ TABLES: dict[str, tuple[str, tuple[str, ...]]] = {
     "long texts": ("results/long_texts.json", QUALITY),
     "head start": ("results/head_start.json", QUALITY),
     "advice": ("results/advice.json", (*SPEED, "choosing")),
+    "sweep": ("results/sweep.json", (*SPEED, "choosing", "export", "system")),
+    "wrong labels": ("results/label_errors.json", (*QUALITY, "choosing", "statistics")),
 }
 PARTS = sorted({part for _, parts in TABLES.values() for part in parts})
 

@@ -664,3 +664,41 @@ def test_advice_counts_the_points_and_the_seconds(monkeypatch: pytest.MonkeyPatc
     assert found["loss"] == pytest.approx(0.01)
     assert (found["error"], found["largest_error"]) == pytest.approx((0.2, 1.0))
     assert module.compare(advice, runs[:2]) is None
+# --- many runs in one process ---------------------------------------------------------------------------------------
+
+
+def test_sweep_writes_results_and_table(
+    tmp_path: Path, backbones: Callable[..., Path], run_script: Callable[..., str]
+) -> None:
+    write_rows(tmp_path, tiny.make_rows)
+    files = [word for split in ("train", "validation", "test") for word in (f"--{split}", tmp_path / f"{split}.jsonl")]
+    sizes = ("--rounds", 1, "--trials", 2, "--folds", 2, "--epochs", 1, "--batch-size", 8, "--max-length", 32)
+    out = tmp_path / "out"
+    run_script("sweep.py", *files, *sizes, "--frozen", 1, "--backbone", backbones(), "--out", out)
+    result = read_json(out / "sweep.json")
+    medians = result["median_seconds"]
+    assert medians.keys() == {"run", "sweep", "folds", "trainer"}
+    assert min(medians.values()) > 0
+    table = (out / "sweep.md").read_text(encoding="utf-8")
+    assert (
+        f"| sweep of 2 trials | {medians['sweep']:.0f} | {medians['sweep'] / medians['run']:.1f} x one run |" in table
+    )
+    assert f"{2 * medians['trainer'] / medians['sweep']:.1f} x the sweep" in table
+    assert f"Test accuracy of the chosen trial: {result['rounds'][0]['chosen']['test']:.3f}." in table
+
+
+def test_label_errors_counts_what_was_planted(
+    tmp_path: Path, backbones: Callable[..., Path], run_script: Callable[..., str]
+) -> None:
+    (tmp_path / "trec").mkdir()
+    rows = [{"question": row["text"], "label": row["label"]} for row in tiny.make_rows(240)]
+    tiny.write_jsonl(tmp_path / "trec" / "train.jsonl", rows)
+    sizes = ("--only", "trec", "--folds", 2, "--epochs", 8, "--max-length", 32, "--backbone", backbones())
+    run_script(
+        "label_errors.py", "--data", tmp_path, *sizes, "--frozen", 0, "--examples", 200, "--out", tmp_path / "out"
+    )
+    found = read_json(tmp_path / "out" / "label_errors.json")["sets"]["trec"]
+    assert (found["rows"], found["planted"]) == (200, 10)
+    assert 0 < found["planted_among_first"] <= min(10, found["found"])
+    table = (tmp_path / "out" / "wrong labels.md").read_text(encoding="utf-8")
+    assert f"| trec | 200 | 10 | {min(10, found['found'])} | {found['precision_of_first']:.0%} |" in table
