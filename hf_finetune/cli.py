@@ -14,9 +14,11 @@ from hf_finetune.cli_choosing import (
     REPEATS_EPILOG,
     add_advise,
     add_label_errors,
+    add_learning_curve,
     add_sweep,
     asks_for_repeats,
     run_advise,
+    run_learning_curve,
     run_repeats,
     run_sweep,
 )
@@ -57,6 +59,8 @@ def run_command(words: list[str]) -> int:
         return run_sweep(words[1:])
     if words[:1] == ["advise"] and len(words) >= 2 and not {"--help", "-h"} & {*words}:
         return run_advise(words[1:])
+    if words[:1] == ["learning-curve"] and len(words) >= 2 and not {"--help", "-h"} & {*words}:
+        return run_learning_curve(words[1:])
     if words[:1] == ["verify-resume"] and len(words) >= 2 and not words[1].startswith("-"):
         return run_verify_resume(words[1], words[2:])
     if words[:1] == ["data"] and len(words) >= 2 and not {"--help", "-h"} & {*words}:
@@ -74,6 +78,7 @@ def build_parser() -> Parser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=Parser)
     add_train(commands)
     add_sweep(commands)
+    add_learning_curve(commands)
     add_label_errors(commands)
     add_advise(commands)
     add_verify_resume(commands)

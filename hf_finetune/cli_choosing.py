@@ -1,4 +1,4 @@
-"""The commands that choose: sweep, train --folds and --seeds, label-errors, advise."""
+"""The commands that choose: sweep, train --folds and --seeds, learning-curve, label-errors, advise."""
 
 import argparse
 import sys
@@ -86,6 +86,30 @@ def run_repeats(words: Sequence[str]) -> int:
             repeats.run_folds(load_base(recipe, settings, kind, repeats.FOLD_DEFAULTS), int(text))
         else:
             repeats.run_seeds(load_base(recipe, settings, kind, repeats.SEED_DEFAULTS), int(text))
+
+    return report_errors(run, debug="--debug" in words)
+
+
+def add_learning_curve(commands: Any) -> None:
+    """Adds the parser of hf-finetune learning-curve, which prints its help. run_learning_curve() reads the words."""
+    parser = commands.add_parser(
+        "learning-curve",
+        help="train on an eighth, a quarter, half and all of the rows, and forecast what twice as many bring",
+        usage="hf-finetune learning-curve RECIPE [settings as for train]",
+    )
+    parser.add_argument("recipe", metavar="RECIPE", choices=tuple(TASKS), help=f"one of {', '.join(TASKS)}")
+
+
+def run_learning_curve(words: Sequence[str]) -> int:
+    """hf-finetune learning-curve RECIPE ..."""
+
+    def run() -> None:
+        _, settings = take_options(words[1:])
+        with quick_imports(is_command=True):
+            from hf_finetune.choosing import learning_curve
+
+        base = load_base(words[0], settings, learning_curve.KIND, learning_curve.DEFAULTS)
+        learning_curve.run_learning_curve(base)
 
     return report_errors(run, debug="--debug" in words)
 

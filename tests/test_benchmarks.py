@@ -664,6 +664,8 @@ def test_advice_counts_the_points_and_the_seconds(monkeypatch: pytest.MonkeyPatc
     assert found["loss"] == pytest.approx(0.01)
     assert (found["error"], found["largest_error"]) == pytest.approx((0.2, 1.0))
     assert module.compare(advice, runs[:2]) is None
+
+
 # --- many runs in one process ---------------------------------------------------------------------------------------
 
 

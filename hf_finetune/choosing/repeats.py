@@ -103,7 +103,7 @@ def run_all(base: RunConfig, kind: str, changes: Mapping[str, Mapping[str, Any]]
             {key: now for key, (_, now) in changed.items()},
         )
     write_journal(base.run_dir, kind, {"format": 1, "settings": to_dict(base), "runs": list(configs)})
-    print_message(f"{len(configs)} {kind} in {base.run_dir}")
+    print_message(f"{len(configs)} runs ({kind}) in {base.run_dir}")
     outcomes = {}
     for name, config in configs.items():
         outcomes[name] = run_trial(config)
