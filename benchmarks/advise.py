@@ -2,13 +2,13 @@
 
     python benchmarks/advise.py --data FOLDER [--data-set sst2 trec] [--backbone minilm smollm2] [--depths 0 2 4] [--seeds 0 1 2]
 
-FOLDER has a folder for each data set: sst2_small, trec, go_emotions, stsb, wnut17, squad_val5pct, balanced_copa, tiny_shakespeare
+FOLDER has a folder for each data set: sst2_small, trec, go_emotions, stsb, wnut17, squad_val5pct, scitldr, tiny_shakespeare
 (bbc-news comes with pip). Those that are not classification are made so:
 
     trec-fine   the fine type of a question, 50 labels
     wnut17      whether a text has a named entity
     squad       whether a context answers a question: its own, or that of another question
-    copa        whether an alternative is the right one
+    scitldr     whether a summary is that of a paper: its own, or that of another paper
     speakers    which of six characters of Shakespeare says a line
 
 A training run whose result is there is not repeated, so that the benchmark can be stopped, continued and run in parts: all of it
@@ -54,21 +54,12 @@ def find_entities(row: Mapping[str, Any]) -> Rows:
     return [{"text": " ".join(row["tokens"]), "label": "entity" if has_entity else "none"}]
 
 
-def split_alternatives(row: Mapping[str, Any]) -> Rows:
-    """Returns both alternatives of a question, each with whether it is the right one."""
-    asked = f"{row['premise']} What was the {row['question']}?"
-    labels = ["right" if number == row["label"] else "wrong" for number in (0, 1)]
-    return [{"text": asked, "other": row[f"choice{number + 1}"], "label": labels[number]} for number in (0, 1)]
-
-
-def pair_contexts(rows: Rows) -> Rows:
-    """Returns each question with its own context or, every second one, with that of another question."""
+def pair_texts(pairs: Sequence[tuple[str, str]]) -> Rows:
+    """Returns each first text with its own second one or, every other time, with that of another pair."""
     made = []
-    for number, row in enumerate(rows):
-        others = rows[(number + len(rows) // 2) % len(rows)]["context"]
-        is_own = number % 2 == 0 or others == row["context"]
-        context = row["context"] if is_own else others
-        made.append({"text": row["question"], "other": context, "label": "own" if is_own else "another"})
+    for number, (text, own) in enumerate(pairs):
+        other = own if number % 2 == 0 else pairs[(number + len(pairs) // 2) % len(pairs)][1]
+        made.append({"text": text, "other": other, "label": "own" if other == own else "another"})
     return made
 
 
@@ -99,19 +90,19 @@ def read_entities(data: Path) -> dict[str, Rows]:
     return {split: [made for row in rows for made in find_entities(row)] for split, rows in files.items()}
 
 
-def read_alternatives(data: Path) -> dict[str, Rows]:
-    """Returns the splits of copa; its validation is the test."""
-    files = {
-        split: read_rows(data / "balanced_copa" / f"{name}.jsonl")
-        for split, name in (("train", "train"), ("test", "validation"))
-    }
-    return {split: [made for row in rows for made in split_alternatives(row)] for split, rows in files.items()}
-
-
 def read_contexts(data: Path) -> dict[str, Rows]:
     """Returns the splits of squad; its validation is the test."""
     names = {"train": "train", "test": "validation"}
-    return {split: pair_contexts(read_rows(data / "squad_val5pct" / f"{name}.jsonl")) for split, name in names.items()}
+    files = {split: read_rows(data / "squad_val5pct" / f"{name}.jsonl") for split, name in names.items()}
+    return {split: pair_texts([(row["question"], row["context"]) for row in rows]) for split, rows in files.items()}
+
+
+def read_summaries(data: Path) -> dict[str, Rows]:
+    """Returns the splits of scitldr."""
+    files = {split: read_rows(data / "scitldr" / f"{split}.jsonl") for split in ("train", "validation", "test")}
+    return {
+        split: pair_texts([(row["summaries"][0], row["document"]) for row in rows]) for split, rows in files.items()
+    }
 
 
 def read_speakers(data: Path) -> dict[str, Rows]:
@@ -128,7 +119,7 @@ SETS: dict[str, Callable[[Path], dict[str, Rows]] | None] = {
     "bbc-news": None,
     "wnut17": read_entities,
     "squad": read_contexts,
-    "copa": read_alternatives,
+    "scitldr": read_summaries,
     "speakers": read_speakers,
 }
 

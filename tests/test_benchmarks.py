@@ -635,14 +635,13 @@ def test_all_data_sets_become_classification(tmp_path: Path, monkeypatch: pytest
     module: Any = importlib.import_module("advise")
     tagged_row = {"tokens": ["in", "Paris"], "tags": ["O", "B-place"]}
     assert module.find_entities(tagged_row) == [{"text": "in Paris", "label": "entity"}]
-    asked = {"premise": "It rained.", "question": "effect", "choice1": "Sun.", "choice2": "Wet.", "label": 1}
-    assert [(row["other"], row["label"]) for row in module.split_alternatives(asked)] == [
-        ("Sun.", "wrong"),
-        ("Wet.", "right"),
+    pairs = module.pair_texts([(f"q{number}", f"c{number}") for number in range(4)])
+    assert [(row["other"], row["label"]) for row in pairs] == [
+        ("c0", "own"),
+        ("c3", "another"),
+        ("c2", "own"),
+        ("c1", "another"),
     ]
-    contexts = [{"question": f"q{number}", "context": f"c{number}"} for number in range(4)]
-    pairs = [(row["other"], row["label"]) for row in module.pair_contexts(contexts)]
-    assert pairs == [("c0", "own"), ("c3", "another"), ("c2", "own"), ("c1", "another")]
     (tmp_path / "input.txt").write_text("A B:\nWho is it?\nSay.\n\nC:\nI.\n\nA B:\nSo.\n", encoding="utf-8")
     assert module.list_lines(tmp_path / "input.txt") == [
         {"text": "Who is it? Say.", "label": "A B"},
