@@ -67,10 +67,18 @@ class Resampled:
         scores: The examples.
         names: The metrics.
         counts_labels: Counts labels.
+        num_resamples: As choose_num_resamples() returns for the examples if not given.
     """
 
-    def __init__(self, scores: ExampleScores, names: Sequence[str], *, counts_labels: bool = True) -> None:
-        self.num_resamples = choose_num_resamples(len(scores))
+    def __init__(
+        self,
+        scores: ExampleScores,
+        names: Sequence[str],
+        *,
+        counts_labels: bool = True,
+        num_resamples: int | None = None,
+    ) -> None:
+        self.num_resamples = num_resamples or choose_num_resamples(len(scores))
         once = np.ones((1, len(scores)))
         self.values = {name: float(compute_weighted(scores, name, once)[0]) for name in names}
         counted = count_each(scores, once) if counts_labels else None
@@ -206,9 +214,9 @@ def slice_by_value(values: Sequence[Any]) -> dict[str, Array]:
 
 def describe_slices(scores: ExampleScores, slices: Mapping[str, Array], names: Sequence[str]) -> list[dict[str, Any]]:
     """Returns the metrics of parts of the examples, with intervals."""
-    described = []
+    described, num_resamples = [], choose_num_resamples(len(scores))
     for name, places in slices.items():
-        resampled = Resampled(scores.take(places), names, counts_labels=False)
+        resampled = Resampled(scores.take(places), names, counts_labels=False, num_resamples=num_resamples)
         entry: dict[str, Any] = {"slice": name, "examples": len(places)}
         for metric in names:
             entry |= {metric: resampled.values[metric], f"{metric}_interval": resampled.get_bounds(metric)}
