@@ -10,6 +10,7 @@ from hf_finetune.analysis.tables import NOTHING, Row, Table, format_count, forma
 SPLITS = ("train", "validation", "test")
 PHASES = ("start", "load", "encode", "cache", "check", "train", "evaluate", "save", "export")
 NOT_RECORDED = "The run does not record it: it is not finished, or an earlier version made it."
+NARROWEST = 0.6  # percent, of the bar of a part of the model
 MOST_LABELS = 30  # whose counts are listed
 
 
@@ -116,8 +117,8 @@ def draw_group(group: Sequence[Mapping[str, Any]], scale: float) -> dict[str, An
         name = f"blocks {name.removeprefix('block ')}–{last.removeprefix('block ')}"
     bars, start = [], 0.0
     for part in group:
-        width = scale * part["parameters"]
-        bars.append((round(start, 3), round(width, 3), round(scale * part["trainable"], 3)))
+        width = max(NARROWEST, scale * part["parameters"])
+        bars.append((round(start, 3), round(width, 3), round(width * part["trainable"] / part["parameters"], 3)))
         start += width
     state = "trains" if trainable == size else "frozen" if not trainable else f"{trainable:,} train"
     return {"name": name, "size": size, "trainable": trainable, "state": state, "bars": bars}
