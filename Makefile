@@ -21,7 +21,7 @@ WHEEL := build/wheel
 FAST := not slow and not processes and not docs
 MARKS ?= $(FAST)
 
-.PHONY: demo test test-fast test-one test-lowest test-wheel coverage lint hooks pre-commit newest numbers board soak faults odd reliability benchmark other-tasks scaling fixed-costs \
+.PHONY: demo test test-fast test-one test-lowest test-wheel coverage lint hooks pre-commit newest numbers board soak faults odd reliability benchmark other-tasks scaling fixed-costs dry-run \
 	profile results scale docs clean
 
 demo: $(VENV)/.demo-installed
@@ -99,6 +99,10 @@ other-tasks: $(VENV)/.test-installed
 # What a run takes besides training and validation, by phase
 fixed-costs: $(VENV)/.test-installed
 	$(RUN) $(BIN)/python benchmarks/fixed_costs.py
+
+# What --dry-run predicts, and what the runs then take, for ten configs; DATA is a folder of data sets
+dry-run: $(VENV)/.test-installed
+	$(RUN) $(BIN)/python benchmarks/dry_run.py --data $(DATA)
 
 scaling: $(VENV)/.test-installed
 	$(RUN) $(BIN)/python benchmarks/scaling.py

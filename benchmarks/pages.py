@@ -37,6 +37,7 @@ TABLES: dict[str, tuple[str, tuple[str, ...]]] = {
     "other tasks": ("results/tasks/*.json", (*SPEED, "export")),
     "scaling": ("results/scaling.json", SPEED),
     "fixed costs": ("results/fixed_costs.json", (*SPEED, "export", "system")),
+    "dry run": ("results/dry_run.json", (*SPEED, "choosing", "export", "system")),
     "profile": ("results/profile.json", ("forward", "model", "tasks", "training")),
     "batch lengths": ("results/batch_lengths.json", ("data", "forward", "model", "tasks", "training")),
     "labelled tokens": ("results/labelled_tokens.json", ("forward", "model", "tasks", "training")),

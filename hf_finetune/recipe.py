@@ -1,5 +1,6 @@
 """Starting a recipe, and reporting the errors of all commands."""
 
+import contextlib
 import errno
 import os
 import runpy
@@ -13,8 +14,9 @@ from typing import Any
 from hf_finetune.config.help import format_help
 from hf_finetune.config.loading import choose_kind, load_config, read_settings, to_yaml
 from hf_finetune.config.recipes import recipe_path
+from hf_finetune.config.sections import RunConfig
 from hf_finetune.config.tasks import TASKS, load_task
-from hf_finetune.system.console import configure_logging, show_run
+from hf_finetune.system.console import configure_logging, is_main_process, show_run
 from hf_finetune.system.errors import InputError, StoppedError, first_line, redact
 from hf_finetune.system.output import STDOUT, OutputError, guard_output, open_standard_output
 from hf_finetune.system.signals import EXIT_TRY_AGAIN
@@ -22,7 +24,7 @@ from hf_finetune.system.startup import find_command_start, quick_imports
 
 EXIT_INPUT = 2
 EXIT_UNREAD = 141  # as a shell reports SIGPIPE (128 + 13): nobody reads what is printed, as after `| head -1`
-FLAGS = frozenset({"--help", "-h", "--print_config", "--debug", "--quiet", "--json"})
+FLAGS = frozenset({"--help", "-h", "--print_config", "--debug", "--quiet", "--json", "--dry-run"})
 
 
 def run_recipe(
@@ -54,6 +56,9 @@ def run_recipe(
             return
         began = find_command_start() if "hf_finetune.train" not in sys.modules else None
         now = time.perf_counter()
+        if "--dry-run" in flags:
+            print_plan(config, now if began is None else began, as_json="--json" in flags)
+            return
         with show_run(choose_look(flags)):
             with quick_imports(is_command=began is not None):
                 from hf_finetune.train import finetune
@@ -61,6 +66,17 @@ def run_recipe(
             finetune(config, began=now if began is None else began)
 
     return report_errors(run, debug="--debug" in flags)
+
+
+def print_plan(config: RunConfig, began: float, *, as_json: bool) -> None:
+    """Prints what the run will take (choosing.dry_run)."""
+    output = open_standard_output()
+    with contextlib.redirect_stdout(sys.stderr) if as_json else show_run(), quick_imports(is_command=True):
+        from hf_finetune.choosing.dry_run import dry_run
+
+        plan = dry_run(config, began=began)
+    if is_main_process():
+        print(plan.to_json() if as_json else plan.describe(), file=output)
 
 
 def choose_look(flags: Set[str]) -> str:

@@ -215,6 +215,23 @@ def test_fixed_costs_are_seconds_by_phase_from_the_command_to_its_end(
     assert f"| **besides training and validation** | {seconds['fixed']:.1f} |" in table
 
 
+def test_a_dry_run_is_compared_with_the_run(
+    tmp_path: Path, backbones: Callable[..., Path], run_script: Callable[..., str]
+) -> None:
+    folder = tmp_path / "data" / "sst2_small"
+    folder.mkdir(parents=True)
+    write_rows(folder, tiny.make_rows)
+    settings = ("--model.backbone", backbones(), "--freeze.layers", 1, "--data.max_length", 16)
+    out, name = tmp_path / "out", "sst2, not cached"
+    words = ("--data", tmp_path / "data", "--only", name, "--out", out, *settings)
+    (row,) = read_lines(run_script("dry_run.py", *words))
+    assert row["predicted"].keys() == row["measured"].keys()
+    assert row["predicted"]["total"] > 0
+    assert read_json(out / "dry_run.json")["rows"] == [row]
+    table = (out / "dry run.md").read_text(encoding="utf-8")
+    assert f"| {name} | {row['dry_run_seconds']:.1f} s | {row['predicted']['total']:.1f} s |" in table
+
+
 def test_the_profile_lists_operators(
     tmp_path: Path, backbones: Callable[..., Path], run_script: Callable[..., str]
 ) -> None:

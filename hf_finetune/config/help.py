@@ -26,6 +26,7 @@ INSTEAD_OF_DEFAULT = {
 OPTIONS = {
     "--config FILE.yaml": "Read settings from this file. Settings on the command line override it.",
     "--print_config": "Print all settings as YAML, and stop.",
+    "--dry-run": "Print what the run will take of memory, disk and time, from a few batches, and stop; with --json for programs.",
     "--quiet": "Print only warnings, errors and the final line.",
     "--json": "Print a JSON object a line for each event: start, phase, update, evaluation, save, warning, end.",
     "--debug": "Show the traceback of an error.",
