@@ -207,8 +207,8 @@ class Measurement:
         return sum(update.seconds for update in updates[len(self.batches) :]) / len(self.batches)
 
     def time_evaluation(self, split: str) -> float:
-        """Returns the seconds of an evaluation of a split as a run does it, for the test split with the entire model; 0 if there
-        is no such split."""
+        """Returns the seconds of an evaluation of a split as a run does it, for the test split with the entire model; 0 for a
+        split that the run does not have."""
         if split not in self.run.features:
             return 0.0
         features = self.run.features[split]

@@ -19,7 +19,7 @@ from hf_finetune.run.training_run import Clock, TrainingRun
 from hf_finetune.system import processes
 from hf_finetune.system.console import align_columns, label_lines
 from hf_finetune.training.loop import make_micro_batch_limit
-from hf_finetune.training.progress import Progress
+from hf_finetune.training.progress import FRESH, Progress
 
 LAST_BLOCK = "after attention, only the first token is computed: the head reads no other"
 
@@ -27,7 +27,7 @@ LAST_BLOCK = "after attention, only the first token is computed: the head reads 
 # --- before update 0 ------------------------------------------------------------------------------------------------
 
 
-def announce(run: TrainingRun, cache_lines: Sequence[str], notes: Sequence[str], progress: Progress) -> None:
+def announce(run: TrainingRun, cache_lines: Sequence[str], notes: Sequence[str], progress: Progress = FRESH) -> None:
     """Prints what was resolved, and why, before the first update.
 
     cache_lines: the decision on the activation cache. notes: lines about the checkpoint that the run resumes from. progress: of
