@@ -1,4 +1,4 @@
-"""What a run will take, as a dry run has found: its table, and the settings that make it fit."""
+"""The plan of a run, as a dry run has found it: its table, and the settings that make the run fit."""
 
 import json
 import shutil
@@ -39,7 +39,7 @@ class MemoryRoom:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What a run will take.
+    """The memory, disk and time that a run will take.
 
     Attributes:
         memory: Bytes by kind, and the peak.

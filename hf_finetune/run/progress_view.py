@@ -1,4 +1,4 @@
-"""What a run shows while it trains: a bar with loss, metric and time left, or plain lines."""
+"""The view of a run while it trains: a bar with loss, metric and time left, or plain lines."""
 
 import logging
 import time

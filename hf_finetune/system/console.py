@@ -1,4 +1,4 @@
-"""What a run prints. Its lines go through the logger "hf_finetune", so that a program can redirect or silence them:
+"""The lines of a run. They go through the logger "hf_finetune", so that a program can redirect or silence them:
 
 logging.getLogger("hf_finetune").setLevel(logging.WARNING)
 
