@@ -128,7 +128,11 @@ def make_settings(name: str, data: Path, folder: Path, most: int | None) -> dict
     """Writes the files of a data set. Returns the settings that name them. most: Training examples to take at random."""
     read = SETS[name]
     if read is None:
-        settings: dict[str, Any] = {"data.train": [BBC], "data.encoding": ["utf-8", "latin-1"], "data.test": "0.2"}
+        settings: dict[str, Any] = {
+            "data.train": [BBC],
+            "data.encoding": ["utf-8", "latin-1"],
+            "data.test_fraction": 0.2,
+        }
         return {**settings, "data.max_length": 64}
     settings = {}
     for split, rows in read(data).items():

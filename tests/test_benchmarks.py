@@ -659,6 +659,9 @@ def test_all_data_sets_become_classification(tmp_path: Path, monkeypatch: pytest
         ("c2", "own"),
         ("c1", "another"),
     ]
+    (folder,) = module.make_settings("bbc-news", tmp_path, tmp_path, None)["data.train"]
+    assert folder.startswith("package://")
+    assert "data.test" not in module.make_settings("bbc-news", tmp_path, tmp_path, None)  # a part of the articles is
     (tmp_path / "input.txt").write_text("A B:\nWho is it?\nSay.\n\nC:\nI.\n\nA B:\nSo.\n", encoding="utf-8")
     assert module.list_lines(tmp_path / "input.txt") == [
         {"text": "Who is it? Say.", "label": "A B"},
