@@ -199,7 +199,8 @@ class SweepState:
         for split in ("validation", "test"):
             if results.get(split):
                 print_message(f"{split:<12}{format_metrics(results[split])}{describe_interval(config.run_dir, split)}")
-        print_message(f"repeat      hf-finetune train --config {config.run_dir / 'config.yaml'} --name again")
+        place = f"--output_dir {self.base.output_dir} --name {self.base.name}-best"
+        print_message(f"repeat      hf-finetune train --config {config.run_dir / 'config.yaml'} {place}")
         return SweepResult(trials=tuple(order), metric=str(self.metric), best_dir=config.run_dir)
 
     def rank_trials(self) -> list[Trial]:

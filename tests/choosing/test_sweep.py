@@ -87,7 +87,8 @@ def test_a_trial_has_the_numbers_of_the_same_run_alone(finished: Finished, tmp_p
     assert all((ours[name] == theirs[name]).all() for name in ours)
 
     printed = finished.lines
-    assert printed[-1] == f"repeat      hf-finetune train --config {result.best_dir / 'config.yaml'} --name again"
+    place = f"--output_dir {finished.base.output_dir} --name sweep-best"
+    assert printed[-1] == f"repeat      hf-finetune train --config {result.best_dir / 'config.yaml'} {place}"
     assert any(line.split()[:1] == [result.trials[-1].name] and "2/16" in line for line in printed)
     assert "trial-01.log" in {path.name for path in result.best_dir.parent.iterdir()}
 
