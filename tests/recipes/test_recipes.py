@@ -251,6 +251,11 @@ def test_a_recipe_gives_the_same_numbers_cached_and_on_two_processes(
     assert results["processes"] == 2
     for split in ("validation", "test"):
         assert results[split] == pytest.approx(result.results[split], abs=1e-4, nan_ok=True)
+        if (result.run_dir / "scored").exists():
+            ours, theirs = (read_scored(folder / "scored" / f"{split}.jsonl") for folder in (both, result.run_dir))
+            assert (ours.digests, ours.lines) == (theirs.digests, theirs.lines)
+            metric = ours.metrics[0]
+            assert ours.compute(metric) == pytest.approx(theirs.compute(metric), abs=1e-4)
     cached = {"cache.activations": "on", "cache.precision": "fp32"}
     if not case.caches:
         with pytest.raises(InputError, match=re.escape("cache.activations (on): ")):
