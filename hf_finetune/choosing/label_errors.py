@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from hf_finetune.choosing.out_of_fold import OUT_OF_FOLD, make_dense
+from hf_finetune.choosing.out_of_fold import OUT_OF_FOLD
 from hf_finetune.run.scored import ScoredExamples, read_scored
 from hf_finetune.statistics.label_errors import find_label_errors, find_multi_label_errors
 from hf_finetune.system.console import align_columns, print_message
 from hf_finetune.system.errors import InputError
 from hf_finetune.system.files import write_atomically
+from hf_finetune.tasks.example_scores import MOST_LABELS, BestProbabilities
 
 LABEL_ERRORS = "label_errors.jsonl"  # in the folder of the folds
 NUM_SHOWN = 10
@@ -37,21 +38,38 @@ class LikelyError:
     probability: float
 
 
-def find_likely_errors(scored: ScoredExamples) -> list[LikelyError] | None:
-    """Returns the labels that are likely wrong, the likeliest first; None if the task has no classes with probabilities."""
-    probabilities, names = make_dense(scored), scored.scores.label_names
-    if probabilities is None or scored.scores.labels is None:
-        return None
-    numbers: Any = scored.scores.label_numbers
-    labels = scored.scores.labels
-    if scored.scores.has_several_labels:
-        found = find_multi_label_errors(probabilities, np.asarray(numbers.todense()))
+def explain_unchecked(scored: ScoredExamples) -> str:
+    """Returns why the labels cannot be checked; "" if they can."""
+    scores = scored.scores
+    if scores.labels is None or not scores.label_names or scores.probabilities is None:
+        return f"the task {scored.task} has no classes with probabilities, whose labels could be compared"
+    if scores.has_several_labels and isinstance(scores.probabilities, BestProbabilities):
+        return (
+            f"of {len(scores.label_names):,} labels the {scores.probabilities.numbers.shape[1]} best probabilities of each text "
+            f"are known; with several labels a text all must be, which is so with up to {MOST_LABELS} labels"
+        )
+    return ""
+
+
+def find_likely_errors(scored: ScoredExamples) -> list[LikelyError]:
+    """Returns the labels that are likely wrong, the likeliest first. InputError if they cannot be checked."""
+    if reason := explain_unchecked(scored):
+        raise InputError(reason)
+    scores, labels, names = scored.scores, scored.scores.labels or (), scored.scores.label_names
+    probabilities: Any = scores.probabilities
+    numbers: Any = scores.label_numbers
+    if scores.has_several_labels:
+        found = find_multi_label_errors(probabilities, numbers.todense())
         suggestions = [
             f"{'+' if wanted else '-'}{names[label]}"
             for label, wanted in zip(found.given, found.suggested, strict=True)
         ]
     else:
-        found = find_label_errors(probabilities, numbers)
+        if isinstance(probabilities, BestProbabilities):
+            quality = find_own_probabilities(probabilities, numbers, scores.losses)
+            found = find_label_errors(probabilities.values, numbers, quality, probabilities.numbers)
+        else:
+            found = find_label_errors(probabilities, numbers)
         suggestions = [names[label] for label in found.suggested]
     return [
         LikelyError(
@@ -63,6 +81,12 @@ def find_likely_errors(scored: ScoredExamples) -> list[LikelyError] | None:
         )
         for place, suggestion, quality in zip(found.examples, suggestions, found.quality, strict=True)
     ]
+
+
+def find_own_probabilities(best: BestProbabilities, labels: Any, losses: Any) -> Any:
+    """Returns the probability of each example's label [N]: where it is not among the best ones, that of its loss."""
+    is_own = best.numbers == labels[:, None]
+    return np.where(is_own.any(axis=1), (best.values * is_own).sum(axis=1), np.exp(-losses))
 
 
 def report_errors(folder: Path, scored: ScoredExamples, errors: list[LikelyError], num_shown: int = NUM_SHOWN) -> None:
@@ -97,9 +121,6 @@ def show_label_errors(folder: Path, num_shown: int) -> None:
             f"{folder}: has no {OUT_OF_FOLD}; hf-finetune train RECIPE --folds 5 --data.train FILE makes it"
         )
     scored = read_scored(path)
-    errors = find_likely_errors(scored)
-    if errors is None:
-        raise InputError(
-            f"{path}: the task {scored.task} has no classes with probabilities, whose labels could be compared"
-        )
-    report_errors(folder, scored, errors, num_shown)
+    if reason := explain_unchecked(scored):
+        raise InputError(f"{path}: {reason}")
+    report_errors(folder, scored, find_likely_errors(scored), num_shown)

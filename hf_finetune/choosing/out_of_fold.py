@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from hf_finetune.run.details import choose_num_resamples
 from hf_finetune.run.scored import FOLDER, ScoredExamples, read_scored
 from hf_finetune.statistics.intervals import Interval, compute_interval
 from hf_finetune.system.errors import InputError
@@ -83,19 +84,13 @@ def join_probabilities(parts: Sequence[Any], order: Sequence[int]) -> Any:
     return join_lists(parts, order)
 
 
-def make_dense(scored: ScoredExamples) -> np.ndarray[Any, Any] | None:
-    """Returns the probabilities of all labels [N, C], 0 for those that were not among the best; None if there are none."""
-    probabilities, num_labels = scored.scores.probabilities, len(scored.scores.label_names)
-    if isinstance(probabilities, BestProbabilities):
-        dense = np.zeros((len(scored), num_labels))
-        np.put_along_axis(dense, probabilities.numbers, probabilities.values, axis=1)
-        return dense
-    return probabilities if isinstance(probabilities, np.ndarray) and num_labels else None
-
-
 def measure_interval(scored: ScoredExamples) -> Interval | None:
     """Returns the metric that decided which checkpoint is best, with its bootstrap interval over the examples; None if it does
     not follow from them."""
     if scored.metric not in scored.metrics:
         return None
-    return compute_interval(lambda weights: scored.compute(scored.metric, weights), len(scored))
+    return compute_interval(
+        lambda weights: scored.compute(scored.metric, weights),
+        len(scored),
+        num_resamples=choose_num_resamples(len(scored)),
+    )

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from hf_finetune.choosing.label_errors import find_likely_errors, report_errors
+from hf_finetune.choosing.label_errors import explain_unchecked, find_likely_errors, report_errors
 from hf_finetune.choosing.out_of_fold import OUT_OF_FOLD, measure_interval, read_folds
 from hf_finetune.choosing.trials import (
     Outcome,
@@ -62,8 +62,10 @@ def run_folds(base: RunConfig, count: int) -> Repeats:
         if scored is not None:
             write_scored(base.run_dir / OUT_OF_FOLD, scored)
             print_out_of_fold(base.run_dir, scored)
-            if (errors := find_likely_errors(scored)) is not None:
-                report_errors(base.run_dir, scored, errors)
+            if reason := explain_unchecked(scored):
+                print_message(f"labels      are not checked: {reason}")
+            else:
+                report_errors(base.run_dir, scored, find_likely_errors(scored))
     return Repeats(run_dirs=repeats.run_dirs, outcomes=repeats.outcomes, out_of_fold=scored)
 
 

@@ -5,7 +5,7 @@ A class counts as confident for an example if its probability is at least the me
 have. If the most probable one of the confident classes is not the label, the label is likely wrong. The probabilities must come
 from a model that has not seen the example's label, such as those of its fold.
 
-N examples, C classes.
+N examples, C classes, K most probable classes of each example.
 """
 
 from dataclasses import dataclass
@@ -34,34 +34,42 @@ class LabelErrors:
     quality: Array
 
 
-def compute_thresholds(probabilities: Array, labels: Array) -> Array:
+def compute_thresholds(quality: Array, labels: Array, num_classes: int) -> Array:
     """Returns the probability from which on each class counts as confident [C]: the mean over the examples that have the label;
-    infinite for a class that no example has."""
-    numbers = np.arange(len(labels))
-    num_classes = probabilities.shape[1]
+    infinite for a class that no example has. quality: The probability of each example's label [N]."""
     counts = np.bincount(labels, minlength=num_classes)
-    sums = np.bincount(labels, weights=probabilities[numbers, labels], minlength=num_classes)
+    sums = np.bincount(labels, weights=quality, minlength=num_classes)
     return np.divide(sums, counts, out=np.full(num_classes, np.inf), where=counts > 0)
 
 
-def find_confident_classes(probabilities: Array, labels: Array) -> Array:
-    """Returns the most probable one of the confident classes of each example [N]; its label if there is none."""
-    is_confident = probabilities >= compute_thresholds(probabilities, labels) - 1e-6  # a mean is rounded
-    confident = np.where(is_confident, probabilities, -1.0).argmax(axis=1)
+def find_confident_classes(probabilities: Array, labels: Array, quality: Array, classes: Array) -> Array:
+    """Returns the most probable one of the confident classes of each example [N]; its label if there is none. The arguments are
+    those of find_label_errors()."""
+    thresholds = compute_thresholds(quality, labels, int(max(classes.max(), labels.max())) + 1)
+    is_confident = probabilities >= thresholds[classes] - 1e-6  # a mean is rounded
+    places = np.where(is_confident, probabilities, -1.0).argmax(axis=1)
+    confident = np.take_along_axis(np.broadcast_to(classes, probabilities.shape), places[:, None], axis=1)[:, 0]
     return np.where(is_confident.any(axis=1), confident, labels)
 
 
-def find_label_errors(probabilities: Array, labels: Array) -> LabelErrors:
+def find_label_errors(
+    probabilities: Array, labels: Array, quality: Array | None = None, classes: Array | None = None
+) -> LabelErrors:
     """Returns the likely wrong labels of examples with one label each.
 
-    probabilities: [N, C], out of fold. labels: Class numbers [N].
+    Args:
+        probabilities: [N, C], out of fold; or of the K most probable classes of each example [N, K].
+        labels: Class numbers [N].
+        quality: The probability of each example's label [N], which need not be among the K; those in `probabilities` if they are
+            of all classes.
+        classes: The class numbers of the K probabilities [N, K].
     """
-    numbers = np.arange(len(labels))
-    quality = probabilities[numbers, labels]
-    classes = find_confident_classes(probabilities, labels)
-    found = np.flatnonzero((classes != labels) & (probabilities.max(axis=1) > quality))
+    if quality is None or classes is None:
+        quality, classes = probabilities[np.arange(len(labels)), labels], np.arange(probabilities.shape[1])[None]
+    suggested = find_confident_classes(probabilities, labels, quality, classes)
+    found = np.flatnonzero((suggested != labels) & (probabilities.max(axis=1) > quality))
     found = found[np.argsort(quality[found], kind="stable")]
-    return LabelErrors(examples=found, given=labels[found], suggested=classes[found], quality=quality[found])
+    return LabelErrors(examples=found, given=labels[found], suggested=suggested[found], quality=quality[found])
 
 
 def find_multi_label_errors(probabilities: Array, labels: Array) -> LabelErrors:

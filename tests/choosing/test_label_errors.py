@@ -1,6 +1,7 @@
 """The likeliest wrong labels, from made out-of-fold predictions."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from cleanlab.filter import find_label_issues
 
 from hf_finetune.choosing.label_errors import LABEL_ERRORS, find_likely_errors, report_errors, show_label_errors
 from hf_finetune.choosing.out_of_fold import OUT_OF_FOLD
-from hf_finetune.run.scored import ScoredExamples, write_scored
+from hf_finetune.run.scored import ScoredExamples, read_scored, write_scored
 from hf_finetune.system.console import configure_logging
 from hf_finetune.system.errors import InputError
 from hf_finetune.tasks.example_scores import BestProbabilities, ExampleScores
@@ -55,7 +56,6 @@ def make_planted(count: int = 300) -> tuple[ScoredExamples, set[int]]:
 def test_planted_errors_come_first_as_in_cleanlab() -> None:
     scored, lines = make_planted()
     errors = find_likely_errors(scored)
-    assert errors is not None
     found = [int(error.origin.removeprefix("rows.csv:")) for error in errors]
     assert len(set(found[:15]) & lines) >= 13
     theirs = find_label_issues(
@@ -73,19 +73,50 @@ def test_several_labels_are_added_and_removed() -> None:
     probabilities[3] = [0.95, 0.97, 0.0]
     probabilities[30] = [0.96, 0.02, 0.0]
     errors = find_likely_errors(make_scored(labels, probabilities))
-    assert errors is not None
     assert {(error.origin, error.label, error.suggestion) for error in errors} == {
         ("rows.csv:5", "animals", "+food"),
         ("rows.csv:32", "animals food", "-food"),
     }
 
 
-def test_many_labels_have_the_best_probabilities_alone() -> None:
-    names = tuple(f"c{number}" for number in range(60))
-    best = BestProbabilities(numbers=np.array([[0, 1]] * 10), values=np.array([[0.9, 0.1]] * 10))
-    errors = find_likely_errors(make_scored(["c0"] * 8 + ["c7"] * 2, best, names))
-    assert errors is not None
-    assert [(error.place, error.label, error.suggestion) for error in errors] == [(8, "c7", "c0"), (9, "c7", "c0")]
+def make_many(count: int = 2000, num_labels: int = 80) -> tuple[ScoredExamples, ScoredExamples, set[int]]:
+    """Examples of many labels with all probabilities, the same with the best ones, and the places of those that are wrong."""
+    names = tuple(f"c{number}" for number in range(num_labels))
+    generator = np.random.default_rng(0)
+    right = generator.integers(num_labels, size=count)
+    logits = generator.normal(size=(count, num_labels)) + 4 * np.eye(num_labels)[right]
+    probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    wrong = generator.choice(count, 100, replace=False)
+    given = right.copy()
+    given[wrong] = (right[wrong] + 1 + generator.integers(num_labels - 1, size=100)) % num_labels
+    every = make_scored([names[label] for label in given], probabilities, names)
+    numbers = np.argsort(-probabilities, axis=1)[:, :5]
+    best = BestProbabilities(numbers=numbers, values=np.take_along_axis(probabilities, numbers, axis=1))
+    losses = -np.log(probabilities[np.arange(count), given])
+    some = replace(every, scores=replace(every.scores, probabilities=best, losses=losses))
+    return every, some, {*wrong.tolist()}
+
+
+def test_the_best_of_many_probabilities_find_the_errors_of_all(tmp_path: Path) -> None:
+    """A label that is not among them has the probability of its loss, not 0."""
+    every, some, wrong = make_many()
+    write_scored(tmp_path / OUT_OF_FOLD, some)
+    expected, found = find_likely_errors(every), find_likely_errors(read_scored(tmp_path / OUT_OF_FOLD))
+    assert [(error.place, error.suggestion) for error in found] == [
+        (error.place, error.suggestion) for error in expected
+    ]
+    assert [error.probability for error in found] == pytest.approx([error.probability for error in expected])
+    assert min(error.probability for error in found) > 0
+    assert len(wrong & {error.place for error in found[:100]}) > 50
+
+
+def test_several_of_many_labels_are_not_checked(tmp_path: Path) -> None:
+    names = tuple(f"c{number}" for number in range(80))
+    best = BestProbabilities(numbers=np.array([[0, 1, 2, 3, 4]] * 10), values=np.full((10, 5), 0.99))
+    scored = make_scored([list(names[:8])] * 10, best, names)  # a perfect model, of which five probabilities are known
+    write_scored(tmp_path / OUT_OF_FOLD, scored)
+    with pytest.raises(InputError, match=r"of 80 labels the 5 best .* with several labels a text all must be"):
+        show_label_errors(tmp_path, 3)
 
 
 def test_the_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

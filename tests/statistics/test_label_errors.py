@@ -43,7 +43,8 @@ def test_wrong_labels_and_their_order_are_those_of_cleanlab(num_classes: int, sh
     assert len(found.examples) >= 10
     assert found.examples.tolist() == expected.tolist()
     assert found.quality == pytest.approx(get_label_quality_scores(labels, probabilities)[found.examples])
-    assert compute_thresholds(probabilities, labels) == pytest.approx(get_confident_thresholds(labels, probabilities))
+    thresholds = compute_thresholds(probabilities[np.arange(400), labels], labels, num_classes)
+    assert thresholds == pytest.approx(get_confident_thresholds(labels, probabilities))
 
 
 def test_planted_labels_come_first() -> None:
@@ -60,8 +61,9 @@ def test_a_class_is_confident_by_the_mean_of_its_own_examples() -> None:
     # class 0 has a mean of 0.8, class 1 of 0.4
     probabilities = np.array([[0.9, 0.1], [0.7, 0.3], [0.3, 0.7], [0.9, 0.1], [0.55, 0.45]])
     labels = np.array([0, 0, 1, 1, 0])
-    assert compute_thresholds(probabilities, labels) == pytest.approx([(0.9 + 0.7 + 0.55) / 3, 0.4])
-    assert find_confident_classes(probabilities, labels).tolist() == [0, 0, 1, 0, 1]
+    quality = probabilities[np.arange(5), labels]
+    assert compute_thresholds(quality, labels, 2) == pytest.approx([(0.9 + 0.7 + 0.55) / 3, 0.4])
+    assert find_confident_classes(probabilities, labels, quality, np.arange(2)[None]).tolist() == [0, 0, 1, 0, 1]
     found = find_label_errors(probabilities, labels)
     assert found.examples.tolist() == [3]  # the last one's label is the most probable class
     assert found.suggested.tolist() == [0]
@@ -72,7 +74,20 @@ def test_a_class_without_examples_is_never_suggested() -> None:
     probabilities = np.array([[0.1, 0.1, 0.8]] * 4)
     found = find_label_errors(probabilities, np.array([0, 0, 1, 1]))
     assert 2 not in found.suggested
-    assert np.isinf(compute_thresholds(probabilities, np.array([0, 0, 1, 1]))[2])
+    assert np.isinf(compute_thresholds(np.full(4, 0.1), np.array([0, 0, 1, 1]), 3)[2])
+
+
+def test_the_most_probable_classes_give_most_errors_of_all() -> None:
+    probabilities, labels, is_wrong = draw(80, share_wrong=0.2, sharpness=6.0)
+    every = find_label_errors(probabilities, labels)
+    best = np.argsort(-probabilities, axis=1)[:, :5]
+    values = np.take_along_axis(probabilities, best, axis=1)
+    some = find_label_errors(values, labels, probabilities[np.arange(400), labels], best)
+    assert is_wrong[some.examples].mean() > 0.9
+    places = [every.examples.tolist().index(example) for example in some.examples.tolist()]
+    assert len(some.examples) > 0.7 * len(every.examples)
+    assert places == sorted(places)
+    assert some.quality.tolist() == every.quality[places].tolist()
 
 
 def test_wrong_ones_of_several_labels_are_those_of_cleanlab() -> None:
