@@ -114,10 +114,15 @@ def convert(path: Path, folder: Path, location: str, key: str) -> None:
     source, file = str(path.parent), path.name
     try:
         with silence_transformers():
-            tokenizer = transformers.AutoTokenizer.from_pretrained(source, gguf_file=file)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(source, gguf_file=file, trust_remote_code=False)
             config = load_config(source, gguf_file=file)
             model = find_class(config).from_pretrained(
-                source, config=config, dtype=torch.float32, gguf_file=file, **make_dtype_options()
+                source,
+                config=config,
+                dtype=torch.float32,
+                gguf_file=file,
+                trust_remote_code=False,
+                **make_dtype_options(),
             )
     except LOADING_ERRORS as error:
         raise make_loading_error(location, source, "model", error, key) from None

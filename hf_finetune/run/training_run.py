@@ -240,7 +240,7 @@ def preflight_check(run: TrainingRun) -> None:
     the disk and gives it back."""
     num_examples = min(len(run.features["validation"]), 2 * run.config.evaluation.batch_size)
     evaluate_split(run, "validation", np.arange(num_examples), max_texts=NUM_PREFLIGHT_TEXTS, keeps=True)
-    run.describe_kept("validation")
+    run.runtime.on_main(lambda: run.describe_kept("validation"))
     if run.parts.loss is not None:
         check_own_loss(run)
     num_bytes = math.ceil(count_state_bytes(run.config.train) * run.plan.num_trainable)

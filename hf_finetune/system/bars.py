@@ -33,9 +33,29 @@ def make_progress_bar(
         from tqdm.notebook import tqdm as widget
 
         return widget(**options)
+    if not (is_shown and can_show(sys.stderr)):
+        return HiddenBar()
     from tqdm import tqdm
 
-    return tqdm(**options, leave=False, dynamic_ncols=True, disable=not (is_shown and can_show(sys.stderr)))
+    return tqdm(**options, leave=False, dynamic_ncols=True)
+
+
+class HiddenBar:
+    """A bar that is not shown. A disabled one of tqdm makes a semaphore, which a process that is stopped leaves behind."""
+
+    disable = True
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def update(self, count: int = 1) -> None:
+        """Shows nothing."""
+
+    def close(self) -> None:
+        """Has nothing to remove."""
 
 
 class LongTask:

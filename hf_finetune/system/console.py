@@ -64,7 +64,7 @@ def print_json(record: logging.LogRecord, stream: TextIO | None) -> None:
     if not event and record.levelno >= logging.WARNING:
         event = {"event": "warning", "text": record.getMessage().strip().removeprefix(WARNING)}
     if event and stream is not None:
-        print(json.dumps(replace_nan(event), ensure_ascii=False), file=stream, flush=True)
+        print(json.dumps(replace_nan(event)), file=stream, flush=True)  # ASCII alone: any encoding of the stream has it
 
 
 def print_above(record: logging.LogRecord, screen: Screen) -> None:

@@ -153,6 +153,10 @@ class ChoiceObjective(CountedObjective):
 
     label_smoothing: float = 0.0
 
+    @property
+    def compares_scores(self) -> bool:
+        return True
+
     def count(self, batch: Batch) -> float:
         """The number of rows."""
         return float(len(batch.feature_indices))

@@ -117,6 +117,12 @@ class Objective(ABC):
         return False
 
     @property
+    def compares_scores(self) -> bool:
+        """True if loss() compares scores of the model with each other alone, as a softmax over them does: a bias that is added to
+        all of them has no gradient then, and need not have one (law 5)."""
+        return False
+
+    @property
     def read_tokens(self) -> str:
         """Which tokens these are, for a line at the start of a run."""
         return "tokens with a target"

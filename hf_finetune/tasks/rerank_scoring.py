@@ -38,6 +38,10 @@ class RerankingObjective(CountedObjective):
     highest_label: float = 1.0
     label_smoothing: float = 0.0
 
+    @property
+    def compares_scores(self) -> bool:
+        return self.kind != "pointwise"
+
     def count(self, batch: Batch) -> float:
         """Returns the number of queries, pairs or documents."""
         labels, is_document = get_documents(batch)

@@ -23,14 +23,16 @@ class GradientWatch:
     Args:
         optimizer: Its groups have the tensors and their names.
         num_updates: How many updates come. If they are fewer than LEAST_UPDATES, nothing is watched.
+        compares_scores: As in tasks.objectives.Objective: a bias of one number, which the loss does not depend on, is not
+            watched. Its gradient is zero up to rounding, and in 16 bit it is zero.
     """
 
-    def __init__(self, optimizer: Any, num_updates: int) -> None:
+    def __init__(self, optimizer: Any, num_updates: int, *, compares_scores: bool = False) -> None:
         self.tensors = {
             name: parameter
             for group in optimizer.param_groups
             for name, parameter in zip(group["param_names"], group["params"], strict=True)
-            if parameter.numel()
+            if parameter.numel() and not (compares_scores and parameter.numel() == 1 and name.endswith("bias"))
         }
         self.num_needed = min(NUM_UPDATES, num_updates) if num_updates >= LEAST_UPDATES else 0
         self.num_counted = 0

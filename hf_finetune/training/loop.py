@@ -69,7 +69,8 @@ def train_steps(
     or gradient norm that is not finite raises InputError before the weights change; a tensor that has had no gradient raises it
     after the first updates; a batch without a target changes nothing.
     """
-    watch, is_checked = GradientWatch(state.optimizer, total_updates - start_update), False
+    is_checked, num_updates = False, total_updates - start_update
+    watch = GradientWatch(state.optimizer, num_updates, compares_scores=task.objective.compares_scores)
     limit = make_micro_batch_limit(config, runtime.num_processes, state.row_sharing)
     for update in range(start_update, total_updates):
         started = time.perf_counter()

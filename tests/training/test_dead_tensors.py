@@ -1,5 +1,6 @@
 """Law 5: a tensor that trains by the settings and not in truth ends the run with its name, and nothing else does."""
 
+import contextlib
 import copy
 import re
 from collections.abc import Callable
@@ -117,6 +118,29 @@ def test_one_gradient_is_enough_and_later_ones_are_not_looked_at() -> None:
         watch.look()
         watch.count(number + 1, loss=1.0, norm=1.0, is_skipped=False)
     assert watch.num_counted == NUM_UPDATES
+
+
+@pytest.mark.parametrize("compares_scores", [True, False])
+def test_a_bias_of_scores_that_are_compared_needs_no_gradient(compares_scores: bool) -> None:
+    """In bf16, the gradients of two choices add up to zero exactly; another tensor still needs one."""
+    tensors = {"head.weight": torch.nn.Parameter(torch.ones(1, 2)), "head.bias": torch.nn.Parameter(torch.ones(1))}
+    optimizer = torch.optim.SGD(list(tensors.items()), lr=0.1)
+    watch = GradientWatch(optimizer, 100, compares_scores=compares_scores)
+    tensors["head.weight"].grad, tensors["head.bias"].grad = torch.ones(1, 2), torch.zeros(1)
+    outcome = contextlib.nullcontext() if compares_scores else pytest.raises(InputError, match=r"head.bias had no")
+    with outcome:
+        count_updates(watch, norm=1.0)
+    watch = GradientWatch(optimizer, 100, compares_scores=compares_scores)
+    tensors["head.weight"].grad = torch.zeros(1, 2)
+    with pytest.raises(InputError, match=r"head.weight"):
+        count_updates(watch, norm=0.0)
+
+
+def count_updates(watch: GradientWatch, *, norm: float) -> None:
+    """Looks at the same gradients in as many updates as are watched."""
+    for number in range(NUM_UPDATES):
+        watch.look()
+        watch.count(number + 1, loss=1.0, norm=norm, is_skipped=False)
 
 
 def test_an_optimizer_of_other_tensors_is_found_before_the_first_update(make_config: MakeConfig) -> None:
