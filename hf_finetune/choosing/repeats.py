@@ -16,6 +16,7 @@ from hf_finetune.choosing.label_errors import explain_unchecked, find_likely_err
 from hf_finetune.choosing.out_of_fold import OUT_OF_FOLD, measure_interval, read_folds
 from hf_finetune.choosing.trials import (
     Outcome,
+    check_base,
     check_settings,
     make_trial,
     open_folder,
@@ -23,7 +24,6 @@ from hf_finetune.choosing.trials import (
     run_trial,
     write_journal,
 )
-from hf_finetune.config.changes import changed_keys
 from hf_finetune.config.sections import RunConfig, to_dict
 from hf_finetune.run.scored import ScoredExamples, write_scored
 from hf_finetune.statistics.intervals import Interval
@@ -96,15 +96,12 @@ def run_all(base: RunConfig, kind: str, changes: Mapping[str, Mapping[str, Any]]
     configure_logging()
     configs = {name: make_trial(base, name, change) for name, change in changes.items()}
     journal = read_journal(base.run_dir, kind)
-    if journal:
-        changed = {key: (before, now) for key, before, now in changed_keys(journal["settings"], base)}
-        check_settings(
-            base.run_dir,
-            kind,
-            {key: before for key, (before, _) in changed.items()},
-            {key: now for key, (_, now) in changed.items()},
-        )
-    write_journal(base.run_dir, kind, {"format": 1, "settings": to_dict(base), "runs": list(configs)})
+    inputs = check_base(base, kind, journal)
+    shared = [name for name in journal.get("runs", ()) if name in changes]
+    before = {name: journal["runs"][name] for name in shared}
+    check_settings(base.run_dir, kind, before, {name: changes[name] for name in shared})
+    runs = {**journal.get("runs", {}), **changes}
+    write_journal(base.run_dir, kind, {"format": 1, "settings": to_dict(base), "inputs": inputs, "runs": runs})
     print_message(f"{len(configs)} runs ({kind}) in {base.run_dir}")
     outcomes = {}
     for name, config in configs.items():

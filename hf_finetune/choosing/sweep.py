@@ -18,6 +18,7 @@ from hf_finetune.choosing.proposals import describe_proposals, propose
 from hf_finetune.choosing.search import Search, read_search
 from hf_finetune.choosing.trials import (
     Outcome,
+    check_base,
     check_settings,
     make_trial,
     open_folder,
@@ -25,7 +26,6 @@ from hf_finetune.choosing.trials import (
     run_trial,
     write_journal,
 )
-from hf_finetune.config.changes import changed_keys
 from hf_finetune.config.sections import RunConfig, to_dict
 from hf_finetune.run.report import format_metrics
 from hf_finetune.run.scored import FOLDER, read_scored
@@ -94,27 +94,16 @@ def sweep(base: RunConfig, search_path: str) -> SweepResult:
     folder = base.run_dir
     with open_folder(folder, "sweep"):
         journal = read_journal(folder, "sweep")
-        check_journal(base, search, journal)
+        inputs = check_base(base, "sweep", journal)
+        if journal:
+            check_settings(folder, "sweep", journal["search"], search.to_dict())
         trials = [Trial(**each) for each in journal.get("trials", [])]
         print_message(f"{search.trials} trials in {folder}; settings are chosen {describe_proposals()}")
-        state = SweepState(base=base, search=search, trials=trials, metric=journal.get("metric"))
+        state = SweepState(base=base, inputs=inputs, search=search, trials=trials, metric=journal.get("metric"))
         state.greater_is_better = journal.get("greater_is_better", True)
         while (following := choose_next(state.standings, search.trials, state.rungs)) is not None:
             state.run_next(*following)
         return state.close()
-
-
-def check_journal(base: RunConfig, search: Search, journal: Mapping[str, Any]) -> None:
-    """Raises InputError if the folder's sweep was made with other settings or another search. More trials are allowed."""
-    if not journal:
-        return
-    changed = changed_keys(journal["settings"], base)
-    if changed:
-        listed = ", ".join(f"{key} (was {before}, now {now})" for key, before, now in changed)
-        raise InputError(
-            f"name ({base.name}): {base.run_dir} holds a sweep with other settings: {listed}; choose another name"
-        )
-    check_settings(base.run_dir, "sweep", journal["search"], search.to_dict())
 
 
 @dataclass(kw_only=True)
@@ -122,6 +111,7 @@ class SweepState:
     """A sweep at work."""
 
     base: RunConfig
+    inputs: Mapping[str, Any]
     search: Search
     trials: list[Trial]
     metric: str | None = None
@@ -179,6 +169,7 @@ class SweepState:
         content = {
             "format": 1,
             "settings": to_dict(self.base),
+            "inputs": self.inputs,
             "search": self.search.to_dict(),
             "metric": self.metric,
             "greater_is_better": self.greater_is_better,

@@ -19,14 +19,16 @@ import json
 import logging
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from hf_finetune.config.changes import WITHOUT_EFFECT, list_changes
 from hf_finetune.config.loading import make_config, merge_settings
 from hf_finetune.config.sections import RunConfig, flatten, to_dict
-from hf_finetune.run.parts import NO_PARTS, Parts
+from hf_finetune.run.inputs import compare_inputs, describe_inputs
+from hf_finetune.run.parts import NO_PARTS, Parts, load_parts
 from hf_finetune.run.training_run import TrainingRun
 from hf_finetune.system.console import LOGGER, configure_logging, print_message
 from hf_finetune.system.errors import InputError, PausedError
@@ -35,6 +37,8 @@ from hf_finetune.system.locks import HeldError, Lock
 from hf_finetune.train import finetune
 from hf_finetune.training.progress import Progress
 
+# Settings of the data that no number depends on: files are compared by their content
+OF_FILES = ("data.train", "data.validation", "data.test", "data.workers")
 TRIALS = "trials"  # the folder of the runs, in that of what they belong to
 
 
@@ -173,7 +177,7 @@ def read_journal(folder: Path, kind: str) -> dict[str, Any]:
         return {}
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read: {error}; choose another name to start again") from None
-    if not isinstance(content, dict):
+    if not isinstance(content, dict) or not {"settings", "inputs"} <= content.keys():
         raise InputError(f"{path}: is not the file of a {kind}; choose another name to start again")
     return content
 
@@ -183,12 +187,38 @@ def write_journal(folder: Path, kind: str, content: Mapping[str, Any]) -> None:
     write_atomically(folder / f"{kind}.json", json.dumps(content, indent=2).encode())
 
 
+def check_base(base: RunConfig, kind: str, journal: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what all trials are made from, as describe_inputs() does.
+
+    Raises InputError if those that the folder holds were made with other settings that numbers depend on, or from other data.
+
+    A trial alone continues with other data or more epochs. Trials are compared with each other: all are made alike.
+    """
+    inputs = describe_inputs(base, load_parts(base, NO_PARTS))
+    if journal:
+        changed = [row for row in list_changes(journal["settings"], base) if not has_no_effect(row[0])]
+        lines = [f"{key} (was {before}, now {now})" for key, before, now in changed]
+        refuse_changes(base.run_dir, kind, "settings", lines)
+        refuse_changes(base.run_dir, kind, "inputs", compare_inputs(journal["inputs"], inputs))
+    return inputs
+
+
+def has_no_effect(key: str) -> bool:
+    """True if no number of a trial depends on a setting."""
+    return key in OF_FILES or key.startswith(WITHOUT_EFFECT)
+
+
 def check_settings(folder: Path, kind: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Raises InputError with the differing keys if the folder's trials were made with other settings."""
     old, new = dict(flatten(before)), dict(flatten(now))
     changed = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
-    if changed:
-        listed = ", ".join(f"{key} (was {old.get(key)}, now {new.get(key)})" for key in changed)
+    lines = [f"{key} (was {old.get(key)}, now {new.get(key)})" for key in changed]
+    refuse_changes(folder, kind, "settings", lines)
+
+
+def refuse_changes(folder: Path, kind: str, what: str, lines: Sequence[str]) -> None:
+    """Raises InputError if there is a line about something that has changed since the folder's trials were made."""
+    if lines:
         raise InputError(
-            f"name ({folder.name}): {folder} holds a {kind} with other settings: {listed}; choose another name"
+            f"name ({folder.name}): {folder} holds the {kind} of other {what}: {', '.join(lines)}; choose another name"
         )

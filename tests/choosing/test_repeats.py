@@ -4,7 +4,7 @@ import contextlib
 import io
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -111,6 +111,27 @@ def test_finished_folds_are_not_trained_again(finished: Finished, monkeypatch: p
     assert {name: dict(outcome.best) for name, outcome in again.outcomes.items()} == {
         name: dict(outcome.best) for name, outcome in finished.repeats.outcomes.items()
     }
+
+
+def test_folds_of_other_data_or_settings_are_not_continued(finished: Finished) -> None:
+    """Earlier folds would count as finished, and the others would be made from other data."""
+    base, path = finished.base, Path(finished.base.data.train[0])
+    content = path.read_text(encoding="utf-8")
+    path.write_text(content.replace('"animals"', '"food"', 1), encoding="utf-8")
+    assert path.read_text(encoding="utf-8") != content
+    try:
+        with pytest.raises(
+            InputError,
+            match=r"holds the folds of other inputs: data\.train: has other content now; choose another name",
+        ):
+            run_folds(base, 3)
+    finally:
+        path.write_text(content, encoding="utf-8")
+    with pytest.raises(InputError, match=r"holds the folds of other settings: fold-1\.data\.folds \(was 3, now 4\)"):
+        run_folds(base, 4)
+    longer = replace(base, train=replace(base.train, epochs=3), freeze=replace(base.freeze, layers=0))
+    with pytest.raises(InputError, match=r"freeze\.layers \(was 1, now 0\), train\.epochs \(was 2, now 3\)"):
+        run_folds(longer, 3)
 
 
 def test_label_errors_of_the_command(finished: Finished, capsys: pytest.CaptureFixture[str]) -> None:

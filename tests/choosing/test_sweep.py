@@ -98,11 +98,20 @@ def test_a_sweep_that_is_over_runs_nothing_again(finished: Finished, monkeypatch
     monkeypatch.setattr("hf_finetune.choosing.sweep.run_trial", lambda *_, **__: pytest.fail("a trial ran again"))
     assert sweep(base, str(search)) == finished.result
     other = replace(base, train=replace(base.train, batch_size=4))
-    with pytest.raises(InputError, match=r"sweep with other settings: train\.batch_size \(was 8, now 4\)"):
+    with pytest.raises(InputError, match=r"sweep of other settings: train\.batch_size \(was 8, now 4\)"):
         sweep(other, str(search))
+    other = replace(base, train=replace(base.train, epochs=3), data=replace(base.data, max_length=8))
+    with pytest.raises(InputError, match=r"data\.max_length \(was None, now 8\), train\.epochs \(was 2, now 3\)"):
+        sweep(other, str(search))
+    path = Path(base.data.train[0])
+    content = path.read_text(encoding="utf-8")
+    path.write_text(content + content.splitlines()[0] + "\n", encoding="utf-8")
+    with pytest.raises(InputError, match=r"the sweep of other inputs: data\.train: has other content now"):
+        sweep(base, str(search))
+    path.write_text(content, encoding="utf-8")
     search.with_name("other.yaml").write_text(SEARCH.replace("[1, 0]", "[0]"), encoding="utf-8")
     with pytest.raises(
-        InputError, match=r"sweep with other settings: freeze\.layers\.choice \(was \[1, 0\], now \[0\]\)"
+        InputError, match=r"sweep of other settings: freeze\.layers\.choice \(was \[1, 0\], now \[0\]\)"
     ):
         sweep(base, str(search.with_name("other.yaml")))
 
