@@ -4,6 +4,7 @@ These are the rungs and shares of ASHA (Li et al. 2020, https://arxiv.org/abs/18
 another trial, so a rung is compared when it is complete, and no trial is promoted too early.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,19 +18,19 @@ class Standing:
 
     Attributes:
         scores: At each rung that it has reached, numbers to compare, larger ones better.
-        is_over: True if it has ended, at whatever rung: by early stopping, or because it diverged.
-        has_diverged: True if its loss was not finite, so that it is worse than all others.
+        is_over: True if it has ended, at whatever rung: by early stopping, or because it failed.
+        has_failed: True if its loss was not finite, or if its settings cannot be used: it is worse than all others.
     """
 
     scores: tuple[tuple[float, ...], ...] = ()
     is_over: bool = False
-    has_diverged: bool = False
+    has_failed: bool = False
 
 
 def choose_next(standings: Sequence[Standing], num_trials: int, rungs: Sequence[float]) -> tuple[int, int] | None:
     """Returns the trial to run next, and the rung to run it to; None if nothing is left to run.
 
-    A trial of the number `len(standings)` is a new one. The place of one that diverged goes to the next best.
+    A trial of the number `len(standings)` is a new one. The place of one that failed goes to the next best.
     """
     members = list(range(max(num_trials, len(standings))))
     for rung in range(len(rungs)):
@@ -39,19 +40,23 @@ def choose_next(standings: Sequence[Standing], num_trials: int, rungs: Sequence[
             if len(standings[number].scores) <= rung and not standings[number].is_over:
                 return number, rung
         num_kept = max(1, len(members) // KEEP)
-        members = [number for number in rank(standings, members, rung) if not standings[number].has_diverged][:num_kept]
+        members = [number for number in rank(standings, members, rung) if not standings[number].has_failed][:num_kept]
     return None
 
 
 def rank(standings: Sequence[Standing], members: Sequence[int], rung: int) -> list[int]:
     """Returns the trials from the best to the worst at a rung; those without a score last, and of equal ones the earlier first.
 
-    A trial that ended before has the scores of its end.
+    A trial that ended before has the scores of its end. nan is worse than any number.
     """
 
     def key(number: int) -> tuple[bool, list[float], int]:
         scores = standings[number].scores
         reached = scores[min(rung, len(scores) - 1)] if scores else ()
-        return not reached or standings[number].has_diverged, [-score for score in reached], number
+        return (
+            not reached or standings[number].has_failed,
+            [math.inf if math.isnan(score) else -score for score in reached],
+            number,
+        )
 
     return sorted(members, key=key)

@@ -1,5 +1,6 @@
 """The settings of the next trial: by Optuna, or at random."""
 
+import math
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from typing import Any
@@ -23,7 +24,7 @@ def propose(
 ) -> dict[str, Any]:
     """Returns the settings of the next trial. They depend on the arguments alone, so that a killed sweep continues alike.
 
-    seen: Settings and value of each trial so far; None if it has no value, because it diverged.
+    seen: Settings and value of each trial so far; None or nan if it has no value.
     """
     if find_spec("optuna") is None:
         return draw(search, [seed, len(seen)])
@@ -37,7 +38,8 @@ def propose(
     )
     study = optuna.create_study(direction="maximize" if greater_is_better else "minimize", sampler=sampler)
     distributions = {key: make_distribution(values) for key, values in search.space.items()}
-    for settings, value in seen:
+    for settings, reached in seen:
+        value = None if reached is None or math.isnan(reached) else reached
         state = optuna.trial.TrialState.FAIL if value is None else optuna.trial.TrialState.COMPLETE
         params = {key: encode(search.space[key], settings[key]) for key in distributions}
         study.add_trial(optuna.create_trial(params=params, distributions=distributions, value=value, state=state))

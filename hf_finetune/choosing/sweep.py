@@ -6,6 +6,7 @@ after each rung, so that a sweep that was killed continues where it was; the tri
 
 import dataclasses
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from hf_finetune.choosing.trials import (
     write_journal,
 )
 from hf_finetune.config.sections import RunConfig, to_dict
+from hf_finetune.run.finished import restore_nan, restore_numbers
 from hf_finetune.run.report import format_metrics
 from hf_finetune.run.scored import FOLDER, read_scored
 from hf_finetune.system.console import align_columns, configure_logging, print_message
@@ -44,8 +46,9 @@ class Trial:
         name: The name of its run.
         settings: Those that were drawn for it.
         rungs: What was reached at each rung: update, value of the metric, and validation loss, of the best evaluation so far.
-        status: new, left, finished or diverged.
+        status: new, left, finished, diverged, or failed: with its settings no run is possible.
         seconds: Seconds of all its starts.
+        error: Why it failed.
     """
 
     name: str
@@ -53,6 +56,12 @@ class Trial:
     rungs: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     status: str = "new"
     seconds: float = 0.0
+    error: str = ""
+
+    @property
+    def has_failed(self) -> bool:
+        """True if it has ended without a result."""
+        return self.status in ("diverged", "failed")
 
     def add(self, outcome: Outcome) -> None:
         """Records what a start of the trial has reached."""
@@ -97,7 +106,10 @@ def sweep(base: RunConfig, search_path: str) -> SweepResult:
         inputs = check_base(base, "sweep", journal)
         if journal:
             check_settings(folder, "sweep", journal["search"], search.to_dict())
-        trials = [Trial(**each) for each in journal.get("trials", [])]
+        trials = [
+            Trial(**{**each, "rungs": [restore_numbers(rung) for rung in each["rungs"]]})
+            for each in journal.get("trials", [])
+        ]
         print_message(f"{search.trials} trials in {folder}; settings are chosen {describe_proposals()}")
         state = SweepState(base=base, inputs=inputs, search=search, trials=trials, metric=journal.get("metric"))
         state.greater_is_better = journal.get("greater_is_better", True)
@@ -129,28 +141,31 @@ class SweepState:
         return [
             Standing(
                 scores=tuple((sign * rung["value"], -rung["loss"]) for rung in trial.rungs),
-                is_over=trial.status in ("finished", "diverged"),
-                has_diverged=trial.status == "diverged",
+                is_over=trial.status == "finished" or trial.has_failed,
+                has_failed=trial.has_failed,
             )
             for trial in self.trials
         ]
 
     def run_next(self, number: int, rung: int) -> None:
-        """Runs a trial to a rung, and records what it has reached."""
+        """Runs a trial to a rung, and records what it has reached.
+
+        Raises the InputError of the first trial, and of one that has run before: its settings are not the reason.
+        """
         if number == len(self.trials):
-            seen = [
-                (trial.settings, None if trial.status == "diverged" else trial.rungs[0]["value"])
-                for trial in self.trials
-            ]
+            seen = [(trial.settings, None if trial.has_failed else trial.rungs[0]["value"]) for trial in self.trials]
             settings = propose(self.search, self.base.seed, seen, greater_is_better=self.greater_is_better)
             self.trials.append(Trial(name=f"trial-{number + 1:02d}", settings=settings))
             self.write()
         trial = self.trials[number]
         try:
             outcome = run_trial(make_trial(self.base, trial.name, trial.settings), share=self.rungs[rung])
-        except DivergedError as error:
-            trial.status = "diverged"
-            print_message(f"{trial.name}  {format_settings(trial.settings)}  diverged: {error}")
+        except InputError as error:
+            if not isinstance(error, DivergedError) and (number == 0 or trial.rungs):
+                raise
+            trial.status = "diverged" if isinstance(error, DivergedError) else "failed"
+            trial.error = str(error)
+            print_message(f"{trial.name}  {format_settings(trial.settings)}  {trial.status}: {trial.error}")
         else:
             self.metric, self.greater_is_better = outcome.metric, outcome.greater_is_better
             trial.add(outcome)
@@ -182,9 +197,17 @@ class SweepState:
         order = self.rank_trials()
         best = order[0]
         if best.status != "finished":
-            raise InputError(f"{self.base.run_dir}: all trials diverged; lower the range of train.learning_rate")
+            raise InputError(
+                f"{self.base.run_dir}: all trials diverged or failed; lower the range of train.learning_rate, or give "
+                "the settings that failed other values"
+            )
+        if math.isnan(best.rungs[-1]["value"]):
+            raise InputError(
+                f"{self.base.run_dir}: {self.metric} is nan in all trials, so that none is the best; see data.validation, or "
+                "choose another evaluation.metric"
+            )
         config = make_trial(self.base, best.name, best.settings)
-        results = json.loads((config.run_dir / "results.json").read_text(encoding="utf-8"))
+        results = restore_nan(json.loads((config.run_dir / "results.json").read_text(encoding="utf-8")))
         print_message("\n" + self.format_table(order) + "\n")
         print_message(f"best        {best.name}: {format_settings(best.settings)}; folder {config.run_dir}")
         for split in ("validation", "test"):
@@ -201,9 +224,9 @@ class SweepState:
         return [self.trials[number] for number in sorted(by_score, key=lambda number: -self.get_level(number))]
 
     def get_level(self, number: int) -> int:
-        """Returns the number of rungs that a trial has reached; one that finished has reached all, one that diverged none."""
+        """Returns the number of rungs that a trial has reached; one that finished has reached all, one that failed none."""
         trial = self.trials[number]
-        return {"finished": len(self.rungs), "diverged": 0}.get(trial.status, len(trial.rungs))
+        return {"finished": len(self.rungs), "diverged": 0, "failed": 0}.get(trial.status, len(trial.rungs))
 
     def format_table(self, order: Sequence[Trial]) -> str:
         """Returns the table of all trials."""
@@ -212,7 +235,7 @@ class SweepState:
         for trial in order:
             last = trial.rungs[-1] if trial.rungs else None
             reached = [trial.status, "", ""]
-            if last is not None and trial.status != "diverged":
+            if last is not None and not trial.has_failed:
                 reached = [f"{last['update']}/{last['of']}", f"{last['value']:.4f}", f"{last['loss']:.4f}"]
             rows.append([trial.name, *(str(trial.settings[key]) for key in keys), *reached, f"{trial.seconds:.1f}"])
         return align_columns(rows)

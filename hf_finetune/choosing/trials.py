@@ -27,18 +27,20 @@ from typing import Any
 from hf_finetune.config.changes import WITHOUT_EFFECT, list_changes
 from hf_finetune.config.loading import make_config, merge_settings
 from hf_finetune.config.sections import RunConfig, flatten, to_dict
+from hf_finetune.run.finished import PLACES
 from hf_finetune.run.inputs import compare_inputs, describe_inputs
 from hf_finetune.run.parts import NO_PARTS, Parts, load_parts
 from hf_finetune.run.training_run import TrainingRun
 from hf_finetune.system.console import LOGGER, configure_logging, print_message
 from hf_finetune.system.errors import InputError, PausedError
 from hf_finetune.system.files import write_atomically
+from hf_finetune.system.json_text import replace_nan
 from hf_finetune.system.locks import HeldError, Lock
 from hf_finetune.train import finetune
 from hf_finetune.training.progress import Progress
 
 # Settings of the data that no number depends on: files are compared by their content
-OF_FILES = ("data.train", "data.validation", "data.test", "data.workers")
+OF_FILES = (*PLACES, "data.workers")
 TRIALS = "trials"  # the folder of the runs, in that of what they belong to
 
 
@@ -66,9 +68,9 @@ class Outcome:
 
     @property
     def best(self) -> Mapping[str, Any]:
-        """The row of the best evaluation so far: of equal values the first, nan never."""
+        """The row of the best evaluation so far: of equal values the first. If all are nan, the last one, as in a run."""
         sign = 1.0 if self.greater_is_better else -1.0
-        numbers = [row for row in self.history if math.isfinite(row[self.metric] or 0.0)] or self.history[:1]
+        numbers = [row for row in self.history if math.isfinite(row[self.metric])] or self.history[-1:]
         return max(numbers, key=lambda row: (sign * row[self.metric], -row["update"]))
 
 
@@ -184,7 +186,7 @@ def read_journal(folder: Path, kind: str) -> dict[str, Any]:
 
 def write_journal(folder: Path, kind: str, content: Mapping[str, Any]) -> None:
     """Writes that file, at once or not at all."""
-    write_atomically(folder / f"{kind}.json", json.dumps(content, indent=2).encode())
+    write_atomically(folder / f"{kind}.json", json.dumps(replace_nan(content), indent=2).encode())
 
 
 def check_base(base: RunConfig, kind: str, journal: Mapping[str, Any]) -> dict[str, Any]:

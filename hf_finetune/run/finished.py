@@ -1,6 +1,7 @@
 """A run that is finished, and is called again: whether it trains on, and what is printed if it does not."""
 
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -36,13 +37,15 @@ def read_finished_results(config: RunConfig) -> dict[str, Any] | None:
 
 def restore_nan(results: Mapping[str, Any]) -> dict[str, Any]:
     """Returns results with nan for the metrics that JSON has as null."""
-    nan = float("nan")
     metrics = {
-        key: {name: nan if value is None else value for name, value in results[key].items()}
-        for key in ("best", "average", "validation", "test")
-        if results.get(key)
+        key: restore_numbers(results[key]) for key in ("best", "average", "validation", "test") if results.get(key)
     }
-    return {**results, **metrics}
+    return {**results, **metrics, "history": [restore_numbers(row) for row in results.get("history", ())]}
+
+
+def restore_numbers(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns numbers with nan for null."""
+    return {name: math.nan if value is None else value for name, value in values.items()}
 
 
 # The places of the data: only what lies there counts (inputs.json)

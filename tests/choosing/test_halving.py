@@ -1,5 +1,6 @@
 """Which trial of a sweep runs next, and how far."""
 
+import math
 import random
 
 from hf_finetune.choosing.halving import RUNGS, Standing, choose_next, rank
@@ -19,7 +20,7 @@ def run_all(
             standings.append(Standing())
         scores = (*standings[number].scores, (values[number],))
         if (diverge_at or {}).get(number) == rung:
-            standings[number] = Standing(scores=scores[:-1], is_over=True, has_diverged=True)
+            standings[number] = Standing(scores=scores[:-1], is_over=True, has_failed=True)
         else:
             standings[number] = Standing(scores=scores, is_over=rung == len(rungs) - 1)
     return order
@@ -66,3 +67,12 @@ def test_equal_values_are_compared_by_the_next_score_and_by_the_order() -> None:
         Standing(),
     ]
     assert rank(standings, range(4), 0) == [1, 2, 0, 3]
+
+
+def test_nan_is_worse_than_any_number() -> None:
+    values = [math.nan, 0.5, 0.9, -5.0]
+    standings = [Standing(scores=((value, -0.3),)) for value in values]
+    assert rank(standings, range(4), 0) == [2, 1, 3, 0]
+    standings.append(Standing(scores=((0.7, 0.0),), has_failed=True))
+    assert rank(standings, range(5), 0)[-2:] == [0, 4]
+    assert run_all([math.nan, 0.5, 0.9])[3:] == [(2, 1), (2, 2)]

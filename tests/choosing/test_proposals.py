@@ -53,6 +53,15 @@ def test_a_proposal_depends_on_what_was_seen_alone() -> None:
     assert "Optuna" in describe_proposals()
 
 
+def test_a_value_that_is_nan_is_none() -> None:
+    settings = [settings for settings, _ in search_all()[:20]]
+    without, broken = (
+        [(each, value if number % 2 else measure(each)) for number, each in enumerate(settings)]
+        for value in (None, math.nan)
+    )
+    assert propose(SEARCH, 0, broken, greater_is_better=True) == propose(SEARCH, 0, without, greater_is_better=True)
+
+
 def test_without_optuna_settings_are_random(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(proposals, "find_spec", lambda _: None)
     seen = search_all()

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from support.script_server import ScriptServer
 from support.shell import Shell
 
 from hf_finetune.choosing.sweep import DEFAULTS, SweepResult, sweep
+from hf_finetune.choosing.trials import make_trial, run_trial
 from hf_finetune.config.loading import load_config
 from hf_finetune.config.sections import RunConfig
 from hf_finetune.run import checkpoint
@@ -128,6 +130,52 @@ def test_a_trial_that_diverges_is_the_last(
     statuses = {(trial.settings["train.loss"] is None, trial.status) for trial in result.trials}
     assert statuses == {(True, "finished"), (True, "left"), (False, "diverged")}
     assert [trial.status for trial in result.trials] == ["finished", "left", "diverged"]
+
+
+def test_a_trial_whose_settings_cannot_be_used_is_the_last(make_config: MakeConfig, search: str) -> None:
+    """The model has two blocks. A sweep whose first trial fails has nothing that works."""
+    base = make_config(**SETTINGS, seed=2)
+    Path(search).write_text("trials: 4\nhalving: false\nfreeze.layers: {choice: [1, 7]}\n", encoding="utf-8")
+    result = sweep(base, search)
+    assert {(trial.settings["freeze.layers"], trial.status) for trial in result.trials} == {
+        (1, "finished"),
+        (7, "failed"),
+    }
+    assert result.trials[-1].status == "failed"
+    assert "freeze.layers (7)" in result.trials[-1].error
+    assert sweep(base, search) == result
+    Path(search).write_text("trials: 4\nfreeze.layers: {choice: [7, 8]}\n", encoding="utf-8")
+    with pytest.raises(InputError, match=r"freeze\.layers \([78]\)"):
+        sweep(replace(base, name="other"), search)
+
+
+def test_a_metric_that_is_nan_is_never_the_best(
+    make_config: MakeConfig, search: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "metric_of_a_sweep.py").write_text(
+        "import os\ndef odd(inputs):\n    return float(os.environ['ODD'])\n", encoding="utf-8"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    settings = {"evaluation.metrics": ["metric_of_a_sweep:odd"], "evaluation.metric": "odd", "train.epochs": 1}
+    base = make_config(**SETTINGS | settings)
+
+    def run_next(config: RunConfig, **options: Any) -> Any:
+        monkeypatch.setenv("ODD", "0.5" if config.name == "trial-02" else "nan")
+        return run_trial(config, **options)
+
+    monkeypatch.setattr("hf_finetune.choosing.sweep.run_trial", run_next)
+    Path(search).write_text("trials: 2\nhalving: false\nseed: {int_uniform: [0, 999]}\n", encoding="utf-8")
+    result = sweep(base, search)
+    assert [trial.name for trial in result.trials] == ["trial-02", "trial-01"]
+    assert "NaN" not in (base.run_dir / "sweep.json").read_text(encoding="utf-8")
+    assert sweep(base, search).best_dir == result.best_dir
+    # A trial that ended before it was noted is read from its results, in which nan is null
+    assert math.isnan(run_trial(make_trial(base, "trial-01", result.trials[1].settings)).best["odd"])
+    monkeypatch.setattr("hf_finetune.choosing.sweep.run_trial", run_trial)
+    monkeypatch.setenv("ODD", "nan")
+    Path(search).write_text("trials: 1\nseed: {choice: [1]}\n", encoding="utf-8")
+    with pytest.raises(InputError, match="odd is nan in all trials"):
+        sweep(replace(base, name="other"), search)
 
 
 def test_folders_of_others_are_left_alone(
