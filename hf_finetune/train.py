@@ -244,7 +244,7 @@ def finish_update(
         is_best = progress.best_update == number
         if is_best:
             progress = dataclasses.replace(progress, best_computed_from=describe_evaluation(run))
-            run.kept.note_best(number)
+        run.kept.note_validation(number, is_best=is_best)
         line = f"epoch {epoch}  validation  {report.format_metrics(values)}{'  best' if is_best else ''}"
         view.show_evaluation(progress, values, line)
         if is_best and math.isnan(values[run.metric]):
@@ -378,14 +378,14 @@ def evaluate_exported(
     its last stage, computes from something else than that evaluation.
     """
     final: dict[str, dict[str, float]] = {}
-    check = None
+    check, has_outputs = None, run.kept.take_best(progress.best_update)
     has_same_weights = averaged is None and run.config.adapter.quantization == "none"
     if has_same_weights and progress.best_computed_from == describe_evaluation(run):
         check = compare_evaluation(run)
         if check is None or check.is_same:
             row = next(row for row in progress.history if row["update"] == progress.best_update)
             final["validation"] = {name: value for name, value in row.items() if name not in ("update", "epoch")}
-            if not run.kept.take_best(progress.best_update) and keeps_outputs(run, "validation"):
+            if not has_outputs and keeps_outputs(run, "validation"):
                 evaluate_split(run, "validation", keeps=True)  # the run was resumed after it: its outputs once more
         else:
             run.runtime.say(

@@ -19,12 +19,15 @@ def write_scored_splits(run: TrainingRun, final: Mapping[str, Mapping[str, float
     details = {}
     for split, values in final.items():
         features, table = run.features[split], run.splits.tables()[split]
+        scores = run.describe_kept(split)
+        reason = run.kept.left_out.get(split, "")
         if can_describe(run.task.scoring) and len(features) > MOST_KEPT:
+            reason = f"{len(features):,} examples are more than {MOST_KEPT:,}"
+        if scores is None and reason:
             run.runtime.say(
-                f"{FOLDER}/{split}.jsonl is left out: {len(features):,} examples are more than {MOST_KEPT:,}; "
+                f"{FOLDER}/{split}.jsonl is left out: {reason}; "
                 f"hf-finetune evaluate {run.config.run_dir} --data FILE --scored OUT.jsonl writes it\n"
             )
-        scores = run.describe_kept(split)
         if scores is None:
             continue
         scored = add_origins(scores, run.task, table, values, kind=run.config.task.kind, metric=run.metric)

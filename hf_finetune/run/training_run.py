@@ -210,6 +210,7 @@ def evaluate_split(
     outputs, run.kept has them as the latest of the split.
     """
     features, task = run.features[split], run.task
+    run.kept.drop(split)  # before there are new ones
     keeps = keeps and keeps_outputs(run, split)
     if keeps:
         task = dataclasses.replace(task, scoring=task.scoring.keep_examples())
@@ -226,7 +227,7 @@ def evaluate_split(
         more_metrics=run.more_metrics,
         own_metrics=run.parts.metrics,
     )
-    run.kept.latest[split] = runner.kept if keeps and run.runtime.is_main else None
+    run.kept.keep(split, runner.kept if keeps and run.runtime.is_main else None)
     return values
 
 
@@ -241,6 +242,7 @@ def preflight_check(run: TrainingRun) -> None:
     num_examples = min(len(run.features["validation"]), 2 * run.config.evaluation.batch_size)
     evaluate_split(run, "validation", np.arange(num_examples), max_texts=NUM_PREFLIGHT_TEXTS, keeps=True)
     run.runtime.on_main(lambda: run.describe_kept("validation"))
+    run.kept.drop("validation")
     if run.parts.loss is not None:
         check_own_loss(run)
     num_bytes = math.ceil(count_state_bytes(run.config.train) * run.plan.num_trainable)

@@ -1,6 +1,7 @@
 """The file of scored examples: what is written is read, and what a run writes."""
 
 import json
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from hf_finetune.data.table import Table
 from hf_finetune.run.scored import ScoredExamples, digest_rows, read_scored, write_scored
 from hf_finetune.system.errors import InputError
 from hf_finetune.tasks.example_scores import BestProbabilities, ExampleScores
+from hf_finetune.tasks.scoring import EvaluationOutput, KeepingRunner
 from hf_finetune.train import finetune
 
 SHORT: dict[str, Any] = {"train.epochs": 2, "cache.activations": "off", "tracking.trackers": []}
@@ -184,3 +186,38 @@ def test_a_split_that_is_too_large_is_left_out_with_the_way_to_its_examples(
     assert not (result.run_dir / "scored").exists()
     assert "scored/test.jsonl is left out: 24 examples are more than 23" in caplog.text
     assert f"hf-finetune evaluate {result.run_dir} --data FILE --scored OUT.jsonl writes it" in caplog.text
+
+
+def test_outputs_that_are_too_large_are_left_out(
+    make_config: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(
+        "hf_finetune.run.kept.MOST_BYTES", 24 * 24 - 1
+    )  # a loss, a class number and three probabilities
+    result = finetune(make_config(**SHORT))
+    assert not (result.run_dir / "scored").exists()
+    for split in ("validation", "test"):
+        line = (
+            f"scored/{split}.jsonl is left out: the outputs of its examples have 576 bytes, more than 575; hf-finetune"
+        )
+        assert line in caplog.text
+
+
+def test_training_holds_the_outputs_of_the_best_evaluation_alone(
+    make_config: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An evaluation that was not the best has left memory before the next one begins, that of the checks before training too."""
+    made: list[weakref.ref[Any]] = []
+    before: list[int] = []
+    compute = KeepingRunner.compute_outputs
+
+    def compute_and_count(self: KeepingRunner, *inputs: Any) -> EvaluationOutput:
+        before.append(sum(reference() is not None for reference in made))
+        result = compute(self, *inputs)
+        made.append(weakref.ref(result.outputs))
+        return result
+
+    monkeypatch.setattr(KeepingRunner, "compute_outputs", compute_and_count)
+    result = finetune(make_config(**SHORT | {"train.epochs": 4}, **{"train.learning_rate": 1e-30}))
+    assert result.results["best"]["update"] == 8  # that of the first epoch; the others are no better
+    assert before == [0, 0, 1, 1, 1, 1]  # the checks, four epochs, and the test split
