@@ -59,8 +59,10 @@ class Strata:
 
     def list_members(self, generator: np.random.Generator | None) -> Iterator[Array]:
         """Yields the groups of each stratum: in a random order, or as they are in the table without a generator."""
-        for stratum in range(self.number):
-            members = np.flatnonzero(self.of_group == stratum)
+        by_stratum = np.argsort(self.of_group, kind="stable")
+        ends = np.cumsum(np.bincount(self.of_group, minlength=self.number))
+        for start, end in zip([0, *ends[:-1]], ends, strict=True):
+            members = by_stratum[start:end]
             yield members if generator is None else members[generator.permutation(len(members))]
 
 
@@ -87,7 +89,8 @@ def take_fold(table: Table, spec: ColumnSpec, folds: int, fold: int, seed: int) 
     """Returns the rows of all other folds, and those of a fold (from 1), in ascending order.
 
     Rows with the same texts stay together, and each fold has its share of each label, as with split_off(). A row whose label no
-    other fold has stays in training. With ColumnSpec.in_order a fold is a part of each file in one piece.
+    other fold has stays in training. With ColumnSpec.in_order a fold is a part of each file in one piece; a file with fewer rows
+    than folds is in some of them.
     """
     strata = find_strata(table, spec)
     num_groups = len(strata.of_group)
@@ -95,11 +98,11 @@ def take_fold(table: Table, spec: ColumnSpec, folds: int, fold: int, seed: int) 
     fold_of_group = np.zeros(num_groups, dtype=np.int64)
     next_fold = 0  # the groups of a stratum continue where those of the one before ended, so that folds are of one size
     for members in strata.list_members(None if spec.in_order else np.random.default_rng([seed, 2])):
-        places = np.arange(len(members))
-        fold_of_group[members] = places * folds // len(members) if spec.in_order else (places + next_fold) % folds
+        of_members = (np.arange(len(members)) + next_fold) % folds
+        fold_of_group[members] = np.sort(of_members) if spec.in_order else of_members
         next_fold += len(members)
     split_of_row = (fold_of_group == fold - 1).astype(np.int8)[strata.groups]
-    if strata.is_stratified:
+    if strata.is_stratified and spec.strata:  # training need not have a row of each file
         ensure_all_labels_in_train(strata.codes, strata.values, split_of_row, strata.groups)
     return np.flatnonzero(split_of_row == 0), np.flatnonzero(split_of_row == 1)
 

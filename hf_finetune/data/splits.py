@@ -87,6 +87,8 @@ def load_splits(
         train = train.take(train_rows)
     if config.folds is not None:
         train_rows, rows = take_fold(train, spec, config.folds, config.fold, seed)
+        reason = f"has no row in fold {config.fold}: labels that no other fold has stay in training; use fewer folds"
+        require(len(rows) > 0, "data.folds", config.folds, reason)
         tables["validation"] = train.take(rows)
         drawing = describe_drawing(spec, seed)
         notes.append(f"validation: fold {config.fold} of {config.folds}, {len(rows)} of {len(train)} rows, {drawing}")

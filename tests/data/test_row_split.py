@@ -1,14 +1,17 @@
 """Folds and shares of the training rows. tests/data/test_splits.py has the splits by fraction."""
 
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from hf_finetune.config.sections import DataConfig, RunConfig
-from hf_finetune.data.row_split import take_fold, take_share
+from hf_finetune.data.row_split import Strata, take_fold, take_share
 from hf_finetune.data.splits import load_splits
 from hf_finetune.data.table import ColumnSpec, Table, text_and_label_spec
 from hf_finetune.system.errors import InputError
@@ -66,6 +69,40 @@ def test_rows_in_order_are_folded_in_pieces() -> None:
     assert [take_fold(table, spec, 4, fold, seed=0)[1].tolist() for fold in range(1, 5)] == [
         list(range(start, start + 5)) for start in (0, 5, 10, 15)
     ]
+
+
+@pytest.mark.parametrize("counts", [[1] * 11, [2] * 10, [6] * 7, [1, 9] * 5, [23], [3, 1, 1, 40, 2]], ids=str)
+@pytest.mark.parametrize("folds", [2, 4, 5])
+def test_folds_of_rows_in_order_are_of_one_size_for_files_of_any_length(counts: list[int], folds: int) -> None:
+    spec = ColumnSpec(inputs=("text",), in_order=True)
+    files = [f"{number}.txt" for number, count in enumerate(counts) for _ in range(count)]
+    texts = [f"text {row}" for row in range(len(files))]
+    table = Table(columns={"text": texts}, files=files, lines=list(range(1, len(files) + 1)))
+    parts = [take_fold(table, spec, folds, fold, seed=0)[1].tolist() for fold in range(1, folds + 1)]
+    assert sorted(row for part in parts for row in part) == list(range(len(files)))
+    assert {len(part) for part in parts} <= {len(files) // folds, -(-len(files) // folds)}
+    for part in parts:
+        pieces = [(row, later) for row, later in pairwise(part) if files[row] == files[later]]
+        assert all(later == row + 1 for row, later in pieces)
+
+
+def test_a_fold_whose_labels_no_other_fold_has_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text("text,label\n" + "".join(f"text {row},label {row}\n" for row in range(6)), encoding="utf-8")
+    with pytest.raises(InputError, match=r"data\.folds \(3\): has no row in fold 2: labels .* use fewer folds"):
+        load_splits(DataConfig(train=[str(path)], test_fraction=0, folds=3, fold=2), 0)
+
+
+def test_the_members_of_many_strata_are_found_at_once() -> None:
+    """A search for each of them would take seconds."""
+    of_group = np.random.default_rng(0).integers(60_000, size=120_000)
+    strata = Strata(groups=of_group, of_group=of_group, number=60_001, is_stratified=True, codes=of_group, values=())
+    began = time.perf_counter()
+    members = list(strata.list_members(None))
+    assert time.perf_counter() - began < 1
+    assert len(members) == 60_001
+    for stratum in (0, 7, 59_999, 60_000):
+        assert members[stratum].tolist() == np.flatnonzero(of_group == stratum).tolist()
 
 
 def test_numbers_are_not_stratified() -> None:
