@@ -13,7 +13,7 @@ from typing import Any
 
 from hf_finetune.cache.store import ACTIVATIONS, MALFORMED, MANIFEST, find_good_chunks
 from hf_finetune.data import encoded_parts, table_store
-from hf_finetune.model import conversions
+from hf_finetune.model import converted_files
 from hf_finetune.system.console import print_message
 from hf_finetune.system.files import explain_failures, read_clock, rename, writing_error
 from hf_finetune.system.locks import HeldError, Lock
@@ -210,14 +210,14 @@ def describe_converted(folder: Path) -> dict[str, Any]:
 
 def find_damaged_model(entry: EntryListing) -> str | None:
     """Returns what is wrong with a converted GGUF file."""
-    reason = conversions.find_damage(entry.folder)
+    reason = converted_files.find_damage(entry.folder)
     return f"{reason}; the next run converts the file again" if reason else None
 
 
 KINDS = {
     "activations": Kind(subfolder="activations", describe=describe_activations, find_damage=find_damaged_activations),
     "encoded text": Kind(subfolder="encoded", describe=describe_encoded, find_damage=find_damaged_parts),
-    "converted": Kind(subfolder=conversions.FOLDER, describe=describe_converted, find_damage=find_damaged_model),
+    "converted": Kind(subfolder=converted_files.FOLDER, describe=describe_converted, find_damage=find_damaged_model),
     "tables": Kind(subfolder=table_store.FOLDER, describe=describe_table, find_damage=find_damaged_table),
 }
 

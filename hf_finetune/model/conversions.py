@@ -22,6 +22,7 @@ import transformers
 from transformers.utils.hub import cached_file
 
 from hf_finetune.config.model_sections import CacheConfig
+from hf_finetune.model.converted_files import DIGESTS, FOLDER, find_damage
 from hf_finetune.model.loading import LOADING_ERRORS, load_config, make_loading_error, silence_transformers
 from hf_finetune.system.console import print_message
 from hf_finetune.system.errors import InputError
@@ -31,7 +32,6 @@ from hf_finetune.system.locks import hold_lock
 from hf_finetune.system.writers import check_writers
 
 VERSION = 1  # raise it if the same file would give another folder
-FOLDER, DIGESTS = "converted", "digests.json"
 SECONDS_TO_WAIT = 3600.0  # for another process that converts the same file
 
 OPTIONS = CacheConfig()
@@ -72,19 +72,6 @@ def open_source(location: str, key: str, *, revision: str | None = None, cache: 
     with contextlib.suppress(OSError):
         os.utime(converted / DIGESTS)  # the time of its last use
     return str(converted)
-
-
-def find_damage(folder: Path) -> str | None:
-    """Returns what is wrong with a converted model, or None if every byte is as it was written."""
-    try:
-        digests = json.loads((folder / DIGESTS).read_text(encoding="utf-8"))
-        names = {path.name for path in folder.iterdir()} - {DIGESTS}
-        if names != digests.keys():
-            return "has other files than were written"
-        wrong = [name for name in sorted(names) if hash_unchanged(folder / name) != digests[name]]
-    except (OSError, ValueError, AttributeError):
-        return "has no readable list of digests"
-    return f"is damaged in {wrong[0]}" if wrong else None
 
 
 def make_folder(path: Path, folder: Path, location: str, key: str) -> None:

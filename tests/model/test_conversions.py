@@ -14,7 +14,8 @@ from support.gguf_files import make_causal_model, write_gguf
 
 from hf_finetune.cache.listing import find_damage, list_all_entries
 from hf_finetune.config.model_sections import CacheConfig
-from hf_finetune.model.conversions import FOLDER, open_source
+from hf_finetune.model.conversions import open_source
+from hf_finetune.model.converted_files import FOLDER
 from hf_finetune.system.errors import InputError
 
 pytest.importorskip("gguf")
