@@ -11,7 +11,7 @@ from hf_finetune.run.details import choose_num_resamples
 from hf_finetune.run.scored import FOLDER, ScoredExamples, read_scored
 from hf_finetune.statistics.intervals import Interval, compute_interval
 from hf_finetune.system.errors import InputError
-from hf_finetune.tasks.example_scores import BestProbabilities
+from hf_finetune.tasks.example_scores import BestProbabilities, ExampleScores, Rule
 
 OUT_OF_FOLD = "out_of_fold.jsonl"  # in the folder of the folds
 
@@ -27,27 +27,27 @@ def read_folds(run_dirs: Sequence[Path]) -> ScoredExamples | None:
 def join_scored(parts: Sequence[ScoredExamples]) -> ScoredExamples:
     """Returns the examples of several files as those of one, in the order of their files and lines.
 
-    Raises InputError if they have other labels or columns: they are not of one task then.
+    A fold without an entity type or a question without an answer has no numbers for it: the columns are those that all have, and
+    the metrics those that follow from them. Raises InputError if they have other labels: they are not of one task then.
     """
     first = parts[0]
-    for name in ("label_names", "columns"):
-        if any(getattr(part.scores, name) != getattr(first.scores, name) for part in parts):
-            raise InputError(f"the folds have different {name}: they were made from other data; choose another name")
+    if any(part.scores.label_names != first.scores.label_names for part in parts):
+        raise InputError("the folds have different label_names: they were made from other data; choose another name")
     files = [file for part in parts for file in part.files]
     lines = [line for part in parts for line in part.lines]
     order = sorted(range(len(files)), key=lambda place: (files[place], lines[place]))
     digests = [digest for part in parts for digest in part.digests]
     scores = [part.scores for part in parts]
-    shared = [name for name in first.metrics if all(name in part.metrics for part in parts)]
+    columns = tuple(name for name in first.scores.columns if all(name in each.columns for each in scores))
+    numbers = [each.numbers[:, [each.columns.index(name) for name in columns]] for each in scores]
     return replace(
         first,
         scores=replace(
             first.scores,
             rows=np.arange(len(order)),
-            metrics={name: first.scores.metrics[name] for name in shared},
-            numbers=np.concatenate([each.numbers for each in scores])[order]
-            if first.scores.columns
-            else first.scores.numbers,
+            metrics=share_metrics(scores, columns),
+            columns=columns,
+            numbers=np.concatenate(numbers)[order] if columns else np.zeros((0, 0)),
             labels=join_lists([each.labels for each in scores], order),
             predictions=join_lists([each.predictions for each in scores], order),
             losses=join_arrays([each.losses for each in scores], order),
@@ -57,6 +57,20 @@ def join_scored(parts: Sequence[ScoredExamples]) -> ScoredExamples:
         lines=[lines[place] for place in order],
         digests=[digests[place] for place in order],
     )
+
+
+def share_metrics(scores: Sequence[ExampleScores], columns: Sequence[str]) -> dict[str, Rule]:
+    """Returns the metrics of all parts that follow from these columns.
+
+    If some columns are left out, those are left out that find their columns themselves, such as f1 over all entity types.
+    """
+    is_whole = all(each.columns == tuple(columns) for each in scores)
+    return {
+        name: (kind, *arguments)
+        for name, (kind, *arguments) in scores[0].metrics.items()
+        if all(each.metrics.get(name) == (kind, *arguments) for each in scores)
+        and (is_whole or all(isinstance(argument, int) or argument in columns for argument in arguments))
+    }
 
 
 def join_lists(parts: Sequence[Sequence[Any] | None], order: Sequence[int]) -> list[Any] | None:

@@ -4,6 +4,7 @@ The folds of all runs are drawn alike, so that each row is in the validation spl
 out-of-fold prediction: an estimate that uses every row, and the only one that can show wrong labels in training data.
 """
 
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,7 +26,8 @@ from hf_finetune.choosing.trials import (
     write_journal,
 )
 from hf_finetune.config.sections import RunConfig, to_dict
-from hf_finetune.run.scored import ScoredExamples, write_scored
+from hf_finetune.run.kept import MOST_KEPT
+from hf_finetune.run.scored import FOLDER, ScoredExamples, write_scored
 from hf_finetune.statistics.intervals import Interval
 from hf_finetune.system.console import align_columns, configure_logging, print_message
 from hf_finetune.system.errors import InputError
@@ -57,10 +59,16 @@ def run_folds(base: RunConfig, count: int) -> Repeats:
     changes = {f"fold-{fold}": {"data.folds": count, "data.fold": fold} for fold in range(1, count + 1)}
     with open_folder(base.run_dir, "folds"):
         repeats = run_all(base, "folds", changes)
-        print_summary(repeats, "folds")
         scored = read_folds(list(repeats.run_dirs.values()))
         if scored is not None:
             write_scored(base.run_dir / OUT_OF_FOLD, scored)
+        print_summary(repeats, "folds")
+        if scored is None:
+            print_message(
+                f"out of fold none: not all runs have {FOLDER}/validation.jsonl, because nothing is known of single examples, or "
+                f"because there are more than {MOST_KEPT:,}"
+            )
+        else:
             print_out_of_fold(base.run_dir, scored)
             if reason := explain_unchecked(scored):
                 print_message(f"labels      are not checked: {reason}")
@@ -112,12 +120,18 @@ def run_all(base: RunConfig, kind: str, changes: Mapping[str, Mapping[str, Any]]
 
 
 def print_summary(repeats: Repeats, kind: str) -> None:
-    """Prints the metrics of each run, their mean, and their standard deviation over the runs."""
+    """Prints the metrics of each run, their mean, and their standard deviation over the runs. A metric that a run lacks, such as
+    one of an entity type, has neither."""
     outcomes = repeats.outcomes
     results = {name: outcome.results or {} for name, outcome in outcomes.items()}
-    first = next(iter(results.values()))
-    columns = [(split, metric) for split in ("validation", "test") for metric in first.get(split, {})]
-    table = np.array([[row[split][metric] for split, metric in columns] for row in results.values()])
+    columns = [
+        (split, metric)
+        for split in ("validation", "test")
+        for metric in dict.fromkeys(name for row in results.values() for name in row.get(split, {}))
+    ]
+    table = np.array(
+        [[row.get(split, {}).get(metric, math.nan) for split, metric in columns] for row in results.values()]
+    )
     rows = [[kind.removesuffix("s"), *(f"{split} {metric}" for split, metric in columns)]]
     rows += [[name, *map(format_number, values)] for name, values in zip(results, table, strict=True)]
     rows += [["mean", *map(format_number, table.mean(axis=0))]]
@@ -140,5 +154,5 @@ def format_interval(interval: Interval) -> str:
 
 
 def format_number(value: float) -> str:
-    """Returns a number of a table."""
-    return f"{value:.4f}"
+    """Returns a number of a table; - if there is none."""
+    return "-" if math.isnan(value) else f"{value:.4f}"

@@ -14,6 +14,7 @@ the last save.
 """
 
 import contextlib
+import copy
 import gc
 import json
 import logging
@@ -31,7 +32,7 @@ from hf_finetune.run.finished import PLACES
 from hf_finetune.run.inputs import compare_inputs, describe_inputs
 from hf_finetune.run.parts import NO_PARTS, Parts, load_parts
 from hf_finetune.run.training_run import TrainingRun
-from hf_finetune.system.console import LOGGER, configure_logging, print_message
+from hf_finetune.system.console import LOGGER, WARNING, configure_logging, print_message
 from hf_finetune.system.errors import InputError, PausedError
 from hf_finetune.system.files import write_atomically
 from hf_finetune.system.json_text import replace_nan
@@ -118,15 +119,30 @@ def run_trial(config: RunConfig, *, share: float = 1.0, parts: Parts = NO_PARTS)
     return replace(left[0], seconds=seconds)
 
 
+class WarningHandler(logging.Handler):
+    """Passes the warnings of a trial on to other handlers, with its name."""
+
+    def __init__(self, name: str, handlers: Sequence[logging.Handler]) -> None:
+        super().__init__(logging.WARNING)
+        self.trial, self.handlers = name, handlers
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Passes a record on. The own one stays unchanged for the file."""
+        named = copy.copy(record)
+        named.msg, named.args = f"{WARNING}{self.trial}: {record.getMessage().strip().removeprefix(WARNING)}", None
+        for handler in self.handlers:
+            handler.handle(named)
+
+
 @contextlib.contextmanager
 def write_log(path: Path) -> Iterator[None]:
-    """Within the block, the lines of a run go to a file instead of the screen."""
+    """Within the block, the lines of a run go to a file instead of the screen; its warnings to both."""
     configure_logging()
     before = LOGGER.handlers[:]
     path.parent.mkdir(parents=True, exist_ok=True)
     handler = logging.FileHandler(path, encoding="utf-8", delay=True)
     try:
-        LOGGER.handlers[:] = [handler]
+        LOGGER.handlers[:] = [handler, WarningHandler(path.stem, before)]
         yield
     finally:
         LOGGER.handlers[:] = before

@@ -15,10 +15,12 @@ from support.configs import make_small_config
 from hf_finetune import cli
 from hf_finetune.choosing.label_errors import LABEL_ERRORS
 from hf_finetune.choosing.out_of_fold import OUT_OF_FOLD, join_scored
-from hf_finetune.choosing.repeats import FOLD_DEFAULTS, Repeats, run_folds, run_seeds
+from hf_finetune.choosing.repeats import FOLD_DEFAULTS, Repeats, print_summary, run_folds, run_seeds
+from hf_finetune.choosing.trials import Outcome
 from hf_finetune.config.loading import load_config
 from hf_finetune.config.sections import RunConfig
 from hf_finetune.run.scored import read_scored
+from hf_finetune.system.console import configure_logging
 from hf_finetune.system.errors import InputError
 from hf_finetune.train import finetune
 
@@ -140,6 +142,40 @@ def test_label_errors_of_the_command(finished: Finished, capsys: pytest.CaptureF
     assert printed.count("train.jsonl:") == 2
     assert cli.main(["label-errors", str(finished.base.run_dir / "trials")]) == 2
     assert "has no out_of_fold.jsonl; hf-finetune train RECIPE --folds 5" in capsys.readouterr().err
+
+
+def test_runs_with_different_metrics_have_a_summary(capsys: pytest.CaptureFixture[str]) -> None:
+    """An entity type may be missing in a fold, and nothing answered at the accuracy that was asked for."""
+    configure_logging()
+    values = [{"loss": 0.5, "f1/PER": 0.75}, {"loss": 1.5, "f1/LOC": 0.25}]
+    outcomes = {
+        f"fold-{number}": Outcome(
+            metric="loss",
+            greater_is_better=False,
+            history=(),
+            num_updates=1,
+            total_updates=1,
+            results={"validation": each},
+        )
+        for number, each in enumerate(values, start=1)
+    }
+    print_summary(Repeats(run_dirs={}, outcomes=outcomes), "folds")
+    rows = [line.split() for line in capsys.readouterr().out.splitlines() if line]
+    assert rows == [
+        ["fold", "validation", "loss", "validation", "f1/PER", "validation", "f1/LOC"],
+        ["fold-1", "0.5000", "0.7500", "-"],
+        ["fold-2", "1.5000", "-", "0.2500"],
+        ["mean", "1.0000", "-", "-"],
+        ["deviation", "0.7071", "-", "-"],
+    ]
+
+
+def test_folds_without_scored_examples_say_so(
+    finished: Finished, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("hf_finetune.choosing.repeats.read_folds", lambda run_dirs: None)
+    assert run_folds(finished.base, 3).out_of_fold is None
+    assert "out of fold none: not all runs have scored/validation.jsonl" in capsys.readouterr().out
 
 
 def test_seeds(make_config: MakeConfig, capsys: pytest.CaptureFixture[str]) -> None:

@@ -150,7 +150,11 @@ def test_a_trial_whose_settings_cannot_be_used_is_the_last(make_config: MakeConf
 
 
 def test_a_metric_that_is_nan_is_never_the_best(
-    make_config: MakeConfig, search: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_config: MakeConfig,
+    search: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     (tmp_path / "metric_of_a_sweep.py").write_text(
         "import os\ndef odd(inputs):\n    return float(os.environ['ODD'])\n", encoding="utf-8"
@@ -167,6 +171,10 @@ def test_a_metric_that_is_nan_is_never_the_best(
     Path(search).write_text("trials: 2\nhalving: false\nseed: {int_uniform: [0, 999]}\n", encoding="utf-8")
     result = sweep(base, search)
     assert [trial.name for trial in result.trials] == ["trial-02", "trial-01"]
+    printed = capsys.readouterr().out
+    assert "\nwarning: trial-01: odd is nan and cannot choose the best checkpoint" in printed
+    assert "warning: trial-02" not in printed
+    assert "\nwarning: odd is nan" in (base.run_dir / "trials" / "trial-01.log").read_text(encoding="utf-8")
     assert "NaN" not in (base.run_dir / "sweep.json").read_text(encoding="utf-8")
     assert sweep(base, search).best_dir == result.best_dir
     # A trial that ended before it was noted is read from its results, in which nan is null
