@@ -4,13 +4,16 @@ N examples, B of a part, C classes.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from hf_finetune.data.features import Array, ClassSets
 from hf_finetune.tasks import metrics
 from hf_finetune.tasks.example_scores import MOST_LABELS, NUM_BEST, BestProbabilities, ExampleScores, Rule
+
+if TYPE_CHECKING:
+    import torch
 
 LEAST_PROBABILITY = 1e-30  # losses are those of no smaller one
 
@@ -26,31 +29,43 @@ def make_summary_type(problem: str, num_labels: int) -> np.dtype[Any]:
     return np.dtype([("loss", "f8"), decision, ("values", "f4", (NUM_BEST,)), ("numbers", "i4", (NUM_BEST,))])
 
 
-def summarize(problem: str, scores: Array, decisions: Array, losses: Array) -> Array:
+def compute_exact_scores(problem: str, logits: "torch.Tensor") -> "torch.Tensor":
+    """Returns the probabilities [B, C] of logits in double precision, on the device where that is possible."""
+    exact = (logits.cpu() if logits.device.type == "mps" else logits).double()
+    return exact.softmax(-1) if problem == "single_label" else exact.sigmoid()
+
+
+def summarize(problem: str, scores: "Array | torch.Tensor", decisions: Array, losses: Array) -> Array:
     """Returns the summaries [B] of examples.
 
     scores: Probabilities [B, C]. decisions: Class numbers [B], or 0/1 [B, C]. losses: [B].
     """
+    import torch
+
+    scores = torch.as_tensor(scores)
     summary = np.zeros(len(scores), dtype=make_summary_type(problem, scores.shape[1]))
     summary["loss"] = losses
     summary["decision"] = np.packbits(decisions.astype(bool), axis=-1) if problem == "multi_label" else decisions
     if scores.shape[1] <= MOST_LABELS:
-        summary["values"] = scores
+        summary["values"] = scores.cpu().numpy()
         return summary
-    best = np.argpartition(-scores, NUM_BEST, axis=-1)[:, :NUM_BEST]
-    order = np.argsort(-np.take_along_axis(scores, best, -1), kind="stable", axis=-1)
-    summary["numbers"] = np.take_along_axis(best, order, -1)
-    summary["values"] = np.take_along_axis(scores, summary["numbers"], -1)
+    best = scores.topk(NUM_BEST)
+    summary["numbers"] = best.indices.cpu().numpy()
+    summary["values"] = best.values.cpu().numpy()
     return summary
 
 
-def compute_losses(problem: str, scores: Array, targets: Array) -> Array:
+def compute_losses(problem: str, scores: "Array | torch.Tensor", targets: "Array | torch.Tensor") -> Array:
     """Returns the loss of each example [B] from its probabilities [B, C]: the cross entropy, or the mean of the binary cross
     entropies of the labels."""
+    import torch
+
+    scores = torch.as_tensor(scores)
+    targets = torch.as_tensor(targets).to(scores.device)
     if problem == "single_label":
-        of_targets = scores[np.arange(len(scores)), targets][:, None]
+        of_targets = scores.gather(1, targets.long()[:, None]).cpu().numpy()
     else:
-        of_targets = np.where(targets > 0, scores, 1 - scores)
+        of_targets = torch.where(targets > 0, scores, 1 - scores).cpu().numpy()
     return np.asarray(-np.log(np.maximum(of_targets, LEAST_PROBABILITY)).mean(-1))
 
 

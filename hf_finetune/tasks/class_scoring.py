@@ -16,7 +16,13 @@ from hf_finetune.system.errors import InputError
 from hf_finetune.tasks import metrics
 from hf_finetune.tasks.base import CountedObjective, Metric, Outputs, Scoring
 from hf_finetune.tasks.calibration import DECISION_THRESHOLD, Calibrator, list_labels
-from hf_finetune.tasks.class_examples import compute_losses, describe_classes, describe_numbers, summarize
+from hf_finetune.tasks.class_examples import (
+    compute_exact_scores,
+    compute_losses,
+    describe_classes,
+    describe_numbers,
+    summarize,
+)
 from hf_finetune.tasks.example_scores import ExampleScores
 from hf_finetune.tasks.objectives import LinearTargets
 from hf_finetune.tasks.own_functions import MetricInputs
@@ -176,12 +182,17 @@ class ClassificationScoring(Scoring):
     def summarize(self, outputs: "torch.Tensor", batch: Batch) -> list[Array]:
         """Returns the summary of each example (class_examples.summarize())."""
         assert batch.labels is not None
-        return list(self.summarize_logits(outputs.float().cpu().numpy(), batch.labels.cpu().numpy()))
+        return self.summarize_logits(outputs.float(), batch.labels)  # type: ignore[return-value]  # a sequence of its rows
 
-    def summarize_logits(self, logits: Array, targets: Array) -> Array:
-        """Returns the summaries of logits [B, C]. targets: as Features.get_labels() returns them."""
-        losses = compute_losses(self.problem, self.compute_scores(logits.astype(np.float64)), targets)
-        return summarize(self.problem, self.compute_scores(logits), self.decode(logits), losses)
+    def summarize_logits(self, logits: "torch.Tensor", targets: "Array | torch.Tensor") -> Array:
+        """Returns the summaries of logits [B, C]. targets: as Features.get_labels() returns them.
+
+        The decisions are those of decide(). Of many labels, only the most probable ones leave the device.
+        """
+        single = self.problem == "single_label"
+        decisions = logits.argmax(-1).cpu().numpy() if single else self.decode(logits.cpu().numpy())
+        scores = compute_exact_scores(self.problem, logits)
+        return summarize(self.problem, scores, decisions, compute_losses(self.problem, scores, targets))
 
     def score_summaries(
         self, names: Sequence[str], summaries: Outputs, features: Features, table: Table, indices: Array
@@ -193,6 +204,8 @@ class ClassificationScoring(Scoring):
     def describe_examples(
         self, kept: KeptOutputs, features: Features, table: Table, names: Sequence[str]
     ) -> ExampleScores:
+        import torch
+
         indices, outputs = kept.indices, np.asarray(kept.outputs)
         if self.problem == "regression":
             return describe_numbers(indices, outputs[:, 0], features.get_targets(indices))
@@ -200,7 +213,10 @@ class ClassificationScoring(Scoring):
             size = max(1, COUNTED_AT_ONCE // len(self.label_names))
             parts = [slice(start, start + size) for start in range(0, len(indices), size)]
             outputs = np.concatenate(
-                [self.summarize_logits(outputs[part], features.get_targets(indices[part])) for part in parts]
+                [
+                    self.summarize_logits(torch.from_numpy(outputs[part]), features.get_targets(indices[part]))
+                    for part in parts
+                ]
             )
         targets = features.take_targets(indices)
         return describe_classes(self.problem, self.label_names, indices, targets, outputs)

@@ -32,7 +32,9 @@ class RaggedEntries(Ragged, Sequence[Array]):
 
 def pack(entries: Sequence[Any]) -> Entries:
     """Returns the entries of a batch as one array [B, ...] if they have one shape, as RaggedEntries if they differ in the first
-    axis alone, or as they are if they are anything else. The values stay the same, bit for bit."""
+    axis alone, or as they are if they are anything else, such as one array. The values stay the same, bit for bit."""
+    if isinstance(entries, np.ndarray):
+        return entries
     if not entries or not all(isinstance(entry, (np.ndarray, np.generic)) for entry in entries):
         return entries
     if len({(entry.dtype, entry.ndim, entry.shape[1:]) for entry in entries}) > 1 or entries[0].dtype.hasobject:
