@@ -11,7 +11,7 @@ from hf_finetune.config.loading import choose_kind, load_config, read_settings, 
 from hf_finetune.config.recipes import read_defaults
 from hf_finetune.config.sections import RunConfig
 from hf_finetune.config.tasks import TASKS
-from hf_finetune.recipe import report_errors
+from hf_finetune.recipe import FLAGS, report_errors
 from hf_finetune.system.errors import InputError
 from hf_finetune.system.startup import find_command_start, quick_imports
 
@@ -63,8 +63,8 @@ docs/choosing.md has more."""
 
 
 def asks_for_repeats(words: Sequence[str]) -> bool:
-    """True if the words of hf-finetune train ask for folds or seeds."""
-    return any(word.partition("=")[0] in ("--folds", "--seeds") for word in words)
+    """True if the words of hf-finetune train ask for folds or seeds, and not for help."""
+    return not {"--help", "-h"} & {*words} and any(word.partition("=")[0] in ("--folds", "--seeds") for word in words)
 
 
 def run_repeats(words: Sequence[str]) -> int:
@@ -158,7 +158,10 @@ def run_advise(words: Sequence[str]) -> int:
 
 
 def take_options(words: Sequence[str], *names: str) -> tuple[dict[str, str | None], list[str]]:
-    """Returns the values of a command's own options, and the words of the settings. InputError for two values."""
+    """Returns the values of a command's own options, and the words of the settings. InputError for two values, and for
+    the flags that change what a single run prints."""
+    if flags := sorted(FLAGS & {*words} - {"--debug"}):
+        raise InputError(f"{flags[0]}: is for hf-finetune train with one run; leave it out")
     options: dict[str, str | None] = dict.fromkeys(names)
     settings: list[str] = []
     for key, values in split_arguments([word for word in words if word != "--debug"]):

@@ -200,9 +200,13 @@ def test_errors(
         ("--folds 3 --seeds 2", "--folds (3): cannot be used with --seeds"),
         ("--folds many", "--folds (many): must be a whole number"),
         ("--folds", "--folds (nothing): takes one value"),
+        ("--folds 3 --quiet", "error: --quiet: is for hf-finetune train with one run"),
+        ("--json --seeds 3", "error: --json: is for hf-finetune train with one run"),
     ):
         assert cli.main(["train", "classify", *words.split()]) == 2
         assert message in capsys.readouterr().err
+    assert cli.main(["train", "classify", "--folds", "3", "--help"]) == 0
+    assert "usage: hf-finetune train classify" in capsys.readouterr().out
     part = read_scored(finished.base.run_dir / OUT_OF_FOLD)
     other = read_scored(finished.base.run_dir / OUT_OF_FOLD)
     object.__setattr__(other.scores, "label_names", ("x", "y", "z"))

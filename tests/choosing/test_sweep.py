@@ -275,6 +275,7 @@ def test_a_killed_sweep_ends_as_one_that_was_not(warm_shell: Shell) -> None:
 def test_errors_of_the_command(warm_shell: Shell) -> None:
     for words, message in (
         ("sweep classify --data.train train.jsonl", "error: --search (nothing): name the file"),
+        ("sweep classify --search search.yaml --quiet", "error: --quiet: is for hf-finetune train with one run"),
         ("sweep classify --search a b --data.train train.jsonl", "error: --search (a b): takes one value"),
         ("sweep classify --search search.yaml --train.epoch 1", "there is no such setting; did you mean train.epochs?"),
         ("sweep clasify --search search.yaml", "error: task.kind (clasify): must be one of classify, tag"),
