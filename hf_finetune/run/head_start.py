@@ -32,6 +32,9 @@ MOST_FEATURES = (
     2048  # training features that the layer is fitted to: more cost time, and change little for 1,000 inputs
 )
 MOST_TARGETS = 16_384  # of their tokens, for a layer that has an output for each token
+MOST_OUTPUTS = (
+    2_000_000  # of the targets together: of 977 labels or more, fewer targets; one core takes 9 s for that many
+)
 
 KEY = "train.head_start"
 
@@ -71,7 +74,8 @@ def start_head(run: TrainingRun) -> None:
     if f"{name}.weight" not in run.backbone.new_parameters:
         run.runtime.say("head        keeps its weights, which were trained before (train.head_start)\n")
         return
-    indices = choose_features(len(run.features["train"]), run.config.seed)
+    most = count_most_targets(layer)
+    indices = choose_features(run.features["train"], targets, most=most, seed=run.config.seed)
     inputs = compute_inputs(run, layer, indices)
     fit: LinearFit = run.runtime.on_main(lambda: fit_layer(layer, inputs, run.features["train"], indices, targets))
     with torch.no_grad():
@@ -90,11 +94,19 @@ def describe_loss(targets: LinearTargets) -> str:
     return "squared error" if targets.problem == "regression" else "cross entropy"
 
 
-def choose_features(size: int, seed: int) -> Array:
-    """Returns the indices of the features that are used, in ascending order."""
-    if size <= MOST_FEATURES:
-        return np.arange(size)
-    return np.sort(np.random.default_rng([seed, size]).choice(size, MOST_FEATURES, replace=False))
+def count_most_targets(layer: nn.Linear) -> int:
+    """Returns the number of targets that a layer is fitted to if there are that many."""
+    return max(1, min(MOST_TARGETS, MOST_OUTPUTS // layer.out_features))
+
+
+def choose_features(features: Features, targets: LinearTargets, *, most: int, seed: int) -> Array:
+    """Returns the indices of the features that are used, in ascending order: drawn ones, with `most` targets or a few more."""
+    size = len(features)
+    drawn = np.random.default_rng([seed, size]).choice(size, min(size, MOST_FEATURES), replace=False)
+    counts: Array = np.ones(len(drawn), dtype=np.int64)
+    if targets.problem == "single_label":
+        counts = (features.get_targets(drawn) != IGNORED).reshape(len(drawn), -1).sum(-1)
+    return np.sort(drawn[: np.searchsorted(np.cumsum(counts), most) + 1])
 
 
 def compute_inputs(run: TrainingRun, layer: nn.Linear, indices: Array) -> Array:
@@ -129,6 +141,6 @@ def fit_layer(layer: nn.Linear, inputs: Array, features: Features, indices: Arra
         values, weights = values[labelled], np.repeat(weights, counts)
         if targets.class_weights:
             weights = weights * np.asarray(targets.class_weights)[values]
-    kept = slice(MOST_TARGETS)
+    kept = slice(count_most_targets(layer))
     made = Targets(problem=targets.problem, values=values[kept], weights=weights[kept], num_outputs=layer.out_features)
     return fit_linear(inputs[kept], made, has_bias=layer.bias is not None)

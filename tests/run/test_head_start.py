@@ -22,8 +22,9 @@ from support.script_server import ScriptServer
 
 from hf_finetune.config.loading import load_config
 from hf_finetune.config.sections import RunConfig
+from hf_finetune.data.features import IGNORED
 from hf_finetune.run.folder import open_run
-from hf_finetune.run.head_start import start_head
+from hf_finetune.run.head_start import choose_features, compute_inputs, count_most_targets, start_head
 from hf_finetune.run.setup import set_up
 from hf_finetune.run.training_run import Clock, TrainingRun, evaluate_split
 from hf_finetune.system.errors import InputError
@@ -97,6 +98,35 @@ def test_a_tagger_starts_with_a_fitted_layer(make_config: MakeConfig, tmp_path: 
     before = evaluate_split(run, "train")
     start_head(run)
     assert evaluate_split(run, "train")["loss"] < 0.7 * before["loss"]
+
+
+def test_the_words_of_a_tagger_come_from_everywhere_and_no_more_are_computed(
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_tagger(make_config, tmp_path)
+    features, layer = run.features["train"], run.train_state.model.classifier
+    targets = run.task.objective.linear_targets
+    assert targets is not None
+    counts = (features.get_targets(np.arange(len(features))) != IGNORED).sum(-1)
+    monkeypatch.setattr("hf_finetune.run.head_start.MOST_TARGETS", int(counts.sum()) // 4)
+    most = count_most_targets(layer)
+    indices = choose_features(features, targets, most=most, seed=0)
+    assert counts[indices].sum() - counts.max() < most <= counts[indices].sum()
+    assert indices.min() < len(features) // 4 < 3 * len(features) // 4 < indices.max()
+    assert indices.tolist() != choose_features(features, targets, most=most, seed=1).tolist()
+    assert len(compute_inputs(run, layer, indices)) == counts[indices].sum()
+    start_head(run)
+
+
+def test_a_layer_of_many_labels_is_fitted_to_fewer_examples(
+    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """For 10,000 labels and 2,048 examples, the fit would take minutes and over 1 GB."""
+    assert count_most_targets(torch.nn.Linear(4, 900)) > 2048
+    assert count_most_targets(torch.nn.Linear(4, 10_000)) == 200
+    monkeypatch.setattr("hf_finetune.run.head_start.MOST_OUTPUTS", 3 * 20)
+    start_head(make_run("multi_label", **RIDGE))
+    assert "head        fitted to 20 training examples" in capsys.readouterr().out
 
 
 def make_tagger(make_config: MakeConfig, folder: Path) -> TrainingRun:
