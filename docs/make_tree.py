@@ -37,7 +37,7 @@ OTHERS = {
     "docs/": "Data, scale, tasks, Python, own parts, training, training on, looking, choosing, evaluation, design, performance, "
     "reliability, settings, results.",
     "tests/": "A test file for each module, in the same folders; tests/recipes/ runs every recipe.",
-    "outputs/NAME/": "A run: config.yaml, data.json, environment.json, metrics.jsonl, tensorboard/, checkpoints/, model/, "
+    "outputs/NAME/": "A run: config.yaml, data.json, environment.json, metrics.jsonl, event files, checkpoints/, model/, "
     "scored/, results.json.",
 }
 

@@ -25,7 +25,7 @@ from hf_finetune.export import hub, model_folder
 from hf_finetune.export.hub_requests import OutageError
 from hf_finetune.export.pending_pushes import find_target, make_command, note_push, push_run
 from hf_finetune.export.start import resolve_start
-from hf_finetune.run import average, checkpoint, report, resume, saving, tracking
+from hf_finetune.run import average, checkpoint, report, resume, saving, trackers, tracking
 from hf_finetune.run.calibrating import calibrate, check_calibration
 from hf_finetune.run.finished import check_finished_run, describe_finished_run, read_finished_results
 from hf_finetune.run.folder import open_run, record_run
@@ -46,6 +46,7 @@ from hf_finetune.system.output import guard_output
 from hf_finetune.system.processes import Runtime
 from hf_finetune.training import optim
 from hf_finetune.training.loop import NotFiniteError, Update, train_steps
+from hf_finetune.training.part_norms import PartWatch
 from hf_finetune.training.progress import FRESH, Progress, update_best_and_patience
 
 
@@ -108,7 +109,7 @@ def train_and_export(config: RunConfig, runtime: Runtime, parts: Parts, clock: C
             preflight_check(run)  # after the cache, because it evaluates in the way that the run will
             inputs = runtime.on_main(lambda: describe_inputs(config, run.parts, run.splits.num_rows))
             runtime.on_main(lambda: record_run(given, runtime, inputs, run.data_report))
-            tracker = tracking.Tracking(config, runtime, start_update=progress.update)
+            tracker = tracking.Tracking(config, runtime, metric=run.metric, start_update=progress.update)
 
         if progress.update == 0:
             start_head(run)
@@ -159,6 +160,8 @@ def train(run: TrainingRun, progress: Progress, tracker: tracking.Tracking, cloc
         runtime,
         total_updates=schedule.planned_updates,
         start_update=progress.update,
+        part_watch=PartWatch(run.train_state.optimizer, run.plan.structure.parts()),
+        is_watched=run.is_logged,
     )
     steps = clock.count_updates(steps)
     last_save = time.monotonic()
@@ -195,10 +198,10 @@ def log_update(
     run: TrainingRun, progress: Progress, update: Update, tracker: tracking.Tracking, view: ProgressView
 ) -> Progress:
     """The progress after an update. Logs the update if that is due."""
-    is_due = run.schedule.is_due(run.config.tracking.log_every, update.number) or update.number == 1
+    is_due = run.is_logged(update.number)
     view.advance(update, log=is_due)
     if is_due:
-        tracker.log(tracking.make_training_row(update), update=update.number, epoch=update.epoch)
+        tracker.log(tracking.make_training_row(update, run.runtime), update=update.number, epoch=update.epoch)
     if update.skipped:
         run.runtime.say(f"update {update.number}: gradients overflowed fp16; the weights were not changed")
     if not update.num_targets:
@@ -315,7 +318,7 @@ def explain_not_finite(run: TrainingRun, error: NotFiniteError) -> DivergedError
 def check_services(config: RunConfig, runtime: Runtime) -> None:
     """Raises InputError if a tracker is not installed, or if a push cannot succeed. Training does not wait for the Hub: if it
     cannot be reached, only the push needs it, at the end."""
-    tracking.check_trackers(config.tracking.trackers)
+    trackers.check_trackers(config.tracking.trackers)
     if config.hub.push:
         try:
             runtime.on_main(lambda: hub.check_access(str(config.hub.repo_id), is_brief=True))

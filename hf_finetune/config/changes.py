@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Any
 
+from hf_finetune.config.recipes import read_defaults
 from hf_finetune.config.sections import RunConfig, flatten, get_default, to_dict
 
 # Settings that no trained number depends on
@@ -38,6 +39,10 @@ FREE_ON_RESUME = (*WITHOUT_EFFECT, *CARRIED_OVER)
 # and results.json records the values that the run was finished with.
 EXTENDABLE = ("train.epochs", "train.max_updates", "train.patience", "train.min_delta")
 
+# What a comparison of runs shows of their settings (list_choices)
+ALWAYS_SHOWN = ("train.learning_rate", "freeze.layers", "train.epochs", "train.batch_size", "seed")
+NEVER_SHOWN = ("name", "output_dir", "task.kind", "checkpoint.", "run.", "tracking.", "hub.")
+
 # What a run did that is older than a setting, if the setting's default does something else: its value now, by its dotted key.
 # Such a run is not resumed with other numbers without a word.
 BEFORE_SETTING: dict[str, Any] = {}
@@ -64,6 +69,19 @@ def list_defaults(config: RunConfig) -> dict[str, Any]:
         plain = {name: list(default) if isinstance(default, tuple) else default for name, default in known.items()}
         sections |= {setting.name: plain} if is_dataclass(value) else plain
     return sections
+
+
+def list_choices(config: RunConfig) -> dict[str, Any]:
+    """Returns the settings that differ from the defaults of the task's recipe, and those of ALWAYS_SHOWN, by their dotted keys.
+
+    The name and place of a run, and what has to do with neither its numbers nor its speed, are left out.
+    """
+    defaults = {**dict(flatten(list_defaults(config))), **read_defaults(config.task.kind)}
+    return {
+        key: value
+        for key, value in flatten(to_dict(config))
+        if key in ALWAYS_SHOWN or (value != defaults.get(key) and value != {} and not key.startswith(NEVER_SHOWN))
+    }
 
 
 def list_changes(old: Mapping[str, Any], config: RunConfig) -> list[tuple[str, Any, Any]]:

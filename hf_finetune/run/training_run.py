@@ -146,6 +146,10 @@ class TrainingRun:
             progress.history, self.config.export, metric=self.metric, greater_is_better=self.greater_is_better
         )
 
+    def is_logged(self, update: int) -> bool:
+        """True if the numbers of an update are logged."""
+        return update == 1 or self.schedule.is_due(self.config.tracking.log_every, update)
+
     def is_over(self, progress: Progress) -> bool:
         """True if nothing is left to train."""
         return progress.stopped or progress.num_settled >= self.schedule.total_updates

@@ -6,6 +6,7 @@ S sequences of a batch, D numbers of an embedding.
 import math
 from collections.abc import Callable
 
+import numpy as np
 import torch
 
 from hf_finetune.data.features import Batch, Features
@@ -27,7 +28,7 @@ class UpdatePasses:
     ) -> None:
         self.features = features
         self.indices = update_batch.feature_indices
-        self.state, self.runtime, self.update_batch = state, runtime, update_batch
+        self.state, self.task, self.runtime, self.update_batch = state, task, runtime, update_batch
         self.batches = [
             make_training_batch(state, features, task, micro if len(micro) else self.indices[:1], update_batch)
             for micro in update_batch.micro_batches
@@ -38,6 +39,12 @@ class UpdatePasses:
         """Sum of count(batch) over all micro-batches and processes."""
         micro_batches = zip(self.update_batch.micro_batches, self.batches, strict=True)
         return self.runtime.sum(math.fsum(count(batch) for micro, batch in micro_batches if len(micro)))
+
+    def measure_padding(self) -> float:
+        """The share of padding in the tokens that the forwards of this process take."""
+        taken = sum(batch.inputs["input_ids"].numel() for batch in self.batches)
+        features = np.concatenate([batch.feature_indices for batch in self.batches])
+        return 1.0 - int(self.features.get_num_tokens(features).sum()) / taken
 
     def run(self, position: int) -> tuple[torch.Tensor, Batch]:
         """Outputs and batch of a micro-batch, for a backward pass."""

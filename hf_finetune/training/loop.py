@@ -3,7 +3,7 @@
 import contextlib
 import math
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +11,7 @@ import torch
 
 from hf_finetune.config.sections import RunConfig
 from hf_finetune.data.batches import MicroBatchLimit, share_batch
-from hf_finetune.data.features import Array, Features
+from hf_finetune.data.features import Array
 from hf_finetune.data.shared_rows import RowSharing
 from hf_finetune.model.freezing import set_train_mode
 from hf_finetune.system.errors import InputError
@@ -20,14 +20,22 @@ from hf_finetune.tasks.base import Task
 from hf_finetune.training.dead_tensors import GradientWatch
 from hf_finetune.training.gradient_cache import UpdatePasses
 from hf_finetune.training.optim import check_state, set_learning_rates
+from hf_finetune.training.part_norms import PartNorms, PartWatch
 from hf_finetune.training.source import BatchSource
 from hf_finetune.training.train_state import TrainState, UpdateBatch
 
 
 @dataclass(frozen=True, kw_only=True)
 class Update:
-    """The result of one optimizer update. `loss` is the mean over all targets of the batch, over all processes; nan if it has
-    none."""
+    """The result of one optimizer update.
+
+    Attributes:
+        loss: The mean over all targets of the batch, over all processes; nan if it has none.
+        num_targets: Or the sum of their weights; 0: the batch had none, and nothing changed.
+        padding_share: The share of padding in the tokens of this process's forwards.
+        skipped: By fp16's loss scaler.
+        norms: By part of the model, if they were measured.
+    """
 
     number: int
     epoch: int
@@ -36,9 +44,11 @@ class Update:
     learning_rates: dict[str, float]
     num_examples: int
     num_tokens: int
-    num_targets: float  # or the sum of their weights; 0: the batch had none, and nothing changed
+    num_targets: float
+    padding_share: float
     seconds: float
-    skipped: bool  # by fp16's loss scaler
+    skipped: bool
+    norms: PartNorms | None = None
 
 
 def make_micro_batch_limit(
@@ -62,8 +72,12 @@ def train_steps(
     *,
     total_updates: int,
     start_update: int = 0,
+    part_watch: PartWatch | None = None,
+    is_watched: Callable[[int], bool] = lambda update: True,
 ) -> Generator[Update]:
     """Trains from `start_update` to `total_updates`, yielding after every update. `source` has the batches.
+
+    part_watch: Measures the norms by part, in the updates that are watched; updates count from 1 there.
 
     Law 1: losses and gradients are sums over all micro-batches and processes, divided by the number of targets. Law 5: a loss
     or gradient norm that is not finite raises InputError before the weights change; a tensor that has had no gradient raises it
@@ -87,13 +101,20 @@ def train_steps(
         update_batch = UpdateBatch(
             number=update, pass_number=batch.pass_number, feature_indices=indices, micro_batches=micro_batches
         )
-        mean_loss, num_targets = accumulate_gradients(state, measured.features, task, runtime, update_batch)
+        passes = UpdatePasses(state, measured.features, task, runtime, update_batch)
+        padding_share = passes.measure_padding()
+        mean_loss, num_targets = accumulate_gradients(passes)
+        del passes  # frees the outputs of a batch that was computed as one
         rates = set_learning_rates(state.optimizer, update, total_updates, config.train)
-        loss, norm, skipped = math.nan, 0.0, False
+        loss, norm, skipped, norms = math.nan, 0.0, False, None
         if num_targets:
             watch.look()
-            loss, norm, skipped = step_optimizer(state, runtime, mean_loss, update_batch, config.train.max_grad_norm)
+            seen = part_watch if part_watch is not None and is_watched(update + 1) else None
+            loss, norm, skipped = step_optimizer(
+                state, runtime, mean_loss, update_batch, config.train.max_grad_norm, seen
+            )
             watch.count(update + 1, loss, norm, is_skipped=skipped)
+            norms = seen.read() if seen else None
         if num_targets and state.average is not None:
             state.average.add(state.model, update + 1)
         if num_targets and not is_checked:  # not only when it is saved, which may be much later
@@ -108,16 +129,24 @@ def train_steps(
             num_examples=len(indices),
             num_tokens=int(measured.num_tokens[indices].sum()),
             num_targets=num_targets,
+            padding_share=padding_share,
             seconds=time.perf_counter() - started,
             skipped=skipped,
+            norms=norms,
         )
 
 
 def step_optimizer(
-    state: TrainState, runtime: Runtime, mean_loss: torch.Tensor, update_batch: UpdateBatch, max_grad_norm: float
+    state: TrainState,
+    runtime: Runtime,
+    mean_loss: torch.Tensor,
+    update_batch: UpdateBatch,
+    max_grad_norm: float,
+    part_watch: PartWatch | None,
 ) -> tuple[float, float, bool]:
     """Clips the gradients and steps the optimizer. Returns the loss, the gradient norm before clipping, and whether fp16's loss
-    scaler skips the step. NotFiniteError if the loss or the norm is not finite; the weights are unchanged then."""
+    scaler skips the step. part_watch looks at the gradients before they are clipped. NotFiniteError if the loss or the norm is
+    not finite; the weights are unchanged then."""
     parameters = [parameter for group in state.optimizer.param_groups for parameter in group["params"]]
     runtime.accelerator.unscale_gradients()
     norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
@@ -130,15 +159,15 @@ def step_optimizer(
     )
     if not math.isfinite(loss) or not (math.isfinite(norm_value) or overflowed):
         raise make_not_finite_error(update_batch.number + 1, loss, norm_value, update_batch.feature_indices)
+    if part_watch is not None:
+        part_watch.look()
     if max_grad_norm and not overflowed:
         torch.nn.utils.clip_grads_with_norm_(parameters, max_grad_norm, norm)
     state.optimizer.step()
     return loss, norm_value, overflowed
 
 
-def accumulate_gradients(
-    state: TrainState, features: Features, task: Task, runtime: Runtime, update_batch: UpdateBatch
-) -> tuple[torch.Tensor, float]:
+def accumulate_gradients(passes: UpdatePasses) -> tuple[torch.Tensor, float]:
     """Leaves in .grad the gradient of the mean loss over all targets of the batch. Returns that loss, and the number of targets
     over all processes. Runs nothing if the batch has none.
 
@@ -146,9 +175,9 @@ def accumulate_gradients(
     divided by the number of features, and a last factor corrects the gradients. Distributed data parallel averages over
     processes, hence the factor num_processes.
     """
-    accelerator, indices, micro_batches = runtime.accelerator, update_batch.feature_indices, update_batch.micro_batches
-    passes = UpdatePasses(state, features, task, runtime, update_batch)
-    update_loss = task.objective.start_update(passes)
+    state, runtime = passes.state, passes.runtime
+    accelerator, indices, micro_batches = runtime.accelerator, passes.indices, passes.update_batch.micro_batches
+    update_loss = passes.task.objective.start_update(passes)
     total = torch.zeros((), dtype=runtime.precise, device=runtime.device)
     num_targets = update_loss.num_targets
     if num_targets == 0:

@@ -10,7 +10,7 @@ from support.fault_attack import Attack
 
 from faults.tools import Tools, move, read_files, to_lists
 from hf_finetune.data.report import DataReport
-from hf_finetune.run import checkpoint, folder, resume, seen_rows, tracking, training_run
+from hf_finetune.run import checkpoint, folder, resume, seen_rows, trackers, tracking, training_run
 from hf_finetune.run.seen_rows import SEEN_ROWS, read_seen_rows
 from hf_finetune.system.errors import InputError
 from hf_finetune.system.locks import HeldError, Lock
@@ -48,7 +48,7 @@ def list_attacks(tools: Tools) -> list[Attack]:
             prepare=log_old,
             write=lambda place: log(tools, place, ("tensorboard",)),
             read=read_metrics,
-            leaves=("*tfevents*", "tensorboard"),
+            leaves=("*tfevents*",),
             dies=False,
         ),
         Attack(name="wandb id", prepare=make_folder, write=lambda place: bool(run_id(tools, place)), read=read_run_id),
@@ -151,11 +151,11 @@ def log_old(place: Path) -> None:
     (place / "run" / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"upda')
 
 
-def log(tools: Tools, place: Path, trackers: tuple[str, ...] = ()) -> None:
+def log(tools: Tools, place: Path, names: tuple[str, ...] = ()) -> None:
     """Logs two rows after the second update of the interrupted run."""
     run = move(tools.run, place)
-    config = tools.make_config(place, **{"tracking.trackers": list(trackers)})
-    tracker = tracking.Tracking(config, run.runtime, start_update=2)
+    config = tools.make_config(place, **{"tracking.trackers": list(names)})
+    tracker = tracking.Tracking(config, run.runtime, metric="accuracy", start_update=2)
     for update in (3, 4):
         tracker.log({"train/loss": 0.25}, update=update, epoch=1)
     tracker.write_test_row({"accuracy": 0.5}, update=4, epoch=1)
@@ -174,7 +174,7 @@ def read_metrics(place: Path) -> dict[str, Any]:
 
 def run_id(tools: Tools, place: Path) -> str:
     """The id of the run at W&B."""
-    return tracking.make_run_id(move(tools.run, place).runtime)
+    return trackers.get_wandb_id(move(tools.run, place).runtime)
 
 
 def read_run_id(place: Path) -> dict[str, Any]:

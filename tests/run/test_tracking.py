@@ -9,34 +9,52 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from accelerate.tracking import GeneralTracker
 from support.configs import make_small_config
 from support.runs import read_metrics
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from hf_finetune.config.sections import RunConfig, flatten, to_dict
-from hf_finetune.run import tracking
+from hf_finetune.config.changes import list_choices
+from hf_finetune.config.sections import RunConfig
+from hf_finetune.run import trackers, tracking
 from hf_finetune.system.errors import InputError
+from hf_finetune.system.processes import Runtime
 from hf_finetune.train import finetune
 from hf_finetune.training.loop import Update
 
 GROUPS = ("backbone", "backbone_no_decay", "head", "head_no_decay")
+PARTS = ("embeddings", "block_0", "block_1", "pooler", "head")
 TRAINING = {
-    "train/loss", "train/gradient_norm", "train/examples_per_second", "train/tokens_per_second",
-    *(f"train/learning_rate/{group}" for group in GROUPS),
+    "train/loss", "train/gradient_norm", "train/update_ratio", "train/examples_per_second", "train/tokens_per_second",
+    "train/padding_share", "train/peak_memory_mb", *(f"train/learning_rate/{group}" for group in GROUPS),
+    *(f"train/{name}/{part}" for name in ("gradient_norm", "update_ratio") for part in PARTS),
 }  # fmt: skip
+# The charts of TensorBoard in their order there, and the folders whose curves they have
+CHARTS = {
+    "loss": {"", "validation"},
+    "metric/accuracy": {"validation"},
+    "metrics/f1_macro": {"validation"},
+    **{f"optimizer/{name}": {""} for name in ("gradient_norm", "learning_rate", "update_ratio")},
+    **{f"speed/{name}": {""} for name in ("padding_share", "peak_memory_mb", "tokens_per_second")},
+    **{f"weights/{name}/{part}": {""} for name in ("gradient_norm", "update_ratio") for part in PARTS},
+}
 MEASURED = ("loss", "accuracy", "f1_macro")
 SETTINGS = {"tracking.trackers": ["tensorboard"], "tracking.log_every": 3}
-SPEEDS = {"time", "train/examples_per_second", "train/tokens_per_second"}  # differ between runs
+SPEEDS = {"time", "train/examples_per_second", "train/tokens_per_second", "train/peak_memory_mb"}  # differ between runs
 
 
 class KilledError(Exception):
     """Stands for the death of the process."""
 
 
-def read_scalars(run_dir: Path) -> dict[str, list[tuple[int, float]]]:
-    """Every scalar as TensorBoard shows it, without those that a restart purged."""
-    accumulator = EventAccumulator(str(run_dir / "tensorboard"), size_guidance={"scalars": 0}).Reload()
-    return {tag: [(e.step, e.value) for e in accumulator.Scalars(tag)] for tag in accumulator.Tags()["scalars"]}
+def read_scalars(run_dir: Path) -> dict[tuple[str, str], list[tuple[int, float]]]:
+    """Every scalar by tag and subfolder as TensorBoard shows it, without those that a restart purged."""
+    found = {}
+    for folder in ("", "validation") if (run_dir / "validation").exists() else ("",):
+        accumulator = EventAccumulator(str(run_dir / folder), size_guidance={"scalars": 0}).Reload()
+        for tag in accumulator.Tags()["scalars"]:
+            found[tag, folder] = [(event.step, event.value) for event in accumulator.Scalars(tag)]
+    return found
 
 
 def list_values(rows: list[dict[str, Any]]) -> list[tuple[str, int, float]]:
@@ -103,50 +121,61 @@ def test_the_test_row_has_the_numbers_of_results_json(run: Any) -> None:
     assert results["test"] == {name: row[f"test/{name}"] for name in MEASURED}
 
 
-def test_tensorboard_has_the_numbers_of_metrics_jsonl_at_the_same_updates(run: Any) -> None:
+def test_tensorboard_has_training_and_validation_in_one_chart_and_no_curve_twice(run: Any) -> None:
     scalars = read_scalars(run[1])
-    expected: dict[str, list[tuple[int, float]]] = {}
-    for row in read_metrics(run[1]):
-        for name, value in row.items():
-            if name not in ("update", "epoch", "time"):
-                expected.setdefault(name, []).append((row["update"], pytest.approx(value, rel=1e-6)))
-    assert scalars == expected
-    assert set(scalars) == TRAINING | {f"{split}/{name}" for split in ("validation", "test") for name in MEASURED}
+    folders: dict[str, set[str]] = {}
+    for tag, folder in scalars:
+        folders.setdefault(tag, set()).add(folder)
+    assert folders == CHARTS  # and no curve of one point, such as those of the test split
+    assert all(len(points) > 1 for points in scalars.values())
+    rows = read_metrics(run[1])
+    names = {
+        ("loss", ""): "train/loss",
+        ("loss", "validation"): "validation/loss",
+        ("metric/accuracy", "validation"): "validation/accuracy",
+        ("optimizer/learning_rate", ""): "train/learning_rate/head",
+        ("optimizer/update_ratio", ""): "train/update_ratio",
+        ("weights/update_ratio/head", ""): "train/update_ratio/head",
+        ("weights/gradient_norm/block_1", ""): "train/gradient_norm/block_1",
+        ("speed/tokens_per_second", ""): "train/tokens_per_second",
+    }
+    for place, name in names.items():
+        assert scalars[place] == [(row["update"], pytest.approx(row[name], rel=1e-6)) for row in rows if name in row]
 
 
-def test_the_hparams_tab_has_the_settings_and_the_final_metrics(run: Any) -> None:
+def test_the_hparams_tab_has_what_was_chosen_and_the_final_metric(run: Any) -> None:
     from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
     config, run_dir = run
     results = json.loads((run_dir / "results.json").read_text(encoding="utf-8"))
-    accumulator = EventAccumulator(str(run_dir / "tensorboard")).Reload()
+    accumulator = EventAccumulator(str(run_dir)).Reload()
     content = accumulator.PluginTagToContent("hparams")
-    assert set(content) == {f"_hparams_/{part}" for part in ("experiment", "session_start_info", "session_end_info")}
+    assert set(content) == {"_hparams_/session_start_info", "_hparams_/session_end_info"}
 
     started = HParamsPluginData.FromString(content["_hparams_/session_start_info"]).session_start_info
     shown = {name: getattr(value, value.WhichOneof("kind")) for name, value in started.hparams.items()}
-    assert set(shown) == {key for key, _ in flatten(to_dict(config))}
+    splits = ("validation", "test")
+    assert {name: shown.pop(f"{name}/accuracy") for name in splits} == {
+        name: results[name]["accuracy"] for name in splits
+    }
+    assert shown == {key: tracking.make_plain(value) for key, value in list_choices(config).items()}
     assert shown["train.learning_rate"] == 2e-3
-    assert shown["train.schedule"] == "linear"
-    assert shown["data.text_columns"] == '["text"]'
-
-    experiment = HParamsPluginData.FromString(content["_hparams_/experiment"]).experiment
-    tags = {metric.name.tag for metric in experiment.metric_infos}
-    assert tags == {f"{split}/{name}" for split in ("validation", "test") for name in MEASURED}
-    scalars = read_scalars(run_dir)  # the tab shows the last value of each of these curves
-    assert tags <= set(scalars)
-    shown_test = {name: scalars[f"test/{name}"][-1][1] for name in MEASURED}
-    assert shown_test == pytest.approx(results["test"], rel=1e-6)
+    assert "train.schedule" not in shown
+    (text,) = accumulator.Tensors("results/text_summary")
+    for split in splits:
+        for name in MEASURED:
+            assert f"| {split}/{name} | {results[split][name]:.4f} |" in text.tensor_proto.string_val[0].decode()
 
 
-def test_all_events_lie_in_one_folder_so_that_tensorboard_shows_one_run(run: Any) -> None:
-    assert all(path.is_file() and "tfevents" in path.name for path in (run[1] / "tensorboard").iterdir())
+def test_the_events_of_a_run_lie_in_its_folder_so_that_its_name_is_the_runs(run: Any) -> None:
+    places = {path.parent.relative_to(run[1]).as_posix() for path in run[1].rglob("*tfevents*")}
+    assert places == {".", "validation"}
 
 
 def test_metrics_jsonl_is_written_without_trackers_too(backbones: Callable[..., Path], tmp_path: Path) -> None:
     settings = {"tracking.trackers": [], "train.max_updates": 2, "checkpoint.every": 2}
     run_dir = finetune(make_small_config(tmp_path, backbones("bert"), **SETTINGS | settings)).run_dir
-    assert not (run_dir / "tensorboard").exists()
+    assert not list(run_dir.rglob("*tfevents*"))
     assert [row["update"] for row in read_metrics(run_dir)] == [1, 2, 2, 2]
 
 
@@ -156,10 +185,10 @@ def test_metrics_jsonl_is_written_without_trackers_too(backbones: Callable[..., 
 def die_at_update(patch: pytest.MonkeyPatch, number: int) -> None:
     real = tracking.make_training_row
 
-    def make_training_row(update: Update) -> dict[str, float]:
+    def make_training_row(update: Update, runtime: Runtime) -> dict[str, float]:
         if update.number == number:
             raise KilledError
-        return real(update)
+        return real(update, runtime)
 
     patch.setattr(tracking, "make_training_row", make_training_row)
 
@@ -199,7 +228,7 @@ def test_a_resumed_run_has_every_number_once_and_equal_to_those_of_an_uninterrup
         with pytest.raises(KilledError):
             finetune(config)
     before = read_scalars(config.run_dir)
-    assert len(before["train/loss"]) >= 4  # there are curves that could be doubled
+    assert len(before["loss", ""]) >= 4  # there are curves that could be doubled
     time.sleep(1 - time.time() % 1)  # TensorBoard orders files by the second in their names
     finetune(config)
 
@@ -214,7 +243,7 @@ def test_a_resumed_run_has_every_number_once_and_equal_to_those_of_an_uninterrup
     }
     assert twice == {}
     scalars, expected = read_scalars(config.run_dir), read_scalars(uninterrupted)
-    assert all(scalars[tag] == expected[tag] for tag in expected if tag not in SPEEDS)
+    assert all(scalars[tag] == expected[tag] for tag in expected if not tag[0].startswith("speed/"))
 
 
 def test_rows_of_lost_updates_and_a_row_that_was_cut_off_are_dropped(tmp_path: Path) -> None:
@@ -284,7 +313,7 @@ def test_wandb_gets_the_config_and_the_numbers_of_metrics_jsonl(
     settings_of_run: dict[str, Any] = {}
     for record in records:
         settings_of_run |= {item.key: json.loads(item.value_json) for item in record.config.update}
-    expected = {key: tracking.make_plain(value) for key, value in flatten(to_dict(config))}
+    expected = {key: tracking.make_plain(value) for key, value in list_choices(config).items()}
     assert {key: value for key, value in settings_of_run.items() if key != "_wandb"} == expected
 
     history = [record.history for record in records if record.WhichOneof("record_type") == "history"]
@@ -298,12 +327,65 @@ def test_wandb_gets_the_config_and_the_numbers_of_metrics_jsonl(
     logged = {
         (name, row["update"]): value
         for row in rows
-        for name, value in row.items()
+        for name, value in tracking.drop_twins(row).items()
         if name not in ("update", "epoch", "time")
     }
     assert found == logged
-    assert {name for name, _ in found} >= TRAINING | {"validation/accuracy", "test/accuracy"}
-    assert (config.run_dir / "tensorboard").is_dir()
+    assert {name for name, _ in found} >= {"train/loss", "train/learning_rate", "validation/accuracy", "test/accuracy"}
+    assert list(config.run_dir.glob("*tfevents*"))
+
+
+# --- a tracker that fails --------------------------------------------------------------------------------------------
+
+
+class Failing(GeneralTracker):
+    """A tracker of one's own that fails in one of its calls."""
+
+    name = "failing"
+    requires_logging_directory = False
+    fails_in = ""
+
+    def __init__(self, project: str) -> None:
+        super().__init__()
+        self.num_logged = 0
+
+    def check(self, call: str) -> None:
+        if self.fails_in == call:
+            raise RuntimeError("the server is gone")
+
+    def start(self) -> None:
+        self.check("start")
+
+    @property
+    def tracker(self) -> None:
+        return None
+
+    def store_init_configuration(self, values: dict[str, Any]) -> None:
+        self.check("store")
+
+    def log(self, values: dict[str, Any], step: int | None = None, **_: Any) -> None:
+        self.num_logged += 1
+        if self.num_logged == 3:
+            self.check("log")
+
+    def finish(self) -> None:
+        self.check("finish")
+
+
+@pytest.mark.parametrize("call", ["start", "store", "log", "finish"])
+def test_a_tracker_that_fails_is_one_warning_and_the_run_and_other_trackers_go_on(
+    backbones: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any, call: str
+) -> None:
+    monkeypatch.setattr(Failing, "fails_in", call)
+    monkeypatch.setitem(trackers.accelerate_tracking.LOGGER_TYPE_TO_CLASS, "failing", Failing)
+    settings = {"tracking.trackers": ["failing", "tensorboard"], "tracking.log_every": 1, "train.max_updates": 4}
+    run_dir = finetune(make_small_config(tmp_path, backbones("bert"), **SETTINGS | settings)).run_dir
+    output = capfd.readouterr()
+    assert (output.out + output.err).count(
+        "warning: the tracker failing failed (RuntimeError: the server is gone)"
+    ) == 1
+    assert [step for step, _ in read_scalars(run_dir)["loss", ""]] == [1, 2, 3, 4]
+    assert (run_dir / "results.json").exists()
 
 
 # --- before training ------------------------------------------------------------------------------------------------
@@ -311,7 +393,7 @@ def test_wandb_gets_the_config_and_the_numbers_of_metrics_jsonl(
 
 def test_an_unknown_tracker_is_an_error_that_lists_the_known_ones() -> None:
     with pytest.raises(InputError, match=r"^tracking\.trackers \(tensorbord\): must be one of .*tensorboard.*wandb"):
-        tracking.check_trackers(("tensorboard", "tensorbord"))
+        trackers.check_trackers(("tensorboard", "tensorbord"))
 
 
 @pytest.mark.parametrize(
@@ -325,10 +407,10 @@ def test_an_unknown_tracker_is_an_error_that_lists_the_known_ones() -> None:
 def test_a_tracker_that_is_not_installed_is_an_error_with_the_pip_command(
     monkeypatch: pytest.MonkeyPatch, name: str, command: str
 ) -> None:
-    monkeypatch.setattr(tracking, "find_spec", lambda module: None if module == name else object())
-    tracking.check_trackers(("tensorboard",))
+    monkeypatch.setattr(trackers, "find_spec", lambda module: None if module == name else object())
+    trackers.check_trackers(("tensorboard",))
     with pytest.raises(InputError, match=rf"^tracking\.trackers \({name}\): is not installed; {command}$"):
-        tracking.check_trackers(("tensorboard", name))
+        trackers.check_trackers(("tensorboard", name))
 
 
 def test_trackers_are_checked_before_anything_is_read_or_written(

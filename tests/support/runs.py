@@ -18,6 +18,7 @@ from hf_finetune.config.sections import RunConfig
 from hf_finetune.run.parts import NO_PARTS, Parts
 from hf_finetune.run.training_run import TrainingRun
 from hf_finetune.train import finetune, finish_update
+from hf_finetune.training.gradient_cache import UpdatePasses
 from hf_finetune.training.loop import accumulate_gradients
 from hf_finetune.training.train_state import UpdateBatch
 from support.script_server import Scripts, ScriptServer
@@ -35,7 +36,7 @@ def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
 def read_untimed_metrics(run_dir: Path) -> list[dict[str, Any]]:
     """The rows of metrics.jsonl, without the values that depend on the clock."""
     return [
-        {key: value for key, value in row.items() if key != "time" and not key.endswith("per_second")}
+        {key: value for key, value in row.items() if key != "time" and not key.endswith(("per_second", "_mb"))}
         for row in read_metrics(run_dir)
     ]
 
@@ -80,7 +81,9 @@ def compute_update(made: TrainingRun) -> tuple[float, dict[str, torch.Tensor]]:
     rows = np.arange(8)
     batch = UpdateBatch(number=0, pass_number=1, feature_indices=rows, micro_batches=[rows[:4], rows[4:]])
     made.train_state.model.zero_grad()
-    loss, _ = accumulate_gradients(made.train_state, made.features["train"], made.task, made.runtime, batch)
+    loss, _ = accumulate_gradients(
+        UpdatePasses(made.train_state, made.features["train"], made.task, made.runtime, batch)
+    )
     gradients = {name: p.grad.clone() for name, p in made.train_state.model.named_parameters() if p.grad is not None}
     return float(loss), gradients
 

@@ -44,6 +44,7 @@ from hf_finetune.tasks.embed_encoding import EmbeddingEncoding
 from hf_finetune.tasks.embed_objectives import Pooling, RankingObjective, SimilarityObjective
 from hf_finetune.tasks.embed_scoring import EmbeddingScoring
 from hf_finetune.train import RunResult, finetune
+from hf_finetune.training.gradient_cache import UpdatePasses
 from hf_finetune.training.loop import accumulate_gradients
 from hf_finetune.training.train_state import UpdateBatch, make_training_batch, run_training_forward
 
@@ -108,7 +109,7 @@ def compute_gradients(
     state.optimizer.zero_grad()
     state.model.train()
     batch = UpdateBatch(number=update, pass_number=1, feature_indices=indices, micro_batches=micro_batches)
-    loss, _ = accumulate_gradients(state, features, run.task, runtime, batch)
+    loss, _ = accumulate_gradients(UpdatePasses(state, features, run.task, runtime, batch))
     return float(loss), copy_gradients(state.model)
 
 

@@ -15,6 +15,7 @@ from hf_finetune.data.features import IGNORED
 from hf_finetune.run.training_run import TrainingRun
 from hf_finetune.system.errors import InputError
 from hf_finetune.train import finetune
+from hf_finetune.training.gradient_cache import UpdatePasses
 from hf_finetune.training.loop import accumulate_gradients, make_micro_batch_limit, train_steps
 from hf_finetune.training.train_state import UpdateBatch
 
@@ -41,7 +42,9 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(make_run: MakeRun, p
     pieces = [rows[start : start + size] for start in range(0, 7, size)]
     made.train_state.model.train()
     update_batch = UpdateBatch(number=0, pass_number=1, feature_indices=rows, micro_batches=pieces)
-    loss, count = accumulate_gradients(made.train_state, made.features["train"], made.task, made.runtime, update_batch)
+    loss, count = accumulate_gradients(
+        UpdatePasses(made.train_state, made.features["train"], made.task, made.runtime, update_batch)
+    )
     ours = {name: parameter.grad.clone() for name, parameter in made.train_state.model.named_parameters()}
     made.train_state.model.zero_grad()
     from hf_finetune.data.features import collate
@@ -68,7 +71,9 @@ def test_the_loss_goes_into_backward_divided(make_run: MakeRun, monkeypatch: pyt
     monkeypatch.setattr("hf_finetune.training.loop.scale_gradients", lambda *_: pytest.fail("gradients were scaled"))
     rows = np.arange(7)
     update_batch = UpdateBatch(number=0, pass_number=1, feature_indices=rows, micro_batches=[rows[:4], rows[4:]])
-    loss, _ = accumulate_gradients(made.train_state, made.features["train"], made.task, made.runtime, update_batch)
+    loss, _ = accumulate_gradients(
+        UpdatePasses(made.train_state, made.features["train"], made.task, made.runtime, update_batch)
+    )
     assert len(propagated) == 2
     assert sum(propagated) == pytest.approx(float(loss))
 
@@ -80,7 +85,7 @@ def test_the_number_of_targets_that_only_the_loss_knows_is_divided_by_afterwards
 
     def compute_gradients(task: Any) -> tuple[float, float, list[torch.Tensor]]:
         made.train_state.model.zero_grad()
-        loss, count = accumulate_gradients(made.train_state, features, task, made.runtime, update_batch)
+        loss, count = accumulate_gradients(UpdatePasses(made.train_state, features, task, made.runtime, update_batch))
         return float(loss), count, [parameter.grad.clone() for parameter in made.train_state.model.parameters()]
 
     def double(outputs: torch.Tensor, batch: Any) -> tuple[torch.Tensor, float]:  # each target twice
