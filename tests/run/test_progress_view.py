@@ -16,7 +16,7 @@ from hf_finetune.training.schedule import Schedule
 def make_update(number: int) -> Update:
     return Update(
         number=number, epoch=1, loss=0.25, gradient_norm=1.0, learning_rates={}, num_examples=8, num_tokens=200, num_targets=8.0,
-        seconds=0.5, skipped=False,
+        padding_share=0.25, seconds=0.5, skipped=False,
     )  # fmt: skip
 
 

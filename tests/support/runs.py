@@ -34,9 +34,13 @@ def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
 
 
 def read_untimed_metrics(run_dir: Path) -> list[dict[str, Any]]:
-    """The rows of metrics.jsonl, without the values that depend on the clock."""
+    """The rows of metrics.jsonl, without the values that depend on the clock, the memory, or how a batch is divided."""
     return [
-        {key: value for key, value in row.items() if key != "time" and not key.endswith(("per_second", "_mb"))}
+        {
+            key: value
+            for key, value in row.items()
+            if key != "time" and not key.endswith(("per_second", "_mb", "padding_share"))
+        }
         for row in read_metrics(run_dir)
     ]
 
