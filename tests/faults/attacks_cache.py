@@ -88,7 +88,7 @@ def fill_cache(place: Path) -> None:
     encode(place)
     read_table(place)
     for kind in listing.KINDS.values():
-        (place / kind.subfolder / ".removing-1").mkdir()
+        (place / kind.subfolder / ".removing-1").mkdir(parents=True, exist_ok=True)
         (place / kind.subfolder / ".removing-1" / "file").write_text("left")
         (place / kind.subfolder / f"{'0' * 32}.lock").touch()
 
