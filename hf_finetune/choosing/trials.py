@@ -186,8 +186,8 @@ def open_folder(folder: Path, kind: str) -> Iterator[None]:
 
 
 def read_journal(folder: Path, kind: str) -> dict[str, Any]:
-    """Returns the content of the file that a command keeps in its folder; {} if there is none. Raises InputError if it cannot be
-    read."""
+    """Returns the content of the file that a command keeps in its folder; {} if there is none, or if no run has begun: settings
+    that were refused may be corrected. Raises InputError if it cannot be read."""
     path = folder / f"{kind}.json"
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -197,7 +197,7 @@ def read_journal(folder: Path, kind: str) -> dict[str, Any]:
         raise InputError(f"{path}: cannot be read: {error}; choose another name to start again") from None
     if not isinstance(content, dict) or not {"settings", "inputs"} <= content.keys():
         raise InputError(f"{path}: is not the file of a {kind}; choose another name to start again")
-    return content
+    return content if any((folder / TRIALS).glob("*/config.yaml")) else {}
 
 
 def write_journal(folder: Path, kind: str, content: Mapping[str, Any]) -> None:

@@ -179,7 +179,11 @@ def test_folds_without_scored_examples_say_so(
 
 
 def test_seeds(make_config: MakeConfig, capsys: pytest.CaptureFixture[str]) -> None:
-    repeats = run_seeds(make_config(name="seeds", seed=3, **{"train.epochs": 1}), 2)
+    with pytest.raises(InputError, match=r"data\.max_length \(9999\)"):
+        run_seeds(make_config(name="seeds", seed=3, **{"train.epochs": 1, "data.max_length": 9999}), 2)
+    repeats = run_seeds(
+        make_config(name="seeds", seed=3, **{"train.epochs": 1}), 2
+    )  # corrected, before any run has begun
     assert list(repeats.run_dirs) == ["seed-3", "seed-4"]
     losses = [outcome.best["loss"] for outcome in repeats.outcomes.values()]
     assert losses[0] != losses[1]
