@@ -266,7 +266,12 @@ def read_results(run_dir: Path) -> list[Any]:
 def read_rows(run_dir: Path) -> list[Any]:
     """Returns the rows of metrics.jsonl, without the values that depend on the clock."""
     rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    return [{key: row[key] for key in row if key != "time" and not key.endswith("_per_second")} for row in rows]
+    measured = (
+        "_per_second",
+        "_mb",
+        "padding_share",
+    )  # which depend on the machine, or on how many processes share a batch
+    return [{key: row[key] for key in row if key != "time" and not key.endswith(measured)} for row in rows]
 
 
 def list_files(run_dir: Path) -> list[Any]:
