@@ -235,6 +235,7 @@ def test_a_cut_of_the_wrong_token_is_not_taken(monkeypatch: pytest.MonkeyPatch) 
 LAST_BLOCK = "last block  after attention, only the last token that is not padding is computed: the head reads no other"
 FIRST_TOKEN = "tokens      the last block after attention for the first token only"
 NORM = "train/gradient_norm"
+RATIO = "train/update_ratio"
 
 Make = Callable[..., RunConfig]
 
@@ -318,9 +319,12 @@ def test_a_run_has_the_same_losses_with_the_cuts_and_without(
     rows, expected = read_untimed_metrics(cut.run_dir), read_untimed_metrics(without.run_dir)
     assert len(rows) == len(expected) > 6
     for row, other in zip(rows, expected, strict=True):
-        norm, other_norm = row.pop(NORM, 0.0), other.pop(NORM, 0.0)
+        for name in [name for name in other if name.startswith(NORM)]:
+            assert row.pop(name) == pytest.approx(other.pop(name), rel=1e-5)
+        for name in [name for name in other if name.startswith(RATIO)]:
+            # AdamW's first updates are signs of gradients: those of zero up to rounding are of either sign
+            assert row.pop(name) == pytest.approx(other.pop(name), rel=0.1)
         assert row == pytest.approx(other, abs=1e-6, rel=1e-6)
-        assert norm == pytest.approx(other_norm, rel=1e-5)
 
 
 @pytest.mark.processes
