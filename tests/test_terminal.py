@@ -66,10 +66,12 @@ def test_a_run_continues_if_its_terminal_is_resized_and_if_it_goes(shell: Shell)
     terminal.watch(scripts, until=" left")
     terminal.resize(40)
     begin = len(terminal.output)
-    end = time.monotonic() + 30
-    while " updates" not in terminal.output[begin:] and time.monotonic() < end:
+    end, last = time.monotonic() + 30, "━"
+    while "━" in last and time.monotonic() < end:  # until a view without a bar is drawn
         terminal.read()
-    assert " updates" in terminal.output[begin:]  # it goes on showing
+        *_, last = ["━", *(part for part in terminal.output[begin:].split("\r\n") if " updates" in part)]
+    assert "━" in terminal.output[:begin]
+    assert "━" not in last  # there is no room for a bar
     terminal.close()
     time.sleep(0.6)
     assert all(map(is_running, scripts.processes))

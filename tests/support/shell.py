@@ -50,7 +50,8 @@ class Shell:
 
     def train_on(self, terminal: Terminal, name: str, *words: str, **environment: str) -> Scripts:
         """Starts a small run on a terminal."""
-        environment = {"HF_FINETUNE_CACHE": str(self.folder / "cache"), "TERM": "xterm", **environment}
+        size = {"COLUMNS": "", "LINES": ""}  # xdist sets them, and they count more than the terminal's own
+        environment = {"HF_FINETUNE_CACHE": str(self.folder / "cache"), "TERM": "xterm", **size, **environment}
         words = (terminal.attach, *self.make_words(name, *words))
         return self.server.start(self.script, list(words), self.folder, environment)
 
