@@ -62,9 +62,12 @@ def copy_run(finished: dict[str, Path], tmp_path: Path) -> Callable[..., Path]:
     return copy
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    """A headless Chromium that is installed on this machine."""
+    """A headless Chromium that is installed on this machine.
+
+    Playwright's event loop runs in this thread until the module's last test is over: no test in between can call asyncio.run.
+    """
     pytest.importorskip("playwright", reason="playwright is not installed")
     from playwright.sync_api import sync_playwright
 
