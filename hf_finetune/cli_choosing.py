@@ -39,26 +39,44 @@ def add_sweep(commands: Any) -> None:
     parser.add_argument(
         "--search", metavar="FILE.yaml", help="the number of trials, and the values to draw settings from"
     )
+    add_parallel(parser)
+
+
+def add_parallel(parser: argparse.ArgumentParser) -> None:
+    """Adds the option of commands that run several trainings, for their help. read_parallel() reads it."""
+    parser.add_argument(
+        "--parallel",
+        metavar="N",
+        help="how many run at the same time; if not given, one on each GPU, and one without GPUs",
+    )
+
+
+def read_parallel(text: str | None) -> int | None:
+    """Returns the value of --parallel. InputError if it is not a whole number."""
+    if text is not None and not text.isdecimal():
+        raise InputError(f"--parallel ({text}): must be a whole number")
+    return None if text is None else int(text)
 
 
 def run_sweep(words: Sequence[str]) -> int:
     """hf-finetune sweep RECIPE ..."""
 
     def run() -> None:
-        options, settings = take_options(words[1:], "search")
+        options, settings = take_options(words[1:], "search", "parallel")
         if options["search"] is None:
             raise InputError("--search (nothing): name the file of the search; hf-finetune sweep --help shows one")
         with quick_imports(is_command=True):
             from hf_finetune.choosing.sweep import DEFAULTS, sweep
 
-        sweep(load_base(words[0], settings, "sweep", DEFAULTS), options["search"])
+        sweep(load_base(words[0], settings, "sweep", DEFAULTS), options["search"], read_parallel(options["parallel"]))
 
     return report_errors(run, debug="--debug" in words)
 
 
-REPEATS_EPILOG = """Many runs of the same settings, in one process:
+REPEATS_EPILOG = """Many runs of the same settings:
   --folds K    one for each of K folds of the training data: mean, deviation, out-of-fold predictions, wrong labels
   --seeds N    one for each of N seeds: mean, deviation
+  --parallel N how many run at the same time; if not given, one on each GPU, and one without GPUs
 docs/choosing.md has more."""
 
 
@@ -72,7 +90,8 @@ def run_repeats(words: Sequence[str]) -> int:
 
     def run() -> None:
         has_recipe = not words[0].startswith("-")
-        options, settings = take_options(words[1:] if has_recipe else words, "folds", "seeds")
+        options, settings = take_options(words[1:] if has_recipe else words, "folds", "seeds", "parallel")
+        parallel = read_parallel(options.pop("parallel"))
         (kind, text), *others = [(key, value) for key, value in options.items() if value is not None]
         if others:
             raise InputError(f"--folds ({options['folds']}): cannot be used with --seeds; run them one after the other")
@@ -83,9 +102,9 @@ def run_repeats(words: Sequence[str]) -> int:
             from hf_finetune.choosing import repeats
 
         if kind == "folds":
-            repeats.run_folds(load_base(recipe, settings, kind, repeats.FOLD_DEFAULTS), int(text))
+            repeats.run_folds(load_base(recipe, settings, kind, repeats.FOLD_DEFAULTS), int(text), parallel)
         else:
-            repeats.run_seeds(load_base(recipe, settings, kind, repeats.SEED_DEFAULTS), int(text))
+            repeats.run_seeds(load_base(recipe, settings, kind, repeats.SEED_DEFAULTS), int(text), parallel)
 
     return report_errors(run, debug="--debug" in words)
 
@@ -98,18 +117,19 @@ def add_learning_curve(commands: Any) -> None:
         usage="hf-finetune learning-curve RECIPE [settings as for train]",
     )
     parser.add_argument("recipe", metavar="RECIPE", choices=tuple(TASKS), help=f"one of {', '.join(TASKS)}")
+    add_parallel(parser)
 
 
 def run_learning_curve(words: Sequence[str]) -> int:
     """hf-finetune learning-curve RECIPE ..."""
 
     def run() -> None:
-        _, settings = take_options(words[1:])
+        options, settings = take_options(words[1:], "parallel")
         with quick_imports(is_command=True):
             from hf_finetune.choosing import learning_curve
 
         base = load_base(words[0], settings, learning_curve.KIND, learning_curve.DEFAULTS)
-        learning_curve.run_learning_curve(base)
+        learning_curve.run_learning_curve(base, read_parallel(options["parallel"]))
 
     return report_errors(run, debug="--debug" in words)
 

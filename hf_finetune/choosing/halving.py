@@ -1,11 +1,11 @@
 """Successive halving: all trials train a ninth of their updates, the best third of them a third, and the best third of those all.
 
-These are the rungs and shares of ASHA (Li et al. 2020, https://arxiv.org/abs/1810.05934). With one process nothing waits for
-another trial, so a rung is compared when it is complete, and no trial is promoted too early.
+These are the rungs and shares of ASHA (Li et al. 2020, https://arxiv.org/abs/1810.05934). A rung is compared when it is complete,
+so that no trial is promoted too early: the same ones are, however many trials run at the same time.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 
 KEEP = 3  # one trial of this number is promoted
@@ -27,18 +27,26 @@ class Standing:
     has_failed: bool = False
 
 
-def choose_next(standings: Sequence[Standing], num_trials: int, rungs: Sequence[float]) -> tuple[int, int] | None:
-    """Returns the trial to run next, and the rung to run it to; None if nothing is left to run.
+def choose_next(
+    standings: Sequence[Standing], num_trials: int, rungs: Sequence[float], running: Container[int] = ()
+) -> tuple[int, int] | None:
+    """Returns the trial to run next, and the rung to run it to; None if nothing is left to run, or not before a trial ends that
+    runs.
 
     A trial of the number `len(standings)` is a new one. The place of one that failed goes to the next best.
     """
     members = list(range(max(num_trials, len(standings))))
     for rung in range(len(rungs)):
+        is_complete = True
         for number in members:
             if number >= len(standings):
                 return number, rung
             if len(standings[number].scores) <= rung and not standings[number].is_over:
-                return number, rung
+                if number not in running:
+                    return number, rung
+                is_complete = False
+        if not is_complete:
+            return None
         num_kept = max(1, len(members) // KEEP)
         members = [number for number in rank(standings, members, rung) if not standings[number].has_failed][:num_kept]
     return None

@@ -17,6 +17,7 @@ import numpy as np
 
 from hf_finetune.choosing.repeats import Repeats, format_interval, run_all
 from hf_finetune.choosing.trials import open_folder
+from hf_finetune.choosing.workers import choose_parallel
 from hf_finetune.config.sections import RunConfig
 from hf_finetune.run.scored import FOLDER, ScoredExamples, read_scored
 from hf_finetune.statistics.intervals import Interval, make_interval, resample
@@ -55,8 +56,10 @@ class LearningCurve:
     doubled: Interval | None = None
 
 
-def run_learning_curve(base: RunConfig) -> LearningCurve:
+def run_learning_curve(base: RunConfig, parallel: int | None = None) -> LearningCurve:
     """Trains a run for each share of the training rows, on nested subsets, and prints the curve and the forecast.
+
+    parallel: How many run at the same time; one on each GPU if it is not given.
 
     Raises InputError if a setting does not go with shares.
     """
@@ -64,9 +67,10 @@ def run_learning_curve(base: RunConfig) -> LearningCurve:
         raise InputError(
             f"data.train_fraction ({base.data.train_fraction}): is what a learning curve changes; leave it out"
         )
+    at_once = choose_parallel(parallel)
     changes = {f"share-1-{round(1 / share)}": {"data.train_fraction": share} for share in SHARES}
     with open_folder(base.run_dir, KIND):
-        repeats = run_all(base, KIND, changes)
+        repeats = run_all(base, KIND, changes, at_once)
         curve = make_curve(repeats)
         path = base.run_dir / "curve.json"
         write_atomically(path, json.dumps(asdict(curve), indent=2).encode())

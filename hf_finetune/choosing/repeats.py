@@ -5,7 +5,6 @@ out-of-fold prediction: an estimate that uses every row, and the only one that c
 """
 
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,9 +21,9 @@ from hf_finetune.choosing.trials import (
     make_trial,
     open_folder,
     read_journal,
-    run_trial,
     write_journal,
 )
+from hf_finetune.choosing.workers import choose_parallel, describe_parallel, open_runner
 from hf_finetune.config.sections import RunConfig, to_dict
 from hf_finetune.run.kept import MOST_KEPT
 from hf_finetune.run.scored import FOLDER, ScoredExamples, write_scored
@@ -53,12 +52,17 @@ class Repeats:
     out_of_fold: ScoredExamples | None = None
 
 
-def run_folds(base: RunConfig, count: int) -> Repeats:
-    """Trains a run for each fold, and prints what they say together. Raises InputError if a setting does not go with folds."""
+def run_folds(base: RunConfig, count: int, parallel: int | None = None) -> Repeats:
+    """Trains a run for each fold, and prints what they say together.
+
+    parallel: How many run at the same time; one on each GPU if it is not given. Raises InputError if a setting does not go with
+    folds.
+    """
     check_count("--folds", count)
+    at_once = choose_parallel(parallel)
     changes = {f"fold-{fold}": {"data.folds": count, "data.fold": fold} for fold in range(1, count + 1)}
     with open_folder(base.run_dir, "folds"):
-        repeats = run_all(base, "folds", changes)
+        repeats = run_all(base, "folds", changes, at_once)
         scored = read_folds(list(repeats.run_dirs.values()))
         if scored is not None:
             write_scored(base.run_dir / OUT_OF_FOLD, scored)
@@ -77,12 +81,14 @@ def run_folds(base: RunConfig, count: int) -> Repeats:
     return Repeats(run_dirs=repeats.run_dirs, outcomes=repeats.outcomes, out_of_fold=scored)
 
 
-def run_seeds(base: RunConfig, count: int) -> Repeats:
-    """Trains a run for each of as many seeds, from that of the settings on, and prints what they say together."""
+def run_seeds(base: RunConfig, count: int, parallel: int | None = None) -> Repeats:
+    """Trains a run for each of as many seeds, from that of the settings on, and prints what they say together. parallel: as
+    run_folds() takes it."""
     check_count("--seeds", count)
+    at_once = choose_parallel(parallel)
     changes = {f"seed-{seed}": {"seed": seed} for seed in range(base.seed, base.seed + count)}
     with open_folder(base.run_dir, "seeds"):
-        repeats = run_all(base, "seeds", changes)
+        repeats = run_all(base, "seeds", changes, at_once)
         print_summary(repeats, "seeds")
         if not (base.data.validation or base.data.dataset):
             print_message(
@@ -92,16 +98,18 @@ def run_seeds(base: RunConfig, count: int) -> Repeats:
 
 
 def check_count(option: str, count: int) -> None:
-    """Raises InputError if there is nothing to repeat, or if there are several processes."""
+    """Raises InputError if there is nothing to repeat."""
     if count < MIN_REPEATS:
         raise InputError(f"{option} ({count}): must be at least {MIN_REPEATS}")
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise InputError(f"{option}: runs in one process, on one GPU; start it without torchrun or accelerate launch")
 
 
-def run_all(base: RunConfig, kind: str, changes: Mapping[str, Mapping[str, Any]]) -> Repeats:
-    """Trains a run for each set of changes, or continues an earlier call: a finished run is not trained again."""
+def run_all(base: RunConfig, kind: str, changes: Mapping[str, Mapping[str, Any]], at_once: int = 1) -> Repeats:
+    """Trains a run for each set of changes, or continues an earlier call: a finished run is not trained again.
+
+    at_once: How many run at the same time.
+    """
     configure_logging()
+    at_once = min(at_once, len(changes))
     configs = {name: make_trial(base, name, change) for name, change in changes.items()}
     journal = read_journal(base.run_dir, kind)
     inputs = check_base(base, kind, journal)
@@ -110,13 +118,23 @@ def run_all(base: RunConfig, kind: str, changes: Mapping[str, Mapping[str, Any]]
     check_settings(base.run_dir, kind, before, {name: changes[name] for name in shared})
     runs = {**journal.get("runs", {}), **changes}
     write_journal(base.run_dir, kind, {"format": 1, "settings": to_dict(base), "inputs": inputs, "runs": runs})
-    print_message(f"{len(configs)} runs ({kind}) in {base.run_dir}")
-    outcomes = {}
-    for name, config in configs.items():
-        outcomes[name] = run_trial(config)
-        results = outcomes[name].results or {}
-        print_message(f"{name}  {results['metric']} on validation {results['validation'][results['metric']]:.4f}")
-    return Repeats(run_dirs={name: config.run_dir for name, config in configs.items()}, outcomes=outcomes)
+    print_message(f"{len(configs)} runs ({kind}){describe_parallel(at_once)} in {base.run_dir}")
+    outcomes: dict[str, Outcome] = {}
+    waiting = dict(configs)
+    with open_runner(at_once) as runner:
+        while waiting or runner.running:
+            while waiting and runner.has_room:
+                runner.start(name := next(iter(waiting)), waiting.pop(name))
+            name, outcome = runner.wait()
+            if isinstance(outcome, InputError):
+                raise outcome
+            outcomes[name] = outcome
+            results = outcome.results or {}
+            print_message(f"{name}  {results['metric']} on validation {results['validation'][results['metric']]:.4f}")
+    return Repeats(
+        run_dirs={name: config.run_dir for name, config in configs.items()},
+        outcomes={name: outcomes[name] for name in configs},
+    )
 
 
 def print_summary(repeats: Repeats, kind: str) -> None:

@@ -7,7 +7,6 @@ after each rung, so that a sweep that was killed continues where it was; the tri
 import dataclasses
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,9 +23,9 @@ from hf_finetune.choosing.trials import (
     make_trial,
     open_folder,
     read_journal,
-    run_trial,
     write_journal,
 )
+from hf_finetune.choosing.workers import TrialRunner, choose_parallel, describe_parallel, open_runner
 from hf_finetune.config.sections import RunConfig, to_dict
 from hf_finetune.run.finished import restore_nan, restore_numbers
 from hf_finetune.run.report import format_metrics
@@ -89,16 +88,15 @@ class SweepResult:
     best_dir: Path
 
 
-def sweep(base: RunConfig, search_path: str) -> SweepResult:
-    """Runs the trials that the file asks for, or continues an earlier sweep. base: the settings of all trials.
+def sweep(base: RunConfig, search_path: str, parallel: int | None = None) -> SweepResult:
+    """Runs the trials that the file asks for, or continues an earlier sweep.
+
+    base: The settings of all trials. parallel: How many run at the same time; one on each GPU if it is not given.
 
     Raises InputError for a wrong file, and for anything that a run of these settings raises it for.
     """
     configure_logging()
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise InputError(
-            "hf-finetune sweep: runs in one process, on one GPU; start it without torchrun or accelerate launch"
-        )
+    at_once = choose_parallel(parallel)
     search = read_search(search_path, base)
     folder = base.run_dir
     with open_folder(folder, "sweep"):
@@ -110,11 +108,14 @@ def sweep(base: RunConfig, search_path: str) -> SweepResult:
             Trial(**{**each, "rungs": [restore_numbers(rung) for rung in each["rungs"]]})
             for each in journal.get("trials", [])
         ]
-        print_message(f"{search.trials} trials in {folder}; settings are chosen {describe_proposals()}")
+        print_message(
+            f"{search.trials} trials{describe_parallel(at_once)} in {folder}; settings are chosen {describe_proposals()}"
+        )
         state = SweepState(base=base, inputs=inputs, search=search, trials=trials, metric=journal.get("metric"))
         state.greater_is_better = journal.get("greater_is_better", True)
-        while (following := choose_next(state.standings, search.trials, state.rungs)) is not None:
-            state.run_next(*following)
+        with open_runner(at_once) as runner:
+            while state.start_trials(runner):
+                state.record(*runner.wait())
         return state.close()
 
 
@@ -147,24 +148,40 @@ class SweepState:
             for trial in self.trials
         ]
 
-    def run_next(self, number: int, rung: int) -> None:
-        """Runs a trial to a rung, and records what it has reached.
+    def start_trials(self, runner: TrialRunner[int]) -> bool:
+        """Starts as many trials as there is room for. Returns False if none is left to wait for."""
+        while runner.has_room:
+            following = choose_next(self.standings, self.search.trials, self.rungs, runner.running)
+            if following is None:
+                break
+            number, rung = following
+            if number == len(self.trials):
+                self.trials.append(self.propose_trial())
+                self.write()
+            trial = self.trials[number]
+            runner.start(number, make_trial(self.base, trial.name, trial.settings), share=self.rungs[rung])
+        return bool(runner.running)
+
+    def propose_trial(self) -> Trial:
+        """Returns a new trial. Those that are at their first rung have no value yet."""
+        seen = [
+            (trial.settings, trial.rungs[0]["value"] if trial.rungs and not trial.has_failed else None)
+            for trial in self.trials
+        ]
+        settings = propose(self.search, self.base.seed, seen, greater_is_better=self.greater_is_better)
+        return Trial(name=f"trial-{len(self.trials) + 1:02d}", settings=settings)
+
+    def record(self, number: int, outcome: Outcome | InputError) -> None:
+        """Records what a trial has reached.
 
         Raises the InputError of the first trial, and of one that has run before: its settings are not the reason.
         """
-        if number == len(self.trials):
-            seen = [(trial.settings, None if trial.has_failed else trial.rungs[0]["value"]) for trial in self.trials]
-            settings = propose(self.search, self.base.seed, seen, greater_is_better=self.greater_is_better)
-            self.trials.append(Trial(name=f"trial-{number + 1:02d}", settings=settings))
-            self.write()
         trial = self.trials[number]
-        try:
-            outcome = run_trial(make_trial(self.base, trial.name, trial.settings), share=self.rungs[rung])
-        except InputError as error:
-            if not isinstance(error, DivergedError) and (number == 0 or trial.rungs):
-                raise
-            trial.status = "diverged" if isinstance(error, DivergedError) else "failed"
-            trial.error = str(error)
+        if isinstance(outcome, InputError):
+            if not isinstance(outcome, DivergedError) and (number == 0 or trial.rungs):
+                raise outcome
+            trial.status = "diverged" if isinstance(outcome, DivergedError) else "failed"
+            trial.error = str(outcome)
             print_message(f"{trial.name}  {format_settings(trial.settings)}  {trial.status}: {trial.error}")
         else:
             self.metric, self.greater_is_better = outcome.metric, outcome.greater_is_better

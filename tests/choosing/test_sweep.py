@@ -97,7 +97,7 @@ def test_a_trial_has_the_numbers_of_the_same_run_alone(finished: Finished, tmp_p
 
 def test_a_sweep_that_is_over_runs_nothing_again(finished: Finished, monkeypatch: pytest.MonkeyPatch) -> None:
     base, search = finished.base, finished.search
-    monkeypatch.setattr("hf_finetune.choosing.sweep.run_trial", lambda *_, **__: pytest.fail("a trial ran again"))
+    monkeypatch.setattr("hf_finetune.choosing.workers.run_trial", lambda *_, **__: pytest.fail("a trial ran again"))
     assert sweep(base, str(search)) == finished.result
     other = replace(base, train=replace(base.train, batch_size=4))
     with pytest.raises(InputError, match=r"sweep of other settings: train\.batch_size \(was 8, now 4\)"):
@@ -167,7 +167,7 @@ def test_a_metric_that_is_nan_is_never_the_best(
         monkeypatch.setenv("ODD", "0.5" if config.name == "trial-02" else "nan")
         return run_trial(config, **options)
 
-    monkeypatch.setattr("hf_finetune.choosing.sweep.run_trial", run_next)
+    monkeypatch.setattr("hf_finetune.choosing.workers.run_trial", run_next)
     Path(search).write_text("trials: 2\nhalving: false\nseed: {int_uniform: [0, 999]}\n", encoding="utf-8")
     result = sweep(base, search)
     assert [trial.name for trial in result.trials] == ["trial-02", "trial-01"]
@@ -179,7 +179,7 @@ def test_a_metric_that_is_nan_is_never_the_best(
     assert sweep(base, search).best_dir == result.best_dir
     # A trial that ended before it was noted is read from its results, in which nan is null
     assert math.isnan(run_trial(make_trial(base, "trial-01", result.trials[1].settings)).best["odd"])
-    monkeypatch.setattr("hf_finetune.choosing.sweep.run_trial", run_trial)
+    monkeypatch.setattr("hf_finetune.choosing.workers.run_trial", run_trial)
     monkeypatch.setenv("ODD", "nan")
     Path(search).write_text("trials: 1\nseed: {choice: [1]}\n", encoding="utf-8")
     with pytest.raises(InputError, match="odd is nan in all trials"):
@@ -195,7 +195,7 @@ def test_folders_of_others_are_left_alone(
     with pytest.raises(InputError, match=r"holds something else than a sweep; choose another name"):
         sweep(base, search)
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(InputError, match=r"runs in one process"):
+    with pytest.raises(InputError, match=r"each has one process"):
         sweep(base, search)
 
 

@@ -53,7 +53,7 @@ def test_intervals_are_those_of_scipy() -> None:
             vectorized=False,
             method="percentile",
             n_resamples=1000,
-            rng=1,
+            random_state=np.random.default_rng(1),
         ).confidence_interval
         assert described["intervals"][name] == pytest.approx([found.low, found.high], abs=0.012)
 

@@ -63,7 +63,7 @@ def test_the_interval_is_that_of_scipy() -> None:
     values = np.random.default_rng(0).exponential(size=400)
     ours = compute_interval(mean_of(values), 400, num_resamples=4000)
     theirs = scipy.stats.bootstrap(
-        (values,), np.mean, n_resamples=4000, method="percentile", rng=np.random.default_rng(1)
+        (values,), np.mean, n_resamples=4000, method="percentile", random_state=np.random.default_rng(1)
     ).confidence_interval
     assert ours.value == pytest.approx(values.mean())
     width = theirs.high - theirs.low
@@ -82,7 +82,7 @@ def test_the_paired_difference_is_that_of_scipy() -> None:
         paired=True,
         n_resamples=4000,
         method="percentile",
-        rng=np.random.default_rng(1),
+        random_state=np.random.default_rng(1),
     ).confidence_interval
     width = theirs.high - theirs.low
     assert ours.low == pytest.approx(theirs.low, abs=0.04 * width)
