@@ -79,10 +79,10 @@ def decide(run: TrainingRun, config: RunConfig) -> tuple[decision.CacheDecision,
 
 def make_plan(run: TrainingRun, config: RunConfig, cache: decision.CacheDecision, is_there: bool, clock: Clock) -> Plan:
     """Measures some batches, and returns the plan. is_there: The cache has the activations."""
-    measured = Measurement(run, cache)
     with clock("train"):
+        measured = Measurement(run, cache)
         memory, room = measured.measure_memory()
-        update = measured.time_updates()
+        training = measured.time_epoch() / run.schedule.updates_per_epoch * run.schedule.total_updates
         validation, test = measured.time_evaluation("validation"), measured.time_evaluation("test")
         memory = measured.finish_memory(memory)
         saving = measured.time_saving()
@@ -105,7 +105,7 @@ def make_plan(run: TrainingRun, config: RunConfig, cache: decision.CacheDecision
         **{phase: before[phase] for phase in ("start", "load", "encode")},
         "cache": before["cache"] + (0.0 if is_there else measured.capture_seconds),
         "check": measured.estimate_check(validation),
-        "train": update * run.schedule.total_updates,
+        "train": training,
         "evaluate": validation * num_evaluations + test,
         "save": saving * saved * num_saves,
         "export": 3 * saving * model,  # written, read, and compared

@@ -27,7 +27,8 @@ from hf_finetune.system.processes import peak_memory_mb
 from hf_finetune.training.loop import Update, make_micro_batch_limit, train_steps
 from hf_finetune.training.source import SourceBatch
 
-NUM_UPDATES = 4  # whose time is measured, of all lengths
+NUM_UPDATES = 6  # whose time is measured, of all lengths: the shortest and the longest are among them
+NUM_REPEATS = 2  # of each of them
 NUM_CHUNKS = 4  # of a capture whose time is measured
 NUM_BATCHES = 4  # of an evaluation whose time is measured
 MOST_SAVED = 2**28  # bytes that are written to measure the disk
@@ -41,6 +42,11 @@ class GivenBatches:
 
     def get_batch(self, update: int) -> SourceBatch:
         return self.batches[update]
+
+
+def count_tokens(batch: SourceBatch) -> int:
+    """Returns the tokens of a batch, padding included."""
+    return int(batch.measured.lengths[batch.indices].max()) * len(batch.indices)
 
 
 @dataclass(kw_only=True)
@@ -75,17 +81,18 @@ class Measurement:
     """Runs some batches of a run, which is of no use afterwards.
 
     Attributes:
-        longest: The batch of the first epoch that takes most memory.
-        batches: Some of all lengths.
+        sizes: The tokens of each batch of the first epoch, padding included, in ascending order [U].
+        places: Those of some batches of all sizes among them.
+        batches: These batches.
     """
 
     def __init__(self, run: TrainingRun, cache: CacheDecision) -> None:
         source = run.make_source()
         batches = [source.get_batch(update) for update in range(run.schedule.updates_per_epoch)]
-        batches.sort(key=lambda batch: int(batch.measured.lengths[batch.indices].max()) * len(batch.indices))
-        count = min(NUM_UPDATES, len(batches))
-        self.batches = [batches[int((number + 0.5) / count * len(batches))] for number in range(count)]
-        self.longest = batches[-1]
+        batches.sort(key=count_tokens)
+        self.sizes = np.array([count_tokens(batch) for batch in batches])
+        self.places = np.unique(np.linspace(0, len(batches) - 1, NUM_UPDATES).astype(np.int64))
+        self.batches = [batches[place] for place in self.places]
         self.capture_seconds = 0.0
         self.head_seconds = 0.0
         self.validation = self.sample(run, "validation")
@@ -101,7 +108,7 @@ class Measurement:
         """Returns the run as it trains: with the activations of the chosen batches, if it caches them."""
         if cache.entry is not None and cache.cached_forward is not None:
             self.capture_seconds = time_capture(run, cache.cached_forward, cache.entry)
-            train = np.unique(np.concatenate([batch.indices for batch in (*self.batches, self.longest)]))
+            train = np.unique(np.concatenate([batch.indices for batch in self.batches]))
             features = dict(run.features)
             for split, indices in (("train", train), ("validation", self.validation)):
                 held = self.hold(run, cache, split, run.features[split].get_sequence_indices(indices))
@@ -109,13 +116,11 @@ class Measurement:
             run = dataclasses.replace(with_cached_forward(run, cache.cached_forward), features=features)
         else:
             run = with_cached_forward(run, None)
-        batches = (*self.batches, self.longest)
         if run.is_cached:  # their features are those of the run
-            batches = tuple(
+            self.batches = [
                 dataclasses.replace(batch, measured=dataclasses.replace(batch.measured, features=run.features["train"]))
-                for batch in batches
-            )
-        *self.batches, self.longest = batches
+                for batch in self.batches
+            ]
         run = settle_frozen_weights(run)
         began = time.perf_counter()
         start_head(run)
@@ -146,7 +151,7 @@ class Measurement:
 
         Two of its examples are run first. If the micro-batches of the config do not fit, they stand for all that is measured.
         """
-        run, batch = self.run, self.longest
+        run, batch = self.run, self.batches[-1]
         lengths = batch.measured.lengths[batch.indices]
         two = dataclasses.replace(batch, indices=batch.indices[np.argsort(-lengths, kind="stable")[:2]])
         device = run.runtime.device
@@ -166,7 +171,7 @@ class Measurement:
                 self.run_updates([batch])
             activations = live.peak
         else:
-            self.batches, self.longest = [two] * len(self.batches), two
+            self.batches = [two] * len(self.batches)
             activations = round(per_example * asked)
         parameters = list(run.train_state.model.parameters())
         memory = {
@@ -201,10 +206,14 @@ class Measurement:
         )
         return list(steps)
 
-    def time_updates(self) -> float:
-        """Returns the mean seconds of an update. Each batch runs twice, since the first time may be slower."""
-        updates = self.run_updates([*self.batches, *self.batches])
-        return sum(update.seconds for update in updates[len(self.batches) :]) / len(self.batches)
+    def time_epoch(self) -> float:
+        """Returns the seconds of the updates of an epoch: those that were not measured take what their size lets one expect.
+
+        Each batch runs several times. The first time is not counted, since it may be slower.
+        """
+        updates = self.run_updates([*self.batches] * (1 + NUM_REPEATS))
+        seconds = np.array([update.seconds for update in updates[len(self.batches) :]]).reshape(NUM_REPEATS, -1)
+        return float(np.interp(self.sizes, self.sizes[self.places], seconds.mean(axis=0)).sum())
 
     def time_evaluation(self, split: str) -> float:
         """Returns the seconds of an evaluation of a split as a run does it, for the test split with the entire model; 0 for a
