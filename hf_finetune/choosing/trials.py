@@ -29,14 +29,14 @@ from hf_finetune.config.changes import WITHOUT_EFFECT, list_changes
 from hf_finetune.config.loading import make_config, merge_settings
 from hf_finetune.config.sections import RunConfig, flatten, to_dict
 from hf_finetune.run.finished import PLACES
+from hf_finetune.run.folder import acquire_folder, release_folder
 from hf_finetune.run.inputs import compare_inputs, describe_inputs
 from hf_finetune.run.parts import NO_PARTS, Parts, load_parts
 from hf_finetune.run.training_run import TrainingRun
-from hf_finetune.system.console import LOGGER, WARNING, configure_logging, print_message
+from hf_finetune.system.console import LOGGER, WARNING, configure_logging
 from hf_finetune.system.errors import InputError, PausedError
 from hf_finetune.system.files import write_atomically
 from hf_finetune.system.json_text import replace_nan
-from hf_finetune.system.locks import HeldError, Lock
 from hf_finetune.train import finetune
 from hf_finetune.training.progress import Progress
 
@@ -164,25 +164,16 @@ def open_folder(folder: Path, kind: str) -> Iterator[None]:
 
     kind: the name of the command. Raises InputError if the folder holds anything else, or if another process uses it.
     """
-    lock = Lock(folder / ".lock")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire(print_message)
-    except HeldError as holder:
-        raise InputError(
-            f"{folder}: another process uses this folder ({holder}); wait for it, or choose another name"
-        ) from None
-    except OSError as error:
-        raise InputError(
-            f"output_dir ({folder.parent}): {folder} cannot be created or written: {error.strerror}"
-        ) from None
+    lock = acquire_folder(folder)
     try:
         others = [path for path in folder.iterdir() if not path.name.startswith(".")]
         if others and not (folder / f"{kind}.json").exists():
-            raise InputError(f"name ({folder.name}): {folder} holds something else than a {kind}; choose another name")
+            raise InputError(
+                f"name ({folder.name}): {folder} holds something else (there is no {kind}.json); choose another name"
+            )
         yield
     finally:
-        lock.release()
+        release_folder(lock)
 
 
 def read_journal(folder: Path, kind: str) -> dict[str, Any]:

@@ -84,20 +84,7 @@ def claim_folder(config: RunConfig) -> Lock:
     config."""
     folder = config.run_dir
     config_path = folder / "config.yaml"
-    lock = Lock(folder / ".lock")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire(print_message)
-    except HeldError as holder:
-        raise InputError(
-            f"{folder}: another run uses this folder ({holder}); wait for it, or choose another name"
-        ) from None
-    except OSError as error:
-        with contextlib.suppress(OSError):  # an empty folder, which was made for this run
-            folder.rmdir()
-        raise InputError(
-            f"output_dir ({config.output_dir}): {folder} cannot be created or written: {error.strerror}"
-        ) from None
+    lock = acquire_folder(folder)
     try:
         if config_path.exists():
             # A run without checkpoints has nothing to resume, and may start again with other settings
@@ -114,8 +101,27 @@ def claim_folder(config: RunConfig) -> Lock:
     return lock
 
 
+def acquire_folder(folder: Path) -> Lock:
+    """Creates and locks a folder in output_dir. Raises InputError if that is not possible, or if another process uses it."""
+    lock = Lock(folder / ".lock")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire(print_message)
+    except HeldError as holder:
+        raise InputError(
+            f"{folder}: another run uses this folder ({holder}); wait for it, or choose another name"
+        ) from None
+    except OSError as error:
+        with contextlib.suppress(OSError):  # an empty folder, which was made for this run
+            folder.rmdir()
+        raise InputError(
+            f"output_dir ({folder.parent}): {folder} cannot be created or written: {error.strerror}"
+        ) from None
+    return lock
+
+
 def release_folder(lock: Lock) -> None:
-    """Releases the run folder, and removes it if it is empty."""
+    """Releases a folder, and removes it if it is empty."""
     lock.release()
     with contextlib.suppress(OSError):
         lock.path.parent.rmdir()

@@ -192,7 +192,7 @@ def test_folders_of_others_are_left_alone(
     base = make_config(**SETTINGS)
     base.run_dir.mkdir(parents=True)
     (base.run_dir / "notes.txt").write_text("mine")
-    with pytest.raises(InputError, match=r"holds something else than a sweep; choose another name"):
+    with pytest.raises(InputError, match=r"holds something else \(there is no sweep.json\); choose another name"):
         sweep(base, search)
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(InputError, match=r"each has one process"):
