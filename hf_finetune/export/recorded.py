@@ -84,9 +84,8 @@ def make_task(record: Mapping[str, Any], hf_config: Any, columns: Mapping[str, A
     config = read_recorded_config(record, columns)
     task_class = load_task(config.task.kind)
     task: Task = task_class.from_state(config, record.get("task_state") or task_class.read_state(hf_config))
-    if (calibration := record.get("calibration")) and task.scoring.calibrator is not None:
-        calibrator = task.scoring.calibrator.from_record(calibration)
-        task = replace(task, scoring=task.scoring.with_calibrator(calibrator))
+    if calibration := record.get("calibration"):
+        task = replace(task, scoring=task.scoring.restore_calibration(calibration))
     metric = record.get("metric") or task.scoring.default_metric
     require(isinstance(metric, str), "metric", metric, "must be a string")
     return RecordedTask(task=task, config=config, metric=metric)

@@ -26,8 +26,6 @@ def calibrate(run: TrainingRun) -> tuple[TrainingRun, dict[str, float]]:
         return run, {}
     indices = np.arange(len(features))
     runner = make_runner(run, "validation", batch_size=run.config.evaluation.batch_size, uses_cache=False)
-    logits = np.asarray(runner.compute_outputs(indices).outputs, np.float64)
-    inputs = scoring.make_metric_inputs(logits, features, run.splits.validation, indices)  # type: ignore[arg-type]
-    calibrator = scoring.calibrator.fit(inputs.scores, inputs.references)
-    task = replace(run.task, scoring=scoring.with_calibrator(calibrator))
-    return replace(run, task=task), calibrator.measure(inputs.scores, inputs.references)
+    outputs = runner.compute_outputs(indices).outputs
+    scoring, values = scoring.calibrate(outputs, features, run.splits.validation, indices)
+    return replace(run, task=replace(run.task, scoring=scoring)), values

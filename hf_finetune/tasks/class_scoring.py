@@ -126,8 +126,18 @@ class ClassificationScoring(Scoring):
             return replace(self, top_k=top_k, threshold=threshold, calibrator=calibrator)
         return replace(self, top_k=top_k)
 
-    def with_calibrator(self, calibrator: Calibrator) -> Self:
-        return replace(self, calibrator=calibrator)
+    def calibrate(
+        self, outputs: Outputs, features: Features, table: Table, indices: Array
+    ) -> tuple[Self, dict[str, float]]:
+        if self.calibrator is None:
+            return self, {}
+        logits: Any = np.asarray(outputs, np.float64)
+        scored = self.score_examples(logits, features, indices)
+        calibrator = self.calibrator.fit(scored.scores, scored.references)
+        return replace(self, calibrator=calibrator), calibrator.measure(scored.scores, scored.references)
+
+    def restore_calibration(self, record: Mapping[str, Any]) -> Self:
+        return self if self.calibrator is None else replace(self, calibrator=self.calibrator.from_record(record))
 
     @property
     def fitted(self) -> Calibrator | None:

@@ -258,9 +258,16 @@ class Scoring(ABC):
         """Returns the scoring of rows without targets, if it differs."""
         return self
 
-    def with_calibrator(self, calibrator: Calibrator) -> Self:
-        """Returns the scoring with another calibrator. Only a scoring that has one is asked."""
-        raise NotImplementedError
+    def calibrate(
+        self, outputs: Outputs, features: Features, table: Table, indices: Array
+    ) -> tuple[Self, dict[str, float]]:
+        """Returns the scoring that decides as what task.calibrate names, fitted on these outputs, and the metrics of that; itself
+        without metrics if it has nothing to fit. The arguments are those of compute_metrics()."""
+        return self, {}
+
+    def restore_calibration(self, record: Mapping[str, Any]) -> Self:
+        """Returns the scoring that decides as an export recorded it (Calibrator.to_record()); itself if it has nothing to fit."""
+        return self
 
     def with_options(self, *, top_k: int | None = None, threshold: float | None = None) -> Self:
         """Returns the scoring whose predictions have these options. InputError if they do not.
