@@ -36,6 +36,9 @@ OTHER_SUMS = 1e-5
 # of 49,152 and two threads they differed by 1.7e-5; those of a module that was cut wrongly differ by 1e-2 and more
 OTHER_GRADIENT_SUMS = 1e-4
 
+# What a forward raises that does not go with a cut
+PROBE_ERRORS = (RuntimeError, TypeError, ValueError, IndexError, AttributeError)
+
 # Attributes of self-attention without positions of its own: query, key, value, and the output projection if it is inside.
 # Names as of transformers 5.23 (BERT and its relatives, DistilBERT). tests/forward/test_first_token.py fails if a later
 # version renames them.
@@ -253,7 +256,7 @@ def changes_nothing(model: nn.Module, cuts: Cuts, probe: Probe) -> bool:
     try:
         with torch.no_grad(), apply_cuts(cuts):
             cut_logits = [heads.run_model(model, batch) for batch in probe.batches]
-    except (RuntimeError, TypeError, ValueError, IndexError, AttributeError):
+    except PROBE_ERRORS:
         return False
     if not all(is_close(*pair, OTHER_SUMS) for pair in zip(cut_logits, probe.logits, strict=True)):
         return False

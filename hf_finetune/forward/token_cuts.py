@@ -26,6 +26,7 @@ from hf_finetune.data.reading import TokenReading, read_last_tokens
 from hf_finetune.forward.cached import PROBE_TOKENS, CachedForward, is_close, replace_forwards, trace_calls
 from hf_finetune.forward.first_token import (
     OTHER_SUMS,
+    PROBE_ERRORS,
     Gradients,
     are_same_gradients,
     compute_gradients,
@@ -37,8 +38,6 @@ from hf_finetune.model.structure import eval_mode, find_stack, make_probe_batch
 
 # Largest share of tokens that are read for which the last block is cut: gathering and scattering cost a little
 LARGEST_SHARE = 0.8
-
-PROBE_ERRORS = (RuntimeError, TypeError, ValueError, IndexError, AttributeError)
 
 
 # --- what a module computes instead ---------------------------------------------------------------------------------
