@@ -281,8 +281,6 @@ class Predictor:
         metric: str | None = None,
         trust_metric_code: bool = False,
         batch_size: int = BATCH_SIZE,
-        key: str = "metric",
-        root: Path | None = None,
     ) -> dict[str, float]:
         """Returns loss and metrics on labelled rows: to the last bit those of a run in fp32 on as many threads.
 
@@ -293,23 +291,18 @@ class Predictor:
             metric: An additional metric.
             trust_metric_code: Run the Python code of `metric`, if it is a metric of the Hub or a file.
             batch_size: Examples a forward.
-            key: What errors call `metric`.
-            root: The folder of the caches, for encoded text; it lies in memory if not given.
         """
-        evaluation = self.evaluate_examples(
-            rows,
-            metric=metric,
-            trust_metric_code=trust_metric_code,
-            batch_size=batch_size,
-            key=key,
-            root=root,
-            keeps=False,
+        table = rows
+        if not isinstance(rows, Table):
+            table = read_memory(rows, "rows", self.config.data, self.task.columns.spec)
+        evaluation = self.evaluate_table(
+            table, metric=metric, trust_metric_code=trust_metric_code, batch_size=batch_size, keeps=False
         )
         return evaluation.values
 
-    def evaluate_examples(
+    def evaluate_table(
         self,
-        rows: Any,
+        table: Table,
         *,
         metric: str | None = None,
         trust_metric_code: bool = False,
@@ -318,10 +311,14 @@ class Predictor:
         root: Path | None = None,
         keeps: bool = True,
     ) -> Evaluation:
-        """As evaluate(), with what is known of each example if it `keeps` the outputs."""
-        table = rows
-        if not isinstance(rows, Table):
-            table = read_memory(rows, "rows", self.config.data, self.task.columns.spec)
+        """As evaluate(), with what is known of each example if it `keeps` the outputs.
+
+        Args:
+            table: Labelled rows.
+            metric, trust_metric_code, batch_size: As evaluate() takes them.
+            key: What errors call `metric`.
+            root: The folder of the caches, for encoded text; it lies in memory if not given.
+        """
         scoring = self.task.scoring
         name, notes = self.metric, self.notes
         if metric:

@@ -38,7 +38,7 @@ def evaluate_file_examples(
     """Returns loss and metrics on a labelled file, or on several, with what is known of each example.
 
     slices: Columns to read besides those of the task, or BUILT_IN_SLICES. The other arguments are those of
-    Predictor.evaluate_examples().
+    Predictor.evaluate_table().
 
     Rows and encoded text lie on disk, as in training, and encoded text is that of the run if it had these rows. In memory are the
     targets and what the metrics need of each output, such as the logits of its labels.
@@ -47,7 +47,7 @@ def evaluate_file_examples(
     columns = [name for name in slices if name not in BUILT_IN_SLICES]
     spec = keep_columns(predictor.task.columns.spec, columns, "--slice") if columns else None
     table = predictor.read(data, needs_labels=True, root=root, spec=spec)
-    return predictor.evaluate_examples(
+    return predictor.evaluate_table(
         table,
         metric=metric,
         trust_metric_code=trust_metric_code,
