@@ -30,7 +30,7 @@ from hf_finetune.config.recipes import recipe_path
 from hf_finetune.config.sections import RENAMED, RunConfig, TaskSettings, TrainConfig, flatten, to_dict
 from hf_finetune.config.tasks import TASKS, load_task
 from hf_finetune.config.values import convert, describe_type
-from hf_finetune.config.yaml_files import read_yaml
+from hf_finetune.config.yaml_files import load_yaml, read_yaml
 from hf_finetune.recipe import run_recipe
 from hf_finetune.system.errors import InputError
 
@@ -456,6 +456,8 @@ def test_words_that_are_no_settings_are_errors(words: list[str], message: str) -
         ("seed: 0b_\n", None, "not YAML"),
         ("train: &a {epochs: *a}\n", None, "not YAML"),
         ("[" * 600, None, "not YAML"),
+        ("seed: 1\nname: a\nseed: 1\n", 3, "seed is given twice"),
+        ("train: {epochs: 1}\ntrain.epochs: 1\n", None, "gives train.epochs twice"),
         ("- seed\n", None, "not a list"),
         ("5\n", None, "not a int"),
         ("just text\n", None, "not a str"),
@@ -469,6 +471,11 @@ def test_a_file_that_holds_no_settings_is_named_with_the_line(
     assert path in message
     assert fragment in message
     assert line is None or message.startswith(f"{path}:{line}: ")
+
+
+def test_a_mapping_may_change_what_it_merges() -> None:
+    text = "all: &all {epochs: 1, seed: 2}\ndeep: {er: &er {<<: *all, epochs: 3}}\nboth: {<<: *er, seed: 4}\n"
+    assert load_yaml(text)["both"] == {"epochs": 3, "seed": 4}
 
 
 def test_a_file_that_cannot_be_opened_is_an_error(tmp_path: Path) -> None:
