@@ -171,7 +171,7 @@ def run_evaluate(options: argparse.Namespace) -> None:
             print(f"{options.scored}: {len(evaluation.get_scored('--scored')):,} examples, {size / 1e6:.1f} MB")
         details = describe_evaluation(evaluation, options.slices, options.examples)
     if options.format == "json":
-        print(json.dumps(evaluation.values | ({"details": replace_nan(details)} if details else {})))
+        print(json.dumps(replace_nan(evaluation.values | ({"details": details} if details else {}))))
     else:
         print(format_evaluation(evaluation.values, details))
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hf_finetune.system.console import align_columns
+from hf_finetune.system.console import align_columns, escape_controls
 
 MOST_LABELS = 30  # that are printed
 MOST_CONFUSIONS = 10
@@ -98,7 +98,7 @@ def format_examples(title: str, examples: Sequence[Mapping[str, Any]]) -> str:
         if "prediction" in example:
             known.append(f"predicted: {cut(example['prediction'])}{format_confidence(example)}")
         lines.append(f"  {example['where']}  {', '.join(known)}")
-        lines += [f"    {text}" for text in example["text"].values()]
+        lines += [f"    {escape_controls(text)}" for text in example["text"].values()]
     return "\n".join([title, *lines]) if lines else ""
 
 
@@ -115,5 +115,5 @@ def cut(value: Any) -> str:
     """Returns a value as short text, "(none)" for no label and no text."""
     if isinstance(value, float):
         return f"{value:.4g}"
-    text = ", ".join(map(cut, value)) if isinstance(value, list) else str(value)
+    text = ", ".join(map(cut, value)) if isinstance(value, list) else escape_controls(str(value))
     return (text if len(text) <= 60 else text[:59] + "…") or "(none)"

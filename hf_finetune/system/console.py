@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import sys
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TextIO
 
@@ -19,6 +20,7 @@ from hf_finetune.system.screen import Screen, can_show
 
 LOGGER = logging.getLogger("hf_finetune")
 WARNING = "warning: "
+CONTROLS = ("Cc", "Cs", "Zl", "Zp")  # Unicode's categories of control characters, half characters, and line ends
 
 # How a run is shown: live on a terminal and in lines elsewhere; in lines; warnings and the final line; a JSON object an event
 LOOKS = ("auto", "lines", "quiet", "json")
@@ -156,8 +158,14 @@ def label_lines(label: str, lines: Iterable[str]) -> list[str]:
     return [f"{label if number == 0 else '':<12}{line}" for number, line in enumerate(lines)]
 
 
+def escape_controls(text: str) -> str:
+    """Returns text of the data with its line ends and control characters, which would change the terminal, as escapes."""
+    return "".join(repr(sign)[1:-1] if unicodedata.category(sign) in CONTROLS else sign for sign in text)
+
+
 def align_columns(rows: Sequence[Sequence[str]], *, left: bool = False) -> str:
     """Returns the rows of a table as lines with aligned columns. left: Cells begin at the same place, instead of ending there."""
+    rows = [[escape_controls(cell) for cell in row] for row in rows]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     side = "<" if left else ">"
     lines = ["  ".join(f"{cell:{side}{width}}" for cell, width in zip(row, widths, strict=True)) for row in rows]

@@ -84,6 +84,22 @@ def test_the_pages_python_runs(desk: Path) -> None:
     assert names["scored"].compute("accuracy")[0] == results["validation"]["accuracy"]
 
 
+def test_a_metric_that_is_not_defined_is_null_in_json(desk: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [row for row in tiny.make_rows(40) if row["label"] == "animals"]
+    path = tiny.write_jsonl(desk / "one label.jsonl", rows)
+    printed = call(capsys, "outputs/reviews", "--data", str(path), "--metric", "roc_auc", "--format", "json")
+    assert json.loads(printed, parse_constant=pytest.fail)["roc_auc"] is None
+
+
+def test_texts_of_the_data_do_not_change_the_terminal(desk: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{**row, "text": f"\x1b[31m {row['text']}", "shop": "a\x1b[2J\nb"} for row in tiny.make_rows(8)]
+    path = tiny.write_jsonl(desk / "odd.jsonl", rows)
+    printed = call(capsys, "outputs/reviews", "--data", str(path), "--slice", "shop")
+    assert "\x1b" not in printed
+    assert "  a\\x1b[2J\\nb  " in printed
+    assert "    \\x1b[31m " in printed
+
+
 def test_the_tables_show_what_the_json_has(desk: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["outputs/reviews", "--data", "test.csv", "--slice", "shop", "file", "--examples", "2"]
     values = json.loads(call(capsys, *words, "--format", "json"))

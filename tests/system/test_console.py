@@ -10,6 +10,7 @@ import pytest
 from hf_finetune.system.console import (
     LOGGER,
     StdoutHandler,
+    align_columns,
     configure_logging,
     print_message,
 )
@@ -65,3 +66,17 @@ def test_a_handler_of_the_program_is_the_only_one(capsys: pytest.CaptureFixture[
     print_message("line")
     assert len(LOGGER.handlers) == 1
     assert capsys.readouterr().out == ""
+
+
+def test_a_table_shows_control_characters_of_the_data_as_escapes() -> None:
+    rows = [
+        ["label", "n"],
+        ["red \x1b[31m", "1"],
+        ["two\nlines\u2028", "2"],
+        ["half \ud800", "3"],
+        ["خوش\u200cنویسی", "4"],
+    ]
+    lines = align_columns(rows, left=True).splitlines()
+    assert [line.split("  ")[1] for line in lines] == [
+        "label", "red \\x1b[31m", "two\\nlines\\u2028", "half \\ud800", "خوش\u200cنویسی"
+    ]  # fmt: skip
