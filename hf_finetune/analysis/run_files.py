@@ -94,7 +94,9 @@ def make_labels(paths: Sequence[Path]) -> list[str]:
 def read_run(folder: Path, label: str) -> RunFiles:
     """Returns the files of a run. InputError if the folder is not that of a run."""
     if not (folder / "config.yaml").is_file():
-        raise InputError(f"{folder}: is not the folder of a run: it has no config.yaml")
+        trials = folder / "trials"
+        hint = f"; its runs are in {trials}" if trials.is_dir() else ""
+        raise InputError(f"{folder}: is not the folder of a run: it has no config.yaml{hint}")
     missing: list[str] = []
     settings = read_settings(folder)
     environment, data_report, results = (

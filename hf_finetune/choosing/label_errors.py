@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from hf_finetune.choosing.out_of_fold import OUT_OF_FOLD
+from hf_finetune.config.sections import require
 from hf_finetune.run.scored import ScoredExamples, read_scored
 from hf_finetune.statistics.label_errors import find_label_errors, find_multi_label_errors
 from hf_finetune.system.console import align_columns, print_message
@@ -115,6 +116,7 @@ def report_errors(folder: Path, scored: ScoredExamples, errors: list[LikelyError
 
 def show_label_errors(folder: Path, num_shown: int) -> None:
     """Prints the likeliest wrong labels of the folds in a folder. Raises InputError if it has no out-of-fold predictions."""
+    require(num_shown >= 0, "top", num_shown, "must be 0 or more")
     path = folder / OUT_OF_FOLD
     if not path.exists():
         raise InputError(

@@ -110,7 +110,6 @@ def run_all(base: RunConfig, kind: str, changes: Mapping[str, Mapping[str, Any]]
     """
     configure_logging()
     at_once = min(at_once, len(changes))
-    configs = {name: make_trial(base, name, change) for name, change in changes.items()}
     journal = read_journal(base.run_dir, kind)
     inputs = check_base(base, kind, journal)
     shared = [name for name in journal.get("runs", ()) if name in changes]
@@ -118,23 +117,24 @@ def run_all(base: RunConfig, kind: str, changes: Mapping[str, Mapping[str, Any]]
     check_settings(base.run_dir, kind, before, {name: changes[name] for name in shared})
     runs = {**journal.get("runs", {}), **changes}
     write_journal(base.run_dir, kind, {"format": 1, "settings": to_dict(base), "inputs": inputs, "runs": runs})
-    print_message(f"{len(configs)} runs ({kind}){describe_parallel(at_once)} in {base.run_dir}")
+    print_message(f"{len(changes)} runs ({kind}){describe_parallel(at_once)} in {base.run_dir}")
     outcomes: dict[str, Outcome] = {}
-    waiting = dict(configs)
+    run_dirs: dict[str, Path] = {}
+    waiting = list(changes)
     with open_runner(at_once) as runner:
         while waiting or runner.running:
             while waiting and runner.has_room:
-                runner.start(name := next(iter(waiting)), waiting.pop(name))
+                name = waiting.pop(0)
+                config = make_trial(base, name, changes[name])
+                run_dirs[name] = config.run_dir
+                runner.start(name, config)
             name, outcome = runner.wait()
             if isinstance(outcome, InputError):
                 raise outcome
             outcomes[name] = outcome
             results = outcome.results or {}
             print_message(f"{name}  {results['metric']} on validation {results['validation'][results['metric']]:.4f}")
-    return Repeats(
-        run_dirs={name: config.run_dir for name, config in configs.items()},
-        outcomes={name: outcomes[name] for name in configs},
-    )
+    return Repeats(run_dirs=run_dirs, outcomes={name: outcomes[name] for name in changes})
 
 
 def print_summary(repeats: Repeats, kind: str) -> None:

@@ -123,7 +123,7 @@ def read_values(path: str, key: str, given: Any) -> tuple[str, Values]:
         raise InputError(f"{path}: {key} ({format_value(given)}): {hint}")
     where = f"{path}: {setting}: {kind} ({format_value(given)})"
     if not isinstance(given, list) or not given:
-        raise InputError(f"{where}: must be a list")
+        raise InputError(f"{where}: must be a list of at least one value")
     if kind == "choice":
         return setting, Values(kind=kind, items=tuple(given))
     numbers = [convert_option(f"{setting}.{kind}", value) for value in given]

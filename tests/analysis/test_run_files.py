@@ -70,6 +70,9 @@ def test_a_line_that_is_being_written_is_left_out(copy_run: CopyRun) -> None:
 def test_what_is_no_run_is_an_error(tmp_path: Path, copy_run: CopyRun) -> None:
     with pytest.raises(InputError, match=r"is not the folder of a run: it has no config\.yaml"):
         read_runs([tmp_path])
+    (tmp_path / "sweep" / "trials").mkdir(parents=True)
+    with pytest.raises(InputError, match=r"it has no config\.yaml; its runs are in .*sweep/trials$"):
+        read_runs([tmp_path / "sweep"])
     folder = copy_run("base", "twice")
     with pytest.raises(InputError, match="is named twice"):
         read_runs([folder, str(folder) + "/."])

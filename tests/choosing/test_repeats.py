@@ -13,10 +13,11 @@ from support import tiny
 from support.configs import make_small_config
 
 from hf_finetune import cli
+from hf_finetune.choosing import repeats
 from hf_finetune.choosing.label_errors import LABEL_ERRORS
 from hf_finetune.choosing.out_of_fold import OUT_OF_FOLD, join_scored
 from hf_finetune.choosing.repeats import FOLD_DEFAULTS, Repeats, print_summary, run_folds, run_seeds
-from hf_finetune.choosing.trials import Outcome
+from hf_finetune.choosing.trials import Outcome, make_trial
 from hf_finetune.config.loading import load_config
 from hf_finetune.config.sections import RunConfig
 from hf_finetune.run.scored import read_scored
@@ -142,6 +143,18 @@ def test_label_errors_of_the_command(finished: Finished, capsys: pytest.CaptureF
     assert printed.count("train.jsonl:") == 2
     assert cli.main(["label-errors", str(finished.base.run_dir / "trials")]) == 2
     assert "has no out_of_fold.jsonl; hf-finetune train RECIPE --folds 5" in capsys.readouterr().err
+    assert cli.main(["label-errors", str(finished.base.run_dir), "--top", "-1"]) == 2
+    assert "top (-1): must be 0 or more" in capsys.readouterr().err
+
+
+def test_more_folds_than_rows_end_at_the_first(
+    finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = []
+    monkeypatch.setattr(repeats, "make_trial", lambda *words: made.append(words) or make_trial(*words))
+    with pytest.raises(InputError, match=r"data.folds \(5000\): must be at most the number of different rows"):
+        run_folds(replace(finished.base, output_dir=str(tmp_path)), 5000)
+    assert len(made) == 1
 
 
 def test_runs_with_different_metrics_have_a_summary(capsys: pytest.CaptureFixture[str]) -> None:
