@@ -34,6 +34,7 @@ from hf_finetune.run.head_start import start_head
 from hf_finetune.run.inputs import describe_inputs
 from hf_finetune.run.parts import NO_PARTS, Parts
 from hf_finetune.run.progress_view import ProgressView
+from hf_finetune.run.results import format_closing, format_metrics, make_results
 from hf_finetune.run.scored_splits import write_scored_splits
 from hf_finetune.run.seen_rows import write_seen_rows
 from hf_finetune.run.setup import find_next_epoch, prepare_stage, set_up
@@ -132,14 +133,14 @@ def train_and_export(config: RunConfig, runtime: Runtime, parts: Parts, clock: C
                 final, check = evaluate_exported(run, progress, averaged)
                 final["validation"] = final["validation"] | fitted
             details = runtime.on_main(lambda: write_scored_splits(run, final))
-            results = report.make_results(run, progress, final, clock, averaged)
+            results = make_results(run, progress, final, clock, averaged)
             results["details"] = details
             results["validation_check"] = None if check is None else dataclasses.asdict(check)
             epoch = run.schedule.epoch(progress.update)
             tracker.write_test_row(final.get("test", {}), update=progress.update, epoch=epoch)
             results = runtime.on_main(lambda: finish_run(run, results, clock))
             tracker.finish(final, update=progress.update)
-            runtime.say(report.format_closing(run, results, best))
+            runtime.say(format_closing(run, results, best))
     return results
 
 
@@ -248,7 +249,7 @@ def finish_update(
         if is_best:
             progress = dataclasses.replace(progress, best_computed_from=describe_evaluation(run))
         run.kept.note_validation(number, is_best=is_best)
-        line = f"epoch {epoch}  validation  {report.format_metrics(values)}{'  best' if is_best else ''}"
+        line = f"epoch {epoch}  validation  {format_metrics(values)}{'  best' if is_best else ''}"
         view.show_evaluation(progress, values, line)
         if is_best and math.isnan(values[run.metric]):
             runtime.say(

@@ -28,7 +28,7 @@ from hf_finetune.choosing.trials import (
 from hf_finetune.choosing.workers import TrialRunner, choose_parallel, describe_parallel, open_runner
 from hf_finetune.config.sections import RunConfig, to_dict
 from hf_finetune.run.finished import restore_nan, restore_numbers
-from hf_finetune.run.report import format_metrics
+from hf_finetune.run.results import format_metrics
 from hf_finetune.run.scored import FOLDER, read_scored
 from hf_finetune.system.console import align_columns, configure_logging, print_message
 from hf_finetune.system.errors import DivergedError, InputError

@@ -9,10 +9,10 @@ from hf_finetune import __version__
 from hf_finetune.config.changes import CARRIED_OVER, get_length, list_changes
 from hf_finetune.config.sections import RunConfig, to_dict
 from hf_finetune.model import backbone
-from hf_finetune.run import report
 from hf_finetune.run.folder import describe_new_run, read_config_file, read_environment
 from hf_finetune.run.inputs import find_changed_inputs
 from hf_finetune.run.parts import NO_PARTS, Parts
+from hf_finetune.run.results import summarize_results
 from hf_finetune.system.errors import InputError
 
 
@@ -71,7 +71,7 @@ def check_finished_run(config: RunConfig) -> None:
 def describe_finished_run(config: RunConfig, results: Mapping[str, Any], parts: Parts = NO_PARTS) -> str:
     """Returns what is printed if a finished run is called again: its results; and if its data or functions have changed since,
     what has changed and how to train on with them. If another version made it, that too: the same files may give other rows."""
-    lines = [f"{config.run_dir} is finished, there is nothing to train; {report.summarize_results(results)}"]
+    lines = [f"{config.run_dir} is finished, there is nothing to train; {summarize_results(results)}"]
     versions = read_environment(config.run_dir).get("versions")
     version = str(versions.get("hf-finetune", __version__)) if isinstance(versions, dict) else __version__
     if version.split(".")[:2] != __version__.split(".")[:2]:

@@ -17,8 +17,9 @@ from support.runs import (
 from support.script_server import ScriptServer
 
 from hf_finetune.config.sections import ExportConfig, RunConfig
-from hf_finetune.run import checkpoint, report
+from hf_finetune.run import checkpoint
 from hf_finetune.run.average import load_average
+from hf_finetune.run.results import describe_average
 from hf_finetune.run.training_run import TrainingRun
 from hf_finetune.system.errors import InputError
 from hf_finetune.train import finetune
@@ -171,7 +172,7 @@ def test_a_checkpoint_that_is_missing_is_left_out_and_named(
     assert averaged is not None
     assert (averaged.updates, averaged.missing) == ((16,), (4,))
     results = read_results(config)
-    lines = report.describe_average(results | {"average": results["average"] | {"missing": [4, 8]}})
+    lines = describe_average(results | {"average": results["average"] | {"missing": [4, 8]}})
     assert lines[1] == "left out, because their checkpoints are missing or damaged: updates 4, 8"
     with pytest.raises(
         InputError, match=r"export\.average \(last:2\): .* has none of the checkpoints of updates 4, 5 any more"

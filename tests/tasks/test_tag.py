@@ -573,13 +573,13 @@ def test_a_long_sentence_keeps_all_its_words(predictor: Predictor) -> None:
 def test_the_scores_by_type_have_their_own_table(
     run: tuple[RunConfig, dict[str, Any]], predictor: Predictor, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from hf_finetune.run import report
+    from hf_finetune.run.results import format_metrics, make_type_table
 
-    assert "/" not in report.format_metrics(run[1]["test"])
-    assert report.make_type_table({"f1": 1.0, "f1/x": 0.5, "recall/x": 0.25, "f1/y": 1.0, "recall/y": 0.0}) == [
+    assert "/" not in format_metrics(run[1]["test"])
+    assert make_type_table({"f1": 1.0, "f1/x": 0.5, "recall/x": 0.25, "f1/y": 1.0, "recall/y": 0.0}) == [
         ("", "f1", "recall"), ("x", "0.5000", "0.2500"), ("y", "1.0000", "0.0000"),
     ]  # fmt: skip
-    assert report.make_type_table({"f1": 1.0}) == []
+    assert make_type_table({"f1": 1.0}) == []
     assert "finding entities (IOB2).\n3 types: animals, food, tools" in (run[0].run_dir / "model/README.md").read_text()
 
 
