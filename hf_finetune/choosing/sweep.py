@@ -7,6 +7,7 @@ after each rung, so that a sweep that was killed continues where it was; the tri
 import dataclasses
 import json
 import math
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -230,8 +231,9 @@ class SweepState:
         for split in ("validation", "test"):
             if results.get(split):
                 print_message(f"{split:<12}{format_metrics(results[split])}{describe_interval(config.run_dir, split)}")
-        place = f"--output_dir {self.base.output_dir} --name {self.base.name}-best"
-        print_message(f"repeat      hf-finetune train --config {config.run_dir / 'config.yaml'} {place}")
+        place = ["--output_dir", self.base.output_dir, "--name", f"{self.base.name}-best"]
+        words = ["hf-finetune", "train", "--config", str(config.run_dir / "config.yaml"), *place]
+        print_message(f"repeat      {shlex.join(words)}")
         return SweepResult(trials=tuple(order), metric=str(self.metric), best_dir=config.run_dir)
 
     def rank_trials(self) -> list[Trial]:

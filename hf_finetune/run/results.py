@@ -1,6 +1,7 @@
 """The results of a run: the content of results.json, and the last lines, with what to run next."""
 
 import math
+import shlex
 from collections.abc import Mapping
 from typing import Any
 
@@ -152,6 +153,7 @@ def format_closing(run: TrainingRun, results: Mapping[str, Any], best: str) -> s
     memory = f"peak memory {results['peak_memory_mb']:,.0f} MB"
     lines.append(f"  time         {seconds['total']:.0f} s, of which {seconds['train']:.0f} s training; {memory}")
     texts = " ".join(['"..."'] * run.task.columns.num_example_texts)
-    lines += ["", "next:", f"  hf-finetune predict {folder} --text {texts}"]
-    lines += [f"  hf-finetune evaluate {folder} --data FILE", f"  hf-finetune push {folder} --repo-id USER/NAME"]
+    word = shlex.quote(str(folder))
+    lines += ["", "next:", f"  hf-finetune predict {word} --text {texts}"]
+    lines += [f"  hf-finetune evaluate {word} --data FILE", f"  hf-finetune push {word} --repo-id USER/NAME"]
     return "\n".join(lines)

@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import math
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -51,8 +52,9 @@ class Finished:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory, backbones: Callable[..., Path]) -> Finished:
-    """A sweep of four trials."""
-    folder = tmp_path_factory.mktemp("finished")
+    """A sweep of four trials, in a folder with a space in its name."""
+    folder = tmp_path_factory.mktemp("finished") / "my files"
+    folder.mkdir()
     base, search = make_small_config(folder, backbones("bert"), **SETTINGS), folder / "search.yaml"
     search.write_text(SEARCH, encoding="utf-8")
     output = io.StringIO()
@@ -89,8 +91,9 @@ def test_a_trial_has_the_numbers_of_the_same_run_alone(finished: Finished, tmp_p
     assert all((ours[name] == theirs[name]).all() for name in ours)
 
     printed = finished.lines
-    place = f"--output_dir {finished.base.output_dir} --name sweep-best"
-    assert printed[-1] == f"repeat      hf-finetune train --config {result.best_dir / 'config.yaml'} {place}"
+    place = ["--output_dir", finished.base.output_dir, "--name", "sweep-best"]
+    command = ["hf-finetune", "train", "--config", str(result.best_dir / "config.yaml"), *place]
+    assert shlex.split(printed[-1]) == ["repeat", *command]
     assert any(line.split()[:1] == [result.trials[-1].name] and "2/16" in line for line in printed)
     assert "trial-01.log" in {path.name for path in result.best_dir.parent.iterdir()}
 
