@@ -24,6 +24,7 @@ from hf_finetune.statistics.intervals import Interval, make_interval, resample
 from hf_finetune.system.console import align_columns, print_message
 from hf_finetune.system.errors import InputError
 from hf_finetune.system.files import write_atomically
+from hf_finetune.system.json_text import replace_nan
 
 KIND = "learning-curve"
 SHARES = (1.0, 1 / 2, 1 / 4, 1 / 8)  # the largest first: its activations tell soonest whether the cache is worth it
@@ -73,7 +74,7 @@ def run_learning_curve(base: RunConfig, parallel: int | None = None) -> Learning
         repeats = run_all(base, KIND, changes, at_once)
         curve = make_curve(repeats)
         path = base.run_dir / "curve.json"
-        write_atomically(path, json.dumps(asdict(curve), indent=2).encode())
+        write_atomically(path, json.dumps(replace_nan(asdict(curve)), indent=2).encode())
         print_curve(curve, path)
     return curve
 

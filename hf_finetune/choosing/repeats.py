@@ -116,7 +116,7 @@ def run_all(base: RunConfig, kind: str, changes: Mapping[str, Mapping[str, Any]]
     before = {name: journal["runs"][name] for name in shared}
     check_settings(base.run_dir, kind, before, {name: changes[name] for name in shared})
     runs = {**journal.get("runs", {}), **changes}
-    write_journal(base.run_dir, kind, {"format": 1, "settings": to_dict(base), "inputs": inputs, "runs": runs})
+    write_journal(base.run_dir, kind, {"settings": to_dict(base), "inputs": inputs, "runs": runs})
     print_message(f"{len(changes)} runs ({kind}){describe_parallel(at_once)} in {base.run_dir}")
     outcomes: dict[str, Outcome] = {}
     run_dirs: dict[str, Path] = {}

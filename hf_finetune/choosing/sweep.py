@@ -200,7 +200,6 @@ class SweepState:
     def write(self) -> None:
         """Writes sweep.json."""
         content = {
-            "format": 1,
             "settings": to_dict(self.base),
             "inputs": self.inputs,
             "search": self.search.to_dict(),

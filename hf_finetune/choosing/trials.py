@@ -42,6 +42,7 @@ from hf_finetune.training.progress import Progress
 
 # Settings of the data that no number depends on: files are compared by their content
 OF_FILES = (*PLACES, "data.workers")
+FORMAT = 1  # of the file that a command keeps in its folder
 TRIALS = "trials"  # the folder of the runs, in that of what they belong to
 
 
@@ -186,13 +187,19 @@ def read_journal(folder: Path, kind: str) -> dict[str, Any]:
         return {}
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read: {error}; choose another name to start again") from None
-    if not isinstance(content, dict) or not {"settings", "inputs"} <= content.keys():
+    if not isinstance(content, dict) or not {"format", "settings", "inputs"} <= content.keys():
         raise InputError(f"{path}: is not the file of a {kind}; choose another name to start again")
+    if content["format"] != FORMAT:
+        raise InputError(
+            f"{path}: has format {content['format']}, and this version of hf-finetune continues {FORMAT}; choose another name to "
+            "start again"
+        )
     return content if any((folder / TRIALS).glob("*/config.yaml")) else {}
 
 
 def write_journal(folder: Path, kind: str, content: Mapping[str, Any]) -> None:
     """Writes that file, at once or not at all."""
+    content = {"format": FORMAT, **content}
     write_atomically(folder / f"{kind}.json", json.dumps(replace_nan(content), indent=2).encode())
 
 
