@@ -206,10 +206,21 @@ def write_journal(folder: Path, kind: str, content: Mapping[str, Any]) -> None:
 def check_base(base: RunConfig, kind: str, journal: Mapping[str, Any]) -> dict[str, Any]:
     """Returns what all trials are made from, as describe_inputs() does.
 
-    Raises InputError if those that the folder holds were made with other settings that numbers depend on, or from other data.
+    Raises InputError if those that the folder holds were made with other settings that numbers depend on, or from other data; and
+    for settings that are for one run.
 
     A trial alone continues with other data or more epochs. Trials are compared with each other: all are made alike.
     """
+    if base.hub.push:
+        raise InputError(
+            "hub.push (true): is for one run, and all of these would go to one repository; leave it out, and push the one that "
+            "you choose: hf-finetune push FOLDER --repo-id USER/NAME"
+        )
+    if base.checkpoint.resume != "auto":
+        raise InputError(
+            f"checkpoint.resume ({base.checkpoint.resume}): must be auto, because a command of several runs continues those that "
+            "it has begun; to start again, choose another name"
+        )
     inputs = describe_inputs(base, load_parts(base, NO_PARTS))
     if journal:
         changed = [row for row in list_changes(journal["settings"], base) if not has_no_effect(row[0])]

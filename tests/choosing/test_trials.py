@@ -1,13 +1,16 @@
 """The file that a command of many runs keeps in its folder."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from hf_finetune.choosing.trials import read_journal, write_journal
+from hf_finetune.choosing.trials import check_base, read_journal, write_journal
+from hf_finetune.config.sections import RunConfig
 from hf_finetune.system.errors import InputError
 
+MakeConfig = Callable[..., RunConfig]
 CONTENT = {"settings": {}, "inputs": {}}
 
 
@@ -34,3 +37,10 @@ def test_a_file_that_cannot_be_continued_is_an_error(tmp_path: Path, text: str, 
     (tmp_path / "sweep.json").write_text(text, encoding="utf-8")
     with pytest.raises(InputError, match=rf"sweep\.json: {message}.*; choose another name to start again"):
         read_journal(tmp_path, "sweep")
+
+
+def test_settings_of_one_run_are_errors(make_config: MakeConfig) -> None:
+    with pytest.raises(InputError, match=r"hub\.push \(true\): is for one run.* hf-finetune push FOLDER"):
+        check_base(make_config(**{"hub.push": True, "hub.repo_id": "somebody/model"}), "sweep", {})
+    with pytest.raises(InputError, match=r"checkpoint\.resume \(never\): must be auto.*choose another name"):
+        check_base(make_config(**{"checkpoint.resume": "never"}), "folds", {})
