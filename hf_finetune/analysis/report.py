@@ -34,7 +34,7 @@ def write_report(folders: Sequence[str], out: str | None = None) -> Path:
     path = Path(out) if out else (runs[0].folder if len(runs) == 1 else Path()) / "report.html"
     if path.is_dir():
         raise InputError(f"--out ({path}): is a folder; name a file, such as {path / 'report.html'}")
-    content = make_report(runs).encode()
+    content = make_report(runs).encode(errors="replace")  # half characters of the data, which UTF-8 does not have
     try:
         write_atomically(path, content)
     except OSError as error:

@@ -146,6 +146,13 @@ def test_markup_in_texts_labels_and_names_is_text(browser: Any, pages: dict[str,
         assert "https://" not in source
 
 
+def test_half_characters_of_the_data_are_question_marks(copy_run: CopyRun) -> None:
+    folder = copy_run("base", "half")
+    for path in (folder / "results.json", *(folder / "scored").iterdir()):
+        path.write_text(path.read_text(encoding="utf-8").replace("animals", r"an\ud83dimals"), encoding="utf-8")
+    assert "an?imals" in write_report([str(folder)]).read_text(encoding="utf-8")
+
+
 def test_the_policy_stops_scripts_that_slip_through(browser: Any, pages: dict[str, Path], tmp_path: Path) -> None:
     source = pages["one"].read_text(encoding="utf-8").replace("<main>", f"<main>{MARKUP}<p style='color:red' id=p>")
     (tmp_path / "attacked.html").write_text(source, encoding="utf-8")
