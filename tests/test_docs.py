@@ -21,8 +21,7 @@ SECONDS = 600  # that a command may take, on a busy machine
 ADA = "hf_ofada"
 TOKENS = {"hf_ofada": {"name": "ada", "role": "write"}, "hf_ofmicrosoft": {"name": "microsoft", "role": "write"}}
 
-# A test may run several commands. All tests run in one worker: they share a desk, which takes long to make
-pytestmark = [pytest.mark.timeout(6 * SECONDS), pytest.mark.xdist_group("readme")]
+pytestmark = pytest.mark.timeout(6 * SECONDS)  # a test may run several commands
 
 # Commands that something else runs: the makefile, CI, or nobody but a person (a server that does not end).
 RUN_ELSEWHERE = ("make ", "python -m venv", "pip install", "tensorboard ")

@@ -15,7 +15,6 @@ from typing import Any
 
 import pytest
 import torch
-from filelock import FileLock
 from recipe_case import EVERY_UPDATE, Case, load_cases
 from safetensors.torch import load_file
 from support.script_server import ScriptServer
@@ -40,10 +39,15 @@ LOSS = 1e-5  # largest difference of a loss between runs that sum in another ord
 Settings = dict[str, Any]
 
 
-def run_all(server: ScriptServer, folder: Path, cases: list[Case]) -> None:
-    """Makes the settings of the cases, kills a run of each, and trains each on two processes."""
-    settings = {str(case): case.make_settings(folder / str(case)) for case in cases}
-    (folder / "settings.json").write_text(json.dumps(settings), encoding="utf-8")
+@pytest.fixture(scope="module")
+def settings_of_cases(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, script_server: ScriptServer
+) -> dict[str, Settings]:
+    """`{str(case): settings}` of the selected cases. A run of each was killed, and one has trained on two processes."""
+    items: list[Any] = request.session.items
+    names = {str(item.callspec.params["case"]) for item in items if "case" in getattr(item, "fixturenames", ())}
+    folder = tmp_path_factory.mktemp("recipes")
+    settings = {str(case): case.make_settings(folder / str(case)) for case in CASES if str(case) in names}
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_FINETUNE_CACHE": str(folder / "cache")}
     environment["PYTHONPATH"] = str(HERE.parent)  # for support
     for name, ranks, words in (
@@ -52,26 +56,10 @@ def run_all(server: ScriptServer, folder: Path, cases: list[Case]) -> None:
     ):
         made = json.dumps([each | {"name": name} for each in settings.values()])
         (folder / f"{name}.json").write_text(made, encoding="utf-8")
-        started = server.start(HERE / "run_cases.py", words, folder, environment, ranks)
+        started = script_server.start(HERE / "run_cases.py", words, folder, environment, ranks)
         log = f"{started.wait(600)}\n{started.read()}\n{started.read('stderr')}"
         (folder / f"{name}.log").write_text(log, encoding="utf-8")
-
-
-@pytest.fixture(scope="module")
-def settings_of_cases(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, script_server: ScriptServer
-) -> dict[str, Settings]:
-    """`{str(case): settings}` of the selected cases. The first of several test workers makes them, the others wait for it."""
-    items: list[Any] = request.session.items
-    names = {str(item.callspec.params["case"]) for item in items if "case" in getattr(item, "fixturenames", ())}
-    root = tmp_path_factory.getbasetemp()
-    folder = (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / "recipes"
-    with FileLock(f"{folder}.lock"):
-        if not (folder / "done").exists():
-            run_all(script_server, folder, [case for case in CASES if str(case) in names])
-            (folder / "done").touch()
-    made: dict[str, Settings] = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
-    return made
+    return settings
 
 
 def run(settings: Settings, name: str, **changes: Any) -> RunResult:
@@ -80,7 +68,7 @@ def run(settings: Settings, name: str, **changes: Any) -> RunResult:
 
 
 def find_run_dir(settings: Settings, name: str) -> Path:
-    """The folder of a run that run_all() made; the test fails with its log if it is missing."""
+    """The folder of a run that settings_of_cases made; the test fails with its log if it is missing."""
     folder = Path(settings["output_dir"]) / name
     log = folder.parent.parent.parent / f"{name}.log"
     assert (folder / "config.yaml").exists(), log.read_text(encoding="utf-8")[-3000:]
@@ -122,9 +110,7 @@ def undisturbed(settings_of_cases: dict[str, Settings]) -> Callable[[Case], RunR
 
     def make(case: Case) -> RunResult:
         if str(case) not in made:
-            settings = settings_of_cases[str(case)]
-            with FileLock(f"{settings['output_dir']}.lock"):  # another worker may be making it for its own test
-                made[str(case)] = run(settings, "whole")
+            made[str(case)] = run(settings_of_cases[str(case)], "whole")
         return made[str(case)]
 
     return make
