@@ -16,6 +16,12 @@ from hf_finetune.system.errors import StoppedError
 from hf_finetune.system.signals import STOP_SIGNALS, StopSignals
 
 
+def work_on() -> None:
+    """Is busy for five seconds, unless a signal ends it. A single call of sleep() would be completed first."""
+    for _ in range(500):
+        time.sleep(0.01)
+
+
 def test_a_signal_raises_at_once_if_there_is_nothing_to_save() -> None:
     signals = StopSignals()
     with pytest.raises(StoppedError, match="SIGTERM"), signals.install():
@@ -61,7 +67,7 @@ def test_a_module_that_is_being_imported_is_imported_to_its_end(
 
     def load() -> None:
         importlib.import_module("interrupted_module")
-        time.sleep(5)
+        work_on()
 
     with pytest.raises(StoppedError, match="SIGINT"), StopSignals().install():
         load()
@@ -80,7 +86,7 @@ def test_a_signal_that_arrives_where_python_ignores_errors_comes_again() -> None
     def stop_in_finalizer() -> None:
         Interrupted()
         went_on.append(True)
-        time.sleep(5)
+        work_on()
 
     with pytest.raises(StoppedError, match="SIGTERM"), StopSignals().install():
         stop_in_finalizer()
@@ -120,7 +126,7 @@ def test_a_second_signal_of_a_notebook_comes_again_too(monkeypatch: pytest.Monke
         os.kill(os.getpid(), signal.SIGXCPU)
         Interrupted()
         went_on.append(signals.received)
-        time.sleep(5)
+        work_on()
 
     with pytest.raises(KeyboardInterrupt) as stopped, signals.install(), signals.deferred():
         stop_in_finalizer()
