@@ -1,6 +1,7 @@
 """Fixtures of all tests. Nothing here needs a network or any file outside the repository."""
 
 import compileall
+import json
 import os
 import signal
 import sys
@@ -20,6 +21,7 @@ from hf_finetune.config.sections import RunConfig
 from hf_finetune.run.folder import open_run
 from hf_finetune.run.setup import set_up
 from hf_finetune.run.training_run import Clock, TrainingRun
+from hf_finetune.train import finetune
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # A shell starts what it runs in the background with these ignored, and so would be all processes of tests
@@ -112,6 +114,24 @@ def make_config(tmp_path: Path, backbones: Callable[..., Path]) -> Callable[...,
     def make(problem: str = "single_label", pair: bool = False, **settings: Any) -> RunConfig:
         backbone = settings.get("model.backbone") or backbones("bert")
         return make_small_config(tmp_path, backbone, problem, pair, **settings)
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def make_finished(tmp_path_factory: pytest.TempPathFactory, backbones: Callable[..., Path]) -> Callable[..., RunConfig]:
+    """`make_finished(**settings)`: the config of a finished run with these settings of make_config, which has a cache of its own.
+    Tests of a file that ask for the same settings get the same run, and only read it."""
+    folder = tmp_path_factory.mktemp("finished")
+    made: dict[str, RunConfig] = {}
+
+    def make(**settings: Any) -> RunConfig:
+        key = json.dumps(settings, sort_keys=True)
+        if key not in made:
+            own = {"name": f"finished-{len(made)}", "cache.dir": str(folder / f"cache-{len(made)}")}
+            made[key] = make_small_config(folder, backbones("bert"), **settings, **own)
+            finetune(made[key])
+        return made[key]
 
     return make
 

@@ -74,15 +74,16 @@ def test_each_stage_trains_more_parameters_and_keeps_their_optimizer_state(
 @pytest.mark.parametrize("extra", [{}, {"cache.activations": "on", "checkpoint.content": "trainable"}])
 def test_a_staged_run_that_was_cut_off_ends_with_the_same_bits(
     make_config: MakeConfig,
+    make_finished: MakeConfig,
     settings: dict[str, Any],
     stops: tuple[int, ...],
     extra: dict[str, Any],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    settings = {**settings, **extra, "checkpoint.every": 4}
-    uninterrupted = make_config(**settings, name="uninterrupted")
-    finetune(uninterrupted)
-    config = make_config(**settings)
+    settings |= {**extra, "checkpoint.every": 4}
+    del settings["cache.dir"]
+    uninterrupted = make_finished(**settings)
+    config = make_config(**settings, **{"cache.dir": uninterrupted.cache.dir})
     for stop in stops:
         run_until(config, stop, monkeypatch)
     finetune(config)

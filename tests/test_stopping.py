@@ -55,12 +55,14 @@ def run_until_signal(config: RunConfig, number: signal.Signals) -> None:
     [(1, signal.SIGHUP), (4, signal.SIGINT), (5, signal.SIGUSR1), (8, signal.SIGQUIT), (16, signal.SIGTERM)],
 )
 def test_a_signal_in_training_loses_nothing(
-    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, update: int, number: signal.Signals
+    make_config: MakeConfig,
+    make_finished: MakeConfig,
+    monkeypatch: pytest.MonkeyPatch,
+    update: int,
+    number: signal.Signals,
 ) -> None:
     """Between updates, when an evaluation is due (4), at the end of an epoch (8), after the last update (16)."""
-    uninterrupted = make_config(**SETTINGS, name="uninterrupted")
-    finetune(uninterrupted)
-    config = make_config(**SETTINGS)
+    uninterrupted, config = make_finished(**SETTINGS), make_config(**SETTINGS)
 
     def signalled(*arguments: Any, **options: Any) -> Any:
         for step in train_steps(*arguments, **options):
@@ -248,7 +250,7 @@ def test_a_signal_ends_a_run_at_once_if_there_is_nothing_to_save(
 
 @pytest.mark.parametrize("receiver", ["torchrun", "one worker"])
 def test_two_processes_agree_to_stop_and_three_resume(
-    make_config: MakeConfig, tmp_path: Path, script_server: ScriptServer, receiver: str
+    make_config: MakeConfig, make_finished: MakeConfig, tmp_path: Path, script_server: ScriptServer, receiver: str
 ) -> None:
     """Stopped on two processes, finished on three, with the same examples in the same batches."""
     settings = {
@@ -258,9 +260,7 @@ def test_two_processes_agree_to_stop_and_three_resume(
         "evaluation.every": 24,
         "train.batch_size": 7,
     }
-    uninterrupted = make_config(**settings, name="uninterrupted")
-    finetune(uninterrupted)
-    config = make_config(**settings, name="together")
+    uninterrupted, config = make_finished(**settings), make_config(**settings, name="together")
     if receiver == "torchrun":
         launcher = start_torchrun(config, tmp_path)
         wait_for_line(launcher, "update 6/")

@@ -103,29 +103,17 @@ def test_a_checkpoint_opens_with_plain_torch(make_config: MakeConfig) -> None:
     assert c["loss"] == c["metrics"]["loss"]
 
 
-@pytest.fixture
-def uninterrupted(make_config: MakeConfig) -> Callable[..., RunConfig]:
-    """A finished run named "whole" of the given settings."""
-
-    def run(**settings: Any) -> RunConfig:
-        config = make_config(**settings, name="whole")
-        finetune(config)
-        return config
-
-    return run
-
-
 @pytest.mark.parametrize("stops", [(1,), (3,), (8,), (9,), (15,), (16,), (2, 5, 8, 13)])
 def test_a_stopped_run_ends_with_the_same_bits(
     make_config: MakeConfig,
-    uninterrupted: Callable[..., RunConfig],
+    make_finished: MakeConfig,
     stops: tuple[int, ...],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Dropout on, 16 updates in 2 epochs, a checkpoint at every second update, stopping points at epoch ends too."""
     settings = {"checkpoint.every": 2, "evaluation.every": 4, "train.micro_batch_size": 3, "tracking.log_every": 3,
                 "train.patience": 10}  # fmt: skip
-    whole = uninterrupted(**settings)
+    whole = make_finished(**settings)
     config = make_config(**settings)
     for stop in stops:
         run_until(config, stop, monkeypatch)
@@ -138,10 +126,10 @@ def test_a_stopped_run_ends_with_the_same_bits(
 
 
 def test_early_stopping_survives_a_resume(
-    make_config: MakeConfig, uninterrupted: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
+    make_config: MakeConfig, make_finished: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = {"train.epochs": 30, "train.patience": 3, "train.min_delta": 0.5, "evaluation.metric": "loss"}
-    whole = uninterrupted(**settings)
+    whole = make_finished(**settings)
     results = json.loads((whole.run_dir / "results.json").read_text())
     assert results["stopped_early"]
     assert results["updates"] < 30 * 8
@@ -166,11 +154,11 @@ def test_a_finished_run_says_so_and_trains_nothing(make_config: MakeConfig, caps
 
 
 def test_a_half_written_checkpoint_is_passed_over(
-    make_config: MakeConfig, uninterrupted: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch,
+    make_config: MakeConfig, make_finished: MakeConfig, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     settings = {"checkpoint.every": 2, "checkpoint.keep_last": 3}
-    whole = uninterrupted(**settings)
+    whole = make_finished(**settings)
     config = make_config(**settings)
     run_until(config, 7, monkeypatch)
     newest = max((config.run_dir / "checkpoints").glob("*update000006*.pt"))
@@ -180,10 +168,10 @@ def test_a_half_written_checkpoint_is_passed_over(
     assert_same_tensors(load_exported_weights(config.run_dir), load_exported_weights(whole.run_dir))
 
 
-def test_resume_from_a_path(make_config: MakeConfig, uninterrupted: Callable[..., RunConfig]) -> None:
+def test_resume_from_a_path(make_config: MakeConfig, make_finished: MakeConfig) -> None:
     """Of another run of the same config: under another name the best checkpoint so far comes along."""
     settings = {"checkpoint.every": 4, "checkpoint.keep_last": 9}
-    whole = uninterrupted(**settings)
+    whole = make_finished(**settings)
     path = next((whole.run_dir / "checkpoints").glob("*update000012*.pt"))
     with pytest.raises(InputError, match=r"made with another config: train.weight_decay \(was 0.01, now 0.5\)"):
         finetune(make_config(**settings, **{"checkpoint.resume": str(path), "train.weight_decay": 0.5}))
@@ -194,10 +182,9 @@ def test_resume_from_a_path(make_config: MakeConfig, uninterrupted: Callable[...
         finetune(make_config(**settings, **{"checkpoint.resume": "nowhere.pt", "name": "third"}))
 
 
-def test_resume_never_starts_anew_and_keeps_the_old_run_aside(
-    make_config: MakeConfig, uninterrupted: Callable[..., RunConfig]
-) -> None:
-    whole = uninterrupted()
+def test_resume_never_starts_anew_and_keeps_the_old_run_aside(make_config: MakeConfig) -> None:
+    whole = make_config(name="whole")
+    finetune(whole)
     before = {path.name: path.read_bytes() for path in (whole.run_dir / "checkpoints").iterdir()}
     with pytest.raises(InputError, match="no such file or folder"):
         finetune(make_config(**{"checkpoint.resume": "never", "name": "whole", "data.test": ["nowhere.csv"]}))

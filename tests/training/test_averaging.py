@@ -182,15 +182,14 @@ def test_a_run_evaluates_and_exports_the_average_and_trains_on_with_its_own_weig
 )
 def test_a_run_with_an_average_that_was_cut_off_ends_with_the_same_bits(
     make_config: MakeConfig,
+    make_finished: MakeConfig,
     stops: tuple[int, ...],
     extra: dict[str, Any],
     monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
 ) -> None:
-    settings = {"model.dropout": 0.1, "train.epochs": 3, "checkpoint.every": 2, "cache.dir": str(tmp_path / "cache")}
-    settings |= EMA | extra
-    uninterrupted, config = make_config(**settings, name="uninterrupted"), make_config(**settings)
-    finetune(uninterrupted)
+    settings = {"model.dropout": 0.1, "train.epochs": 3, "checkpoint.every": 2} | EMA | extra
+    uninterrupted = make_finished(**settings)
+    config = make_config(**settings, **{"cache.dir": uninterrupted.cache.dir})
     for stop in stops:
         run_until(config, stop, monkeypatch)
     finetune(config)
