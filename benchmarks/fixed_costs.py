@@ -2,9 +2,9 @@
 
     python benchmarks/fixed_costs.py [--rounds 3] [--train FILE --validation FILE]
 
-One cold run fills the cache of activations; each round is a process of its own that finds it. The rest of a run is what its
-process takes before and after the phases of results.json, such as its end. Writes benchmarks/results/fixed_costs.json and the
-table in docs/performance.md; --out FOLDER writes both into another folder.
+One cold run fills the cache of activations; each round is two processes that find it, the second one with TensorBoard, as is the
+default. The rest of a run is what its process takes before and after the phases of results.json, such as its end. Writes
+benchmarks/results/fixed_costs.json and the table in docs/performance.md; --out FOLDER writes both into another folder.
 """
 
 import argparse
@@ -43,10 +43,11 @@ def make_job(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     }
 
 
-def run_command(job: dict[str, Any], folder: Path, name: str) -> dict[str, Any]:
+def run_command(job: dict[str, Any], folder: Path, name: str, *trackers: str) -> dict[str, Any]:
     """Runs `hf-finetune train` in a process of its own. Returns seconds by phase, to the first update, and from the command to
     the end of its process."""
-    settings = {**make_settings(job), "name": name, "output_dir": str(folder), "cache.activations": "on"}
+    where = {"name": name, "output_dir": str(folder)}
+    settings = {**make_settings(job), **where, "cache.activations": "on", "tracking.trackers": list(trackers)}
     words = [sys.executable, "-m", "hf_finetune", "train", "classify", *make_words(settings)]
     _, measured = measure_process(words, {"HF_FINETUNE_CACHE": str(folder / "cache")})
     results = json.loads((folder / name / "results.json").read_text(encoding="utf-8"))
@@ -69,6 +70,7 @@ def make_table(content: dict[str, Any]) -> str:
         ("**from command to end**", medians["command"]),
         ("**besides training and validation**", medians["fixed"]),
         ("to the first update", medians["first_update"]),
+        ("from command to end, with TensorBoard", medians["tracked"]),
     ]
     lines = [describe_version("fixed costs", [content]), "| phase | seconds |", "|---|---|"]
     return "\n".join([*lines, *(f"| {name} | {value:.1f} |" for name, value in rows)])
@@ -95,6 +97,7 @@ def main() -> None:
         rounds = []
         for number in range(options.rounds):
             rounds.append(run_command(job, folder, f"warm-{number}"))
+            rounds[-1]["tracked"] = run_command(job, folder, f"tracked-{number}", "tensorboard")["command"]
             print(json.dumps(rounds[-1]), flush=True)
     content = {
         **describe_origin(),

@@ -203,8 +203,11 @@ def test_fixed_costs_are_seconds_by_phase_from_the_command_to_its_end(
     out = tmp_path / "out"
     (seconds,) = read_lines(run_script("fixed_costs.py", *files, *sizes, "--out", out))
     phases = [
-        value for name, value in seconds.items() if name not in ("command", "fixed", "first_update", "machine_load")
+        value
+        for name, value in seconds.items()
+        if name not in ("command", "fixed", "first_update", "tracked", "machine_load")
     ]
+    assert seconds["tracked"] > seconds["start"]
     assert sum(phases) == pytest.approx(seconds["command"], abs=0.1)
     assert seconds["start"] < seconds["first_update"] < seconds["command"]
     assert seconds["fixed"] == pytest.approx(seconds["command"] - seconds["train"] - seconds["evaluate"], abs=0.01)
