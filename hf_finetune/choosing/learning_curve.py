@@ -29,6 +29,7 @@ from hf_finetune.system.json_text import replace_nan
 KIND = "learning-curve"
 SHARES = (1.0, 1 / 2, 1 / 4, 1 / 8)  # the largest first: its activations tell soonest whether the cache is worth it
 DEFAULTS = {"checkpoint.content": "trainable"}
+CORRELATIONS = ("pearson", "spearman", "matthews_correlation")  # they may be below 0: no share of the examples is wrong
 SMALLEST_ERROR = 1e-4  # a model without an error has no logarithm of it
 
 Array = np.ndarray[Any, Any]
@@ -93,7 +94,8 @@ def make_curve(repeats: Repeats) -> LearningCurve:
     scored = [read_scored(path) for path in paths]
     is_share = all(0 <= point.value <= 1 for point in points)
     greater_is_better = next(iter(repeats.outcomes.values())).greater_is_better
-    if any(metric not in part.metrics for part in scored) or (greater_is_better and not is_share):
+    follows = all(metric in part.metrics for part in scored)
+    if not follows or metric in CORRELATIONS or (greater_is_better and not is_share):
         return LearningCurve(metric=metric, points=points)
     return forecast(metric, points, scored, greater_is_better=greater_is_better)
 
@@ -128,7 +130,7 @@ def fit_power_law(sizes: Array, errors: Array) -> tuple[Array, Array]:
     centred = x - x.mean()
     slopes = np.minimum(y @ centred / (centred**2).sum(), 0.0)
     levels = y.mean(axis=1) - slopes * x.mean()
-    return -slopes, np.exp(levels + slopes * np.log(2.0))
+    return np.abs(slopes), np.exp(levels + slopes * np.log(2.0))
 
 
 def print_curve(curve: LearningCurve, path: Path) -> None:

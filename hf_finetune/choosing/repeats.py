@@ -138,8 +138,8 @@ def run_all(base: RunConfig, kind: str, changes: Mapping[str, Mapping[str, Any]]
 
 
 def print_summary(repeats: Repeats, kind: str) -> None:
-    """Prints the metrics of each run, their mean, and their standard deviation over the runs. A metric that a run lacks, such as
-    one of an entity type, has neither."""
+    """Prints the metrics of each run, their mean, and their standard deviation over the runs; of those with a / in their name,
+    such as f1/person, the mean and the deviation alone. A metric that a run lacks, such as one of an entity type, has neither."""
     outcomes = repeats.outcomes
     results = {name: outcome.results or {} for name, outcome in outcomes.items()}
     columns = [
@@ -147,14 +147,18 @@ def print_summary(repeats: Repeats, kind: str) -> None:
         for split in ("validation", "test")
         for metric in dict.fromkeys(name for row in results.values() for name in row.get(split, {}))
     ]
-    table = np.array(
-        [[row.get(split, {}).get(metric, math.nan) for split, metric in columns] for row in results.values()]
-    )
-    rows = [[kind.removesuffix("s"), *(f"{split} {metric}" for split, metric in columns)]]
-    rows += [[name, *map(format_number, values)] for name, values in zip(results, table, strict=True)]
-    rows += [["mean", *map(format_number, table.mean(axis=0))]]
-    rows += [["deviation", *map(format_number, table.std(axis=0, ddof=1))]]
+    values = {
+        f"{split} {metric}": np.array([row.get(split, {}).get(metric, math.nan) for row in results.values()])
+        for split, metric in columns
+    }
+    summaries = {name: [format_number(each.mean()), format_number(each.std(ddof=1))] for name, each in values.items()}
+    names = [name for name in values if "/" not in name]
+    rows = [[kind.removesuffix("s"), *names]]
+    rows += [[run, *(format_number(values[name][place]) for name in names)] for place, run in enumerate(results)]
+    rows += [[label, *(summaries[name][place] for name in names)] for place, label in enumerate(("mean", "deviation"))]
     print_message("\n" + align_columns(rows) + "\n")
+    if others := [[name, *summaries[name]] for name in values if name not in names]:
+        print_message(align_columns([["", "mean", "deviation"], *others]) + "\n")
 
 
 def print_out_of_fold(folder: Path, scored: ScoredExamples) -> None:
@@ -167,7 +171,9 @@ def print_out_of_fold(folder: Path, scored: ScoredExamples) -> None:
 
 
 def format_interval(interval: Interval) -> str:
-    """Returns a value with its interval."""
+    """Returns a value with its interval, if that is defined."""
+    if math.isnan(interval.low):
+        return f"{interval.value:.4f} (its interval is not defined)"
     return f"{interval.value:.4f} (95 %: {interval.low:.4f} to {interval.high:.4f})"
 
 

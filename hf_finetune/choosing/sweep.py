@@ -260,13 +260,15 @@ class SweepState:
 
 
 def describe_interval(run_dir: Path, split: str) -> str:
-    """Returns the interval of a run's metric on a split; "" if it does not follow from what the run knows of each example."""
+    """Returns the interval of a run's metric on a split; "" if there is none."""
     path = run_dir / FOLDER / f"{split}.jsonl"
     if not path.exists():
         return ""
     scored = read_scored(path)
     interval = measure_interval(scored)
-    return "" if interval is None else f"  ({scored.metric}, 95 %: {interval.low:.4f} to {interval.high:.4f})"
+    if interval is None or math.isnan(interval.low):
+        return ""
+    return f"  ({scored.metric}, 95 %: {interval.low:.4f} to {interval.high:.4f})"
 
 
 def format_settings(settings: Mapping[str, Any]) -> str:

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,11 +17,12 @@ from hf_finetune import cli
 from hf_finetune.choosing import repeats
 from hf_finetune.choosing.label_errors import LABEL_ERRORS
 from hf_finetune.choosing.out_of_fold import OUT_OF_FOLD, join_scored
-from hf_finetune.choosing.repeats import FOLD_DEFAULTS, Repeats, print_summary, run_folds, run_seeds
+from hf_finetune.choosing.repeats import FOLD_DEFAULTS, Repeats, format_interval, print_summary, run_folds, run_seeds
 from hf_finetune.choosing.trials import Outcome, make_trial
 from hf_finetune.config.loading import load_config
 from hf_finetune.config.sections import RunConfig
 from hf_finetune.run.scored import read_scored
+from hf_finetune.statistics.intervals import Interval
 from hf_finetune.system.console import configure_logging
 from hf_finetune.system.errors import InputError
 from hf_finetune.train import finetune
@@ -160,7 +162,7 @@ def test_more_folds_than_rows_end_at_the_first(
 def test_runs_with_different_metrics_have_a_summary(capsys: pytest.CaptureFixture[str]) -> None:
     """An entity type may be missing in a fold, and nothing answered at the accuracy that was asked for."""
     configure_logging()
-    values = [{"loss": 0.5, "f1/PER": 0.75}, {"loss": 1.5, "f1/LOC": 0.25}]
+    values = [{"loss": 0.5, "f1/PER": 0.75, "f1/LOC": 0.75}, {"loss": 1.5, "f1/LOC": 0.25}]
     outcomes = {
         f"fold-{number}": Outcome(
             metric="loss",
@@ -175,12 +177,21 @@ def test_runs_with_different_metrics_have_a_summary(capsys: pytest.CaptureFixtur
     print_summary(Repeats(run_dirs={}, outcomes=outcomes), "folds")
     rows = [line.split() for line in capsys.readouterr().out.splitlines() if line]
     assert rows == [
-        ["fold", "validation", "loss", "validation", "f1/PER", "validation", "f1/LOC"],
-        ["fold-1", "0.5000", "0.7500", "-"],
-        ["fold-2", "1.5000", "-", "0.2500"],
-        ["mean", "1.0000", "-", "-"],
-        ["deviation", "0.7071", "-", "-"],
+        ["fold", "validation", "loss"],
+        ["fold-1", "0.5000"],
+        ["fold-2", "1.5000"],
+        ["mean", "1.0000"],
+        ["deviation", "0.7071"],
+        ["mean", "deviation"],
+        ["validation", "f1/PER", "-", "-"],
+        ["validation", "f1/LOC", "0.5000", "0.3536"],
     ]
+
+
+def test_an_interval_that_is_not_defined_is_not_printed() -> None:
+    assert format_interval(Interval(value=0.5, low=0.25, high=0.75)) == "0.5000 (95 %: 0.2500 to 0.7500)"
+    undefined = Interval(value=0.5, low=math.nan, high=math.nan)
+    assert format_interval(undefined) == "0.5000 (its interval is not defined)"
 
 
 def test_folds_without_scored_examples_say_so(
