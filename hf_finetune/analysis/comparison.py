@@ -199,9 +199,10 @@ def index_examples(digests: Sequence[str]) -> dict[tuple[str, int], int]:
 
 
 def choose_metrics(runs: Sequence[RunFiles], scored: Sequence[ScoredExamples], notes: list[str]) -> list[str]:
-    """Returns the metrics to compare: the one that chose the checkpoints first, then others that all runs have evaluated."""
+    """Returns the metrics to compare: the one that chose the checkpoints first, then others that a run has evaluated and that
+    follow from the examples of all."""
     evaluated = [{**(get(run.results, "test") or {}), **(get(run.results, "validation") or {})} for run in runs]
-    names = [name for name in evaluated[0] if all(name in values for values in evaluated[1:]) and "/" not in name]
+    names = [name for name in dict.fromkeys(name for values in evaluated for name in values) if "/" not in name]
     known = [name for name in names if all(name in examples.metrics for examples in scored)]
     if left_out := [name for name in names if name not in known]:
         notes.append(f"Without intervals, and so left out: {', '.join(left_out)}.")

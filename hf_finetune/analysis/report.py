@@ -14,6 +14,7 @@ from typing import Any
 from hf_finetune import __version__
 from hf_finetune.analysis import scores, sections
 from hf_finetune.analysis.curves import make_charts
+from hf_finetune.analysis.decisions import make_decisions
 from hf_finetune.analysis.mistakes import make_mistakes
 from hf_finetune.analysis.run_files import RunFiles, read_runs
 from hf_finetune.system.errors import InputError
@@ -93,6 +94,7 @@ def make_content(runs: Sequence[RunFiles]) -> dict[str, Any]:
                 "parameters": sections.describe_parameters(run),
                 "confusion": scores.make_confusion(run, split),
                 "reliability": scores.make_reliability(run, split),
+                "decisions": make_decisions(run, split),
                 "mistakes": make_mistakes(run, split),
             }
             for number, run in enumerate(runs)

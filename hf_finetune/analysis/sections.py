@@ -10,6 +10,7 @@ from hf_finetune.analysis.tables import NOTHING, Row, Table, format_count, forma
 SPLITS = ("train", "validation", "test")
 PHASES = ("start", "load", "encode", "cache", "check", "train", "evaluate", "save", "export")
 NOT_RECORDED = "The run does not record it: it is not finished, or an earlier version made it."
+NO_BREAK = "\u00a0"
 NARROWEST = 0.6  # percent, of the bar of a part of the model
 MOST_LABELS = 30  # whose counts are listed
 
@@ -59,11 +60,11 @@ def describe_decisive(run: RunFiles, split: str) -> str:
 
 
 def describe_bounds(bounds: Sequence[float | None] | None) -> str:
-    """Returns the bounds of an interval with a blank before; "" if there are none."""
+    """Returns the bounds of an interval with a blank before; "" if there are none. A line can break before it, not inside."""
     if bounds is None or None in bounds:
         return ""
     low, high = bounds
-    return f" [{low:.4f}, {high:.4f}]"
+    return f" [{low:.4f},{NO_BREAK}{high:.4f}]"
 
 
 def describe_best(run: RunFiles) -> str:

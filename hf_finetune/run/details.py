@@ -15,7 +15,7 @@ import numpy as np
 from hf_finetune.data.features import Array, Features
 from hf_finetune.statistics.calibration import compute_calibration_error, make_bins
 from hf_finetune.statistics.intervals import CONFIDENCE, NUM_RESAMPLES, make_interval, make_resamples
-from hf_finetune.tasks.example_scores import BestProbabilities, ExampleScores, group_by_row
+from hf_finetune.tasks.example_scores import BestProbabilities, ExampleScores, find_confidences, group_by_row
 from hf_finetune.tasks.weighted_labels import count_each, divide_counts
 from hf_finetune.tasks.weighted_metrics import compute_weighted
 
@@ -160,21 +160,6 @@ def describe_calibration(scores: ExampleScores) -> dict[str, Any]:
         "error": compute_calibration_error(*found),
         "bins": [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)],
     }
-
-
-def find_confidences(scores: ExampleScores) -> tuple[Array, Array] | None:
-    """Returns the confidence of each answer and whether it is right, as statistics.calibration does; None without probabilities.
-    Of many labels only the most probable one is an answer."""
-    values = scores.probabilities
-    if values is None or scores.labels is None or not scores.label_names:
-        return None
-    best = values.values if isinstance(values, BestProbabilities) else np.asarray(values)
-    if not scores.has_several_labels:
-        return best.max(axis=1).astype(np.float64), scores.prediction_numbers == scores.label_numbers
-    if isinstance(values, BestProbabilities):
-        return None
-    labels: Any = scores.label_numbers
-    return best.reshape(-1).astype(np.float64), labels.toarray().reshape(-1) > 0
 
 
 # --- slices ---------------------------------------------------------------------------------------------------------

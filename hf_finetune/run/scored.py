@@ -30,7 +30,8 @@ FOLDER = "scored"  # of a run
 LABEL = "#label"  # the column of the labels, for the digests
 MOST_DENSE = 20  # columns of numbers that are written as a list; of more, those that are not 0 by their names
 SAME_VALUE = 1e-6  # relative or absolute difference up to which a metric of the examples is that of the evaluation
-SAME_LOSS = 1e-4  # of a loss, which is a sum in single precision
+# Of a loss, which is a sum in single precision, and of probabilities, which a calibration takes from a pass of its own
+SAME_ROUNDED = dict.fromkeys(("loss", "ece", "brier_score", "log_loss"), 1e-4)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -43,6 +44,7 @@ class ScoredExamples:
         scores: What is known of each example.
         files, lines: The origin of each example, as in data.table.Table.
         digests: Of each example's text and label: equal in two runs that evaluate the same example.
+        inputs: The columns of the text that the digests are of.
         is_in_memory: As in data.table.Table.
     """
 
@@ -53,6 +55,7 @@ class ScoredExamples:
     files: Sequence[str]
     lines: Sequence[int]
     digests: Sequence[str]
+    inputs: tuple[str, ...] = ()
     is_in_memory: bool = False
 
     def __len__(self) -> int:
@@ -94,6 +97,7 @@ def add_origins(
     """
     rules = {name: rule for name, rule in scores.metrics.items() if follows(scores, name, values.get(name))}
     part = table.take(scores.rows)
+    inputs = tuple(name for name in task.encoding.encoded_columns() if name in part.columns)
     return ScoredExamples(
         task=kind,
         problem=task.problem,
@@ -101,7 +105,8 @@ def add_origins(
         scores=replace(scores, metrics=rules),
         files=part.files,
         lines=part.lines,
-        digests=digest_rows(part, task.encoding.encoded_columns(), scores.labels),
+        digests=digest_rows(part, inputs, scores.labels),
+        inputs=inputs,
         is_in_memory=table.is_in_memory,
     )
 
@@ -110,7 +115,7 @@ def follows(scores: ExampleScores, metric: str, value: float | None) -> bool:
     """True if a metric of the examples has the value of the evaluation, or if that did not compute it."""
     if value is None:
         return True
-    tolerance = SAME_LOSS if metric == "loss" else SAME_VALUE
+    tolerance = SAME_ROUNDED.get(metric, SAME_VALUE)
     ours = compute_value(scores, metric)
     return math.isclose(ours, value, rel_tol=tolerance, abs_tol=tolerance) or (math.isnan(ours) and math.isnan(value))
 
@@ -152,6 +157,7 @@ def describe_header(scored: ScoredExamples) -> dict[str, Any]:
         "problem": scored.problem,
         "metric": scored.metric,
         "examples": len(scored),
+        "inputs": list(scored.inputs),
         "labels": list(scored.scores.label_names),
         "columns": list(scored.scores.columns),
         "metrics": {name: list(rule) for name, rule in scored.scores.metrics.items()},
@@ -259,6 +265,7 @@ def parse_lines(header: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) -
         files=[line["file"] for line in lines],
         lines=[line["line"] for line in lines],
         digests=[line["digest"] for line in lines],
+        inputs=tuple(header["inputs"]),
         is_in_memory=header["in_memory"],
     )
 

@@ -50,6 +50,11 @@ class ReliabilityBins:
     count: Array
 
 
+def number_bins(confidences: Array, edges: Array) -> Array:
+    """Returns the number of the bin of each confidence. edges: The bounds of the K bins [K + 1], those of make_bins()."""
+    return np.searchsorted(edges[1:-1], confidences)
+
+
 def make_bins(
     confidences: Array, is_right: Array, *, num_bins: int = NUM_BINS, equal_mass: bool = False
 ) -> ReliabilityBins:
@@ -61,7 +66,7 @@ def make_bins(
     edges = np.linspace(0, 1, num_bins + 1)
     if equal_mass:
         edges = np.quantile(confidences, edges)
-    numbers = np.searchsorted(edges[1:-1], confidences)
+    numbers = number_bins(confidences, edges)
     counts = np.bincount(numbers, minlength=num_bins)
     used = np.flatnonzero(counts)
     sums = (

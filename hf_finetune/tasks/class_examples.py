@@ -88,7 +88,7 @@ def describe_classes(
     if "numbers" in (summaries.dtype.names or ()):
         probabilities = BestProbabilities(numbers=summaries["numbers"], values=summaries["values"])
     else:
-        rules["roc_auc"] = ("roc_auc",)
+        rules |= {"roc_auc": ("roc_auc",), "ece": ("ece",), "brier_score": ("brier_score",)}
     if isinstance(targets, ClassSets):
         labels: Sequence[Any] = [pick(names, targets.get(row)) for row in range(len(targets))]
         predictions: Sequence[Any] = [
@@ -98,7 +98,7 @@ def describe_classes(
         labels, predictions = pick(names, targets), pick(names, summaries["decision"])
     return ExampleScores(
         rows=rows,
-        metrics={"loss": ("loss",), **rules},
+        metrics={"loss": ("loss",), "log_loss": ("loss",), **rules},
         labels=labels,
         predictions=predictions,
         losses=summaries["loss"],

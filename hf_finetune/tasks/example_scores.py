@@ -107,6 +107,21 @@ def number_labels(values: Sequence[Any], names: Sequence[str]) -> Array | Any:
     return np.array([index[value] for value in values], dtype=np.int64)
 
 
+def find_confidences(scores: ExampleScores) -> tuple[Array, Array] | None:
+    """Returns the confidence of each answer and whether it is right, as statistics.calibration does; None without probabilities.
+    Of many labels only the most probable one is an answer."""
+    values = scores.probabilities
+    if values is None or scores.labels is None or not scores.label_names:
+        return None
+    best = values.values if isinstance(values, BestProbabilities) else np.asarray(values)
+    if not scores.has_several_labels:
+        return best.max(axis=1).astype(np.float64), scores.prediction_numbers == scores.label_numbers
+    if isinstance(values, BestProbabilities):
+        return None
+    labels: Any = scores.label_numbers
+    return best.reshape(-1).astype(np.float64), labels.toarray().reshape(-1) > 0
+
+
 def group_by_row(features: Features, indices: Array) -> tuple[Array, Array]:
     """Returns the rows of the table that the features at `indices` come from, ascending and each once [R], and the place of each
     feature's row among these."""

@@ -19,7 +19,10 @@ Values = Any  # anything that numpy makes an array of
 Metric = Callable[[Values, Values], float]  # of predictions and references
 
 LOWER_IS_BETTER = frozenset(
-    {"loss", "mse", "mae", "rmse", "mape", "smape", "perplexity", "wer", "cer", "ter", "brier_score"}
+    {
+        *("loss", "mse", "mae", "rmse", "mape", "smape", "perplexity", "wer", "cer", "ter"),
+        *("ece", "brier_score", "log_loss"),  # of probabilities
+    }
 )
 
 

@@ -8,13 +8,15 @@ R weightings, N examples.
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
 from hf_finetune.data.features import Array
+from hf_finetune.statistics.calibration import NUM_BINS, number_bins
 from hf_finetune.system.errors import InputError
 from hf_finetune.tasks import weighted_labels
-from hf_finetune.tasks.example_scores import ExampleScores
+from hf_finetune.tasks.example_scores import ExampleScores, find_confidences
 
 LARGEST_EXPONENT = 700.0  # exp() of a larger number overflows float64
 
@@ -102,6 +104,32 @@ def spread(values: Array, weights: Array) -> Array:
     return np.where(is_drawn, values, -np.inf).max(1) - np.where(is_drawn, values, np.inf).min(1)
 
 
+# --- of probabilities -----------------------------------------------------------------------------------------------
+
+
+def calibration_error(scores: ExampleScores, weights: Array) -> Array:
+    """statistics.calibration.compute_calibration_error() of the answers.
+
+    The bins have fixed edges, so that the gap of a bin is the sum of what each example adds to it.
+    """
+    found = find_confidences(scores)
+    assert found is not None
+    confidences, is_right = (values.reshape(len(scores), -1) for values in found)
+    gaps = np.zeros((len(scores), NUM_BINS))
+    numbers = number_bins(confidences, np.linspace(0, 1, NUM_BINS + 1))
+    np.add.at(gaps, (np.arange(len(scores))[:, None], numbers), is_right - confidences)
+    return np.asarray(abs(weights @ gaps).sum(1) / (weights.sum(1) * confidences.shape[1]))
+
+
+def brier_score(scores: ExampleScores, weights: Array) -> Array:
+    """statistics.calibration.compute_brier_score() of the probabilities."""
+    probabilities = np.asarray(scores.probabilities, np.float64)
+    actual: Any = scores.label_numbers
+    if scores.has_several_labels:
+        return average(((probabilities - actual.toarray()) ** 2).mean(1), weights)
+    return average(((probabilities - np.eye(probabilities.shape[1])[actual]) ** 2).sum(1), weights)
+
+
 # --- of translations ------------------------------------------------------------------------------------------------
 
 
@@ -131,6 +159,8 @@ KINDS: dict[str, Callable[..., Array]] = {
     "spearman": spearman,
     "labels": weighted_labels.compute_labels,
     "roc_auc": weighted_labels.compute_roc_auc,
+    "ece": calibration_error,
+    "brier_score": brier_score,
     "entities": weighted_labels.compute_entities,
     "tags": weighted_labels.compute_tags,
     "bleu": bleu,

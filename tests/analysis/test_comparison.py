@@ -15,6 +15,7 @@ from hf_finetune.analysis.comparison import RunComparison, compare_runs
 from hf_finetune.analysis.comparison_formats import format_comparison
 from hf_finetune.analysis.run_files import read_runs
 from hf_finetune.run.scored import read_scored
+from hf_finetune.statistics.calibration import compute_calibration_error, find_confidences
 from hf_finetune.system.errors import InputError
 
 CopyRun = Callable[..., Path]
@@ -64,6 +65,34 @@ def test_a_paired_interval_is_that_of_the_differences(finished: dict[str, Path])
     assert compared.values["accuracy"][1].verdict == "worse"
     assert compare([finished["weak"], finished["base"]]).values["accuracy"][1].verdict == "better"
     assert any(note.startswith("Each side has one seed") for note in compared.notes)
+
+
+def test_what_one_run_has_evaluated_is_compared_if_it_follows_from_the_examples(
+    finished: dict[str, Path], copy_run: CopyRun
+) -> None:
+    folder = copy_run("base", "calibrated")
+    results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    results["test"] |= {"ece": 0.5, "brier_score": 0.5, "log_loss": 0.5, "own": 1.0, "calibrated/ece": 0.1}
+    (folder / "results.json").write_text(json.dumps(results), encoding="utf-8")
+    compared = compare([folder, finished["weak"]])
+    assert {"ece", "brier_score", "log_loss", "accuracy"} <= compared.values.keys()
+    assert not {"own", "calibrated/ece"} & compared.values.keys()
+    assert "Without intervals, and so left out: own." in compared.notes
+    probabilities, classes = [], []
+    for path in (folder, finished["weak"]):
+        scored = read_scored(path / "scored" / "test.jsonl")
+        probabilities.append(np.asarray(scored.scores.probabilities))
+        classes.append(scored.scores.label_numbers)
+    errors = [compute_calibration_error(*find_confidences(*pair)) for pair in zip(probabilities, classes, strict=True)]
+    first, second = compared.values["ece"]
+    assert [first.value, second.value] == pytest.approx(errors)
+    for name in ("brier_score", "log_loss"):
+        found = compared.values[name][1]
+        assert found.difference is not None
+        assert found.difference.low > 0
+        assert found.verdict == "worse"  # a larger one is worse
+    assert second.difference is not None
+    assert second.difference.low < errors[1] - errors[0] < second.difference.high
 
 
 def test_equal_models_are_not_told_apart(finished: dict[str, Path], copy_run: CopyRun) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from hf_finetune.analysis.mistakes import make_mistakes, pick_text
+from hf_finetune.analysis.mistakes import keep_different_tags, make_mistakes
 from hf_finetune.analysis.run_files import read_runs
 
 CopyRun = Callable[..., Path]
@@ -20,25 +20,12 @@ def test_mistakes_are_wrong_ordered_and_have_their_line(finished: dict[str, Path
     for example in found["worst"]:
         file, _, line = example["where"].rpartition(":")
         row = json.loads(Path(file).read_text(encoding="utf-8").splitlines()[int(line) - 1])
-        assert example["label"] == row["label"] != example["prediction"]
+        assert example["right"] == row["label"] != example["predicted"]
         assert example["text"] == row["text"]
-    confidences = [float(example["confidence"]) for example in found["doubtful"]]
-    assert max(confidences) < float(found["worst"][0]["confidence"])
-
-
-def test_a_text_is_that_of_its_columns() -> None:
-    settings = {"data.text_columns": ["words", "b"]}
-    assert pick_text('{"words": ["New", "York"], "b": "x", "c": "y"}', settings) == "New York | x"
-    assert pick_text('{"c": "y"}', settings) == '{"c": "y"}'
-    assert pick_text("a,b,1\n", settings) == "a,b,1\n"
-
-
-def test_texts_of_a_missing_file_are_left_out(copy_run: CopyRun) -> None:
-    folder = copy_run("base", "moved")
-    path = folder / "scored" / "test.jsonl"
-    path.write_text(path.read_text(encoding="utf-8").replace("test.jsonl", "gone.jsonl"), encoding="utf-8")
-    (run,) = read_runs([folder])
-    assert {example["text"] for example in make_mistakes(run, "test")["worst"]} == {""}
+    assert found["text_note"] == ""
+    assert [name for name, _ in found["columns"]] == ["right", "predicted", "probability", "loss"]
+    confidences = [float(example["probability"]) for example in found["doubtful"]]
+    assert max(confidences) < float(found["worst"][0]["probability"])
 
 
 def test_a_run_without_scored_examples_says_so(copy_run: CopyRun) -> None:
@@ -49,3 +36,21 @@ def test_a_run_without_scored_examples_says_so(copy_run: CopyRun) -> None:
     (folder / "scored" / "test.jsonl").write_text("{}")
     assert "is not a file of scored examples" in make_mistakes(run, "test")["note"]
     assert make_mistakes(replace(run, folder=folder / "no"), "test")["worst"] == []
+
+
+def test_a_column_that_no_example_has_is_left_out(copy_run: CopyRun) -> None:
+    folder = copy_run("base", "without")
+    path = folder / "scored" / "test.jsonl"
+    header, *lines = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+    for line in lines:
+        line["probabilities"] = None
+    path.write_text("".join(json.dumps(line) + "\n" for line in (header, *lines)), encoding="utf-8")
+    found = make_mistakes(read_runs([folder])[0], "test")
+    assert [name for name, _ in found["columns"]] == ["right", "predicted", "loss"]
+    assert found["doubtful"] == []
+
+
+def test_of_tags_those_that_differ_are_shown_with_their_words() -> None:
+    right, predicted = ["O", "B-place", "I-place"], ["O", "B-place", "O"]
+    assert keep_different_tags(["in", "New", "York"], right, predicted) == (["York I-place"], ["York O"])
+    assert keep_different_tags(["a longer text"], right, predicted) == (["word 3: I-place"], ["word 3: O"])

@@ -48,7 +48,8 @@ CONTRAST = """
 
 @pytest.fixture(scope="module")
 def pages(finished: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The pages of `one` run, of `three`, and of one that an `older` version left in the middle, with markup in its name."""
+    """The pages of `one` run, of `three`, of one that an `older` version left in the middle, with markup in its name, and of a
+    `calibrated` one whose data have changed since."""
     folder = tmp_path_factory.mktemp("pages")
     older = folder / MARKUP.replace("/", "\\")
     shutil.copytree(
@@ -56,7 +57,28 @@ def pages(finished: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -
     )
     (older / "data.json").unlink()
     chosen = {"one": [finished["base"]], "three": [*finished.values()], "older": [older]}
+    chosen["calibrated"] = [copy_calibrated(finished["base"], folder)]
     return {name: write_report([*map(str, runs)], str(folder / f"{name}.html")) for name, runs in chosen.items()}
+
+
+def copy_calibrated(base: Path, folder: Path) -> Path:
+    """Returns a copy of a run that decides at a temperature and thresholds, and whose rows are no longer in its files."""
+    target = folder / "calibrated"
+    shutil.copytree(base, target, ignore=shutil.ignore_patterns("checkpoints", "model"))
+    results = json.loads((target / "results.json").read_text(encoding="utf-8"))
+    thresholds = dict.fromkeys(results["labels"], 0.25)
+    results |= {
+        "problem": "multi_label",
+        "calibration": {"num_examples": 40, "temperature": 1.5, "thresholds": thresholds},
+    }
+    results["test"] |= {"ece": 0.3, "calibrated/ece": 0.1234}
+    (target / "results.json").write_text(json.dumps(results), encoding="utf-8")
+    config = (target / "config.yaml").read_text(encoding="utf-8")
+    config = config.replace("calibrate: []", "calibrate: [temperature, thresholds]")
+    (target / "config.yaml").write_text(config, encoding="utf-8")
+    scored = (target / "scored" / "test.jsonl").read_text(encoding="utf-8")
+    (target / "scored" / "test.jsonl").write_text(re.sub(r'"digest": "..', '"digest": "zz', scored), encoding="utf-8")
+    return target
 
 
 @contextmanager
@@ -202,7 +224,7 @@ def test_the_keyboard_reaches_everything_in_the_order_of_the_page(browser: Any, 
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("name", ["three", "older"])
+@pytest.mark.parametrize("name", ["three", "older", "calibrated"])
 def test_text_has_contrast_in_both_schemes(browser: Any, pages: dict[str, Path], name: str, scheme: str) -> None:
     with open_page(browser, pages[name], scheme=scheme) as page:
         page.evaluate("document.querySelectorAll('details').forEach((part) => { part.open = true; })")
@@ -226,10 +248,38 @@ def test_the_switch_changes_the_colours(browser: Any, pages: dict[str, Path]) ->
         assert not page.get_by_role("button").is_visible()
 
 
-@pytest.mark.parametrize("name", ["one", "three", "older"])
+@pytest.mark.parametrize("name", ["one", "three", "older", "calibrated"])
 def test_nothing_is_wider_than_a_phone(browser: Any, pages: dict[str, Path], name: str) -> None:
     with open_page(browser, pages[name], width=390) as page:
         assert page.evaluate("document.documentElement.scrollWidth") == 390
+
+
+def test_a_mistake_is_read_without_scrolling_on_a_phone(browser: Any, pages: dict[str, Path]) -> None:
+    with open_page(browser, pages["one"], width=390) as page:
+        row = page.locator(".examples tbody tr").first
+        assert row.evaluate("row => row.scrollWidth <= row.clientWidth + 1")
+        names = row.locator("[data-name]").evaluate_all("cells => cells.map(c => c.dataset.name)")
+        assert names == ["right", "predicted", "probability", "loss"]
+        shown = "cell => getComputedStyle(cell, '::before').content"
+        assert row.locator("[data-name=loss]").evaluate(shown).startswith('"loss')
+        assert not page.locator(".examples thead").first.is_visible()
+
+
+def test_decisions_and_missing_texts_are_shown(browser: Any, pages: dict[str, Path], finished: dict[str, Path]) -> None:
+    with open_page(browser, pages["calibrated"]) as page:
+        text = page.locator("#scores").inner_text()
+        assert "Decisions (task.calibrate), on test" in text
+        assert "temperature 1.5: logits are divided by it" in text
+        assert "Fitted on 40 validation examples." in text
+        (effect,) = [cells for name, cells in read_table(page, "#scores").items() if name.startswith("expected cal")]
+        assert effect == ["0.3000", "0.1234"]
+        labels = json.loads((finished["base"] / "results.json").read_text(encoding="utf-8"))["labels"]
+        assert page.locator("#scores summary").inner_text() == f"Thresholds of {len(labels)} labels"
+        assert "Texts are not shown: the data have changed since the run" in page.locator("#mistakes").inner_text()
+        assert page.locator(".examples .text").count() == 0
+    with open_page(browser, pages["one"]) as page:
+        assert "Decisions" not in page.locator("#scores").inner_text()
+        assert page.locator(".examples .text").count() == page.locator(".examples tbody tr").count() > 10
 
 
 def test_an_older_unfinished_run_says_what_is_missing(browser: Any, pages: dict[str, Path]) -> None:

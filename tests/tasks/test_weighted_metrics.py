@@ -11,6 +11,12 @@ import sklearn.metrics
 from scipy.special import expit, softmax
 
 from hf_finetune.data.features import ClassSets
+from hf_finetune.statistics.calibration import (
+    compute_brier_score,
+    compute_calibration_error,
+    compute_log_loss,
+    find_confidences,
+)
 from hf_finetune.system.errors import InputError
 from hf_finetune.tasks import metrics
 from hf_finetune.tasks.class_examples import compute_losses, describe_classes, describe_numbers, summarize
@@ -62,7 +68,7 @@ def make_classes(problem: str, *, size: int = 40, num_labels: int = 4) -> tuple[
 def test_metrics_of_labels_are_those_of_repeated_examples(problem: str) -> None:
     scores, predictions, references, probabilities = make_classes(problem)
     names = {name for name in metrics.OFFLINE if metrics.fits_problem(name, problem)}
-    assert scores.metrics.keys() == {"loss"} | names
+    assert scores.metrics.keys() == {"loss", "log_loss", "ece", "brier_score"} | names
     for name in names - {"roc_auc"}:
         assert_repeats(
             scores, name, lambda places, name=name: metrics.OFFLINE[name](predictions[places], references[places])
@@ -88,9 +94,31 @@ def test_metrics_of_labels_are_those_of_repeated_examples(problem: str) -> None:
         )
 
 
+@pytest.mark.parametrize("problem", ["single_label", "multi_label"])
+def test_how_far_probabilities_can_be_trusted_is_that_of_repeated_examples(problem: str) -> None:
+    scores, _, references, probabilities = make_classes(problem)
+    kept = probabilities.astype(np.float32)
+    functions = {
+        "ece": lambda values, right: compute_calibration_error(*find_confidences(values, right)),
+        "brier_score": compute_brier_score,
+        "log_loss": compute_log_loss,
+    }
+    for name, function in functions.items():
+        values = probabilities if name == "log_loss" else kept
+        assert_repeats(
+            scores, name, lambda places, f=function, values=values: f(values[places].astype(float), references[places])
+        )
+    assert compute_value(scores, "ece") > 0.1
+    best = compute_value(scores, "brier_score")
+    if problem == "multi_label":
+        by_label = [sklearn.metrics.brier_score_loss(references[:, one], kept[:, one]) for one in range(4)]
+        assert best == pytest.approx(np.mean(by_label), abs=1e-7)
+
+
 def test_of_many_labels_the_most_probable_are_kept_and_the_metrics_stay_exact() -> None:
     scores, predictions, references, probabilities = make_classes("multi_label", num_labels=60)
-    assert "roc_auc" not in scores.metrics
+    assert not {"roc_auc", "ece", "brier_score"} & scores.metrics.keys()
+    assert_repeats(scores, "log_loss", lambda places: compute_log_loss(probabilities[places], references[places]))
     best = np.argsort(-probabilities, axis=-1)[:, :5]
     assert np.array_equal(scores.probabilities.numbers, best)  # type: ignore[union-attr]
     assert np.allclose(scores.probabilities.values, np.take_along_axis(probabilities, best, -1))  # type: ignore[union-attr]
