@@ -12,7 +12,6 @@ import numpy as np
 
 from hf_finetune.analysis.run_files import RunFiles
 from hf_finetune.config.loading import load_config
-from hf_finetune.config.sections import RunConfig
 from hf_finetune.config.tasks import TASKS, load_task
 from hf_finetune.data.hub_datasets import read_hub_dataset
 from hf_finetune.data.sources import read_table
@@ -46,21 +45,13 @@ def read_rows(run: RunFiles, scored: ScoredExamples, split: str) -> Table:
         raise InputError(f"the task is a class of your own ({run.kind}), and a report imports no code")
     config = load_config(dict(run.settings))
     data, spec, root = config.data, load_task(run.kind).make_columns(config).spec, cache_root(config.cache.dir)
-    source = find_source(config, split)
-    if data.dataset is not None:
-        return read_hub_dataset(data, spec, root)[source]
-    return read_table(getattr(data, source), data, f"data.{source}", spec, root=root)
-
-
-def find_source(config: RunConfig, split: str) -> str:
-    """Returns the split of the data in which the rows of a run's split are: train if they were drawn from it. InputError if a
-    report does not read it."""
-    data = config.data
-    if data.dataset is not None:
-        if not os.path.isdir(data.dataset):
-            raise InputError(f"data.dataset ({data.dataset}) is not a folder, and a report asks nothing of the network")
-        return split
-    return split if getattr(data, split) else "train"
+    if data.dataset is None:
+        source = split if getattr(data, split) else "train"  # from which it was drawn
+        return read_table(getattr(data, source), data, f"data.{source}", spec, root=root)
+    if not os.path.isdir(data.dataset):
+        raise InputError(f"data.dataset ({data.dataset}) is not a folder, and a report asks nothing of the network")
+    tables = read_hub_dataset(data, spec, root)
+    return tables.get(split, tables["train"])
 
 
 def find_rows(table: Table, scored: ScoredExamples, places: Iterable[int]) -> dict[int, str]:

@@ -143,6 +143,10 @@ def test_data_sets_in_a_folder_are_read_and_those_of_the_hub_are_not(
         shutil.copy(write_data(tmp_path, "jsonl"), folder / f"{split}.jsonl")
     run, scored = score_split("classify", {"data.dataset": str(folder)})
     assert read_all(run, scored) == (TEXTS, "")
+    (folder / "validation.jsonl").unlink()
+    drawn = {"data.dataset": str(folder), "data.validation_fraction": 0.5}
+    texts, note = read_all(*score_split("classify", drawn, "validation"), "validation")
+    assert (len({*texts} & {*TEXTS}), note) == (2, "")
     texts, note = read_all(replace(run, settings={**run.settings, "data.dataset": "stanfordnlp/sst2"}), scored)
     assert texts == [None] * 4
     assert note == (
