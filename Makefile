@@ -20,6 +20,8 @@ LOWEST := .venv-lowest
 WHEEL := build/wheel
 FAST := not slow and not processes and not docs
 MARKS ?= $(FAST)
+# A file's tests run in one worker, so that its fixtures are made once. Files are in the order of their names: many small ones are left for the end
+WORKERS := -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo test test-fast test-one test-lowest test-wheel coverage lint hooks pre-commit newest numbers board soak faults odd reliability benchmark other-tasks scaling fixed-costs dry-run \
 	profile results scale docs clean
@@ -28,17 +30,17 @@ demo: $(VENV)/.demo-installed
 	$(RUN) $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no recipes/classify.py
 
 test: $(VENV)/.test-installed lint
-	$(RUN) $(BIN)/python -m pytest -n 2 --dist loadgroup -q
+	$(RUN) $(BIN)/python -m pytest $(WORKERS) -q
 
 test-fast: $(VENV)/.test-installed
-	$(RUN) $(BIN)/python -m pytest -n 2 --dist loadgroup -q -m "$(FAST)"
+	$(RUN) $(BIN)/python -m pytest $(WORKERS) -q -m "$(FAST)"
 
 test-one: $(VENV)/.test-installed
 	@test -n "$(RECIPE)" || { echo "make test-one RECIPE=NAME: NAME is one of $(basename $(notdir $(wildcard recipes/*.py)))"; exit 2; }
-	$(RUN) $(BIN)/python -m pytest -n 2 --dist loadgroup -q -k "$(RECIPE)" tests/recipes $(wildcard tests/tasks/test_$(RECIPE).py)
+	$(RUN) $(BIN)/python -m pytest $(WORKERS) -q -k "$(RECIPE)" tests/recipes $(wildcard tests/tasks/test_$(RECIPE).py)
 
 test-lowest: $(LOWEST)/.installed
-	$(RUN) $(LOWEST)/bin/python -m pytest -n 2 --dist loadgroup -q -m "$(FAST)"
+	$(RUN) $(LOWEST)/bin/python -m pytest $(WORKERS) -q -m "$(FAST)"
 
 # The folder that the recipes run in is outside the checkout, and -P keeps tests/ off the path: nothing but the wheel is imported
 test-wheel:
@@ -49,7 +51,7 @@ test-wheel:
 	folder=$$(mktemp -d) && cd "$$folder" && $(CURDIR)/$(WHEEL)/venv/bin/python -P $(CURDIR)/tests/wheel.py && rm -rf "$$folder"
 
 coverage: $(VENV)/.test-installed
-	$(RUN) $(BIN)/python -m pytest -n 2 --dist loadgroup -q -m "$(MARKS)" --cov --cov-report=term --cov-report=html
+	$(RUN) $(BIN)/python -m pytest $(WORKERS) -q -m "$(MARKS)" --cov --cov-report=term --cov-report=html
 
 lint: $(VENV)/.test-installed
 	$(BIN)/ruff check .

@@ -35,25 +35,13 @@ os.fsync = os.fstat  # no test cuts the power, and the disk takes a sixth of the
 
 @pytest.hookimpl(tryfirst=True)  # before pytest leaves out what `-m` does not name
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks whole folders and files by their place; a file that is slow, or a test, carries its mark itself. Tests that share a
-    fixture of their file or folder run in one worker, so that it is made once."""
+    """Marks whole folders and files by their place; a file that is slow, or a test, carries its mark itself."""
     for item in items:
-        if shared := find_shared(item):
-            item.add_marker(pytest.mark.xdist_group(shared))
         if item.path.parent.name == "recipes":
             item.add_marker(pytest.mark.slow)
             item.add_marker(pytest.mark.processes)
         if item.path.parent.name == "docs" or item.path.stem.startswith("test_docs"):
             item.add_marker(pytest.mark.docs)
-
-
-def find_shared(item: pytest.Item) -> str | None:
-    """The file or folder whose tests share a fixture with a test. None if it shares none, or those of the session alone."""
-    definitions = item._fixtureinfo.name2fixturedefs.values()  # type: ignore[attr-defined]
-    scopes = {definition.scope for several in definitions for definition in several}
-    folder = item.path.parent.relative_to(item.config.rootpath)
-    places = {"package": folder, "module": folder / item.path.name}
-    return next((str(place) for scope, place in places.items() if scope in scopes), None)
 
 
 def pytest_configure() -> None:

@@ -14,7 +14,7 @@ from hf_finetune.train import finetune
 EVIL = "</script><script>window.attacked = 1</script><img src=x onerror='window.attacked = 1'>"
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory, backbones: Callable[..., Path]) -> dict[str, Path]:
     """The folders of finished runs on the same data: `base`, `seed` (another seed), `weak` (a learning rate that is too low).
     Texts and a label hold markup."""
