@@ -24,7 +24,9 @@ from hf_finetune.run.training_run import Clock, TrainingRun
 from hf_finetune.train import finetune
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # of processes that tests start, as of this one below
+# Processes that tests start have one thread, as this one below, or threads that sleep while they wait: beside another worker,
+# those that are awake made the demo five times as slow
+os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
 # A shell starts what it runs in the background with these ignored, and so would be all processes of tests
 for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGQUIT, signal.SIG_DFL)):
     if signal.getsignal(number) is signal.SIG_IGN:
