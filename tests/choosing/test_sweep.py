@@ -121,6 +121,7 @@ def test_a_sweep_that_is_over_runs_nothing_again(finished: Finished, monkeypatch
         sweep(base, str(search.with_name("other.yaml")))
 
 
+@pytest.mark.slow
 def test_a_trial_that_diverges_is_the_last(
     make_config: MakeConfig, search: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -135,6 +136,7 @@ def test_a_trial_that_diverges_is_the_last(
     assert [trial.status for trial in result.trials] == ["finished", "left", "diverged"]
 
 
+@pytest.mark.slow
 def test_a_trial_whose_settings_cannot_be_used_is_the_last(make_config: MakeConfig, search: str) -> None:
     """The model has two blocks. A sweep whose first trial fails has nothing that works."""
     base = make_config(**SETTINGS, seed=2)
@@ -152,6 +154,7 @@ def test_a_trial_whose_settings_cannot_be_used_is_the_last(make_config: MakeConf
         sweep(replace(base, name="other"), search)
 
 
+@pytest.mark.slow
 def test_a_metric_that_is_nan_is_never_the_best(
     make_config: MakeConfig,
     search: str,
@@ -250,6 +253,7 @@ def read_trials(folder: Path) -> list[dict[str, Any]]:
     return [{key: value for key, value in trial.items() if key != "seconds"} for trial in trials]
 
 
+@pytest.mark.processes
 def test_a_killed_sweep_ends_as_one_that_was_not(warm_shell: Shell) -> None:
     assert run_sweep(warm_shell, "calm") == 0
     output = (warm_shell.folder / "stdout").read_text(encoding="utf-8")
@@ -275,6 +279,7 @@ def test_a_killed_sweep_ends_as_one_that_was_not(warm_shell: Shell) -> None:
         assert all((ours["model_state_dict"][key] == value).all() for key, value in theirs["model_state_dict"].items())
 
 
+@pytest.mark.processes
 def test_errors_of_the_command(warm_shell: Shell) -> None:
     for words, message in (
         ("sweep classify --data.train train.jsonl", "error: --search (nothing): name the file"),

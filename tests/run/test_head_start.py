@@ -175,6 +175,7 @@ def test_a_resumed_run_ends_with_the_weights_of_an_undisturbed_one(
     assert read_untimed_metrics(cut.run_dir)[-1] == read_untimed_metrics(whole.run_dir)[-1]
 
 
+@pytest.mark.processes
 def test_two_processes_fit_the_same_layer(make_config: MakeConfig, script_server: ScriptServer, tmp_path: Path) -> None:
     settings = {**RIDGE, "train.max_updates": 2, "train.dropout_masks": "stateless"}
     alone, together = (make_config(**settings, name=name) for name in ("alone", "together"))
