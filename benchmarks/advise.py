@@ -1,6 +1,7 @@
 """Compares what `hf-finetune advise` expects with real training at all depths, and rewrites the table in docs/advise.md.
 
     python benchmarks/advise.py --data FOLDER [--data-set sst2 trec] [--backbone minilm smollm2] [--depths 0 2 4] [--seeds 0 1 2]
+    python benchmarks/advise.py --data FOLDER --data-set sst2 --again
 
 FOLDER has a folder for each data set: sst2_small, trec, go_emotions, stsb, wnut17, squad_val5pct, scitldr, tiny_shakespeare
 (bbc-news comes with pip). Those that are not classification are made so:
@@ -12,12 +13,18 @@ FOLDER has a folder for each data set: sst2_small, trec, go_emotions, stsb, wnut
     speakers    which of six characters of Shakespeare says a line
 
 A training run whose result is there is not repeated, so that the benchmark can be stopped, continued and run in parts: all of it
-takes hours. A row of the table counts if all depths of a backbone were trained. --examples limits the training examples, and
---out FOLDER writes results and table into another folder.
+takes hours. A row of the table counts if all depths of a backbone were trained. --again asks for advice that is there already, as
+after a change of advise, and keeps the training runs, and the expected seconds, which were measured next to them. --examples
+limits the training examples, and --out FOLDER writes results and table into another folder.
+
+A metric of a few hundred or thousand test examples is known to a point or so. The table gives the points that the recommended
+depth loses with their standard error, as if the mistakes of two runs were independent: they share some, which makes it smaller,
+and runs differ in their seed, which makes it larger.
 """
 
 import argparse
 import json
+import math
 import random
 import re
 import statistics
@@ -182,7 +189,18 @@ def train(settings: Mapping[str, Any], words: Sequence[str], depth: int, seed: i
         command = [sys.executable, "-m", "hf_finetune", "train", "classify", *to_words({**settings, **own}), *words]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         results = json.loads((Path(folder) / "run" / "results.json").read_text(encoding="utf-8"))
-    return {"value": results["test"][results["metric"]], "seconds": results["seconds"]["total"]}
+    return {
+        "value": results["test"][results["metric"]],
+        "seconds": results["seconds"]["total"],
+        "test_examples": results["examples"]["test"],
+    }
+
+
+def find_error(metric: str, value: float, num_examples: int) -> float:
+    """Returns the standard error of a metric of test examples: a correlation, or a share (which accuracy is, and F1 nearly)."""
+    if metric == "pearson":
+        return (1 - value**2) / math.sqrt(num_examples - 1)
+    return math.sqrt(value * (1 - value) / num_examples)
 
 
 def average_by_depth(runs: Sequence[Mapping[str, Any]], key: str) -> dict[int, float]:
@@ -191,9 +209,14 @@ def average_by_depth(runs: Sequence[Mapping[str, Any]], key: str) -> dict[int, f
     return {depth: statistics.mean(run[key] for run in runs if run["depth"] == depth) for depth in depths}
 
 
-def compare(advice: Mapping[str, Any], runs: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+def keep_first_seed(runs: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Returns the runs of the first seed, which were made next to the advice: seconds of another day do not compare."""
+    return [run for run in runs if run["seed"] == runs[0]["seed"]]
+
+
+def compare(advice: Mapping[str, Any], runs: Sequence[Mapping[str, Any]], test_examples: int) -> dict[str, Any] | None:
     """Returns how the recommended depth compares with the best one; None if some depths were not trained."""
-    values, seconds = average_by_depth(runs, "value"), average_by_depth(runs, "seconds")
+    values, seconds = average_by_depth(runs, "value"), average_by_depth(keep_first_seed(runs), "seconds")
     expected = {each["depth"]: each["cold"] for each in advice["seconds"]}
     if values.keys() != expected.keys():
         return None
@@ -205,6 +228,9 @@ def compare(advice: Mapping[str, Any], runs: Sequence[Mapping[str, Any]]) -> dic
         "best": best,
         "values": values,
         "loss": values[best] - values[chosen],
+        "loss_error": 0.0
+        if best == chosen
+        else math.hypot(*(find_error(advice["metric"], values[depth], test_examples) for depth in (best, chosen))),
         "seconds": seconds,
         "largest_error": max(errors.values(), key=abs),
         "error": errors[chosen],
@@ -215,17 +241,17 @@ def make_table(results: Mapping[str, Mapping[str, Any]]) -> str:
     """Returns a row for each data set and backbone as a Markdown table, and how many of them are good."""
     lines = [
         describe_version(NAME, results.values()),
-        "| data | backbone | metric | recommended | best | metric by depth | points lost | seconds, expected and real | advice |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| data | backbone | metric | runs | recommended | best | metric by depth | points lost | seconds, expected and real | "
+        "advice |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     compared = []
     for result in results.values():
-        advice, found = result["advice"], compare(result["advice"], result["runs"])
-        cells = [result["data"], result["backbone"], advice["metric"], str(advice["depth"])]
+        advice, runs = result["advice"], result["runs"]
+        found = compare(advice, runs, result.get("test_examples", 0))
+        cells = [result["data"], result["backbone"], advice["metric"], str(len(runs)), str(advice["depth"])]
         if found is None:
-            trained = ", ".join(
-                f"{depth}: {value:.3f}" for depth, value in average_by_depth(result["runs"], "value").items()
-            )
+            trained = ", ".join(f"{depth}: {value:.3f}" for depth, value in average_by_depth(runs, "value").items())
             cells += ["not all trained", trained, "", "", f"{advice['own_seconds']:.0f} s"]
         else:
             compared.append(found)
@@ -234,17 +260,18 @@ def make_table(results: Mapping[str, Mapping[str, Any]]) -> str:
             cells += [
                 str(found["best"]),
                 ", ".join(f"{value:.3f}" for value in found["values"].values()),
-                f"{100 * found['loss']:.1f}",
+                f"{100 * found['loss']:.1f} ± {100 * found['loss_error']:.1f}",
                 f"{expected:.0f}, {real:.0f} ({found['error']:+.0%}; {worst})",
                 f"{advice['own_seconds']:.0f} s",
             ]
         lines.append(f"| {' | '.join(cells)} |")
     near = sum(found["loss"] <= MOST_POINTS for found in compared)
+    far = sum(found["loss"] - 2 * found["loss_error"] > MOST_POINTS for found in compared)
     timed = sum(abs(found["error"]) <= MOST_SECONDS for found in compared)
     points, share = f"{100 * MOST_POINTS:g} points", f"{MOST_SECONDS:.0%}"
     lines.append(
-        f"\nOf {len(compared)} rows with all depths, {near} have a recommended depth within {points} of the best one, and "
-        f"{timed} seconds within {share} there."
+        f"\nOf {len(compared)} rows with all depths, {near} have a recommended depth within {points} of the best one, {far} lose "
+        f"more by two standard errors, and {timed} have seconds within {share} there."
     )
     return "\n".join(lines)
 
@@ -258,23 +285,22 @@ def measure(
         settings |= {"model.backbone": options.model or BACKBONES[backbone], "cache.dir": f"{folder}/cache"}
         key = f"{name} {backbone}"
         if key not in results:
-            advice = ask(settings, words)
-            results[key] = {
-                "data": name,
-                "backbone": backbone,
-                "advice": advice,
-                "runs": [],
-                "load": [],
-                **describe_origin(),
-            }
+            results[key] = {"data": name, "backbone": backbone, "runs": [], "load": []}
         result = results[key]
+        if options.again or "advice" not in result:
+            kept = {"seconds": result["advice"]["seconds"]} if options.again and result["runs"] else {}
+            result |= {"advice": ask(settings, words) | kept, **describe_origin()}
         done = {(run["depth"], run["seed"]) for run in result["runs"]}
         depths = options.depths or [each["depth"] for each in result["advice"]["seconds"]]
+        if options.again:
+            write_results(NAME, results, options.out)
+            depths = []
         for seed in options.seeds:
             for depth in depths:
                 if (depth, seed) not in done:
                     load = measure_load()
                     run = train(settings, words, depth, seed)
+                    result["test_examples"] = run.pop("test_examples")
                     result["runs"].append({"depth": depth, "seed": seed, **run})
                     result["load"].append(load)
                     print(f"{key}  depth {depth}  {run['value']:.4f}  {run['seconds']:.0f} s", flush=True)
@@ -289,6 +315,7 @@ def main() -> None:
     parser.add_argument("--backbone", nargs="+", choices=list(BACKBONES), default=["minilm"])
     parser.add_argument("--model", help="another model in the place of the backbone, as model.backbone")
     parser.add_argument("--depths", nargs="+", type=int, help="depths to train now; all if not given")
+    parser.add_argument("--again", action="store_true", help="ask for advice again, and train nothing")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--examples", type=int, default=2000, help="the most training examples (default: 2000)")
     parser.add_argument("--out", type=Path, help="folder of results and table; those of the repository if not given")

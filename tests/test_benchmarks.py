@@ -639,7 +639,7 @@ def test_advice_is_compared_with_real_training_and_continues(
     run_script("advise.py", *words, "--depths", 1)
     table = (out / "advice.md").read_text(encoding="utf-8")
     assert re.search(
-        r"^\| sst2 \| minilm \| accuracy \| \d \| not all trained \| 1: 0\.\d{3} \|", table, flags=re.MULTILINE
+        r"^\| sst2 \| minilm \| accuracy \| 1 \| \d \| not all trained \| 1: 0\.\d{3} \|", table, flags=re.MULTILINE
     )
     first = read_json(out / "advice.json")["sst2 minilm"]
     run_script("advise.py", *words)
@@ -648,6 +648,14 @@ def test_advice_is_compared_with_real_training_and_continues(
     assert [run["depth"] for run in result["runs"]] == [1, 0, 2]
     table = (out / "advice.md").read_text(encoding="utf-8")
     assert "Of 1 rows with all depths" in table
+    result["advice"] |= {"depth": 0, "own_seconds": 1000.0}
+    (out / "advice.json").write_text(json.dumps({"sst2 minilm": result}), encoding="utf-8")
+    run_script("advise.py", *words, "--again")
+    again = read_json(out / "advice.json")["sst2 minilm"]
+    assert again["runs"] == result["runs"]
+    assert again["advice"]["metrics"] == first["advice"]["metrics"]
+    assert again["advice"]["seconds"] == first["advice"]["seconds"]
+    assert 0 < again["advice"]["own_seconds"] < 1000
 
 
 def test_all_data_sets_become_classification(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -681,11 +689,15 @@ def test_advice_counts_the_points_and_the_seconds(monkeypatch: pytest.MonkeyPatc
         {"depth": depth, "seed": seed, "value": value, "seconds": 10.0}
         for depth, seed, value in ((0, 0, 0.9), (0, 1, 0.8), (1, 0, 0.84), (1, 1, 0.84))
     ]
-    found = module.compare(advice, runs)
+    advice |= {"metric": "accuracy"}
+    found = module.compare(advice, runs, 100)
     assert (found["chosen"], found["best"]) == (1, 0)
     assert found["loss"] == pytest.approx(0.01)
+    assert found["loss_error"] == pytest.approx(((0.85 * 0.15 + 0.84 * 0.16) / 100) ** 0.5)
     assert (found["error"], found["largest_error"]) == pytest.approx((0.2, 1.0))
-    assert module.compare(advice, runs[:2]) is None
+    assert module.compare(advice, runs[:2], 100) is None
+    assert module.compare({**advice, "depth": 0}, runs, 100)["loss_error"] == 0
+    assert module.find_error("pearson", 0.8, 101) == pytest.approx(0.036)
 
 
 # --- many runs in one process ---------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from support import tiny
 
 from hf_finetune import cli
 from hf_finetune.choosing.advise import TOLERANCE
-from hf_finetune.choosing.advise_metric import NUM_TRAINING, NUM_VALIDATION
+from hf_finetune.choosing.advise_metric import LEAST_EXAMPLES, MOST_EXAMPLES, NUM_TOKENS
 
 PAGE = (Path(__file__).resolve().parent.parent / "docs" / "advise.md").read_text(encoding="utf-8")
 
@@ -33,5 +33,5 @@ def test_the_pages_commands_run(
 
 def test_the_page_has_the_numbers_of_the_code() -> None:
     text = " ".join(PAGE.split())
-    assert f"up to {NUM_TRAINING} training and {NUM_VALIDATION} validation examples" in text
-    assert f"is within {TOLERANCE:g} of the best one" in text
+    assert f"{LEAST_EXAMPLES} to {MOST_EXAMPLES:,} training examples, as many as have {NUM_TOKENS:,} tokens" in text
+    assert f"is the deepest freezing that loses at most {TOLERANCE:g}" in text

@@ -1,7 +1,8 @@
 """`hf-finetune advise`: how many blocks to freeze, without training.
 
 The metric at each depth is that of choosing/advise_metric.py, the seconds those of choosing/advise_seconds.py. The advice is the
-largest depth whose metric is within TOLERANCE of the best one.
+largest depth that loses at most TOLERANCE of the metric against any smaller one, two standard errors included: what has not been
+shown to be harmless is not frozen.
 """
 
 import dataclasses
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hf_finetune.choosing.advise_metric import ExpectedMetric, choose_metric, expect_metrics
+from hf_finetune.choosing.advise_metric import NUM_ERRORS, ExpectedMetric, choose_metric, expect_metrics
 from hf_finetune.choosing.advise_seconds import ExpectedSeconds, expect_seconds, freeze_to, measure_speeds
 from hf_finetune.choosing.advise_text import draw_characters, draw_svg, make_table
 from hf_finetune.config.sections import FreezeConfig, RunConfig, require
@@ -25,7 +26,7 @@ from hf_finetune.run.training_run import Clock, TrainingRun
 from hf_finetune.system.errors import InputError
 from hf_finetune.system.files import write_atomically
 
-TOLERANCE = 0.005  # of the metric; less than it differs between seeds
+TOLERANCE = 0.005  # of the metric; less than it differs between seeds of a run
 
 TASKS = "classify"
 
@@ -52,11 +53,9 @@ class Advice:
         return dataclasses.asdict(self)
 
 
-def choose_depth(metrics: Sequence[ExpectedMetric], *, greater_is_better: bool) -> int:
-    """Returns the largest depth whose metric is within TOLERANCE of the best one."""
-    sign = 1 if greater_is_better else -1
-    best = max(sign * each.trained for each in metrics)
-    return max(each.depth for each in metrics if sign * each.trained >= best - TOLERANCE)
+def choose_depth(metrics: Sequence[ExpectedMetric]) -> int:
+    """Returns the largest depth that loses at most TOLERANCE against any smaller one."""
+    return max(each.depth for each in metrics if each.most_lost <= TOLERANCE)
 
 
 def check_config(config: RunConfig) -> None:
@@ -125,7 +124,6 @@ def make_advice(run: TrainingRun, clock: Clock, began: float) -> Advice:
             f"model.backbone ({run.config.model.backbone}): its head has no linear layer that gives logits"
         )
     fixed, name = clock.report()["total"], choose_metric(run)
-    greater_is_better = run.greater_is_better if name == run.metric else True  # so are all default metrics
     metrics = expect_metrics(run, found[1], targets)
     if any(math.isnan(each.trained) for each in metrics):
         raise InputError(f"advise: the sample does not determine {name}; are the labels of its examples all the same?")
@@ -137,7 +135,7 @@ def make_advice(run: TrainingRun, clock: Clock, began: float) -> Advice:
         metric=name,
         metrics=tuple(metrics),
         seconds=tuple(seconds),
-        depth=choose_depth(metrics, greater_is_better=greater_is_better),
+        depth=choose_depth(metrics),
         own_seconds=time.perf_counter() - began,
     )
 
@@ -148,8 +146,8 @@ def print_advice(run: TrainingRun, advice: Advice, out: str | None) -> None:
     say(make_table(advice.metrics, advice.seconds, advice.depth, advice.metric))
     say(
         "\n  frozen: of a linear layer on the frozen features. trained: of the blocks above, trained by small steps. Both are\n"
-        "  of a sample, and compare depths: a run on all data reaches more. The deepest freezing that is within "
-        f"{TOLERANCE:g} of the\n  best in `trained` is recommended\n"
+        "  of a sample, and compare depths: a run on all data reaches more. at most: what `trained` loses against freezing\n"
+        f"  less, {NUM_ERRORS} standard errors included. The deepest freezing that loses at most {TOLERANCE:g} is recommended\n"
     )
     say(draw_characters(advice.metrics, advice.seconds, advice.metric))
     say(f"\nfreeze:\n  embeddings: true\n  layers: {advice.depth}\n")

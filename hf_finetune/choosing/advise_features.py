@@ -5,11 +5,12 @@ they compute. For small changes that is linear in the weights, so the trained mo
 outputs by these weights (the tangent kernel: Jacot et al. 2018, arXiv:1806.07572; Malladi et al. 2023, arXiv:2210.05643, for
 language models). One backward pass gives those of all blocks, and the kernel of a depth is the sum of those of the blocks above.
 
-N examples, B examples of a batch, T tokens, H hidden, D depths (the blocks and the embeddings), K numbers of a sketch.
+N examples, B examples of a batch, T tokens, H hidden, D depths (the blocks and the embeddings), L linear layers of a block, R
+directions, K numbers of a sketch.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,12 +39,12 @@ class DepthFeatures:
     Args:
         head_inputs: The inputs of the last linear layer, [N, H].
         hidden_states: The input of block 0 and the output of each block, where the head reads them, [N, D, H].
-        gradients: Sketches of the gradients by the weights of each block [N, D - 1, K]; None before they are computed.
+        gradients: Of each block, sketches of the gradients by the weights of its linear layers, [N, L, R K].
     """
 
     head_inputs: Array
     hidden_states: Array
-    gradients: Array | None = None
+    gradients: tuple[Array, ...]
 
 
 def find_read_token(model: nn.Module) -> str:
@@ -101,30 +102,14 @@ def iterate_batches(run: TrainingRun, features: Features, indices: Array) -> Ite
         yield places, run.task.encoding.prepare(batch, features, run.train_state.model, 0).to(run.runtime.device)
 
 
-def compute_states(run: TrainingRun, layer: nn.Linear, features: Features, indices: Array) -> DepthFeatures:
-    """Returns head inputs and hidden states of the features at the indices. layer: The last linear layer."""
+def compute_head_inputs(run: TrainingRun, layer: nn.Linear, features: Features, indices: Array) -> Array:
+    """Returns the inputs of the last linear layer for the features at the indices, [N, H]."""
     model: Any = run.train_state.model
-    _, stack = find_stack(model)
-    kind = find_read_token(model)
     inputs: Array = np.zeros((len(indices), layer.in_features), np.float32)
-    states: list[Array] = [np.zeros(0)] * (len(stack) + 1)
     with torch.no_grad(), eval_mode(model), returning_inputs(layer):
         for places, batch in iterate_batches(run, features, indices):
-            mask = batch.inputs["attention_mask"]
-
-            def keep(number: int, hidden_states: torch.Tensor, places: Array = places, mask: Any = mask) -> None:
-                pooled = pool(hidden_states.float(), mask, kind).cpu().numpy()
-                if not states[number + 1].size:
-                    states[number + 1] = np.zeros((len(indices), pooled.shape[-1]), np.float32)
-                states[number + 1][places] = pooled
-
-            def keep_input(hidden_states: torch.Tensor, keep: Hook = keep) -> torch.Tensor:
-                keep(-1, hidden_states)
-                return hidden_states
-
-            with hooked(stack, keep_input, keep):
-                inputs[places] = heads.run_model(model, batch.inputs).float().cpu().numpy()
-    return DepthFeatures(head_inputs=inputs, hidden_states=np.stack(states, 1))
+            inputs[places] = heads.run_model(model, batch.inputs).float().cpu().numpy()
+    return inputs
 
 
 def choose_directions(inputs: Array, columns: Array, seed: int) -> Array:
@@ -143,7 +128,7 @@ class GradientSketch:
     """Sketches of the gradients of single examples by the weights of linear layers.
 
     A layer's gradient is the sum over tokens of the outer product of its input and the gradient of its output. Random projections
-    of both give a matrix of SKETCH x SKETCH whose products are, on average, those of the gradients.
+    of both give a matrix of SKETCH x SKETCH, K numbers, whose products are, on average, those of the gradients.
     """
 
     def __init__(self, stack: nn.ModuleList, seed: int) -> None:
@@ -154,7 +139,7 @@ class GradientSketch:
 
     @contextlib.contextmanager
     def recording(self) -> Iterator[None]:
-        """Keeps the inputs and outputs of all linear layers of the blocks until the block ends."""
+        """Keeps the projected inputs and the outputs of all linear layers of the blocks until the next recording."""
         self.calls = []
         handles = []
         for number, block in enumerate(self.stack):
@@ -179,7 +164,8 @@ class GradientSketch:
                 and value.ndim == 3
                 and output.requires_grad
             ):
-                self.calls.append((number, module, value.detach(), output))
+                inputs = self.project(module, 0, value.detach().to(output.dtype))
+                self.calls.append((number, module, inputs, output))
 
         return keep
 
@@ -187,45 +173,63 @@ class GradientSketch:
         """Returns values [B, T, n] as [B, T, SKETCH]. side: 0 for a layer's input, 1 for the gradient of its output."""
         if (module, side) not in self.projections:
             random = torch.randn(values.shape[-1], SKETCH, generator=self.generator) / SKETCH**0.5
-            self.projections[module, side] = random.to(values.device)
-        return values.float() @ self.projections[module, side]
+            self.projections[module, side] = random.to(values)
+        return values @ self.projections[module, side]
 
-    def sketch(self, value: torch.Tensor, *, retain: bool) -> Array:
-        """Returns the sketches of the gradients of a value, a sum over examples: [B, blocks, K]."""
+    def sketch(self, values: Sequence[torch.Tensor]) -> list[Array]:
+        """Returns the sketches of the gradients of R values, each a sum over examples: [B, L, R K] of each block."""
         outputs = [output for _, _, _, output in self.calls]
-        gradients = torch.autograd.grad(value, outputs, retain_graph=retain, allow_unused=True)
-        parts: list[list[torch.Tensor]] = [[] for _ in self.stack]
-        for (number, module, inputs, output), gradient in zip(self.calls, gradients, strict=True):
-            outer = torch.zeros(len(output), SKETCH, SKETCH, device=output.device)
-            if gradient is not None:
-                outer = self.project(module, 0, inputs).transpose(1, 2) @ self.project(module, 1, gradient)
-            parts[number].append(outer.flatten(1))
-        return torch.stack([torch.cat(part, 1) for part in parts], 1).cpu().numpy()
+        parts: list[list[list[torch.Tensor]]] = [[] for _ in self.stack]
+        for place, value in enumerate(values):
+            is_last = place == len(values) - 1
+            gradients = torch.autograd.grad(value, outputs, retain_graph=not is_last, allow_unused=True)
+            for block in parts:
+                block.append([])
+            for (number, module, inputs, output), gradient in zip(self.calls, gradients, strict=True):
+                outer = torch.zeros(len(output), SKETCH, SKETCH, device=output.device)
+                if gradient is not None:
+                    outer = inputs.float().transpose(1, 2) @ self.project(module, 1, gradient).float()
+                parts[number][-1].append(outer.flatten(1))
+        self.calls = []
+        return [torch.cat([torch.stack(layers, 1) for layers in block], -1).cpu().numpy() for block in parts]
 
 
-def compute_gradients(
+def compute_features(
     run: TrainingRun, layer: nn.Linear, features: Features, indices: Array, directions: Array
-) -> Array:
-    """Returns the sketches of the gradients of the features at the indices, [N, blocks, K]."""
+) -> DepthFeatures:
+    """Returns hidden states and gradients of the features at the indices.
+
+    layer: The last linear layer. directions: Those of its input along which the gradients are taken, [R, H].
+    """
     model: Any = run.train_state.model
     _, stack = find_stack(model)
-    sketch, kept = GradientSketch(stack, run.config.seed), np.zeros(0)
+    kind, sketch = find_read_token(model), GradientSketch(stack, run.config.seed)
     weights = torch.from_numpy(directions).float().to(run.runtime.device)
+    inputs = np.zeros((len(indices), layer.in_features), np.float32)
+    states: list[Array] = [np.zeros(0)] * (len(stack) + 1)
+    gradients: list[Array] = [np.zeros(0)] * len(stack)
 
-    def begin_graph(hidden_states: torch.Tensor) -> torch.Tensor:
-        return hidden_states.detach().requires_grad_()
+    def put(arrays: list[Array], number: int, places: Array, values: Array) -> None:
+        if not arrays[number].size:
+            arrays[number] = np.zeros((len(indices), *values.shape[1:]), np.float32)
+        arrays[number][places] = values
 
     # Without dropout, attention on a CPU takes a kernel whose backward pass in 16 bit is many times slower than the plain one
     plain = sdpa_kernel(SDPBackend.MATH)
     with torch.enable_grad(), eval_mode(model), returning_inputs(layer), plain:
         for places, batch in iterate_batches(run, features, indices):
-            with hooked(stack, begin_graph, lambda *_: None), sketch.recording():
-                values = (heads.run_model(model, batch.inputs).float() @ weights.T).sum(0)
-            last = len(values) - 1
-            parts = [sketch.sketch(value, retain=number < last) for number, value in enumerate(values)]
-            found = np.concatenate(parts, -1)
-            if not kept.size:
-                kept = np.zeros((len(indices), *found.shape[1:]), np.float32)
-            kept[places] = found
-            sketch.calls = []
-    return kept
+            mask = batch.inputs["attention_mask"]
+
+            def keep(number: int, hidden_states: torch.Tensor, places: Array = places, mask: Any = mask) -> None:
+                put(states, number + 1, places, pool(hidden_states.detach().float(), mask, kind).cpu().numpy())
+
+            def begin_graph(hidden_states: torch.Tensor, keep: Hook = keep) -> torch.Tensor:
+                keep(-1, hidden_states)
+                return hidden_states.detach().requires_grad_()
+
+            with hooked(stack, begin_graph, keep), sketch.recording():
+                found = heads.run_model(model, batch.inputs).float()
+            inputs[places] = found.detach().cpu().numpy()
+            for number, block in enumerate(sketch.sketch((found @ weights.T).sum(0).unbind())):
+                put(gradients, number, places, block)
+    return DepthFeatures(head_inputs=inputs, hidden_states=np.stack(states, 1), gradients=tuple(gradients))

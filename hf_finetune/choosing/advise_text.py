@@ -15,11 +15,17 @@ SVG_WIDTH, SVG_HEIGHT, MARGIN = 640, 360, 56  # in pixels
 
 def make_table(metrics: Sequence[ExpectedMetric], seconds: Sequence[ExpectedSeconds], best: int, name: str) -> str:
     """Returns the table, a row for each depth."""
-    rows = [("freeze.layers", f"{name}, frozen", f"{name}, trained", "first run", "later runs", "")]
+    rows = [("freeze.layers", f"{name}, frozen", f"{name}, trained", "loses at most", "first run", "later runs", "")]
     for metric, time in zip(metrics, seconds, strict=True):
         mark = "<- recommended" if metric.depth == best else ""
         frozen = "-" if math.isnan(metric.frozen) else f"{metric.frozen:.3f}"
-        values = (frozen, f"{metric.trained:.3f}", f"{time.cold:.0f} s", f"{time.warm:.0f} s")
+        values = (
+            frozen,
+            f"{metric.trained:.3f}",
+            f"{metric.most_lost:.3f}",
+            f"{time.cold:.0f} s",
+            f"{time.warm:.0f} s",
+        )
         rows.append((str(metric.depth), *values, mark))
     return align_columns(rows)
 

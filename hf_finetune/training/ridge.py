@@ -52,17 +52,19 @@ class Targets:
             return np.equal.outer(self.values, np.arange(self.num_outputs)).astype(np.float64)
         return np.asarray(self.values, np.float64).reshape(len(self.weights), -1)
 
-    def compute_loss(self, outputs: Array) -> float:
-        """Returns the mean loss of outputs [N, C]: cross entropy, binary cross entropy, or squared error."""
+    def compute_losses(self, outputs: Array) -> Array:
+        """Returns the losses [N] of outputs [N, C]: cross entropy, binary cross entropy, or squared error."""
         if self.problem == "single_label":
             largest = outputs.max(-1)
             sums = np.log(np.exp(outputs - largest[:, None]).sum(-1)) + largest
-            losses = sums - outputs[np.arange(len(outputs)), self.values]
-        elif self.problem == "multi_label":
-            losses = (np.logaddexp(0, outputs) - outputs * self.values).mean(-1)
-        else:
-            losses = (outputs[:, 0] - self.values) ** 2
-        return float(np.average(losses, weights=self.weights))
+            return np.asarray(sums - outputs[np.arange(len(outputs)), self.values])
+        if self.problem == "multi_label":
+            return np.asarray((np.logaddexp(0, outputs) - outputs * self.values).mean(-1))
+        return np.asarray((outputs[:, 0] - self.values) ** 2)
+
+    def compute_loss(self, outputs: Array) -> float:
+        """Returns the mean of the losses of outputs [N, C]."""
+        return float(np.average(self.compute_losses(outputs), weights=self.weights))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +135,7 @@ def make_kernel_regressions(kernel: Array) -> Regressions:
     )
 
 
-def fit_linear(features: Array, targets: Targets, *, has_bias: bool = True) -> LinearFit:
+def fit_linear(features: Array, targets: Targets, *, has_bias: bool = True, penalties: Array = PENALTIES) -> LinearFit:
     """Returns the linear layer whose outputs are the logits (or, for regression, the numbers) of the targets; see choose_fit().
 
     Args:
@@ -149,8 +151,10 @@ def fit_linear(features: Array, targets: Targets, *, has_bias: bool = True) -> L
     return fit if fit.bias is None else replace(fit, bias=fit.bias - fit.weight @ center)
 
 
-def choose_fit(regressions: Regressions, targets: Targets, *, has_bias: bool = True) -> LinearFit:
-    """Returns the fit of the regressions with the best penalty. Its bias is for features without their mean.
+def choose_fit(
+    regressions: Regressions, targets: Targets, *, has_bias: bool = True, penalties: Array = PENALTIES
+) -> LinearFit:
+    """Returns the fit of the regressions with the best of the penalties. Its bias is for features without their mean.
 
     f is the ridge regression on targets of 0 and 1 that are scaled to variance 1. The logits are log(p) + s f, where p is the
     share of a label among the rows; for multi_label, log(p / (1 - p)) + s f. The penalty and s are those with the smallest loss
@@ -163,7 +167,7 @@ def choose_fit(regressions: Regressions, targets: Targets, *, has_bias: bool = T
     if not has_bias:
         columns = np.column_stack((columns, np.ones(len(columns))))  # the constant part is one more column
     best: LinearFit | None = None
-    for penalty in PENALTIES:
+    for penalty in penalties:
         coefficients, outputs = regressions.solve(columns, penalty)
         constant = outputs[:, -1:] if not has_bias else 1.0
         for scale in scales:

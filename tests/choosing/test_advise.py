@@ -13,18 +13,29 @@ import pytest
 import yaml
 from support import tiny
 from support.configs import make_small_config
+from support.entries import make_features as make_plain_features
 
 from hf_finetune import cli
 from hf_finetune.cache.speeds import SPEEDS, Speed
+from hf_finetune.choosing import advise_metric
 from hf_finetune.choosing.advise import advise, choose_depth
-from hf_finetune.choosing.advise_metric import ExpectedMetric
+from hf_finetune.choosing.advise_metric import (
+    PENALTIES,
+    ExpectedMetric,
+    choose_sample,
+    compare_losses,
+    make_kernel,
+    predict_each,
+)
 from hf_finetune.choosing.advise_seconds import choose_depths, expect_seconds, interpolate
 from hf_finetune.choosing.advise_text import draw_characters
 from hf_finetune.config.loading import to_yaml
 from hf_finetune.config.sections import RunConfig
+from hf_finetune.data.features import Features
 from hf_finetune.forward.cached import CannotCacheError
 from hf_finetune.run.training_run import TrainingRun
 from hf_finetune.system.errors import InputError
+from hf_finetune.training.ridge import Targets, choose_fit, make_kernel_regressions
 
 MakeConfig = Callable[..., RunConfig]
 MakeRun = Callable[..., TrainingRun]
@@ -32,22 +43,97 @@ MakeRun = Callable[..., TrainingRun]
 
 def make_metrics(*values: float) -> list[ExpectedMetric]:
     """Expected metrics of the depths 0, 1, ..."""
-    return [ExpectedMetric(depth=depth, frozen=0.0, trained=value) for depth, value in enumerate(values)]
+    best = max(values)
+    return [
+        ExpectedMetric(depth=depth, frozen=0.0, trained=value, most_lost=best - value)
+        for depth, value in enumerate(values)
+    ]
 
 
-@pytest.mark.parametrize(
-    ("values", "greater", "depth"),
-    [
-        ((0.85, 0.86, 0.857, 0.80), True, 2),
-        ((0.85, 0.86, 0.84, 0.80), True, 1),
-        ((0.85, 0.85, 0.85, 0.85), True, 3),
-        ((0.40, 0.30, 0.302, 0.5), False, 2),
-    ],
-)
-def test_the_deepest_freezing_that_is_as_good_as_the_best_is_recommended(
-    values: tuple[float, ...], greater: bool, depth: int
-) -> None:
-    assert choose_depth(make_metrics(*values), greater_is_better=greater) == depth
+@pytest.mark.parametrize(("lost", "depth"), [((0, 0.004, 0.005, 0.1), 2), ((0, 0.1, 0.004, 0.1), 2), ((0, 0.1), 0)])
+def test_the_deepest_freezing_that_is_shown_to_be_harmless_is_recommended(lost: tuple[float, ...], depth: int) -> None:
+    metrics = [replace(each, most_lost=lost[each.depth]) for each in make_metrics(*lost)]
+    assert choose_depth(metrics) == depth
+
+
+def make_losses(*means: float) -> np.ndarray:
+    """Losses of 400 examples at depths that differ by noise of 0.1, and by these means."""
+    generator = np.random.default_rng(0)
+    own = 0.1 * generator.normal(size=(len(means), 400))
+    return 2.0 + generator.normal(size=400) + own - own.mean(1, keepdims=True) + np.array(means)[:, None]
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_loss_orders_the_depths_and_the_metric_says_what_it_is_worth(sign: int) -> None:
+    losses, metrics = make_losses(0.0, 0.1, 0.4), sign * np.array([0.81, 0.79, 0.70])
+    trained, lost = compare_losses(losses, metrics.tolist(), greater_is_better=sign > 0)
+    slope, offset = np.polyfit(losses.mean(1), metrics, 1)
+    np.testing.assert_allclose(trained, slope * losses.mean(1) + offset)
+    assert lost[0] == 0
+    assert lost[1] == pytest.approx(abs(slope) * (0.1 + 2 * (losses[1] - losses[0]).std() / 20))
+    assert lost[2] == pytest.approx(abs(slope) * (0.4 + 2 * (losses[2] - losses[0]).std() / 20))
+    assert lost[1] == pytest.approx(abs(slope) * (0.1 + 2 * 0.14 / 20), rel=0.05)  # what the depths share is no error
+
+
+def test_a_depth_with_a_smaller_loss_may_lose_by_the_error() -> None:
+    losses = make_losses(0.001, 0.0, 0.4)
+    _, lost = compare_losses(losses, [0.8, 0.8, 0.4], greater_is_better=True)
+    slope = -np.polyfit(losses.mean(1), [0.8, 0.8, 0.4], 1)[0]
+    assert lost[1] == pytest.approx(slope * (2 * (losses[1] - losses[0]).std() / 20 - 0.001))
+    assert lost[1] > 0
+
+
+@pytest.mark.parametrize(("metrics", "greater"), [([0.7, 0.8], True), ([0.8, 0.7], False), ([0.7, 0.7], True)])
+def test_depths_are_equal_if_a_smaller_loss_is_not_better(metrics: list[float], greater: bool) -> None:
+    losses = np.array([[1.0, 2.0], [2.0, 2.5]])
+    trained, lost = compare_losses(losses, metrics, greater_is_better=greater)
+    assert trained == [pytest.approx(np.mean(metrics))] * 2
+    assert lost == [0, 0]
+
+
+def test_depths_without_any_difference_are_equal() -> None:
+    assert compare_losses(np.ones((2, 3)), [0.5, 0.5], greater_is_better=True) == ([0.5, 0.5], [0, 0])
+
+
+def test_states_that_say_nothing_predict_the_most_frequent_label() -> None:
+    """Leaving an example out of the shares of the labels would predict another label for each."""
+    labels = np.array([0, 1] * 20 + [1])
+    targets = Targets(problem="single_label", values=labels, weights=np.ones(41), num_outputs=2)
+    assert (predict_each(np.full((41, 3), 0.1, np.float32), targets).argmax(1) == 1).all()
+    assert (predict_each(np.eye(2)[labels], targets).argmax(1) == labels).all()
+
+
+def test_no_label_is_known_from_the_example_itself() -> None:
+    """Features that could tell all examples apart say nothing of labels drawn at random."""
+    labels = np.random.default_rng(0).integers(0, 2, 200)
+    targets = Targets(problem="single_label", values=labels, weights=np.ones(200), num_outputs=2)
+    for size in (20, 1000):
+        rows = np.random.default_rng(1).normal(size=(200, size)).astype(np.float32)
+        assert (predict_each(rows, targets).argmax(1) == labels).mean() < 0.6
+        outputs = choose_fit(make_kernel_regressions(make_kernel(rows)), targets, penalties=PENALTIES).outputs
+        assert (outputs.argmax(1) == labels).mean() < 0.6
+
+
+def make_features(lengths: list[int], example_indices: list[int] | None = None) -> Features:
+    """Features of sequences of these lengths."""
+    features = make_plain_features([[1] * length for length in lengths])
+    return features if example_indices is None else replace(features, example_indices=np.array(example_indices))
+
+
+def test_the_sample_is_limited_in_tokens_and_has_each_row_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    everything = choose_sample(make_features([3] * 50), 0)
+    assert everything.tolist() == list(range(50))
+    monkeypatch.setattr(advise_metric, "LEAST_EXAMPLES", 4)
+    monkeypatch.setattr(advise_metric, "MOST_EXAMPLES", 20)
+    assert len(choose_sample(make_features([3] * 50), 0)) == 20
+    monkeypatch.setattr(advise_metric, "NUM_TOKENS", 30)
+    drawn = choose_sample(make_features([3] * 50), 0)
+    assert len(set(drawn.tolist())) == 10
+    assert drawn.tolist() == sorted(drawn)
+    assert drawn.tolist() != choose_sample(make_features([3] * 50), 1).tolist()
+    assert len(choose_sample(make_features([300] * 50), 0)) == 4
+    windows = choose_sample(make_features([3] * 6, [0, 0, 1, 2, 2, 2]), 0)
+    assert windows.tolist() == [0, 2, 3]
 
 
 def test_the_command_prints_a_table_a_picture_and_lines_to_paste(
@@ -59,7 +145,7 @@ def test_the_command_prints_a_table_a_picture_and_lines_to_paste(
     words = ["advise", "classify", "--config", str(tmp_path / "run.yaml"), "--out", str(tmp_path / "depths.svg")]
     assert cli.main(words) == 0
     output = capsys.readouterr().out
-    rows = re.findall(r"^ +(\d) +0\.\d{3} +0\.\d{3} +\d+ s +\d+ s(.*)$", output, flags=re.MULTILINE)
+    rows = re.findall(r"^ +(\d) +[01]\.\d{3} +[01]\.\d{3} +0\.\d{3} +\d+ s +\d+ s(.*)$", output, flags=re.MULTILINE)
     assert [int(depth) for depth, _ in rows] == [0, 1, 2, 3]
     (recommended,) = (int(depth) for depth, mark in rows if "<- recommended" in mark)
     lines = re.search(r"^freeze:\n  .*\n  .*$", output, flags=re.MULTILINE)

@@ -8,10 +8,11 @@ import torch
 from support import tiny
 
 from hf_finetune.choosing.advise_features import (
+    SKETCH,
     GradientSketch,
     choose_directions,
-    compute_gradients,
-    compute_states,
+    compute_features,
+    compute_head_inputs,
     find_read_token,
 )
 from hf_finetune.forward.linear_head import find_linear_head, returning_inputs
@@ -43,7 +44,10 @@ def test_hidden_states_are_those_of_each_depth(make_run: MakeRun) -> None:
     model, features = run.train_state.model, run.features["train"]
     found = find_linear_head(model)
     assert found is not None
-    states = compute_states(run, found[1], features, INDICES)
+    states = compute_features(run, found[1], features, INDICES, np.ones((1, 32)))
+    np.testing.assert_allclose(
+        compute_head_inputs(run, found[1], features, INDICES), states.head_inputs, rtol=1e-4, atol=1e-5
+    )
     for place, index in enumerate(INDICES):
         ids = torch.tensor(features.inputs["input_ids"][features.offsets[index] : features.offsets[index + 1]])[
             None
@@ -57,19 +61,19 @@ def test_hidden_states_are_those_of_each_depth(make_run: MakeRun) -> None:
         torch.testing.assert_close(logits, outputs.logits[0], rtol=1e-4, atol=1e-5)
 
 
-def test_products_of_sketches_are_those_of_gradients(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the random projections they are equal; with them, on average."""
+def test_products_of_sketches_are_on_average_those_of_gradients(make_run: MakeRun) -> None:
     run = make_run()
     model, features = run.train_state.model, run.features["train"]
     found = find_linear_head(model)
     assert found is not None
     directions = np.random.default_rng(0).normal(size=(2, 32))
-    sketches = compute_gradients(run, found[1], features, INDICES, directions)
+    sketches = compute_features(run, found[1], features, INDICES, directions).gradients
     exact = [compute_exact(run, found[1], int(index), directions) for index in INDICES]
     for number in range(2):
         gradients = np.stack([blocks[number] for blocks in exact])
         products = gradients @ gradients.T
-        estimates = sketches[:, number] @ sketches[:, number].T
+        rows = sketches[number].reshape(len(INDICES), -1)
+        estimates = rows @ rows.T
         assert np.corrcoef(products.ravel(), estimates.ravel())[0, 1] > 0.8
         assert np.trace(estimates) == pytest.approx(np.trace(products), rel=0.5)
 
@@ -97,7 +101,7 @@ def test_nothing_stays_in_the_model(make_run: MakeRun) -> None:
     found = find_linear_head(run.train_state.model)
     assert found is not None
     before = {name: value.clone() for name, value in run.train_state.model.state_dict().items()}
-    compute_gradients(run, found[1], run.features["train"], INDICES, np.ones((1, 32)))
+    compute_features(run, found[1], run.features["train"], INDICES, np.ones((1, 32)))
     assert all(torch.equal(run.train_state.model.state_dict()[name], value) for name, value in before.items())
     assert all(parameter.grad is None for parameter in run.train_state.model.parameters())
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in run.train_state.model.modules())
@@ -121,7 +125,8 @@ def test_a_sketch_of_nothing_is_zero() -> None:
     value = torch.ones(2, 3, 4, requires_grad=True)
     with sketch.recording():
         outputs = [layer(value) for layer in stack]
-    found = sketch.sketch(outputs[0].sum(), retain=False)
-    assert found.shape == (2, 2, 256)
-    assert np.abs(found[:, 0]).max() > 0
-    assert not found[:, 1].any()
+    first, second = sketch.sketch([outputs[0].sum(), 2 * outputs[0].sum()])
+    assert first.shape == second.shape == (2, 1, 2 * SKETCH**2)
+    assert np.abs(first).max() > 0
+    np.testing.assert_allclose(first[..., SKETCH**2 :], 2 * first[..., : SKETCH**2], rtol=1e-5)
+    assert not second.any()
