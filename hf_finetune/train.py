@@ -132,7 +132,7 @@ def train_and_export(config: RunConfig, runtime: Runtime, parts: Parts, clock: C
                 run, fitted = calibrate(run)  # task.calibrate, on validation
                 final, check = evaluate_exported(run, progress, averaged)
                 final["validation"] = final["validation"] | fitted
-            details = runtime.on_main(lambda: write_scored_splits(run, final))
+            details = runtime.on_main(lambda: write_scored_splits(run, final, tracker))
             results = make_results(run, progress, final, clock, averaged)
             results["details"] = details
             results["validation_check"] = None if check is None else dataclasses.asdict(check)

@@ -10,12 +10,19 @@ from typing import Any
 from hf_finetune.run.details import describe_details, measure_lengths
 from hf_finetune.run.kept import MOST_KEPT, can_describe
 from hf_finetune.run.scored import FOLDER, add_origins, write_scored
+from hf_finetune.run.tensorboard import ScoredSplit
+from hf_finetune.run.tracking import Tracking
 from hf_finetune.run.training_run import TrainingRun
 
 
-def write_scored_splits(run: TrainingRun, final: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
+def write_scored_splits(
+    run: TrainingRun, final: Mapping[str, Mapping[str, float]], tracker: Tracking
+) -> dict[str, Any]:
     """Writes the scored examples of the splits that were evaluated at the end, and returns the `details` of results.json: what
-    they say of each split. On the main process."""
+    they say of each split. On the main process.
+
+    tracker: Keeps them until it has shown them.
+    """
     details = {}
     for split, values in final.items():
         features, table = run.features[split], run.splits.tables()[split]
@@ -34,4 +41,6 @@ def write_scored_splits(run: TrainingRun, final: Mapping[str, Mapping[str, float
         write_scored(run.config.run_dir / FOLDER / f"{split}.jsonl", scored)
         lengths = measure_lengths(scored.scores, features)
         details[split] = describe_details(scored.scores, tuple(values), lengths, run.metric)
+        inputs = tuple(run.task.encoding.encoded_columns())
+        tracker.keep_split(split, ScoredSplit(scored=scored, details=details[split], table=table, inputs=inputs))
     return details

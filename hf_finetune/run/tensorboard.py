@@ -4,11 +4,19 @@ The event files lie in the run folder, so that `tensorboard --logdir outputs` sh
 chart, so those of validation have the tags of training, and a subfolder of their own.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from accelerate.tracking import GeneralTracker
+
+from hf_finetune.data.table import Table
+from hf_finetune.run.figures import draw_figures, list_renamed
+from hf_finetune.run.mistakes import format_mistakes
+from hf_finetune.run.scored import ScoredExamples
+from hf_finetune.system.markdown import escape_marks
 
 TAGS = {
     "train/loss": "loss",
@@ -29,6 +37,23 @@ LAYOUT = {
         "update ratio": ["Multiline", ["^weights/update_ratio/.*"]],
     },
 }
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ScoredSplit:
+    """What is known of a split's examples at the end of a run.
+
+    Args:
+        scored: The examples.
+        details: What results.json says of them.
+        table: The rows of the split.
+        inputs: The columns that the task reads.
+    """
+
+    scored: ScoredExamples
+    details: Mapping[str, Any]
+    table: Table
+    inputs: Sequence[str]
 
 
 class TensorBoard(GeneralTracker):
@@ -71,12 +96,33 @@ class TensorBoard(GeneralTracker):
         """Keeps the settings until show_results(): TensorBoard reads the values of its HParams tab once."""
         self.settings = dict(values)
 
-    def show_results(self, metrics: Mapping[str, float]) -> None:
-        """Shows the metric that chooses the best checkpoint next to the settings in the HParams tab, and all metrics as text.
+    def show_results(self, metrics: Mapping[str, float], splits: Mapping[str, ScoredSplit], *, update: int) -> None:
+        """Shows the settings next to the final metric, and all final metrics, charts of the examples and the worst mistakes.
 
-        metrics: By their names in metrics.jsonl. A column for each would push the settings out of the tab, and a curve for each
-        would be one point. The tab's columns are those that any run has: with a list of columns, which add_hparams() writes,
-        they would be those of one run.
+        metrics: By their names in metrics.jsonl. A curve for each would be one point.
+        """
+        self.show_hparams(metrics)
+        self.add_table(
+            "results", ("metric", "value"), {name: f"{value:.4f}" for name, value in metrics.items()}, update
+        )
+        for split, part in splits.items():
+            for name, image in draw_figures(split, part.scored.scores, part.details):
+                self.tracker.add_image(f"results/{split}/{name}", np.asarray(image), update, dataformats="HWC")
+            mistakes = format_mistakes(split, part.scored, part.table, part.inputs)
+            self.tracker.add_text(f"worst mistakes/{split}", mistakes, update)
+        renamed = {
+            text: name
+            for part in splits.values()
+            for text, name in list_renamed(part.scored.scores, part.details).items()
+        }
+        if renamed:
+            self.add_table("labels of the charts", ("in charts", "label"), renamed, update)
+
+    def show_hparams(self, metrics: Mapping[str, float]) -> None:
+        """Shows the metric that chooses the best checkpoint next to the settings in the HParams tab.
+
+        A column for each metric would push the settings out of the tab. The tab's columns are those that any run has: with a list
+        of columns, which add_hparams() writes, they would be those of one run.
         """
         from torch.utils.tensorboard.summary import hparams
 
@@ -84,8 +130,11 @@ class TensorBoard(GeneralTracker):
         _, start, end = hparams({**self.settings, **chosen}, {})
         for summary in (start, end):
             self.tracker.file_writer.add_summary(summary)
-        rows = "".join(f"| {name} | {value:.4f} |\n" for name, value in metrics.items())
-        self.tracker.add_text("results", "| metric | value |\n|---|---|\n" + rows)
+
+    def add_table(self, tag: str, head: Sequence[str], rows: Mapping[str, str], update: int) -> None:
+        """Adds a table of two columns to the Text tab."""
+        lines = "".join(f"| {escape_marks(name)} | {escape_marks(value)} |\n" for name, value in rows.items())
+        self.tracker.add_text(tag, f"| {' | '.join(head)} |\n|---|---|\n{lines}", update)
 
     def log(self, values: Mapping[str, float], step: int | None = None, **_: Any) -> None:
         """Adds a point to each curve."""

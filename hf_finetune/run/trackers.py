@@ -12,7 +12,7 @@ from accelerate.tracking import GeneralTracker
 from accelerate.utils import LoggerType
 
 from hf_finetune.config.sections import RunConfig
-from hf_finetune.run.tensorboard import TensorBoard
+from hf_finetune.run.tensorboard import ScoredSplit, TensorBoard
 from hf_finetune.system.errors import InputError
 from hf_finetune.system.files import explain_failures, write_atomically
 from hf_finetune.system.processes import Runtime
@@ -20,7 +20,7 @@ from hf_finetune.system.processes import Runtime
 PROJECT = "hf-finetune"
 
 # Accelerate's name of a tracker -> its pip package, if it has another name
-PIP_NAMES = {"comet_ml": "comet-ml", "wandb": "hf-finetune[wandb]"}
+PIP_NAMES = {"comet_ml": "comet-ml", **{name: f"hf-finetune[{name}]" for name in ("mlflow", "trackio", "wandb")}}
 
 
 def check_trackers(names: tuple[str, ...]) -> None:
@@ -76,13 +76,13 @@ class Trackers:
         """Records numbers."""
         self.call(lambda tracker: tracker.log(dict(values), step=update))
 
-    def show_results(self, metrics: Mapping[str, float], *, update: int) -> None:
+    def show_results(self, metrics: Mapping[str, float], splits: Mapping[str, ScoredSplit], *, update: int) -> None:
         """Records the metrics of the exported model, by their names in metrics.jsonl. Most trackers have those of validation as a
-        curve, and get those of the test split alone."""
+        curve, and get those of the test split alone. Texts of examples and charts stay on this machine: TensorBoard has them."""
         test = {name: value for name, value in metrics.items() if name.startswith("test/")}
         self.call(
             lambda tracker: (
-                tracker.show_results(metrics)
+                tracker.show_results(metrics, splits, update=update)
                 if isinstance(tracker, TensorBoard)
                 else tracker.log(test, step=update)
                 if test

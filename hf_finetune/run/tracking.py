@@ -8,6 +8,7 @@ from typing import Any
 
 from hf_finetune.config.changes import list_choices
 from hf_finetune.config.sections import RunConfig
+from hf_finetune.run.tensorboard import ScoredSplit
 from hf_finetune.run.trackers import Trackers
 from hf_finetune.system.files import explain_failures, is_missing, write_atomically
 from hf_finetune.system.json_text import replace_nan
@@ -28,6 +29,7 @@ class Tracking:
         """
         self.runtime = runtime
         self.path = runtime.run_dir / "metrics.jsonl"
+        self.splits: dict[str, ScoredSplit] = {}
         if runtime.is_main:
             drop_rows_after(self.path, start_update)
         self.trackers = Trackers(config, runtime, metric=metric, start_update=start_update)
@@ -63,16 +65,20 @@ class Tracking:
         if values:
             self.runtime.on_main(write)
 
+    def keep_split(self, split: str, scored: ScoredSplit) -> None:
+        """Keeps what is known of a split's examples until finish()."""
+        self.splits[split] = scored
+
     def close(self) -> None:
         """Closes the trackers of a run that is left for now."""
         self.trackers.finish()
 
     def finish(self, final: Mapping[str, Mapping[str, float]], *, update: int) -> None:
-        """Sends the final metrics to the trackers, and closes them. final: metrics by split."""
+        """Shows the final metrics and examples in the trackers, and closes them. final: metrics by split."""
         metrics = {
             name: value for split, values in final.items() for name, value in name_metrics(split, values).items()
         }
-        self.trackers.show_results(metrics, update=update)
+        self.trackers.show_results(metrics, self.splits, update=update)
         self.trackers.finish()
 
 

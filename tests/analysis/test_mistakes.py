@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from hf_finetune.analysis.mistakes import keep_different_tags, make_mistakes
+from hf_finetune.analysis.mistakes import make_mistakes
 from hf_finetune.analysis.run_files import read_runs
 
 CopyRun = Callable[..., Path]
@@ -48,9 +48,3 @@ def test_a_column_that_no_example_has_is_left_out(copy_run: CopyRun) -> None:
     found = make_mistakes(read_runs([folder])[0], "test")
     assert [name for name, _ in found["columns"]] == ["right", "predicted", "loss"]
     assert found["doubtful"] == []
-
-
-def test_of_tags_those_that_differ_are_shown_with_their_words() -> None:
-    right, predicted = ["O", "B-place", "I-place"], ["O", "B-place", "O"]
-    assert keep_different_tags(["in", "New", "York"], right, predicted) == (["York I-place"], ["York O"])
-    assert keep_different_tags(["a longer text"], right, predicted) == (["word 3: I-place"], ["word 3: O"])

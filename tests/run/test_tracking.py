@@ -1,5 +1,7 @@
 """metrics.jsonl, TensorBoard and W&B read back with their own readers, also after a run was interrupted and resumed."""
 
+import html
+import io
 import json
 import struct
 import time
@@ -10,6 +12,7 @@ from typing import Any
 
 import pytest
 from accelerate.tracking import GeneralTracker
+from PIL import Image
 from support.configs import make_small_config
 from support.runs import read_metrics
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -17,6 +20,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from hf_finetune.config.changes import list_choices
 from hf_finetune.config.sections import RunConfig
 from hf_finetune.run import trackers, tracking
+from hf_finetune.run.figures import draw_figures
+from hf_finetune.run.scored import read_scored
 from hf_finetune.system.errors import InputError
 from hf_finetune.system.processes import Runtime
 from hf_finetune.train import finetune
@@ -167,6 +172,52 @@ def test_the_hparams_tab_has_what_was_chosen_and_the_final_metric(run: Any) -> N
             assert f"| {split}/{name} | {results[split][name]:.4f} |" in text.tensor_proto.string_val[0].decode()
 
 
+def read_images(run_dir: Path) -> dict[str, Any]:
+    """Every image by its tag, decoded. Fails if there are several of a tag."""
+    accumulator = EventAccumulator(str(run_dir), size_guidance={"images": 0}).Reload()
+    images = {}
+    for tag in accumulator.Tags()["images"]:
+        (event,) = accumulator.Images(tag)
+        assert event.step == 16
+        images[tag] = Image.open(io.BytesIO(event.encoded_image_string))
+        assert images[tag].size == (event.width, event.height)
+    return images
+
+
+def test_the_images_tab_has_charts_of_both_splits(run: Any) -> None:
+    images = read_images(run[1])
+    kinds = ("confusion", "f1", "length", "precision_recall", "reliability")
+    assert sorted(images) == [f"results/{split}/{kind}" for split in ("test", "validation") for kind in kinds]
+    results = json.loads((run[1] / "results.json").read_text(encoding="utf-8"))
+    for split in ("test", "validation"):
+        scored = read_scored(run[1] / "scored" / f"{split}.jsonl")
+        drawn = dict(draw_figures(split, scored.scores, results["details"][split]))
+        assert {f"results/{split}/{kind}" for kind in drawn} <= images.keys()
+        # The confusion matrix is that of the scored examples, pixel by pixel
+        assert images[f"results/{split}/confusion"].tobytes() == drawn["confusion"].tobytes()
+
+
+def test_the_text_tab_has_the_worst_mistakes_with_file_and_line(run: Any) -> None:
+    config, run_dir = run
+    accumulator = EventAccumulator(str(run_dir)).Reload()
+    for split, (path,) in (("validation", config.data.validation), ("test", config.data.test)):
+        (text,) = accumulator.Tensors(f"worst mistakes/{split}/text_summary")
+        shown = html.unescape(text.tensor_proto.string_val[0].decode())
+        scored = read_scored(run_dir / "scored" / f"{split}.jsonl")
+        wrong = [
+            place for place in range(len(scored)) if scored.scores.labels[place] != scored.scores.predictions[place]
+        ]
+        if not wrong:
+            assert shown.startswith("None of the 24 examples")
+            continue
+        worst = max(wrong, key=lambda place: scored.scores.losses[place])
+        row = json.loads(Path(path).read_text(encoding="utf-8").splitlines()[scored.lines[worst] - 1])
+        first = shown.split("\n\n")[1]
+        assert first.startswith(f"1. right **{row['label']}**, predicted **{scored.scores.predictions[worst]}**")
+        assert first.endswith(f"{path}:{scored.lines[worst]}")
+        assert row["text"] in shown.split("\n\n")[2]
+
+
 def test_the_events_of_a_run_lie_in_its_folder_so_that_its_name_is_the_runs(run: Any) -> None:
     places = {path.parent.relative_to(run[1]).as_posix() for path in run[1].rglob("*tfevents*")}
     assert places == {".", "validation"}
@@ -235,6 +286,9 @@ def test_a_resumed_run_has_every_number_once_and_equal_to_those_of_an_uninterrup
     assert sorted(list_values(read_metrics(config.run_dir))) == sorted(list_values(read_metrics(uninterrupted)))
     assert {name: len(points) for name, points in read_scalars(config.run_dir).items()} == {
         name: len(points) for name, points in read_scalars(uninterrupted).items()
+    }
+    assert {tag: image.tobytes() for tag, image in read_images(config.run_dir).items()} == {
+        tag: image.tobytes() for tag, image in read_images(uninterrupted).items()
     }
     twice = {
         tag: counts
@@ -401,7 +455,8 @@ def test_an_unknown_tracker_is_an_error_that_lists_the_known_ones() -> None:
     [
         ("wandb", r"pip install 'hf-finetune\[wandb\]'"),
         ("comet_ml", "pip install 'comet-ml'"),
-        ("mlflow", "pip install 'mlflow'"),
+        ("mlflow", r"pip install 'hf-finetune\[mlflow\]'"),
+        ("trackio", r"pip install 'hf-finetune\[trackio\]'"),
     ],
 )
 def test_a_tracker_that_is_not_installed_is_an_error_with_the_pip_command(
