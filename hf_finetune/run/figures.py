@@ -255,7 +255,7 @@ def draw_numbers(where: str, scores: ExampleScores, _: Mapping[str, Any]) -> Can
     return canvas
 
 
-def draw_lengths(where: str, _: ExampleScores, details: Mapping[str, Any]) -> Canvas | None:
+def draw_lengths(where: str, _scores: ExampleScores, details: Mapping[str, Any]) -> Canvas | None:
     """Draws metrics of the examples by their length, with intervals; None if there are no different lengths."""
     slices = details.get("lengths", ())
     names = [name for name in (slices[0] if slices else ()) if f"{name}_interval" in slices[0]]

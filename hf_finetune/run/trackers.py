@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,6 +19,8 @@ from hf_finetune.system.files import explain_failures, write_atomically
 from hf_finetune.system.processes import Runtime
 
 PROJECT = "hf-finetune"
+# Half a minute in which the run waits for a server that is away. MLflow's own 7 take more than four minutes
+MLFLOW_RETRIES = "4"
 
 # Accelerate's name of a tracker -> its pip package, if it has another name
 PIP_NAMES = {"comet_ml": "comet-ml", **{name: f"hf-finetune[{name}]" for name in ("mlflow", "trackio", "wandb")}}
@@ -47,12 +50,15 @@ class Trackers:
         self.runtime = runtime
         self.accelerator = runtime.accelerator
         self.accelerator.trackers = []  # where accelerator.get_tracker() finds them
+        finish_left_open()
         for name in config.tracking.trackers:
             if name == "tensorboard":
                 tracker: Any = TensorBoard(runtime.run_dir, metric=metric, purge_step=start_update + 1)
             else:
                 tracker = make_tracker(name, config, runtime, is_resumed=start_update > 0)
             self.accelerator.trackers.append(tracker)
+        if runtime.is_main:
+            LEFT_OPEN.extend(self.accelerator.trackers)
         self.call(lambda tracker: tracker.start())
         self.call(lambda tracker: keep_run_id(tracker, runtime))
 
@@ -63,6 +69,8 @@ class Trackers:
                 action(tracker)
             except Exception as error:  # noqa: BLE001  a tracker may raise what it likes
                 self.accelerator.trackers.remove(tracker)
+                with contextlib.suppress(Exception):  # its next run in this process could not begin
+                    tracker.finish()
                 self.runtime.say(
                     f"warning: the tracker {tracker.name} failed ({type(error).__name__}: {error}); the run continues without "
                     "it, and metrics.jsonl has all numbers"
@@ -74,7 +82,7 @@ class Trackers:
 
     def log(self, values: Mapping[str, float], *, update: int) -> None:
         """Records numbers."""
-        self.call(lambda tracker: tracker.log(dict(values), step=update))
+        self.call(lambda tracker: tracker.log(rename_numbers(values, tracker.name), step=update))
 
     def show_results(self, metrics: Mapping[str, float], splits: Mapping[str, ScoredSplit], *, update: int) -> None:
         """Records the metrics of the exported model, by their names in metrics.jsonl. Most trackers have those of validation as a
@@ -84,7 +92,7 @@ class Trackers:
             lambda tracker: (
                 tracker.show_results(metrics, splits, update=update)
                 if isinstance(tracker, TensorBoard)
-                else tracker.log(test, step=update)
+                else tracker.log(rename_numbers(test, tracker.name), step=update)
                 if test
                 else None
             )
@@ -93,6 +101,32 @@ class Trackers:
     def finish(self) -> None:
         """Closes the trackers. Accelerator.end_training() would end the process group too."""
         self.call(lambda tracker: tracker.finish())
+        LEFT_OPEN.clear()
+
+
+# The open trackers of this process. A run that ends with an error leaves them open: W&B and MLflow then see whether the process
+# ends with it
+LEFT_OPEN: list[Any] = []
+
+
+def finish_left_open() -> None:
+    """Closes the trackers of an earlier run of this process that ended with an error: MLflow has one open run a process, and W&B
+    would continue the earlier run."""
+    while LEFT_OPEN:
+        with contextlib.suppress(Exception):
+            LEFT_OPEN.pop().finish()
+
+
+def rename_numbers(values: Mapping[str, float], tracker: str) -> dict[str, float]:
+    """Returns numbers by the names that a tracker takes. MLflow takes few characters, and keeps a name as a file and what is
+    before a / as a folder, so that it cannot have both `validation/f1` and `validation/f1/person`: that is `validation/f1.person`."""
+    if tracker != "mlflow":
+        return dict(values)
+    renamed = {}
+    for name, value in values.items():
+        split, slash, rest = name.partition("/")
+        renamed[split + slash + re.sub(r"[^\w.\- ]", "_", rest.replace("/", "."))] = value
+    return renamed
 
 
 def make_tracker(name: str, config: RunConfig, runtime: Runtime, *, is_resumed: bool) -> GeneralTracker:
@@ -108,6 +142,7 @@ def make_tracker(name: str, config: RunConfig, runtime: Runtime, *, is_resumed: 
         options = {"name": config.name, "resume": "allow" if is_resumed else "never"}
     elif name == "mlflow":
         options = {"run_name": config.name, "run_id": read_run_id(runtime, name)}
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", MLFLOW_RETRIES)
     place = [str(runtime.run_dir)] if kind.requires_logging_directory else []
     return kind(PROJECT, *place, **options)
 

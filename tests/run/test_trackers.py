@@ -1,6 +1,7 @@
 """MLflow and trackio, each read back with its own reader; skipped where they are not installed."""
 
 import shutil
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -132,14 +133,49 @@ def test_mlflow_that_breaks_while_a_run_trains_is_one_warning(
     assert len(read_metrics(config.run_dir)) == 5 + 3  # updates 1, 4, 8, 12, 16; two evaluations and the test
 
 
+def test_an_mlflow_server_that_is_away_is_one_warning(
+    make_tracked: Callable[..., RunConfig], mlflow: Any, monkeypatch: pytest.MonkeyPatch, capfd: Any
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        mlflow.set_tracking_uri(f"http://127.0.0.1:{closed.getsockname()[1]}")
+        config = make_tracked("mlflow")
+        finetune(config)
+    output = capfd.readouterr()
+    assert (output.out + output.err).count("warning: the tracker mlflow failed") == 1
+    assert (config.run_dir / "results.json").exists()
+
+
 # --- trackio --------------------------------------------------------------------------------------------------------
 
 
 def test_trackio_gets_the_settings_and_the_numbers_of_a_run_that_was_resumed(
     make_tracked: Callable[..., RunConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))  # read when trackio is imported
     trackio = pytest.importorskip("trackio")
+    from trackio.sqlite_storage import SQLiteStorage
+
     config = make_tracked("trackio")
     finetune_twice(config)
-    print(trackio)
+
+    (run,) = trackio.Api().runs("hf-finetune")
+    assert run.name == "by-trackio"
+    choices = {key: tracking.make_plain(value) for key, value in list_choices(config).items()}
+    own = {"allow_val_change"}  # an argument of Accelerate's that trackio takes for a setting
+    assert {key: value for key, value in run.config.items() if not key.startswith("_") and key not in own} == choices
+    found = {
+        (name, row["step"], value)
+        for row in SQLiteStorage.get_logs("hf-finetune", run.name)
+        for name, value in row.items()
+        if name not in ("step", "timestamp")
+    }
+    assert found >= list_logged(config.run_dir)
+    assert {name for name, _, _ in found} >= {
+        "train/loss",
+        "train/learning_rate",
+        "validation/accuracy",
+        "test/accuracy",
+    }
+    assert any((tmp_path / "trackio").iterdir())
