@@ -119,7 +119,7 @@ def finish_left_open() -> None:
 
 def rename_numbers(values: Mapping[str, float], tracker: str) -> dict[str, float]:
     """Returns numbers by the names that a tracker takes. MLflow takes few characters, and keeps a name as a file and what is
-    before a / as a folder, so that it cannot have both `validation/f1` and `validation/f1/person`: that is `validation/f1.person`."""
+    before a / as a folder: next to `validation/f1` it has `validation/f1.person`."""
     if tracker != "mlflow":
         return dict(values)
     renamed = {}
