@@ -241,15 +241,16 @@ def draw_numbers(where: str, scores: ExampleScores, _: Mapping[str, Any]) -> Can
     expected, predicted = expected[is_finite], predicted[is_finite]
     if not len(expected):
         return None
-    x_axis, y_axis = (make_axis(float(part.min()), float(part.max()), num_ticks=5) for part in (expected, predicted))
+    # A mean squared error compares numbers of one scale, which cosines and ratings are not
+    has_one_scale = "mse" in scores.metrics
+    ranges = [np.concatenate([expected, predicted])] * 2 if has_one_scale else [expected, predicted]
+    x_axis, y_axis = (make_axis(float(part.min()), float(part.max()), num_ticks=5) for part in ranges)
     canvas = Canvas()
     canvas.write((20, 20), f"prediction and label: {where}", anchor="lt", size=TITLE, width=WIDTH - 40)
     plot = Plot(canvas, (140, 90, WIDTH - 40, HEIGHT - 100), x_axis, y_axis)
     plot.name_axes("label", "prediction")
-    if "mse" in scores.metrics:  # else they need not be on one scale
-        low, high = max(x_axis.low, y_axis.low), min(x_axis.high, y_axis.high)
-        if low < high:
-            plot.draw_line([(low, low), (high, high)], GREY, width=3)
+    if has_one_scale:
+        plot.draw_line([(x_axis.low, x_axis.low), (x_axis.high, x_axis.high)], GREY, width=3)
     for point in zip(expected.tolist(), predicted.tolist(), strict=True):
         plot.draw_dot(point, COLORS[0], 4)
     return canvas

@@ -14,6 +14,7 @@ from hf_finetune.config.changes import list_choices
 from hf_finetune.config.sections import RunConfig
 from hf_finetune.run import tracking
 from hf_finetune.run.parts import Parts
+from hf_finetune.run.trackers import rename_numbers
 from hf_finetune.system.processes import Runtime
 from hf_finetune.train import finetune
 from hf_finetune.training.loop import Update
@@ -107,13 +108,23 @@ def test_mlflow_gets_the_settings_and_the_numbers_of_a_run_that_was_resumed(
         for name in run.data.metrics
         for metric in client.get_metric_history(run.info.run_id, name)
     }
-    assert found >= list_logged(config.run_dir)
-    assert {name for name, _, _ in found} >= {
-        "train/loss",
-        "train/learning_rate",
-        "validation/accuracy",
-        "test/accuracy",
+    logged = {
+        (new, update, value)
+        for name, update, value in list_logged(config.run_dir)
+        for new in rename_numbers({name: value}, "mlflow")
     }
+    assert found >= logged
+    assert {name for name, _, _ in found} >= {"train/gradient_norm", "train/gradient_norm.block_1", "test/accuracy"}
+
+
+def test_mlflow_takes_the_names_of_all_numbers(mlflow: Any) -> None:
+    numbers = {"test/f1": 0.5, "test/f1/größe (cm)": 0.25, "test/ndcg@10": 0.75}
+    renamed = rename_numbers(numbers, "mlflow")
+    assert list(renamed) == ["test/f1", "test/f1.größe _cm_", "test/ndcg_10"]
+    with mlflow.start_run() as run:
+        mlflow.log_metrics(renamed, step=1)
+    assert mlflow.MlflowClient().get_run(run.info.run_id).data.metrics == renamed
+    assert rename_numbers(numbers, "wandb") == numbers
 
 
 def test_mlflow_that_breaks_while_a_run_trains_is_one_warning(
