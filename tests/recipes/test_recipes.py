@@ -18,6 +18,7 @@ import torch
 from recipe_case import EVERY_UPDATE, Case, load_cases
 from safetensors.torch import load_file
 from support.script_server import ScriptServer
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from hf_finetune.config.loading import load_config
 from hf_finetune.config.recipes import recipe_path
@@ -110,7 +111,7 @@ def undisturbed(settings_of_cases: dict[str, Settings]) -> Callable[[Case], RunR
 
     def make(case: Case) -> RunResult:
         if str(case) not in made:
-            made[str(case)] = run(settings_of_cases[str(case)], "whole")
+            made[str(case)] = run(settings_of_cases[str(case)], "whole", **{"tracking.trackers": ["tensorboard"]})
         return made[str(case)]
 
     return make
@@ -208,6 +209,19 @@ def test_the_metrics_of_a_run_follow_from_its_scored_examples(
         assert (scored.task, scored.metric) == (case.recipe, result.results["metric"])
         assert 0 < len(scored) <= result.results["examples"][split]
         assert len(set(scored.digests)) > 1
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_tensorboard_shows_the_examples_of_a_run(case: Case, undisturbed: Callable[[Case], RunResult]) -> None:
+    result = undisturbed(case)
+    tags = EventAccumulator(str(result.run_dir)).Reload().Tags()
+    details = result.results["details"]
+    assert {tag for tag in tags["tensors"] if tag.startswith("worst mistakes")} == {
+        f"worst mistakes/{split}/text_summary" for split in details
+    }
+    for split, entry in details.items():
+        shown = {tag.removeprefix(f"results/{split}/") for tag in tags["images"] if f"/{split}/" in tag}
+        assert ("length" in shown, "f1" in shown) == ("lengths" in entry, "labels" in entry)
 
 
 @pytest.mark.parametrize("case", {case.recipe: case for case in reversed(CASES)}.values(), ids=str)
