@@ -82,7 +82,7 @@ class Trackers:
 
     def log(self, values: Mapping[str, float], *, update: int) -> None:
         """Records numbers."""
-        self.call(lambda tracker: tracker.log(rename_numbers(values, tracker.name), step=update))
+        self.call(lambda tracker: log_numbers(tracker, values, update))
 
     def show_results(self, metrics: Mapping[str, float], splits: Mapping[str, ScoredSplit], *, update: int) -> None:
         """Records the metrics of the exported model, by their names in metrics.jsonl. Most trackers have those of validation as a
@@ -92,7 +92,7 @@ class Trackers:
             lambda tracker: (
                 tracker.show_results(metrics, splits, update=update)
                 if isinstance(tracker, TensorBoard)
-                else tracker.log(rename_numbers(test, tracker.name), step=update)
+                else log_numbers(tracker, test, update)
                 if test
                 else None
             )
@@ -115,6 +115,15 @@ def finish_left_open() -> None:
     while LEFT_OPEN:
         with contextlib.suppress(Exception):
             LEFT_OPEN.pop().finish()
+
+
+def log_numbers(tracker: Any, values: Mapping[str, float], update: int) -> None:
+    """Sends numbers to a tracker, by the names that it takes."""
+    numbers = rename_numbers(values, tracker.name)
+    if tracker.name == "trackio":  # Accelerate 1.12 does not hand the update over to it
+        tracker.tracker.log(numbers, step=update)
+    else:
+        tracker.log(numbers, step=update)
 
 
 def rename_numbers(values: Mapping[str, float], tracker: str) -> dict[str, float]:
