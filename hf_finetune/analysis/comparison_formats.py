@@ -50,7 +50,10 @@ def describe_groups(groups: Sequence[Group]) -> list[str]:
     """Returns a line for each group: its short name and its runs."""
     lines = []
     for number, group in enumerate(groups):
-        seeds = f" ({len(group.runs)} seeds, means)" if len(group.runs) > 1 else ""
+        num_runs, num_seeds = len(group.runs), len({run.settings.get("seed") for run in group.runs})
+        seeds = f" ({num_seeds} seeds, means)" if num_runs > 1 else ""
+        if num_seeds < num_runs:
+            seeds = f" ({num_runs} runs of {num_seeds} seed{'s' * (num_seeds > 1)}, means: those of one seed are one run twice)"
         lines.append(f"{name_group(number)}  {group.label}{seeds}")
     return lines
 

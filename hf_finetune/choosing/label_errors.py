@@ -106,9 +106,8 @@ def report_errors(folder: Path, scored: ScoredExamples, errors: list[LikelyError
     if not errors:
         print_message("labels      none is likely wrong")
         return
-    print_message(
-        f"labels      {len(errors):,} of {len(scored):,} are likely wrong: {folder / LABEL_ERRORS}; the likeliest:\n"
-    )
+    among = f"in {len(scored):,} rows" if scored.scores.has_several_labels else f"of {len(scored):,}"
+    print_message(f"labels      {len(errors):,} {among} are likely wrong: {folder / LABEL_ERRORS}; the likeliest:\n")
     rows = [["line", "label", "the model says", "probability of the label"]]
     rows += [[error.origin, error.label, error.suggestion, f"{error.probability:.4f}"] for error in errors[:num_shown]]
     print_message(align_columns(rows, left=True))

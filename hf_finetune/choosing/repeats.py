@@ -35,6 +35,7 @@ from hf_finetune.system.errors import InputError
 FOLD_DEFAULTS = {"data.test_fraction": 0.0, "checkpoint.content": "trainable"}
 SEED_DEFAULTS = {"checkpoint.content": "trainable"}
 MIN_REPEATS = 2
+MOST_REPEATS = 1_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,9 +99,9 @@ def run_seeds(base: RunConfig, count: int, parallel: int | None = None) -> Repea
 
 
 def check_count(option: str, count: int) -> None:
-    """Raises InputError if there is nothing to repeat."""
-    if count < MIN_REPEATS:
-        raise InputError(f"{option} ({count}): must be at least {MIN_REPEATS}")
+    """Raises InputError if there is nothing to repeat, or if nobody would wait for it."""
+    if not MIN_REPEATS <= count <= MOST_REPEATS:
+        raise InputError(f"{option} ({count}): must be from {MIN_REPEATS} to {MOST_REPEATS:,}")
 
 
 def run_all(base: RunConfig, kind: str, changes: Mapping[str, Mapping[str, Any]], at_once: int = 1) -> Repeats:
@@ -110,6 +111,7 @@ def run_all(base: RunConfig, kind: str, changes: Mapping[str, Mapping[str, Any]]
     """
     configure_logging()
     at_once = min(at_once, len(changes))
+    configs = {name: make_trial(base, name, change) for name, change in changes.items()}
     journal = read_journal(base.run_dir, kind)
     inputs = check_base(base, kind, journal)
     shared = [name for name in journal.get("runs", ()) if name in changes]
@@ -119,22 +121,21 @@ def run_all(base: RunConfig, kind: str, changes: Mapping[str, Mapping[str, Any]]
     write_journal(base.run_dir, kind, {"settings": to_dict(base), "inputs": inputs, "runs": runs})
     print_message(f"{len(changes)} runs ({kind}){describe_parallel(at_once)} in {base.run_dir}")
     outcomes: dict[str, Outcome] = {}
-    run_dirs: dict[str, Path] = {}
-    waiting = list(changes)
+    waiting = dict(configs)
     with open_runner(at_once) as runner:
         while waiting or runner.running:
             while waiting and runner.has_room:
-                name = waiting.pop(0)
-                config = make_trial(base, name, changes[name])
-                run_dirs[name] = config.run_dir
-                runner.start(name, config)
+                runner.start(name := next(iter(waiting)), waiting.pop(name))
             name, outcome = runner.wait()
             if isinstance(outcome, InputError):
                 raise outcome
             outcomes[name] = outcome
             results = outcome.results or {}
             print_message(f"{name}  {results['metric']} on validation {results['validation'][results['metric']]:.4f}")
-    return Repeats(run_dirs=run_dirs, outcomes={name: outcomes[name] for name in changes})
+    return Repeats(
+        run_dirs={name: config.run_dir for name, config in configs.items()},
+        outcomes={name: outcomes[name] for name in configs},
+    )
 
 
 def print_summary(repeats: Repeats, kind: str) -> None:

@@ -197,3 +197,9 @@ def test_the_formats_have_the_same_numbers(finished: dict[str, Path]) -> None:
     assert rows[0]["train.learning_rate"] == "0.01"
     assert "A  base, seed (2 seeds, means)" in table
     assert "on 120 test examples" in table
+
+
+def test_runs_of_one_seed_are_not_called_several(copy_run: CopyRun, finished: dict[str, Path]) -> None:
+    runs = read_runs([finished["base"], copy_run("base", "again")])
+    line, *_ = format_comparison(compare_runs(runs), "table").splitlines()
+    assert line == "A  base, again (2 runs of 1 seed, means: those of one seed are one run twice)"

@@ -67,16 +67,20 @@ def test_planted_errors_come_first_as_in_cleanlab() -> None:
     assert {error.place for error in errors} >= {*theirs.tolist()}
 
 
-def test_several_labels_are_added_and_removed() -> None:
+def test_several_labels_are_added_and_removed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     labels = [["animals"]] * 20 + [["animals", "food"]] * 20 + [["food"]] * 20
     probabilities = np.array([[0.9, 0.1, 0.0]] * 20 + [[0.9, 0.9, 0.0]] * 20 + [[0.1, 0.9, 0.0]] * 20)
     probabilities[3] = [0.95, 0.97, 0.0]
     probabilities[30] = [0.96, 0.02, 0.0]
-    errors = find_likely_errors(make_scored(labels, probabilities))
+    scored = make_scored(labels, probabilities)
+    errors = find_likely_errors(scored)
     assert {(error.origin, error.label, error.suggestion) for error in errors} == {
         ("rows.csv:5", "animals", "+food"),
         ("rows.csv:32", "animals food", "-food"),
     }
+    configure_logging()
+    report_errors(tmp_path, scored, errors)
+    assert capsys.readouterr().out.startswith("labels      2 in 60 rows are likely wrong: ")
 
 
 def make_many(count: int = 2000, num_labels: int = 80) -> tuple[ScoredExamples, ScoredExamples, set[int]]:

@@ -67,3 +67,10 @@ def test_numbers_to_predict_have_a_curve_without_a_forecast_by_their_correlation
     assert curve.metric == "pearson"
     assert curve.doubled is None
     assert "no forecast: pearson is not a share" in capsys.readouterr().out
+
+
+def test_settings_that_do_not_go_with_shares_are_errors_before_the_first_run(make_config: MakeConfig) -> None:
+    base = make_config(name="curve", **{"data.streaming": True, "train.max_updates": 4})
+    with pytest.raises(InputError, match=r"data\.train_fraction \(0\.5\): needs data\.streaming off"):
+        run_learning_curve(base)
+    assert not base.run_dir.exists()
