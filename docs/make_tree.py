@@ -34,8 +34,8 @@ FOLDERS = (
 OTHERS = {
     "recipes/": "A script for each task; recipes/configs/ has settings for known data sets.",
     "benchmarks/": "Comparisons with transformers.Trainer and others; benchmarks/results/ has their figures.",
-    "docs/": "Data, scale, tasks, Python, own parts, training, training on, looking, choosing, evaluation, design, performance, "
-    "reliability, settings, results.",
+    "docs/": "A tour, data, scale, tasks, Python, own parts, training, training on, looking, choosing, evaluation, design, "
+    "performance, reliability, settings, results.",
     "tests/": "A test file for each module, in the same folders; tests/recipes/ runs every recipe.",
     "outputs/NAME/": "A run: config.yaml, data.json, environment.json, metrics.jsonl, event files, checkpoints/, model/, "
     "scored/, results.json.",
