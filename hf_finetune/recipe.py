@@ -14,7 +14,7 @@ from typing import Any
 from hf_finetune.config.help import format_help
 from hf_finetune.config.loading import choose_kind, load_config, read_settings, to_yaml
 from hf_finetune.config.recipes import recipe_path
-from hf_finetune.config.sections import RunConfig
+from hf_finetune.config.sections import RunConfig, require
 from hf_finetune.config.tasks import TASKS, load_task
 from hf_finetune.system.console import configure_logging, is_main_process, show_run
 from hf_finetune.system.errors import InputError, StoppedError, first_line, redact
@@ -24,7 +24,7 @@ from hf_finetune.system.startup import find_command_start, quick_imports
 
 EXIT_INPUT = 2
 EXIT_UNREAD = 141  # as a shell reports SIGPIPE (128 + 13): nobody reads what is printed, as after `| head -1`
-FLAGS = frozenset({"--help", "-h", "--print_config", "--debug", "--quiet", "--json", "--dry-run"})
+FLAGS = frozenset({"--help", "-h", "--print_config", "--debug", "--quiet", "--json", "--dry-run", "--auto"})
 
 
 def run_recipe(
@@ -51,19 +51,30 @@ def run_recipe(
             print_help(defaults, words, demo=demo, description=description)
             return
         config = load_config(defaults, words, demo=demo)
+        for flag in sorted(flags & {"--print_config", "--dry-run"}):
+            require(
+                "--auto" not in flags,
+                flag,
+                "--auto",
+                "leave one out; what a run with --auto chooses is in its config.yaml",
+            )
         if "--print_config" in flags:
             print(to_yaml(config), end="", file=open_standard_output())
             return
-        began = find_command_start() if "hf_finetune.train" not in sys.modules else None
-        now = time.perf_counter()
+        start = find_command_start() if "hf_finetune.train" not in sys.modules else None
+        began = time.perf_counter() if start is None else start
         if "--dry-run" in flags:
-            print_plan(config, now if began is None else began, as_json="--json" in flags)
+            print_plan(config, began, as_json="--json" in flags)
             return
         with show_run(choose_look(flags)):
-            with quick_imports(is_command=began is not None):
+            with quick_imports(is_command=start is not None):
                 from hf_finetune.train import finetune
 
-            finetune(config, began=now if began is None else began)
+            if "--auto" in flags:
+                from hf_finetune.choosing.auto import choose_settings
+
+                config = choose_settings(config, read_settings(words).keys(), began=began)
+            finetune(config, began=began)
 
     return report_errors(run, debug="--debug" in flags)
 

@@ -26,6 +26,8 @@ INSTEAD_OF_DEFAULT = {
 OPTIONS = {
     "--config FILE.yaml": "Read settings from this file. Settings on the command line override it.",
     "--print_config": "Print all settings as YAML, and stop.",
+    "--auto": "Choose depth, schedule, evaluations and the start of the head, as far as they are not given, so that a good model "
+    "is there soon; docs/choosing.md.",
     "--dry-run": "Print what the run will take of memory, disk and time, from a few batches, and stop; with --json for programs.",
     "--quiet": "Print only warnings, errors and the final line.",
     "--json": "Print a JSON object a line for each event: start, phase, update, evaluation, save, warning, end.",

@@ -885,9 +885,9 @@ def test_help_has_every_setting_of_the_task_once_and_no_others(kind: str) -> Non
     settings = load_task(kind).Settings
     text = format_help(settings, {})
     keys = re.findall(r"^  --(\S+)", text, flags=re.MULTILINE)
-    assert sorted(set(keys) - {"config", "print_config", "debug", "help", "quiet", "json", "dry-run"}) == sorted(
-        set(get_setting_types(settings)) - {"task.kind"}
-    )
+    assert sorted(
+        set(keys) - {"config", "print_config", "debug", "help", "quiet", "json", "dry-run", "auto"}
+    ) == sorted(set(get_setting_types(settings)) - {"task.kind"})
     assert len(set(keys)) == len(keys)
     for name, section in get_section_classes(settings).items():
         assert f"\n\n{name}: " in text or section is TaskSettings
