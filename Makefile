@@ -23,7 +23,7 @@ MARKS ?= $(FAST)
 # A file's tests run in one worker, so that its fixtures are made once. Files are in the order of their names: many small ones are left for the end
 WORKERS := -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test test-fast test-one test-lowest test-wheel coverage lint hooks pre-commit newest numbers board soak faults odd reliability benchmark other-tasks scaling fixed-costs dry-run \
+.PHONY: demo test test-fast test-one test-lowest test-wheel coverage lint hooks pre-commit newest numbers board soak faults odd reliability benchmark other-tasks scaling fixed-costs dry-run time-to-accuracy \
 	profile results scale docs clean
 
 demo: $(VENV)/.demo-installed
@@ -105,6 +105,10 @@ fixed-costs: $(VENV)/.test-installed
 # What --dry-run predicts, and what the runs then take, for ten configs; DATA is a folder of data sets
 dry-run: $(VENV)/.test-installed
 	$(RUN) $(BIN)/python benchmarks/dry_run.py --data $(DATA)
+
+# Seconds to a given accuracy: --auto, Trainer, SetFit, a linear probe; DATA is a folder of data sets
+time-to-accuracy: $(VENV)/.test-installed
+	$(RUN) $(BIN)/python benchmarks/time_to_accuracy.py --data $(DATA)
 
 scaling: $(VENV)/.test-installed
 	$(RUN) $(BIN)/python benchmarks/scaling.py

@@ -50,6 +50,7 @@ TABLES: dict[str, tuple[str, tuple[str, ...]]] = {
     "long texts": ("results/long_texts.json", QUALITY),
     "head start": ("results/head_start.json", QUALITY),
     "advice": ("results/advice.json", (*SPEED, "choosing")),
+    "time to accuracy": ("results/time_to_accuracy.json", (*SPEED, "choosing", "export", "system")),
     "sweep": ("results/sweep.json", (*SPEED, "choosing", "export", "system")),
     "wrong labels": ("results/label_errors.json", (*QUALITY, "choosing", "statistics")),
 }
@@ -196,10 +197,10 @@ def load_results(marker: str) -> list[Mapping[str, Any]]:
 
 
 def find_lines() -> Iterator[tuple[Path, str, str]]:
-    """Yields page, marker and first line of each measured table of the pages."""
+    """Yields page, marker and first line of each measured table of the pages; a place without a table is waiting for one."""
     for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
         text = page.read_text(encoding="utf-8")
-        for marker, line in re.findall(r"^<!-- ([\w ]+) -->\n(.*)$", text, flags=re.MULTILINE):
+        for marker, line in re.findall(r"^<!-- ([\w ]+) -->\n(?!<!-- end of)(.*)$", text, flags=re.MULTILINE):
             if marker in TABLES or line.startswith(LINE):
                 yield page, marker, line
 

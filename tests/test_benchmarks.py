@@ -1,6 +1,7 @@
 """Each script of benchmarks/ runs to its end on small data, and writes what it should. No file of the repository changes."""
 
 import importlib
+import importlib.util
 import json
 import os
 import re
@@ -10,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from support import ranked, sentence_pairs, tagged, text_pairs, tiny
@@ -23,7 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 BENCHMARKS = ROOT / "benchmarks"
 SMALL = ["--train.epochs", "1", "--train.max_updates", "2", "--train.batch_size", "8", "--data.max_length", "32"]
 # What the other scripts start
-RUN_BY_OTHERS = {"competitors.py", "comparisons/instruct.py"}
+RUN_BY_OTHERS = {"competitors.py", "comparisons/instruct.py", "comparisons/contenders.py"}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -721,6 +723,71 @@ def test_sweep_writes_results_and_table(
     )
     assert f"{2 * medians['trainer'] / medians['sweep']:.1f} x the sweep" in table
     assert f"Test accuracy of the chosen trial: {result['rounds'][0]['chosen']['test']:.3f}." in table
+
+
+def test_time_to_accuracy_has_the_seconds_to_each_saved_model_and_continues(
+    tmp_path: Path, backbones: Callable[..., Path], run_script: Callable[..., str]
+) -> None:
+    (tmp_path / "trec").mkdir()
+    rows = [{"question": row["text"], "label": row["label"]} for row in tiny.make_rows(60)]
+    tiny.write_jsonl(tmp_path / "trec" / "train.jsonl", rows)
+    contenders = ["auto", "trainer", "probe", *(["setfit"] if importlib.util.find_spec("setfit") else [])]
+    words = ("--data", tmp_path, "--only", "trec", "--rounds", 1, "--examples", 40, "--epochs", 1, "--target", 0.01)
+    words = (*words, "--backbone", backbones(), "--out", tmp_path / "out", "--limit", 300)
+    first = run_script("time_to_accuracy.py", *words, "--contenders", *contenders[:1])
+    assert first.startswith("1 measurements, about ")
+    again = run_script("time_to_accuracy.py", *words, "--contenders", *contenders)
+    assert again.startswith(f"{len(contenders) - 1} measurements, about ")
+    runs = read_json(tmp_path / "out" / "time_to_accuracy.json")
+    assert [run["contender"] for run in runs] == contenders
+    for run in runs:
+        times, values = zip(*run["saved"], strict=True)
+        assert list(times) == sorted(times)
+        assert run["reached"] == next((when for when, value in run["saved"] if value >= 0.01), None)
+        assert run["reached"] is None or 0 < run["reached"] <= run["command_seconds"] < 300
+        assert run["best"] == max(values) <= 1
+    table = (tmp_path / "out" / "time to accuracy.md").read_text(encoding="utf-8")
+    assert "| trec, accuracy 0.01 | 1 | **" in table
+
+
+def test_time_to_accuracy_says_what_was_not_reached_or_not_finished(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    module: Any = importlib.import_module("time_to_accuracy")
+    run = {"saved": [[20.0, 0.9]], "reached": 20.0, "command_seconds": 30.0, "best": 0.9, "limit": 60}
+    missed = run | {"reached": None, "best": 0.7}
+    stopped = run | {"saved": [], "reached": None, "command_seconds": None, "best": None}
+    assert module.describe_contender([run, run, stopped]) == "**20 s**; command 30 s, best 0.900"
+    assert module.describe_contender([run, missed, missed]) == "not reached; command 30 s, best 0.700"
+    assert (
+        module.describe_contender([missed | {"command_seconds": None}]) == "not reached; stopped after 60 s, best 0.700"
+    )
+    assert module.describe_contender([stopped]) == "nothing within 60 s"
+    # A process that goes on after the limit is stopped, and what it had saved counts
+    code = 'import time\nprint(\'{"event": "save", "update": 1}\', flush=True)\ntime.sleep(60)'
+    events, seconds = module.follow([sys.executable, "-c", code], tmp_path, 2)
+    assert [event for _, event in events] == [{"event": "save", "update": 1}]
+    assert seconds is None
+    evaluated = {"event": "evaluation", "update": 2, "metrics": {"accuracy": 0.5}}
+    saves = [(3.0, {"event": "save", "update": 2}), (4.0, {"event": "save", "update": 3})]
+    assert module.list_saved([(1.0, {"event": "start"}), (2.0, evaluated), *saves], "accuracy") == [(3.0, 0.5)]
+
+
+def test_contenders_score_all_kinds_of_labels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS / "comparisons"))
+    module: Any = importlib.import_module("contenders")
+    single, several, number = ({"problem": each} for each in ("single_label", "multi_label", "regression"))
+    assert (
+        module.list_names(single, ["b", "a", "b"]) == module.list_names(several, [["b"], [], ["a", "b"]]) == ["a", "b"]
+    )
+    assert module.list_names(number, [1.5, 2.0]) == []
+    targets = module.encode_labels(several, ["a", "b"], [["b"], [], ["a", "b"]])
+    assert targets.tolist() == [[0, 1], [0, 0], [1, 1]]
+    assert module.compute_metric(several, targets > 0, targets) == 1
+    assert module.compute_metric(several, 1 - targets, targets) == 0
+    assert module.encode_labels(single, ["a", "b"], ["b", "a"]).tolist() == [1, 0]
+    assert module.compute_metric(number, np.array([[1.0], [2.0], [4.0]]), np.array([2.0, 4.0, 8.0])) == pytest.approx(1)
 
 
 def test_label_errors_counts_what_was_planted(
