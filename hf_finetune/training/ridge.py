@@ -135,20 +135,36 @@ def make_kernel_regressions(kernel: Array) -> Regressions:
     )
 
 
-def fit_linear(features: Array, targets: Targets, *, has_bias: bool = True, penalties: Array = PENALTIES) -> LinearFit:
+def fit_linear(
+    features: Array, targets: Targets, *, has_bias: bool = True, most_norm: float | None = None
+) -> LinearFit:
     """Returns the linear layer whose outputs are the logits (or, for regression, the numbers) of the targets; see choose_fit().
 
     Args:
         features: The inputs of the layer, [N, H].
         targets: Those of the same rows.
         has_bias: The layer has a bias. If not, the constant part of its outputs is fitted as well as the inputs allow.
+        most_norm: The largest mean norm of the weights of an output; as limit_norm().
     """
     features = np.asarray(features, np.float64)
     weights = targets.weights / targets.weights.mean()
     center = np.average(features, axis=0, weights=weights) * has_bias
     regressions = make_regressions(features - center, weights, has_bias=has_bias)
     fit = choose_fit(regressions, targets, has_bias=has_bias)
+    if most_norm is not None:
+        fit = limit_norm(fit, targets, most_norm)
     return fit if fit.bias is None else replace(fit, bias=fit.bias - fit.weight @ center)
+
+
+def limit_norm(fit: LinearFit, targets: Targets, most_norm: float) -> LinearFit:
+    """Returns a fit whose logits are scaled down if the mean norm of the weights of an output is larger than that. The outputs of
+    a regression are numbers, and stay. fit: For features without their mean."""
+    norm = np.linalg.norm(fit.weight, axis=1).mean()
+    if targets.problem == "regression" or norm <= most_norm:
+        return fit
+    factor, constant = most_norm / norm, 0.0 if fit.bias is None else fit.bias
+    outputs = constant + factor * (fit.outputs - constant)
+    return replace(fit, weight=factor * fit.weight, outputs=outputs, loss=targets.compute_loss(outputs))
 
 
 def choose_fit(

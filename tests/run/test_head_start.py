@@ -24,7 +24,7 @@ from hf_finetune.config.loading import load_config
 from hf_finetune.config.sections import RunConfig
 from hf_finetune.data.features import IGNORED
 from hf_finetune.run.folder import open_run
-from hf_finetune.run.head_start import choose_features, compute_inputs, count_most_targets, start_head
+from hf_finetune.run.head_start import MOST_GROWTH, choose_features, compute_inputs, count_most_targets, start_head
 from hf_finetune.run.setup import set_up
 from hf_finetune.run.training_run import Clock, TrainingRun, evaluate_split
 from hf_finetune.system.errors import InputError
@@ -36,12 +36,19 @@ MakeRun = Callable[..., TrainingRun]
 RIDGE = {"train.head_start": "ridge", "model.dropout": 0.0}
 
 
+@pytest.fixture
+def without_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The outputs of a small random model hardly differ, so that only very large weights tell its classes apart."""
+    monkeypatch.setattr("hf_finetune.run.head_start.MOST_GROWTH", 1e9)
+
+
 def copy_head(run: TrainingRun) -> dict[str, torch.Tensor]:
     """The weights of the last layer."""
     layer = run.train_state.model.classifier
     return {"weight": layer.weight.detach().clone(), "bias": layer.bias.detach().clone()}
 
 
+@pytest.mark.usefixtures("without_limit")
 @pytest.mark.parametrize("problem", ["single_label", "multi_label", "regression"])
 def test_the_first_evaluation_is_better_and_nothing_else_changes(
     make_run: MakeRun, problem: str, capsys: pytest.CaptureFixture[str]
@@ -91,6 +98,20 @@ def test_the_layer_is_fitted_to_what_it_gets_in_training(make_run: MakeRun) -> N
     start_head(run)
     loss, _ = compute_update(run)
     assert loss < 1.3 * np.log(3)
+
+
+def test_the_weights_are_at_most_five_times_as_large_as_random_ones(
+    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    growths = []
+    for most in (MOST_GROWTH, 1e9):
+        monkeypatch.setattr("hf_finetune.run.head_start.MOST_GROWTH", most)
+        run = make_run(**RIDGE)
+        before = copy_head(run)["weight"].norm(dim=1).mean()
+        start_head(run)
+        growths.append(float(copy_head(run)["weight"].norm(dim=1).mean() / before))
+    assert growths[0] == pytest.approx(MOST_GROWTH)
+    assert growths[1] > 2 * MOST_GROWTH
 
 
 def test_a_tagger_starts_with_a_fitted_layer(make_config: MakeConfig, tmp_path: Path) -> None:
@@ -186,7 +207,9 @@ def test_two_processes_fit_the_same_layer(make_config: MakeConfig, script_server
         [row["train/loss"] for row in read_metrics(each.run_dir) if "train/loss" in row] for each in (alone, together)
     ]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
-    assert losses[0][0] < 0.9 * np.log(3)
+    weights = [load_exported_weights(each.run_dir)["classifier.weight"] for each in (alone, together)]
+    torch.testing.assert_close(*weights, rtol=0, atol=1e-4)
+    assert weights[1].std() > 3 * 0.02  # the deviation of random weights
 
 
 def test_a_head_that_was_trained_before_stays(make_config: MakeConfig, capsys: pytest.CaptureFixture[str]) -> None:
@@ -199,6 +222,7 @@ def test_a_head_that_was_trained_before_stays(make_config: MakeConfig, capsys: p
     torch.testing.assert_close(*weights, rtol=0, atol=1e-7)
 
 
+@pytest.mark.usefixtures("without_limit")
 def test_the_head_of_a_model_with_adapters_is_fitted(make_run: MakeRun) -> None:
     run = make_run(**RIDGE, **{"adapter.kind": "lora"})
     before = evaluate_split(run, "train")

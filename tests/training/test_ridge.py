@@ -92,3 +92,27 @@ def test_constant_features_and_one_class_are_no_error(problem: str) -> None:
     targets = Targets(problem=problem, values=0 * VALUES[problem], weights=np.ones(60), num_outputs=3)
     fit = fit_linear(np.ones((60, 4)), targets)
     assert np.isfinite([*fit.weight.ravel(), fit.loss]).all()
+
+
+@pytest.mark.parametrize("has_bias", [True, False])
+@pytest.mark.parametrize("problem", VALUES)
+def test_weights_that_are_too_large_are_scaled_down(problem: str, has_bias: bool) -> None:
+    """The logits of the mean features stay, and the printed loss is that of the smaller weights."""
+    targets = make_targets(problem)
+    free = fit_linear(FEATURES, targets, has_bias=has_bias)
+    norm = np.linalg.norm(free.weight, axis=1).mean()
+    assert fit_linear(FEATURES, targets, has_bias=has_bias, most_norm=norm * 1.01).loss == free.loss
+    small = fit_linear(FEATURES, targets, has_bias=has_bias, most_norm=norm / 4)
+    if problem == "regression":
+        assert (small.weight == free.weight).all()
+        return
+    np.testing.assert_allclose(small.weight, free.weight / 4)
+    assert small.loss == pytest.approx(targets.compute_loss(small.outputs))
+    assert small.loss > free.loss
+    if has_bias:
+        assert free.bias is not None
+        assert small.bias is not None
+        center = np.average(FEATURES, axis=0, weights=WEIGHTS)
+        np.testing.assert_allclose(free.weight @ center + free.bias, small.weight @ center + small.bias)
+        constant = free.weight @ center + free.bias
+        np.testing.assert_allclose(small.outputs - constant, (free.outputs - constant) / 4)
