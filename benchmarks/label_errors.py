@@ -1,16 +1,21 @@
 """Measures how many planted wrong labels are among those that are shown first.
 
-    python benchmarks/label_errors.py --data FOLDER [--only sst2_small trec] [--examples 2000]
+    python benchmarks/label_errors.py --data FOLDER [--only sst2_small trec] [--examples 2000] [--runs RUNS]
 
 A twentieth of the training labels of each set is replaced by another label at random, `hf-finetune train classify --folds 5` runs
-on them, and of as many labels as were planted, the likeliest wrong ones, those that were planted are counted. Labels that were
-wrong before count against it. FOLDER has a folder of each set, with train.jsonl. Writes benchmarks/results/label_errors.json and
-the table in docs/choosing.md; --out FOLDER writes both into another folder.
+on them, and of the likeliest wrong labels, those that were planted are counted: among the first 20, and among as many as were
+planted. Labels that were wrong before count against it. A second row of a set is for `hf-finetune label-errors` with the folds of
+two seeds; all numbers are means over two plantings.
+
+FOLDER has a folder of each set, with train.jsonl. With --runs the folds stay in that folder, and the same command continues if it
+is stopped. Writes benchmarks/results/label_errors.json and the table in docs/choosing.md; --out FOLDER writes both into another
+folder.
 """
 
 import argparse
 import json
 import random
+import statistics
 import sys
 import tempfile
 from pathlib import Path
@@ -32,17 +37,17 @@ def plant(rows: list[dict[str, Any]], seed: int) -> set[int]:
     return {place + 1 for place in places}
 
 
-def measure_set(name: str, options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Plants wrong labels in a set, trains its folds, and returns how many of them are found."""
+def measure_planting(name: str, planting: int, options: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
+    """Plants wrong labels in a set, trains its folds with each seed, and returns how many of them are found by the folds of the
+    first seed, of the first two, ..."""
     lines = (options.data / name / "train.jsonl").read_text(encoding="utf-8").splitlines()
     rows = [json.loads(line) for line in lines]
     if options.examples is not None:
         rows = random.Random(0).sample(rows, min(options.examples, len(rows)))
-    planted = plant(rows, seed=1)
-    path = folder / f"{name}.jsonl"
+    planted = plant(rows, seed=planting)
+    path = folder / f"{name}-{planting}.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     settings = {
-        "name": name,
         "output_dir": str(folder),
         "data.train": [str(path)],
         "data.text_columns": [SETS[name]],
@@ -52,38 +57,58 @@ def measure_set(name: str, options: argparse.Namespace, folder: Path) -> dict[st
         "data.max_length": options.max_length,
         "tracking.trackers": [],
     }
-    words = ["train", "classify", "--folds", str(options.folds), *make_words(settings)]
-    _, measured = measure_process(
-        [sys.executable, "-m", "hf_finetune", *words], {"HF_FINETUNE_CACHE": str(folder / "cache")}
-    )
-    found = [json.loads(line)["line"] for line in (folder / name / "label_errors.jsonl").read_text().splitlines()]
-    first = found[: len(planted)]
-    return {
-        "rows": len(rows),
-        "planted": len(planted),
-        "found": len(found),
-        "planted_among_first": len(planted.intersection(first)),
-        "planted_found": len(planted.intersection(found)),
-        "precision_of_first": len(planted.intersection(first)) / max(1, len(first)),
-        "precision_of_first_20": len(planted.intersection(found[:20])) / max(1, len(found[:20])),
-        "seconds": measured["command_seconds"],
-        "load": measured["load"],
-    }
+    results, run_dirs = [], []
+    for seed in range(options.seeds):
+        run = f"{name}-{planting}-seed-{seed}"
+        words = ["--folds", str(options.folds), *make_words({**settings, "name": run, "seed": seed})]
+        measured = run_command(["train", "classify", *words], folder)
+        run_dirs.append(str(folder / run))
+        if seed:
+            run_command(["label-errors", *run_dirs], folder)
+        found = [json.loads(line)["line"] for line in Path(run_dirs[0], "label_errors.jsonl").read_text().splitlines()]
+        results.append(
+            {
+                "set": name,
+                "planting": planting,
+                "seeds": seed + 1,
+                "rows": len(rows),
+                "planted": len(planted),
+                "found": len(found),
+                "precision_of_20": measure_precision(found[:20], planted),
+                "precision_of_planted": measure_precision(found[: len(planted)], planted),
+                "share_found": len(planted.intersection(found)) / len(planted),
+                "load": measured["load"],
+            }
+        )
+    return results
+
+
+def run_command(words: list[str], folder: Path) -> dict[str, Any]:
+    """Runs a command of hf-finetune. Returns its seconds and memory."""
+    command = [sys.executable, "-m", "hf_finetune", *words]
+    return measure_process(command, {"HF_FINETUNE_CACHE": str(folder / "cache")})[1]
+
+
+def measure_precision(found: list[int], planted: set[int]) -> float:
+    """Returns the share of lines that were planted."""
+    return len(planted.intersection(found)) / max(1, len(found))
 
 
 def make_table(content: dict[str, Any]) -> str:
-    """Returns the table of all sets."""
+    """Returns the table of all sets: means over the plantings."""
     lines = [
         describe_version("wrong labels", [content]),
-        "| set | rows | planted | shown first | of them planted | of the first 20 | planted among all that are shown |",
+        "| set | rows | planted | seeds | of the first 20 | of as many as were planted | planted ones in the file |",
         "|---|---|---|---|---|---|---|",
     ]
-    for name, row in content["sets"].items():
-        shown = min(row["planted"], row["found"])
-        lines.append(
-            f"| {name} | {row['rows']:,} | {row['planted']} | {shown} | {row['precision_of_first']:.0%} | "
-            f"{row['precision_of_first_20']:.0%} | {row['planted_found'] / row['planted']:.0%} |"
-        )
+    results = content["results"]
+    for name, seeds in dict.fromkeys((row["set"], row["seeds"]) for row in results):
+        own = [row for row in results if (row["set"], row["seeds"]) == (name, seeds)]
+        shares = [
+            f"{statistics.mean(row[key] for row in own):.0%}"
+            for key in ("precision_of_20", "precision_of_planted", "share_found")
+        ]
+        lines.append(f"| {name} | {own[0]['rows']:,} | {own[0]['planted']} | {seeds} | {' | '.join(shares)} |")
     return "\n".join(lines)
 
 
@@ -93,18 +118,28 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder with a folder of each set")
     parser.add_argument("--only", nargs="+", choices=tuple(SETS), default=list(SETS))
     parser.add_argument("--examples", type=int, help="number of training examples to draw; all if not given")
+    parser.add_argument("--plantings", nargs="+", type=int, default=[1, 2], help="seeds of the planted labels")
+    parser.add_argument("--seeds", type=int, default=2, help="number of seeds that folds are trained with")
     parser.add_argument("--folds", type=int, default=5)
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--max-length", type=int, default=128, help="in tokens")
     parser.add_argument("--frozen", type=int, default=4, help="number of frozen blocks")
     parser.add_argument("--backbone", default=MINILM, help="as model.backbone")
+    parser.add_argument("--runs", type=Path, help="folder of the runs, which stay there; a temporary one if not given")
     parser.add_argument("--out", type=Path, help="folder of results and table; those of the repository if not given")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        sets = {name: measure_set(name, options, Path(folder)) for name in options.only}
-    for name, row in sets.items():
-        print(json.dumps({"set": name, **row}), flush=True)
-    content = {**describe_origin(), "load": [row["load"] for row in sets.values()], "sets": sets}
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = options.runs or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        results = [
+            row
+            for name in options.only
+            for planting in options.plantings
+            for row in measure_planting(name, planting, options, folder)
+        ]
+    for row in results:
+        print(json.dumps(row))
+    content = {**describe_origin(), "load": [row["load"] for row in results], "results": results}
     write_results("label_errors", content, options.out)
     write_table(make_table(content), "wrong labels", [ROOT / "docs" / "choosing.md"], options.out)
 

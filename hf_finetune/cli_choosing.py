@@ -139,7 +139,12 @@ def add_label_errors(commands: Any) -> None:
     parser = commands.add_parser(
         "label-errors", help="list the likeliest wrong labels of training data, from its folds"
     )
-    parser.add_argument("folder", help="folder of hf-finetune train RECIPE --folds K")
+    parser.add_argument(
+        "folders",
+        nargs="+",
+        metavar="FOLDER",
+        help="folder of hf-finetune train RECIPE --folds K; of several, with other seeds or settings, the mean counts",
+    )
     parser.add_argument("--top", type=int, default=50, help="number of labels to print (default: 50); the file has all")
     parser.set_defaults(function=run_label_errors)
 
@@ -148,7 +153,7 @@ def run_label_errors(options: argparse.Namespace) -> None:
     """Runs hf-finetune label-errors."""
     from hf_finetune.choosing.label_errors import show_label_errors
 
-    show_label_errors(Path(options.folder), options.top)
+    show_label_errors([Path(folder) for folder in options.folders], options.top)
 
 
 def add_advise(commands: Any) -> None:

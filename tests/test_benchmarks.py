@@ -796,12 +796,28 @@ def test_label_errors_counts_what_was_planted(
     (tmp_path / "trec").mkdir()
     rows = [{"question": row["text"], "label": row["label"]} for row in tiny.make_rows(240)]
     tiny.write_jsonl(tmp_path / "trec" / "train.jsonl", rows)
-    sizes = ("--only", "trec", "--folds", 2, "--epochs", 8, "--max-length", 32, "--backbone", backbones())
-    run_script(
-        "label_errors.py", "--data", tmp_path, *sizes, "--frozen", 0, "--examples", 200, "--out", tmp_path / "out"
+    sizes = (
+        "--examples",
+        200,
+        "--folds",
+        2,
+        "--epochs",
+        8,
+        "--max-length",
+        32,
+        "--backbone",
+        backbones(),
+        "--frozen",
+        0,
     )
-    found = read_json(tmp_path / "out" / "label_errors.json")["sets"]["trec"]
-    assert (found["rows"], found["planted"]) == (200, 10)
-    assert 0 < found["planted_among_first"] <= min(10, found["found"])
+    places = ("--data", tmp_path, "--out", tmp_path / "out")
+    run_script("label_errors.py", *places, *sizes, "--only", "trec", "--plantings", 1)
+    one, two = read_json(tmp_path / "out" / "label_errors.json")["results"]
+    assert [(row["planting"], row["seeds"], row["rows"], row["planted"]) for row in (one, two)] == [
+        (1, 1, 200, 10),
+        (1, 2, 200, 10),
+    ]
+    assert 0 < one["precision_of_planted"] <= 1
+    assert one["found"] != two["found"] or one["share_found"] != two["share_found"]
     table = (tmp_path / "out" / "wrong labels.md").read_text(encoding="utf-8")
-    assert f"| trec | 200 | 10 | {min(10, found['found'])} | {found['precision_of_first']:.0%} |" in table
+    assert f"| trec | 200 | 10 | 2 | {two['precision_of_20']:.0%} | {two['precision_of_planted']:.0%} |" in table

@@ -45,4 +45,4 @@ def test_the_pages_commands_run(desk: Path, capsys: pytest.CaptureFixture[str]) 
         small = [word for key, value in SMALL.items() for word in (f"--{key}", value)]
         code = cli.main([*words[1:], *(small if "--data.train" in words else [])])
         assert code == 0, f"{command}\n{capsys.readouterr().err}"
-    assert len(COMMANDS) == 7
+    assert len(COMMANDS) == 9

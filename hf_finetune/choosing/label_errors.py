@@ -1,7 +1,8 @@
 """The likeliest wrong labels of training data, from the out-of-fold predictions."""
 
 import json
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -113,9 +114,18 @@ def report_errors(folder: Path, scored: ScoredExamples, errors: list[LikelyError
     print_message(align_columns(rows, left=True))
 
 
-def show_label_errors(folder: Path, num_shown: int) -> None:
-    """Prints the likeliest wrong labels of the folds in a folder. Raises InputError if it has no out-of-fold predictions."""
+def show_label_errors(folders: Sequence[Path], num_shown: int) -> None:
+    """Prints the likeliest wrong labels by the folds in a folder, or by the mean probabilities of the folds in several.
+
+    Raises InputError if a folder has no out-of-fold predictions, or if the mean of several cannot be computed.
+    """
     require(num_shown >= 0, "top", num_shown, "must be 0 or more")
+    scored = average_scored([read_out_of_fold(folder) for folder in folders], folders)
+    report_errors(folders[0], scored, find_likely_errors(scored), num_shown)
+
+
+def read_out_of_fold(folder: Path) -> ScoredExamples:
+    """Returns the out-of-fold predictions in a folder. InputError if there are none, or if their labels cannot be checked."""
     path = folder / OUT_OF_FOLD
     if not path.exists():
         raise InputError(
@@ -124,4 +134,36 @@ def show_label_errors(folder: Path, num_shown: int) -> None:
     scored = read_scored(path)
     if reason := explain_unchecked(scored):
         raise InputError(f"{path}: {reason}")
-    report_errors(folder, scored, find_likely_errors(scored), num_shown)
+    return scored
+
+
+def average_scored(parts: Sequence[ScoredExamples], folders: Sequence[Path]) -> ScoredExamples:
+    """Returns the examples that all folders have, with the mean of their probabilities. Prints how many others there are.
+
+    Raises InputError if there is none, or if the probabilities have no mean.
+    """
+    first, names = parts[0], parts[0].scores.label_names
+    if len(parts) == 1:
+        return first
+    places = [{key: place for place, key in enumerate(list_keys(part))} for part in parts]
+    shared = [key for key in places[0] if all(key in each for each in places)]
+    if not shared or any(part.scores.label_names != names for part in parts):
+        raise InputError(
+            f"{', '.join(map(str, folders))}: are the folds of different data or labels; name folds of the same"
+        )
+    if any(isinstance(part.scores.probabilities, BestProbabilities) for part in parts):
+        raise InputError(
+            f"of {len(names):,} labels only the best probabilities of each text are known, which have no mean; name one folder"
+        )
+    if left_out := len({key[:2] for each in places for key in each}) - len(shared):
+        print_message(
+            f"labels      {left_out:,} rows are not checked: not all folders have them with the same text and label"
+        )
+    taken = [part.take(np.array([each[key] for key in shared])) for part, each in zip(parts, places, strict=True)]
+    probabilities: Any = [part.scores.probabilities for part in taken]
+    return replace(taken[0], scores=replace(taken[0].scores, probabilities=np.mean(probabilities, axis=0)))
+
+
+def list_keys(scored: ScoredExamples) -> list[tuple[str, int, str]]:
+    """Returns file, line and digest of each example."""
+    return list(zip(scored.files, scored.lines, scored.digests, strict=True))

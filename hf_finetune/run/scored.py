@@ -73,6 +73,11 @@ class ScoredExamples:
         """
         return compute_weighted(self.scores, metric, np.ones((1, len(self))) if weights is None else weights)
 
+    def take(self, places: Array) -> "ScoredExamples":
+        """Returns some examples, in this order."""
+        files, lines, digests = ([each[place] for place in places] for each in (self.files, self.lines, self.digests))
+        return replace(self, scores=self.scores.take(places), files=files, lines=lines, digests=digests)
+
     def where(self, place: int) -> str:
         """Returns the origin of an example, `file:line`; `test[17]` if a program gave the rows."""
         if self.is_in_memory:

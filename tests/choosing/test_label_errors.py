@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from cleanlab.filter import find_label_issues
+from cleanlab.rank import get_label_quality_ensemble_scores
 
 from hf_finetune.choosing.label_errors import LABEL_ERRORS, find_likely_errors, report_errors, show_label_errors
 from hf_finetune.choosing.out_of_fold import OUT_OF_FOLD
@@ -120,14 +121,14 @@ def test_several_of_many_labels_are_not_checked(tmp_path: Path) -> None:
     scored = make_scored([list(names[:8])] * 10, best, names)  # a perfect model, of which five probabilities are known
     write_scored(tmp_path / OUT_OF_FOLD, scored)
     with pytest.raises(InputError, match=r"of 80 labels the 5 best .* with several labels a text all must be"):
-        show_label_errors(tmp_path, 3)
+        show_label_errors([tmp_path], 3)
 
 
 def test_the_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     configure_logging()
     scored, _ = make_planted()
     write_scored(tmp_path / OUT_OF_FOLD, scored)
-    show_label_errors(tmp_path, 3)
+    show_label_errors([tmp_path], 3)
     printed = capsys.readouterr().out
     assert printed.count("rows.csv:") == 3
     written = (tmp_path / LABEL_ERRORS).read_text(encoding="utf-8").splitlines()
@@ -141,4 +142,63 @@ def test_the_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_tasks_without_classes(tmp_path: Path) -> None:
     write_scored(tmp_path / OUT_OF_FOLD, make_scored([1.0, 2.0], None, ()))
     with pytest.raises(InputError, match="the task classify has no classes with probabilities"):
-        show_label_errors(tmp_path, 3)
+        show_label_errors([tmp_path], 3)
+
+
+def make_two(folder: Path) -> tuple[list[Path], list[Any]]:
+    """Folders with the out-of-fold predictions of two models, and their probabilities."""
+    first, _ = make_planted()
+    noise = np.random.default_rng(1).dirichlet(np.ones(3), size=len(first))
+    mixed = 0.6 * np.asarray(first.scores.probabilities) + 0.4 * noise
+    parts = [first, replace(first, scores=replace(first.scores, probabilities=mixed))]
+    folders = [folder / "one", folder / "two"]
+    for path, part in zip(folders, parts, strict=True):
+        write_scored(path / OUT_OF_FOLD, part)
+    return folders, [part.scores.probabilities for part in parts]
+
+
+def read_found(folder: Path) -> list[dict[str, Any]]:
+    """The lines of the file of likely wrong labels."""
+    return [json.loads(line) for line in (folder / LABEL_ERRORS).read_text(encoding="utf-8").splitlines()]
+
+
+def test_the_mean_of_several_folders_is_that_of_cleanlab(tmp_path: Path) -> None:
+    folders, probabilities = make_two(tmp_path)
+    show_label_errors(folders, 3)
+    labels = read_scored(folders[0] / OUT_OF_FOLD).scores.label_numbers
+    settings = {"filter_by": "confident_learning", "return_indices_ranked_by": "self_confidence"}
+    expected = find_label_issues(labels, np.mean(probabilities, axis=0), **settings)
+    found = read_found(folders[0])
+    assert [error["line"] - 2 for error in found] == expected.tolist()
+    scores = get_label_quality_ensemble_scores(labels, probabilities, weight_ensemble_members_by="uniform")
+    assert [error["probability"] for error in found] == pytest.approx(scores[expected], abs=1e-6)
+    assert expected.tolist() != find_label_issues(labels, probabilities[0], **settings).tolist()
+
+
+def test_rows_that_not_all_folders_have_are_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging()
+    folders, _ = make_two(tmp_path)
+    second = read_scored(folders[1] / OUT_OF_FOLD)
+    show_label_errors(folders, 3)
+    before = {error["line"] for error in read_found(folders[0])}
+    assert "not checked" not in capsys.readouterr().out
+    changed = replace(
+        second,
+        digests=["1" if line in before else digest for line, digest in zip(second.lines, second.digests, strict=True)],
+    )
+    write_scored(folders[1] / OUT_OF_FOLD, changed.take(np.arange(len(second) - 1, -1, -1)))
+    show_label_errors(folders, 3)
+    assert f"labels      {len(before)} rows are not checked" in capsys.readouterr().out
+    assert not before & {error["line"] for error in read_found(folders[0])}
+
+
+def test_folders_without_a_mean(tmp_path: Path) -> None:
+    folders, _ = make_two(tmp_path)
+    scored = read_scored(folders[1] / OUT_OF_FOLD)
+    write_scored(folders[1] / OUT_OF_FOLD, replace(scored, files=["others.csv"] * len(scored)))
+    with pytest.raises(InputError, match=r"one, .*two: are the folds of different data or labels"):
+        show_label_errors(folders, 3)
+    _, some, _ = make_many(200)
+    write_scored(tmp_path / OUT_OF_FOLD, some)
+    with pytest.raises(InputError, match=r"of 80 labels only the best probabilities .* have no mean; name one folder"):
+        show_label_errors([tmp_path, tmp_path], 3)
