@@ -27,9 +27,10 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # Processes that tests start have one thread, as this one below, or threads that sleep while they wait: beside another worker,
 # those that are awake made the demo five times as slow
 os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
-# A shell starts what it runs in the background with these ignored, and so would be all processes of tests
-for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGQUIT, signal.SIG_DFL)):
-    if signal.getsignal(number) is signal.SIG_IGN:
+# A shell starts what it runs in the background with some of these ignored, nohup with another; so would be all processes of tests
+DEFAULTS = {"SIGINT": signal.default_int_handler, "SIGQUIT": signal.SIG_DFL, "SIGHUP": signal.SIG_DFL}
+for name, handler in DEFAULTS.items():
+    if (number := getattr(signal, name, None)) is not None and signal.getsignal(number) is signal.SIG_IGN:
         signal.signal(number, handler)
 torch.set_num_threads(1)  # two workers on two cores; and one thread is the same everywhere
 os.fsync = os.fstat  # no test cuts the power, and the disk takes a sixth of the time of a small run
