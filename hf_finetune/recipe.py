@@ -73,7 +73,7 @@ def run_recipe(
             if "--auto" in flags:
                 from hf_finetune.choosing.auto import choose_settings
 
-                config = choose_settings(config, read_settings(words).keys(), began=began)
+                config = choose_settings(config, read_settings(words).keys())
             finetune(config, began=began)
 
     return report_errors(run, debug="--debug" in flags)

@@ -54,7 +54,7 @@ class Advice:
 
 
 def choose_depth(metrics: Sequence[ExpectedMetric]) -> int:
-    """Returns the largest depth that loses at most TOLERANCE against any smaller one."""
+    """Returns the largest depth that loses at most TOLERANCE against any smaller one, as far as that is known."""
     return max(each.depth for each in metrics if each.most_lost <= TOLERANCE)
 
 
@@ -115,21 +115,11 @@ def check_picture(out: str) -> None:
 
 def make_advice(run: TrainingRun, clock: Clock, began: float) -> Advice:
     """Returns the advice for a run that is ready for update 0."""
-    structure, targets = run.plan.structure, run.task.objective.linear_targets
-    if structure.shared:
-        raise InputError("advise: this backbone runs one shared block many times, of which no part can be frozen alone")
-    found = find_linear_head(run.train_state.model)
-    if found is None or targets is None:
-        raise InputError(
-            f"model.backbone ({run.config.model.backbone}): its head has no linear layer that gives logits"
-        )
     fixed, name = clock.report()["total"], choose_metric(run)
-    metrics = expect_metrics(run, found[1], targets)
-    if any(math.isnan(each.trained) for each in metrics):
-        raise InputError(f"advise: the sample does not determine {name}; are the labels of its examples all the same?")
+    metrics = expect_each_depth(run)
     speeds = measure_speeds(run)
     if len(speeds) < 2:
-        raise InputError(f"advise: {freeze_to(run, len(structure.blocks)).stage.cannot_cache}")
+        raise InputError(f"advise: {freeze_to(run, len(run.plan.structure.blocks)).stage.cannot_cache}")
     seconds = expect_seconds(run, speeds, fixed)
     return Advice(
         metric=name,
@@ -138,6 +128,22 @@ def make_advice(run: TrainingRun, clock: Clock, began: float) -> Advice:
         depth=choose_depth(metrics),
         own_seconds=time.perf_counter() - began,
     )
+
+
+def expect_each_depth(run: TrainingRun) -> list[ExpectedMetric]:
+    """Returns the expected metric at each depth, for a run that is ready for update 0. Raises InputError if there is none."""
+    structure, targets = run.plan.structure, run.task.objective.linear_targets
+    if structure.shared:
+        raise InputError("advise: this backbone runs one shared block many times, of which no part can be frozen alone")
+    found = find_linear_head(run.train_state.model)
+    if found is None or targets is None:
+        raise InputError(
+            f"model.backbone ({run.config.model.backbone}): its head has no linear layer that gives logits"
+        )
+    metrics, name = expect_metrics(run, found[1], targets), choose_metric(run)
+    if any(math.isnan(each.trained) for each in metrics):
+        raise InputError(f"advise: the sample does not determine {name}; are the labels of its examples all the same?")
+    return metrics
 
 
 def print_advice(run: TrainingRun, advice: Advice, out: str | None) -> None:

@@ -96,8 +96,9 @@ def hooked(stack: nn.ModuleList, before: Hook, after: Hook) -> Iterator[None]:
 def iterate_batches(run: TrainingRun, features: Features, indices: Array) -> Iterator[tuple[Array, Batch]]:
     """Yields batches of features of about the same length, and their places among the indices."""
     order = np.argsort(features.get_lengths(indices), kind="stable")
-    for start in range(0, len(order), BATCH):
-        places = order[start : start + BATCH]
+    size = min(BATCH, run.config.train.micro_batch_size or BATCH)
+    for start in range(0, len(order), size):
+        places = order[start : start + size]
         batch = collate(features, indices[places], run.train_state.padding)
         yield places, run.task.encoding.prepare(batch, features, run.train_state.model, 0).to(run.runtime.device)
 
@@ -215,7 +216,7 @@ def compute_features(
         arrays[number][places] = values
 
     # Without dropout, attention on a CPU takes a kernel whose backward pass in 16 bit is many times slower than the plain one
-    plain = sdpa_kernel(SDPBackend.MATH)
+    plain = sdpa_kernel(SDPBackend.MATH) if run.runtime.device.type == "cpu" else contextlib.nullcontext()
     with torch.enable_grad(), eval_mode(model), returning_inputs(layer), plain:
         for places, batch in iterate_batches(run, features, indices):
             mask = batch.inputs["attention_mask"]

@@ -37,7 +37,8 @@ class ExpectedMetric:
     Args:
         frozen: The metric of a linear layer on the hidden states at this depth.
         trained: The metric if the blocks above are trained; of the sample, so lower than that of a run on all data.
-        most_lost: The most that `trained` loses against any smaller depth, NUM_ERRORS standard errors included.
+        most_lost: The most that `trained` loses against any smaller depth, NUM_ERRORS standard errors included; nan if the metric
+            does not follow the loss.
     """
 
     depth: int
@@ -150,8 +151,8 @@ def compare_losses(
     the examples [D, N].
 
     Depths differ in a few of a thousand predictions, but in the loss of each example. So the loss orders the depths, and a
-    straight line of the metrics over the mean losses says what it is worth: nothing if the metric is not better with a smaller
-    loss.
+    straight line of the metrics over the mean losses says what it is worth. If the metric is not better with a smaller loss,
+    nobody knows: the most that a depth loses is nan.
     """
     means = losses.mean(1)
     deviations, values = means - means.mean(), np.asarray(metrics)
@@ -162,7 +163,8 @@ def compare_losses(
     for depth, own in enumerate(losses):
         differences = own - losses[:depth]
         worst = differences.mean(1) + NUM_ERRORS * differences.std(1) / math.sqrt(len(own))
-        most_lost.append(abs(slope) * float(worst.max(initial=0.0)))
+        most = float(worst.max(initial=0.0))
+        most_lost.append(abs(slope) * most if slope or not most else math.nan)
     return (values.mean() + slope * deviations).tolist(), most_lost
 
 

@@ -73,9 +73,9 @@ def interpolate(speeds: Mapping[int, Speed], depth: int) -> Speed:
 def expect_seconds(run: TrainingRun, speeds: Mapping[int, Speed], fixed: float) -> list[ExpectedSeconds]:
     """Returns the expected seconds at each depth. fixed: Seconds that do not depend on it, such as those of loading."""
     tokens = {split: int(part.num_tokens.sum()) for split, part in run.features.items()}
-    schedule, every = run.schedule, run.config.evaluation.every
+    schedule = run.schedule
     trained = tokens["train"] * schedule.total_updates / schedule.updates_per_epoch
-    period = schedule.updates_per_epoch if every == "epoch" else int(every)
+    period = schedule.find_period(run.config.evaluation.every)
     evaluated = tokens["validation"] * -(-schedule.total_updates // period)
     has_own_test = "test" in run.splits.num_rows
     stored = sum(count for split, count in tokens.items() if split != "test" or not has_own_test)

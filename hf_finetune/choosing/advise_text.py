@@ -22,7 +22,7 @@ def make_table(metrics: Sequence[ExpectedMetric], seconds: Sequence[ExpectedSeco
         values = (
             frozen,
             f"{metric.trained:.3f}",
-            f"{metric.most_lost:.3f}",
+            "-" if math.isnan(metric.most_lost) else f"{metric.most_lost:.3f}",
             f"{time.cold:.0f} s",
             f"{time.warm:.0f} s",
         )

@@ -12,7 +12,9 @@ from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
-from hf_finetune.choosing.advise import check_config, make_advice
+import torch
+
+from hf_finetune.choosing import advise
 from hf_finetune.config.loading import load_config
 from hf_finetune.config.sections import FreezeConfig, RunConfig, flatten, require, to_dict
 from hf_finetune.export.start import resolve_start
@@ -23,7 +25,7 @@ from hf_finetune.run.head_start import check_head_start
 from hf_finetune.run.setup import set_up
 from hf_finetune.run.training_run import Clock, TrainingRun
 from hf_finetune.system.console import label_lines
-from hf_finetune.system.errors import InputError
+from hf_finetune.system.errors import InputError, first_line
 from hf_finetune.system.processes import Runtime
 
 # The learning rate stays constant, and a moving average of the weights is evaluated, which is at each moment about as good as a
@@ -41,8 +43,9 @@ HEAD = ("train.head_start", "train.head_learning_rate")
 CHOSEN = (*DEPTH, *HEAD, "train.epochs", *PACE)
 
 # Settings that are chosen together, and only if the user gives none of them
+DEPTHS = {*DEPTH, "freeze.patterns", "freeze.unfreeze", "adapter.kind"}
 TOGETHER = (
-    {*DEPTH, "freeze.patterns", "freeze.unfreeze", "adapter.kind"},
+    DEPTHS,
     {*HEAD},
     {"train.schedule", "train.ema_decay", "train.optimizer"},
     {"train.epochs", "train.max_updates"},
@@ -55,14 +58,13 @@ EXAMPLES_FOR_ADVICE = 20_000
 DEPTH_OF_FEW = "1/6"
 
 
-def choose_settings(config: RunConfig, given: Collection[str], *, began: float | None = None) -> RunConfig:
+def choose_settings(config: RunConfig, given: Collection[str]) -> RunConfig:
     """Returns the config with the settings that --auto chooses, and prints them.
 
-    given: Dotted keys of the settings that the user gives. began: When the command was given, by time.perf_counter().
+    given: Dotted keys of the settings that the user gives.
 
     Raises InputError for anything that the user can fix.
     """
-    began = time.perf_counter() if began is None else began
     require(not config.data.streaming, "data.streaming", "true", "--auto needs the number of examples; set false")
     taken = {key for group in TOGETHER if group & {*given} for key in group} | {*given}
     free = [key for key in CHOSEN if key not in taken]
@@ -72,7 +74,9 @@ def choose_settings(config: RunConfig, given: Collection[str], *, began: float |
         if not free:
             values, reason = {}, "nothing is left to choose: all is given"
         elif values is None:
-            values, reason = choose(replace(config, output_dir=folder), free, runtime, began)
+            values, reason = choose(replace(config, output_dir=folder), free, runtime)
+            if given_depth := sorted(DEPTHS & {*given}):
+                reason = f"freeze.layers as it is set, because {', '.join(given_depth)} is given"
         chosen = {key: values[key] for key in free if key in values}
         lines = [", ".join(f"{key} {value}" for key, value in chosen.items()), reason]
         text = "\n".join(label_lines("auto", filter(None, lines)))
@@ -90,17 +94,16 @@ def read_earlier(config: RunConfig) -> dict[str, Any] | None:
     return dict(flatten(read_config_file(config.run_dir)))
 
 
-def choose(config: RunConfig, free: Collection[str], runtime: Runtime, began: float) -> tuple[dict[str, Any], str]:
+def choose(config: RunConfig, free: Collection[str], runtime: Runtime) -> tuple[dict[str, Any], str]:
     """Returns values of the settings that are free, by their dotted keys, and why the depth is as it is. On all processes."""
     if "freeze.layers" in free:
         config = replace(config, freeze=FreezeConfig(embeddings=True, layers=0))
-    clock = Clock(began)
-    run = set_up(resolve_start(config, runtime), runtime, clock)
+    run = set_up(resolve_start(config, runtime), runtime, Clock())
     values, reason = {**PACE, "train.epochs": choose_epochs(run)}, "freeze.layers as it is set"
     if can_start_head(run):  # a head that is fitted needs no larger rate than the layers below it
         values |= {"train.head_start": "ridge", "train.head_learning_rate": config.train.learning_rate}
     if "freeze.layers" in free:
-        depth, reason = choose_depth(run, clock, began)
+        depth, reason = choose_depth(run)
         values |= {} if depth is None else {"freeze.embeddings": True, "freeze.layers": depth}
     runtime.accelerator.free_memory()  # it keeps the optimizers that it prepared
     return runtime.on_main(lambda: values), reason
@@ -121,17 +124,18 @@ def can_start_head(run: TrainingRun) -> bool:
     return True
 
 
-def choose_depth(run: TrainingRun, clock: Clock, began: float) -> tuple[int | str | None, str]:
+def choose_depth(run: TrainingRun) -> tuple[int | str | None, str]:
     """Returns the number or share of blocks to freeze, and why; None if there is no advice for such a run."""
     num_examples = len(run.features["train"])
     try:
-        check_config(run.config)
+        advise.check_config(run.config)
         if num_examples < EXAMPLES_FOR_ADVICE and not run.plan.structure.shared:
             return (
                 DEPTH_OF_FEW,
                 f"{num_examples:,} training examples are trained on sooner than there is advice on freeze.layers",
             )
-        advice = make_advice(run, clock, began)
-    except InputError as error:
-        return None, f"freeze.layers as it is set, because there is no advice: {error}"
-    return advice.depth, f"freeze.layers by advice, which took {advice.own_seconds:.0f} s"
+        started = time.perf_counter()
+        depth = advise.choose_depth(advise.expect_each_depth(run))
+    except (InputError, torch.OutOfMemoryError) as error:
+        return None, f"freeze.layers as it is set, because there is no advice: {first_line(error)}"
+    return depth, f"freeze.layers by advice, which took {time.perf_counter() - started:.0f} s"

@@ -213,7 +213,9 @@ class Measurement:
         """
         updates = self.run_updates([*self.batches] * (1 + NUM_REPEATS))
         seconds = np.array([update.seconds for update in updates[len(self.batches) :]]).reshape(NUM_REPEATS, -1)
-        return float(np.interp(self.sizes, self.sizes[self.places], seconds.mean(axis=0)).sum())
+        sizes, members = np.unique(self.sizes[self.places], return_inverse=True)  # several may have the same
+        means = np.bincount(members, seconds.mean(axis=0)) / np.bincount(members)
+        return float(np.interp(self.sizes, sizes, means).sum())
 
     def time_evaluation(self, split: str) -> float:
         """Returns the seconds of an evaluation of a split as a run does it, for the test split with the entire model; 0 for a

@@ -32,7 +32,7 @@ from hf_finetune.run.finished import restore_nan, restore_numbers
 from hf_finetune.run.results import format_metrics
 from hf_finetune.run.scored import FOLDER, read_scored
 from hf_finetune.system.console import align_columns, configure_logging, print_message
-from hf_finetune.system.errors import DivergedError, InputError
+from hf_finetune.system.errors import DivergedError, FolderInUseError, InputError
 
 # Settings of all trials that are not given: evaluations at the rungs, and small checkpoints, of which most are never read again
 DEFAULTS = {"evaluation.every": "1/9", "checkpoint.content": "trainable"}
@@ -97,8 +97,8 @@ def sweep(base: RunConfig, search_path: str, parallel: int | None = None) -> Swe
     Raises InputError for a wrong file, and for anything that a run of these settings raises it for.
     """
     configure_logging()
-    at_once = choose_parallel(parallel)
     search = read_search(search_path, base)
+    at_once = min(choose_parallel(parallel), search.trials)
     folder = base.run_dir
     with open_folder(folder, "sweep"):
         journal = read_journal(folder, "sweep")
@@ -160,7 +160,12 @@ class SweepState:
                 self.trials.append(self.propose_trial())
                 self.write()
             trial = self.trials[number]
-            runner.start(number, make_trial(self.base, trial.name, trial.settings), share=self.rungs[rung])
+            try:
+                config = make_trial(self.base, trial.name, trial.settings)
+            except InputError as error:  # values that do not go with each other
+                self.record(number, error)
+            else:
+                runner.start(number, config, share=self.rungs[rung])
         return bool(runner.running)
 
     def propose_trial(self) -> Trial:
@@ -175,11 +180,13 @@ class SweepState:
     def record(self, number: int, outcome: Outcome | InputError) -> None:
         """Records what a trial has reached.
 
-        Raises the InputError of the first trial, and of one that has run before: its settings are not the reason.
+        Raises the InputError of the first trial, of one that has run before, and of a folder that another process uses: its
+        settings are not the reason.
         """
         trial = self.trials[number]
         if isinstance(outcome, InputError):
-            if not isinstance(outcome, DivergedError) and (number == 0 or trial.rungs):
+            has_other_reason = number == 0 or trial.rungs or isinstance(outcome, FolderInUseError)
+            if has_other_reason and not isinstance(outcome, DivergedError):
                 raise outcome
             trial.status = "diverged" if isinstance(outcome, DivergedError) else "failed"
             trial.error = str(outcome)

@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import threading
+import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO, Generic, TypeVar
@@ -21,6 +22,7 @@ import torch
 
 from hf_finetune.choosing.trials import Outcome, run_trial
 from hf_finetune.config.sections import RunConfig
+from hf_finetune.data.encoding_workers import count_cores
 from hf_finetune.system.errors import AGAIN, InputError, StoppedError
 from hf_finetune.system.signals import StopSignals
 
@@ -55,12 +57,12 @@ def describe_parallel(count: int) -> str:
 
 
 def make_environment(number: int, count: int) -> dict[str, str]:
-    """Returns the environment of a worker: its GPU, or its share of the CPU's cores."""
+    """Returns the environment of a worker: its GPU, and its share of the CPU's cores."""
     environment = dict(os.environ)
     if torch.cuda.is_available():
         gpus = [gpu for gpu in os.environ.get(VISIBLE, "").split(",") if gpu] or list(map(str, range(count)))
-        return {**environment, VISIBLE: gpus[number]}
-    return {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // count)), **environment}
+        environment[VISIBLE] = gpus[number]
+    return {"OMP_NUM_THREADS": str(max(1, count_cores() // count)), **environment}
 
 
 class WorkerGoneError(InputError):
@@ -71,8 +73,10 @@ class Worker:
     """A process that runs trials, as the program that started it sees it."""
 
     def __init__(self, number: int, count: int) -> None:
+        # It imports from where this process does. -m would look into the current folder first, whose files may hide modules
+        start = f"import sys; sys.path[:] = {sys.path!r}; from hf_finetune.choosing.workers import main; main()"
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "hf_finetune.choosing.workers"],
+            [sys.executable, "-c", start],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=make_environment(number, count),
@@ -88,9 +92,10 @@ class Worker:
             answer = pickle.load(self.process.stdout)
         except (EOFError, OSError, pickle.UnpicklingError):
             status = self.process.wait()
+            reason = ", such as for want of memory" if status == -getattr(signal, "SIGKILL", 9) else ""
             raise WorkerGoneError(
-                f"{config.run_dir}: the process that trained it ended with status {status}, such as for want of memory; "
-                f"{AGAIN} with a smaller --parallel to continue"
+                f"{config.run_dir}: the process that trained it ended with status {status}{reason}; {AGAIN} with a smaller "
+                "--parallel to continue"
             ) from None
         if isinstance(answer, Outcome):
             return answer
@@ -188,7 +193,20 @@ def read_tasks(source: BinaryIO, tasks: "queue.Queue[tuple[RunConfig, float] | N
             tasks.put(pickle.load(source))
     tasks.put(None)
     if tasks.unfinished_tasks > 1:
-        os.kill(os.getpid(), signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
+
+
+def make_sendable(error: BaseException) -> BaseException:
+    """Returns an error that another process can raise: the same with this process's traceback, or one with its text."""
+    if isinstance(error, (InputError, StoppedError)):
+        return error
+    text = "".join(traceback.format_exception(error))
+    try:
+        error.add_note(text)
+        pickle.loads(pickle.dumps(error))
+    except Exception:  # noqa: BLE001  pickle raises what the error's class does
+        return RuntimeError(text)
+    return error
 
 
 def work(source: BinaryIO, target: BinaryIO) -> None:
@@ -200,7 +218,7 @@ def work(source: BinaryIO, target: BinaryIO) -> None:
         try:
             answer = run_trial(task[0], share=task[1])
         except (Exception, StoppedError) as error:  # noqa: BLE001  the program raises it
-            answer = error
+            answer = make_sendable(error)
         tasks.task_done()
         pickle.dump(answer, target)
         target.flush()
@@ -211,11 +229,10 @@ def main() -> None:
     for number in ("SIGINT", "SIGQUIT"):  # from a terminal they reach both; the program closes the pipe
         if hasattr(signal, number):
             signal.signal(getattr(signal, number), signal.SIG_IGN)
-    target = os.fdopen(os.dup(1), "wb")
+    # Files of their own: a process that a trial forks closes sys.stdin, for which it would wait as long as a thread reads it
+    source, target = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
     os.dup2(2, 1)
     with contextlib.suppress(BrokenPipeError):  # of a program that is gone
-        work(sys.stdin.buffer, target)
-
-
-if __name__ == "__main__":
-    main()
+        work(source, target)

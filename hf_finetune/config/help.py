@@ -30,7 +30,7 @@ OPTIONS = {
     "is there soon; docs/choosing.md.",
     "--dry-run": "Print what the run will take of memory, disk and time, from a few batches, and stop; with --json for programs.",
     "--quiet": "Print only warnings, errors and the final line.",
-    "--json": "Print a JSON object a line for each event: start, phase, update, evaluation, save, warning, end.",
+    "--json": "Print a JSON object a line for each event: start, phase, update, evaluation, save, warning, end, auto.",
     "--debug": "Show the traceback of an error.",
     "--help": "Show this help.",
 }

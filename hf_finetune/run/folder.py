@@ -24,7 +24,7 @@ from hf_finetune.run.checkpoint import find_last, read_manifests
 from hf_finetune.run.inputs import INPUTS
 from hf_finetune.system import processes
 from hf_finetune.system.console import print_message
-from hf_finetune.system.errors import InputError, redact
+from hf_finetune.system.errors import FolderInUseError, InputError, redact
 from hf_finetune.system.files import write_atomically
 from hf_finetune.system.locks import HeldError, Lock
 from hf_finetune.system.processes import Runtime
@@ -102,13 +102,13 @@ def claim_folder(config: RunConfig) -> Lock:
 
 
 def acquire_folder(folder: Path) -> Lock:
-    """Creates and locks a folder in output_dir. Raises InputError if that is not possible, or if another process uses it."""
+    """Creates and locks a folder in output_dir. Raises InputError if that is not possible, and FolderInUseError."""
     lock = Lock(folder / ".lock")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire(print_message)
     except HeldError as holder:
-        raise InputError(
+        raise FolderInUseError(
             f"{folder}: another run uses this folder ({holder}); wait for it, or choose another name"
         ) from None
     except OSError as error:

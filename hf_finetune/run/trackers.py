@@ -51,6 +51,7 @@ class Trackers:
         self.accelerator = runtime.accelerator
         self.accelerator.trackers = []  # where accelerator.get_tracker() finds them
         finish_left_open()
+        self.continues_mlflow = read_run_id(runtime, "mlflow") is not None
         for name in config.tracking.trackers:
             if name == "tensorboard":
                 tracker: Any = TensorBoard(runtime.run_dir, metric=metric, purge_step=start_update + 1)
@@ -77,8 +78,14 @@ class Trackers:
                 )
 
     def store_settings(self, settings: Mapping[str, Any]) -> None:
-        """Records the settings of the run."""
-        self.call(lambda tracker: tracker.store_init_configuration(dict(settings)))
+        """Records the settings of the run. MLflow keeps those of the run's first start: it takes no other value."""
+        self.call(
+            lambda tracker: (
+                None
+                if self.continues_mlflow and tracker.name == "mlflow"
+                else tracker.store_init_configuration(dict(settings))
+            )
+        )
 
     def log(self, values: Mapping[str, float], *, update: int) -> None:
         """Records numbers."""

@@ -33,6 +33,10 @@ class InputError(Exception):
         return self.to_lines("InputError")
 
 
+class FolderInUseError(InputError):
+    """Another process uses the folder of a run."""
+
+
 class DivergedError(InputError):
     """A loss or gradient norm was not finite, and training stopped before the weights changed."""
 

@@ -186,6 +186,18 @@ def test_a_run_that_is_judged_by_its_loss_is_compared_by_the_metric_of_the_task(
     assert (by_loss.metrics, by_loss.depth) == (by_accuracy.metrics, by_accuracy.depth)
 
 
+def test_a_metric_that_does_not_follow_the_loss_recommends_nothing() -> None:
+    """As accuracy, if one label is so frequent that it is predicted everywhere."""
+    losses = np.random.default_rng(0).random((4, 50)) + 0.1 * np.arange(4)[:, None]
+    _, most_lost = compare_losses(losses, [0.95, 0.95, 0.95, 0.952], greater_is_better=True)
+    assert most_lost[0] == 0
+    assert np.isnan(most_lost[1:]).all()
+    rows = [
+        ExpectedMetric(depth=depth, frozen=0.9, trained=0.9, most_lost=lost) for depth, lost in enumerate(most_lost)
+    ]
+    assert choose_depth(rows) == 0
+
+
 def test_windows_of_long_texts_get_advice(make_config: MakeConfig) -> None:
     assert len(advise(make_config(**{"task.long_texts": "windows", "data.max_length": 8})).metrics) == 3
 

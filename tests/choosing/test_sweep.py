@@ -21,7 +21,8 @@ from hf_finetune.choosing.trials import make_trial, run_trial
 from hf_finetune.config.loading import load_config
 from hf_finetune.config.sections import RunConfig
 from hf_finetune.run import checkpoint
-from hf_finetune.system.errors import InputError
+from hf_finetune.run.folder import acquire_folder, release_folder
+from hf_finetune.system.errors import FolderInUseError, InputError
 from hf_finetune.train import finetune
 
 MakeConfig = Callable[..., RunConfig]
@@ -155,6 +156,30 @@ def test_a_trial_whose_settings_cannot_be_used_is_the_last(make_config: MakeConf
 
 
 @pytest.mark.slow
+def test_values_that_do_not_go_with_each_other_are_a_trial_that_failed(make_config: MakeConfig, search: str) -> None:
+    """Each value alone is right, so that the search is: only some batches are multiples of some micro-batches."""
+    base = make_config(**SETTINGS, seed=3)
+    Path(search).write_text(
+        "trials: 6\nhalving: false\ntrain.optimizer: {choice: [adamw, schedule_free_adamw]}\n"
+        "train.schedule: {choice: [constant, linear]}\n",
+        encoding="utf-8",
+    )
+    result = sweep(replace(base, train=replace(base.train, schedule="constant")), search)
+    statuses = {(*trial.settings.values(), trial.status) for trial in result.trials}
+    assert ("schedule_free_adamw", "linear", "failed") in statuses
+    assert result.trials[0].status == "finished"
+
+
+def test_a_folder_that_another_process_uses_is_not_a_trial_that_failed(make_config: MakeConfig, search: str) -> None:
+    base = make_config(**SETTINGS, seed=4)
+    Path(search).write_text("trials: 2\nhalving: false\nseed: {int_uniform: [0, 999]}\n", encoding="utf-8")
+    lock = acquire_folder(base.run_dir / "trials" / "trial-02")
+    with pytest.raises(FolderInUseError):
+        sweep(base, search)
+    release_folder(lock)
+    assert [trial.status for trial in sweep(base, search).trials] == ["finished", "finished"]
+
+
 def test_a_metric_that_is_nan_is_never_the_best(
     make_config: MakeConfig,
     search: str,

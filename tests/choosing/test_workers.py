@@ -18,7 +18,7 @@ import torch
 
 from hf_finetune.choosing.sweep import DEFAULTS, sweep
 from hf_finetune.choosing.trials import make_trial
-from hf_finetune.choosing.workers import WorkerGoneError, choose_parallel, make_environment, open_runner
+from hf_finetune.choosing.workers import WorkerGoneError, choose_parallel, make_environment, make_sendable, open_runner
 from hf_finetune.config.sections import RunConfig
 from hf_finetune.run.checkpoint import read_manifests
 from hf_finetune.system.errors import DivergedError, InputError
@@ -46,6 +46,9 @@ def test_trials_at_the_same_time_are_those_of_one_after_the_other(
     make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", str(torch.get_num_threads()))  # whose number changes the last digits
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "queue.py").write_text("raise RuntimeError('a file of the current folder was imported')\n")
+    monkeypatch.chdir(tmp_path / "here")
     base, search = make_config(**SETTINGS), write_search(tmp_path, halving=True)
     alone = sweep(base, search)
     together = sweep(replace(base, name="together"), search, parallel=2)
@@ -144,7 +147,7 @@ def count_saved(base: RunConfig, name: str) -> int:
 
 def test_each_process_has_a_gpu_or_its_share_of_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    monkeypatch.setattr("hf_finetune.choosing.workers.count_cores", lambda: 8)
     assert choose_parallel(None) == 1
     assert choose_parallel(3) == 3
     assert make_environment(1, 3)["OMP_NUM_THREADS"] == "2"
@@ -160,6 +163,29 @@ def test_each_process_has_a_gpu_or_its_share_of_the_cores(monkeypatch: pytest.Mo
     assert [make_environment(number, 2)["CUDA_VISIBLE_DEVICES"] for number in range(2)] == ["0", "1"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "6,3")
     assert [make_environment(number, 2)["CUDA_VISIBLE_DEVICES"] for number in range(2)] == ["6", "3"]
+
+
+class PickyError(Exception):
+    """One that cannot be made again from its arguments."""
+
+    def __init__(self, *, response: str) -> None:
+        super().__init__(response)
+
+
+def test_errors_of_a_worker_reach_the_program() -> None:
+    assert str(make_sendable(error := InputError("wrong"))) == "wrong"
+    assert not hasattr(error, "__notes__")
+    try:
+        raise ValueError("odd")
+    except ValueError as plain:
+        (note,) = make_sendable(plain).__notes__
+    assert "test_errors_of_a_worker_reach_the_program" in note
+    try:
+        raise PickyError(response="503")
+    except PickyError as picky:
+        sent = make_sendable(picky)
+    assert isinstance(sent, RuntimeError)
+    assert "PickyError: 503" in str(sent)
 
 
 def test_wrong_numbers(monkeypatch: pytest.MonkeyPatch) -> None:

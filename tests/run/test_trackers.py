@@ -3,6 +3,7 @@
 import shutil
 import socket
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,10 @@ def test_mlflow_gets_the_settings_and_the_numbers_of_a_run_that_was_resumed(
 ) -> None:
     config = make_tracked("mlflow")
     finetune_twice(config)
+    longer = replace(
+        config, train=replace(config.train, epochs=config.train.epochs + 1)
+    )  # other settings of the same run
+    finetune(longer)
 
     client = mlflow.MlflowClient()
     (experiment,) = (one for one in client.search_experiments() if one.name == "hf-finetune")
