@@ -172,7 +172,10 @@ def test_values_that_do_not_go_with_each_other_are_a_trial_that_failed(make_conf
 
 def test_a_folder_that_another_process_uses_is_not_a_trial_that_failed(make_config: MakeConfig, search: str) -> None:
     base = make_config(**SETTINGS, seed=4)
-    Path(search).write_text("trials: 2\nhalving: false\nseed: {int_uniform: [0, 999]}\n", encoding="utf-8")
+    text = "trials: {count}\nhalving: false\nseed: {{int_uniform: [0, 999]}}\n"
+    Path(search).write_text(text.format(count=1), encoding="utf-8")
+    sweep(base, search)
+    Path(search).write_text(text.format(count=2), encoding="utf-8")
     lock = acquire_folder(base.run_dir / "trials" / "trial-02")
     with pytest.raises(FolderInUseError):
         sweep(base, search)
