@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO, Generic, TypeVar
 
@@ -107,34 +107,44 @@ class TrialRunner(Generic[K]):
     """Runs trials: one at a time in this process, or as many at the same time as there are workers.
 
     Attributes:
-        count: How many run at the same time.
-        idle: Workers without a trial.
+        workers: The processes; none if trials run in this one.
+        threads: One for each of them, which waits for its trials.
         running: The trials that run, by the key that they were started with.
-        at_work: Their workers.
+        idle: Workers without a trial.
     """
 
-    count: int = 1
-    idle: list[Worker] = field(default_factory=list)
-    running: dict[K, "concurrent.futures.Future[Outcome]"] = field(default_factory=dict)
-    at_work: dict[K, Worker] = field(default_factory=dict)
+    workers: Sequence[Worker] = ()
     threads: concurrent.futures.ThreadPoolExecutor | None = None
+    running: dict[K, "concurrent.futures.Future[Outcome]"] = field(default_factory=dict)
+    idle: "queue.SimpleQueue[Worker]" = field(default_factory=queue.SimpleQueue)
+
+    def __post_init__(self) -> None:
+        for worker in self.workers:
+            self.idle.put(worker)
 
     @property
     def has_room(self) -> bool:
         """True if another trial can be started now."""
-        return len(self.running) < self.count
+        return len(self.running) < max(1, len(self.workers))
 
     def start(self, key: K, config: RunConfig, *, share: float = 1.0) -> None:
         """Starts a trial, or continues it: up to this share of its updates. In this process, it runs to that now."""
         if self.threads is not None:
-            self.at_work[key] = self.idle.pop()
-            self.running[key] = self.threads.submit(self.at_work[key].run, config, share)
+            self.running[key] = self.threads.submit(self.run_on_idle, config, share)
             return
         self.running[key] = concurrent.futures.Future()
         try:
             self.running[key].set_result(run_trial(config, share=share))
         except InputError as error:
             self.running[key].set_exception(error)
+
+    def run_on_idle(self, config: RunConfig, share: float) -> Outcome:
+        """Runs a trial on a worker that has none. As many threads as workers call this, so that there is one."""
+        worker = self.idle.get()
+        try:
+            return worker.run(config, share)
+        finally:
+            self.idle.put(worker)
 
     def wait(self) -> tuple[K, Outcome | InputError]:
         """Waits for a trial. Returns the key that it was started with, and what it has reached, or the InputError that ended it.
@@ -144,8 +154,6 @@ class TrialRunner(Generic[K]):
         done, _ = concurrent.futures.wait(self.running.values(), return_when=concurrent.futures.FIRST_COMPLETED)
         key = next(key for key, future in self.running.items() if future in done)
         future = self.running.pop(key)
-        if key in self.at_work:
-            self.idle.append(self.at_work.pop(key))
         error = future.exception()
         if error is None:
             return key, future.result()
@@ -171,7 +179,7 @@ def open_runner(count: int) -> Iterator[TrialRunner[Any]]:
         for worker in workers:  # all begin to end before one is waited for
             stack.callback(close_quietly, worker.process.stdin)
         try:
-            yield TrialRunner(count=count, idle=workers, threads=threads)
+            yield TrialRunner(workers=workers, threads=threads)
         except StoppedError as error:
             name = str(error).partition(":")[0]
             raise StoppedError(f"{name}: all trials are saved; {AGAIN} to continue") from None

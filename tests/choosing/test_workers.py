@@ -68,7 +68,8 @@ def test_trials_at_the_same_time_are_those_of_one_after_the_other(
         runner.start("good", make_trial(base, "good", {}))
         assert runner.wait()[1].results is not None
         runner.start("lost", make_trial(base, "lost", {"train.epochs": 1000}))
-        os.kill(runner.at_work["lost"].process.pid, signal.SIGKILL)
+        for worker in runner.workers:
+            os.kill(worker.process.pid, signal.SIGKILL)
         with pytest.raises(WorkerGoneError, match="ended with status -9, such as for want of memory"):
             runner.wait()
 
