@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from support import tiny
+from support.desk import at_desk
 
 from hf_finetune import cli
 from hf_finetune.config.changes import may_change
@@ -59,10 +60,7 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     tiny.write_jsonl(folder / "pairs.jsonl", [{"anchor": text, "positive": f"{text} now"} for text in texts])
     write_tagged(folder / "iob.conll", "I-animal")
     write_tagged(folder / "bioes.conll", "E-animal")
-    tiny.make_backbone(folder / "backbone", "bert")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.setattr("sys.argv", ["hf-finetune"])
+    with at_desk(folder):
         yield folder
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from support import tiny
+from support.desk import at_desk
 
 from hf_finetune import cli
 
@@ -31,10 +32,7 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     rows = [f"{row['text']},{row['label']}\n" for row in tiny.make_rows(120)]
     (folder / "reviews.csv").write_text("text,label\n" + "".join(rows), encoding="utf-8")
     (folder / "search.yaml").write_text(SEARCH.replace("trials: 8", "trials: 2"), encoding="utf-8")
-    tiny.make_backbone(folder / "backbone", "bert")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.setattr("sys.argv", ["hf-finetune"])
+    with at_desk(folder):
         yield folder
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from support import tiny
+from support.desk import at_desk
 
 from hf_finetune import cli
 
@@ -48,10 +49,7 @@ def desk(tmp_path_factory: pytest.TempPathFactory, script: Any) -> Iterator[Path
         tiny.write_jsonl(folder / "films" / f"{split}.jsonl", tiny.make_rows(count, seed=seed))
     for name, text in script.list_files(PAGE).items():
         (folder / name).write_text(text.replace("trials: 8", "trials: 2").replace("[2, 5]", "[0, 1]"), encoding="utf-8")
-    tiny.make_backbone(folder / "backbone", "bert")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.setattr("sys.argv", ["hf-finetune"])
+    with at_desk(folder):
         yield folder
 
 

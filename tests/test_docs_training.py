@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 from support import tiny
+from support.desk import at_desk
 from transformers.trainer_utils import SchedulerType
 from transformers.training_args import OptimizerNames
 
@@ -41,10 +42,7 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("training")
     rows = [f"{row['text']},{row['label']}\n" for row in tiny.make_rows(60)]
     (folder / "reviews.csv").write_text("text,label\n" + "".join(rows), encoding="utf-8")
-    tiny.make_backbone(folder / "backbone", "bert")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.setattr("sys.argv", ["hf-finetune"])
+    with at_desk(folder):
         yield folder
 
 
